@@ -1,0 +1,36 @@
+# `make train` and `make test` set everything up on a fresh machine, then do their work; later calls start in seconds.
+
+VENV   := .venv
+PYTHON := python3
+TORCH  := torch==2.14.1 torchvision==0.29.2
+BIN    := $(VENV)/bin
+
+.PHONY: train test lint bench clean
+
+train: $(VENV)/installed
+	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
+
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# torch first: the extension is built against the torch that is installed, without build isolation.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) "setuptools>=77" "cmake>=3.24" ninja
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build runs tfkd_fast/native *.egg-info

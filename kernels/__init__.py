@@ -1,0 +1,1 @@
+"""Triton kernels, one module an operator; installed as `tfkd_fast.kernels`."""

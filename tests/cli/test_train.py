@@ -1,0 +1,190 @@
+"""The command on real images, in processes of its own, as a person runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from tfkd_fast.engine.checkpoint import load_checkpoint
+from tfkd_fast.engine.student import load_student
+from tfkd_fast.models import ModelSettings
+
+SMALL = ["--device", "cpu", "--precision", "fp32", "--set", "model.width=0.125", "--batch-size", "128"]
+MRS = [
+    *("--method", "tfkd-mrs", "--set", "controller.warmup_epochs=2"),
+    *("--set", "selection.interval=2", "--set", "selection.candidates=2"),
+]
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "tfkd_fast", *map(str, arguments)]
+
+
+def run(*arguments: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    if ok:
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def refusal(*arguments: str | Path) -> str:
+    """The one sentence of a refused command."""
+    result = run(*arguments, ok=False)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    return result.stderr.strip()
+
+
+def events(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished `tfkd-mrs` run on digits, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "mrs"
+    return folder, run("train", "digits", *SMALL, *MRS, "--epochs", "8", "--out", folder).stdout
+
+
+def test_a_run_leaves_everything_a_person_needs(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    names = {"recipe.toml", "metrics.jsonl", "summary.json", "student.safetensors", "best.safetensors", "report.html"}
+    assert names <= {path.name for path in folder.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test_top1"] > 80  # chance is 10 %
+    assert summary["student_epochs"] == 2 + 6 * 2
+    assert summary["epoch_rule"] == "last"
+    wanted = "method dataset model seed epochs device precision loader ops parameters train_images holdout_images "
+    wanted += "holdout_top1 test_top1 test_nll test_ece images_per_second seconds"
+    assert set(wanted.split()) <= set(summary)
+
+
+def test_the_log_shows_actions_candidates_ranks_and_the_winner(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    log = events(folder)
+    decisions = [event for event in log if event["event"] == "decision"]
+    selections = [event for event in log if event["event"] == "selection"]
+    assert len(decisions) == 1 + 3  # the warm-up, then three intervals of two epochs
+    assert len(selections) == 3
+    assert decisions[1]["candidates"][0]["role"] == "mean"
+    for event in selections:
+        assert np.shape(event["ranks"]) == (2, len(event["criteria"]))
+        assert event["winner"] == event["order"][0]
+    assert "winner: candidate" in printed
+    assert "holdout-nll" in printed
+    assert "test accuracy" in printed
+
+
+def test_eval_measures_what_training_reported(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    figures = json.loads(run("eval", folder, "--device", "cpu", "--precision", "fp32").stdout)
+    assert figures["test_top1"] == summary["test_top1"]
+    assert figures["test_nll"] == pytest.approx(summary["test_nll"], rel=1e-6)
+
+
+def test_export_gives_the_same_logits_elsewhere(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    paths = [Path(line) for line in run("export", folder).stdout.splitlines()]
+    assert [path.name for path in paths] == ["student.safetensors", "student.pt2", "student.onnx"]
+    images = torch.randn(3, 1, 32, 32)
+    expected = load_student(paths[0], ModelSettings(width=0.125), 10, 1).eval()(images)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(paths[1]).module()(images), expected)
+    (logits,) = ReferenceEvaluator(str(paths[2])).run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected.detach())
+
+
+def test_a_finished_run_is_not_overwritten(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    before = (folder / "student.safetensors").read_bytes()
+    assert "already holds a finished run" in refusal("train", "digits", *SMALL, "--out", folder)
+    assert "is finished" in refusal("train", "--resume", folder)
+    assert (folder / "student.safetensors").read_bytes() == before
+
+
+def test_killed_and_resumed_ends_with_the_same_student(finished: tuple[Path, str], tmp_path: Path) -> None:
+    whole, _ = finished
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        command("train", "digits", *SMALL, *MRS, "--epochs", "8", "--out", folder), stdout=subprocess.DEVNULL
+    )
+    wait_for(folder / "checkpoints" / "epoch-00005.ckpt", process)  # in the middle of an interval
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "summary.json").exists()
+    run("train", "--resume", folder)
+    for name in ("student.safetensors", "best.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert strip_times(events(folder)) == strip_times(events(whole))
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def strip_times(log: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Events without what may differ: clocks, and the line that says a run went on."""
+    clocks = {"time", "seconds", "images_per_second", "training_seconds"}
+    return [{k: v for k, v in event.items() if k not in clocks} for event in log if event["event"] != "resume"]
+
+
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_serves(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", "digits", *SMALL, "--method", "ce", "--epochs", "50", "--out", folder),
+        stdout=subprocess.DEVNULL,
+    )
+    wait_for(folder / "checkpoints" / "epoch-00003.ckpt", process)
+    process.kill()
+    process.wait()
+    older, newest = sorted((folder / "checkpoints").glob("*.ckpt"))[-2:]
+    os.truncate(newest, newest.stat().st_size // 2)
+    assert f"{newest} is truncated or damaged" in refusal("train", "--resume", folder)
+    assert load_checkpoint(older)["epoch"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--method", "tfdk"], "unknown method 'tfdk': did you mean 'tfkd'?"),
+        (["--model", "vgg9"], "unknown model 'vgg9': did you mean 'vgg8'?"),
+        (["--dataset", "cifar11"], "cifar1"),
+        (["--dataset", "cifar10", "--data-root", "nowhere"], "--download"),
+        (["--dataset", "npz", "--data-root", "nothing.npz"], "nothing.npz"),
+        (["--set", "optimizer.lr=1"], "unknown recipe key 'optimizer.lr'"),
+        (["--device", "cuda"], "--device cpu"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    out = tmp_path / "run"
+    assert sentence in refusal("train", *arguments, "--out", out)
+    assert not out.exists()
+
+
+def test_eval_of_no_run_is_refused(tmp_path: Path) -> None:
+    assert "is no run folder" in refusal("eval", tmp_path)
+    assert "is no run folder" in refusal("report", tmp_path)
+
+
+def test_doctor_lists_every_operator_and_says_why_a_backend_is_refused() -> None:
+    text = run("doctor").stdout
+    for operator in ("soft_target_loss", "rank_binned_targets", "candidate_metrics", "rank_candidates"):
+        assert operator in text
+    assert "chosen" in text
+    assert "refused" in text

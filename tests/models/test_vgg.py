@@ -1,0 +1,104 @@
+"""VGG-8 is the network of the literature: size, initialisation, features."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.models import ModelSettings, build_model, vgg8
+
+
+def plain_vgg8(num_classes: int) -> nn.Sequential:
+    """VGG-8 for 32x32 images written out layer by layer, as independent truth."""
+
+    def block(a: int, b: int) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+
+    pool = nn.MaxPool2d(2)
+    return nn.Sequential(
+        *block(3, 64), pool, *block(64, 128), pool, *block(128, 256), pool, *block(256, 512), *block(512, 512),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("classes", "parameters"), [(100, 3_965_028), (10, 3_918_858)])
+def test_parameter_count(classes: int, parameters: int) -> None:
+    assert sum(p.numel() for p in vgg8(classes).parameters()) == parameters
+
+
+def test_equals_the_network_written_out_layer_by_layer() -> None:
+    model, plain = vgg8(100), plain_vgg8(100)
+    weights = model.state_dict()
+    # Both list stage by stage, conv before norm; only the names differ.
+    ordered = [weights[f"stages.{i}.{kind}.0.{leaf}"] for i in range(5) for kind, leaf in LEAVES]
+    ordered += [weights["classifier.weight"], weights["classifier.bias"]]
+    plain.load_state_dict(dict(zip(plain.state_dict(), ordered, strict=True)))
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(model(images), plain(images))
+    torch.testing.assert_close(model.eval()(images), plain.eval()(images))
+
+
+LEAVES = [("conv", "weight"), ("conv", "bias")] + [
+    ("norm", leaf) for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+]
+
+
+def test_multiply_adds() -> None:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vgg8(100)(torch.randn(1, 3, 32, 32))
+    # Sum over layers of 9 * in * out * H * W, plus the classifier; two operations a multiply-add.
+    expected = 2 * (9 * (3 * 64 * 1024 + 64 * 128 * 256 + 128 * 256 * 64 + 256 * 512 * 16 + 512 * 512 * 16) + 512 * 100)
+    assert counter.get_total_flops() == expected
+
+
+def test_initialisation() -> None:
+    model = vgg8(100)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            std = math.sqrt(2.0 / (9 * module.out_channels))
+            # The sample deviation of n normal draws has a relative error of 1/sqrt(2n); five of those.
+            assert module.weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * module.weight.numel()))
+            assert not module.bias.any()
+    assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not model.classifier.bias.any()
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features(size: int, channels: int) -> None:
+    model = vgg8(10, in_channels=channels)
+    logits, features = model(torch.randn(2, channels, size, size), return_features=True)
+    assert logits.shape == (2, 10)
+    full = size // 32
+    sides = [size, size // 2, size // 4, 4 * full, 4]
+    assert [tuple(f.shape) for f in features.after_relu] == [
+        (2, width, side, side) for width, side in zip((64, 128, 256, 512, 512), sides, strict=True)
+    ]
+    for before, after in zip(features.before_relu, features.after_relu, strict=True):
+        torch.testing.assert_close(after, before.clamp(min=0))
+    torch.testing.assert_close(features.pooled, features.after_relu[-1].mean(dim=(2, 3)))
+    torch.testing.assert_close(model.classifier(features.pooled), logits)
+
+
+def test_width_multiplies_channels_and_keeps_multiples_of_eight() -> None:
+    assert [stage.conv[0].out_channels for stage in vgg8(10, width=0.125).stages] == [8, 16, 32, 64, 64]
+    assert vgg8(10, width=0.01).stages[0].conv[0].out_channels == 8
+
+
+def test_a_model_is_a_function_of_its_seed_and_leaves_the_global_random_state_alone() -> None:
+    state = torch.random.get_rng_state()
+    first, second, other = (build_model(ModelSettings(width=0.125), 10, 1, seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name])
+    assert not torch.equal(first.state_dict()["classifier.weight"], other.state_dict()["classifier.weight"])
+
+
+def test_wrong_sizes_and_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="32x32 or 64x64, got 28x28"):
+        vgg8(10)(torch.randn(1, 3, 28, 28))
+    with pytest.raises(UserError, match="unknown model 'vgg9': did you mean 'vgg8'"):
+        build_model(ModelSettings(name="vgg9"), 10, 3, 0)

@@ -1,0 +1,127 @@
+"""Commands and their options. Each is a few calls into the engine; what a person reads is printed here."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tfkd_fast import engine
+from tfkd_fast.cli.display import Display
+from tfkd_fast.cli.doctor import examine
+from tfkd_fast.errors import UserError
+from tfkd_fast.report import write_report
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train a small classifier by distillation without a teacher.",
+)
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", show_default=False)]
+
+
+def main() -> None:
+    """Run the command; bad input is one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: what was written stays, and --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or the name of a shipped recipe.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100, svhn, folder or npz.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set; for npz, the file.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    method: Annotated[str | None, typer.Option(help="ce, label-smoothing, tfkd or tfkd-mrs.")] = None,
+    model: Annotated[str | None, typer.Option(help="The student, by name.")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option()] = None,
+    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option()] = None,
+    loader: Annotated[Literal["auto", "resident", "torchvision"] | None, typer.Option()] = None,
+    ops: Annotated[Literal["auto", "reference", "cpp", "cuda", "triton"] | None, typer.Option()] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default under runs/.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --out.")] = False,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Go on with an unfinished run.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any value of the recipe.")
+    ] = None,
+) -> None:
+    """Train a student, test it once at the end, and leave a run folder with a report."""
+    data = {
+        "dataset": dataset,
+        "root": str(data_root) if data_root else None,
+        "loader": loader,
+        "batch_size": batch_size,
+    }
+    overrides = _given(
+        {"method": method, "epochs": epochs, "seed": seed, "device": device, "precision": precision, "ops": ops}
+        | {"data": _given(data), "model": _given({"name": model})}
+    )
+    for assignment in assignments or []:
+        engine.set_override(overrides, assignment)
+    with Display() as display:
+        if resume is not None:
+            if recipe or overrides or out or overwrite or download:
+                raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
+            out = resume
+            summary = engine.resume(resume, [display])
+        else:
+            resolved = engine.load_recipe(recipe, overrides)
+            out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
+            summary = engine.train(resolved, out, overwrite=overwrite, download=download, listeners=[display])
+    report = write_report(out)
+    print(f"test accuracy {summary['test_top1']:.2f} %")
+    print(f"report {report}")
+
+
+@app.command("eval")
+def evaluate(
+    run_dir: RunDir,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option()] = "auto",
+) -> None:
+    """Test accuracy, NLL and ECE of a finished run, as JSON."""
+    print(json.dumps(engine.evaluate(run_dir, device=device, precision=precision), indent=2))
+
+
+@app.command()
+def report(run_dir: RunDir) -> None:
+    """Write the HTML page of a run again."""
+    print(write_report(run_dir))
+
+
+@app.command()
+def export(run_dir: RunDir) -> None:
+    """Write the student of a finished run for torch.export and as ONNX."""
+    for path in engine.export(run_dir):
+        print(path)
+
+
+@app.command()
+def doctor() -> None:
+    """What this installation can do, what is missing, and how to get it."""
+    console = Console()
+    for title, rows in examine().items():
+        table = Table(*rows[0], title=title, title_justify="left", title_style="bold")
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Only what was given on the command line."""
+    return {key: value for key, value in values.items() if value not in (None, {})}

@@ -1,0 +1,138 @@
+"""What a person sees of a run: a line for every epoch and decision, and on a terminal a live status below them."""
+
+import time
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+REFRESH = 0.1
+"""Seconds between two movements of the bar."""
+
+
+class Display:
+    """An engine listener that prints."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[status]}"))
+            self._bar = Progress(*columns, console=self._console, transient=True)
+        self._task: TaskID | None = None
+        self._facts: dict[str, Any] = {}
+        self._latest: dict[str, Any] = {}  # the last epoch event
+        self._decided: list[dict[str, Any]] = []  # the candidates of the last decision
+        self._ranking = ""
+        self._images = 0
+        self._epoch_started = self._moved = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def batch(self, images: int) -> None:
+        self._images += images
+        now = time.perf_counter()
+        if self._bar and self._task is not None and now - self._moved > REFRESH:
+            self._moved = now
+            speed = self._images / (now - self._epoch_started)
+            self._bar.update(
+                self._task,
+                description=f"epoch {self._latest.get('epoch', 0) + 1}/{self._facts['epochs']}",
+                total=self._facts["train_images"] * max(1, len(self._decided)),
+                completed=self._images,
+                status=self._status(speed),
+            )
+
+    def event(self, event: dict[str, Any]) -> None:
+        show = getattr(self, f"_show_{event['event']}", None)
+        if show:
+            show(event)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def _show_start(self, event: dict[str, Any]) -> None:
+        self._facts = event
+        self._print(
+            f"{event['method']} · {event['model']} ({event['parameters']:,} parameters) · {event['dataset']}: "
+            f"{event['train_images']:,} images to fit, {event['holdout_images']:,} held out · seed {event['seed']}"
+        )
+        self._print(
+            f"{event['device_name']} · {event['precision']} · loader {event['loader']} · operators {event['ops']}"
+        )
+        self._start_bar()
+
+    def _show_resume(self, event: dict[str, Any]) -> None:
+        self._facts = event
+        self._print(f"going on with {event['method']} on {event['dataset']} after epoch {event['epoch']}")
+        self._start_bar()
+
+    def _show_decision(self, event: dict[str, Any]) -> None:
+        self._decided = event["candidates"]
+        first, last = event["first_epoch"], event["first_epoch"] + event["epochs"] - 1
+        self._print(f"decision {event['interval']} · epochs {first} to {last}")
+        for slot, candidate in enumerate(self._decided):
+            action = " ".join(f"{value:+.2f}" for value in candidate["action"])
+            self._print(
+                f"  candidate {slot} · {candidate['role']:7} · action [{action}] · "
+                f"true-class mass {candidate['true_mass']:.3f}"
+            )
+
+    def _show_epoch(self, event: dict[str, Any]) -> None:
+        self._latest = event
+        self._images, self._epoch_started = 0, time.perf_counter()
+        holdout = event["holdout"]
+        judged = f"held-out {holdout['top1']:5.2f} % · NLL {holdout['nll']:.3f}" if holdout else "no held-out images"
+        slot = f" · candidate {event['candidate']}" if self._facts["candidates"] > 1 else ""
+        self._print(
+            f"epoch {event['epoch']}/{self._facts['epochs']}{slot} · loss {event['train_loss']:.4f} · "
+            f"train {event['train_top1']:5.2f} % · {judged} · lr {event['learning_rate']:.4g} · "
+            f"{event['images_per_second']:,.0f} images/s"
+        )
+
+    def _show_selection(self, event: dict[str, Any]) -> None:
+        slots = range(len(event["scores"]))
+        width = max(map(len, event["criteria"]))
+        self._print(f"ranking after epoch {event['epoch']}" + "".join(f"{f'c{slot}':>10}" for slot in slots))
+        for column, name in enumerate(event["criteria"]):
+            cells = (f"{event['values'][s][column]:.4f} ({event['ranks'][s][column]:g})" for s in slots)
+            self._print(f"  {name:{width}} " + " ".join(f"{cell:>12}" for cell in cells))
+        self._print(f"  {'score':{width}} " + " ".join(f"{score:>12g}" for score in event["scores"]))
+        self._print(f"  winner: candidate {event['winner']}")
+        self._ranking = " > ".join(f"c{slot}" for slot in event["order"])
+
+    def _show_finish(self, event: dict[str, Any]) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._print(
+            f"{event['student_epochs']} student-epochs in {event['seconds']:.0f} s · "
+            f"{event['images_per_second']:,.0f} images/s · last epoch: held-out {event['holdout_top1'] or 0:.2f} %, "
+            f"test {event['test_top1']:.2f} %, NLL {event['test_nll']:.3f}, ECE {event['test_ece']:.3f}"
+        )
+
+    def _start_bar(self) -> None:
+        if self._bar:
+            self._task = self._bar.add_task("", total=None, status="")
+            self._bar.start()
+
+    def _status(self, speed: float) -> str:
+        """Speed, loss, held-out accuracy, target, ranking and time left, as far as they are known."""
+        epoch = self._latest.get("epoch", 0)
+        parts = [f"{speed:,.0f} images/s"]
+        if self._latest:
+            parts.append(f"loss {self._latest['train_loss']:.3f}")
+            if self._latest["holdout"]:
+                parts.append(f"held-out {self._latest['holdout']['top1']:.1f} %")
+        if self._decided:
+            parts.append("true mass " + "/".join(f"{c['true_mass']:.2f}" for c in self._decided))
+        if self._ranking:
+            parts.append(self._ranking)
+        per_epoch = self._facts["train_images"] / speed * max(1, len(self._decided))
+        left = int((self._facts["epochs"] - epoch) * per_epoch)
+        parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+        return " · ".join(parts)

@@ -1,0 +1,76 @@
+"""What this installation can do, and what is missing and how to get it."""
+
+import importlib.util
+import platform
+import shutil
+
+import torch
+
+import tfkd_fast
+from tfkd_fast import ops
+from tfkd_fast.engine.device import cpu_capabilities, resolve_compute
+
+EXTRAS = {
+    "nvidia.dali": ("DALI data loading", "dali"),
+    "tensorboard": ("TensorBoard events", "logging"),
+    "onnxscript": ("ONNX export", "export"),
+    "pytest_benchmark": ("benchmarks", "bench"),
+}
+VECTOR_LEVELS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve")
+
+Table = list[tuple[str, ...]]
+
+
+def examine() -> dict[str, Table]:
+    """Title -> rows, the first of them the header."""
+    return {"Machine": _machine(), "Operators": _operators(), "Optional packages": _extras()}
+
+
+def _machine() -> Table:
+    compute = resolve_compute("auto", "auto")
+    vectors = [name for name in VECTOR_LEVELS if cpu_capabilities().get(name)]
+    compilers = [name for name in ("c++", "g++", "clang++", "nvcc", "ninja", "cmake") if shutil.which(name)]
+    return [
+        ("what", "found"),
+        ("tfkd-fast", tfkd_fast.__version__),
+        ("Python", platform.python_version()),
+        ("torch", str(torch.__version__)),
+        ("processor", f"{cpu_capabilities().get('cpu_name', platform.machine())}, {torch.get_num_threads()} threads"),
+        ("vector instructions", ", ".join(vectors) or "unknown"),
+        ("CUDA", _cuda()),
+        ("build tools", ", ".join(compilers) or "none: install a C++20 compiler for the compiled operators"),
+        ("runs by default on", f"{compute.device.type} in {compute.precision}"),
+    ]
+
+
+def _cuda() -> str:
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        return f"{torch.version.cuda}: {', '.join(sorted(names))}"
+    if torch.version.cuda is None:
+        return "none: this torch was built without CUDA"
+    return f"no device: torch was built for CUDA {torch.version.cuda}, but the driver shows none"
+
+
+def _operators() -> Table:
+    rows: Table = [("operator", "backend", "state", "why")]
+    return rows + [
+        (operator.name, backend.name, backend.state, backend.reason)
+        for operator in ops.status()
+        for backend in operator.backends
+    ]
+
+
+def _extras() -> Table:
+    rows: Table = [("for", "package", "state")]
+    for module, (purpose, extra) in EXTRAS.items():
+        found = _is_installed(module)
+        rows.append((purpose, module, "present" if found else f"missing: pip install 'tfkd-fast[{extra}]'"))
+    return rows
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,41 @@
+"""Who sets the target: controllers that choose an action for a target family as training goes."""
+
+from tfkd_fast.control.controller import ACTION_LIMIT, Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.control.observation import observation
+from tfkd_fast.control.open_loop import FixedController, ScheduleController
+from tfkd_fast.control.policy_controller import PolicyController
+from tfkd_fast.control.settings import ControllerSettings
+from tfkd_fast.errors import UserError
+from tfkd_fast.targets import Target
+
+__all__ = [
+    "ACTION_LIMIT",
+    "Controller",
+    "ControllerSettings",
+    "Decision",
+    "Feedback",
+    "Outcome",
+    "Progress",
+    "build_controller",
+    "observation",
+]
+
+
+def build_controller(settings: ControllerSettings, target: Target, seed: int) -> Controller:
+    """The controller that the settings name, for a target family.
+
+    Raises:
+        UserError: for a controller that this target gives nothing to decide, or an action that does not fit it.
+    """
+    match settings.name:
+        case "fixed":
+            return FixedController(settings.action, target)
+        case "schedule" | "progressive":
+            return ScheduleController(settings.true_mass, target)
+        case "random" | "ppo" | "reinforce":
+            if target.action_size == 0:
+                raise UserError(
+                    f"the {settings.name} controller has nothing to set in the {target.family} target: "
+                    "choose controller.name fixed, or target.family scalar, rank-binned or full-matrix"
+                )
+            return PolicyController(settings, target.action_size, seed)

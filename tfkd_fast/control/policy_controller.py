@@ -1,0 +1,121 @@
+"""A controller that plays a policy: at random around the neutral action, or learning by PPO or REINFORCE."""
+
+import copy
+import math
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.control.controller import ACTION_LIMIT, Controller, Decision, Draws, Feedback, Outcome, Progress
+from tfkd_fast.control.observation import PROGRESS_ENTRIES, observation
+from tfkd_fast.control.policy import GaussianPolicy
+from tfkd_fast.control.policy_gradient import Batch, PolicyGradient, Transition
+from tfkd_fast.control.rewards import RunningScale, group_rewards, single_reward
+from tfkd_fast.control.settings import ControllerSettings
+
+
+class PolicyController(Controller):
+    """Samples absolute actions, not increments, so that the target may jump in either direction.
+
+    One candidate plays a sample. Of several, the first plays the policy's mean, the second the action that won the
+    latest comparison ("elite"), the others samples. There is no elite before the first comparison, nor with two
+    candidates: without samples there would be nothing to learn from.
+
+    TABLE
+    """
+
+    learns = True  # the random one is told, too, which action won, and its rewards are logged for comparison
+
+    def __init__(self, settings: ControllerSettings, action_size: int, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        observation_size = PROGRESS_ENTRIES + action_size
+        self._policy = GaussianPolicy(observation_size, action_size, settings.initial_std, self._generator)
+        improves = settings.name != "random"
+        self._gradient = PolicyGradient(settings, self._policy, self._generator) if improves else None
+        self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
+        self._previous_action = torch.zeros(action_size)  # of the surviving student
+        self._elite: Tensor | None = None
+
+    def decide(self, progress: Progress, candidates: int) -> Decision:
+        state = observation(progress, self._previous_action)
+        roles = ["sample"] * candidates
+        with torch.no_grad():
+            mean = self._policy.mean(state)
+            noise = torch.randn(candidates, len(mean), generator=self._generator)
+            draws = mean + self._policy.log_std.exp() * noise
+            if candidates > 1:
+                roles[0], draws[0] = "mean", mean
+            if candidates > 2 and self._elite is not None:
+                roles[1], draws[1] = "elite", self._elite
+            log_probabilities = self._policy.log_probability(state, draws)
+        actions = draws.clamp(-ACTION_LIMIT, ACTION_LIMIT)
+        return Decision(actions, tuple(roles), Draws(state, draws, log_probabilities))
+
+    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
+        if not outcome.comparable:
+            self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
+        self._previous_action = decision.actions[outcome.winner]
+        if len(decision.actions) > 1:
+            return self._learn_group(decision, outcome)
+        return self._learn_single(decision, outcome, progress_after)
+
+    def _learn_group(self, decision: Decision, outcome: Outcome) -> Feedback:
+        self._elite = decision.actions[outcome.winner]
+        rewards = group_rewards(outcome)
+        if self._gradient is None:
+            return Feedback(tuple(rewards.tolist()), None, None)
+        self._gradient.end_segment()
+        draws = _draws(decision)
+        entering = torch.tensor([role != "mean" for role in decision.roles])
+        batch = Batch(
+            draws.observation.expand(int(entering.sum()), -1),
+            draws.values[entering],
+            draws.log_probabilities[entering],
+            rewards[entering].float(),
+        )
+        return Feedback(tuple(rewards.tolist()), tuple(rewards.tolist()), self._gradient.learn_group(batch))
+
+    def _learn_single(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
+        if not outcome.comparable:
+            if self._gradient is not None:
+                self._gradient.end_segment()
+            return Feedback((math.nan,), None, None)
+        reward = single_reward(outcome, self._top1_scale, self._nll_scale)
+        if self._gradient is None:
+            return Feedback((reward,), None, None)
+        draws = _draws(decision)
+        transition = Transition(
+            draws.observation,
+            draws.values[0],
+            draws.log_probabilities[0],
+            reward,
+            observation(progress_after, self._previous_action),
+        )
+        return Feedback((reward,), None, self._gradient.learn_single(transition))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "generator": self._generator.get_state(),
+            "policy": copy.deepcopy(self._policy.state_dict()),
+            "gradient": self._gradient and self._gradient.state_dict(),
+            "top1_scale": asdict(self._top1_scale),
+            "nll_scale": asdict(self._nll_scale),
+            "previous_action": self._previous_action,
+            "elite": self._elite,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"])
+        self._policy.load_state_dict(state["policy"])
+        if self._gradient is not None:
+            self._gradient.load_state_dict(state["gradient"])
+        self._top1_scale, self._nll_scale = RunningScale(**state["top1_scale"]), RunningScale(**state["nll_scale"])
+        self._previous_action, self._elite = state["previous_action"], state["elite"]
+
+
+def _draws(decision: Decision) -> Draws:
+    if decision.draws is None:
+        raise ValueError("decision must come from a policy: it holds no draws to learn from")
+    return decision.draws

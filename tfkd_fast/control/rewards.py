@@ -1,0 +1,75 @@
+"""From held-out scores to rewards and advantages (the rewards are our choice)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.control.controller import Outcome
+
+
+def standardize(values: Tensor) -> Tensor:
+    """(n,) with mean 0 and population standard deviation 1; all zeros where the values are all equal."""
+    centred = values - values.mean()
+    deviation = centred.square().mean().sqrt()
+    negligible = 1e-6 * values.abs().max()  # what rounding leaves of equal values
+    return centred / deviation if deviation > negligible else torch.zeros_like(values)
+
+
+def group_rewards(outcome: Outcome) -> Tensor:
+    """(P,) float64: half the standardised gain in top-1, half that in calibrated NLL, among candidates of one parent.
+
+    What hits all candidates alike, a drop of the learning rate above all, cancels.
+    """
+    gain_top1 = torch.tensor(outcome.top1, dtype=torch.float64) - outcome.parent_top1
+    gain_nll = outcome.parent_nll - torch.tensor(outcome.nll, dtype=torch.float64)
+    return 0.5 * standardize(gain_top1) + 0.5 * standardize(gain_nll)
+
+
+@dataclass
+class RunningScale:
+    """Exponential root mean square of a stream of gains, with Adam's correction of the start.
+
+    Taken about zero rather than about the mean: no gain is the natural reference, the first gain already has a scale,
+    and a scaled gain stays below 1/sqrt(1 - DECAY) = 3.2 whatever comes.
+    """
+
+    DECAY = 0.9
+
+    mean_square: float = 0.0
+    count: int = 0
+
+    def scaled(self, gain: float) -> float:
+        """Take in one gain and return it in units of the scale."""
+        self.mean_square = self.DECAY * self.mean_square + (1.0 - self.DECAY) * gain**2
+        self.count += 1
+        scale = math.sqrt(self.mean_square / (1.0 - self.DECAY**self.count))
+        return gain / scale if scale > 0.0 else 0.0
+
+
+def single_reward(outcome: Outcome, top1_scale: RunningScale, nll_scale: RunningScale) -> float:
+    """The same halves for a single trajectory: each gain of the interval over its running scale."""
+    gain_top1 = top1_scale.scaled(outcome.top1[0] - outcome.parent_top1)
+    gain_nll = nll_scale.scaled(outcome.parent_nll - outcome.nll[0])
+    return 0.5 * gain_top1 + 0.5 * gain_nll
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, next_values: Tensor, continues: Tensor, discount: float, gae_lambda: float
+) -> Tensor:
+    """Generalized advantage estimation (Schulman et al., ICLR 2016, eq. 16) over a sequence cut into segments.
+
+    Args:
+        rewards, values, next_values: (n,); values of the state before and after each transition.
+        continues: (n,) bool; whether the next transition starts where this one ended. The last entry is not read.
+
+    Returns:
+        (n,) advantages.
+    """
+    errors = rewards + discount * next_values - values
+    advantages = errors.clone()
+    for t in range(len(errors) - 2, -1, -1):
+        if continues[t]:
+            advantages[t] += discount * gae_lambda * advantages[t + 1]
+    return advantages

@@ -1,0 +1,22 @@
+"""Runs a method: from a recipe to a run folder with a trained and tested student."""
+
+from tfkd_fast.engine.export import export
+from tfkd_fast.engine.loop import Listener
+from tfkd_fast.engine.recipe import Recipe, load_recipe, make_recipe, set_override, shipped_recipes
+from tfkd_fast.engine.run import evaluate, read_recipe, resume, train
+from tfkd_fast.engine.run_folder import RunFolder
+
+__all__ = [
+    "Listener",
+    "Recipe",
+    "RunFolder",
+    "evaluate",
+    "export",
+    "load_recipe",
+    "make_recipe",
+    "read_recipe",
+    "resume",
+    "set_override",
+    "shipped_recipes",
+    "train",
+]

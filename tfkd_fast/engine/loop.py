@@ -1,0 +1,299 @@
+"""Run a method from the first epoch to the last, from a fresh start or from a checkpoint.
+
+The trainer sees the training part of a data set only, split into images to fit and held-out images to judge by.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import tfkd_fast
+from tfkd_fast import ops
+from tfkd_fast.data import Dataset, make_loader, split_holdout
+from tfkd_fast.engine.device import Compute
+from tfkd_fast.engine.evaluate import averaged_model, metrics_of
+from tfkd_fast.engine.population import Population
+from tfkd_fast.engine.recipe import Recipe
+from tfkd_fast.engine.run_folder import EventLog, RunFolder
+from tfkd_fast.engine.step import Diverged, EpochRun, train_epoch
+from tfkd_fast.engine.student import save_student
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods import Context, find_method
+from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult
+from tfkd_fast.models import build_model
+
+CALIBRATION_IMAGES = 2000
+"""Training images on which the batch norm of averaged weights is re-estimated (our choice)."""
+
+
+class Listener(Protocol):
+    """Watches a run: a progress display, TensorBoard."""
+
+    def event(self, event: Event) -> None:
+        """One line of metrics.jsonl, as it is written."""
+
+    def batch(self, images: int) -> None:
+        """So many more images were trained on."""
+
+
+class Trainer:
+    """A run in progress: `run()` trains what is left of it."""
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, listeners: list[Listener]
+    ) -> None:
+        self.recipe, self.dataset, self.compute, self.folder = recipe, dataset, compute, folder
+        self._listeners = listeners
+        self._read_images()
+        self.method = find_method(recipe.method).build(
+            recipe.options,
+            Context(
+                num_classes=len(dataset.classes),
+                epochs=recipe.epochs,
+                seed=recipe.seed,
+                device=compute.device,
+                learning_rate_ratio=lambda epoch: recipe.schedule.ratio(epoch / recipe.epochs),
+            ),
+        )
+        if self.method.needs_holdout and self.holdout_loader is None:
+            raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
+        self.population = Population(self._build_model, recipe.optimizer, self.method.max_candidates)
+        self._epoch = 0
+        self._interval: Interval | None = None
+        self._student_epochs = 0
+        self._images_trained = 0
+        self._training_seconds = 0.0
+        self._earlier_seconds = 0.0  # of this run, in processes before this one
+        self._best_epoch, self._best_top1 = 0, -1.0
+        self._log: EventLog  # opened by run()
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last epoch; returns what training adds to the summary. The test set is not read."""
+        self._started = time.perf_counter()
+        self._restore()
+        while self._epoch < self.recipe.epochs:
+            if self._interval is None:
+                plan = self.method.begin_interval(self._epoch)
+                self._interval = plan.interval
+                self._write(plan.events)
+            self._run_epoch(self._interval)
+            if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
+                self._save()
+        save_student(self.folder.student, self.population.candidates[0].model, self.recipe.model, self.dataset)
+        return self._summary()
+
+    def _run_epoch(self, interval: Interval) -> None:
+        """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
+        candidates = self.population.candidates[: interval.candidates]
+        last = self._epoch + 1 == interval.end
+        runs = []
+        for slot, candidate in enumerate(candidates):
+            if last and self.method.needs_epoch_average:
+                candidate.epoch_average = candidate.start_average()
+            runs.append(self._train(slot))
+            if self.method.needs_interval_average:
+                candidate.interval_average = candidate.interval_average or candidate.start_average()
+                candidate.interval_average.update_parameters(candidate.model)
+        holdout = self._judge([candidate.model for candidate in candidates])
+        self._epoch += 1
+        self._student_epochs += len(runs)
+        self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
+        self.method.end_epoch([EpochResult(run.training, metrics) for run, metrics in zip(runs, holdout, strict=True)])
+        if last:
+            self._end_interval(runs, holdout)
+
+    def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
+        candidates = self.population.candidates[: len(runs)]
+        epoch_averages = self._judge_averages([candidate.epoch_average for candidate in candidates])
+        interval_averages = self._judge_averages([candidate.interval_average for candidate in candidates])
+        outcome = self.method.end_interval(
+            [
+                IntervalResult(runs[slot].training, holdout[slot], epoch_averages[slot], interval_averages[slot])
+                for slot in range(len(runs))
+            ]
+        )
+        self._write(outcome.events)
+        self._keep_best(candidates[outcome.winner].model, holdout[outcome.winner])
+        self.population.continue_from(outcome.winner)
+        self._interval = None
+
+    def _train(self, slot: int) -> EpochRun:
+        recipe = self.recipe
+        try:
+            run = train_epoch(
+                self.population.candidates[slot],
+                slot,
+                self._epoch,
+                method=self.method,
+                loader=self.loader,
+                compute=self.compute,
+                learning_rate=lambda epoch: (
+                    recipe.optimizer.learning_rate * recipe.schedule.ratio(epoch / recipe.epochs)
+                ),
+                on_batch=self._on_batch,
+            )
+        except Diverged as error:
+            saved = self.folder.checkpoint_files()
+            last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+            raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
+        self._images_trained += run.images
+        self._training_seconds += run.seconds
+        return run
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the last line of the log."""
+        self._write([{"event": "finish"} | summary])
+        self._log.close()
+
+    def _on_batch(self, images: int) -> None:
+        for listener in self._listeners:
+            listener.batch(images)
+
+    # Judging, on held-out images only.
+
+    def _judge(self, models: list[nn.Module]) -> list[HoldoutMetrics | None]:
+        if self.holdout_loader is None:
+            return [None] * len(models)
+        return list(metrics_of(models, self.holdout_loader, self.compute))
+
+    def _judge_averages(self, averages: list[AveragedModel | None]) -> list[HoldoutMetrics | None]:
+        """Every candidate on the same images, for the batch norm as for the metrics."""
+        batches = -(-CALIBRATION_IMAGES // self.loader.batch_size)
+        models = [
+            averaged_model(average, islice(self.loader.epoch(self._epoch), batches), self.compute)
+            for average in averages
+            if average is not None
+        ]
+        return self._judge(models) if models else [None] * len(averages)
+
+    def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
+        if holdout is not None and holdout.top1 > self._best_top1:
+            self._best_epoch, self._best_top1 = self._epoch, holdout.top1
+            save_student(self.folder.best, model, self.recipe.model, self.dataset)
+
+    # Set-up, checkpoints, log.
+
+    def _read_images(self) -> None:
+        data = self.recipe.data
+        images = self.dataset.read_train()
+        fit, holdout = split_holdout(images, data.holdout) if data.holdout else (images, None)
+        self.train_images, self.holdout_images = len(fit), len(holdout) if holdout else 0
+        arguments = (self.dataset, data, self.compute.device, self.compute.dtype, self.recipe.seed)
+        self.loader = make_loader(fit, *arguments)
+        self.holdout_loader = make_loader(holdout, *arguments) if holdout else None
+
+    def _build_model(self) -> nn.Module:
+        model = build_model(self.recipe.model, len(self.dataset.classes), self.dataset.image_shape[0], self.recipe.seed)
+        return self.compute.place(model)
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint, or write the first line of a new log."""
+        state = self.folder.newest_state()
+        if state is None:
+            self._log = EventLog(self.folder.metrics)
+            self._write([{"event": "start", **self._facts(), "classes": list(self.dataset.classes)}])
+            return
+        if state["recipe"] != self.folder.recipe.read_text():
+            raise UserError(f"the checkpoints in {self.folder.path} were written with another recipe.toml: restore it")
+        self.population.load_state_dict(state["population"])
+        self.method.load_state_dict(state["method"])
+        self._epoch = state["epoch"]
+        self._interval = Interval(*state["interval"]) if state["interval"] else None
+        self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
+        self._training_seconds, self._earlier_seconds = state["training_seconds"], state["seconds"]
+        self._best_epoch, self._best_top1 = state["best_epoch"], state["best_top1"]
+        self._log = EventLog(self.folder.metrics, keep=state["log_bytes"])
+        self._write([{"event": "resume", "epoch": self._epoch, **self._facts()}])
+
+    def _save(self) -> None:
+        interval = self._interval
+        self.folder.save_checkpoint(
+            self._epoch,
+            {
+                "recipe": self.folder.recipe.read_text(),
+                "population": self.population.state_dict(interval.candidates if interval else 1),
+                "method": self.method.state_dict(),
+                "epoch": self._epoch,
+                "interval": list(asdict(interval).values()) if interval else None,
+                "student_epochs": self._student_epochs,
+                "images_trained": self._images_trained,
+                "training_seconds": self._training_seconds,
+                "seconds": self._elapsed(),
+                "best_epoch": self._best_epoch,
+                "best_top1": self._best_top1,
+                "log_bytes": self._log.size(),
+            },
+        )
+
+    def _elapsed(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    def _write(self, events: Iterable[Event]) -> None:
+        for event in events:
+            event = {"event": event["event"], "time": round(self._elapsed(), 3)} | event
+            self._log.write(event)
+            for listener in self._listeners:
+                listener.event(event)
+
+    def _facts(self) -> Event:
+        """What identifies a run, in the log and in the summary."""
+        recipe = self.recipe
+        return {
+            "method": recipe.method,
+            "dataset": self.dataset.name,
+            "model": recipe.model.name,
+            "seed": recipe.seed,
+            "epochs": recipe.epochs,
+            "device": self.compute.device.type,
+            "device_name": self.compute.device_name,
+            "precision": self.compute.precision,
+            "loader": self.loader.name,
+            "ops": ops.backend_of("soft_target_loss", self.compute.device),
+            "parameters": sum(p.numel() for p in self.population.candidates[0].model.parameters()),
+            "train_images": self.train_images,
+            "holdout_images": self.holdout_images,
+            "candidates": self.method.max_candidates,
+            "version": tfkd_fast.__version__,
+            "torch": str(torch.__version__),
+        }
+
+    def _epoch_event(self, slot: int, run: EpochRun, holdout: HoldoutMetrics | None) -> Event:
+        """Accuracies leave the engine in percent."""
+        training = run.training
+        return {
+            "event": "epoch",
+            "epoch": self._epoch,
+            "candidate": slot,
+            "learning_rate": self.recipe.optimizer.learning_rate
+            * self.recipe.schedule.ratio((self._epoch - 1) / self.recipe.epochs),
+            "train_loss": training.loss,
+            "train_top1": 100 * training.top1,
+            "true_probability": training.true_probability,
+            "entropy": training.entropy,
+            "images_per_second": run.images / run.seconds,
+            "seconds": run.seconds,
+            "holdout": in_percent(holdout) if holdout else None,
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        return self._facts() | {
+            "epoch_rule": "last",
+            "best_epoch": self._best_epoch or None,
+            "best_holdout_top1": 100 * self._best_top1 if self._best_epoch else None,
+            "student_epochs": self._student_epochs,
+            "images_per_second": self._images_trained / self._training_seconds,
+            "training_seconds": self._training_seconds,
+            "seconds": self._elapsed(),
+        }
+
+
+def in_percent(metrics: HoldoutMetrics) -> dict[str, float]:
+    """The figures by name, top-1 and top-5 in percent as users of timm expect, the others as they are."""
+    values = asdict(metrics)
+    return values | {name: 100 * values[name] for name in ("top1", "top5")}

@@ -1,0 +1,81 @@
+"""Whole runs: train, go on after a kill, and test. The test set is read here, after training, and nowhere else."""
+
+from pathlib import Path
+from typing import Any
+
+from tfkd_fast import ops
+from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, split_holdout
+from tfkd_fast.engine.device import Compute, resolve_compute
+from tfkd_fast.engine.evaluate import metrics_of
+from tfkd_fast.engine.loop import Listener, Trainer, in_percent
+from tfkd_fast.engine.recipe import Recipe, make_recipe, parse
+from tfkd_fast.engine.run_folder import RunFolder
+from tfkd_fast.engine.student import load_student
+from tfkd_fast.engine.tensorboard import TensorBoardWriter
+from tfkd_fast.errors import UserError
+
+
+def train(
+    recipe: Recipe, out: Path, *, overwrite: bool = False, download: bool = False, listeners: list[Listener]
+) -> dict[str, Any]:
+    """Run a recipe into the folder `out`; returns the summary. Everything that can be refused is refused first."""
+    compute = resolve_compute(recipe.device, recipe.precision)
+    dataset = open_dataset(recipe.data, download=download)
+    dataset.read_train()
+    folder = RunFolder.create(out, recipe.to_toml(), overwrite=overwrite)
+    return _run(recipe, dataset, compute, folder, listeners)
+
+
+def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
+    """Go on with an unfinished run from its newest checkpoint; returns the summary."""
+    folder = RunFolder.open(out)
+    if folder.summary.exists():
+        raise UserError(f"the run in {out} is finished: see {folder.summary}")
+    recipe = read_recipe(folder)
+    compute = resolve_compute(recipe.device, recipe.precision)
+    return _run(recipe, open_dataset(recipe.data), compute, folder, listeners)
+
+
+def evaluate(out: Path, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+    """Test metrics of a finished run's student, of the last epoch and of the best on held-out images."""
+    folder = RunFolder.open(out)
+    recipe = read_recipe(folder)
+    return _test(recipe, open_dataset(recipe.data), resolve_compute(device, precision), folder)
+
+
+def read_recipe(folder: RunFolder) -> Recipe:
+    """The resolved recipe of a run."""
+    return make_recipe(parse(folder.recipe.read_text(), str(folder.recipe)))
+
+
+def _run(
+    recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, listeners: list[Listener]
+) -> dict[str, Any]:
+    if recipe.tensorboard:
+        listeners = [*listeners, TensorBoardWriter(folder)]
+    with ops.using_backend(recipe.ops):
+        trainer = Trainer(recipe, dataset, compute, folder, listeners)
+        summary = trainer.run()
+        summary |= _test(recipe, dataset, compute, folder)
+        folder.write_json(folder.summary, summary)
+        trainer.finish(summary)
+    return summary
+
+
+def _test(recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder) -> dict[str, Any]:
+    """Held-out and test figures of the student, top-1 and top-5 in percent."""
+
+    def measure(weights: Path, images: ImageSet) -> dict[str, float]:
+        model = load_student(weights, recipe.model, len(dataset.classes), dataset.image_shape[0])
+        loader = make_loader(images, dataset, recipe.data, compute.device, compute.dtype, recipe.seed)
+        return in_percent(metrics_of([compute.place(model)], loader, compute)[0])
+
+    test_images = dataset.read_test()
+    figures: dict[str, Any] = {"holdout_top1": None, "test_images": len(test_images)}
+    if recipe.data.holdout:
+        _, holdout = split_holdout(dataset.read_train(), recipe.data.holdout)
+        figures["holdout_top1"] = measure(folder.student, holdout)["top1"]
+    figures |= {f"test_{name}": value for name, value in measure(folder.student, test_images).items()}
+    if folder.best.exists():
+        figures["best_test_top1"] = measure(folder.best, test_images)["top1"]
+    return figures

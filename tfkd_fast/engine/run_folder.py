@@ -1,0 +1,117 @@
+"""The folder of a run: names, the event log, and who may write where.
+
+recipe.toml (resolved) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
+best.safetensors (best epoch on the held-out split) · summary.json · report.html · tensorboard/ when asked for.
+"""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Self
+
+from tfkd_fast.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from tfkd_fast.errors import UserError
+
+KEPT_CHECKPOINTS = 2
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.student = path / "student.safetensors"
+        self.best = path / "best.safetensors"
+        self.summary = path / "summary.json"
+        self.report = path / "report.html"
+        self.tensorboard = path / "tensorboard"
+
+    @classmethod
+    def create(cls, path: Path, recipe_text: str, *, overwrite: bool) -> Self:
+        """A fresh run folder. One that already holds a run is refused unless `overwrite`."""
+        run = cls(path)
+        if run.recipe.exists() and not overwrite:
+            if run.summary.exists():
+                raise UserError(f"{path} already holds a finished run: choose another --out, or pass --overwrite")
+            raise UserError(f"{path} holds an unfinished run: go on with --resume {path}, or pass --overwrite")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file: choose another --out")
+        try:
+            for file in (run.summary, run.metrics, run.student, run.best, run.report, run.recipe):
+                file.unlink(missing_ok=True)
+            for folder in (run.checkpoints, run.tensorboard):
+                shutil.rmtree(folder, ignore_errors=True)
+            run.checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}") from None
+        write_atomically(run.recipe, lambda file: file.write(recipe_text.encode()))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run folder."""
+        run = cls(path)
+        if not run.recipe.is_file():
+            raise UserError(f"{path} is no run folder: it has no recipe.toml")
+        return run
+
+    def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> Path:
+        """Write the state after `epoch` epochs and drop all but the newest two."""
+        path = self.checkpoints / f"epoch-{epoch:05d}.ckpt"
+        save_checkpoint(path, state)
+        for old in self.checkpoint_files()[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+        return path
+
+    def checkpoint_files(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.checkpoints.glob("epoch-*.ckpt"))
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """The newest checkpoint's state, or None before the first one."""
+        found = self.checkpoint_files()
+        return load_checkpoint(found[-1]) if found else None
+
+    def write_json(self, path: Path, values: dict[str, Any]) -> None:
+        text = json.dumps(finite(values), indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None."""
+        return json.loads(self.summary.read_text()) if self.summary.exists() else None
+
+
+class EventLog:
+    """metrics.jsonl, opened for appending; each line is flushed as it is written."""
+
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
+        """Keep the first `keep` bytes, those written before the checkpoint that a run goes on from."""
+        path.touch()
+        os.truncate(path, min(keep, path.stat().st_size))
+        self._file = path.open("a")
+
+    def write(self, event: dict[str, Any]) -> None:
+        self._file.write(json.dumps(finite(event)) + "\n")
+        self._file.flush()
+
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

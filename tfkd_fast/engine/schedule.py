@@ -1,0 +1,57 @@
+"""Optimiser and learning-rate settings, and the learning rate as a function of the progress of the run."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tfkd_fast.settings import Settings
+
+
+class OptimizerSettings(Settings):
+    """The `[optimizer]` table: SGD with the reference recipe of RepDistiller (Tian et al., ICLR 2020)."""
+
+    learning_rate: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    nesterov: bool = False
+
+
+class StepSchedule(Settings):
+    """Multiply by `gamma` at each milestone, a fraction of the run: epochs 150, 180 and 210 of 240 (RepDistiller)."""
+
+    name: Literal["step"] = "step"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+
+    def ratio(self, progress: float) -> float:
+        """Learning rate over the initial one, at `progress` in [0, 1)."""
+        return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
+
+
+class CosineSchedule(Settings):
+    """Half a cosine from 1 to 0 (Loshchilov & Hutter, ICLR 2017, without restarts)."""
+
+    name: Literal["cosine"]
+
+    def ratio(self, progress: float) -> float:
+        """Learning rate over the initial one, at `progress` in [0, 1)."""
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class OneCycleSchedule(Settings):
+    """Linear rise from `start` to 1 over the first `warmup` of the run, then half a cosine to 0 (after Smith, 2018)."""
+
+    name: Literal["one-cycle"]
+    warmup: float = Field(default=0.2, gt=0, lt=1)
+    start: float = Field(default=0.04, ge=0, le=1)
+
+    def ratio(self, progress: float) -> float:
+        """Learning rate over the peak, at `progress` in [0, 1)."""
+        if progress < self.warmup:
+            return self.start + (1.0 - self.start) * progress / self.warmup
+        return 0.5 * (1.0 + math.cos(math.pi * (progress - self.warmup) / (1.0 - self.warmup)))
+
+
+ScheduleSettings = Annotated[StepSchedule | CosineSchedule | OneCycleSchedule, Field(discriminator="name")]
+"""The `[schedule]` table."""

@@ -1,0 +1,44 @@
+"""The trained network as a file that anyone can load: safetensors, with what is needed to use it in the header."""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from tfkd_fast.data import Dataset
+from tfkd_fast.engine.checkpoint import write_atomically
+from tfkd_fast.errors import UserError
+from tfkd_fast.models import ModelSettings, build_model
+
+
+def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset) -> bytes:
+    """Weights and buffers of a network; classes, input shape and normalisation in the header."""
+    header = {
+        "model": settings.name,
+        "width": str(settings.width),
+        "classes": json.dumps(list(dataset.classes)),
+        "image_shape": json.dumps(list(dataset.image_shape)),
+        "mean": json.dumps(list(dataset.mean)),
+        "std": json.dumps(list(dataset.std)),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return safetensors.torch.save(weights, metadata=header)
+
+
+def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset) -> None:
+    content = student_bytes(model, settings, dataset)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_student(path: Path, settings: ModelSettings, num_classes: int, in_channels: int) -> nn.Module:
+    """The network of a run folder, with the weights of `path`."""
+    model = build_model(settings, num_classes, in_channels, seed=0)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the run is not finished, go on with --resume {path.parent}") from None
+    except (safetensors.SafetensorError, RuntimeError):
+        raise UserError(f"{path} does not hold the weights of a {settings.name} for {num_classes} classes") from None
+    return model

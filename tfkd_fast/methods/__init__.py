@@ -1,0 +1,63 @@
+"""Training methods by name, all behind `tfkd_fast.methods.protocol.Method`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
+from tfkd_fast.methods.protocol import Context, Method
+from tfkd_fast.settings import Settings, nearest
+
+__all__ = ["METHODS", "Context", "Method", "MethodEntry", "find_method"]
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method as a recipe knows it: its tables, what its name presets in them, and how to build it."""
+
+    summary: str
+    source: str
+    settings: type[Settings]
+    preset: dict[str, dict[str, Any]]
+    build: Callable[[Any, Context], Method]
+
+
+def _controlled(summary: str, source: str, **preset: dict[str, Any]) -> MethodEntry:
+    return MethodEntry(summary, source, ControlledTargetsSettings, preset, ControlledTargets)
+
+
+METHODS: dict[str, MethodEntry] = {
+    "ce": _controlled(
+        "cross-entropy with the one-hot label",
+        "the baseline",
+        target={"family": "one-hot"},
+        controller={"name": "fixed"},
+    ),
+    "label-smoothing": _controlled(
+        "cross-entropy with a label smoothed evenly over the other classes",
+        "Szegedy et al., CVPR 2016",
+        target={"family": "label-smoothing"},
+        controller={"name": "fixed"},
+    ),
+    "tfkd": _controlled(
+        "a free-form target set by a reinforcement-learning controller, one trajectory",
+        "Jiang et al., IEEE Access 2024, without MRS; parameterisation and controller are our choice",
+        target={"family": "rank-binned"},
+        controller={"name": "ppo"},
+    ),
+    "tfkd-mrs": _controlled(
+        "the same controller over several candidates, with multi-ranking selection among them",
+        "Jiang et al., IEEE Access 2024; parameterisation, controller and rankings are our choice",
+        target={"family": "rank-binned"},
+        controller={"name": "ppo"},
+        selection={"budget": "full"},
+    ),
+}
+
+
+def find_method(name: str) -> MethodEntry:
+    """The entry of a method; an unknown name is refused with the nearest valid one."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}: {nearest(name, METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,180 @@
+"""Which implementation of an operator serves a call, and why another one cannot."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.settings import nearest
+
+BACKENDS = {"cuda": "CUDA", "triton": "Triton", "cpp": "C++", "reference": "PyTorch"}
+"""Name -> what it is written in; the fastest first."""
+
+
+class Implementation(NamedTuple):
+    """One backend of one operator."""
+
+    function: Callable[..., Any]
+    refuses: Callable[[Tensor], str | None]
+    """Why it cannot serve a tensor; None when it can."""
+    about: str
+    """What it is made of, for people."""
+
+
+class BackendStatus(NamedTuple):
+    """How one backend of an operator stands on this machine."""
+
+    name: str
+    state: str
+    """chosen, present or refused."""
+    reason: str
+
+
+class OperatorStatus(NamedTuple):
+    """How the backends of an operator stand on this machine."""
+
+    name: str
+    backends: tuple[BackendStatus, ...]
+
+
+class NativeLibrary(NamedTuple):
+    """The compiled operators: loaded, or why not."""
+
+    missing: str | None
+    about: str
+
+
+def _load_native_library() -> NativeLibrary:
+    folder = Path(__file__).resolve().parents[1] / "native"
+    try:
+        build = json.loads((folder / "build.json").read_text())
+    except OSError:
+        return NativeLibrary("the C++ library is not built: install the package with pip", "")
+    if "reason" in build:
+        return NativeLibrary(f"the C++ library is not built: {build['reason']}", "")
+    try:
+        torch.ops.load_library(folder / "libtfkd_fast.so")
+    except OSError as error:
+        return NativeLibrary(f"the C++ library does not load ({error}): install the package again", "")
+    return NativeLibrary(None, f"built by {build['compiler']} against torch {build['torch']}")
+
+
+native_library = _load_native_library()
+
+_operators: dict[str, dict[str, Implementation]] = {}
+_forced = os.environ.get("TFKD_FAST_OPS", "auto")
+
+
+def register(
+    operator: str,
+    backend: str,
+    function: Callable[..., Any],
+    *,
+    refuses: Callable[[Tensor], str | None] = lambda tensor: None,
+    about: str = "plain PyTorch, the definition",
+) -> None:
+    """Add a backend to an operator. Every operator has the backend `reference`, which refuses nothing."""
+    _operators.setdefault(operator, {})[backend] = Implementation(function, refuses, about)
+
+
+def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., Any]:
+    """The implementation that serves `tensor`.
+
+    Args:
+        operator: a registered operator.
+        backend: this one, strictly. None leaves it to `using_backend`, then to the environment variable TFKD_FAST_OPS,
+            then picks the fastest that serves. A backend forced in one of these two ways is strict for every operator
+            that has it; operators that do not have it run the reference.
+        tensor: the operator's main input: its device and dtype decide.
+
+    Raises:
+        ValueError: `backend` cannot serve.
+        UserError: the forced backend cannot serve.
+    """
+    return _operators[operator][_choose(operator, backend, tensor)].function
+
+
+def backend_of(operator: str, device: torch.device) -> str:
+    """The backend that serves float32 tensors on `device` where a call names none."""
+    return _choose(operator, None, torch.empty(0, device=device))
+
+
+@contextmanager
+def using_backend(name: str) -> Iterator[None]:
+    """Force a backend on the whole process (see `select`); "auto" changes nothing.
+
+    Raises:
+        UserError: no operator has this backend.
+    """
+    global _forced
+    if name != "auto":
+        _check_forced(name)
+    previous, _forced = _forced, _forced if name == "auto" else name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def status() -> list[OperatorStatus]:
+    """Every backend of every operator for float32 tensors on this machine's default device."""
+    tensor = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
+    return [
+        OperatorStatus(operator, tuple(_backend_status(operator, backend, tensor) for backend in BACKENDS))
+        for operator in _operators
+    ]
+
+
+def _backend_status(operator: str, backend: str, tensor: Tensor) -> BackendStatus:
+    refusal = _refusal(operator, backend, tensor)
+    if refusal is not None:
+        return BackendStatus(backend, "refused", refusal)
+    try:
+        chosen = _choose(operator, None, tensor)
+    except UserError:  # a forced backend that cannot serve: its own line says why
+        chosen = None
+    state = "chosen" if backend == chosen else "present"
+    return BackendStatus(backend, state, _operators[operator][backend].about)
+
+
+def _choose(operator: str, backend: str | None, tensor: Tensor) -> str:
+    if backend is not None:
+        refusal = _refusal(operator, backend, tensor)
+        if refusal is not None:
+            raise ValueError(f"backend {backend!r} cannot serve {operator}: {refusal}")
+        return backend
+    if _forced != "auto":
+        _check_forced(_forced)
+        if _forced not in _operators[operator]:
+            return "reference"
+        refusal = _refusal(operator, _forced, tensor)
+        if refusal is not None:
+            raise UserError(f"operator backend {_forced!r} cannot serve {operator}: {refusal}; choose auto")
+        return _forced
+    implementations = _operators[operator]
+    for name in BACKENDS:
+        if name in implementations and implementations[name].refuses(tensor) is None:
+            return name
+    raise AssertionError(f"the reference of {operator} is not registered")
+
+
+def _refusal(operator: str, backend: str, tensor: Tensor) -> str | None:
+    if backend not in BACKENDS:
+        return f"there is no such backend, {nearest(backend, BACKENDS)}"
+    if backend not in _operators[operator]:
+        return f"this operator has no {BACKENDS[backend]} kernel"
+    return _operators[operator][backend].refuses(tensor)
+
+
+def _check_forced(name: str) -> None:
+    """A forced backend that no operator has would otherwise be ignored in silence."""
+    if name not in BACKENDS:
+        raise UserError(f"operator backend {name!r} does not exist: {nearest(name, ['auto', *BACKENDS])}")
+    if not any(name in implementations for implementations in _operators.values()):
+        raise UserError(f"operator backend {name!r} serves no operator yet: choose auto")

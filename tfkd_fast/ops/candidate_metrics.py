@@ -1,0 +1,141 @@
+"""How good several candidate classifiers are on the same samples."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.ops import backends
+
+ECE_BINS = 15
+TEMPERATURE_BRACKET = (0.05, 20.0)
+# Each step keeps 0.618 of the bracket: 24 leave 6e-5 of log T, where the NLL is flat to float32 precision.
+GOLDEN_SECTION_STEPS = 24
+GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
+
+
+class CandidateMetrics(NamedTuple):
+    """One value a candidate, each (K,): float32, or float64 for float64 logits. Accuracies are fractions."""
+
+    top1: Tensor
+    top5: Tensor
+    nll: Tensor
+    """Mean negative log-likelihood, nats."""
+    calibrated_nll: Tensor
+    """The same after temperature scaling, cross-fitted over two halves of the samples, nats."""
+    temperature: Tensor
+    """The temperature of least NLL on all samples."""
+    brier: Tensor
+    """Squared error of the distribution, summed over classes (Brier, 1950): 0..2."""
+    ece: Tensor
+    """Expected calibration error of the top-1 confidence, 15 equal-width bins."""
+    entropy: Tensor
+    """Mean entropy of the predictions, nats."""
+    confidence: Tensor
+    """Mean probability of the predicted class."""
+
+
+def candidate_metrics(logits: Tensor, labels: Tensor, *, backend: str | None = None) -> CandidateMetrics:
+    """Accuracy, likelihood and calibration of K candidates that saw the same N samples. No gradient.
+
+    * top1, top5: a sample counts when fewer than 1 (5) classes have a logit strictly greater than its label's; ties
+      thus favour the label, and with C <= 5 every sample counts for top5.
+    * temperature: minimises the mean NLL of `logits / T` (Guo et al., ICML 2017), by golden-section search on log T in
+      [log 0.05, log 20] with a fixed number of steps.
+    * calibrated_nll: T is fitted on the even samples and scored on the odd ones, and the reverse; the mean is over all
+      samples (our choice). A candidate taught by softer targets is thus not punished only for being under-confident.
+    * ece: Guo et al., ICML 2017, eq. 3; bins are open on the left and closed on the right.
+
+    A candidate with a logit that is not finite gets NaN for every metric; the others are not affected.
+
+    Args:
+        logits: (K,N,C) floating point, K >= 1, N >= 2, C >= 2. Computed in float32, float64 logits in float64.
+        labels: (N,) int64, 0..C-1.
+        backend: an operator backend; None picks the fastest that serves the tensors.
+
+    Raises:
+        ValueError: for shapes that do not fit; TypeError for dtypes.
+    """
+    _check(logits, labels)
+    return backends.select("candidate_metrics", backend, logits)(logits, labels)
+
+
+@torch.no_grad()
+def _reference(logits: Tensor, labels: Tensor) -> CandidateMetrics:
+    finite = logits.isfinite().all(dim=(1, 2))
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    logits = logits - logits.amax(-1, keepdim=True)  # the softmax stays, and logits / T cannot overflow upwards
+
+    log_probabilities = logits.log_softmax(-1)
+    probabilities = log_probabilities.exp()
+    confidence = probabilities.amax(-1)
+    true_class = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=labels.device)  # (N,C)
+    greater = (logits > _at_label(logits, labels).unsqueeze(-1)).sum(-1)
+    correct = (greater < 1).to(logits.dtype)
+
+    interior_edges = torch.linspace(0.0, 1.0, ECE_BINS + 1, dtype=logits.dtype, device=logits.device)[1:-1]
+    bins = torch.bucketize(confidence, interior_edges)
+    in_bin = bins.unsqueeze(-1) == torch.arange(ECE_BINS, device=logits.device)  # (K,N,bins)
+    bin_gaps = ((correct - confidence).unsqueeze(-1) * in_bin).mean(1)  # each weighted by its share of the samples
+
+    even, odd = (logits[:, ::2], labels[::2]), (logits[:, 1::2], labels[1::2])
+    calibrated = torch.cat([_nll(*odd, _fit_temperature(*even)), _nll(*even, _fit_temperature(*odd))], dim=-1)
+
+    metrics = CandidateMetrics(
+        top1=correct.mean(-1),
+        top5=(greater < 5).to(logits.dtype).mean(-1),
+        nll=-_at_label(log_probabilities, labels).mean(-1),
+        calibrated_nll=calibrated.mean(-1),
+        temperature=_fit_temperature(logits, labels),
+        brier=(probabilities - true_class.to(logits.dtype)).square().sum(-1).mean(-1),
+        ece=bin_gaps.abs().sum(-1),
+        entropy=torch.special.entr(probabilities).sum(-1).mean(-1),
+        confidence=confidence.mean(-1),
+    )
+    return CandidateMetrics(*(torch.where(finite, metric, torch.nan) for metric in metrics))
+
+
+def _at_label(values: Tensor, labels: Tensor) -> Tensor:
+    """(K,N,C) -> (K,N), the entry of each sample's label."""
+    return values.gather(-1, labels.expand(values.shape[0], -1).unsqueeze(-1)).squeeze(-1)
+
+
+def _nll(logits: Tensor, labels: Tensor, temperature: Tensor) -> Tensor:
+    """NLL of each sample (K,N) at a temperature a candidate (K,)."""
+    scaled = logits / temperature.view(-1, 1, 1)
+    return scaled.logsumexp(-1) - _at_label(scaled, labels)
+
+
+def _fit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
+    """The temperature (K,) of least mean NLL; the NLL is convex in 1/T, so it has one valley over log T."""
+
+    def objective(log_temperature: Tensor) -> Tensor:
+        return _nll(logits, labels, log_temperature.exp()).mean(-1)
+
+    low, high = (logits.new_full(logits.shape[:1], math.log(bound)) for bound in TEMPERATURE_BRACKET)
+    left, right = high - GOLDEN_RATIO * (high - low), low + GOLDEN_RATIO * (high - low)
+    at_left, at_right = objective(left), objective(right)
+    for _ in range(GOLDEN_SECTION_STEPS):
+        keep_left = at_left < at_right
+        low, high = torch.where(keep_left, low, left), torch.where(keep_left, right, high)
+        probe = torch.where(keep_left, high - GOLDEN_RATIO * (high - low), low + GOLDEN_RATIO * (high - low))
+        at_probe = objective(probe)
+        left, right = torch.where(keep_left, probe, right), torch.where(keep_left, left, probe)
+        at_left, at_right = torch.where(keep_left, at_probe, at_right), torch.where(keep_left, at_left, at_probe)
+    return (0.5 * (low + high)).exp()
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
+    if logits.dim() != 3 or logits.shape[0] < 1 or logits.shape[1] < 2 or logits.shape[2] < 2:
+        raise ValueError(f"logits must be (K,N,C) with K >= 1, N >= 2 and C >= 2, got {tuple(logits.shape)}")
+    if labels.shape != logits.shape[1:2]:
+        raise ValueError(f"labels must be (N,) with N = {logits.shape[1]}, got {tuple(labels.shape)}")
+
+
+backends.register("candidate_metrics", "reference", _reference)

@@ -1,0 +1,41 @@
+"""Which classes the student takes for which: a slowly moving memory of its mean softmax under each label."""
+
+from typing import Any
+
+import torch
+
+
+class SimilarityMemory:
+    """Class similarities of P candidates, as in online label smoothing (Zhang et al., TIP 2021) but over all samples.
+
+    Row y of `similarity` (P,C,C) float32 is the mean softmax of the samples of label y, averaged exponentially over
+    epochs, uniform at first. During an epoch the loss adds each softmax to row y of `accumulator` (P,C,C) float32, so
+    that a row's sum is its number of samples. Both tensors stay where they are in memory: a captured step may hold them.
+    """
+
+    def __init__(self, candidates: int, num_classes: int, decay: float, device: torch.device) -> None:
+        shape = (candidates, num_classes, num_classes)
+        self._decay = decay
+        self.similarity = torch.full(shape, 1.0 / num_classes, device=device)
+        self.accumulator = torch.zeros(shape, device=device)
+
+    def end_epoch(self) -> None:
+        """Blend in the mean softmax of the epoch and empty the accumulator; a row without samples stays as it is."""
+        counts = self.accumulator.sum(dim=-1, keepdim=True)
+        blended = self._decay * self.similarity + (1.0 - self._decay) * self.accumulator / counts
+        self.similarity.copy_(torch.where(counts > 0, blended, self.similarity))
+        self.accumulator.zero_()
+
+    def copy_candidate(self, winner: int) -> None:
+        """Every candidate continues with the winner's similarities."""
+        self.similarity.copy_(self.similarity[winner].clone().expand_as(self.similarity))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state between epochs, where the accumulator is empty."""
+        return {"similarity": self.similarity.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.similarity.copy_(state["similarity"])
+        self.accumulator.zero_()
+
+
