@@ -11,7 +11,7 @@ train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

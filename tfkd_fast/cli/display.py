@@ -98,9 +98,9 @@ class Display:
     def _show_selection(self, event: dict[str, Any]) -> None:
         slots = range(len(event["scores"]))
         width = max(map(len, event["criteria"]))
-        self._print(f"ranking after epoch {event['epoch']}" + "".join(f"{f'c{slot}':>10}" for slot in slots))
+        self._print(f"ranking after epoch {event['epoch']}" + "".join(f"{f'c{slot}':>13}" for slot in slots))
         for column, name in enumerate(event["criteria"]):
-            cells = (f"{event['values'][s][column]:.4f} ({event['ranks'][s][column]:g})" for s in slots)
+            cells = (f"{event['values'][s][column]:.4g} ({event['ranks'][s][column]:g})" for s in slots)
             self._print(f"  {name:{width}} " + " ".join(f"{cell:>12}" for cell in cells))
         self._print(f"  {'score':{width}} " + " ".join(f"{score:>12g}" for score in event["scores"]))
         self._print(f"  winner: candidate {event['winner']}")

@@ -6,36 +6,49 @@ import torch
 from torch import Tensor, nn
 
 
-def mlp(inputs: int, outputs: int, generator: torch.Generator) -> nn.Sequential:
-    """Two hidden layers of 64 tanh units; the last layer starts at zero, so the output does too.
+class MLP(nn.Module):
+    """Two hidden layers of 64 tanh units; the output layer starts at zero, so the output does too.
 
     Only `generator` is drawn from: the global random state stays as it is.
     """
-    sizes = (inputs, 64, 64, outputs)
-    linears = [nn.Linear(sizes[i], sizes[i + 1], device="meta").to_empty(device="cpu") for i in range(3)]
-    for linear in linears:
-        nn.init.zeros_(linear.bias)
-    for linear in linears[:-1]:
-        nn.init.xavier_uniform_(linear.weight, nn.init.calculate_gain("tanh"), generator)
-    nn.init.zeros_(linears[-1].weight)
-    return nn.Sequential(linears[0], nn.Tanh(), linears[1], nn.Tanh(), linears[2])
+
+    def __init__(self, inputs: int, outputs: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList([_empty_linear(inputs, 64), _empty_linear(64, 64)])
+        self.output = _empty_linear(64, outputs)
+        for name, parameter in self.named_parameters():
+            if name.startswith("hidden") and name.endswith("weight"):
+                nn.init.xavier_uniform_(parameter, nn.init.calculate_gain("tanh"), generator)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for layer in self.hidden:
+            inputs = torch.tanh(layer(inputs))
+        outputs: Tensor = self.output(inputs)
+        return outputs
+
+
+def _empty_linear(inputs: int, outputs: int) -> nn.Linear:
+    """Not initialised, and so without a draw from the global random state."""
+    return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
 
 
 class GaussianPolicy(nn.Module):
     """Actions u ~ N(mean(s), diag std^2): the mean a network of the observation s, the std the same everywhere.
 
-    The bias of the network's last layer is the part of the mean that depends on nothing: it learns at a rate of its
-    own. A new policy has mean 0, the neutral action.
+    The bias of the network's output is the part of the mean that depends on nothing: it learns at a rate of its own.
+    A new policy has mean 0, the neutral action.
     """
 
     def __init__(self, observation_size: int, action_size: int, std: float, generator: torch.Generator) -> None:
         super().__init__()
-        self.mean = mlp(observation_size, action_size, generator)
+        self.mean = MLP(observation_size, action_size, generator)
         self.log_std = nn.Parameter(torch.full((action_size,), math.log(std)))
 
     def log_probability(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Log-density (n,) of actions (n,A) given observations (n,O) or (O,)."""
-        scaled = (actions - self.mean(observations)) / self.log_std.exp()
+        scaled: Tensor = (actions - self.mean(observations)) / self.log_std.exp()
         return (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
 
     def entropy(self) -> Tensor:
@@ -44,7 +57,7 @@ class GaussianPolicy(nn.Module):
 
     def fast_parameters(self) -> list[nn.Parameter]:
         """The bias of the mean, and the standard deviation."""
-        return [self.mean[-1].bias, self.log_std]
+        return [self.get_parameter("mean.output.bias"), self.log_std]
 
     def network_parameters(self) -> list[nn.Parameter]:
         """The others."""

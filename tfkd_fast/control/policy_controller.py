@@ -23,7 +23,23 @@ class PolicyController(Controller):
     latest comparison ("elite"), the others samples. There is no elite before the first comparison, nor with two
     candidates: without samples there would be nothing to learn from.
 
-    TABLE
+    The mean and the elite are no draws of the policy. All candidates shape the baseline of a decision; the elite then
+    enters the update as if it had just been drawn, and the mean does not: where the mean should move it cannot say, and
+    by beating most samples around it, it would only narrow the policy early. Compared in a stationary bandit (reward
+    -|u-u*|^2/d with noise as large as its spread within the group, u* ~ N(0,I), d = 5, 4 candidates, mean of 20 seeds),
+    as the root mean square error of the policy's mean, 1.05 at first, after 16 and 48 decisions:
+
+    ==================================  =============  ============
+    candidates in the update            PPO            REINFORCE
+    ==================================  =============  ============
+    all                                 0.56, 0.18     0.43, 0.14
+    samples only                        0.52, 0.33     0.56, 0.40
+    samples and elite (this one)        0.48, 0.16     0.38, 0.12
+    ==================================  =============  ============
+
+    Standard errors are 0.03 to 0.07: the last row leads the first by consistency (also with 3 times the noise; after
+    235 decisions both are below 0.05) rather than by any one number. PPO also keeps more of its standard deviation,
+    0.14 against 0.10 after 48 decisions.
     """
 
     learns = True  # the random one is told, too, which action won, and its rewards are logged for comparison
@@ -32,8 +48,9 @@ class PolicyController(Controller):
         self._generator = torch.Generator().manual_seed(seed)
         observation_size = PROGRESS_ENTRIES + action_size
         self._policy = GaussianPolicy(observation_size, action_size, settings.initial_std, self._generator)
-        improves = settings.name != "random"
-        self._gradient = PolicyGradient(settings, self._policy, self._generator) if improves else None
+        self._gradient: PolicyGradient | None = None
+        if settings.name != "random":
+            self._gradient = PolicyGradient(settings, self._policy, observation_size, self._generator)
         self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
         self._previous_action = torch.zeros(action_size)  # of the surviving student
         self._elite: Tensor | None = None

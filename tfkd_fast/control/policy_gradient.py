@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tfkd_fast.control.policy import GaussianPolicy, mlp
+from tfkd_fast.control.policy import MLP, GaussianPolicy
 from tfkd_fast.control.rewards import generalized_advantages, standardize
 from tfkd_fast.control.settings import ControllerSettings
 
@@ -48,10 +48,11 @@ class PolicyGradient:
     single trajectory use generalized advantages, standardised over the buffer, and an update every `single_buffer`.
     """
 
-    def __init__(self, settings: ControllerSettings, policy: GaussianPolicy, generator: torch.Generator) -> None:
-        observation_size = policy.mean[0].in_features
+    def __init__(
+        self, settings: ControllerSettings, policy: GaussianPolicy, observation_size: int, generator: torch.Generator
+    ) -> None:
         self._settings, self._policy = settings, policy
-        self._value = mlp(observation_size, 1, generator)
+        self._value = MLP(observation_size, 1, generator)
         self._optimizer = torch.optim.Adam(
             [
                 {"params": policy.fast_parameters(), "lr": settings.learning_rate},
@@ -113,7 +114,7 @@ class PolicyGradient:
                 loss = loss + value_loss
                 figures["value_loss"] = value_loss.item()
             self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(policy.parameters(), settings.max_gradient_norm)
             nn.utils.clip_grad_norm_(self._value.parameters(), settings.max_gradient_norm)
             self._optimizer.step()

@@ -53,8 +53,10 @@ class Recipe(Settings):
 
 def shipped_recipes() -> dict[str, str]:
     """Name -> TOML text of the recipes that come with the package."""
-    folder = files("tfkd_fast") / "recipes"
-    return {item.name.removesuffix(".toml"): item.read_text() for item in folder.iterdir() if item.name[-5:] == ".toml"}
+    folder = files("tfkd_fast.recipes")
+    return {
+        item.name.removesuffix(".toml"): item.read_text() for item in folder.iterdir() if item.name.endswith(".toml")
+    }
 
 
 def load_recipe(name: str | None = None, overrides: Table | None = None) -> Recipe:

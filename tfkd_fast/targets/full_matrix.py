@@ -23,8 +23,8 @@ def logit_directions(num_classes: int) -> Tensor:
     raw[0] = torch.eye(num_classes)
     raw -= raw.mean(dim=-1, keepdim=True)
     basis, triangle = torch.linalg.qr(raw.flatten(1).T)
-    basis = basis * triangle.diagonal().sign()  # keep the sense of the raw directions
-    return basis.T.reshape(raw.shape)
+    directions: Tensor = (basis * triangle.diagonal().sign()).T  # QR may turn a direction round: turn it back
+    return directions.reshape(raw.shape)
 
 
 class FullMatrixTarget(Target):

@@ -25,7 +25,7 @@ def bin_starts(bins: str, num_classes: int) -> list[int]:
 
 
 class RankBinnedTarget(Target):
-    """Action (u_0, u_1..u_J): u_0 sets the true-class mass m, the bins of sizes n share 1-m by softmax(u_j + log n_j)."""
+    """Action (u_0, u_1..u_J): u_0 sets the true mass m, and bins of n_j ranks share 1-m by softmax(u_j + log n_j)."""
 
     family = "rank-binned"
     uses_similarity = True

@@ -10,7 +10,7 @@ class SimilarityMemory:
 
     Row y of `similarity` (P,C,C) float32 is the mean softmax of the samples of label y, averaged exponentially over
     epochs, uniform at first. During an epoch the loss adds each softmax to row y of `accumulator` (P,C,C) float32, so
-    that a row's sum is its number of samples. Both tensors stay where they are in memory: a captured step may hold them.
+    that a row's sum is its number of samples. Both tensors keep their place in memory: a captured step may hold them.
     """
 
     def __init__(self, candidates: int, num_classes: int, decay: float, device: torch.device) -> None:
@@ -37,5 +37,3 @@ class SimilarityMemory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.similarity.copy_(state["similarity"])
         self.accumulator.zero_()
-
-

@@ -1,7 +1,7 @@
 """Targets that treat all wrong classes alike: one-hot, label smoothing, and label smoothing under control.
 
-Label smoothing here is that of Yuan et al. (CVPR 2020): the smoothed mass is shared by the C-1 wrong classes. Szegedy et
-al. (CVPR 2016) share it among all C classes, which leaves the true class eps/C more.
+Label smoothing here is that of Yuan et al. (CVPR 2020): the C-1 wrong classes share the mass eps. Szegedy et al. (CVPR
+2016) share it among all C classes, which leaves the true class eps/C more.
 """
 
 import torch

@@ -1,0 +1,35 @@
+"""What the controller tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tfkd_fast.control import Progress
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are tiny: on a busy machine, threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def progress() -> Progress:
+    return Progress(
+        num_classes=100,
+        epoch_fraction=0.25,
+        learning_rate_ratio=0.1,
+        train_loss=1.5,
+        train_top1=0.6,
+        holdout_top1=0.5,
+        holdout_nll=1.8,
+        delta_top1=0.02,
+        delta_nll=-0.1,
+        entropy=1.2,
+        true_probability=0.55,
+        true_mass=0.9,
+    )

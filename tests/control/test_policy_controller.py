@@ -1,0 +1,299 @@
+"""The policy: what it plays, that it learns, and that a resumed one continues bit for bit."""
+
+import copy
+import io
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from tfkd_fast.control import Controller, ControllerSettings, Decision, Outcome, Progress, build_controller, observation
+from tfkd_fast.control.policy import GaussianPolicy
+from tfkd_fast.control.policy_controller import PolicyController
+from tfkd_fast.targets import TargetSettings, build_target
+
+
+def build(name: str = "ppo", seed: int = 0, bins: str = "coarse", **values: object) -> PolicyController:
+    """A controller of the rank-binned target over 100 classes: 5 actions with coarse bins, 9 with fine ones."""
+    target = build_target(TargetSettings.model_validate({"bins": bins}), 100)
+    controller = build_controller(ControllerSettings.model_validate({"name": name, **values}), target, seed)
+    assert isinstance(controller, PolicyController)
+    return controller
+
+
+def outcome(scores: list[float], comparable: bool = True) -> Outcome:
+    """Candidates whose gains in top-1 and in NLL are the same scores."""
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return Outcome(tuple(scores), tuple(-score for score in scores), 0.0, 0.0, best, comparable)
+
+
+def mean(controller: PolicyController, progress: Progress) -> torch.Tensor:
+    """The policy's mean action, as candidate 0 of a comparison plays it."""
+    twin = copy.deepcopy(controller)  # a decision draws random numbers
+    return twin.decide(progress, 2).actions[0]
+
+
+def same(left: object, right: object) -> bool:
+    """Whether two states are equal bit for bit."""
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return bool(left == right)
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
+def test_it_learns_a_stationary_bandit(progress: Progress, name: str) -> None:
+    """Reward -|u-u*|^2/5 with noise as large as its spread within the group; 48 decisions over 4 candidates. From an
+    error of about 1.0 the mean must come to 0.35 or less, averaged over 10 seeds (0.12 to 0.16 when it was chosen)."""
+    start, end = 0.0, 0.0
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(1000 + seed)
+        best = torch.randn(5, generator=generator)
+        controller = build(name, seed)
+        start += (mean(controller, progress) - best).square().mean().sqrt().item() / 10
+        for _ in range(48):
+            decision = controller.decide(progress, 4)
+            scores = -(decision.actions - best).square().mean(-1)
+            scores += scores.std() * torch.randn(4, generator=generator)
+            controller.learn(decision, outcome(scores.tolist()), progress)
+        end += (mean(controller, progress) - best).square().mean().sqrt().item() / 10
+    assert start > 0.8
+    assert end <= 0.35
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
+def test_single_trajectories_teach_too(progress: Progress, name: str) -> None:
+    """One candidate, two numbers to set, a gain that falls with the distance from (1, -1): the error halves."""
+    best = torch.tensor([1.0, -1.0])
+    target = build_target(TargetSettings(), 2)
+    error = 0.0
+    for seed in range(5):
+        controller = build_controller(ControllerSettings.model_validate({"name": name}), target, seed)
+        assert isinstance(controller, PolicyController)
+        for _ in range(240):
+            decision = controller.decide(progress, 1)
+            controller.learn(decision, outcome([-(decision.actions[0] - best).square().mean().item()]), progress)
+        error += (mean(controller, progress) - best).square().mean().sqrt().item() / 5
+    assert error <= 0.5
+
+
+def test_the_first_mean_is_the_neutral_action(progress: Progress) -> None:
+    assert torch.equal(build().decide(progress, 4).actions[0], torch.zeros(5))
+
+
+def test_roles(progress: Progress) -> None:
+    """Mean, then the winner of the latest comparison, then samples; no elite before the first winner or among two."""
+    controller = build()
+    first = controller.decide(progress, 4)
+    assert first.roles == ("mean", "sample", "sample", "sample")
+    controller.learn(first, outcome([0.0, 0.1, 0.3, 0.2]), progress)
+    single = controller.decide(progress, 1)
+    assert single.roles == ("sample",)
+    controller.learn(single, outcome([0.1]), progress)
+    second = controller.decide(progress, 4)
+    assert second.roles == ("mean", "elite", "sample", "sample")
+    assert torch.equal(second.actions[1], first.actions[2])
+    assert controller.decide(progress, 2).roles == ("mean", "sample")
+
+
+def test_samples_have_the_policys_distribution(progress: Progress) -> None:
+    actions = build(seed=3).decide(progress, 4001).actions[1:]
+    # standard errors of the mean and of the standard deviation of 4000 draws: 0.0063 and 0.0045; five of them
+    torch.testing.assert_close(actions.mean(0), torch.zeros(5), rtol=0, atol=0.032)
+    torch.testing.assert_close(actions.std(0), torch.full((5,), 0.4), rtol=0, atol=0.023)
+
+
+def test_log_probabilities_against_torch_distributions(progress: Progress) -> None:
+    """Also once the policy has learned, so that mean and standard deviation are not the initial ones."""
+    controller = build()
+    for _ in range(5):
+        decision = controller.decide(progress, 4)
+        controller.learn(decision, outcome(decision.actions[:, 0].tolist()), progress)
+    state = controller.state_dict()
+    decision = controller.decide(progress, 4)
+    weights = state["policy"]
+    seen = observation(progress, state["previous_action"])
+    hidden = torch.tanh(weights["mean.hidden.0.weight"] @ seen + weights["mean.hidden.0.bias"])
+    hidden = torch.tanh(weights["mean.hidden.1.weight"] @ hidden + weights["mean.hidden.1.bias"])
+    location = weights["mean.output.weight"] @ hidden + weights["mean.output.bias"]
+    expected = Independent(Normal(location, weights["log_std"].exp()), 1).log_prob(decision.actions)
+    for slot in range(4):
+        assert decision.log_probability(slot) == pytest.approx(expected[slot].item(), rel=1e-5)
+    assert not torch.equal(location, torch.zeros(5))
+
+
+def test_entropy_against_torch_distributions() -> None:
+    policy = GaussianPolicy(7, 3, 0.3, torch.Generator().manual_seed(0))
+    expected = Independent(Normal(torch.zeros(3), torch.full((3,), 0.3)), 1).entropy()
+    torch.testing.assert_close(policy.entropy(), expected)
+
+
+def test_actions_are_clipped_and_their_probability_is_the_draws(progress: Progress) -> None:
+    decision = build(initial_std=8.0, max_std=8.0).decide(progress, 200)
+    assert decision.draws is not None
+    assert decision.actions.abs().max() == 4.0
+    assert decision.draws.values.abs().max() > 4.0
+    expected = Independent(Normal(torch.zeros(5), torch.full((5,), 8.0)), 1).log_prob(decision.draws.values)
+    torch.testing.assert_close(decision.draws.log_probabilities, expected)
+
+
+@pytest.mark.parametrize(("entropy_bonus", "expected"), [(0.0, 0.39), (100.0, 0.41)])
+def test_the_standard_deviation_stays_within_bounds(progress: Progress, entropy_bonus: float, expected: float) -> None:
+    """Rewards for being near the mean narrow the policy, a huge entropy bonus widens it; never past the bounds."""
+    controller = build("reinforce", min_std=0.39, initial_std=0.4, max_std=0.41, entropy_bonus=entropy_bonus)
+    for _ in range(8):
+        decision = controller.decide(progress, 8)
+        controller.learn(decision, outcome((-decision.actions.square().sum(-1)).tolist()), progress)
+    assert controller.state_dict()["policy"]["log_std"].exp().tolist() == pytest.approx([expected] * 5)
+
+
+def test_random_never_learns_but_knows_the_winner(progress: Progress) -> None:
+    controller = build("random")
+    before = controller.state_dict()["policy"]
+    for _ in range(10):
+        decision = controller.decide(progress, 4)
+        feedback = controller.learn(decision, outcome(decision.actions[:, 0].tolist()), progress)
+        assert feedback.update is None
+        assert sum(feedback.rewards) == pytest.approx(0.0, abs=1e-9)
+    assert same(before, controller.state_dict()["policy"])
+    assert controller.decide(progress, 4).roles == ("mean", "elite", "sample", "sample")
+
+
+def test_random_plays_what_ppo_would_before_it_learns(progress: Progress) -> None:
+    """An equal start: the comparison between them shows the learning."""
+    random, ppo = build("random"), build("ppo")
+    for candidates in (1, 2, 4):
+        assert random.decide(progress, candidates).actions.std() > 0
+        assert ppo.decide(progress, candidates).roles == random.decide(progress, candidates).roles
+    assert torch.equal(mean(random, progress), mean(ppo, progress))
+
+
+def test_group_feedback(progress: Progress) -> None:
+    """Two candidates, one better in both scores: rewards 1 and -1, and an update at every comparison."""
+    controller = build()
+    decision = controller.decide(progress, 2)
+    feedback = controller.learn(decision, outcome([0.2, 0.1]), progress)
+    assert feedback.rewards == pytest.approx((1.0, -1.0))
+    assert feedback.advantages == feedback.rewards
+    assert feedback.update is not None
+    assert feedback.update["draws"] == 1.0  # the mean shapes the baseline only
+    assert all(math.isfinite(value) for value in feedback.update.values())
+
+
+def test_the_group_buffer_holds_the_latest_decisions(progress: Progress) -> None:
+    controller = build(group_buffer=3)
+    draws = []
+    for _ in range(5):
+        decision = controller.decide(progress, 4)
+        feedback = controller.learn(decision, outcome([0.1, 0.2, 0.0, 0.3]), progress)
+        assert feedback.update is not None
+        draws.append(feedback.update["draws"])
+    assert draws == [3, 6, 9, 9, 9]
+
+
+def test_a_single_trajectory_updates_once_the_buffer_is_full(progress: Progress) -> None:
+    controller = build(single_buffer=3)
+    updated = []
+    for step in range(7):
+        decision = controller.decide(progress, 1)
+        updated.append(controller.learn(decision, outcome([0.1 * (-1) ** step]), progress).update)
+    assert [update is not None for update in updated] == [False, False, True, False, False, True, False]
+    assert updated[2] is not None
+    assert updated[2]["draws"] == 3.0
+
+
+def test_a_learning_rate_drop_masks_the_transition(progress: Progress) -> None:
+    """Its jump is neither rewarded nor does it enter the running scale: the transitions around it are rewarded as if
+    training had begun anew, and no advantage reaches across it."""
+    controller, fresh = build(), build()
+    for gain in (0.1, 0.2):
+        controller.learn(controller.decide(progress, 1), outcome([gain]), progress)
+    masked = controller.learn(controller.decide(progress, 1), outcome([5.0], comparable=False), progress)
+    assert math.isnan(masked.rewards[0])
+    assert masked.update is None
+    for gain in (0.01, -0.03):
+        after = controller.learn(controller.decide(progress, 1), outcome([gain]), progress)
+        anew = fresh.learn(fresh.decide(progress, 1), outcome([gain]), progress)
+        assert after.rewards == anew.rewards
+    transitions = controller.state_dict()["gradient"]["transitions"]
+    assert [step["continues"] for step in transitions] == [True, False, True, True]
+
+
+def test_a_comparison_cuts_the_single_trajectory_and_survives_a_drop(progress: Progress) -> None:
+    controller = build()
+    controller.learn(controller.decide(progress, 1), outcome([0.1]), progress)
+    grouped = controller.learn(controller.decide(progress, 3), outcome([0.3, 0.1, 0.2], comparable=False), progress)
+    assert grouped.rewards == pytest.approx((math.sqrt(1.5), -math.sqrt(1.5), 0.0), abs=1e-9)
+    assert grouped.update is not None
+    (transition,) = controller.state_dict()["gradient"]["transitions"]
+    assert not transition["continues"]
+
+
+def test_the_policy_sees_the_action_of_the_survivor(progress: Progress) -> None:
+    controller = build()
+    decision = controller.decide(progress, 4)
+    controller.learn(decision, outcome([0.0, 0.1, 0.2, 0.4]), progress)
+    following = controller.decide(progress, 1)
+    assert following.draws is not None
+    torch.testing.assert_close(following.draws.observation[13:], decision.actions[3] / 4)
+
+
+def play(controller: Controller, progress: Progress, decisions: range) -> list[torch.Tensor]:
+    """Singles and comparisons in turn, with masked transitions among them; returns all actions."""
+    actions = []
+    for k in decisions:
+        now = replace(progress, epoch_fraction=k / 40, holdout_top1=0.5 + k / 100)
+        decision = controller.decide(now, 4 if k % 5 == 4 else 1)
+        scores = (decision.actions.sin().sum(-1) / 10).tolist()
+        controller.learn(decision, outcome(scores, comparable=k % 9 != 8), replace(now, epoch_fraction=(k + 1) / 40))
+        actions.append(decision.actions)
+    return actions
+
+
+@pytest.mark.parametrize("name", ["random", "ppo", "reinforce"])
+@pytest.mark.parametrize("stop", [3, 17])
+def test_a_resumed_controller_continues_bit_for_bit(progress: Progress, name: str, stop: int) -> None:
+    """Through a file that may hold tensors and numbers only, into a controller of another seed."""
+    uninterrupted = build(name)
+    play(uninterrupted, progress, range(stop))
+    file = io.BytesIO()
+    torch.save(uninterrupted.state_dict(), file)
+    kept = uninterrupted.state_dict()
+    expected = play(uninterrupted, progress, range(stop, 40))
+
+    for state in (torch.load(io.BytesIO(file.getvalue()), weights_only=True), kept):
+        resumed = build(name, seed=99)
+        resumed.load_state_dict(state)
+        assert same(play(resumed, progress, range(stop, 40)), expected)
+        assert same(resumed.state_dict(), uninterrupted.state_dict())
+
+
+def test_a_decision_survives_a_checkpoint(progress: Progress) -> None:
+    for decision in (build().decide(progress, 3), Decision(torch.zeros(2, 0), ("fixed", "fixed"))):
+        file = io.BytesIO()
+        torch.save(decision.state_dict(), file)
+        file.seek(0)
+        restored = Decision.from_state_dict(torch.load(file, weights_only=True))
+        assert restored.roles == decision.roles
+        assert same(restored.state_dict(), decision.state_dict())
+
+
+def test_a_seed_fixes_the_run_and_seeds_differ(progress: Progress) -> None:
+    assert same(play(build(seed=1), progress, range(12)), play(build(seed=1), progress, range(12)))
+    assert not same(play(build(seed=1), progress, range(3)), play(build(seed=2), progress, range(3)))
+
+
+def test_the_global_random_state_is_left_alone(progress: Progress) -> None:
+    before = torch.get_rng_state()
+    play(build(), progress, range(12))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_policy_refuses_a_decision_without_draws(progress: Progress) -> None:
+    with pytest.raises(ValueError, match="decision must come from a policy"):
+        build().learn(Decision(torch.zeros(1, 5), ("fixed",)), outcome([0.1]), progress)

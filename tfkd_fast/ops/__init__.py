@@ -1,0 +1,23 @@
+"""Operators: tensors in, tensors out, one module each; `backends` says which implementation serves a call."""
+
+from tfkd_fast.ops.backends import BackendStatus, OperatorStatus, backend_of, status, using_backend
+from tfkd_fast.ops.candidate_metrics import CandidateMetrics, candidate_metrics
+from tfkd_fast.ops.rank_binned_targets import rank_binned_targets
+from tfkd_fast.ops.rank_candidates import CandidateRanking, rank_candidates
+from tfkd_fast.ops.soft_target import SoftTargetStats, soft_target_loss, soft_target_loss_with_stats
+
+__all__ = [
+    "BackendStatus",
+    "CandidateMetrics",
+    "CandidateRanking",
+    "OperatorStatus",
+    "SoftTargetStats",
+    "backend_of",
+    "candidate_metrics",
+    "rank_binned_targets",
+    "rank_candidates",
+    "soft_target_loss",
+    "soft_target_loss_with_stats",
+    "status",
+    "using_backend",
+]
