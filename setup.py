@@ -114,6 +114,13 @@ setup(
     packages=[*find_packages(include=["tfkd_fast*"]), "tfkd_fast.kernels", "tfkd_fast.recipes"],
     package_dir={"tfkd_fast.kernels": "kernels", "tfkd_fast.recipes": "recipes"},
     package_data={"tfkd_fast.recipes": ["*.toml"], "tfkd_fast.report": ["*.html"]},
-    ext_modules=[Extension("tfkd_fast.native.libtfkd_fast", sources=[])],
+    # CMakeLists.txt knows the sources; here they only have to reach the source distribution.
+    ext_modules=[
+        Extension(
+            "tfkd_fast.native.libtfkd_fast",
+            sources=[],
+            depends=["CMakeLists.txt", *(str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("csrc/*/*")))],
+        )
+    ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

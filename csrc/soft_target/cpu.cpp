@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 // One copy of a function for each vector width, the widest that the processor has taken at load time.
@@ -112,7 +113,8 @@ INLINE Exponentials<T> exponentials(int64_t classes, const T* logits, T highest,
   return {sum, dot};
 }
 
-// Writes the gradient of the row's loss, and the softmax at temperature 1 if `with_stats`. `softened` is scratch.
+// Writes the gradient of the row's loss, and with `with_stats` the softmax at temperature 1. `softened` is scratch, and
+// without `with_stats` so is `probabilities`.
 template <typename T>
 INLINE Outcome<T> visit(const Row<T>& row, bool with_stats, T* gradient, T* softened, T* probabilities) {
   const int64_t classes = row.classes;
@@ -195,7 +197,7 @@ T of_candidate(const std::optional<Tensor>& values, int64_t candidate, T otherwi
   return values->const_data_ptr<T>()[values->dim() == 0 ? 0 : candidate * values->stride(0)];
 }
 
-// `with_stats` is off: the last three results are undefined. `similarity` may only be given with it.
+// The last three results, and `similarity`, only have a meaning with `with_stats`.
 template <typename scalar, typename T>
 Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& similarity) {
   const int64_t axes = in.logits.dim();
@@ -219,7 +221,8 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
 
   std::vector<Outcome<T>> outcomes(rows);
   const auto memory = similarity ? std::make_unique_for_overwrite<T[]>(rows * classes) : nullptr;
-  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kElementsPerTask / classes), [&](int64_t begin, int64_t end) {
+  const int64_t rows_per_task = std::max<int64_t>(1, kElementsPerTask / classes);
+  torch::stable::parallel_for(0, rows, rows_per_task, [&](int64_t begin, int64_t end) {
     std::vector<T> scratch(4 * classes);
     T *row_logits = scratch.data(), *row_gradient = row_logits + classes, *softened = row_gradient + classes;
     for (int64_t i = begin; i < end; ++i) {
@@ -240,16 +243,15 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
   });
 
   // From here on in the order of the samples, so that the results do not depend on the number of threads.
-  T* loss = out.loss.mutable_data_ptr<T>();
-  if (in.reduction == "none") {
-    for (int64_t i = 0; i < rows; ++i) loss[i] = outcomes[i].loss;
-  }
   const auto total = [&](int64_t candidate, auto Outcome<T>::*value) {
     double sum = 0;
     for (int64_t i = candidate * batch; i < (candidate + 1) * batch; ++i) sum += outcomes[i].*value;
     return sum;
   };
-  if (in.reduction != "none") {
+  T* loss = out.loss.mutable_data_ptr<T>();
+  if (in.reduction == "none") {
+    for (int64_t i = 0; i < rows; ++i) loss[i] = outcomes[i].loss;
+  } else {
     const double count = in.reduction == "mean" ? static_cast<double>(batch) : 1.0;
     for (int64_t p = 0; p < candidates; ++p) loss[p] = static_cast<T>(total(p, &Outcome<T>::loss) / count);
   }

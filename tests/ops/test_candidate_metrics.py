@@ -124,9 +124,15 @@ def test_temperature_stays_in_its_bracket() -> None:
     np.testing.assert_allclose(metrics.temperature, [0.05, 20.0], rtol=6e-5)
 
 
-def test_ties_favour_the_label() -> None:
+def test_of_equal_logits_the_lower_index_comes_first() -> None:
     logits = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [2.0, 1.0, 2.0]]])
-    assert candidate_metrics(logits, torch.tensor([1, 1, 1])).top1.item() == pytest.approx(2 / 3)
+    for label in range(3):
+        labels = torch.full((3,), label)
+        expected = (logits[0].argmax(-1) == labels).double().mean().item()
+        assert candidate_metrics(logits, labels).top1.item() == pytest.approx(expected)
+    constant = torch.zeros(1, 70, 7)  # a dead network is right by chance, not always
+    metrics = candidate_metrics(constant, torch.arange(70) % 7)
+    assert (metrics.top1.item(), metrics.top5.item()) == pytest.approx((1 / 7, 5 / 7))
 
 
 def test_five_classes_or_fewer_are_always_in_the_top_five() -> None:
@@ -154,6 +160,20 @@ def test_extreme_logits_stay_finite() -> None:
     assert metrics.brier.item() == pytest.approx(2 / 4)
     assert metrics.ece.item() == pytest.approx(0.25)
     assert metrics.entropy.item() == 0.0
+
+
+def test_a_common_offset_of_the_logits_changes_nothing() -> None:
+    logits, labels = problem()
+    coarse = (logits * 64).round().float() / 64  # exact after adding 4096, too
+    for shifted, plain in zip(candidate_metrics(coarse + 4096, labels), candidate_metrics(coarse, labels), strict=True):
+        assert torch.equal(shifted, plain)
+
+
+def test_a_far_higher_logit_ties_no_others() -> None:
+    row = torch.zeros(8)
+    row[:6] = torch.tensor([1e8, 5.0, 4.0, 3.0, 2.0, 1.0])  # float32 cannot tell these apart next to 1e8
+    logits = row.expand(1, 2, 8)
+    assert candidate_metrics(logits, torch.tensor([4, 5])).top5.item() == 0.5
 
 
 def test_single_precision_agrees_with_double() -> None:
@@ -199,6 +219,16 @@ def test_compiles_into_one_graph() -> None:
 def test_refuses_shapes(logits: tuple[int, ...], labels: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         candidate_metrics(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
+
+
+def test_refuses_an_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="cannot serve candidate_metrics"):
+        candidate_metrics(*problem(), backend="abacus")
+
+
+def test_refuses_a_label_out_of_range() -> None:
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        candidate_metrics(torch.zeros(2, 8, 5), torch.full((8,), 5))
 
 
 def test_refuses_dtypes() -> None:

@@ -162,6 +162,11 @@ def test_refuses_what_does_not_fit(
         rank_binned_targets(torch.rand(similarity), torch.rand(true_mass), torch.rand(bin_masses), bin_starts)
 
 
+def test_refuses_an_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="cannot serve rank_binned_targets"):
+        rank_binned_targets(torch.rand(3, 3), torch.tensor(0.9), torch.ones(1), [1], backend="abacus")
+
+
 def test_refuses_counts() -> None:
     with pytest.raises(TypeError, match="similarity"):
         rank_binned_targets(torch.zeros(3, 3, dtype=torch.int64), torch.tensor(0.9), torch.ones(1), [1])

@@ -162,6 +162,11 @@ def test_refuses_what_does_not_fit(
         rank_candidates(torch.zeros(shape), higher, weights)
 
 
+def test_refuses_an_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="cannot serve rank_candidates"):
+        rank_candidates(torch.zeros(4, 2), [True, True], backend="abacus")
+
+
 def test_refuses_integers() -> None:
     with pytest.raises(TypeError, match="criteria"):
         rank_candidates(torch.zeros(4, 2, dtype=torch.int64), [True, True])

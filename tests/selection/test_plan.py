@@ -50,6 +50,9 @@ def test_probe_events_wait_for_the_warmup_and_for_each_other() -> None:
 def test_probe_event_begins_at_the_first_epoch_no_less_than_its_fraction() -> None:
     settings = SelectionSettings(budget="probe", candidates=2, interval=1, events=(0.34,))
     assert tile(10, 0, settings, 10) == [(0, 4, 1), (4, 1, 2), (5, 5, 1)]
+    decimal = settings.model_copy(update={"events": (0.07,)})
+    assert 0.07 * 100 > 7  # in floating point
+    assert tile(100, 0, decimal, 100) == [(0, 7, 1), (7, 1, 2), (8, 92, 1)]
 
 
 def test_a_warmup_longer_than_the_run_is_the_run() -> None:

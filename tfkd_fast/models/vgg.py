@@ -6,6 +6,7 @@ Source: the variants with batch norm of RepDistiller (Tian et al., "Contrastive 
 import math
 from typing import Literal, NamedTuple, overload
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,7 +65,8 @@ class VGG(nn.Module):
             after.append(F.relu(before[-1]))
             x = F.max_pool2d(after[-1], 2) if i in pooled_stages else after[-1]
         pooled = x.mean(dim=(2, 3))
-        logits = self.classifier(pooled)
+        with torch.autocast(images.device.type, enabled=False):  # bf16 logits would tie, and blur soft targets
+            logits = self.classifier(pooled.to(self.classifier.weight.dtype))
         return (logits, Features(before, after, pooled)) if return_features else logits
 
     def _initialise(self) -> None:

@@ -39,8 +39,8 @@ class CandidateMetrics(NamedTuple):
 def candidate_metrics(logits: Tensor, labels: Tensor, *, backend: str | None = None) -> CandidateMetrics:
     """Accuracy, likelihood and calibration of K candidates that saw the same N samples. No gradient.
 
-    * top1, top5: a sample counts when fewer than 1 (5) classes have a logit strictly greater than its label's; ties
-      thus favour the label, and with C <= 5 every sample counts for top5.
+    * top1, top5: a sample counts when its label is among the 1 (5) classes of highest logit, of equal ones those of lower
+      index, as `argmax` has it. With C <= 5 every sample counts for top5.
     * temperature: minimises the mean NLL of `logits / T` (Guo et al., ICML 2017), by golden-section search on log T in
       [log 0.05, log 20] with a fixed number of steps.
     * calibrated_nll: T is fitted on the even samples and scored on the odd ones, and the reverse; the mean is over all
@@ -55,25 +55,29 @@ def candidate_metrics(logits: Tensor, labels: Tensor, *, backend: str | None = N
         backend: an operator backend; None picks the fastest that serves the tensors.
 
     Raises:
-        ValueError: for shapes that do not fit; TypeError for dtypes.
+        ValueError: for shapes that do not fit; TypeError for dtypes. RuntimeError, from torch, for a label out of range
+            on the CPU.
     """
     _check(logits, labels)
-    return backends.select("candidate_metrics", backend, logits)(logits, labels)
+    metrics: CandidateMetrics = backends.select("candidate_metrics", backend, logits)(logits, labels)
+    return metrics
 
 
 @torch.no_grad()
 def _reference(logits: Tensor, labels: Tensor) -> CandidateMetrics:
     finite = logits.isfinite().all(dim=(1, 2))
+    classes = torch.arange(logits.shape[-1], device=labels.device)
+    own = _at_label(logits, labels).unsqueeze(-1)
+    ahead = ((logits > own) | ((logits == own) & (classes < labels.unsqueeze(-1)))).sum(-1)
     if logits.dtype != torch.float64:
         logits = logits.float()
-    logits = logits - logits.amax(-1, keepdim=True)  # the softmax stays, and logits / T cannot overflow upwards
+    logits = logits - logits.amax(-1, keepdim=True)  # a common offset would cost the NLL its last digits
 
     log_probabilities = logits.log_softmax(-1)
     probabilities = log_probabilities.exp()
     confidence = probabilities.amax(-1)
-    true_class = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=labels.device)  # (N,C)
-    greater = (logits > _at_label(logits, labels).unsqueeze(-1)).sum(-1)
-    correct = (greater < 1).to(logits.dtype)
+    true_class = labels.unsqueeze(-1) == classes  # (N,C)
+    correct = (ahead < 1).to(logits.dtype)
 
     interior_edges = torch.linspace(0.0, 1.0, ECE_BINS + 1, dtype=logits.dtype, device=logits.device)[1:-1]
     bins = torch.bucketize(confidence, interior_edges)
@@ -85,7 +89,7 @@ def _reference(logits: Tensor, labels: Tensor) -> CandidateMetrics:
 
     metrics = CandidateMetrics(
         top1=correct.mean(-1),
-        top5=(greater < 5).to(logits.dtype).mean(-1),
+        top5=(ahead < 5).to(logits.dtype).mean(-1),
         nll=-_at_label(log_probabilities, labels).mean(-1),
         calibrated_nll=calibrated.mean(-1),
         temperature=_fit_temperature(logits, labels),

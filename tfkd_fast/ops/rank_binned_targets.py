@@ -39,8 +39,9 @@ def rank_binned_targets(
         ValueError: for shapes or bin starts that do not fit; TypeError for a similarity that is not floating point.
     """
     _check(similarity, true_mass, bin_masses, bin_starts)
-    implementation = backends.select("rank_binned_targets", backend, similarity)
-    return implementation(similarity, true_mass, bin_masses, bin_starts)
+    function = backends.select("rank_binned_targets", backend, similarity)
+    table: Tensor = function(similarity, true_mass, bin_masses, bin_starts)
+    return table
 
 
 def _reference(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]) -> Tensor:

@@ -51,7 +51,9 @@ def rank_candidates(
     """
     weights = [1.0] * len(higher_is_better) if weights is None else weights
     _check(criteria, higher_is_better, weights)
-    return backends.select("rank_candidates", backend, criteria)(criteria, higher_is_better, weights)
+    function = backends.select("rank_candidates", backend, criteria)
+    ranking: CandidateRanking = function(criteria, higher_is_better, weights)
+    return ranking
 
 
 def _reference(criteria: Tensor, higher_is_better: Sequence[bool], weights: Sequence[float]) -> CandidateRanking:

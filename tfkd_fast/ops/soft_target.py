@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tfkd_fast.ops import backends
 
@@ -83,7 +82,7 @@ def soft_target_loss_with_stats(
     """`soft_target_loss`, and what one wants to know about a training step, without waiting for the device.
 
     Args:
-        similarity: (C,C), or (P,C,C) for P candidates, float32. In place, `similarity[y] += softmax(z)` for every sample.
+        similarity: (C,C), or (P,C,C) for P candidates, float32. In place, each sample adds softmax(z) to row y.
         logits, labels, targets, temperature, hard_weight, rows, reduction, backend: see `soft_target_loss`.
     """
     _check(logits, labels, targets, temperature, hard_weight, rows, reduction)
@@ -228,7 +227,7 @@ def _unless(default: float, value: float | Tensor, logits: Tensor) -> Tensor | N
 def _attach(loss: Tensor, gradient: Tensor, logits: Tensor, reduction: Reduction) -> Tensor:
     if not logits.requires_grad:
         return loss
-    attached: Tensor = _AttachGradient.apply(logits, loss, gradient, reduction)  # type: ignore[no-untyped-call]
+    attached: Tensor = _AttachGradient.apply(logits, loss, gradient, reduction)
     return attached
 
 
@@ -246,8 +245,9 @@ class _AttachGradient(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # a second derivative is refused, not silently zero
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True: what depends on the gradient would silently get none
+            raise RuntimeError('this backend of soft_target_loss has no second derivative: use backend="reference"')
         (gradient,) = ctx.saved_tensors
         scale = upstream[0].unsqueeze(-1)
         if ctx.reduction != "none":

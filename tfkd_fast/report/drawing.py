@@ -5,12 +5,16 @@ The same figure gives the same text, whatever the user's matplotlibrc says.
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 LIGHT = {
     "ink": "#1c2127",
@@ -75,6 +79,19 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "tfkd_fast",
 }
 
+HALF, FULL = 5.4, 11.0
+"""Widths in inches of a chart in one column, and of one across the page."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure of the page."""
+
+    title: str
+    note: str
+    svg: Markup
+    wide: bool = False
+
 
 def inline_svg(name: str, label: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> Markup:
     """Paint a figure of `size` inches and return one `<svg>` element, `label` being what a screen reader says.
@@ -98,3 +115,47 @@ def inline_svg(name: str, label: str, size: tuple[float, float], paint: Callable
     for colour, value in LIGHT.items():
         body = body.replace(value, f"var(--{colour})")
     return Markup('<svg viewBox="{}" role="img" aria-label="{}"><defs>').format(box[1], label) + Markup(body.strip())
+
+
+def epoch_axis(axes: Axes) -> None:
+    """Whole epochs along the bottom."""
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.set_xlabel("epoch")
+
+
+def log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic vertical axis with plain numbers, where the values allow one."""
+    if not any(value > 0 for value in values):
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend_above(axes: Axes) -> None:
+    """A legend in one row, above the axes."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, columnspacing=1.4)
+
+
+def row_label(axes: Axes, text: str) -> None:
+    """A horizontal name to the left of a row of a stack of axes."""
+    axes.set_ylabel(text, rotation=0, ha="right", va="center", color=LIGHT["ink"])
+
+
+def markers(points: Sequence[object]) -> dict[str, Any]:
+    """Points are marked where they are few: a single one would not show as a line."""
+    return {"marker": "o", "markersize": 3.0} if len(points) <= 24 else {}
+
+
+def course(epochs: Sequence[float], values: Sequence[float], unit: str = "") -> str:
+    """A curve in words: its ends and its extremes."""
+    known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if np.isfinite(value)]
+    if not known:
+        return "not known"
+    (first, start), (last, end) = known[0], known[-1]
+    low, high = (extreme(value for _, value in known) for extreme in (min, max))
+    return (
+        f"{start:.4g}{unit} at epoch {first:g}, {end:.4g}{unit} at epoch {last:g}, "
+        f"between {low:.4g}{unit} and {high:.4g}{unit}"
+    )

@@ -92,6 +92,10 @@ class Decision(Record):
     epochs: int
     candidates: tuple[DecidedCandidate, ...]
 
+    @property
+    def last_epoch(self) -> int:
+        return self.first_epoch + self.epochs - 1
+
 
 class Selection(Record):
     """One ranking of N candidates by R criteria."""
@@ -104,6 +108,7 @@ class Selection(Record):
     values: tuple[tuple[Number, ...], ...]
     ranks: tuple[tuple[Number, ...], ...]
     scores: tuple[Number, ...]
+    order: tuple[int, ...]
     winner: int
 
 
@@ -154,20 +159,42 @@ class Run:
     def student(self) -> list[Epoch]:
         """The lineage that survives, one record an epoch: of several candidates the one that was then selected, or
         candidate 0 where no selection followed (yet)."""
-        ends = [selection.epoch for selection in self.selections]
         lineage = []
         for epoch, records in groupby(self.epochs, key=lambda record: record.epoch):
             candidates = {record.candidate: record for record in records}
-            following = bisect_left(ends, epoch)
-            selected = len(candidates) > 1 and following < len(ends)
-            survivor = self.selections[following].winner if selected else 0
+            selection = self._next_selection(epoch)
+            survivor = selection.winner if selection and len(candidates) > 1 else 0
             lineage.append(candidates.get(survivor, candidates[min(candidates)]))
         return lineage
+
+    @cached_property
+    def rivals(self) -> list[list[Epoch]]:
+        """The other candidates: one track for each and for each interval, from the parent that it started from."""
+        student = {record.epoch: record for record in self.student}
+        tracks: dict[tuple[int | None, int], list[Epoch]] = {}
+        for record in self.epochs:
+            if record.candidate != student[record.epoch].candidate:
+                selection = self._next_selection(record.epoch)
+                track = tracks.setdefault((selection and selection.epoch, record.candidate), [])
+                if not track and record.epoch - 1 in student:
+                    track.append(student[record.epoch - 1])
+                track.append(record)
+        return list(tracks.values())
+
+    def _next_selection(self, epoch: int) -> Selection | None:
+        """The selection that ends the interval of an epoch, if several candidates train in it."""
+        following = bisect_left(self.selections, epoch, key=lambda selection: selection.epoch)
+        return self.selections[following] if following < len(self.selections) else None
 
     @cached_property
     def winners(self) -> dict[int, int]:
         """Interval -> the candidate that it continued from, where there was a selection."""
         return {selection.interval: selection.winner for selection in self.selections}
+
+    @cached_property
+    def decided(self) -> list[Decision]:
+        """The controller's own decisions: those after the warm-up, which is taught one-hot."""
+        return [decision for decision in self.decisions if self.survivor(decision).role != "warm-up"]
 
     def survivor(self, decision: Decision) -> DecidedCandidate:
         """What the surviving student of an interval was taught with."""

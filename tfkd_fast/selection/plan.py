@@ -50,7 +50,7 @@ def _event_starts(epochs: int, warmup: int, settings: SelectionSettings) -> list
     starts: list[int] = []
     free_from = warmup
     for fraction in settings.events:
-        due = math.ceil(fraction * epochs - 1e-9)  # a decimal fraction such as 145/240 is not exact
+        due = math.ceil(fraction * epochs - 1e-9)  # 0.07 * 100 is a little more than 7
         starts.append(max(due, free_from))
         free_from = starts[-1] + settings.interval
     return starts

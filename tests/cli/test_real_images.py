@@ -1,0 +1,34 @@
+"""Training on real CIFAR-10 images, where they are at hand beside the checkout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+UNPACK = Path(__file__).parents[3] / "shared" / "data" / "unpack.py"
+pytestmark = pytest.mark.skipif(not UNPACK.is_file(), reason="no packed CIFAR-10 beside the checkout")
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 training and 200 test images of each class, as one .npz file."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, UNPACK, "cifar10", folder, "--limit", "200"], check=True)
+    return folder / "cifar10.npz"
+
+
+@pytest.mark.parametrize("method", ["ce", "tfkd-mrs"])
+def test_a_narrow_student_learns_real_images(cifar10: Path, tmp_path: Path, method: str) -> None:
+    settings = "model.width=0.25 schedule.name=one-cycle controller.warmup_epochs=4 selection.interval=2".split()
+    arguments = ["train", "--dataset", "npz", "--data-root", cifar10, "--method", method, "--epochs", "8"]
+    arguments += ["--batch-size", "32", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "run"]
+    for assignment in [*settings, "selection.candidates=2"]:
+        arguments += ["--set", assignment]
+    result = subprocess.run([sys.executable, "-m", "tfkd_fast", *map(str, arguments)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["train_images"], summary["holdout_images"], summary["test_images"]) == (1800, 200, 2000)
+    # Chance is 10 %; with 2,000 test images, 25 % is over twenty standard errors above it.
+    assert summary["test_top1"] > 25

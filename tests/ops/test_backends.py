@@ -1,0 +1,125 @@
+"""Which backend serves a call: the order of preference, forced backends and refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tfkd_fast import ops
+from tfkd_fast.errors import UserError
+from tfkd_fast.ops import backends
+
+CPU = torch.device("cpu")
+needs_cpp = pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
+
+
+def in_a_new_process(code: str, **environment: str) -> Any:
+    """The JSON that `code` prints."""
+    process = subprocess.run(
+        [sys.executable, "-c", f"import json, torch\nfrom tfkd_fast import ops\n{code}"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(process.stdout)
+
+
+@pytest.fixture
+def operator() -> Any:
+    """An operator whose fast backend serves float32 only; each implementation returns its name."""
+    name = "test_operator"
+    backends.register(name, "reference", lambda: "reference")
+    backends.register(
+        name,
+        "triton",
+        lambda: "triton",
+        refuses=lambda tensor: None if tensor.dtype == torch.float32 else f"no kernel for {tensor.dtype}",
+        about="a test",
+    )
+    yield name
+    del backends._operators[name]
+
+
+def test_the_fastest_that_serves_is_chosen(operator: str) -> None:
+    assert backends.select(operator, None, torch.zeros(1))() == "triton"
+    assert backends.select(operator, None, torch.zeros(1).double())() == "reference"
+    assert backends.select(operator, "reference", torch.zeros(1))() == "reference"
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        ("triton", "no kernel for torch.float64"),
+        ("cuda", "this operator has no CUDA kernel"),
+        ("tritno", "there is no such backend, did you mean 'triton'"),
+    ],
+)
+def test_a_named_backend_that_cannot_serve_says_why(operator: str, backend: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        backends.select(operator, backend, torch.zeros(1).double())
+
+
+def test_a_forced_backend_is_strict_where_it_exists_and_ends_with_its_block(operator: str) -> None:
+    with ops.using_backend("triton"):
+        assert backends.select(operator, None, torch.zeros(1))() == "triton"
+        assert ops.backend_of("rank_candidates", CPU) == "reference"
+        assert backends.select(operator, "reference", torch.zeros(1))() == "reference"
+        with pytest.raises(UserError, match=r"'triton' cannot serve test_operator: no kernel for torch\.float64"):
+            backends.select(operator, None, torch.zeros(1).double())
+        with ops.using_backend("auto"):
+            assert backends.select(operator, None, torch.zeros(1))() == "triton"
+    assert backends.select(operator, None, torch.zeros(1).double())() == "reference"
+
+
+def test_a_block_ends_on_errors_too() -> None:
+    before = ops.backend_of("soft_target_loss", CPU)
+    block = ops.using_backend("reference")
+    with pytest.raises(ZeroDivisionError), block:
+        1 / 0  # noqa: B018
+    assert ops.backend_of("soft_target_loss", CPU) == before
+
+
+def test_forcing_a_backend_that_does_not_exist() -> None:
+    with pytest.raises(UserError, match="did you mean 'reference'"), ops.using_backend("referense"):
+        pass
+
+
+def test_status_lists_every_backend_of_every_operator(operator: str) -> None:
+    table = {row.name: {backend.name: backend for backend in row.backends} for row in ops.status()}
+    assert {"soft_target_loss", "soft_target_loss_with_stats", "rank_candidates", operator} <= set(table)
+    for row in table.values():
+        assert set(row) == {"reference", "cpp", "cuda", "triton"}
+        assert [backend.state for backend in row.values()].count("chosen") == 1
+        assert all(backend.reason for backend in row.values())
+    states = {name: backend.state for name, backend in table[operator].items()}
+    assert states == {"triton": "chosen", "reference": "present", "cpp": "refused", "cuda": "refused"}
+
+
+@needs_cpp
+def test_the_library_serves_cpu_tensors() -> None:
+    assert ops.backend_of("soft_target_loss", CPU) == "cpp"
+    assert ops.backend_of("soft_target_loss", torch.device("meta")) == "reference"
+    with pytest.raises(ValueError, match="it serves CPU tensors, not meta tensors"):
+        backends.select("soft_target_loss", "cpp", torch.empty(0, device="meta"))
+
+
+def test_the_environment_variable_forces_a_backend() -> None:
+    code = 'print(json.dumps(ops.backend_of("soft_target_loss", torch.device("cpu"))))'
+    assert in_a_new_process(code, TFKD_FAST_OPS="reference") == "reference"
+
+
+def test_an_environment_variable_that_names_nothing_is_refused_at_the_first_call_not_at_import() -> None:
+    code = """
+from tfkd_fast.errors import UserError
+try:
+    ops.soft_target_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), torch.eye(2))
+except UserError as error:
+    print(json.dumps(str(error)))
+"""
+    message = "operator backend 'cp' does not exist: did you mean 'cpp'?"
+    assert in_a_new_process(code, TFKD_FAST_OPS="cp") == message

@@ -1,0 +1,53 @@
+"""Random crops and mirroring, as a function of (seed, epoch, stream, sample).
+
+The recipe of RepDistiller (Tian et al., 2020): 4 black pixels around a 32x32 image, a random 32x32 window of it, mirrored
+left to right half of the time. The border grows with the image, 8 pixels at 64x64 (our choice).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.randomness import Purpose, below, permutation, random_words
+
+
+class Views(NamedTuple):
+    """Which window of which padded image to show: four columns (M,), one row an image."""
+
+    indices: Tensor  # int64, of the image in its set
+    top: Tensor  # int64, first row of the window
+    left: Tensor  # int64, first column of the window
+    mirrored: Tensor  # bool
+
+    def batches(self, size: int) -> Iterator["Views"]:
+        """Consecutive views, `size` at a time; the last may be fewer."""
+        return map(Views, *(column.split(size) for column in self))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to an image. Pad 0 without flip changes nothing."""
+
+    pad: int  # pixels on each side
+    flip: bool
+
+    @classmethod
+    def usual(cls, height: int, flip: bool) -> "Augmentation":
+        return cls(pad=4 * height // 32, flip=flip)
+
+    def random_views(self, count: int, *, seed: int, epoch: int, stream: int, device: torch.device) -> Views:
+        """One view of each of `count` images, in the epoch's order. The view of an image does not depend on the order."""
+        indices = permutation(count, seed=seed, epoch=epoch, stream=stream, device=device)
+        vertical, horizontal, mirror, _ = random_words(indices, Purpose.AUGMENT, seed=seed, epoch=epoch, stream=stream)
+        places = 2 * self.pad + 1
+        mirrored = below(mirror, 2).bool() if self.flip else torch.zeros_like(mirror, dtype=torch.bool)
+        return Views(indices, below(vertical, places), below(horizontal, places), mirrored)
+
+    def plain_views(self, count: int, device: torch.device) -> Views:
+        """Every image as it is, in order."""
+        indices = torch.arange(count, device=device)
+        offset = torch.full_like(indices, self.pad)
+        return Views(indices, offset, offset, torch.zeros_like(indices, dtype=torch.bool))

@@ -1,0 +1,34 @@
+"""Data sets by name."""
+
+from collections.abc import Callable
+
+from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.datasets.digits import open_digits
+from tfkd_fast.data.datasets.folder import open_folder
+from tfkd_fast.data.datasets.npz import open_npz
+from tfkd_fast.data.datasets.torchvision_files import open_cifar, open_svhn
+from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.errors import UserError
+from tfkd_fast.settings import nearest
+
+DATASETS: dict[str, Callable[[DataSettings, bool], Dataset]] = {
+    "digits": open_digits,
+    "cifar10": open_cifar,
+    "cifar100": open_cifar,
+    "svhn": open_svhn,
+    "npz": open_npz,
+    "folder": open_folder,
+}
+
+
+def open_dataset(settings: DataSettings, download: bool = False) -> Dataset:
+    """The data set of a recipe, checked as far as that goes without reading images.
+
+    `download` fetches one of torchvision's if it is missing. Whatever is wrong with name or files raises UserError.
+    """
+    if settings.dataset not in DATASETS:
+        raise UserError(f"unknown data set {settings.dataset!r}: {nearest(settings.dataset, DATASETS)}")
+    dataset = DATASETS[settings.dataset](settings, download)
+    if settings.flip is not None:
+        dataset.flip = settings.flip
+    return dataset

@@ -1,0 +1,50 @@
+"""Handwritten digits that scikit-learn brings along: 1,797 images of 8x8 pixels, no download.
+
+Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.images import ArrayImages
+from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.data.split import SPLIT_SEED, split_indices
+from tfkd_fast.errors import UserError
+
+SIZE = 32
+TEST_SHARE = 0.2
+"""Of every class (our choice; the copy in scikit-learn has no training and test parts)."""
+
+
+def open_digits(settings: DataSettings, download: bool) -> Dataset:
+    """One channel, enlarged to 32x32 pixels. Not mirrored: a mirrored digit is no digit."""
+    if settings.root is not None:
+        raise UserError(
+            f"data set digits is bundled and reads nothing from {settings.root!r}: leave --data-root out, or name "
+            "another --dataset"
+        )
+    return Dataset(
+        "digits",
+        [str(digit) for digit in range(10)],
+        (1, SIZE, SIZE),
+        flip=False,
+        read_train=lambda: _read()[0],
+        read_test=lambda: _read()[1],
+    )
+
+
+@cache
+def _read() -> tuple[ArrayImages, ArrayImages]:
+    """Training and test images. Both parts stand in one file."""
+    from sklearn.datasets import load_digits  # takes a second to import, and most data sets do without
+
+    bundled = load_digits()
+    grey = torch.from_numpy(bundled.images).float().unsqueeze(1) * (255 / 16)  # ink 0 .. 16
+    enlarged = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    labels = torch.from_numpy(bundled.target).long()
+    images = ArrayImages(enlarged.round().to(torch.uint8), labels)
+    train, test = split_indices(labels, TEST_SHARE, SPLIT_SEED)
+    return images.subset(train), images.subset(test)

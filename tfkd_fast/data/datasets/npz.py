@@ -1,0 +1,121 @@
+"""One .npz file with train_images, train_labels, test_images, test_labels and classes."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.images import ArrayImages
+from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.errors import UserError
+
+SIZES = (32, 64)
+KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
+
+
+def open_npz(settings: DataSettings, download: bool) -> Dataset:
+    """Images (N,S,S,3) or (N,S,S,1) uint8 with S 32 or 64; labels (N,), any integers 0 .. C-1; classes (C,) strings.
+
+    All shapes and types are checked at once, from the headers of the arrays; no pickled object is ever loaded.
+    """
+    if settings.root is None:
+        raise UserError("data set npz needs its file: name it with --data-root FILE.npz")
+    file = NpzFile(Path(settings.root).expanduser())
+    classes = file.classes()
+    image_shape = file.check_images("train", None)
+    file.check_images("test", image_shape)
+    return Dataset(
+        "npz",
+        classes,
+        image_shape,
+        flip=True,
+        read_train=lambda: file.images("train", classes, all_classes=True),
+        read_test=lambda: file.images("test", classes, all_classes=False),
+    )
+
+
+class NpzFile:
+    """The archive; every fault is a UserError that names the file and the array."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise UserError(f"there is no file {path}: name the .npz file with --data-root")
+        self._path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = set(archive.namelist())
+        except zipfile.BadZipFile:
+            raise UserError(f"{path} is not a whole .npz file: write it again with numpy.savez") from None
+        for key in KEYS:
+            if f"{key}.npy" not in names:
+                raise UserError(f"{path} has no array {key}: an npz data set needs {', '.join(KEYS)}")
+
+    def classes(self) -> list[str]:
+        """Class names in label order."""
+        shape, dtype = self._header("classes")
+        if dtype.kind != "U" or len(shape) != 1:
+            raise self._fault("classes", f"must be (C,) strings, is {_tell(shape, dtype)}")
+        names = [str(name) for name in self._array("classes")]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise self._fault("classes", f"must name two classes or more, each once, names {len(set(names))}")
+        return names
+
+    def check_images(self, part: str, image_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
+        """(C,H,W) of a part, whose headers are checked; they must agree with `image_shape` if it is given."""
+        shape, dtype = self._header(f"{part}_images")
+        fits = len(shape) == 4 and shape[0] > 0 and shape[1] == shape[2] in SIZES and shape[3] in (1, 3)
+        if dtype != np.uint8 or not fits:
+            wanted = "(N,S,S,3) or (N,S,S,1) uint8 with S 32 or 64 and N above 0"
+            raise self._fault(f"{part}_images", f"must be {wanted}, is {_tell(shape, dtype)}")
+        found = (shape[3], shape[1], shape[2])
+        if image_shape not in (None, found):
+            raise self._fault(f"{part}_images", f"holds images of another shape than train_images: {shape[1:]}")
+        label_shape, label_dtype = self._header(f"{part}_labels")
+        if label_dtype.kind not in "iu" or label_shape != shape[:1]:
+            raise self._fault(f"{part}_labels", f"must be ({shape[0]},) integers, is {_tell(label_shape, label_dtype)}")
+        return found
+
+    def images(self, part: str, classes: list[str], *, all_classes: bool) -> ArrayImages:
+        """A part's images; `all_classes` asks that every class has one."""
+        labels = self._array(f"{part}_labels").astype(np.int64)
+        outside = labels[(labels < 0) | (labels >= len(classes))]
+        if len(outside):
+            raise self._fault(f"{part}_labels", f"must be 0 .. {len(classes) - 1}, holds {outside[0]}")
+        if all_classes:
+            for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0):
+                raise self._fault(f"{part}_labels", f"holds no image of class {classes[label]!r}")
+        images = torch.from_numpy(self._array(f"{part}_images")).permute(0, 3, 1, 2)
+        return ArrayImages(images, torch.from_numpy(labels))
+
+    def _header(self, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and type of an array, without its content."""
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open(f"{key}.npy") as member:
+                read = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
+            raise self._damaged(key) from None
+        return shape, dtype
+
+    def _array(self, key: str) -> np.ndarray[Any, Any]:
+        try:
+            with np.load(self._path, allow_pickle=False) as archive:
+                array: np.ndarray[Any, Any] = archive[key]
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
+            raise self._damaged(key) from None
+        return array
+
+    def _damaged(self, key: str) -> UserError:
+        return self._fault(key, "is damaged or no plain array")
+
+    def _fault(self, key: str, what: str) -> UserError:
+        return UserError(f"array {key} in {self._path} {what}: write the file again")
+
+
+def _tell(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    return f"{shape} {dtype}"

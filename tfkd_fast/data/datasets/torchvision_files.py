@@ -1,0 +1,132 @@
+"""CIFAR-10, CIFAR-100 and SVHN, from the files that torchvision downloads, in the places where it puts them.
+
+Files are read here and not by torchvision's classes, because those open the test images of CIFAR along with the training
+images and do not say which file is damaged. Addresses, names and checksums are torchvision's. No file is parsed before
+its checksum was found right: CIFAR's are pickles.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100, SVHN
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive, download_url
+
+from tfkd_fast.data.datasets.base import ChannelStatistics, Dataset
+from tfkd_fast.data.images import ArrayImages
+from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.errors import UserError
+
+DEFAULT_ROOT = ".data"
+
+# CIFAR-100's are RepDistiller's (Tian et al., 2020); the others are in wide use. All are of the training images.
+STATISTICS = {
+    "cifar10": ChannelStatistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ChannelStatistics((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "svhn": ChannelStatistics((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+
+
+class Files:
+    """The files of one data set in one folder, each with its MD5 checksum."""
+
+    def __init__(self, dataset: str, folder: Path, checksums: dict[str, str]) -> None:
+        self.dataset, self.folder, self.checksums = dataset, folder, checksums
+
+    def provide(self, fetch: Callable[[], None] | None) -> None:
+        """See to it that the files are there; whether they are whole is checked only when they were to be fetched."""
+        if fetch and not all(check_integrity(self.folder / name, md5) for name, md5 in self.checksums.items()):
+            try:
+                fetch()
+            except (OSError, RuntimeError, EOFError) as error:
+                raise UserError(
+                    f"downloading {self.dataset} to {self.folder} failed ({error}): try again, or put its files there"
+                ) from None
+        for name in self.checksums:
+            if not (self.folder / name).is_file():
+                raise UserError(
+                    f"{self.dataset} is not in {self.folder} ({name} is missing): "
+                    "fetch it with --download or name its place with --data-root"
+                )
+
+    def read(self, name: str) -> bytes:
+        """The content of a file, its checksum verified."""
+        content = (self.folder / name).read_bytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.checksums[name]:
+            raise UserError(
+                f"{self.folder / name} is truncated or damaged (its checksum is not that of {self.dataset}): "
+                "fetch it again with --download"
+            )
+        return content
+
+
+def open_cifar(settings: DataSettings, download: bool) -> Dataset:
+    """60,000 photographs of 32x32 pixels: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009."""
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[settings.dataset]
+    train, test = ([name for name, _ in part] for part in (source.train_list, source.test_list))
+    checksums = dict(source.train_list + source.test_list)
+    checksums[source.meta["filename"]] = source.meta["md5"]
+    root = _root(settings)
+    files = Files(settings.dataset, root / source.base_folder, checksums)
+    fetch = partial(download_and_extract_archive, source.url, root, filename=source.filename, md5=source.tgz_md5)
+    files.provide(fetch if download else None)
+    classes = pickle.loads(files.read(source.meta["filename"]), encoding="latin1")[source.meta["key"]]
+    return Dataset(
+        settings.dataset,
+        list(classes),
+        (3, 32, 32),
+        flip=True,
+        read_train=lambda: _read_cifar(files, train),
+        read_test=lambda: _read_cifar(files, test),
+        statistics=STATISTICS[settings.dataset],
+    )
+
+
+def _read_cifar(files: Files, names: list[str]) -> ArrayImages:
+    batches: list[dict[str, Any]] = [pickle.loads(files.read(name), encoding="latin1") for name in names]
+    images = torch.cat([torch.from_numpy(batch["data"]) for batch in batches]).view(-1, 3, 32, 32)
+    labels = [label for batch in batches for label in batch.get("labels") or batch["fine_labels"]]
+    return ArrayImages(images, torch.tensor(labels))
+
+
+def open_svhn(settings: DataSettings, download: bool) -> Dataset:
+    """House numbers of 32x32 pixels, without the "extra" images: Netzer et al., "Reading Digits in Natural Images", 2011.
+
+    Not mirrored: a mirrored digit is no digit.
+    """
+    parts = {part: SVHN.split_list[part] for part in ("train", "test")}
+    root = _root(settings)
+    files = Files("svhn", root, {name: md5 for _, name, md5 in parts.values()})
+
+    def fetch() -> None:
+        for url, name, md5 in parts.values():
+            download_url(url, root, name, md5)
+
+    files.provide(fetch if download else None)
+    return Dataset(
+        "svhn",
+        [str(digit) for digit in range(10)],
+        (3, 32, 32),
+        flip=False,
+        read_train=lambda: _read_svhn(files, parts["train"][1]),
+        read_test=lambda: _read_svhn(files, parts["test"][1]),
+        statistics=STATISTICS["svhn"],
+    )
+
+
+def _read_svhn(files: Files, name: str) -> ArrayImages:
+    from scipy.io import loadmat  # slow to import, and no other data set needs it
+
+    arrays = loadmat(io.BytesIO(files.read(name)))
+    images = torch.from_numpy(arrays["X"]).permute(3, 2, 0, 1).contiguous()  # from (32,32,3,N)
+    labels = torch.from_numpy(arrays["y"]).long().flatten() % 10  # the file says 10 for the digit 0
+    return ArrayImages(images, labels)
+
+
+def _root(settings: DataSettings) -> Path:
+    return Path(settings.root or DEFAULT_ROOT).expanduser()

@@ -1,0 +1,21 @@
+"""The `[data]` table of a recipe."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tfkd_fast.settings import Settings
+
+
+class DataSettings(Settings):
+    """Which images, and how they reach the network."""
+
+    dataset: str = "digits"  # digits, cifar10, cifar100, svhn, folder or npz
+    root: str | None = None  # folder of the data set, for npz the file; cifar and svhn: .data without it
+    image_size: Literal[32, 64] = 32  # pixels a side that the images of `folder` are brought to
+    holdout: float = Field(default=0.1, ge=0, lt=1)  # share of every class's training images that is held out
+    batch_size: int = Field(default=64, ge=1)
+    augment: bool = True  # random crops and mirroring of training images
+    flip: bool | None = None  # mirror at random; without it, as suits the data set (digits and svhn: no, others: yes)
+    loader: Literal["auto", "resident", "torchvision"] = "auto"
+    workers: int = Field(default=2, ge=0)  # processes of the torchvision loader

@@ -1,0 +1,82 @@
+"""Random numbers that are a function of what they are for, not of what was drawn before.
+
+A word is named by (seed, epoch, stream, purpose, sample). So every loader draws the same augmentation, a resumed run goes
+on exactly, and no generator state is kept anywhere. Words are integers 0 .. 2**32 - 1 held in int64 tensors.
+"""
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+class Purpose(IntEnum):
+    """What a random number is for. The values are part of every result: never change one."""
+
+    SPLIT = 0
+    ORDER = 1
+    AUGMENT = 2
+
+
+def philox(counter: Words, key: tuple[int, int]) -> Words:
+    """Philox4x32-10: four random words from four counter words and two key words.
+
+    `counter` holds int64 tensors of words that broadcast against each other, on any device; the four results have the
+    broadcast shape. Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # 32x32 -> 64 bits. The int64 product may wrap, but its bits are right: shift, then mask the sign's copies away.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0 = (product1 >> 32 & _MASK) ^ c1 ^ k0
+        c2 = (product0 >> 32 & _MASK) ^ c3 ^ k1
+        c1, c3 = product1 & _MASK, product0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def random_words(samples: Tensor, purpose: Purpose, *, seed: int, epoch: int = 0, stream: int = 0) -> Words:
+    """Four words for every sample.
+
+    `samples` int64 of any shape, values 0 .. 2**32 - 1; 0 <= seed < 2**64; epoch and stream fit 32 bits. `stream` tells
+    apart runs that share a seed, such as the candidates of a population.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in 0 .. 2**64 - 1, got {seed}")
+    for name, value in (("epoch", epoch), ("stream", stream)):
+        if not 0 <= value <= _MASK:
+            raise ValueError(f"{name} must be in 0 .. 2**32 - 1, got {value}")
+    constants = (torch.full((), value, dtype=torch.int64, device=samples.device) for value in (epoch, purpose, stream))
+    return philox((samples, *constants), (seed & _MASK, seed >> 32))  # type: ignore[arg-type]  # four by construction
+
+
+def random_keys(count: int, purpose: Purpose, *, seed: int, epoch: int, stream: int, device: torch.device) -> Tensor:
+    """(count,) int64, uniform on 0 .. 2**63 - 1: the keys to sort 0 .. count - 1 by."""
+    samples = torch.arange(count, device=device)
+    high, low, _, _ = random_words(samples, purpose, seed=seed, epoch=epoch, stream=stream)
+    return (high << 31) | (low >> 1)
+
+
+def permutation(
+    count: int, *, seed: int, epoch: int = 0, stream: int = 0, device: torch.device | None = None
+) -> Tensor:
+    """The order in which an epoch visits its samples: (count,) int64, the same on every device."""
+    keys = random_keys(
+        count, Purpose.ORDER, seed=seed, epoch=epoch, stream=stream, device=device or torch.device("cpu")
+    )
+    return keys.argsort(stable=True)
+
+
+def below(words: Tensor, bound: int) -> Tensor:
+    """Uniform integers 0 .. bound - 1 from words; no value is off by more than bound / 2**32 in relative frequency.
+
+    Source: Lemire, "Fast Random Integer Generation in an Interval", 2019, without the rejection step. bound <= 2**31.
+    """
+    return words * bound >> 32

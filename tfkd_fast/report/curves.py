@@ -1,0 +1,162 @@
+"""How training went: curves over epochs. Each function returns None where the run has nothing for it to show."""
+
+import math
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from tfkd_fast.report.drawing import (
+    HALF,
+    LIGHT,
+    Chart,
+    course,
+    epoch_axis,
+    inline_svg,
+    legend_above,
+    log_axis,
+    markers,
+)
+from tfkd_fast.report.run import Epoch, Run
+
+DASHED, DOTTED = (0.0, (4.0, 1.5)), (0.0, (1.0, 1.0))
+
+
+def accuracy_chart(run: Run) -> Chart | None:
+    """Training and held-out top-1 of the student, the other candidates' held-out top-1 behind it."""
+    if not run.student:
+        return None
+    epochs = [record.epoch for record in run.student]
+    train = [record.train_top1 for record in run.student]
+    holdout = [_holdout_top1(record) for record in run.student]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        _draw_drops(axes, run)
+        _draw_rivals(axes, run, _holdout_top1)
+        axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle=DASHED, label="training", **markers(epochs))
+        if run.start.holdout_images:
+            axes.plot(epochs, holdout, color=LIGHT["blue"], label="held-out", **markers(epochs))
+        axes.set_ylabel("top-1, %")
+        epoch_axis(axes)
+        legend_above(axes)
+
+    label = f"Line chart of top-1 accuracy. Training: {course(epochs, train, ' %')}."
+    if run.start.holdout_images:
+        label += f" Held-out: {course(epochs, holdout, ' %')}."
+    note = "Training accuracy is counted in passing, on augmented images, by the student as it was at each step."
+    return Chart("Accuracy", note, inline_svg("accuracy", label, (HALF, 3.3), paint))
+
+
+def loss_chart(run: Run) -> Chart | None:
+    """Training loss, held-out NLL and calibrated held-out NLL of the student."""
+    if not run.student:
+        return None
+    epochs = [record.epoch for record in run.student]
+    train = [record.train_loss for record in run.student]
+    nll = [record.holdout.nll if record.holdout else math.nan for record in run.student]
+    calibrated = [_calibrated_nll(record) for record in run.student]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        _draw_drops(axes, run)
+        _draw_rivals(axes, run, _calibrated_nll)
+        axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle=DASHED, label="training", **markers(epochs))
+        if run.start.holdout_images:
+            axes.plot(epochs, nll, color=LIGHT["green"], linestyle=DOTTED, label="held-out NLL", **markers(epochs))
+            axes.plot(epochs, calibrated, color=LIGHT["blue"], label="calibrated", **markers(epochs))
+        log_axis(axes, [*train, *nll, *calibrated])
+        axes.set_ylabel("nats")
+        epoch_axis(axes)
+        legend_above(axes)
+
+    label = f"Line chart of losses. Training: {course(epochs, train)}."
+    if run.start.holdout_images:
+        label += f" Held-out NLL: {course(epochs, nll)}. Calibrated: {course(epochs, calibrated)}."
+    note = "The training loss is the divergence from the target of the epoch, so it moves with the target as well."
+    return Chart("Loss", note, inline_svg("loss", label, (HALF, 3.3), paint))
+
+
+def calibration_chart(run: Run) -> Chart | None:
+    """Held-out calibration error, and the temperature that calibrates."""
+    judged = [(record.epoch, record.holdout) for record in run.student if record.holdout]
+    if not judged:
+        return None
+    epochs = [epoch for epoch, _ in judged]
+    ece = [holdout.ece for _, holdout in judged]
+    temperature = [holdout.temperature for _, holdout in judged]
+
+    def paint(figure: Figure) -> None:
+        top, bottom = figure.subplots(2, sharex=True)
+        top.plot(epochs, ece, color=LIGHT["blue"], **markers(epochs))
+        top.set_ylim(bottom=0)
+        top.set_ylabel("ECE")
+        bottom.axhline(1, color=LIGHT["muted"], linewidth=0.8)
+        bottom.plot(epochs, temperature, color=LIGHT["purple"], **markers(epochs))
+        bottom.set_ylabel("temperature")
+        epoch_axis(bottom)
+
+    label = (
+        f"Line charts of the held-out expected calibration error: {course(epochs, ece)}; "
+        f"and of the calibrating temperature: {course(epochs, temperature)}."
+    )
+    note = "Expected calibration error (15 bins), and the temperature that calibrates: above 1 means over-confident."
+    return Chart("Held-out calibration", note, inline_svg("calibration", label, (HALF, 3.0), paint))
+
+
+def pace_chart(run: Run) -> Chart | None:
+    """Learning rate and training speed."""
+    if not run.student:
+        return None
+    epochs = [record.epoch for record in run.student]
+    rates = [record.learning_rate for record in run.student]
+    speeds = [record.images_per_second for record in run.student]
+
+    def paint(figure: Figure) -> None:
+        top, bottom = figure.subplots(2, sharex=True)
+        top.plot(epochs, rates, color=LIGHT["purple"], drawstyle="steps-mid", **markers(epochs))
+        log_axis(top, rates)
+        top.set_ylabel("learning rate")
+        bottom.plot(epochs, speeds, color=LIGHT["green"], **markers(epochs))
+        bottom.set_ylim(bottom=0)
+        bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        bottom.set_ylabel("images/s")
+        epoch_axis(bottom)
+
+    label = (
+        f"Line charts of the learning rate: {course(epochs, rates)}; "
+        f"and of the training speed in images a second: {course(epochs, speeds)}."
+    )
+    note = "The rate at the start of each epoch, and the speed of one candidate in training, without evaluation."
+    return Chart("Learning rate and speed", note, inline_svg("pace", label, (HALF, 3.0), paint))
+
+
+def learning_rate_drops(run: Run) -> list[int]:
+    """Epochs that start at a lower rate after a plateau: the milestones of a step schedule, none of a smooth one."""
+    rates = [record.learning_rate for record in run.student]
+    return [
+        run.student[i].epoch for i in range(2, len(rates)) if rates[i] < rates[i - 1] and rates[i - 1] == rates[i - 2]
+    ]
+
+
+def _draw_drops(axes: Axes, run: Run) -> None:
+    for number, epoch in enumerate(learning_rate_drops(run)):
+        label = "learning rate drops" if number == 0 else None
+        axes.axvline(epoch - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle=DASHED, label=label)
+
+
+def _draw_rivals(axes: Axes, run: Run, value: Callable[[Epoch], float]) -> None:
+    """One path for all tracks, with gaps between them."""
+    points = [point for track in run.rivals for point in [*((e.epoch, value(e)) for e in track), (math.nan, math.nan)]]
+    if any(math.isfinite(y) for _, y in points):
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, color=LIGHT["faint"], linewidth=0.7, label="other candidates")
+
+
+def _holdout_top1(record: Epoch) -> float:
+    return record.holdout.top1 if record.holdout else math.nan
+
+
+def _calibrated_nll(record: Epoch) -> float:
+    return record.holdout.calibrated_nll if record.holdout else math.nan

@@ -1,0 +1,274 @@
+"""The page of a run: what its charts and tables say in words, and the file itself."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tfkd_fast.engine import RunFolder
+from tfkd_fast.engine.checkpoint import write_atomically
+from tfkd_fast.report.curves import accuracy_chart, calibration_chart, loss_chart, pace_chart
+from tfkd_fast.report.drawing import DARK, LIGHT
+from tfkd_fast.report.run import Run, read_run
+from tfkd_fast.report.steering import (
+    action_chart,
+    candidate_names,
+    ranking_chart,
+    reward_chart,
+    risen,
+    target_chart,
+    wins,
+)
+
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the big numbers at the top."""
+
+    label: str
+    value: str
+    unit: str
+    note: str
+
+
+@dataclass(frozen=True)
+class RankingRow:
+    """One candidate of the last selection; a cell is a criterion's value and the rank it gave."""
+
+    name: str
+    cells: list[tuple[str, str]]
+    score: str
+    won: bool
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write the page of a run, finished or not, and return its path.
+
+    It is one file that needs nothing else and no network; the same run folder gives the same bytes.
+
+    Raises:
+        UserError: the folder is no run folder, one of its files is damaged, or the page cannot be written.
+    """
+    page = render(read_run(run_folder)).encode()
+    path = RunFolder(run_folder).report
+    write_atomically(path, lambda file: file.write(page))
+    return path
+
+
+def render(run: Run) -> str:
+    """The HTML of a run."""
+    environment = Environment(
+        loader=PackageLoader("tfkd_fast.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        run=run,
+        start=run.start,
+        light=LIGHT,
+        dark=DARK,
+        last_epoch=run.epochs[-1].epoch if run.epochs else 0,
+        figures=_test_figures(run, run.summary) if run.summary else _latest_figures(run),
+        facts=_facts(run),
+        training=_present(accuracy_chart(run), loss_chart(run), calibration_chart(run), pace_chart(run)),
+        steering=_present(target_chart(run), action_chart(run), reward_chart(run)),
+        steering_words=_steering_words(run),
+        ranking=_present(ranking_chart(run)),
+        ranking_words=_ranking_words(run),
+        last_selection=_last_selection(run),
+        measurement=_measurement(run),
+        values={name: _value(name, value) for name, value in (run.summary or run.start.model_dump()).items()},
+    )
+
+
+def _present(*charts: Any) -> list[Any]:
+    return [chart for chart in charts if chart is not None]
+
+
+def _test_figures(run: Run, summary: dict[str, Any]) -> list[Figure]:
+    top1, images = _number(summary.get("test_top1")), summary.get("test_images")
+    best_epoch = summary.get("best_epoch")
+    error = f"± {_standard_error(top1, images):.2f} standard error" if images else "after the last epoch"
+    best = f"best {_fixed(summary.get('best_holdout_top1'))} % at epoch {best_epoch}"
+    return [
+        Figure("Test top-1", _fixed(top1), "%", error),
+        Figure("Held-out top-1", _fixed(summary.get("holdout_top1")), "%", best if best_epoch else "none held out"),
+        Figure("Test NLL", _fixed(summary.get("test_nll"), 3), "", _calibrated(summary.get("test_calibrated_nll"))),
+        Figure("Test ECE", _fixed(summary.get("test_ece"), 4), "", "of 0 to 1, in 15 bins"),
+        Figure("Images a second", _count(summary.get("images_per_second")), "", "in training, without evaluation"),
+        Figure("Duration", _duration(_number(summary.get("seconds"))), "", _student_epochs(summary)),
+    ]
+
+
+def _latest_figures(run: Run) -> list[Figure]:
+    """Of an unfinished run: how the student stands now."""
+    if not run.student:
+        return [Figure("Time so far", _duration(run.seconds), "", "no epoch finished yet")]
+    latest = run.student[-1]
+    after = f"after epoch {latest.epoch}"
+    figures = [Figure("Training top-1", _fixed(latest.train_top1), "%", after)]
+    if latest.holdout:
+        figures += [
+            Figure("Held-out top-1", _fixed(latest.holdout.top1), "%", after),
+            Figure("Held-out NLL", _fixed(latest.holdout.nll, 3), "", _calibrated(latest.holdout.calibrated_nll)),
+            Figure("Held-out ECE", _fixed(latest.holdout.ece, 4), "", "of 0 to 1, in 15 bins"),
+        ]
+    return [
+        *figures,
+        Figure("Images a second", _count(latest.images_per_second), "", f"in epoch {latest.epoch}"),
+        Figure("Time so far", _duration(run.seconds), "", f"{latest.epoch} of {run.start.epochs} epochs"),
+    ]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What was trained, on what and how, for the top of the page."""
+    start = run.start
+    target, controller = (run.recipe.get(table, {}) for table in ("target", "controller"))
+    held_out = f", {start.holdout_images:,} held out" if start.holdout_images else ", none held out"
+    facts = [
+        ("Student", f"{start.model}, {start.parameters:,} parameters"),
+        ("Data", f"{start.dataset}: {len(start.classes)} classes, {start.train_images:,} to fit{held_out}"),
+        ("Target", target.get("family", UNKNOWN)),
+        ("Controller", controller.get("name", UNKNOWN) if run.decisions else "none: the target stays as it is"),
+        ("Candidates", f"up to {start.candidates} at a time" if start.candidates > 1 else "one"),
+        ("Machine", f"{start.device_name} ({start.device}), {start.precision}"),
+        ("Loader and operators", f"{start.loader}, {start.ops}"),
+        ("Epochs", f"{start.epochs}, figures of the {(run.summary or {}).get('epoch_rule', 'last')} one"),
+        ("Seeds", f"1 (seed {start.seed})"),
+    ]
+    if run.resumes:
+        facts.append(("Resumed", "after epoch " + ", ".join(str(resume.epoch) for resume in run.resumes)))
+    return facts
+
+
+def _steering_words(run: Run) -> str:
+    """What the controller did, in two sentences."""
+    if not run.decided:
+        return ""
+    masses = [run.survivor(decision).true_mass for decision in run.decided]
+    rises, steps = len(risen(run)), len(run.decided) - 1
+    if steps == 0:
+        return f"One decision, with a true-class mass of {masses[0]:.3f}."
+    known = [mass for mass in masses if math.isfinite(mass)] or [math.nan]
+    kind = "not progressive" if rises else "progressive: it never moved away from the one-hot label again"
+    return (
+        f"{len(run.decided)} decisions. The true-class mass went from {masses[0]:.3f} to {masses[-1]:.3f}, within "
+        f"{min(known):.3f} to {max(known):.3f}. The target moved away from the one-hot label at {rises} of {steps} "
+        f"changes: it was {kind}."
+    )
+
+
+def _ranking_words(run: Run) -> str:
+    """Who won the selections."""
+    if not run.selections:
+        return ""
+    won = ", ".join(f"{name}: {count}" for name, count in wins(run).items())
+    return f"{len(run.selections)} selections. Won by candidate {won}."
+
+
+def _last_selection(run: Run) -> list[RankingRow]:
+    """The candidates of the last selection, best first."""
+    if not run.selections:
+        return []
+    selection = run.selections[-1]
+    roles = {decision.interval: [candidate.role for candidate in decision.candidates] for decision in run.decisions}
+    names = candidate_names(run)
+    if selection.interval in roles:
+        names = [f"{slot} · {role}" for slot, role in enumerate(roles[selection.interval])]
+    rows = [
+        RankingRow(
+            name=names[slot],
+            cells=[
+                (f"{value:.4f}" if math.isfinite(value) else UNKNOWN, f"{rank:g}")
+                for value, rank in zip(selection.values[slot], selection.ranks[slot], strict=True)
+            ],
+            score=f"{score:g}",
+            won=slot == selection.winner,
+        )
+        for slot, score in enumerate(selection.scores)
+    ]
+    return [rows[slot] for slot in selection.order]
+
+
+def _measurement(run: Run) -> list[str]:
+    """What a reader has to know before believing the figures."""
+    summary, holdout = run.summary or {}, run.start.holdout_images
+    lines = []
+    if holdout:
+        steered = run.selections or run.rewards
+        use = "steered the controller and the selection" if steered else "were only watched: they steered nothing"
+        lines.append(f"{holdout:,} images held out of the training set {use}. Students were not fitted to them.")
+    else:
+        lines.append("No images were held out, so nothing was steered or selected.")
+    if run.summary is None:
+        lines.append("The test set has not been read: that happens once, after the last epoch.")
+        return lines
+    images = f" ({summary['test_images']:,} images)" if "test_images" in summary else ""
+    lines.append(f"The test set{images} was read once, after the last epoch, and steered nothing.")
+    lines.append(f"Epoch rule: the figures at the top are of the {summary.get('epoch_rule', 'last')} epoch.")
+    if summary.get("best_epoch"):
+        lines.append(
+            f"The best epoch on the held-out images was {summary['best_epoch']}, with "
+            f"{_fixed(summary.get('best_holdout_top1'))} % there and {_fixed(summary.get('best_test_top1'))} % on the "
+            "test set. The best of many noisy figures flatters: compare runs by the rule above."
+        )
+    lines.append(
+        "Seeds: 1. The standard error counts the test images only; another seed usually moves the result by more, so "
+        "compare methods over several seeds."
+    )
+    return lines
+
+
+def _standard_error(top1: float, images: int) -> float:
+    """Binomial, in percent points, of an accuracy in percent."""
+    return math.sqrt(top1 * (100.0 - top1) / images) if math.isfinite(top1) else math.nan
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _fixed(value: Any, digits: int = 2) -> str:
+    number = _number(value)
+    return f"{number:.{digits}f}" if math.isfinite(number) else UNKNOWN
+
+
+def _count(value: Any) -> str:
+    number = _number(value)
+    return f"{number:,.0f}" if math.isfinite(number) else UNKNOWN
+
+
+def _calibrated(nll: Any) -> str:
+    return f"{_fixed(nll, 3)} calibrated"
+
+
+def _student_epochs(summary: dict[str, Any]) -> str:
+    epochs = summary.get("student_epochs")
+    return f"{epochs:,} epochs over all candidates" if epochs else ""
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return UNKNOWN
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _value(name: str, value: Any) -> str:
+    """A value of the summary as text, with its unit where the name tells it."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    unit = " %" if name.endswith(("top1", "top5")) else " s" if name.endswith("seconds") else ""
+    return text + unit

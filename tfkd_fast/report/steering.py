@@ -1,0 +1,299 @@
+"""What steered training: targets, rankings, actions and rewards. Each chart is None where a run has none of them."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from tfkd_fast.report.drawing import FULL, HALF, LIGHT, Chart, course, epoch_axis, inline_svg, markers, row_label
+from tfkd_fast.report.run import DecidedCandidate, Decision, Run
+from tfkd_fast.targets.rank_binned import bin_starts
+
+Array = NDArray[np.float64]
+
+MOST_BAND_LABELS = 12
+MOST_NUMBERED_EVENTS = 16
+NOTICEABLE_RISE = 1e-6
+"""Nats that a divergence has to grow by to have risen: above the rounding of single precision."""
+
+
+def target_chart(run: Run) -> Chart | None:
+    """The target that the student was taught with over time, and where it moved away from the one-hot label."""
+    if not run.decisions:
+        return None
+    taught = [run.survivor(decision) for decision in run.decisions]
+    first, last = run.decisions[0].first_epoch, run.decisions[-1].last_epoch
+    mass = np.full((len(taught[0].mass_by_rank), last - first + 1), np.nan)
+    for decision, target in zip(run.decisions, taught, strict=True):
+        mass[:, decision.first_epoch - first : decision.last_epoch - first + 1] = np.array([target.mass_by_rank]).T
+    bands = rank_bands(mass[1:])
+    rises = risen(run)
+    extent = (first - 0.5, last + 0.5)
+    band_inches = max(1.5, min(3.0, 0.32 * len(bands)))
+
+    def paint(figure: Figure) -> None:
+        grid = figure.add_gridspec(4, 2, width_ratios=(80, 1), height_ratios=(0.35, band_inches, 1.1, 1.1))
+        true_class, others, true_mass, divergence = (figure.add_subplot(grid[row, 0]) for row in range(4))
+        _draw_masses(true_class, figure.add_subplot(grid[0, 1]), mass[:1], extent, Normalize())
+        true_class.set_yticks([0.5], ["true class"])
+        rows = np.array([mass[start] for start, _ in bands])
+        _draw_masses(others, figure.add_subplot(grid[1, 1]), rows, extent, LogNorm())
+        others.set_yticks(*_band_ticks(bands))
+        others.set_ylabel("similarity rank")
+        _draw_steps(true_mass, run, lambda candidate: candidate.true_mass, LIGHT["blue"])
+        true_mass.set_ylabel("true-class mass")
+        divergence.broken_barh(
+            [(decision.first_epoch - 0.5, decision.epochs) for decision in rises],
+            (0, 1),
+            transform=divergence.get_xaxis_transform(),
+            facecolor=LIGHT["rise"],
+            zorder=0,
+        )
+        _draw_steps(divergence, run, lambda candidate: candidate.divergence, LIGHT["vermilion"])
+        divergence.set_ylim(bottom=0)
+        divergence.set_ylabel("divergence, nats")
+        for axes in (true_class, others, true_mass):
+            axes.sharex(divergence)
+            axes.tick_params(labelbottom=False)
+        divergence.set_xlim(*extent)
+        epoch_axis(divergence)
+        figure.align_ylabels([others, true_mass, divergence])
+
+    starts = [decision.first_epoch for decision in run.decisions]
+    label = (
+        f"Heat map of the target's mass by similarity rank, epochs {first} to {last}, over two curves. "
+        f"True-class mass: {course(starts, [target.true_mass for target in taught])}. "
+        f"The divergence from the one-hot label rose in {len(rises)} intervals."
+    )
+    note = (
+        "Mass on each class, as a mean over the labels: the true class, then the others, most similar first; "
+        "neighbouring ranks that were always taught alike share a row. Divergence is KL(one-hot ‖ target). "
+        "Where it rose from one decision to the next, the interval is shaded. Thin lines are the other candidates."
+    )
+    size = (FULL, 3.4 + band_inches)
+    return Chart("Target distribution", note, inline_svg("target", label, size, paint), wide=True)
+
+
+def ranking_chart(run: Run) -> Chart | None:
+    """Every candidate's rank under every criterion at every selection."""
+    if not run.selections:
+        return None
+    criteria = run.selections[-1].criteria
+    names = candidate_names(run)
+    events = range(len(run.selections))
+    panels = np.full((1 + len(criteria), len(names), len(events)), np.nan)
+    for event, selection in enumerate(run.selections):
+        panels[:, : len(selection.scores), event] = np.column_stack([selection.scores, selection.ranks]).T
+    winners = [selection.winner for selection in run.selections]
+    numbered = len(events) <= MOST_NUMBERED_EVENTS
+
+    def paint(figure: Figure) -> None:
+        stack = np.ravel(figure.subplots(len(panels), sharex=True))
+        for axes, title, ranks in zip(stack, ["Borda score", *criteria], panels, strict=True):
+            axes.set_title(title)
+            _draw_ranks(axes, ranks, numbered=numbered)
+            axes.set_yticks(range(len(names)), names)
+            beside_number = 0.3 if numbered else 0.0
+            axes.plot(
+                [event - beside_number for event in events],
+                winners,
+                linestyle="none",
+                marker="o",
+                markersize=4.5,
+                markerfacecolor="#ffffff",
+                markeredgecolor="#000000",
+                markeredgewidth=0.8,
+            )
+        ends = [str(selection.epoch) for selection in run.selections]
+        bottom = stack[-1].xaxis
+        bottom.set_major_locator(MaxNLocator(min(len(events), 16), integer=True))
+        bottom.set_major_formatter(FuncFormatter(lambda x, _: ends[int(x)] if x in events else ""))
+        stack[-1].set_xlabel("selection after epoch")
+
+    won = ", ".join(f"{name} {count}" for name, count in wins(run).items())
+    label = f"Matrix of the candidates' ranks at {len(events)} selections. Selections won: {won}."
+    note = (
+        "Rank under each criterion, 1 (bright) is best; the Borda score is their weighted sum, the lowest is best. "
+        "A white dot marks the candidate that training continued from."
+    )
+    height = 0.6 + len(panels) * (0.3 + max(0.1, min(0.2, 2.4 / len(names))) * len(names))
+    return Chart("Ranking of the candidates", note, inline_svg("ranking", label, (FULL, height), paint), wide=True)
+
+
+def action_chart(run: Run) -> Chart | None:
+    """The controller's actions over time, one row a dimension."""
+    decisions = [decision for decision in run.decisions if run.survivor(decision).action]
+    if not decisions:
+        return None
+    chosen = np.array([run.survivor(decision).action for decision in decisions])
+    middles = [decision.first_epoch + (decision.epochs - 1) / 2 for decision in decisions]
+    names = action_names(run, chosen.shape[1])
+
+    def paint(figure: Figure) -> None:
+        stack = np.ravel(figure.subplots(len(names), sharex=True, sharey=True, squeeze=False))
+        tried_at = [x for x, decision in zip(middles, decisions, strict=True) for _ in decision.candidates]
+        tried = np.array([candidate.action for decision in decisions for candidate in decision.candidates])
+        for axes, name, line, dots in zip(stack, names, chosen.T, tried.T, strict=True):
+            axes.axhline(0, color=LIGHT["muted"], linewidth=0.6)
+            axes.plot(tried_at, dots, ".", color=LIGHT["faint"], markersize=3.5)
+            axes.plot(middles, line, color=LIGHT["blue"], linewidth=1.2, **markers(middles))
+            row_label(axes, name)
+        epoch_axis(stack[-1])
+
+    last = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, chosen[-1], strict=True))
+    label = f"Line charts of the action, one for each of {len(names)} dimensions. The last action: {last}."
+    note = "The surviving candidate's action (line) among all that were tried (dots). 0 is the neutral action."
+    size = (HALF, 0.6 + max(1.8, 0.62 * len(names)))
+    return Chart("Actions", note, inline_svg("actions", label, size, paint))
+
+
+def reward_chart(run: Run) -> Chart | None:
+    """Every candidate's reward, and the figures of the policy's updates."""
+    ends = {decision.interval: decision.last_epoch for decision in run.decisions}
+    rewards = [reward for reward in run.rewards if reward.interval in ends]
+    if not rewards:
+        return None
+    given_at = [ends[reward.interval] for reward in rewards]
+    survivors = [reward.rewards[run.winners.get(reward.interval, 0)] for reward in rewards]
+    everyone = [(ends[reward.interval], value) for reward in rewards for value in reward.rewards]
+    updates = [(ends[reward.interval], reward.update) for reward in rewards if reward.update]
+    figures = sorted({name for _, update in updates for name in update})
+
+    def paint(figure: Figure) -> None:
+        ratios = [2.2] + [1.0] * len(figures)
+        stack = np.ravel(figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios))
+        stack[0].axhline(0, color=LIGHT["muted"], linewidth=0.6)
+        stack[0].plot(*zip(*everyone, strict=True), ".", color=LIGHT["faint"], markersize=4)
+        stack[0].plot(given_at, survivors, ".-", color=LIGHT["vermilion"], linewidth=0.9, markersize=4)
+        row_label(stack[0], "reward")
+        for axes, name in zip(stack[1:], figures, strict=True):
+            values = [(epoch, update.get(name, math.nan)) for epoch, update in updates]
+            axes.plot(*zip(*values, strict=True), color=LIGHT["purple"], linewidth=1.2, **markers(values))
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+            row_label(axes, name.replace("_", " "))
+        epoch_axis(stack[-1])
+
+    label = f"Rewards; the surviving candidate's: {course(given_at, survivors)}."
+    note = "The surviving candidate's reward (line) among all candidates' (dots)."
+    if figures:
+        label += f" Below them, figures of {len(updates)} updates of the policy: {', '.join(figures)}."
+        note += " Below, figures of the policy's updates."
+    size = (HALF, 1.9 + 0.62 * len(figures))
+    return Chart("Rewards and learning", note, inline_svg("rewards", label, size, paint))
+
+
+def risen(run: Run) -> list[Decision]:
+    """The decisions that took the student's target further from the one-hot label than the decision before them."""
+    return [
+        now
+        for before, now in pairwise(run.decided)
+        if run.survivor(now).divergence > run.survivor(before).divergence + NOTICEABLE_RISE
+    ]
+
+
+def rank_bands(mass: Array) -> list[tuple[int, int]]:
+    """Neighbouring ranks (first, last), counted from 1, whose rows of `mass` (C-1, epochs) are equal to rounding."""
+    alike = np.isclose(mass[1:], mass[:-1], rtol=1e-4, atol=0.0, equal_nan=True).all(axis=1)
+    firsts = [1, *(np.flatnonzero(~alike) + 2).tolist()]
+    return [(first, following - 1) for first, following in pairwise([*firsts, len(mass) + 1])]
+
+
+def candidate_names(run: Run) -> list[str]:
+    """The candidates of selections by number, and by role where a role was decided for them (the most frequent)."""
+    roles: dict[int, Counter[str]] = {}
+    for decision in run.decisions:
+        if decision.interval in run.winners:
+            for slot, candidate in enumerate(decision.candidates):
+                roles.setdefault(slot, Counter())[candidate.role] += 1
+    count = max(len(selection.scores) for selection in run.selections)
+    return [f"{slot} · {roles[slot].most_common(1)[0][0]}" if slot in roles else str(slot) for slot in range(count)]
+
+
+def wins(run: Run) -> dict[str, int]:
+    """How many selections each candidate won."""
+    counts = Counter(run.winners.values())
+    return {name: counts[slot] for slot, name in enumerate(candidate_names(run))}
+
+
+def action_names(run: Run, size: int) -> list[str]:
+    """What each dimension of an action sets, where the family of targets gives it a meaning of its own."""
+    target = run.recipe.get("target", {})
+    names = ["true mass"]
+    match target.get("family"):
+        case "rank-binned":
+            starts = [*bin_starts(target.get("bins", "coarse"), len(run.start.classes)), len(run.start.classes)]
+            names += [f"rank {band_name(start, end - 1)}" for start, end in pairwise(starts)]
+        case "full-matrix":
+            names += [f"direction {number}" for number in range(2, size + 1)]
+    return names if len(names) == size else [f"u{number}" for number in range(size)]
+
+
+def band_name(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _draw_masses(axes: Axes, scale: Axes, mass: Array, extent: tuple[float, float], norm: Normalize) -> None:
+    """Rows of masses from the top down, with their scale; the page shows through where a mass is zero or not known."""
+    shown = np.ma.masked_less_equal(np.ma.masked_invalid(mass), 0.0)
+    low, high = (float(shown.min()), float(shown.max())) if shown.count() else (0.5, 1.0)
+    norm.vmin, norm.vmax = (low, high) if high > 1.001 * low else (0.9 * low, 1.1 * high)
+    image = axes.imshow(shown, aspect="auto", interpolation="none", extent=(*extent, len(mass), 0), norm=norm)
+    axes.grid(visible=False)
+    bar = axes.figure.colorbar(image, cax=scale)
+    bar.outline.set_visible(False)
+    bar.solids.set_rasterized(True)
+    bar.minorticks_off()
+    bar.ax.grid(visible=False)
+    if isinstance(norm, LogNorm):
+        bar.set_label("mass a class")
+    else:
+        bar.set_ticks([norm.vmin, norm.vmax])
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+
+
+def _band_ticks(bands: list[tuple[int, int]]) -> tuple[list[float], list[str]]:
+    """Positions and names of the rows that get a label: all of a few, else those of ranks 1, 2, 5, 10, 20, ..."""
+    labelled = {digit * 10**power for power in range(6) for digit in (1, 2, 5)}
+    rows = [row for row, (first, _) in enumerate(bands) if len(bands) <= MOST_BAND_LABELS or first in labelled]
+    return [row + 0.5 for row in rows], [band_name(*bands[row]) for row in rows]
+
+
+def _draw_steps(axes: Axes, run: Run, value: Callable[[DecidedCandidate], float], colour: str) -> None:
+    """A level for each interval: the student's as one line, those of the other candidates as strokes behind it."""
+    student: list[tuple[float, float]] = []
+    others: list[tuple[float, float]] = []
+    for decision in run.decisions:
+        ends = (decision.first_epoch - 0.5, decision.last_epoch + 0.5)
+        survivor = run.survivor(decision)
+        student += [(x, value(survivor)) for x in ends]
+        for candidate in decision.candidates:
+            if candidate is not survivor:
+                others += [*((x, value(candidate)) for x in ends), (math.nan, math.nan)]
+    if others:
+        axes.plot(*zip(*others, strict=True), color=LIGHT["faint"], linewidth=0.7)
+    axes.plot(*zip(*student, strict=True), color=colour)
+
+
+def _draw_ranks(axes: Axes, ranks: Array, *, numbered: bool) -> None:
+    """A cell for each candidate (row) and selection (column), the best bright."""
+    known = ranks[np.isfinite(ranks)]
+    norm = Normalize(known.min(), known.max()) if known.size else Normalize(0, 1)
+    axes.imshow(ranks, aspect="auto", interpolation="none", cmap="viridis_r", norm=norm)
+    axes.set_xticks(np.arange(ranks.shape[1] + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(ranks.shape[0] + 1) - 0.5, minor=True)
+    axes.grid(visible=False)
+    axes.grid(visible=True, which="minor", color=LIGHT["panel"], linewidth=1.2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    if numbered:
+        for (row, column), rank in np.ndenumerate(ranks):
+            if np.isfinite(rank):
+                colour = "#ffffff" if norm(rank) > 0.5 else "#000000"
+                axes.text(column, row, f"{rank:g}", color=colour, ha="center", va="center")
