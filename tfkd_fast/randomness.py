@@ -1,7 +1,7 @@
 """Random numbers that are a function of what they are for, not of what was drawn before.
 
-A word is named by (seed, epoch, stream, purpose, sample). So every loader draws the same augmentation, a resumed run goes
-on exactly, and no generator state is kept anywhere. Words are integers 0 .. 2**32 - 1 held in int64 tensors.
+A word is named by (seed, epoch, stream, purpose, sample). So every loader draws the same augmentation, a resumed run
+goes on exactly, and no generator state is kept anywhere. Words are integers 0 .. 2**32 - 1, held in int64 tensors.
 """
 
 from enum import IntEnum

@@ -1,10 +1,9 @@
 """Random crops and mirroring, as a function of (seed, epoch, stream, sample).
 
-The recipe of RepDistiller (Tian et al., 2020): 4 black pixels around a 32x32 image, a random 32x32 window of it, mirrored
-left to right half of the time. The border grows with the image, 8 pixels at 64x64 (our choice).
+The recipe of RepDistiller (Tian et al., 2020): 4 black pixels around a 32x32 image, a random 32x32 window of that,
+mirrored left to right half of the time. The border grows with the image, to 8 pixels at 64x64 (our choice).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,9 +21,9 @@ class Views(NamedTuple):
     left: Tensor  # int64, first column of the window
     mirrored: Tensor  # bool
 
-    def batches(self, size: int) -> Iterator["Views"]:
+    def batches(self, size: int) -> list["Views"]:
         """Consecutive views, `size` at a time; the last may be fewer."""
-        return map(Views, *(column.split(size) for column in self))
+        return list(map(Views, *(column.split(size) for column in self)))
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Augmentation:
         return cls(pad=4 * height // 32, flip=flip)
 
     def random_views(self, count: int, *, seed: int, epoch: int, stream: int, device: torch.device) -> Views:
-        """One view of each of `count` images, in the epoch's order. The view of an image does not depend on the order."""
+        """One view of each of `count` images, in the order of the epoch."""
         indices = permutation(count, seed=seed, epoch=epoch, stream=stream, device=device)
         vertical, horizontal, mirror, _ = random_words(indices, Purpose.AUGMENT, seed=seed, epoch=epoch, stream=stream)
         places = 2 * self.pad + 1

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
@@ -80,7 +80,7 @@ class FileImages(ImageSet):
             with Image.open(file) as opened:
                 upright = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = "no image format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+            reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
             raise UserError(f"cannot read the image {file} ({reason}): replace it or delete it") from None
         square = ImageOps.fit(upright, (self._size, self._size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)

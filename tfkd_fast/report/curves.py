@@ -33,11 +33,11 @@ def accuracy_chart(run: Run) -> Chart | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        _draw_drops(axes, run)
-        _draw_rivals(axes, run, _holdout_top1)
         axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle=DASHED, label="training", **markers(epochs))
         if run.start.holdout_images:
             axes.plot(epochs, holdout, color=LIGHT["blue"], label="held-out", **markers(epochs))
+        _draw_rivals(axes, run, _holdout_top1)
+        _draw_drops(axes, run)
         axes.set_ylabel("top-1, %")
         epoch_axis(axes)
         legend_above(axes)
@@ -60,12 +60,12 @@ def loss_chart(run: Run) -> Chart | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        _draw_drops(axes, run)
-        _draw_rivals(axes, run, _calibrated_nll)
         axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle=DASHED, label="training", **markers(epochs))
         if run.start.holdout_images:
             axes.plot(epochs, nll, color=LIGHT["green"], linestyle=DOTTED, label="held-out NLL", **markers(epochs))
             axes.plot(epochs, calibrated, color=LIGHT["blue"], label="calibrated", **markers(epochs))
+        _draw_rivals(axes, run, _calibrated_nll)
+        _draw_drops(axes, run)
         log_axis(axes, [*train, *nll, *calibrated])
         axes.set_ylabel("nats")
         epoch_axis(axes)
@@ -142,16 +142,16 @@ def learning_rate_drops(run: Run) -> list[int]:
 
 def _draw_drops(axes: Axes, run: Run) -> None:
     for number, epoch in enumerate(learning_rate_drops(run)):
-        label = "learning rate drops" if number == 0 else None
-        axes.axvline(epoch - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle=DASHED, label=label)
+        label = "rate drops" if number == 0 else None
+        axes.axvline(epoch - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle=DASHED, label=label, zorder=1)
 
 
 def _draw_rivals(axes: Axes, run: Run, value: Callable[[Epoch], float]) -> None:
-    """One path for all tracks, with gaps between them."""
+    """Behind the student: one path for all tracks, with gaps between them."""
     points = [point for track in run.rivals for point in [*((e.epoch, value(e)) for e in track), (math.nan, math.nan)]]
     if any(math.isfinite(y) for _, y in points):
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, color=LIGHT["faint"], linewidth=0.7, label="other candidates")
+        axes.plot(xs, ys, color=LIGHT["faint"], linewidth=0.7, label="others", zorder=1.5)
 
 
 def _holdout_top1(record: Epoch) -> float:

@@ -46,7 +46,7 @@ DARK = {
 }
 """The same names on a dark screen."""
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # the type of its keys differs between versions of matplotlib
     "font.size": 8.5,
     "text.color": LIGHT["ink"],
     "axes.labelcolor": LIGHT["muted"],
@@ -69,6 +69,8 @@ STYLE: dict[str, Any] = {
     "ytick.major.width": 0.6,
     "legend.frameon": False,
     "legend.handlelength": 1.6,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.0,
     "legend.borderaxespad": 0.2,
     "lines.linewidth": 1.5,
     "lines.solid_joinstyle": "round",
@@ -101,8 +103,10 @@ def inline_svg(name: str, label: str, size: tuple[float, float], paint: Callable
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=size, dpi=72)  # the resolution of SVG, so that both layouts agree
         paint(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # keep this layout: while saving as SVG, ticks would be left out of it
         file = io.StringIO()
         figure.savefig(
             file, format="svg", transparent=True, metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"])
@@ -125,17 +129,23 @@ def epoch_axis(axes: Axes) -> None:
 
 def log_axis(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic vertical axis with plain numbers, where the values allow one."""
-    if not any(value > 0 for value in values):
+    positive = [value for value in values if value > 0]
+    if not positive:
         return
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_locator(log_locator(min(positive), max(positive)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def log_locator(low: float, high: float) -> LogLocator:
+    """Ticks at the decades, and at 2 and 5 times them over a narrow range."""
+    return LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,), numticks=12)
+
+
 def legend_above(axes: Axes) -> None:
     """A legend in one row, above the axes."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, columnspacing=1.4)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=5)
 
 
 def row_label(axes: Axes, text: str) -> None:

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tfkd_fast.engine import RunFolder
 from tfkd_fast.engine.checkpoint import write_atomically
 from tfkd_fast.report.curves import accuracy_chart, calibration_chart, loss_chart, pace_chart
-from tfkd_fast.report.drawing import DARK, LIGHT
+from tfkd_fast.report.drawing import DARK, LIGHT, Chart
 from tfkd_fast.report.run import Run, read_run
 from tfkd_fast.report.steering import (
     action_chart,
@@ -87,7 +87,7 @@ def render(run: Run) -> str:
     )
 
 
-def _present(*charts: Any) -> list[Any]:
+def _present(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
@@ -102,27 +102,28 @@ def _test_figures(run: Run, summary: dict[str, Any]) -> list[Figure]:
         Figure("Test NLL", _fixed(summary.get("test_nll"), 3), "", _calibrated(summary.get("test_calibrated_nll"))),
         Figure("Test ECE", _fixed(summary.get("test_ece"), 4), "", "of 0 to 1, in 15 bins"),
         Figure("Images a second", _count(summary.get("images_per_second")), "", "in training, without evaluation"),
-        Figure("Duration", _duration(_number(summary.get("seconds"))), "", _student_epochs(summary)),
+        Figure("Duration", *_duration(_number(summary.get("seconds"))), _student_epochs(summary)),
     ]
 
 
 def _latest_figures(run: Run) -> list[Figure]:
     """Of an unfinished run: how the student stands now."""
     if not run.student:
-        return [Figure("Time so far", _duration(run.seconds), "", "no epoch finished yet")]
+        return [Figure("Time so far", *_duration(run.seconds), "no epoch finished yet")]
     latest = run.student[-1]
     after = f"after epoch {latest.epoch}"
-    figures = [Figure("Training top-1", _fixed(latest.train_top1), "%", after)]
+    judged = []
     if latest.holdout:
-        figures += [
+        judged = [
             Figure("Held-out top-1", _fixed(latest.holdout.top1), "%", after),
             Figure("Held-out NLL", _fixed(latest.holdout.nll, 3), "", _calibrated(latest.holdout.calibrated_nll)),
             Figure("Held-out ECE", _fixed(latest.holdout.ece, 4), "", "of 0 to 1, in 15 bins"),
         ]
     return [
-        *figures,
+        *judged,
+        Figure("Training top-1", _fixed(latest.train_top1), "%", after),
         Figure("Images a second", _count(latest.images_per_second), "", f"in epoch {latest.epoch}"),
-        Figure("Time so far", _duration(run.seconds), "", f"{latest.epoch} of {run.start.epochs} epochs"),
+        Figure("Time so far", *_duration(run.seconds), f"{latest.epoch} of {run.start.epochs} epochs"),
     ]
 
 
@@ -139,9 +140,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Candidates", f"up to {start.candidates} at a time" if start.candidates > 1 else "one"),
         ("Machine", f"{start.device_name} ({start.device}), {start.precision}"),
         ("Loader and operators", f"{start.loader}, {start.ops}"),
-        ("Epochs", f"{start.epochs}, figures of the {(run.summary or {}).get('epoch_rule', 'last')} one"),
+        ("Epochs", str(start.epochs)),
         ("Seeds", f"1 (seed {start.seed})"),
     ]
+    if run.summary:
+        facts.append(("Epoch rule", run.summary.get("epoch_rule", UNKNOWN)))
     if run.resumes:
         facts.append(("Resumed", "after epoch " + ", ".join(str(resume.epoch) for resume in run.resumes)))
     return facts
@@ -201,16 +204,16 @@ def _measurement(run: Run) -> list[str]:
     summary, holdout = run.summary or {}, run.start.holdout_images
     lines = []
     if holdout:
-        steered = run.selections or run.rewards
-        use = "steered the controller and the selection" if steered else "were only watched: they steered nothing"
-        lines.append(f"{holdout:,} images held out of the training set {use}. Students were not fitted to them.")
+        steered = [name for name, events in (("controller", run.rewards), ("selection", run.selections)) if events]
+        use = f"steered the {' and the '.join(steered)}" if steered else "were only watched: they steered nothing"
+        lines.append(f"{holdout:,} images held out of the training set {use}. No student was fitted to them.")
     else:
         lines.append("No images were held out, so nothing was steered or selected.")
     if run.summary is None:
-        lines.append("The test set has not been read: that happens once, after the last epoch.")
+        lines.append("The test set has not been read yet: that happens after the last epoch only.")
         return lines
     images = f" ({summary['test_images']:,} images)" if "test_images" in summary else ""
-    lines.append(f"The test set{images} was read once, after the last epoch, and steered nothing.")
+    lines.append(f"The test set{images} was read after the last epoch only, and steered nothing.")
     lines.append(f"Epoch rule: the figures at the top are of the {summary.get('epoch_rule', 'last')} epoch.")
     if summary.get("best_epoch"):
         lines.append(
@@ -253,14 +256,13 @@ def _student_epochs(summary: dict[str, Any]) -> str:
     return f"{epochs:,} epochs over all candidates" if epochs else ""
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float) -> tuple[str, str]:
+    """A value and its unit."""
     if not math.isfinite(seconds):
-        return UNKNOWN
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+        return UNKNOWN, ""
+    if seconds < 90:
+        return f"{seconds:.1f}", "s"
+    return (f"{seconds / 60:.1f}", "min") if seconds < 5400 else (f"{seconds / 3600:.1f}", "h")
 
 
 def _value(name: str, value: Any) -> str:

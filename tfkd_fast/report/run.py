@@ -175,7 +175,7 @@ class Run:
         for record in self.epochs:
             if record.candidate != student[record.epoch].candidate:
                 selection = self._next_selection(record.epoch)
-                track = tracks.setdefault((selection and selection.epoch, record.candidate), [])
+                track = tracks.setdefault((selection.epoch if selection else None, record.candidate), [])
                 if not track and record.epoch - 1 in student:
                     track.append(student[record.epoch - 1])
                 track.append(record)

@@ -7,17 +7,30 @@ from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from tfkd_fast.report.drawing import FULL, HALF, LIGHT, Chart, course, epoch_axis, inline_svg, markers, row_label
+from tfkd_fast.report.drawing import (
+    FULL,
+    HALF,
+    LIGHT,
+    Chart,
+    course,
+    epoch_axis,
+    inline_svg,
+    log_locator,
+    markers,
+    row_label,
+)
 from tfkd_fast.report.run import DecidedCandidate, Decision, Run
 from tfkd_fast.targets.rank_binned import bin_starts
 
 Array = NDArray[np.float64]
 
+RANKS = LinearSegmentedColormap.from_list("ranks", [(0.1, 0.45, 0.72, 1.0), (0.1, 0.45, 0.72, 0.06)])
+"""From the best to the worst: fades into the page, be it light or dark."""
 MOST_BAND_LABELS = 12
 MOST_NUMBERED_EVENTS = 16
 NOTICEABLE_RISE = 1e-6
@@ -39,16 +52,16 @@ def target_chart(run: Run) -> Chart | None:
     band_inches = max(1.5, min(3.0, 0.32 * len(bands)))
 
     def paint(figure: Figure) -> None:
-        grid = figure.add_gridspec(4, 2, width_ratios=(80, 1), height_ratios=(0.35, band_inches, 1.1, 1.1))
+        grid = figure.add_gridspec(4, 2, width_ratios=(80, 1), height_ratios=(0.3, band_inches, 1.0, 1.0))
         true_class, others, true_mass, divergence = (figure.add_subplot(grid[row, 0]) for row in range(4))
         _draw_masses(true_class, figure.add_subplot(grid[0, 1]), mass[:1], extent, Normalize())
         true_class.set_yticks([0.5], ["true class"])
         rows = np.array([mass[start] for start, _ in bands])
         _draw_masses(others, figure.add_subplot(grid[1, 1]), rows, extent, LogNorm())
         others.set_yticks(*_band_ticks(bands))
-        others.set_ylabel("similarity rank")
+        others.set_title("other classes, by similarity rank")
         _draw_steps(true_mass, run, lambda candidate: candidate.true_mass, LIGHT["blue"])
-        true_mass.set_ylabel("true-class mass")
+        true_mass.set_title("true-class mass")
         divergence.broken_barh(
             [(decision.first_epoch - 0.5, decision.epochs) for decision in rises],
             (0, 1),
@@ -58,13 +71,12 @@ def target_chart(run: Run) -> Chart | None:
         )
         _draw_steps(divergence, run, lambda candidate: candidate.divergence, LIGHT["vermilion"])
         divergence.set_ylim(bottom=0)
-        divergence.set_ylabel("divergence, nats")
+        divergence.set_title("divergence from the one-hot label, nats")
         for axes in (true_class, others, true_mass):
             axes.sharex(divergence)
             axes.tick_params(labelbottom=False)
         divergence.set_xlim(*extent)
         epoch_axis(divergence)
-        figure.align_ylabels([others, true_mass, divergence])
 
     starts = [decision.first_epoch for decision in run.decisions]
     label = (
@@ -77,7 +89,7 @@ def target_chart(run: Run) -> Chart | None:
         "neighbouring ranks that were always taught alike share a row. Divergence is KL(one-hot ‖ target). "
         "Where it rose from one decision to the next, the interval is shaded. Thin lines are the other candidates."
     )
-    size = (FULL, 3.4 + band_inches)
+    size = (FULL, 3.8 + band_inches)
     return Chart("Target distribution", note, inline_svg("target", label, size, paint), wide=True)
 
 
@@ -106,9 +118,9 @@ def ranking_chart(run: Run) -> Chart | None:
                 winners,
                 linestyle="none",
                 marker="o",
-                markersize=4.5,
-                markerfacecolor="#ffffff",
-                markeredgecolor="#000000",
+                markersize=5.5,
+                markerfacecolor=LIGHT["vermilion"],
+                markeredgecolor=LIGHT["panel"],
                 markeredgewidth=0.8,
             )
         ends = [str(selection.epoch) for selection in run.selections]
@@ -120,8 +132,8 @@ def ranking_chart(run: Run) -> Chart | None:
     won = ", ".join(f"{name} {count}" for name, count in wins(run).items())
     label = f"Matrix of the candidates' ranks at {len(events)} selections. Selections won: {won}."
     note = (
-        "Rank under each criterion, 1 (bright) is best; the Borda score is their weighted sum, the lowest is best. "
-        "A white dot marks the candidate that training continued from."
+        "Rank under each criterion: 1, the strongest blue, is best. The Borda score is their weighted sum, the lowest "
+        "is best. An orange dot marks the candidate that training continued from."
     )
     height = 0.6 + len(panels) * (0.3 + max(0.1, min(0.2, 2.4 / len(names))) * len(names))
     return Chart("Ranking of the candidates", note, inline_svg("ranking", label, (FULL, height), paint), wide=True)
@@ -164,7 +176,9 @@ def reward_chart(run: Run) -> Chart | None:
     survivors = [reward.rewards[run.winners.get(reward.interval, 0)] for reward in rewards]
     everyone = [(ends[reward.interval], value) for reward in rewards for value in reward.rewards]
     updates = [(ends[reward.interval], reward.update) for reward in rewards if reward.update]
-    figures = sorted({name for _, update in updates for name in update})
+    figures = (
+        [name for name in updates[0][1] if len({update.get(name) for _, update in updates}) > 1] if updates else []
+    )
 
     def paint(figure: Figure) -> None:
         ratios = [2.2] + [1.0] * len(figures)
@@ -248,11 +262,13 @@ def _draw_masses(axes: Axes, scale: Axes, mass: Array, extent: tuple[float, floa
     axes.grid(visible=False)
     bar = axes.figure.colorbar(image, cax=scale)
     bar.outline.set_visible(False)
+    assert bar.solids is not None
     bar.solids.set_rasterized(True)
     bar.minorticks_off()
     bar.ax.grid(visible=False)
     if isinstance(norm, LogNorm):
         bar.set_label("mass a class")
+        bar.ax.yaxis.set_major_locator(log_locator(low, high))
     else:
         bar.set_ticks([norm.vmin, norm.vmax])
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
@@ -282,10 +298,10 @@ def _draw_steps(axes: Axes, run: Run, value: Callable[[DecidedCandidate], float]
 
 
 def _draw_ranks(axes: Axes, ranks: Array, *, numbered: bool) -> None:
-    """A cell for each candidate (row) and selection (column), the best bright."""
+    """A cell for each candidate (row) and selection (column), the best strongest."""
     known = ranks[np.isfinite(ranks)]
     norm = Normalize(known.min(), known.max()) if known.size else Normalize(0, 1)
-    axes.imshow(ranks, aspect="auto", interpolation="none", cmap="viridis_r", norm=norm)
+    axes.imshow(ranks, aspect="auto", interpolation="none", cmap=RANKS, norm=norm)
     axes.set_xticks(np.arange(ranks.shape[1] + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(ranks.shape[0] + 1) - 0.5, minor=True)
     axes.grid(visible=False)
@@ -295,5 +311,5 @@ def _draw_ranks(axes: Axes, ranks: Array, *, numbered: bool) -> None:
     if numbered:
         for (row, column), rank in np.ndenumerate(ranks):
             if np.isfinite(rank):
-                colour = "#ffffff" if norm(rank) > 0.5 else "#000000"
+                colour = "#ffffff" if norm(rank) < 0.4 else LIGHT["ink"]
                 axes.text(column, row, f"{rank:g}", color=colour, ha="center", va="center")

@@ -11,6 +11,8 @@ from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 from tfkd_fast.settings import nearest
 
+__all__ = ["DATASETS", "Dataset", "open_dataset"]
+
 DATASETS: dict[str, Callable[[DataSettings, bool], Dataset]] = {
     "digits": open_digits,
     "cifar10": open_cifar,

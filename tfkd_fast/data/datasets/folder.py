@@ -17,7 +17,7 @@ Listing = dict[str, list[Path]]
 def open_folder(settings: DataSettings, download: bool) -> Dataset:
     """RGB images of `settings.image_size` pixels a side. Classes are those of train/, sorted by name.
 
-    Files are listed at once and opened when they are read; what has no image's name, or starts with a dot, is passed over.
+    Files are listed at once and opened when they are read. Hidden files and files that are no images are skipped.
     """
     if settings.root is None:
         raise UserError("data set folder needs its folder: name it with --data-root FOLDER")

@@ -1,8 +1,8 @@
 """CIFAR-10, CIFAR-100 and SVHN, from the files that torchvision downloads, in the places where it puts them.
 
-Files are read here and not by torchvision's classes, because those open the test images of CIFAR along with the training
-images and do not say which file is damaged. Addresses, names and checksums are torchvision's. No file is parsed before
-its checksum was found right: CIFAR's are pickles.
+Addresses, names and checksums are torchvision's. Its classes do not read the files, because they open the test images
+of CIFAR along with the training images and do not say which file is damaged. No file is parsed before its checksum was
+found right: CIFAR's are pickles.
 """
 
 import hashlib
@@ -95,9 +95,9 @@ def _read_cifar(files: Files, names: list[str]) -> ArrayImages:
 
 
 def open_svhn(settings: DataSettings, download: bool) -> Dataset:
-    """House numbers of 32x32 pixels, without the "extra" images: Netzer et al., "Reading Digits in Natural Images", 2011.
+    """House numbers of 32x32 pixels, without the "extra" images. Not mirrored: a mirrored digit is no digit.
 
-    Not mirrored: a mirrored digit is no digit.
+    Source: Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", 2011.
     """
     parts = {part: SVHN.split_list[part] for part in ("train", "test")}
     root = _root(settings)

@@ -10,9 +10,9 @@ import torch
 from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets import Dataset
 from tfkd_fast.data.images import ImageSet
-from tfkd_fast.data.loaders.base import Batch, Loader
-from tfkd_fast.data.loaders.resident import ResidentLoader, padded_shape
-from tfkd_fast.data.loaders.torchvision import TorchvisionLoader
+from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
+from tfkd_fast.data.loaders.resident import ResidentPixels, padded_shape
+from tfkd_fast.data.loaders.torchvision import TorchvisionPixels
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 
@@ -33,24 +33,33 @@ def make_loader(
     """
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-    height = images.image_shape[1]
-    augmentation = Augmentation.usual(height, dataset.flip) if settings.augment else Augmentation(0, flip=False)
-    needed, free = math.prod(padded_shape(images, augmentation.pad)), free_memory(device)
+    augmentation = (
+        Augmentation.usual(images.image_shape[1], dataset.flip) if settings.augment else Augmentation(0, flip=False)
+    )
+    return Loader(
+        _pixel_source(images, augmentation.pad, settings, device),
+        images.labels,
+        images.image_shape,
+        augmentation,
+        batch_size=settings.batch_size,
+        mean=dataset.mean,
+        std=dataset.std,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+
+
+def _pixel_source(images: ImageSet, pad: int, settings: DataSettings, device: torch.device) -> PixelSource:
+    needed, free = math.prod(padded_shape(images, pad)), free_memory(device)
     if settings.loader == "resident" and needed > free:
         raise UserError(
             f"loader resident needs {needed / 2**30:.1f} GiB on {device.type}, where {free / 2**30:.1f} GiB are free: "
             "use --loader torchvision"
         )
-    options = {
-        "batch_size": settings.batch_size,
-        "augmentation": augmentation,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-    }
-    if settings.loader == "resident" or (settings.loader == "auto" and needed <= free / 2):
-        return ResidentLoader(images, dataset, **options)
-    return TorchvisionLoader(images, dataset, workers=settings.workers, **options)
+    if settings.loader == "torchvision" or (settings.loader == "auto" and needed > free / 2):
+        return TorchvisionPixels(images, pad, device, settings.workers)
+    return ResidentPixels(images, pad, device)
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,48 +1,43 @@
 """A DataLoader whose workers read and transform image by image: for sets that do not fit on the device."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
-from tfkd_fast.data.augmentation import Augmentation, Views
+from tfkd_fast.data.augmentation import Views
 from tfkd_fast.data.images import ImageSet
-from tfkd_fast.data.loaders.base import Loader
 from tfkd_fast.errors import UserError
 
-View = tuple[int, int, int, bool]  # a row of Views
+View = tuple[int, int, int, bool]
+"""One row of Views: index, top, left, mirrored."""
 
 
-class TorchvisionLoader(Loader):
-    """Worker processes make batches of pixels; the device normalises them."""
+class TorchvisionPixels:
+    """Worker processes make batches of pixels, which are then copied to the device."""
 
     name = "torchvision"
 
-    def __init__(
-        self, images: ImageSet, *arguments: Any, augmentation: Augmentation, workers: int, **options: Any
-    ) -> None:
-        super().__init__(images, *arguments, augmentation=augmentation, **options)
-        self._batches_of_pixels = PixelBatches(images, augmentation.pad)
-        self._workers = workers
+    def __init__(self, images: ImageSet, pad: int, device: torch.device, workers: int) -> None:
+        self._dataset = PixelBatches(images, pad)
+        self._device, self._workers = device, workers
 
-    def _pixels(self, views: Views) -> Iterator[tuple[Views, Tensor]]:
-        batches = list(views.batches(self.batch_size))
+    def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
         loader = DataLoader(
-            self._batches_of_pixels,
-            batch_size=None,  # the sampler's items are whole batches
+            self._dataset,
+            batch_size=None,  # an item of the sampler is a whole batch
             sampler=[list(zip(*(column.tolist() for column in batch), strict=True)) for batch in batches],
             num_workers=self._workers,
             pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),  # a DataLoader seeds its workers, by default from the global random state
+            generator=torch.Generator(),  # without one a DataLoader draws from the global random state
         )
-        for batch, pixels in zip(batches, loader, strict=True):
+        for pixels in loader:
             if isinstance(pixels, UserError):
                 raise pixels
             on_device = pixels.to(self._device, non_blocking=True)
-            yield batch, on_device.contiguous(memory_format=torch.channels_last)
+            yield on_device.contiguous(memory_format=torch.channels_last)
 
 
 class PixelBatches(Dataset[Tensor | UserError]):
@@ -52,7 +47,7 @@ class PixelBatches(Dataset[Tensor | UserError]):
         self._images, self._pad = images, pad
 
     def __getitem__(self, views: list[View]) -> Tensor | UserError:
-        """(B,C,H,W) uint8. An error is handed over, since raised in a worker it would come back as a traceback."""
+        """(B,C,H,W) uint8. An error is handed over: raised in a worker, it would arrive wrapped in a traceback."""
         try:
             return torch.stack([self._view(*view) for view in views])
         except UserError as error:
