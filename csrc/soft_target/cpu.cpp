@@ -166,7 +166,9 @@ INLINE Outcome<T> visit(const Row<T>& row, bool with_stats, T* gradient, T* soft
                  (hard_weight == T(0) ? T(0) : hard_weight * true_log_probability);
   outcome.true_probability = std::exp(true_log_probability);
   outcome.entropy = log_sum - dot / sum;
-  outcome.correct = logits[row.label] == highest && !std::isnan(sum);
+  // As argmax has it: of equal logits the one of lower index comes first.
+  outcome.correct = logits[row.label] == highest && !std::isnan(sum) &&
+                    std::find(logits, logits + row.label, highest) == logits + row.label;
   return outcome;
 }
 

@@ -67,7 +67,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_keeps_two_checkpoints_and_finds_the_newest(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run", "method = 'ce'", overwrite=False)
+    run = RunFolder(tmp_path / "run")
+    run.create("method = 'ce'")
     assert run.newest_state() is None
     for epoch in (1, 2, 9, 10):
         run.save_checkpoint(epoch, {"epoch": epoch})
@@ -75,33 +76,35 @@ def test_a_run_folder_keeps_two_checkpoints_and_finds_the_newest(tmp_path: Path)
     assert run.newest_state() == {"epoch": 10}
 
 
-def test_an_existing_run_is_refused_unless_overwritten(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "a = 1", overwrite=False)
+def test_an_existing_run_is_refused_and_replaced_only_on_request(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.refuse_if_taken()
+    run.create("a = 1")
     run.save_checkpoint(1, {"epoch": 1})
     with pytest.raises(UserError, match=r"holds an unfinished run: go on with --resume"):
-        RunFolder.create(tmp_path, "a = 2", overwrite=False)
+        run.refuse_if_taken()
     run.write_json(run.summary, {"test_top1": 1.0})
     with pytest.raises(UserError, match=r"already holds a finished run: .*--overwrite"):
-        RunFolder.create(tmp_path, "a = 2", overwrite=False)
+        run.refuse_if_taken()
     assert run.recipe.read_text() == "a = 1"
     assert run.checkpoint_files()
     foreign = tmp_path / "notes.txt"
     foreign.write_text("mine")
-    replaced = RunFolder.create(tmp_path, "a = 2", overwrite=True)
-    assert replaced.read_summary() is None
-    assert not replaced.checkpoint_files()
+    run.create("a = 2")
+    assert run.read_summary() is None
+    assert not run.checkpoint_files()
     assert foreign.read_text() == "mine"
 
 
 def test_a_folder_without_a_recipe_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder"):
-        RunFolder.open(tmp_path)
+        RunFolder(tmp_path).require_run()
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run is a file"):
-        RunFolder.create(tmp_path / "run", "", overwrite=True)
+        RunFolder(tmp_path / "run").refuse_if_taken()
 
 
 def test_the_log_is_cut_back_to_the_checkpoint_and_has_no_nan(tmp_path: Path) -> None:

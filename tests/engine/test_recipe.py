@@ -60,7 +60,7 @@ def test_set_reads_toml_values_and_bare_words() -> None:
     [
         ("epoch=3", r"unknown recipe key 'epoch': did you mean 'epochs'\?"),
         ("optimizer.momentun=0.5", r"unknown recipe key 'optimizer.momentun': did you mean 'momentum'\?"),
-        ("schedule.gama=0.5", r"unknown recipe key 'schedule.gama': did you mean 'gamma'\?"),
+        ("schedule.warmpu=0.5", r"unknown recipe key 'schedule.warmpu': did you mean 'warmup'\?"),
         ("selection.candidate=3", r"unknown recipe key 'selection.candidate': did you mean 'candidates'\?"),
         ("target.bin=fine", r"unknown recipe key 'target.bin': did you mean 'bins'\?"),
         ("schedule.name=linear", r"recipe key 'schedule'.*'linear'"),

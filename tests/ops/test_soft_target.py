@@ -302,10 +302,10 @@ def test_stats(backend: str, dtype: torch.dtype) -> None:
 
 
 @every_backend
-def test_a_tie_counts_as_correct_and_a_row_that_is_not_a_number_does_not(backend: str) -> None:
+def test_of_equal_logits_the_first_counts_and_a_row_that_is_not_a_number_does_not(backend: str) -> None:
     nan = float("nan")
-    logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [nan, 1.0, 2.0], [0.0, nan, 2.0]])
-    labels = torch.tensor([1, 0, 2, 1])
+    logits = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [nan, 1.0, 2.0], [0.0, nan, 2.0]])
+    labels = torch.tensor([0, 1, 0, 2, 1])
     _, stats = soft_target_loss_with_stats(logits, labels, torch.eye(3), backend=backend)
     assert stats.correct.item() == 1.0
 

@@ -14,10 +14,10 @@ from tfkd_fast.errors import UserError
 def export(out: Path) -> list[Path]:
     """Write student.pt2 (`torch.export`) and student.onnx beside student.safetensors; returns the three paths.
 
-    The network takes normalised images (B,C,H,W) float32, any B, and gives logits (B, classes). Mean, standard deviation
-    and class names stand in the header of student.safetensors.
+    The network takes normalised images (B,C,H,W) float32, any B, and gives logits (B, classes). Mean, standard
+    deviation and class names stand in the header of student.safetensors.
     """
-    folder = RunFolder.open(out)
+    folder = RunFolder(out)
     recipe = read_recipe(folder)
     dataset = open_dataset(recipe.data)
     channels, height, width = dataset.image_shape

@@ -18,47 +18,50 @@ from tfkd_fast.errors import UserError
 def train(
     recipe: Recipe, out: Path, *, overwrite: bool = False, download: bool = False, listeners: list[Listener]
 ) -> dict[str, Any]:
-    """Run a recipe into the folder `out`; returns the summary. Everything that can be refused is refused first."""
-    compute = resolve_compute(recipe.device, recipe.precision)
-    dataset = open_dataset(recipe.data, download=download)
-    dataset.read_train()
-    folder = RunFolder.create(out, recipe.to_toml(), overwrite=overwrite)
-    return _run(recipe, dataset, compute, folder, listeners)
+    """Run a recipe into the folder `out`; returns the summary. Bad input is refused before `out` is touched."""
+    folder = RunFolder(out)
+    if not overwrite:
+        folder.refuse_if_taken()
+    with ops.using_backend(recipe.ops):
+        trainer = _trainer(recipe, open_dataset(recipe.data, download=download), folder, listeners)
+        folder.create(recipe.to_toml())
+        return _finish(trainer)
 
 
 def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
     """Go on with an unfinished run from its newest checkpoint; returns the summary."""
-    folder = RunFolder.open(out)
+    folder = RunFolder(out)
+    recipe = read_recipe(folder)
     if folder.summary.exists():
         raise UserError(f"the run in {out} is finished: see {folder.summary}")
-    recipe = read_recipe(folder)
-    compute = resolve_compute(recipe.device, recipe.precision)
-    return _run(recipe, open_dataset(recipe.data), compute, folder, listeners)
+    with ops.using_backend(recipe.ops):
+        return _finish(_trainer(recipe, open_dataset(recipe.data), folder, listeners))
 
 
 def evaluate(out: Path, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
     """Test metrics of a finished run's student, of the last epoch and of the best on held-out images."""
-    folder = RunFolder.open(out)
+    folder = RunFolder(out)
     recipe = read_recipe(folder)
     return _test(recipe, open_dataset(recipe.data), resolve_compute(device, precision), folder)
 
 
 def read_recipe(folder: RunFolder) -> Recipe:
     """The resolved recipe of a run."""
+    folder.require_run()
     return make_recipe(parse(folder.recipe.read_text(), str(folder.recipe)))
 
 
-def _run(
-    recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, listeners: list[Listener]
-) -> dict[str, Any]:
+def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: list[Listener]) -> Trainer:
     if recipe.tensorboard:
         listeners = [*listeners, TensorBoardWriter(folder)]
-    with ops.using_backend(recipe.ops):
-        trainer = Trainer(recipe, dataset, compute, folder, listeners)
-        summary = trainer.run()
-        summary |= _test(recipe, dataset, compute, folder)
-        folder.write_json(folder.summary, summary)
-        trainer.finish(summary)
+    return Trainer(recipe, dataset, resolve_compute(recipe.device, recipe.precision), folder, listeners)
+
+
+def _finish(trainer: Trainer) -> dict[str, Any]:
+    """Train to the end, then test."""
+    summary = trainer.run() | _test(trainer.recipe, trainer.dataset, trainer.compute, trainer.folder)
+    trainer.folder.write_json(trainer.folder.summary, summary)
+    trainer.finish(summary)
     return summary
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from tfkd_fast.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from tfkd_fast.errors import UserError
@@ -31,34 +31,33 @@ class RunFolder:
         self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
 
-    @classmethod
-    def create(cls, path: Path, recipe_text: str, *, overwrite: bool) -> Self:
-        """A fresh run folder. One that already holds a run is refused unless `overwrite`."""
-        run = cls(path)
-        if run.recipe.exists() and not overwrite:
-            if run.summary.exists():
-                raise UserError(f"{path} already holds a finished run: choose another --out, or pass --overwrite")
-            raise UserError(f"{path} holds an unfinished run: go on with --resume {path}, or pass --overwrite")
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file: choose another --out")
-        try:
-            for file in (run.summary, run.metrics, run.student, run.best, run.report, run.recipe):
-                file.unlink(missing_ok=True)
-            for folder in (run.checkpoints, run.tensorboard):
-                shutil.rmtree(folder, ignore_errors=True)
-            run.checkpoints.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {path}: {error.strerror}") from None
-        write_atomically(run.recipe, lambda file: file.write(recipe_text.encode()))
-        return run
+    def refuse_if_taken(self) -> None:
+        """Raise UserError if the folder holds a run, or is no folder."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose another --out")
+        if self.summary.exists():
+            raise UserError(f"{self.path} already holds a finished run: choose another --out, or pass --overwrite")
+        if self.recipe.exists():
+            raise UserError(
+                f"{self.path} holds an unfinished run: go on with --resume {self.path}, or pass --overwrite"
+            )
 
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """An existing run folder."""
-        run = cls(path)
-        if not run.recipe.is_file():
-            raise UserError(f"{path} is no run folder: it has no recipe.toml")
-        return run
+    def create(self, recipe_text: str) -> None:
+        """Make the folder, without what an earlier run left there; files that are no part of a run stay."""
+        try:
+            for file in (self.summary, self.metrics, self.student, self.best, self.report, self.recipe):
+                file.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.tensorboard):
+                shutil.rmtree(folder, ignore_errors=True)
+            self.checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        write_atomically(self.recipe, lambda file: file.write(recipe_text.encode()))
+
+    def require_run(self) -> None:
+        """Raise UserError unless the folder holds a run."""
+        if not self.recipe.is_file():
+            raise UserError(f"{self.path} is no run folder: it has no recipe.toml")
 
     def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> Path:
         """Write the state after `epoch` epochs and drop all but the newest two."""

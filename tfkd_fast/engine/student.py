@@ -14,17 +14,19 @@ from tfkd_fast.models import ModelSettings, build_model
 
 
 def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset) -> bytes:
-    """Weights and buffers of a network; classes, input shape and normalisation in the header."""
+    """Weights and buffers of a network; its settings, classes, input shape and normalisation in the header as JSON.
+
+    The header has one entry: safetensors writes several in an order that changes from process to process.
+    """
     header = {
-        "model": settings.name,
-        "width": str(settings.width),
-        "classes": json.dumps(list(dataset.classes)),
-        "image_shape": json.dumps(list(dataset.image_shape)),
-        "mean": json.dumps(list(dataset.mean)),
-        "std": json.dumps(list(dataset.std)),
+        **settings.model_dump(),
+        "classes": list(dataset.classes),
+        "image_shape": list(dataset.image_shape),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(weights, metadata=header)
+    return safetensors.torch.save(weights, metadata={"student": json.dumps(header)})
 
 
 def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset) -> None:

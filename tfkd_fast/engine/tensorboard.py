@@ -1,5 +1,6 @@
 """TensorBoard events beside metrics.jsonl, for a recipe that sets `tensorboard = true`."""
 
+import importlib.util
 from typing import Any
 
 from tfkd_fast.engine.run_folder import RunFolder
@@ -10,11 +11,9 @@ class TensorBoardWriter:
     """An engine listener: curves of every candidate, the target's true-class mass, and the rewards."""
 
     def __init__(self, folder: RunFolder) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("tensorboard = true needs TensorBoard: pip install 'tfkd-fast[logging]'") from None
-        self._writer = SummaryWriter(str(folder.tensorboard))
+        if importlib.util.find_spec("tensorboard") is None:
+            raise UserError("tensorboard = true needs TensorBoard: pip install 'tfkd-fast[logging]'")
+        self._folder = folder.tensorboard
         self._epoch = 0
 
     def batch(self, images: int) -> None:
@@ -22,6 +21,10 @@ class TensorBoardWriter:
 
     def event(self, event: dict[str, Any]) -> None:
         match event["event"]:
+            case "start" | "resume":
+                from torch.utils.tensorboard import SummaryWriter  # slow to import, and an extra
+
+                self._writer = SummaryWriter(str(self._folder))
             case "epoch":
                 self._epoch = event["epoch"]
                 candidate = f"candidate_{event['candidate']}"

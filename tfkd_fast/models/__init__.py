@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
-from tfkd_fast.errors import UserError
 from tfkd_fast.models.vgg import VGG, Features, vgg8
 from tfkd_fast.settings import Settings, nearest
 
@@ -21,11 +20,16 @@ class ModelSettings(Settings):
     name: str = "vgg8"
     width: float = Field(default=1.0, gt=0, le=8)  # multiplies every channel count
 
+    @field_validator("name")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        if name not in MODELS:
+            raise ValueError(f"unknown model {name!r}: {nearest(name, MODELS)}")
+        return name
+
 
 def build_model(settings: ModelSettings, num_classes: int, in_channels: int, seed: int) -> nn.Module:
     """The network of a recipe, initialised from `seed` without touching the global random state."""
-    if settings.name not in MODELS:
-        raise UserError(f"unknown model {settings.name!r}: {nearest(settings.name, MODELS)}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return MODELS[settings.name](num_classes, in_channels=in_channels, width=settings.width)

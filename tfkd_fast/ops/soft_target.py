@@ -16,7 +16,7 @@ class SoftTargetStats(NamedTuple):
     """Sums over the batch, () or (P,) float32, of the softmax at temperature 1. No gradient."""
 
     correct: Tensor
-    """Samples whose label has the largest logit; a tie counts, a row that is not a number does not."""
+    """Samples whose label is the argmax, of equal logits the first; a row that is not a number does not count."""
     true_probability: Tensor
     """Probability of the label."""
     entropy: Tensor
@@ -137,8 +137,7 @@ def _reference_with_stats(
         index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
         probabilities = logits.softmax(-1)
         true_probability = probabilities.gather(-1, index).squeeze(-1)
-        highest = logits.gather(-1, index).squeeze(-1) == logits.amax(-1)
-        correct = highest & ~true_probability.isnan()
+        correct = (logits.argmax(-1) == index.squeeze(-1)) & ~true_probability.isnan()
         entropy = torch.special.entr(probabilities).sum(-1)
         if similarity is not None:
             similarity.scatter_add_(-2, index.expand(logits.shape), probabilities.to(similarity.dtype))

@@ -62,7 +62,7 @@ def loss_chart(run: Run) -> Chart | None:
         axes = figure.subplots()
         axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle=DASHED, label="training", **markers(epochs))
         if run.start.holdout_images:
-            axes.plot(epochs, nll, color=LIGHT["green"], linestyle=DOTTED, label="held-out NLL", **markers(epochs))
+            axes.plot(epochs, nll, color=LIGHT["green"], linestyle=DOTTED, label="held-out", **markers(epochs))
             axes.plot(epochs, calibrated, color=LIGHT["blue"], label="calibrated", **markers(epochs))
         _draw_rivals(axes, run, _calibrated_nll)
         _draw_drops(axes, run)
@@ -74,7 +74,10 @@ def loss_chart(run: Run) -> Chart | None:
     label = f"Line chart of losses. Training: {course(epochs, train)}."
     if run.start.holdout_images:
         label += f" Held-out NLL: {course(epochs, nll)}. Calibrated: {course(epochs, calibrated)}."
-    note = "The training loss is the divergence from the target of the epoch, so it moves with the target as well."
+    note = (
+        "Training: divergence from the target of the epoch, so it moves with the target as well. "
+        "Held-out: NLL, as it is and after temperature calibration."
+    )
     return Chart("Loss", note, inline_svg("loss", label, (HALF, 3.3), paint))
 
 

@@ -107,6 +107,8 @@ def inline_svg(name: str, label: str, size: tuple[float, float], paint: Callable
         paint(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # keep this layout: while saving as SVG, ticks would be left out of it
+        for axes in figure.axes:  # the layout's last digits differ from call to call
+            axes.set_position(np.round(axes.get_position().bounds, 4).tolist())
         file = io.StringIO()
         figure.savefig(
             file, format="svg", transparent=True, metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"])

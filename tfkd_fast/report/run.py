@@ -209,7 +209,8 @@ def read_run(run_folder: Path) -> Run:
     Raises:
         UserError: the folder is no run folder, or one of its files is damaged; the file and the line are named.
     """
-    folder = RunFolder.open(run_folder)
+    folder = RunFolder(run_folder)
+    folder.require_run()
     if not folder.metrics.is_file():
         raise UserError(f"{run_folder} has no {folder.metrics.name} yet: start the run first")
     events, seconds = _read_events(folder.metrics)

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.images import FileImages
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 Listing = dict[str, list[Path]]
 """Class -> its image files, both sorted by name."""
@@ -50,12 +51,12 @@ def list_classes(folder: Path) -> Listing:
     listing = {place.name: sorted(filter(_is_image, place.iterdir())) for place in places}
     for name, files in listing.items():
         if not files:
-            raise UserError(f"{folder / name} holds no image ({', '.join(IMG_EXTENSIONS)}): add some or delete it")
+            raise UserError(f"{folder / name} holds no image ({', '.join(SUFFIXES)}): add some or delete it")
     return listing
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _images(listing: Listing, classes: list[str], size: int) -> FileImages:

@@ -2,7 +2,7 @@
 
 Addresses, names and checksums are torchvision's. Its classes do not read the files, because they open the test images
 of CIFAR along with the training images and do not say which file is damaged. No file is parsed before its checksum was
-found right: CIFAR's are pickles.
+found right: CIFAR's are pickles. torchvision takes a second to import, so that only its data sets import it.
 """
 
 import hashlib
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100, SVHN
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive, download_url
 
 from tfkd_fast.data.datasets.base import ChannelStatistics, Dataset
 from tfkd_fast.data.images import ArrayImages
@@ -40,7 +38,7 @@ class Files:
 
     def provide(self, fetch: Callable[[], None] | None) -> None:
         """See to it that the files are there; whether they are whole is checked only when they were to be fetched."""
-        if fetch and not all(check_integrity(self.folder / name, md5) for name, md5 in self.checksums.items()):
+        if fetch and not all(map(self._is_whole, self.checksums)):
             try:
                 fetch()
             except (OSError, RuntimeError, EOFError) as error:
@@ -57,23 +55,33 @@ class Files:
     def read(self, name: str) -> bytes:
         """The content of a file, its checksum verified."""
         content = (self.folder / name).read_bytes()
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.checksums[name]:
+        if _md5(content) != self.checksums[name]:
             raise UserError(
                 f"{self.folder / name} is truncated or damaged (its checksum is not that of {self.dataset}): "
                 "fetch it again with --download"
             )
         return content
 
+    def _is_whole(self, name: str) -> bool:
+        file = self.folder / name
+        return file.is_file() and _md5(file.read_bytes()) == self.checksums[name]
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
 
 def open_cifar(settings: DataSettings, download: bool) -> Dataset:
     """60,000 photographs of 32x32 pixels: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009."""
+    from torchvision.datasets import CIFAR10, CIFAR100, utils
+
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[settings.dataset]
     train, test = ([name for name, _ in part] for part in (source.train_list, source.test_list))
     checksums = dict(source.train_list + source.test_list)
     checksums[source.meta["filename"]] = source.meta["md5"]
     root = _root(settings)
     files = Files(settings.dataset, root / source.base_folder, checksums)
-    fetch = partial(download_and_extract_archive, source.url, root, filename=source.filename, md5=source.tgz_md5)
+    fetch = partial(utils.download_and_extract_archive, source.url, root, filename=source.filename, md5=source.tgz_md5)
     files.provide(fetch if download else None)
     classes = pickle.loads(files.read(source.meta["filename"]), encoding="latin1")[source.meta["key"]]
     return Dataset(
@@ -99,13 +107,15 @@ def open_svhn(settings: DataSettings, download: bool) -> Dataset:
 
     Source: Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", 2011.
     """
+    from torchvision.datasets import SVHN, utils
+
     parts = {part: SVHN.split_list[part] for part in ("train", "test")}
     root = _root(settings)
     files = Files("svhn", root, {name: md5 for _, name, md5 in parts.values()})
 
     def fetch() -> None:
         for url, name, md5 in parts.values():
-            download_url(url, root, name, md5)
+            utils.download_url(url, root, name, md5)
 
     files.provide(fetch if download else None)
     return Dataset(

@@ -12,7 +12,6 @@ from tfkd_fast.data.datasets import Dataset
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
 from tfkd_fast.data.loaders.resident import ResidentPixels, padded_shape
-from tfkd_fast.data.loaders.torchvision import TorchvisionPixels
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 
@@ -58,6 +57,8 @@ def _pixel_source(images: ImageSet, pad: int, settings: DataSettings, device: to
             "use --loader torchvision"
         )
     if settings.loader == "torchvision" or (settings.loader == "auto" and needed > free / 2):
+        from tfkd_fast.data.loaders.torchvision import TorchvisionPixels  # torchvision takes a second to import
+
         return TorchvisionPixels(images, pad, device, settings.workers)
     return ResidentPixels(images, pad, device)
 

@@ -1,0 +1,247 @@
+"""Loaders: the same pixels from each of them, and the right ones."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from tfkd_fast.data import Batch, Dataset, DataSettings, ImageSet, Loader, loaders, make_loader, open_dataset
+from tfkd_fast.data.images import ArrayImages
+from tfkd_fast.errors import UserError
+from tfkd_fast.randomness import Purpose, permutation, random_words
+
+CPU = torch.device("cpu")
+DEVICES = [CPU] + [torch.device("cuda")] * torch.cuda.is_available()
+SHAPES = [(3, 32, 32), (1, 32, 32), (3, 64, 64), (1, 64, 64)]
+COUNT = 23  # a prime: the last batch is smaller
+
+
+def dataset_of(shape: tuple[int, int, int], flip: bool = True) -> Dataset:
+    """Random images, two classes."""
+    pixels = np.random.default_rng(sum(shape)).integers(0, 256, (COUNT, *shape), dtype=np.uint8)
+    images = ArrayImages(torch.from_numpy(pixels), torch.arange(COUNT) % 2)
+    return Dataset("random", ["a", "b"], shape, flip=flip, read_train=lambda: images, read_test=lambda: images)
+
+
+def loader_of(
+    dataset: Dataset, loader: str, *, seed: int = 5, dtype: torch.dtype = torch.float32, **change: Any
+) -> Loader:
+    settings = DataSettings(**({"loader": loader, "batch_size": 5, "workers": 0} | change))
+    return make_loader(dataset.read_train(), dataset, settings, CPU, dtype, seed)
+
+
+def collect(batches: Iterable[Batch]) -> Batch:
+    return Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))
+
+
+def assert_same(first: Iterable[Batch], second: Iterable[Batch]) -> None:
+    for a, b in zip(first, second, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+
+
+def expected_pixels(images: ImageSet, index: int, flip: bool, seed: int, epoch: int, stream: int) -> np.ndarray:
+    """The augmented image as numpy and the definition of the random numbers give it, (C,H,W) uint8."""
+    words = [
+        int(word) for word in random_words(torch.tensor(index), Purpose.AUGMENT, seed=seed, epoch=epoch, stream=stream)
+    ]
+    image = images.image(index).numpy()
+    size = image.shape[1]
+    pad = 4 * size // 32
+    padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
+    top, left = (word * (2 * pad + 1) // 2**32 for word in words[:2])
+    window = padded[:, top : top + size, left : left + size]
+    return window[:, :, ::-1] if flip and words[2] >= 2**31 else window
+
+
+def normalised(pixels: np.ndarray, dataset: Dataset) -> torch.Tensor:
+    """As torchvision does it."""
+    image = v2.functional.to_dtype(torch.from_numpy(np.ascontiguousarray(pixels)), torch.float32, scale=True)
+    return v2.functional.normalize(image, list(dataset.mean), list(dataset.std))
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("augment", [True, False])
+def test_resident_and_torchvision_give_identical_batches(
+    shape: tuple[int, int, int], dtype: torch.dtype, augment: bool, device: torch.device
+) -> None:
+    dataset = dataset_of(shape)
+    settings = DataSettings(batch_size=5, workers=0, augment=augment)
+    resident, torchvision = (
+        make_loader(dataset.read_train(), dataset, settings.model_copy(update={"loader": name}), device, dtype, seed=5)
+        for name in ("resident", "torchvision")
+    )
+    assert (resident.name, torchvision.name) == ("resident", "torchvision")
+    assert len(resident) == len(torchvision) == math.ceil(COUNT / 5)
+    for epoch, stream in ((0, 0), (3, 0), (3, 2)):
+        assert_same(resident.epoch(epoch, stream), torchvision.epoch(epoch, stream))
+    assert_same(resident.in_order(), torchvision.in_order())
+    for batch in resident.epoch(0):
+        assert batch.images.dtype == dtype
+        assert batch.images.device.type == batch.labels.device.type == batch.indices.device.type == device.type
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(workers: int) -> None:
+    dataset = dataset_of((3, 32, 32))
+    with_workers = loader_of(dataset, "torchvision", workers=workers)
+    assert_same(with_workers.epoch(4, 1), loader_of(dataset, "resident").epoch(4, 1))
+    next(with_workers.epoch(5))  # an epoch that is left early leaves nothing behind
+    assert_same(with_workers.epoch(6), loader_of(dataset, "resident").epoch(6))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("flip", [True, False])
+def test_crops_and_mirroring_are_those_of_numpy(shape: tuple[int, int, int], flip: bool) -> None:
+    dataset = dataset_of(shape, flip)
+    images = dataset.read_train()
+    batch = collect(loader_of(dataset, "resident").epoch(2, stream=1))
+    assert torch.equal(batch.indices, permutation(COUNT, seed=5, epoch=2, stream=1))
+    assert torch.equal(batch.labels, images.labels[batch.indices])
+    for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+        pixels = expected_pixels(images, index, flip, seed=5, epoch=2, stream=1)
+        # values of a few units, rounded three times in float32
+        torch.testing.assert_close(image, normalised(pixels, dataset), rtol=1e-5, atol=1e-5)
+
+
+def test_mirroring_follows_the_data_set() -> None:
+    """An image whose left half is white and right half black tells whether it was mirrored."""
+    pixels = torch.zeros(400, 1, 32, 32, dtype=torch.uint8)
+    pixels[..., :16] = 255
+    images = ArrayImages(pixels, torch.zeros(400, dtype=torch.int64))
+
+    def mirrored(flip: bool, augment: bool = True) -> int:
+        dataset = Dataset("half", ["a"], (1, 32, 32), flip=flip, read_train=lambda: images, read_test=lambda: images)
+        batch = collect(loader_of(dataset, "resident", augment=augment).epoch(0))
+        return int((batch.images[:, 0, 16, 22] > batch.images[:, 0, 16, 9]).sum())
+
+    assert mirrored(flip=False) == 0
+    assert mirrored(flip=True, augment=False) == 0
+    assert abs(mirrored(flip=True) - 200) < 5 * math.sqrt(400) / 2  # five standard deviations
+
+
+@pytest.mark.parametrize("name", ["resident", "torchvision"])
+def test_in_order_shows_every_image_as_it_is(name: str) -> None:
+    dataset = dataset_of((3, 32, 32))
+    batch = collect(loader_of(dataset, name).in_order())
+    assert batch.indices.tolist() == list(range(COUNT))
+    expected = torch.stack([normalised(image.numpy(), dataset) for image in dataset.read_train().all_images()])
+    torch.testing.assert_close(batch.images, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_augmentation_only_the_order_is_random() -> None:
+    dataset = dataset_of((3, 32, 32))
+    loader = loader_of(dataset, "resident", augment=False)
+    shuffled, ordered = collect(loader.epoch(0)), collect(loader.in_order())
+    assert shuffled.indices.tolist() != ordered.indices.tolist()
+    assert torch.equal(shuffled.images, ordered.images[shuffled.indices])
+
+
+@pytest.mark.parametrize("name", ["resident", "torchvision"])
+def test_a_fresh_loader_goes_on_where_another_stopped(name: str) -> None:
+    dataset = dataset_of((3, 32, 32))
+    loader = loader_of(dataset, name)
+    for epoch in range(3):
+        collect(loader.epoch(epoch))
+    assert_same(loader.epoch(3), loader_of(dataset, name).epoch(3))
+
+
+def test_batch_size_changes_neither_order_nor_augmentation() -> None:
+    dataset = dataset_of((3, 32, 32))
+    assert_same(
+        [collect(loader_of(dataset, "resident").epoch(1))],
+        [collect(loader_of(dataset, "resident", batch_size=11).epoch(1))],
+    )
+
+
+def test_epochs_streams_and_seeds_differ() -> None:
+    dataset = dataset_of((3, 32, 32))
+    loader, other_seed = loader_of(dataset, "resident"), loader_of(dataset, "resident", seed=6)
+    epochs = [loader.epoch(0), loader.epoch(1), loader.epoch(0, 1), other_seed.epoch(0)]
+    batches = [collect(epoch) for epoch in epochs]
+    assert len({tuple(batch.indices.tolist()) for batch in batches}) == 4
+    # the same image is shown differently, wherever it stands in the order
+    shown = [batch.images[batch.indices.argsort()] for batch in batches]
+    for other in shown[1:]:
+        same = (shown[0] == other).all(dim=(1, 2, 3)).sum()
+        assert same < COUNT / 2  # one in 162 is expected
+
+
+def test_the_last_batch_is_kept() -> None:
+    sizes = [len(batch.labels) for batch in loader_of(dataset_of((1, 32, 32)), "resident").epoch(0)]
+    assert sizes == [5, 5, 5, 5, 3]
+
+
+@pytest.mark.parametrize("name", ["resident", "torchvision"])
+def test_the_global_random_state_is_left_alone(name: str) -> None:
+    loader = loader_of(dataset_of((1, 32, 32)), name, workers=1)
+    before = torch.get_rng_state()
+    collect(loader.epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_may_be_written_to() -> None:
+    loader = loader_of(dataset_of((1, 32, 32)), "resident", augment=False)
+    first = next(loader.in_order()).images
+    copy = first.clone()
+    first.zero_()
+    assert torch.equal(next(loader.in_order()).images, copy)
+
+
+def test_auto_takes_resident_up_to_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = dataset_of((3, 32, 32))
+    needed = COUNT * 3 * 40 * 40
+    for free, name in ((2 * needed, "resident"), (2 * needed - 2, "torchvision")):
+        monkeypatch.setattr(loaders, "free_memory", lambda device, free=free: free)
+        assert loader_of(dataset, "auto").name == name
+        assert loader_of(dataset, "resident").name == "resident"
+    monkeypatch.setattr(loaders, "free_memory", lambda device: needed - 1)
+    with pytest.raises(UserError, match=r"loader resident needs 0\.0 GiB on cpu.*use --loader torchvision"):
+        loader_of(dataset, "resident")
+
+
+def test_free_memory_is_plausible() -> None:
+    physical = 1024 * int(Path("/proc/meminfo").read_text().split()[1])
+    assert 0 < loaders.free_memory(CPU) <= physical
+
+
+def test_an_integer_type_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dtype must be a floating-point type, got torch.uint8"):
+        loader_of(dataset_of((1, 32, 32)), "resident", dtype=torch.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = random.integers(0, 256, (50, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_files_reach_both_loaders_alike(folder: Path, size: int) -> None:
+    dataset = open_dataset(DataSettings(dataset="folder", root=str(folder), image_size=size))
+    assert_same(loader_of(dataset, "resident").epoch(0), loader_of(dataset, "torchvision", workers=2).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_one_sentence_from_a_worker_too(folder: Path, workers: int) -> None:
+    dataset = open_dataset(DataSettings(dataset="folder", root=str(folder)))
+    loader = loader_of(dataset, "torchvision", workers=workers)
+    (folder / "train/b/2.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"^cannot read the image .*train/b/2.png \([^\n]*\): replace it or delete it$"):
+        collect(loader.epoch(0))

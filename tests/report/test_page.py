@@ -1,0 +1,335 @@
+"""The page: one well-formed file that needs nothing else, with what the run has and nothing that it has not."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.report import read_run, write_report
+from tfkd_fast.report.curves import learning_rate_drops
+from tfkd_fast.report.drawing import DARK, LIGHT
+from tfkd_fast.report.steering import rank_bands, risen, wins
+
+MakeRun = Callable[..., Path]
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+TRAINING = ["Accuracy", "Loss", "Held-out calibration", "Learning rate and speed"]
+
+
+class Page(HTMLParser):
+    """Checks nesting as it reads, and keeps what the tests ask about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.titles: list[str] = []
+        self.labels: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        values = dict(attrs)
+        assert len(values) == len(attrs), f"an attribute of <{tag}> is given twice"
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.targets += [values[name] or "" for name in ("src", "href", "xlink:href", "action") if name in values]
+        self.targets += re.findall(r"url\(([^)]*)\)", " ".join(value or "" for value in values.values()))
+        if tag == "svg":
+            assert values["role"] == "img"
+            self.labels.append(values["aria-label"] or "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h2", "h3"):
+            self.titles.append(data)
+        if "style" not in self.open:
+            self.words += data
+
+
+def page_of(folder: Path) -> Page:
+    return Page(write_report(folder).read_text())
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the events of a log, one by one."""
+    path = folder / "metrics.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    for event in events:
+        change(event)
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
+    page = page_of(make_run(classes=100))
+    assert page.tags["script"] == page.tags["link"] == page.tags["iframe"] == 0
+    assert "@import" not in page.text
+    assert len(page.ids) == len(set(page.ids))
+    for target in page.targets:
+        assert target.startswith(("#", "data:image/png;base64,")), target
+        assert not target.startswith("#") or target[1:] in page.ids
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_a_run_with_everything_shows_everything(make_run: MakeRun, classes: int) -> None:
+    page = page_of(make_run(classes=classes))
+    charts = [*TRAINING, "Target distribution", "Actions", "Rewards and learning", "Ranking of the candidates"]
+    assert [title for title in page.titles if title in charts] == charts
+    assert page.tags["svg"] == page.tags["figure"] == len(charts)
+    assert all(len(label) > 40 for label in page.labels)
+    assert "The last selection, after epoch 20" in page.words
+    bands = ["1", "2–4", "5–9"] if classes == 10 else ["1", "2–4", "5–16", "17–99"]
+    assert all(f">{band}</text>" in page.text for band in bands)
+
+
+def test_plain_cross_entropy_has_no_empty_headings(make_run: MakeRun) -> None:
+    page = page_of(make_run("ce"))
+    assert page.titles == ["Training", *TRAINING, "How it was measured", "Summary", "Recipe"]
+    assert "they steered nothing" in page.words
+
+
+def test_a_single_trajectory_has_a_controller_and_no_selection(make_run: MakeRun) -> None:
+    page = page_of(make_run("tfkd", interval=1))
+    assert "Target distribution" in page.titles
+    assert "Selection" not in page.titles
+    assert "steered the controller." in page.words
+
+
+def test_the_figures_at_the_top_are_those_of_the_summary(make_run: MakeRun) -> None:
+    folder = make_run()
+    path = folder / "summary.json"
+    figures = {"test_top1": 71.234, "test_images": 10_000, "test_nll": 1.0512, "test_ece": 0.04321}
+    figures |= {"holdout_top1": 72.5, "images_per_second": 12_345.6, "seconds": 7_200.0, "made_up": "kept"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | figures))
+    page = page_of(folder)
+    values = re.findall(r'<dd class="value">([^<]*)', page.text)
+    assert values == ["71.23", "72.50", "1.051", "0.0432", "12,346", "2.0"]
+    assert "± 0.45 standard error" in page.words  # sqrt(0.71234 * 0.28766 / 10000) = 0.4527 %
+    assert "made_up" in page.words
+
+
+def test_the_same_run_gives_the_same_bytes_whatever_matplotlib_is_set_to(make_run: MakeRun) -> None:
+    first = write_report(make_run(name="a")).read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.hashsalt": None}):
+        settings = dict(matplotlib.rcParams)
+        assert write_report(make_run(name="b")).read_bytes() == first
+        assert dict(matplotlib.rcParams) == settings
+
+
+def test_a_report_replaces_the_one_before_and_leaves_nothing_beside_it(make_run: MakeRun) -> None:
+    folder = make_run(trained=9)
+    before = {path.name for path in folder.iterdir()}
+    assert write_report(folder) == folder / "report.html"
+    first = (folder / "report.html").read_bytes()
+    make_run()  # the same folder, now finished
+    write_report(folder)
+    assert (folder / "report.html").read_bytes() != first
+    assert {path.name for path in folder.iterdir()} == before | {"report.html", "summary.json"}
+
+
+def test_an_unfinished_run_says_so(make_run: MakeRun) -> None:
+    folder = make_run(epochs=20, trained=9)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "epoch", "time": 99.0, "epo')
+    page = page_of(folder)
+    assert "This run is not finished." in page.words
+    assert "is 9 of 20." in page.words
+    assert "Test top-1" not in page.words
+    assert "The test set has not been read yet" in page.words
+
+
+def test_a_run_that_has_only_started_has_a_page(make_run: MakeRun) -> None:
+    page = page_of(make_run(trained=0))
+    assert "No epoch of 20 is in its log yet." in page.words
+    assert page.tags["svg"] == 0
+
+
+@pytest.mark.parametrize("trained", [1, 5])
+def test_a_run_of_one_epoch_or_one_decision_has_a_page(make_run: MakeRun, trained: int) -> None:
+    page = page_of(make_run(trained=trained))
+    assert "Target distribution" in page.titles
+
+
+def test_resumes_are_named(make_run: MakeRun) -> None:
+    folder = make_run(trained=9)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "resume", "time": 99.0, "epoch": 9}\n')
+    assert "after epoch 9" in page_of(folder).words
+
+
+def test_a_run_without_held_out_images(make_run: MakeRun) -> None:
+    folder = make_run("ce")
+
+    def remove(event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            event["holdout_images"] = 0
+        if event["event"] == "epoch":
+            event["holdout"] = None
+
+    edit(folder, remove)
+    path = folder / "summary.json"
+    without = {"holdout_top1": None, "best_epoch": None, "best_holdout_top1": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | without))
+    page = page_of(folder)
+    assert "Held-out calibration" not in page.titles
+    assert "No images were held out" in page.words
+
+
+def nulled(value: Any) -> Any:
+    """Every fraction becomes null, as NaN and infinity do; whole numbers and names stay."""
+    if isinstance(value, float):
+        return None
+    if isinstance(value, dict):
+        return {key: nulled(item) for key, item in value.items()}
+    return [nulled(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["ce", "tfkd", "tfkd-mrs"])
+def test_a_run_of_nothing_but_nan_has_a_page(make_run: MakeRun, method: str) -> None:
+    folder = make_run(method)
+    edit(folder, lambda event: event.update({key: nulled(value) for key, value in event.items() if key != "time"}))
+    path = folder / "summary.json"
+    path.write_text(json.dumps(nulled(json.loads(path.read_text()))))
+    page = page_of(folder)
+    assert "–" in re.findall(r'<dd class="value">([^<]*)', page.text)
+    assert "nan" not in page.words.lower().replace("finance", "")
+
+
+def test_names_are_escaped(make_run: MakeRun) -> None:
+    folder = make_run(classes=["<b>", '"&amp;', "</title><script>alert(1)</script>"])
+    recipe = folder / "recipe.toml"
+    recipe.write_text(recipe.read_text() + 'note = "</pre><script>alert(2)</script>"\n')
+
+    def rename(event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            event["dataset"] = event["device_name"] = "<i>&</title><script>"
+        if event["event"] == "decision":
+            event["candidates"][0]["role"] = "<u>$x$"
+
+    edit(folder, rename)
+    page = page_of(folder)
+    assert page.tags["script"] == page.tags["b"] == page.tags["i"] == page.tags["u"] == 0
+    assert '<b>, "&amp;, </title><script>alert(1)</script>' in page.words
+    assert "</pre><script>alert(2)</script>" in page.words
+    assert "<u>$x$" in page.words
+
+
+def test_a_long_run_stays_small(make_run: MakeRun) -> None:
+    folder = make_run(epochs=240, classes=100, candidates=4, interval=1, warmup=5)
+    assert write_report(folder).stat().st_size < 2_000_000
+
+
+def test_many_dimensions_and_many_candidates(make_run: MakeRun) -> None:
+    folder = make_run(epochs=12, classes=100, candidates=16)
+    random = np.random.default_rng(0)
+
+    def widen(event: dict[str, Any]) -> None:
+        if event["event"] == "decision":
+            for candidate in event["candidates"]:
+                if candidate["role"] != "warm-up":
+                    candidate["action"] = random.normal(size=16).tolist()
+                    candidate["mass_by_rank"] = random.dirichlet(np.ones(100)).tolist()
+
+    edit(folder, widen)
+    recipe = folder / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("rank-binned", "full-matrix"))
+    page = page_of(folder)
+    assert ">direction 16</text>" in page.text
+    assert all(f">{rank}</text>" in page.text for rank in (1, 2, 5, 10, 20, 50))  # not all 99 of them
+    assert ">15 · sample</text>" in page.text
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(make_run: MakeRun) -> None:
+    folder = make_run()
+    (folder / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*report\.html"):
+        write_report(folder)
+
+
+def test_the_rises_are_those_of_the_student_after_the_warm_up(make_run: MakeRun) -> None:
+    folder = make_run("tfkd", epochs=10, interval=1, warmup=4)
+    divergences = iter([0.0, 0.3, 0.1, 0.2, 0.2 + 1e-9, 0.05, 0.06])
+
+    def set_divergence(event: dict[str, Any]) -> None:
+        if event["event"] == "decision":
+            event["candidates"][0]["divergence"] = next(divergences)
+
+    edit(folder, set_divergence)
+    assert [decision.first_epoch for decision in risen(read_run(folder))] == [7, 10]
+    assert "away from the one-hot label at 2 of 5 changes" in page_of(folder).words
+
+
+def test_wins_are_counted_by_candidate(make_run: MakeRun) -> None:
+    folder = make_run()
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    counts = Counter(event["winner"] for event in events if event["event"] == "selection")
+    names = ["0 · mean", "1 · elite", "2 · sample", "3 · sample"]
+    assert wins(read_run(folder)) == {name: counts[slot] for slot, name in enumerate(names)}
+
+
+def test_rank_bands() -> None:
+    mass = np.array([[0.2, 0.1], [0.1, 0.1], [0.1, 0.1 * (1 + 1e-6)], [0.1, 0.05], [np.nan, 0.05]])
+    assert rank_bands(mass) == [(1, 1), (2, 3), (4, 4), (5, 5)]
+    assert rank_bands(mass[:1]) == [(1, 1)]
+    assert rank_bands(np.ones((99, 3))) == [(1, 99)]
+
+
+def test_drops_are_the_milestones_of_a_step_schedule_and_none_of_a_smooth_one(make_run: MakeRun) -> None:
+    folder = make_run("ce", epochs=40)
+    assert learning_rate_drops(read_run(folder)) == [26, 31, 36]  # after 25, 30 and 35 epochs
+
+    def smooth(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            event["learning_rate"] = 0.5 * (1 + np.cos(np.pi * (event["epoch"] - 1) / 40))
+
+    edit(folder, smooth)
+    assert learning_rate_drops(read_run(folder)) == []
+
+
+def test_charts_take_their_colours_from_the_page(make_run: MakeRun) -> None:
+    page = page_of(make_run())
+    charts = "".join(re.findall(r"<svg.*?</svg>", page.text, flags=re.DOTALL))
+    used = set(re.findall(r"var\(--(\w+)\)", charts))
+    assert {"ink", "muted", "blue", "vermilion"} <= used <= LIGHT.keys()
+    assert set(re.findall(r"(?:fill|stroke): (#\w+)", charts)) <= {"#ffffff"}  # numbers on blue cells
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of sRGB, WCAG 2.2."""
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("ground", ["paper", "panel"])
+def test_contrast_reaches_wcag_aa(theme: dict[str, str], ground: str) -> None:
+    """4.5 for text, 3 for lines."""
+    for names, least in ((("ink", "muted"), 4.5), (("blue", "vermilion", "green", "purple"), 3.0)):
+        for name in names:
+            low, high = sorted([luminance(theme[name]), luminance(theme[ground])])
+            assert (high + 0.05) / (low + 0.05) >= least, name
