@@ -21,10 +21,10 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", ["ce", "tfkd-mrs"])
 def test_a_narrow_student_learns_real_images(cifar10: Path, tmp_path: Path, method: str) -> None:
-    settings = "model.width=0.25 schedule.name=one-cycle controller.warmup_epochs=4 selection.interval=2".split()
+    settings = ["model.width=0.25", "schedule.name=one-cycle", "selection.interval=2", "selection.candidates=2"]
     arguments = ["train", "--dataset", "npz", "--data-root", cifar10, "--method", method, "--epochs", "8"]
     arguments += ["--batch-size", "32", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "run"]
-    for assignment in [*settings, "selection.candidates=2"]:
+    for assignment in settings:
         arguments += ["--set", assignment]
     result = subprocess.run([sys.executable, "-m", "tfkd_fast", *map(str, arguments)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -18,10 +18,7 @@ from tfkd_fast.engine.student import load_student
 from tfkd_fast.models import ModelSettings
 
 SMALL = ["--device", "cpu", "--precision", "fp32", "--set", "model.width=0.125", "--batch-size", "128"]
-MRS = [
-    *("--method", "tfkd-mrs", "--set", "controller.warmup_epochs=2"),
-    *("--set", "selection.interval=2", "--set", "selection.candidates=2"),
-]
+MRS = ["--method", "tfkd-mrs", "--set", "selection.interval=2", "--set", "selection.candidates=2"]
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -95,6 +95,12 @@ def test_warm_up_is_plain_cross_entropy_of_one_candidate() -> None:
     torch.testing.assert_close(method.loss(logits, labels, 0)[0], F.cross_entropy(logits, labels))
 
 
+def test_a_short_run_is_controlled_too() -> None:
+    events = run(build("tfkd-mrs", epochs=2), 2, [(0.5, 1.0), (0.6, 0.9)])
+    assert [event["epochs"] for event in of_kind(events, "decision")] == [2]
+    assert len(of_kind(events, "selection")) == 1
+
+
 def test_mrs_logs_actions_ranks_rewards_and_the_winner() -> None:
     method = build("tfkd-mrs", controller={"warmup_epochs": 2}, selection={"candidates": 3, "interval": 5})
     events = run(method, 12, [(0.50, 1.00), (0.60, 0.90), (0.55, 0.95)])

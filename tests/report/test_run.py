@@ -111,7 +111,7 @@ def test_a_last_line_that_only_lacks_its_end_counts(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"event": "epo', "Unterminated"),
+        (b'{"event": "epo', "Invalid control character"),
         (b"[1, 2]", "list"),
         (b"", "Expecting value"),
         (b"\xff\xfe", "decode"),

@@ -15,7 +15,7 @@ class ControllerSettings(Settings):
 
     name: Literal["fixed", "schedule", "progressive", "random", "ppo", "reinforce"] = "ppo"
     warmup_epochs: int = Field(default=5, ge=0)
-    """Epochs of plain cross-entropy first, for a target that needs class similarities."""
+    """Epochs of plain cross-entropy first, for a target that needs class similarities; at most a quarter of the run."""
     interval: int = Field(default=1, ge=1)
     """Epochs that one decision lasts where a single candidate trains."""
 

@@ -35,6 +35,9 @@ from tfkd_fast.targets import SimilarityMemory, TargetSettings
 DROP = 0.5
 """A learning rate below this share of the epoch before is a drop, and makes held-out figures jump (our choice)."""
 
+LONGEST_WARMUP = 0.25
+"""The warm-up takes at most this share of the run, so that short runs are controlled, too (our choice)."""
+
 
 class ControlledTargetsSettings(Settings):
     """The tables of a recipe that belong to these methods."""
@@ -68,7 +71,8 @@ class ControlledTargets(Method):
         self.needs_holdout = selects or self._controller.learns
         self.needs_epoch_average = self.needs_holdout
         self.needs_interval_average = settings.selection.needs_average
-        self._warmup = settings.controller.warmup_epochs if self._target.uses_similarity else 0
+        wanted = settings.controller.warmup_epochs if self._target.uses_similarity else 0
+        self._warmup = min(wanted, int(LONGEST_WARMUP * context.epochs))
         self._memory = SimilarityMemory(self.max_candidates, classes, settings.target.memory_decay, context.device)
         self._one_hot = targets.one_hot_table(classes).to(context.device)
         untrained = TrainingStatistics(math.log(classes), 1 / classes, 1 / classes, math.log(classes))

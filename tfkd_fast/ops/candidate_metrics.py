@@ -39,8 +39,8 @@ class CandidateMetrics(NamedTuple):
 def candidate_metrics(logits: Tensor, labels: Tensor, *, backend: str | None = None) -> CandidateMetrics:
     """Accuracy, likelihood and calibration of K candidates that saw the same N samples. No gradient.
 
-    * top1, top5: a sample counts when its label is among the 1 (5) classes of highest logit, of equal ones those of lower
-      index, as `argmax` has it. With C <= 5 every sample counts for top5.
+    * top1, top5: a sample counts when its label is among the 1 (5) classes of highest logit, of equal ones those of
+      lower index, as `argmax` has it. With C <= 5 every sample counts for top5.
     * temperature: minimises the mean NLL of `logits / T` (Guo et al., ICML 2017), by golden-section search on log T in
       [log 0.05, log 20] with a fixed number of steps.
     * calibrated_nll: T is fitted on the even samples and scored on the odd ones, and the reverse; the mean is over all

@@ -94,7 +94,7 @@ def _present(*charts: Chart | None) -> list[Chart]:
 def _test_figures(run: Run, summary: dict[str, Any]) -> list[Figure]:
     top1, images = _number(summary.get("test_top1")), summary.get("test_images")
     best_epoch = summary.get("best_epoch")
-    error = f"± {_standard_error(top1, images):.2f} standard error" if images else "after the last epoch"
+    error = f"± {_fixed(_standard_error(top1, images))} standard error" if images else "after the last epoch"
     best = f"best {_fixed(summary.get('best_holdout_top1'))} % at epoch {best_epoch}"
     return [
         Figure("Test top-1", _fixed(top1), "%", error),
@@ -151,19 +151,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _steering_words(run: Run) -> str:
-    """What the controller did, in two sentences."""
-    if not run.decided:
-        return ""
-    masses = [run.survivor(decision).true_mass for decision in run.decided]
-    rises, steps = len(risen(run)), len(run.decided) - 1
-    if steps == 0:
-        return f"One decision, with a true-class mass of {masses[0]:.3f}."
-    known = [mass for mass in masses if math.isfinite(mass)] or [math.nan]
-    kind = "not progressive" if rises else "progressive: it never moved away from the one-hot label again"
+    """What the controller did, in a few sentences."""
+    taught = [run.survivor(decision) for decision in run.decided]
+    masses = [target.true_mass for target in taught]
+    if len(taught) < 2 or not all(math.isfinite(target.true_mass + target.divergence) for target in taught):
+        return f"Decisions: {len(taught)}."
+    rises = len(risen(run))
+    kind = "not progressive" if rises else "progressive, never moving away from the one-hot label again"
     return (
-        f"{len(run.decided)} decisions. The true-class mass went from {masses[0]:.3f} to {masses[-1]:.3f}, within "
-        f"{min(known):.3f} to {max(known):.3f}. The target moved away from the one-hot label at {rises} of {steps} "
-        f"changes: it was {kind}."
+        f"{len(taught)} decisions. The true-class mass went from {masses[0]:.3f} to {masses[-1]:.3f}, within "
+        f"{min(masses):.3f} to {max(masses):.3f}. The target moved away from the one-hot label at {rises} of "
+        f"{len(taught) - 1} changes: it was {kind}."
     )
 
 

@@ -159,8 +159,10 @@ def action_chart(run: Run) -> Chart | None:
             row_label(axes, name)
         epoch_axis(stack[-1])
 
-    last = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, chosen[-1], strict=True))
-    label = f"Line charts of the action, one for each of {len(names)} dimensions. The last action: {last}."
+    last = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, chosen[-1], strict=True) if np.isfinite(value))
+    label = (
+        f"Line charts of the action, one for each of {len(names)} dimensions. The last action: {last or 'not known'}."
+    )
     note = "The surviving candidate's action (line) among all that were tried (dots). 0 is the neutral action."
     size = (HALF, 0.6 + max(1.8, 0.62 * len(names)))
     return Chart("Actions", note, inline_svg("actions", label, size, paint))
