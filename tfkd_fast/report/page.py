@@ -136,7 +136,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Student", f"{start.model}, {start.parameters:,} parameters"),
         ("Data", f"{start.dataset}: {len(start.classes)} classes, {start.train_images:,} to fit{held_out}"),
         ("Target", target.get("family", UNKNOWN)),
-        ("Controller", controller.get("name", UNKNOWN) if run.decisions else "none: the target stays as it is"),
+        ("Controller", controller.get("name", UNKNOWN)),
         ("Candidates", f"up to {start.candidates} at a time" if start.candidates > 1 else "one"),
         ("Machine", f"{start.device_name} ({start.device}), {start.precision}"),
         ("Loader and operators", f"{start.loader}, {start.ops}"),
@@ -186,10 +186,10 @@ def _last_selection(run: Run) -> list[RankingRow]:
         RankingRow(
             name=names[slot],
             cells=[
-                (f"{value:.4f}" if math.isfinite(value) else UNKNOWN, f"{rank:g}")
+                (_fixed(value, 4), _rank(rank))
                 for value, rank in zip(selection.values[slot], selection.ranks[slot], strict=True)
             ],
-            score=f"{score:g}",
+            score=_rank(score),
             won=slot == selection.winner,
         )
         for slot, score in enumerate(selection.scores)
@@ -238,6 +238,11 @@ def _number(value: Any) -> float:
 def _fixed(value: Any, digits: int = 2) -> str:
     number = _number(value)
     return f"{number:.{digits}f}" if math.isfinite(number) else UNKNOWN
+
+
+def _rank(rank: float) -> str:
+    """Ranks of ties are halves, and weighted sums of ranks anything."""
+    return f"{rank:g}" if math.isfinite(rank) else UNKNOWN
 
 
 def _count(value: Any) -> str:

@@ -134,7 +134,7 @@ KINDS: dict[str, type[Record]] = {
     "reward": Reward,
     "resume": Resume,
 }
-"""Kinds of events. The last one, "finish", repeats summary.json."""
+"""Kinds of events by name. One more, "finish", repeats summary.json."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class ResidentPixels:
             first_row = batch.indices * padded_height + batch.top
             runs = (first_row[:, None] + self._rows) * padded_width + batch.left[:, None]
             images = self._runs.index_select(0, runs.flatten()).view(-1, *self._shape).permute(0, 3, 1, 2)
-            yield torch.where(batch.mirrored.view(-1, 1, 1, 1), images.flip(-2), images)
+            yield torch.where(batch.mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def padded_shape(images: ImageSet, pad: int) -> tuple[int, int, int, int]:
