@@ -11,7 +11,7 @@ train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
 
 test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto  # a process a core, so a thread a process
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -20,7 +20,7 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest --benchmark-only
 
 # torch first: the extension is built against the torch that is installed, without build isolation.
 $(VENV)/torch:

@@ -7,22 +7,13 @@ from pathlib import Path
 
 import pytest
 
-UNPACK = Path(__file__).parents[3] / "shared" / "data" / "unpack.py"
-pytestmark = pytest.mark.skipif(not UNPACK.is_file(), reason="no packed CIFAR-10 beside the checkout")
-
-
-@pytest.fixture(scope="module")
-def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 training and 200 test images of each class, as one .npz file."""
-    folder = tmp_path_factory.mktemp("cifar10")
-    subprocess.run([sys.executable, UNPACK, "cifar10", folder, "--limit", "200"], check=True)
-    return folder / "cifar10.npz"
-
 
 @pytest.mark.parametrize("method", ["ce", "tfkd-mrs"])
-def test_a_narrow_student_learns_real_images(cifar10: Path, tmp_path: Path, method: str) -> None:
-    settings = ["model.width=0.25", "schedule.name=one-cycle", "selection.interval=2", "selection.candidates=2"]
-    arguments = ["train", "--dataset", "npz", "--data-root", cifar10, "--method", method, "--epochs", "8"]
+def test_a_narrow_student_learns_real_images(real_cifar10: Path, tmp_path: Path, method: str) -> None:
+    settings = ["model.width=0.25", "schedule.name=one-cycle"]
+    if method == "tfkd-mrs":
+        settings += ["selection.interval=2", "selection.candidates=2"]
+    arguments = ["train", "--dataset", "npz", "--data-root", real_cifar10, "--method", method, "--epochs", "8"]
     arguments += ["--batch-size", "32", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "run"]
     for assignment in settings:
         arguments += ["--set", assignment]

@@ -1,20 +1,8 @@
 """What the controller tests share."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from tfkd_fast.control import Progress
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors are tiny: on a busy machine, threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,0 +1,128 @@
+"""Runs inside one process: what training may read, what it refuses, and what listeners see."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tfkd_fast import engine
+from tfkd_fast.data import Dataset, ImageSet, open_dataset
+from tfkd_fast.engine import Recipe, RunFolder, make_recipe
+from tfkd_fast.engine.device import Compute
+from tfkd_fast.engine.loop import Trainer
+from tfkd_fast.errors import UserError
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+
+
+def recipe(method: str, **tables: Any) -> Recipe:
+    small: dict[str, Any] = {"method": method, "epochs": 2, "device": "cpu", "precision": "fp32"}
+    small |= {"model": {"width": 0.125}, "data": {"dataset": "digits", "batch_size": 256}}
+    return make_recipe(small, tables)
+
+
+def trainer(recipe: Recipe, path: Path, dataset: Dataset | None = None) -> Trainer:
+    folder = RunFolder(path)
+    made = Trainer(recipe, dataset or open_dataset(recipe.data), CPU, folder, [])
+    folder.create(recipe.to_toml())
+    return made
+
+
+def log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["ce", "tfkd", "tfkd-mrs"])
+def test_training_never_reads_the_test_images(tmp_path: Path, method: str) -> None:
+    digits = open_dataset(recipe(method).data)
+
+    def read_test() -> ImageSet:
+        raise AssertionError("the test images were read")
+
+    guarded = Dataset(
+        "digits", digits.classes, digits.image_shape, flip=False, read_train=digits.read_train, read_test=read_test
+    )
+    summary = trainer(recipe(method), tmp_path, guarded).run()
+    assert summary["student_epochs"] == {"ce": 2, "tfkd": 2, "tfkd-mrs": 8}[method]
+    with pytest.raises(AssertionError, match="the test images were read"):
+        guarded.read_test()
+
+
+def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
+    run = trainer(recipe("ce"), tmp_path)
+    seen = torch.cat([batch.indices for batch in run.loader.epoch(0)])
+    assert sorted(seen.tolist()) == list(range(run.train_images))
+    assert run.train_images + run.holdout_images == len(run.dataset.read_train())
+
+
+def test_without_a_held_out_split_ce_trains_on_everything(tmp_path: Path) -> None:
+    run = trainer(recipe("ce", data={"holdout": 0}), tmp_path)
+    summary = run.run()
+    assert (summary["train_images"], summary["holdout_images"]) == (len(run.dataset.read_train()), 0)
+    assert summary["best_epoch"] is None
+    assert all(event["holdout"] is None for event in log(tmp_path) if event["event"] == "epoch")
+
+
+@pytest.mark.parametrize("method", ["tfkd", "tfkd-mrs"])
+def test_what_is_steered_needs_held_out_images(tmp_path: Path, method: str) -> None:
+    with pytest.raises(UserError, match=rf"method {method} is steered by held-out images: set data.holdout above 0"):
+        trainer(recipe(method, data={"holdout": 0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    run = trainer(recipe("ce", epochs=30, optimizer={"learning_rate": 1e30}), tmp_path)
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch \d+, step \d+, candidate 0; .*checkpoint"):
+        run.run()
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_equal_compute_control_selects_among_candidates_of_plain_cross_entropy(tmp_path: Path) -> None:
+    control = recipe("ce", selection={"budget": "full", "candidates": 2, "interval": 1})
+    trainer(control, tmp_path).run()
+    kinds = [event["event"] for event in log(tmp_path)]
+    assert kinds.count("selection") == 2
+    assert "decision" not in kinds
+    selection = next(event for event in log(tmp_path) if event["event"] == "selection")
+    assert selection["values"][0] != selection["values"][1]  # candidates differ by their data order
+
+
+def test_candidates_with_one_action_and_one_order_are_the_same_student(tmp_path: Path) -> None:
+    """Targets act through the table alone: same seed, same action, same data order, bit for bit the same weights."""
+    same = {"budget": "full", "candidates": 2, "interval": 2, "data_order": "shared"}
+    run = trainer(recipe("tfkd-mrs", controller={"name": "fixed"}, selection=same), tmp_path)
+    run.run()
+    epochs = [event for event in log(tmp_path) if event["event"] == "epoch"]
+    for first, second in zip(epochs[::2], epochs[1::2], strict=True):
+        assert first["train_loss"] == second["train_loss"]
+        assert first["holdout"] == second["holdout"]
+
+
+def test_checkpoints_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    trainer(recipe("ce"), tmp_path).run()
+    other = recipe("ce", seed=1)
+    (tmp_path / "recipe.toml").write_text(other.to_toml())
+    with pytest.raises(UserError, match=r"written with another recipe.toml"):
+        Trainer(other, open_dataset(other.data), CPU, RunFolder(tmp_path), []).run()
+
+
+def test_tensorboard_gets_every_curve(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    engine.train(recipe("tfkd-mrs", tensorboard=True), tmp_path, listeners=[])
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    wanted = {"train_loss/candidate_0", "holdout_top1/candidate_3", "true_mass/candidate_1", "reward/candidate_2"}
+    assert wanted <= scalars
+    logged = [event for event in log(tmp_path) if event["event"] == "epoch" and event["candidate"] == 3]
+    assert [s.value for s in events.Scalars("holdout_top1/candidate_3")] == pytest.approx(
+        [event["holdout"]["top1"] for event in logged]
+    )
+
+
+def test_a_run_does_not_depend_on_the_loader(tmp_path: Path) -> None:
+    for loader in ("resident", "torchvision"):
+        trainer(recipe("ce", data={"loader": loader}), tmp_path / loader).run()
+    students = [(tmp_path / loader / "student.safetensors").read_bytes() for loader in ("resident", "torchvision")]
+    assert students[0] == students[1]
