@@ -2,11 +2,13 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tfkd_fast import engine
@@ -31,9 +33,6 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped: what was written stays, and --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
 
 
 @app.command()
@@ -73,16 +72,20 @@ def train(
     )
     for assignment in assignments or []:
         engine.set_override(overrides, assignment)
-    with Display() as display:
-        if resume is not None:
-            if recipe or overrides or out or overwrite or download:
-                raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
-            out = resume
-            summary = engine.resume(resume, [display])
-        else:
-            resolved = engine.load_recipe(recipe, overrides)
-            out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
-            summary = engine.train(resolved, out, overwrite=overwrite, download=download, listeners=[display])
+    if resume is not None:
+        if recipe or overrides or out or overwrite or download:
+            raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
+        out, run = resume, partial(engine.resume, resume)
+    else:
+        resolved = engine.load_recipe(recipe, overrides)
+        out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
+        run = partial(engine.train, resolved, out, overwrite=overwrite, download=download)
+    try:
+        with Display() as display:
+            summary = run(listeners=[display])
+    except KeyboardInterrupt:
+        print(f"stopped: tfkd-fast train --resume {out} goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
     report = write_report(out)
     print(f"test accuracy {summary['test_top1']:.2f} %")
     print(f"report {report}")
@@ -116,9 +119,11 @@ def doctor() -> None:
     """What this installation can do, what is missing, and how to get it."""
     console = Console()
     for title, rows in examine().items():
-        table = Table(*rows[0], title=title, title_justify="left", title_style="bold")
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for heading in rows[0]:
+            table.add_column(heading, overflow="fold")
         for row in rows[1:]:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
 
 

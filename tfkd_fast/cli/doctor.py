@@ -23,7 +23,7 @@ Table = list[tuple[str, ...]]
 
 def examine() -> dict[str, Table]:
     """Title -> rows, the first of them the header."""
-    return {"Machine": _machine(), "Operators": _operators(), "Optional packages": _extras()}
+    return {"Machine": _machine(), **_operators(), "Optional packages": _extras()}
 
 
 def _machine() -> Table:
@@ -35,7 +35,7 @@ def _machine() -> Table:
         ("tfkd-fast", tfkd_fast.__version__),
         ("Python", platform.python_version()),
         ("torch", str(torch.__version__)),
-        ("processor", f"{cpu_capabilities().get('cpu_name', platform.machine())}, {torch.get_num_threads()} threads"),
+        ("processor", f"{cpu_capabilities().get('cpu_name', platform.machine())}, threads: {torch.get_num_threads()}"),
         ("vector instructions", ", ".join(vectors) or "unknown"),
         ("CUDA", _cuda()),
         ("build tools", ", ".join(compilers) or "none: install a C++20 compiler for the compiled operators"),
@@ -52,13 +52,12 @@ def _cuda() -> str:
     return f"no device: torch was built for CUDA {torch.version.cuda}, but the driver shows none"
 
 
-def _operators() -> Table:
-    rows: Table = [("operator", "backend", "state", "why")]
-    return rows + [
-        (operator.name, backend.name, backend.state, backend.reason)
+def _operators() -> dict[str, Table]:
+    heading = ("backend", "state", "why")
+    return {
+        f"Operator {operator.name}": [heading, *((b.name, b.state, b.reason) for b in operator.backends)]
         for operator in ops.status()
-        for backend in operator.backends
-    ]
+    }
 
 
 def _extras() -> Table:
