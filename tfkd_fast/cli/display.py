@@ -43,7 +43,7 @@ class Display:
             self._bar.update(
                 self._task,
                 description=f"epoch {self._latest.get('epoch', 0) + 1}/{self._facts['epochs']}",
-                total=self._facts["train_images"] * max(1, len(self._decided)),
+                total=self._images_per_epoch(),
                 completed=self._images,
                 status=self._status(speed),
             )
@@ -120,9 +120,13 @@ class Display:
             self._task = self._bar.add_task("", total=None, status="")
             self._bar.start()
 
+    def _images_per_epoch(self) -> int:
+        """Of all candidates of the present interval."""
+        images: int = self._facts["train_images"]
+        return images * max(1, len(self._decided))
+
     def _status(self, speed: float) -> str:
         """Speed, loss, held-out accuracy, target, ranking and time left, as far as they are known."""
-        epoch = self._latest.get("epoch", 0)
         parts = [f"{speed:,.0f} images/s"]
         if self._latest:
             parts.append(f"loss {self._latest['train_loss']:.3f}")
@@ -132,7 +136,7 @@ class Display:
             parts.append("true mass " + "/".join(f"{c['true_mass']:.2f}" for c in self._decided))
         if self._ranking:
             parts.append(self._ranking)
-        per_epoch = self._facts["train_images"] / speed * max(1, len(self._decided))
-        left = int((self._facts["epochs"] - epoch) * per_epoch)
+        epochs_left = self._facts["epochs"] - self._latest.get("epoch", 0)
+        left = int((epochs_left * self._images_per_epoch() - self._images) / speed)
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
         return " · ".join(parts)
