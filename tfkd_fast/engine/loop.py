@@ -97,7 +97,7 @@ class Trainer:
             if last and self.method.needs_epoch_average:
                 candidate.epoch_average = candidate.start_average()
             runs.append(self._train(slot))
-            if self.method.needs_interval_average:
+            if self.method.needs_interval_average and interval.candidates > 1:
                 candidate.interval_average = candidate.interval_average or candidate.start_average()
                 candidate.interval_average.update_parameters(candidate.model)
         holdout = self._judge([candidate.model for candidate in candidates])

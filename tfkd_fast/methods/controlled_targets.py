@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tfkd_fast import ops, selection, targets
-from tfkd_fast.control import ControllerSettings, Decision, Progress, build_controller
-from tfkd_fast.control import Outcome as Reward
+from tfkd_fast import control, ops, selection, targets
+from tfkd_fast.control import ControllerSettings, Decision, Progress
 from tfkd_fast.methods.protocol import (
     Context,
     EpochResult,
@@ -65,7 +64,7 @@ class ControlledTargets(Method):
         self._settings, self._context = settings, context
         classes = context.num_classes
         self._target = targets.build_target(settings.target, classes)
-        self._controller = build_controller(settings.controller, self._target, context.seed)
+        self._controller = control.build_controller(settings.controller, self._target, context.seed)
         selects = settings.selection.budget != "none"
         self.max_candidates = settings.selection.candidates if selects else 1
         self.needs_holdout = selects or self._controller.learns
@@ -202,7 +201,7 @@ class ControlledTargets(Method):
         drops = any(
             ratio(epoch) < DROP * ratio(epoch - 1) for epoch in range(max(1, interval.first_epoch), interval.end)
         )
-        reward = Reward(
+        judged = control.Outcome(
             top1=tuple(standing.top1 for standing in standings),
             nll=tuple(standing.nll for standing in standings),
             parent_top1=self._before.top1,
@@ -210,7 +209,7 @@ class ControlledTargets(Method):
             winner=winner,
             comparable=not drops,
         )
-        feedback = self._controller.learn(decision, reward, self._progress(interval.end))
+        feedback = self._controller.learn(decision, judged, self._progress(interval.end))
         return {
             "event": "reward",
             "interval": self._number,

@@ -52,7 +52,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainingStatistics:
-    """Means over the training samples that one candidate saw in one epoch, as it trained (augmented, dropout-free)."""
+    """Means over the training samples that one candidate saw in one epoch, as it trained (augmented)."""
 
     loss: float
     top1: float
@@ -111,7 +111,7 @@ class Method(ABC):
     needs_epoch_average: bool
     """Whether `IntervalResult.epoch_average` is read."""
     needs_interval_average: bool
-    """Whether `IntervalResult.interval_average` is read."""
+    """Whether `IntervalResult.interval_average` is read, where several candidates train."""
 
     @abstractmethod
     def begin_interval(self, epoch: int) -> Plan:
