@@ -154,6 +154,20 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_serves(tmp_path
     assert load_checkpoint(older)["epoch"] >= 1
 
 
+def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", "digits", *SMALL, "--method", "ce", "--epochs", "50", "--out", folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    wait_for(folder / "checkpoints" / "epoch-00001.ckpt", process)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate()
+    assert process.returncode == 130
+    assert message.decode() == f"stopped: tfkd-fast train --resume {folder} goes on from the last checkpoint\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
