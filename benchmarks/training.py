@@ -68,6 +68,12 @@ def plain_variant(batches: Callable, file: Path, count: int, batch_size: int, co
     return run
 
 
+def rotated(names: list[str], turn: int) -> list[str]:
+    """Each variant comes first in its turn: who runs after whom must not matter."""
+    start = turn % len(names)
+    return names[start:] + names[:start]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="an .npz file as `tfkd-fast train --dataset npz` reads")
@@ -85,9 +91,9 @@ def main() -> None:
         "by hand, DataLoader": plain_variant(dataloader_batches, *common),
     }
     speeds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(arguments.rounds):
-        for name, run in variants.items():
-            speeds[name].append(run())
+    for turn in range(arguments.rounds):
+        for name in rotated(list(variants), turn):
+            speeds[name].append(variants[name]())
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     first = medians["tfkd-fast, method ce"]
     print(

@@ -23,7 +23,7 @@ class Candidate:
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
-            fused=True,
+            fused=next(model.parameters()).is_cuda,  # on the CPU the plain loop over tensors is faster
         )
         self.epoch_average: AveragedModel | None = None
         """Running average of the weights over the steps of an epoch, while one is wanted."""
