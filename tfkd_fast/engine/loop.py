@@ -123,8 +123,11 @@ class Trainer:
         self.population.continue_from(outcome.winner)
         self._interval = None
 
+    def _learning_rate(self, epoch: float) -> float:
+        """At a position within the run, in epochs."""
+        return self.recipe.optimizer.learning_rate * self.recipe.schedule.ratio(epoch / self.recipe.epochs)
+
     def _train(self, slot: int) -> EpochRun:
-        recipe = self.recipe
         try:
             run = train_epoch(
                 self.population.candidates[slot],
@@ -133,9 +136,7 @@ class Trainer:
                 method=self.method,
                 loader=self.loader,
                 compute=self.compute,
-                learning_rate=lambda epoch: (
-                    recipe.optimizer.learning_rate * recipe.schedule.ratio(epoch / recipe.epochs)
-                ),
+                learning_rate=self._learning_rate,
                 on_batch=self._on_batch,
             )
         except Diverged as error:
@@ -270,8 +271,7 @@ class Trainer:
             "event": "epoch",
             "epoch": self._epoch,
             "candidate": slot,
-            "learning_rate": self.recipe.optimizer.learning_rate
-            * self.recipe.schedule.ratio((self._epoch - 1) / self.recipe.epochs),
+            "learning_rate": self._learning_rate(self._epoch - 1),
             "train_loss": training.loss,
             "train_top1": 100 * training.top1,
             "true_probability": training.true_probability,
