@@ -4,8 +4,9 @@ VENV   := .venv
 PYTHON := python3
 TORCH  := torch==2.14.1 torchvision==0.29.2
 BIN    := $(VENV)/bin
+OUT    := benchmarks/results
 
-.PHONY: train test lint bench clean
+.PHONY: train test lint bench gpu-check clean
 
 train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
@@ -22,10 +23,14 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest --benchmark-only
 
+# Needs no network and no package of ours: PYTHON is the Python of a machine that has a GPU and torch.
+gpu-check:
+	@PYTHON="$(PYTHON)" OUT="$(OUT)" .ci/gpu-check
+
 # torch first: the extension is built against the torch that is installed, without build isolation.
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) "setuptools>=77" "cmake>=3.24" ninja
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)

@@ -1,16 +1,18 @@
-"""Builds the compiled operators with CMake; where they cannot be compiled, the package installs as pure Python.
+"""Builds the compiled operators with CMake. What cannot be compiled here is left out, and the package works without it.
 
 Everything else about the package is in pyproject.toml.
 """
 
+import csv
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
@@ -19,7 +21,13 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / "native"
 OLDEST_TORCH = (2, 11)
+# As CMake writes them: machine code for 8.0 and for 9.0, and code that a driver can translate for what comes later.
+CUDA_ARCHITECTURES = os.environ.get("CUDAARCHS", "80-real;90")
+
+Found = tuple[str | None, str]
+"""A tool and an empty reason, or None and why it is missing."""
 
 
 def find_torch() -> Distribution | None:
@@ -47,31 +55,61 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]))
 
 
+def find_nvcc(compiler: str, torch: Distribution) -> Found:
+    """A CUDA compiler that can build a library with this host compiler, for a torch that can load it."""
+    if not Path(torch.locate_file("torch/lib/libtorch_cuda.so")).exists():
+        return None, f"torch {torch.version} was built without CUDA"
+    folders = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    names = [os.environ["CUDACXX"]] if "CUDACXX" in os.environ else ["nvcc", *(f"{f}/bin/nvcc" for f in folders if f)]
+    nvcc = next(filter(None, map(shutil.which, names)), None)
+    if nvcc is None:
+        return None, "nvcc not found"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cu")
+        source.write_text("#include <bit>\n#include <cuda_runtime.h>\n__global__ void probe() {}\n")
+        command = [
+            nvcc,
+            "-std=c++20",
+            "-arch=sm_80",
+            "-ccbin",
+            compiler,
+            "-Xcompiler=-fPIC",
+            "-shared",
+            "-cudart=static",
+        ]
+        probe = subprocess.run([*command, source, "-o", source.with_suffix(".so")], capture_output=True, text=True)
+    said = (probe.stderr + probe.stdout).strip().splitlines() or [""]
+    return (None, f"{nvcc} cannot compile C++20: {said[0]}") if probe.returncode else (nvcc, "")
+
+
+def find_pybind11() -> Found:
+    """The CMake folder of pybind11, where this Python has its headers."""
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        return None, f"{header} not found"
+    try:
+        import pybind11
+    except ImportError:
+        return None, "pybind11 not found"
+    return pybind11.get_cmake_dir(), ""
+
+
 class BuildNative(build_ext):
-    """Compiles csrc/ into tfkd_fast/native/libtfkd_fast.so, and records beside it how, or why not."""
+    """Compiles csrc/ into tfkd_fast/native/, and records there what is left out, and why."""
 
     def run(self) -> None:
         folder = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "tfkd_fast" / "native"
         folder.mkdir(parents=True, exist_ok=True)
-        library, record = folder / "libtfkd_fast.so", folder / "build.json"
-
-        needed = {
-            "a C++20 compiler": find_compiler(),
-            "cmake": find_tool("cmake"),
-            "ninja": find_tool("ninja"),
-            "the headers of torch >= 2.11": find_torch(),
-        }
-        missing = [name for name, found in needed.items() if found is None]
-        if missing:
-            reason = f"{' and '.join(missing)} not found when the package was installed"
-            library.unlink(missing_ok=True)
-            record.write_text(json.dumps({"reason": reason}, indent=2) + "\n")
-            self.warn(f"the C++ operators are left out, the package works without them: {reason}")
-            return
-        built, facts = compile_library(*needed.values())
-        shutil.copyfile(built, library.with_suffix(".new"))
-        library.with_suffix(".new").replace(library)  # a running program keeps the library that it has mapped
-        record.write_text(json.dumps(facts, indent=2) + "\n")
+        built, missing = compile_all()
+        for part, reason in missing.items():
+            self.warn(f"{part} is left out, the package works without it: {reason}")
+        for old in set(folder.iterdir()) - {folder / file.name for file in built}:
+            old.unlink()
+        for file in built:
+            new = folder / f"{file.name}.new"
+            shutil.copyfile(file, new)
+            new.replace(folder / file.name)  # a running program keeps the library that it has mapped
+        (folder / "missing.json").write_text(json.dumps(missing, indent=2) + "\n")
 
     def get_outputs(self) -> list[str]:
         return []  # a folder of package data, found by bdist_wheel in build_lib
@@ -80,29 +118,81 @@ class BuildNative(build_ext):
         return {}
 
 
-def compile_library(compiler: str, cmake: str, ninja: str, torch: Distribution) -> tuple[Path, dict[str, str]]:
-    """The library, and the facts of its build. An error of the compiler ends the installation."""
-    build = ROOT / "build" / "native"
-    subprocess.check_call(
-        [
-            *(cmake, "-S", ROOT, "-B", build, "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DCMAKE_CXX_COMPILER={compiler}",
-            f"-DTORCH_FOLDER={torch.locate_file('torch')}",
-        ]
-    )
-    subprocess.check_call([cmake, "--build", build])
-    command = shlex.split(json.loads((build / "compile_commands.json").read_text())[0]["command"])
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
-    return build / "libtfkd_fast.so", {
-        "compiler": version,
-        "flags": " ".join(word for word in command if word.startswith(("-D", "-O", "-W", "-f", "-m", "-s"))),
-        "torch": torch.version,
+def compile_all() -> tuple[list[Path], dict[str, str]]:
+    """The files that were built, and part -> why it is left out. An error of a compiler ends the installation."""
+    compiler, cmake, ninja, torch = find_compiler(), find_tool("cmake"), find_tool("ninja"), find_torch()
+    needed = {
+        "a C++20 compiler": compiler,
+        "cmake": cmake,
+        "ninja": ninja,
+        "the headers of torch >= 2.11": torch,
     }
+    lacking = [name for name, found in needed.items() if found is None]
+    if lacking:
+        reason = f"{' and '.join(lacking)} not found"
+        return [], dict.fromkeys(("the C++ library", "the CUDA library", "the build information"), reason)
+
+    nvcc, no_cuda = find_nvcc(compiler, torch)
+    pybind11, no_bindings = find_pybind11()
+    options = {
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "CMAKE_CXX_COMPILER": compiler,
+        "TORCH_FOLDER": torch.locate_file("torch"),
+        "BUILD_CUDA": "ON" if nvcc else "OFF",
+        "BUILD_BINDINGS": "ON" if pybind11 else "OFF",
+    }
+    if nvcc:
+        options |= {"CMAKE_CUDA_COMPILER": nvcc, "CMAKE_CUDA_HOST_COMPILER": compiler}
+        options |= {"CMAKE_CUDA_ARCHITECTURES": CUDA_ARCHITECTURES}
+    if pybind11:
+        options |= {"pybind11_DIR": pybind11, "Python_EXECUTABLE": sys.executable}
+    subprocess.check_call(
+        [cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", *(f"-D{name}={value}" for name, value in options.items())]
+    )
+    subprocess.check_call([cmake, "--build", BUILD])
+
+    built, missing = [BUILD / "libtfkd_fast.so"], {}
+    if nvcc:
+        built += [BUILD / "libtfkd_fast_cuda.so", write_kernel_report()]
+    else:
+        missing["the CUDA library"] = no_cuda
+    if pybind11:
+        built.append(BUILD / f"build_info{sysconfig.get_config_var('EXT_SUFFIX')}")
+    else:
+        missing["the build information"] = no_bindings
+    return built, missing
+
+
+KERNEL = re.compile(
+    r"""Compiling\ entry\ function\ '(?P<kernel>\w+)'\ for\ 'sm_(?P<architecture>\w+)'
+    .*? (?P<stack_bytes>\d+)\ bytes\ stack\ frame,\ (?P<spill_store_bytes>\d+)\ bytes\ spill\ stores,
+    \ (?P<spill_load_bytes>\d+)\ bytes\ spill\ loads
+    .*? Used\ (?P<registers>\d+)\ registers""",
+    re.DOTALL | re.VERBOSE,
+)
+"""What ptxas says about a kernel."""
+
+
+def write_kernel_report() -> Path:
+    """A table of what the CUDA kernels take, a row a kernel and architecture."""
+    table = BUILD / "cuda_kernels.csv"
+    columns = ["operator", *KERNEL.groupindex]
+    with table.open("w", newline="") as file:
+        rows = csv.DictWriter(file, columns)
+        rows.writeheader()
+        rows.writerows(kernels_of_reports())
+    return table
+
+
+def kernels_of_reports() -> Iterator[dict[str, str]]:
+    for source in sorted(ROOT.glob("csrc/*/cuda.cu")):
+        report = BUILD / "CMakeFiles" / "tfkd_fast_cuda.dir" / f"{source.relative_to(ROOT)}.o.ptxas"
+        for kernel in KERNEL.finditer(report.read_text()):
+            yield {"operator": source.parent.name, **kernel.groupdict()}
 
 
 class PlatformWheel(bdist_wheel):
-    """The library depends on the platform, but on no Python version."""
+    """The operators depend on the platform, but on no Python version. (The build information does; it is optional.)"""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

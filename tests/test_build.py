@@ -1,4 +1,4 @@
-"""The package installs without a compiler and says why the C++ operators are missing; with one, they load."""
+"""What can be compiled is compiled, loads and says how it was built; what cannot is left out and says why."""
 
 import json
 import os
@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import tfkd_fast
-from tfkd_fast.ops import backends
+from tfkd_fast.ops import backends, native
 
 ROOT = Path(tfkd_fast.__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree, not an installation")
+needs_cpp = pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
 
 ENTRIES = ["setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"]
 ENTRIES += ["csrc", "kernels", "recipes", "tfkd_fast"]
+NO_CUDA = {"CUDACXX": "/nonexistent/nvcc"}
 
 
 @pytest.fixture
@@ -34,10 +36,21 @@ def source(tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.fixture
+def small_source(source: Path) -> Path:
+    """The same with a single, empty operator, which compiles in seconds."""
+    for folder in source.glob("csrc/*"):
+        if folder.name != "build_info":
+            shutil.rmtree(folder)
+    (source / "csrc" / "empty").mkdir()
+    (source / "csrc" / "empty" / "cpu.cpp").write_text("#include <torch/csrc/stable/library.h>\n")
+    return source
+
+
 def build_wheel(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The hook that pip calls, without isolation."""
     code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-    kept = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "CUDAARCHS")}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=source, env=kept | environment, capture_output=True, text=True
     )
@@ -51,12 +64,24 @@ def unpacked_wheel(source: Path) -> Path:
     return source / "installed"
 
 
+def run_in(folder: Path, code: str, **environment: str) -> str:
+    """What Python code prints that imports what is in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+
+
 @pytest.mark.parametrize("environment", [{"PATH": "/nonexistent"}, {"CXX": "/nonexistent/c++"}])
 def test_without_a_compiler_the_package_is_pure_python(source: Path, environment: dict[str, str]) -> None:
     build = build_wheel(source, **environment)
     assert build.returncode == 0, build.stderr
-    reason = "a C++20 compiler not found when the package was installed"
-    assert f"the C++ operators are left out, the package works without them: {reason}" in build.stderr
+    reason = "a C++20 compiler not found"
+    assert f"the C++ library is left out, the package works without it: {reason}" in build.stderr
     installed = unpacked_wheel(source)
     assert not list(installed.rglob("*.so"))
 
@@ -70,30 +95,98 @@ ops.soft_target_loss(z, torch.zeros(1, dtype=torch.int64), torch.eye(2)).backwar
 (cpp,) = (backend for backend in row.backends if backend.name == "cpp")
 print(ops.__file__, files("tfkd_fast.recipes").joinpath("digits.toml").is_file(), cpp.state, cpp.reason, sep="\\n")
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=installed, env=os.environ, capture_output=True, text=True, check=True
-    )
-    where, recipe, state, why = run.stdout.splitlines()
+    where, recipe, state, why = run_in(installed, code).splitlines()
     assert Path(where).is_relative_to(installed)
-    assert (recipe, state, why) == ("True", "refused", f"the C++ library is not built: {reason}")
+    assert (recipe, state) == ("True", "refused")
+    assert why == (
+        f"the C++ library is not built: {reason} when the package was installed; mend that and install it again"
+    )
 
 
-@pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
-def test_an_error_in_the_sources_stops_the_build(source: Path) -> None:
-    (source / "csrc" / "soft_target" / "cpu.cpp").write_text("not C++\n")
-    build = build_wheel(source)
+@needs_cpp
+def test_without_nvcc_and_pybind11_the_cpp_operators_are_built(small_source: Path) -> None:
+    (small_source / "pybind11.py").write_text("raise ImportError\n")
+    build = build_wheel(small_source, PYTHONPATH=str(small_source), **NO_CUDA)
+    assert build.returncode == 0, build.stdout + build.stderr
+    folder = unpacked_wheel(small_source) / "tfkd_fast" / "native"
+    assert {file.name for file in folder.iterdir()} == {"libtfkd_fast.so", "missing.json"}
+    assert json.loads((folder / "missing.json").read_text()) == {
+        "the CUDA library": "nvcc not found",
+        "the build information": "pybind11 not found",
+    }
+
+
+@needs_cpp
+def test_an_error_in_the_sources_stops_the_build(small_source: Path) -> None:
+    (small_source / "csrc" / "empty" / "cpu.cpp").write_text("not C++\n")
+    build = build_wheel(small_source, **NO_CUDA)
     assert build.returncode != 0
     assert "cpu.cpp:1" in build.stdout + build.stderr
 
 
-@pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
-def test_the_built_library_loads_and_records_its_build() -> None:
-    folder = Path(tfkd_fast.__file__).parent / "native"
-    record = json.loads((folder / "build.json").read_text())
-    assert set(record) == {"compiler", "flags", "torch"}
-    assert "-ffast-math" not in record["flags"]
-    assert "-DTORCH_TARGET_VERSION=0x020b000000000000" in record["flags"]
-    assert str(folder / "libtfkd_fast.so") in torch.ops.loaded_libraries
+@needs_cpp
+def test_the_built_library_loads_and_computes() -> None:
+    assert str(native.FOLDER / "libtfkd_fast.so") in torch.ops.loaded_libraries
     labels = torch.zeros(1, dtype=torch.int64)
     loss, _ = torch.ops.tfkd_fast.soft_target_loss(torch.zeros(1, 2), labels, torch.eye(2), None, None, True, "mean")
     torch.testing.assert_close(loss, torch.tensor(2.0).log())
+
+
+@pytest.mark.skipif(native.build_information() is None, reason=str(native.not_built("the build information")))
+def test_the_build_information() -> None:
+    build = native.build_information()
+    assert build.compiler.split()[0] in ("GNU", "Clang")
+    assert "-O3" in build.flags
+    assert "-ffast-math" not in build.flags
+    assert tuple(map(int, build.torch.split(".")[:2])) >= (2, 11)
+    assert build.stable_abi == "2.11"
+    assert bool(build.cuda_compiler) == bool(build.cuda_architectures)
+    assert bool(build.cuda_compiler) == (native.not_built("the CUDA library") is None)
+
+
+# What the levels of the x86-64 ABI add to what PyTorch itself needs, as Linux names it.
+V3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
+V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+
+@pytest.mark.skipif(native.build_information() is None, reason=str(native.not_built("the build information")))
+def test_the_vector_level_is_that_of_the_processor() -> None:
+    build = native.build_information()
+    if not build.compiler.startswith("GNU"):
+        pytest.skip("other compilers make one copy of each function")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), None)
+    if flags is None:
+        pytest.skip("needs Linux on x86-64")
+    level = "default" if not flags >= V3 else "AVX2" if not flags >= V4 else "AVX-512"
+    assert build.vector_level() == level
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "driver", "reason"),
+    [
+        (None, (13, 0), "was built without CUDA: install one with CUDA"),
+        ("13.0", None, "no NVIDIA driver was found"),
+        ("12.8", (12, 8), "the NVIDIA driver is for CUDA 12.8, the library for 13.1.80: install a newer driver"),
+        ("13.0", (13, 0), None),  # the same major version is enough
+        ("13.0", (14, 2), None),
+    ],
+)
+def test_why_the_cuda_library_cannot_serve(
+    monkeypatch: pytest.MonkeyPatch, torch_cuda: str | None, driver: tuple[int, int] | None, reason: str | None
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setattr(native, "_driver_version", lambda: driver)
+    found = native._no_cuda("13.1.80")
+    assert found is None if reason is None else reason in str(found)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_driver_is_asked_for_its_version(tmp_path: Path) -> None:
+    """A stand-in for the driver's library."""
+    source, library = tmp_path / "driver.cpp", tmp_path / "libcuda.so.1"
+    source.write_text('extern "C" int cuDriverGetVersion(int* version) { *version = 12080; return 0; }\n')
+    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", library], check=True)
+    code = "from tfkd_fast.ops import native; print(native._driver_version())"
+    assert run_in(ROOT, code, LD_LIBRARY_PATH=str(tmp_path)).strip() == "(12, 8)"

@@ -1,4 +1,7 @@
-"""The one exception that reaches a person."""
+"""The one exception that reaches a person, and how its sentences name what was meant."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -6,3 +9,10 @@ class UserError(Exception):
 
     The command line prints the sentence and exits with code 2, without a traceback.
     """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for a mistyped name: the nearest valid one, or all of them."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"

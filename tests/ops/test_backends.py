@@ -36,8 +36,8 @@ def operator() -> Any:
     backends.register(name, "reference", lambda: "reference")
     backends.register(
         name,
-        "triton",
-        lambda: "triton",
+        "cpp",
+        lambda: "cpp",
         refuses=lambda tensor: None if tensor.dtype == torch.float32 else f"no kernel for {tensor.dtype}",
         about="a test",
     )
@@ -46,7 +46,7 @@ def operator() -> Any:
 
 
 def test_the_fastest_that_serves_is_chosen(operator: str) -> None:
-    assert backends.select(operator, None, torch.zeros(1))() == "triton"
+    assert backends.select(operator, None, torch.zeros(1))() == "cpp"
     assert backends.select(operator, None, torch.zeros(1).double())() == "reference"
     assert backends.select(operator, "reference", torch.zeros(1))() == "reference"
 
@@ -54,7 +54,7 @@ def test_the_fastest_that_serves_is_chosen(operator: str) -> None:
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [
-        ("triton", "no kernel for torch.float64"),
+        ("cpp", "no kernel for torch.float64"),
         ("cuda", "this operator has no CUDA kernel"),
         ("tritno", "there is no such backend, did you mean 'triton'"),
     ],
@@ -64,16 +64,23 @@ def test_a_named_backend_that_cannot_serve_says_why(operator: str, backend: str,
         backends.select(operator, backend, torch.zeros(1).double())
 
 
-def test_a_forced_backend_is_strict_where_it_exists_and_ends_with_its_block(operator: str) -> None:
-    with ops.using_backend("triton"):
-        assert backends.select(operator, None, torch.zeros(1))() == "triton"
-        assert ops.backend_of("rank_candidates", CPU) == "reference"
+def test_a_forced_backend_is_strict_on_its_device_and_ends_with_its_block(operator: str) -> None:
+    with ops.using_backend("cpp"):
+        assert backends.select(operator, None, torch.zeros(1))() == "cpp"
+        assert backends.select(operator, None, torch.zeros(1, device="meta"))() == "cpp"  # not the CPU: the fastest
         assert backends.select(operator, "reference", torch.zeros(1))() == "reference"
-        with pytest.raises(UserError, match=r"'triton' cannot serve test_operator: no kernel for torch\.float64"):
+        with pytest.raises(UserError, match=r"'cpp' cannot serve test_operator: no kernel for torch\.float64"):
             backends.select(operator, None, torch.zeros(1).double())
         with ops.using_backend("auto"):
-            assert backends.select(operator, None, torch.zeros(1))() == "triton"
+            assert backends.select(operator, None, torch.zeros(1))() == "cpp"
     assert backends.select(operator, None, torch.zeros(1).double())() == "reference"
+
+
+def test_a_backend_forced_for_another_device_is_refused_when_asked_for(operator: str) -> None:
+    with ops.using_backend("cuda"):
+        assert backends.select(operator, None, torch.zeros(1))() == "cpp"
+        with pytest.raises(UserError, match="'cuda' cannot serve soft_target_loss"):
+            ops.backend_of("soft_target_loss", CPU)
 
 
 def test_a_block_ends_on_errors_too() -> None:
@@ -97,7 +104,7 @@ def test_status_lists_every_backend_of_every_operator(operator: str) -> None:
         assert [backend.state for backend in row.values()].count("chosen") == 1
         assert all(backend.reason for backend in row.values())
     states = {name: backend.state for name, backend in table[operator].items()}
-    assert states == {"triton": "chosen", "reference": "present", "cpp": "refused", "cuda": "refused"}
+    assert states == {"cpp": "chosen", "reference": "present", "triton": "refused", "cuda": "refused"}
 
 
 @needs_cpp

@@ -1,17 +1,40 @@
-"""candidate_metrics against scikit-learn, scipy and plain float64 formulas."""
+"""candidate_metrics against scikit-learn, scipy and plain float64 formulas, for every backend here."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor
 
-from tfkd_fast.ops import candidate_metrics
+from tfkd_fast.ops import CandidateMetrics, backends, candidate_metrics
+
+# How far from the float64 formula on the same logits.
+#
+# Direct metrics, relative to 1 + |value|. float32: a sample's value has a few dozen roundings of 6e-8, at random; half
+# types compute in float32. float64: likewise, of 1e-16. The accuracies are counts, rounded once.
+DIRECT = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
+# log T: what the docstring promises. The reference compares values of the NLL: in float32 their rounding (1e-7) hides
+# about sqrt(1e-7) of log T.
+LOG_TEMPERATURE = 6e-5
+LOG_TEMPERATURE_OF_VALUES = 2e-3
+# Calibrated NLL, nats: an error of log T times the slope of the other half's NLL there, less than 0.05 in `problem`.
+CALIBRATED = 1e-5
+CALIBRATED_OF_VALUES = 1e-4
+
+DTYPES = list(DIRECT)
+
+
+def log_temperature_tolerance(backend: Any, dtype: torch.dtype) -> float:
+    by_values = backend.name == "reference" and dtype != torch.float64
+    return LOG_TEMPERATURE_OF_VALUES if by_values else LOG_TEMPERATURE
 
 
 def problem(num_candidates: int = 3, samples: int = 401, num_classes: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -23,19 +46,33 @@ def problem(num_candidates: int = 3, samples: int = 401, num_classes: int = 7, s
     return torch.from_numpy(scale * signal), torch.from_numpy(labels)
 
 
+def measure(backend: Any, logits: Tensor, labels: Tensor) -> CandidateMetrics:
+    """The metrics by a backend, on the CPU."""
+    metrics = candidate_metrics(logits.to(backend.device), labels.to(backend.device), backend=backend.name)
+    return CandidateMetrics(*(metric.cpu() for metric in metrics))
+
+
+def double(logits: Tensor) -> np.ndarray:
+    return logits.double().numpy()
+
+
 def nll_at(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
     return -log_softmax(logits / temperature, axis=-1)[np.arange(len(labels)), labels]
 
 
 def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    def nll(log_temperature: float) -> float:
+        return float(nll_at(logits, labels, math.exp(log_temperature)).mean())
+
     bounds = (math.log(0.05), math.log(20.0))
-    found = minimize_scalar(
-        lambda log_t: nll_at(logits, labels, math.exp(log_t)).mean(),
-        bounds=bounds,
-        method="bounded",
-        options={"xatol": 1e-8},
-    )
-    return math.exp(found.x)
+    inside = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x
+    return math.exp(min(inside, *bounds, key=nll))
+
+
+def cross_fitted_nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    even, odd = (logits[::2], labels[::2]), (logits[1::2], labels[1::2])
+    scored = [nll_at(*odd, best_temperature(*even)), nll_at(*even, best_temperature(*odd))]
+    return float(np.concatenate(scored).mean())
 
 
 def ece_by_loop(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -50,9 +87,41 @@ def ece_by_loop(logits: np.ndarray, labels: np.ndarray) -> float:
     return total
 
 
-def test_accuracy_and_likelihood_against_scikit_learn() -> None:
+def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """A stable sort puts the lower index first among equal logits."""
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    return float((best == labels[:, None]).any(-1).mean())
+
+
+def direct_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    probabilities = softmax(logits, axis=-1)
+    one_hot = np.eye(logits.shape[-1])[labels]
+    return {
+        "top1": top_k_accuracy(logits, labels, 1),
+        "top5": top_k_accuracy(logits, labels, 5),
+        "nll": float(nll_at(logits, labels, 1.0).mean()),
+        "brier": float(((probabilities - one_hot) ** 2).sum(-1).mean()),
+        "ece": ece_by_loop(logits, labels),
+        "entropy": float(entropy(probabilities, axis=-1).mean()),
+        "confidence": float(probabilities.max(-1).mean()),
+    }
+
+
+def assert_direct(metrics: CandidateMetrics, logits: Tensor, labels: Tensor) -> None:
+    for k, candidate in enumerate(double(logits)):
+        for name, expected in direct_metrics(candidate, labels.numpy()).items():
+            found = getattr(metrics, name)[k].item()
+            assert found == pytest.approx(expected, abs=DIRECT[logits.dtype] * (1 + abs(expected))), name
+
+
+def assert_same(ours: CandidateMetrics, theirs: CandidateMetrics) -> None:
+    for name, ours_one, theirs_one in zip(CandidateMetrics._fields, ours, theirs, strict=True):
+        assert torch.equal(ours_one.nan_to_num(nan=-1.0), theirs_one.nan_to_num(nan=-1.0)), name
+
+
+def test_accuracy_and_likelihood_against_scikit_learn(backend: Any) -> None:
     logits, labels = problem()
-    metrics = candidate_metrics(logits, labels)
+    metrics = measure(backend, logits, labels)
     for k in range(len(logits)):
         truth, scores = labels.numpy(), logits[k].numpy()
         assert metrics.top1[k] == pytest.approx(top_k_accuracy_score(truth, scores, k=1))
@@ -61,148 +130,284 @@ def test_accuracy_and_likelihood_against_scikit_learn() -> None:
     assert 0.0 < metrics.top1[0] < metrics.top5[0] < 1.0  # otherwise the comparison would say little
 
 
-def test_brier_entropy_and_confidence_against_formulas() -> None:
-    logits, labels = problem()
-    metrics = candidate_metrics(logits, labels)
-    probabilities = softmax(logits.numpy(), axis=-1)
-    one_hot = np.eye(7)[labels.numpy()]
-    np.testing.assert_allclose(metrics.brier, ((probabilities - one_hot) ** 2).sum(-1).mean(-1), rtol=1e-12)
-    np.testing.assert_allclose(metrics.entropy, entropy(probabilities, axis=-1).mean(-1), rtol=1e-12)
-    np.testing.assert_allclose(metrics.confidence, probabilities.max(-1).mean(-1), rtol=1e-12)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("samples", "num_classes"), [(2, 2), (301, 7), (64, 10), (33, 100), (9, 257), (5, 1500)])
+def test_direct_metrics_against_formulas(backend: Any, samples: int, num_classes: int, dtype: torch.dtype) -> None:
+    logits, labels = problem(2, samples, num_classes)
+    logits = logits.to(dtype)
+    metrics = measure(backend, logits, labels)
+    assert all(metric.shape == (2,) for metric in metrics)
+    assert {metric.dtype for metric in metrics} == {torch.float64 if dtype == torch.float64 else torch.float32}
+    assert_direct(metrics, logits, labels)
 
 
-def test_calibration_error_against_a_loop_over_bins() -> None:
-    logits, labels = problem()
-    expected = [ece_by_loop(logits[k].numpy(), labels.numpy()) for k in range(3)]
-    np.testing.assert_allclose(candidate_metrics(logits, labels).ece, expected, rtol=1e-10)
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(2, 30), st.integers(2, 20)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    logits = rng.normal(scale=draw(st.sampled_from([0.01, 1.0, 10.0])), size=shape)
+    if draw(st.booleans()):
+        logits = logits.round(1)  # ties
+    labels = rng.integers(shape[2], size=shape[1])
+    return torch.from_numpy(logits).to(draw(st.sampled_from(DTYPES))), torch.from_numpy(labels)
 
 
-def test_a_confidence_on_a_bin_edge_belongs_to_the_bin_below() -> None:
-    edge = 2 / 3  # between bins (9/15, 10/15], which also takes 0.65, and (10/15, 11/15], which takes 0.67
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_drawn_problems_against_formulas(backend: Any, drawn: tuple[Tensor, Tensor]) -> None:
+    logits, labels = drawn
+    confidence = softmax(double(logits), axis=-1).max(-1)
+    from_edge = np.abs(confidence[..., None] - np.arange(1, 15) / 15).min()
+    assume(from_edge > 1e-6)  # rounding may take a confidence over the edge of its bin
+    metrics = measure(backend, logits, labels)
+    assert_direct(metrics, logits, labels)
+
+    # Each sample twice: the halves are the whole, and the calibrated NLL is the least NLL.
+    twice = measure(backend, logits.repeat_interleave(2, dim=1), labels.repeat_interleave(2))
+    for k, candidate in enumerate(double(logits)):
+        best = best_temperature(candidate, labels.numpy())
+        least, *beside = (
+            nll_at(candidate, labels.numpy(), best * math.exp(step * LOG_TEMPERATURE)).mean() for step in (0, -1, 1)
+        )
+        margin = DIRECT[logits.dtype] * (1 + least) + max(beside) - least
+        temperature = metrics.temperature[k].item()
+        assert 0.05 - 1e-8 <= temperature <= 20 + 1e-6
+        assert nll_at(candidate, labels.numpy(), temperature).mean() == pytest.approx(least, abs=margin)
+        assert twice.calibrated_nll[k].item() == pytest.approx(least, abs=margin)
+
+
+def test_a_confidence_on_a_bin_edge_belongs_to_the_bin_below(backend: Any) -> None:
+    edge = 10 / 15  # between bins (9/15, 10/15], which also takes 0.65, and (10/15, 11/15], which takes 0.67
     margins = torch.tensor([edge, 0.65, 0.67, 0.67], dtype=torch.float64).logit()
     margins[0] = math.log(2.0)
     logits = torch.stack([torch.zeros_like(margins), -margins], dim=-1)
-    assert logits.softmax(-1)[0, 0] == torch.linspace(0, 1, 16, dtype=torch.float64)[10]  # exactly on the edge
+    assert logits.softmax(-1)[0, 0] == edge  # exactly
     labels = torch.tensor([1, 0, 0, 0])  # the sample on the edge is wrong
     below, above = abs((0 - edge) + (1 - 0.65)), abs(2 * (1 - 0.67))
-    assert candidate_metrics(logits.unsqueeze(0), labels).ece.item() == pytest.approx((below + above) / 4, abs=1e-12)
+    assert measure(backend, logits.unsqueeze(0), labels).ece.item() == pytest.approx((below + above) / 4, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_temperature_against_scipy(seed: int) -> None:
-    logits, labels = problem(seed=seed)
-    found = candidate_metrics(logits, labels).temperature
-    expected = [best_temperature(logits[k].numpy(), labels.numpy()) for k in range(3)]
-    # 24 golden-section steps leave a bracket of 6e-5 in log T
-    np.testing.assert_allclose(found.log(), np.log(expected), atol=6e-5)
+@pytest.mark.parametrize(
+    ("seed", "dtype", "samples", "num_classes"),
+    [
+        *((seed, dtype, 401, 7) for seed, dtype in enumerate(DTYPES)),
+        (4, torch.float64, 401, 7),
+        (5, torch.float32, 401, 7),
+        (6, torch.float64, 300, 100),
+    ],
+)
+def test_temperatures_against_scipy(
+    backend: Any, seed: int, dtype: torch.dtype, samples: int, num_classes: int
+) -> None:
+    logits, labels = problem(3, samples, num_classes, seed)
+    logits = logits.to(dtype)
+    metrics = measure(backend, logits, labels)
+    expected = [best_temperature(candidate, labels.numpy()) for candidate in double(logits)]
+    atol = log_temperature_tolerance(backend, dtype)
+    np.testing.assert_allclose(metrics.temperature.double().log(), np.log(expected), atol=atol, rtol=0)
+    crossed = [cross_fitted_nll(candidate, labels.numpy()) for candidate in double(logits)]
+    atol = CALIBRATED if atol == LOG_TEMPERATURE else CALIBRATED_OF_VALUES
+    np.testing.assert_allclose(metrics.calibrated_nll, crossed, atol=atol, rtol=0)
 
 
-def test_calibrated_nll_is_the_cross_fit() -> None:
-    logits, labels = problem()
-    expected = []
-    for candidate in logits.numpy():
-        even, odd = (candidate[::2], labels.numpy()[::2]), (candidate[1::2], labels.numpy()[1::2])
-        scored = np.concatenate([nll_at(*odd, best_temperature(*even)), nll_at(*even, best_temperature(*odd))])
-        expected.append(scored.mean())
-    # an error of 6e-5 in log T moves the score of the other half by less than 1e-4 of a nat
-    np.testing.assert_allclose(candidate_metrics(logits, labels).calibrated_nll, expected, atol=1e-4)
+@pytest.mark.parametrize("scale", [0.05, 0.2, 5.0, 15.0, 60.0])
+def test_temperatures_far_from_one(backend: Any, scale: float) -> None:
+    logits, labels = problem(1, 500, 10)
+    metrics = measure(backend, scale * logits, labels)
+    expected = best_temperature(scale * logits[0].numpy(), labels.numpy())
+    assert metrics.temperature.log().item() == pytest.approx(math.log(expected), abs=LOG_TEMPERATURE)
 
 
-def test_calibrated_nll_does_not_see_the_scale_of_the_logits() -> None:
+def test_calibrated_nll_does_not_see_the_scale_of_the_logits(backend: Any) -> None:
     logits, labels = problem(num_candidates=1)
-    scaled = torch.cat([0.2 * logits, logits, 4.0 * logits])
-    metrics = candidate_metrics(scaled, labels)
+    metrics = measure(backend, torch.cat([0.2 * logits, logits, 4.0 * logits]), labels)
     np.testing.assert_allclose(metrics.calibrated_nll, metrics.calibrated_nll[0], atol=1e-4)
     np.testing.assert_allclose(metrics.temperature / metrics.temperature[0], [1.0, 5.0, 20.0], rtol=1.3e-4)
     assert metrics.nll[2] > metrics.calibrated_nll[2] + 0.5
 
 
-def test_temperature_stays_in_its_bracket() -> None:
+# At T = 0.05 the NLL of the sure candidate is 5e-5 and falls by 10 times as much over log T. float32 resolves 1e-7
+# of it, and so 3e-4 of log T.
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, LOG_TEMPERATURE), (torch.float32, 1e-3)])
+def test_temperature_stays_in_its_bracket(backend: Any, dtype: torch.dtype, rtol: float) -> None:
     labels = torch.tensor([0, 1, 0, 1])
-    right = torch.nn.functional.one_hot(labels, 2).double()
-    metrics = candidate_metrics(torch.stack([right, -right]), labels)  # always right, always wrong
-    np.testing.assert_allclose(metrics.temperature, [0.05, 20.0], rtol=6e-5)
+    right = 0.5 * torch.nn.functional.one_hot(labels, 2).to(dtype)
+    flat = torch.zeros_like(right)
+    metrics = measure(backend, torch.stack([right, -right, flat]), labels)  # always right, always wrong, no opinion
+    np.testing.assert_allclose(metrics.temperature, [0.05, 20.0, 20.0], rtol=rtol)
 
 
-def test_of_equal_logits_the_lower_index_comes_first() -> None:
+def test_of_equal_logits_the_lower_index_comes_first(backend: Any) -> None:
     logits = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [2.0, 1.0, 2.0]]])
     for label in range(3):
         labels = torch.full((3,), label)
         expected = (logits[0].argmax(-1) == labels).double().mean().item()
-        assert candidate_metrics(logits, labels).top1.item() == pytest.approx(expected)
+        assert measure(backend, logits, labels).top1.item() == pytest.approx(expected)
     constant = torch.zeros(1, 70, 7)  # a dead network is right by chance, not always
-    metrics = candidate_metrics(constant, torch.arange(70) % 7)
+    metrics = measure(backend, constant, torch.arange(70) % 7)
     assert (metrics.top1.item(), metrics.top5.item()) == pytest.approx((1 / 7, 5 / 7))
 
 
-def test_five_classes_or_fewer_are_always_in_the_top_five() -> None:
+def test_five_classes_or_fewer_are_always_in_the_top_five(backend: Any) -> None:
     logits = torch.randn(2, 30, 5, generator=torch.manual_seed(0))
-    assert candidate_metrics(logits, torch.arange(30) % 5).top5.tolist() == [1.0, 1.0]
+    assert measure(backend, logits, torch.arange(30) % 5).top5.tolist() == [1.0, 1.0]
 
 
-def test_a_broken_candidate_is_nan_and_harms_no_other() -> None:
-    logits, labels = problem(num_candidates=4)
-    alone = candidate_metrics(logits[:1], labels)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_broken_candidate_is_nan_and_harms_no_other(backend: Any, dtype: torch.dtype) -> None:
+    logits, labels = problem(num_candidates=4, samples=41)
+    logits = logits.to(dtype)
+    alone = measure(backend, logits[:1], labels)
     for k, value in enumerate((math.nan, math.inf, -math.inf), start=1):
         logits[k, 5, 2] = value
-    for name, together in candidate_metrics(logits, labels)._asdict().items():
-        assert together[0].item() == pytest.approx(getattr(alone, name).item(), rel=1e-12), name
-        assert together[1:].isnan().all(), name
+    together = measure(backend, logits, labels)
+    assert_same(CandidateMetrics(*(metric[:1] for metric in together)), alone)
+    assert all(metric[1:].isnan().all() for metric in together)
 
 
-def test_extreme_logits_stay_finite() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_logits_stay_finite(backend: Any, dtype: torch.dtype) -> None:
     labels = torch.tensor([0, 1, 2, 0])
-    logits = 1e4 * torch.tensor([[1.0, -1.0, 0.0], [1.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [1.0, 0.0, -1.0]]).unsqueeze(0)
-    metrics = candidate_metrics(logits, labels)
+    signs = torch.tensor([[1.0, -1.0, 0.0], [1.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [1.0, 0.0, -1.0]])
+    logits = (2.0**13 * signs).to(dtype).unsqueeze(0)  # exact in every dtype
+    metrics = measure(backend, logits, labels)
     assert all(metric.isfinite().all() for metric in metrics)
-    assert metrics.nll.item() == pytest.approx(2e4 / 4)  # one sample of four is wrong, by a margin of 2e4
+    assert metrics.nll.item() == pytest.approx(2**14 / 4)  # one sample of four is wrong, by a margin of 2^14
     assert metrics.top1.item() == 0.75
     assert metrics.brier.item() == pytest.approx(2 / 4)
     assert metrics.ece.item() == pytest.approx(0.25)
     assert metrics.entropy.item() == 0.0
 
 
-def test_a_common_offset_of_the_logits_changes_nothing() -> None:
-    logits, labels = problem()
+def test_the_range_of_float32_is_no_limit(backend: Any) -> None:
+    highest = torch.finfo(torch.float32).max
+    logits = torch.tensor([[[highest, -highest], [highest, -highest]]])  # their distance is infinite
+    metrics = measure(backend, logits, torch.tensor([0, 0]))
+    assert (metrics.nll.item(), metrics.calibrated_nll.item(), metrics.confidence.item()) == (0.0, 0.0, 1.0)
+    metrics = measure(backend, logits, torch.tensor([0, 1]))
+    assert (metrics.nll.item(), metrics.top1.item(), metrics.brier.item()) == (math.inf, 0.5, 1.0)
+
+
+def test_logits_at_the_end_of_the_range_of_float32(backend: Any) -> None:
+    metrics = measure(backend, torch.full((1, 4, 3), torch.finfo(torch.float32).min), torch.tensor([0, 1, 2, 0]))
+    assert metrics.nll.item() == pytest.approx(math.log(3), abs=1e-6)
+    assert metrics.top1.item() == 0.5
+
+
+def test_a_common_offset_of_the_logits_changes_nothing(backend: Any) -> None:
+    logits, labels = problem(samples=101)
     coarse = (logits * 64).round().float() / 64  # exact after adding 4096, too
-    for shifted, plain in zip(candidate_metrics(coarse + 4096, labels), candidate_metrics(coarse, labels), strict=True):
-        assert torch.equal(shifted, plain)
+    assert_same(measure(backend, coarse + 4096, labels), measure(backend, coarse, labels))
 
 
-def test_a_far_higher_logit_ties_no_others() -> None:
+def test_a_far_higher_logit_ties_no_others(backend: Any) -> None:
     row = torch.zeros(8)
     row[:6] = torch.tensor([1e8, 5.0, 4.0, 3.0, 2.0, 1.0])  # float32 cannot tell these apart next to 1e8
     logits = row.expand(1, 2, 8)
-    assert candidate_metrics(logits, torch.tensor([4, 5])).top5.item() == 0.5
+    assert measure(backend, logits, torch.tensor([4, 5])).top5.item() == 0.5
 
 
-def test_single_precision_agrees_with_double() -> None:
-    logits, labels = problem()
-    double, single = candidate_metrics(logits, labels), candidate_metrics(logits.float(), labels)
-    for name, value in single._asdict().items():
-        assert value.dtype == torch.float32
-        # Rounding of the NLL (1e-7) hides about sqrt(1e-7) of log T near the minimum, where the other half's NLL
-        # changes by less than 0.05 nats a unit of log T; the other figures are direct.
-        tolerance = {"temperature": 2e-3, "calibrated_nll": 1e-4}.get(name, 2e-6)
-        np.testing.assert_allclose(value, getattr(double, name), rtol=tolerance, err_msg=name)
-    half = logits.bfloat16()
-    for ours, theirs in zip(candidate_metrics(half, labels), candidate_metrics(half.float(), labels), strict=True):
-        assert torch.equal(ours, theirs)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_compute_in_float32(backend: Any, dtype: torch.dtype) -> None:
+    logits, labels = problem(samples=101)
+    assert_same(measure(backend, logits.to(dtype), labels), measure(backend, logits.to(dtype).float(), labels))
 
 
-def test_no_gradient_and_any_strides() -> None:
-    logits, labels = problem()
+def test_no_gradient_and_any_strides(backend: Any) -> None:
+    logits, labels = problem(samples=101)
+    expected = measure(backend, logits, labels)
     swapped = logits.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
-    for ours, theirs in zip(candidate_metrics(swapped, labels), candidate_metrics(logits, labels), strict=True):
-        assert not ours.requires_grad
+    every_other = labels.repeat_interleave(2)[::2]
+    metrics = measure(backend, swapped, every_other)
+    assert not any(metric.requires_grad for metric in metrics)
+    for ours, theirs in zip(metrics, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
 
-def test_compiles_into_one_graph() -> None:
+def test_the_same_result_every_time(backend: Any) -> None:
+    logits, labels = problem(samples=500)
+    first, second = (measure(backend, logits.float(), labels) for _ in range(2))
+    assert_same(first, second)
+
+
+@pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
+def test_threads_change_no_bit() -> None:
+    logits, labels = problem(samples=5000)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(candidate_metrics(logits.float(), labels, backend="cpp"))
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(results[1], results[0])
+    assert_same(results[2], results[0])
+
+
+def test_compiles_into_one_graph(backend: Any) -> None:
     logits, labels = problem(samples=20)
-    compiled = torch.compile(candidate_metrics, fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(compiled(logits, labels), candidate_metrics(logits, labels), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    logits, labels = logits.to(backend.device), labels.to(backend.device)
+    compiled = torch.compile(
+        lambda *args: candidate_metrics(*args, backend=backend.name), fullgraph=True, backend="aot_eager"
+    )
+    for ours, theirs in zip(compiled(logits, labels), measure(backend, logits, labels), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (2, None), (None, 0), (1, 1)])
+def test_vmap_is_a_loop(backend: Any, in_dims: tuple[int | None, int | None]) -> None:
+    def function(*arguments: Tensor) -> CandidateMetrics:
+        return candidate_metrics(*arguments, backend=backend.name)
+
+    problems = [problem(2, 20, 3, seed=seed) for seed in range(4)]
+    arguments = []
+    for position, dim in enumerate(in_dims):
+        tensors = [each[position].to(backend.device) for each in problems]
+        arguments.append(tensors[0] if dim is None else torch.stack(tensors, dim))
+    together = torch.func.vmap(function, in_dims)(*arguments)
+    for i in range(4):
+        alone = function(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)))
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[i], theirs, rtol=1e-12, atol=0)
+
+
+@pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
+def test_registration() -> None:
+    logits, labels = problem(samples=20)
+    for z in (logits, logits.float(), logits.bfloat16(), logits.transpose(0, 1).contiguous().transpose(0, 1)):
+        torch.library.opcheck(torch.ops.tfkd_fast.candidate_metrics.default, (z, labels))
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_captured_graph_follows_its_inputs_and_no_call_waits(name: str) -> None:
+    first, second = (problem(4, 1000, 10, seed=seed) for seed in range(2))
+    logits, labels = first[0].float().cuda(), first[1].cuda()
+    candidate_metrics(logits, labels, backend=name)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        candidate_metrics(logits, labels, backend=name)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            metrics = candidate_metrics(logits, labels, backend=name)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    logits.copy_(second[0])
+    labels.copy_(second[1])
+    graph.replay()
+    assert_same(metrics, candidate_metrics(logits, labels, backend=name))
+
+
+def test_refuses_a_label_out_of_range(backend: Any) -> None:
+    if backend.name == "triton" or backend.device.type == "cuda":
+        pytest.skip("the host does not look at labels on a device")
+    for label in (-1, 5):
+        with pytest.raises((IndexError, RuntimeError), match=r"label|out of bounds"):
+            measure(backend, torch.zeros(2, 8, 5), torch.full((8,), label))
 
 
 @pytest.mark.parametrize(
@@ -224,11 +429,6 @@ def test_refuses_shapes(logits: tuple[int, ...], labels: tuple[int, ...], messag
 def test_refuses_an_unknown_backend() -> None:
     with pytest.raises(ValueError, match="cannot serve candidate_metrics"):
         candidate_metrics(*problem(), backend="abacus")
-
-
-def test_refuses_a_label_out_of_range() -> None:
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        candidate_metrics(torch.zeros(2, 8, 5), torch.full((8,), 5))
 
 
 def test_refuses_dtypes() -> None:

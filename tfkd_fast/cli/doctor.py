@@ -9,6 +9,7 @@ import torch
 import tfkd_fast
 from tfkd_fast import ops
 from tfkd_fast.engine.device import cpu_capabilities, resolve_compute
+from tfkd_fast.ops import native
 
 EXTRAS = {
     "nvidia.dali": ("DALI data loading", "dali"),
@@ -23,7 +24,7 @@ Table = list[tuple[str, ...]]
 
 def examine() -> dict[str, Table]:
     """Title -> rows, the first of them the header."""
-    return {"Machine": _machine(), **_operators(), "Optional packages": _extras()}
+    return {"Machine": _machine(), "Compiled operators": _build(), **_operators(), "Optional packages": _extras()}
 
 
 def _machine() -> Table:
@@ -50,6 +51,34 @@ def _cuda() -> str:
     if torch.version.cuda is None:
         return "none: this torch was built without CUDA"
     return f"no device: torch was built for CUDA {torch.version.cuda}, but the driver shows none"
+
+
+def _build() -> Table:
+    rows: Table = [("what", "how it was built")]
+    parts = ("the C++ library", "the CUDA library", "the build information")
+    reasons = {part: native.not_built(part) for part in parts}
+    build = native.build_information()
+    if build is None:
+        reasons["the build information"] = reasons["the build information"] or (
+            f"it is for another Python than {platform.python_version()}: install the package from its source"
+        )
+    else:
+        rows += [
+            ("C++ compiler", f"{build.compiler} {build.flags}"),
+            ("vector instructions used", build.vector_level()),
+            ("torch", f"{build.torch}; by its stable ABI it runs with {build.stable_abi} and newer"),
+        ]
+        if build.cuda_compiler:
+            rows.append(("CUDA compiler", f"nvcc {build.cuda_compiler} for {build.cuda_architectures}"))
+    if kernels := native.kernels():
+        most = max(int(kernel["registers"]) for kernel in kernels)
+        spilled = sum(int(kernel["spill_store_bytes"]) > 0 for kernel in kernels)
+        architectures = ", ".join(sorted({f"sm_{kernel['architecture']}" for kernel in kernels}))
+        rows.append(
+            ("CUDA kernels", f"{len(kernels)} for {architectures}; at most {most} registers a thread, {spilled} spill")
+        )
+    rows += [(part.removeprefix("the "), reason) for part, reason in reasons.items() if reason is not None]
+    return rows
 
 
 def _operators() -> dict[str, Table]:

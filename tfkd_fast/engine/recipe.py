@@ -16,10 +16,10 @@ from pydantic.fields import FieldInfo
 
 from tfkd_fast.data import DataSettings
 from tfkd_fast.engine.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods import find_method
 from tfkd_fast.models import ModelSettings
-from tfkd_fast.settings import Settings, nearest
+from tfkd_fast.settings import Settings
 
 Table = dict[str, Any]
 

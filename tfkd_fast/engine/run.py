@@ -54,7 +54,9 @@ def read_recipe(folder: RunFolder) -> Recipe:
 def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: list[Listener]) -> Trainer:
     if recipe.tensorboard:
         listeners = [*listeners, TensorBoardWriter(folder)]
-    return Trainer(recipe, dataset, resolve_compute(recipe.device, recipe.precision), folder, listeners)
+    compute = resolve_compute(recipe.device, recipe.precision)
+    ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
+    return Trainer(recipe, dataset, compute, folder, listeners)
 
 
 def _finish(trainer: Trainer) -> dict[str, Any]:

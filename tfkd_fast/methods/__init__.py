@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.protocol import Context, Method
-from tfkd_fast.settings import Settings, nearest
+from tfkd_fast.settings import Settings
 
 __all__ = ["METHODS", "Context", "Method", "MethodEntry", "find_method"]
 

@@ -6,8 +6,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from tfkd_fast.errors import nearest
 from tfkd_fast.models.vgg import VGG, Features, vgg8
-from tfkd_fast.settings import Settings, nearest
+from tfkd_fast.settings import Settings
 
 __all__ = ["MODELS", "VGG", "Features", "ModelSettings", "build_model", "vgg8"]
 

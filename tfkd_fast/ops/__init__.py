@@ -2,6 +2,8 @@
 
 from tfkd_fast.ops.backends import BackendStatus, OperatorStatus, backend_of, status, using_backend
 from tfkd_fast.ops.candidate_metrics import CandidateMetrics, candidate_metrics
+from tfkd_fast.ops.distillation import distillation_loss
+from tfkd_fast.ops.peer import peer_loss
 from tfkd_fast.ops.rank_binned_targets import rank_binned_targets
 from tfkd_fast.ops.rank_candidates import CandidateRanking, rank_candidates
 from tfkd_fast.ops.soft_target import SoftTargetStats, soft_target_loss, soft_target_loss_with_stats
@@ -14,6 +16,8 @@ __all__ = [
     "SoftTargetStats",
     "backend_of",
     "candidate_metrics",
+    "distillation_loss",
+    "peer_loss",
     "rank_binned_targets",
     "rank_candidates",
     "soft_target_loss",

@@ -1,20 +1,21 @@
 """Which implementation of an operator serves a call, and why another one cannot."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tfkd_fast.errors import UserError
-from tfkd_fast.settings import nearest
+from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.ops import native
 
-BACKENDS = {"cuda": "CUDA", "triton": "Triton", "cpp": "C++", "reference": "PyTorch"}
-"""Name -> what it is written in; the fastest first."""
+BACKENDS = {"cuda": "CUDA", "cpp": "C++", "triton": "Triton", "reference": "PyTorch"}
+"""Name -> what it is written in; the fastest first. (On the processor Triton is an interpreter, slower than C++.)"""
+
+DEVICES = {"cuda": "cuda", "cpp": "cpu", "triton": "cuda"}
+"""Backend -> the device that it is for."""
 
 
 class Implementation(NamedTuple):
@@ -43,29 +44,8 @@ class OperatorStatus(NamedTuple):
     backends: tuple[BackendStatus, ...]
 
 
-class NativeLibrary(NamedTuple):
-    """The compiled operators: loaded, or why not."""
-
-    missing: str | None
-    about: str
-
-
-def _load_native_library() -> NativeLibrary:
-    folder = Path(__file__).resolve().parents[1] / "native"
-    try:
-        build = json.loads((folder / "build.json").read_text())
-    except OSError:
-        return NativeLibrary("the C++ library is not built: install the package with pip", "")
-    if "reason" in build:
-        return NativeLibrary(f"the C++ library is not built: {build['reason']}", "")
-    try:
-        torch.ops.load_library(folder / "libtfkd_fast.so")
-    except OSError as error:
-        return NativeLibrary(f"the C++ library does not load ({error}): install the package again", "")
-    return NativeLibrary(None, f"built by {build['compiler']} against torch {build['torch']}")
-
-
-native_library = _load_native_library()
+native_library = native.load_cpp()
+cuda_library = native.load_cuda()
 
 _operators: dict[str, dict[str, Implementation]] = {}
 _forced = os.environ.get("TFKD_FAST_OPS", "auto")
@@ -89,8 +69,8 @@ def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., 
     Args:
         operator: a registered operator.
         backend: this one, strictly. None leaves it to `using_backend`, then to the environment variable TFKD_FAST_OPS,
-            then picks the fastest that serves. A backend forced in one of these two ways is strict for every operator
-            that has it; operators that do not have it run the reference.
+            then picks the fastest that serves. A backend forced in one of these two ways is strict for tensors on the
+            device that it is for; others, such as a few numbers on the CPU, are served as if none were forced.
         tensor: the operator's main input: its device and dtype decide.
 
     Raises:
@@ -101,8 +81,16 @@ def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., 
 
 
 def backend_of(operator: str, device: torch.device) -> str:
-    """The backend that serves float32 tensors on `device` where a call names none."""
-    return _choose(operator, None, torch.empty(0, device=device))
+    """The backend that serves float32 tensors on `device` where a call names none.
+
+    Raises:
+        UserError: the forced backend cannot serve them, or is for another device.
+    """
+    tensor = torch.empty(0, device=device)
+    if _forced != "auto":
+        _check_forced(_forced)
+        _refuse_forced(operator, tensor)
+    return _choose(operator, None, tensor)
 
 
 @contextmanager
@@ -151,17 +139,20 @@ def _choose(operator: str, backend: str | None, tensor: Tensor) -> str:
         return backend
     if _forced != "auto":
         _check_forced(_forced)
-        if _forced not in _operators[operator]:
-            return "reference"
-        refusal = _refusal(operator, _forced, tensor)
-        if refusal is not None:
-            raise UserError(f"operator backend {_forced!r} cannot serve {operator}: {refusal}; choose auto")
-        return _forced
+        if DEVICES.get(_forced, tensor.device.type) == tensor.device.type:
+            _refuse_forced(operator, tensor)
+            return _forced
     implementations = _operators[operator]
     for name in BACKENDS:
         if name in implementations and implementations[name].refuses(tensor) is None:
             return name
     raise AssertionError(f"the reference of {operator} is not registered")
+
+
+def _refuse_forced(operator: str, tensor: Tensor) -> None:
+    refusal = _refusal(operator, _forced, tensor)
+    if refusal is not None:
+        raise UserError(f"operator backend {_forced!r} cannot serve {operator}: {refusal}; choose auto")
 
 
 def _refusal(operator: str, backend: str, tensor: Tensor) -> str | None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends
+from tfkd_fast.ops import backends, fused
 
 
 def rank_binned_targets(
@@ -22,7 +24,7 @@ def rank_binned_targets(
     The classes other than y are ranked 1..C-1 by `similarity[y]`, highest first; ties go by class index and NaN ranks
     last. The true class gets `true_mass`; a class whose rank lies in bin j gets
     `(1 - true_mass) * bin_masses[j] / n_j`, where n_j is the number of ranks in the bin. Bin masses in proportion to
-    n_j give label smoothing. The parameterisation is our choice.
+    n_j give label smoothing. The parameterisation is our choice. No gradient.
 
     Args:
         similarity: (C,C) or (P,C,C) floating point, C >= 2; any monotone scale.
@@ -42,29 +44,6 @@ def rank_binned_targets(
     function = backends.select("rank_binned_targets", backend, similarity)
     table: Tensor = function(similarity, true_mass, bin_masses, bin_starts)
     return table
-
-
-def _reference(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]) -> Tensor:
-    num_classes = similarity.shape[-1]
-    true_mass = true_mass.to(similarity.dtype).unsqueeze(-1)  # (...,1)
-    bin_masses = (1.0 - true_mass) * bin_masses.to(similarity.dtype)  # (...,J)
-    bin_sizes = [end - start for start, end in pairwise([*bin_starts, num_classes])]
-    shares = [
-        (bin_masses[..., j : j + 1] / size).expand(*bin_masses.shape[:-1], size) for j, size in enumerate(bin_sizes)
-    ]
-    mass_by_rank = torch.cat([true_mass.expand(*bin_masses.shape[:-1], 1), *shares], dim=-1)  # (...,C)
-
-    # Ascending order of the negated similarity, because torch sorts NaN to the end of an ascending order.
-    order = torch.argsort(-similarity, dim=-1, stable=True)
-    position = torch.argsort(order, dim=-1)
-    own_position = torch.diagonal(position, dim1=-2, dim2=-1).unsqueeze(-1)
-    rank = position + (position < own_position)  # leaving the true class out closes the gap it makes: 1..C-1
-    true_class = torch.eye(num_classes, dtype=torch.bool, device=similarity.device)
-    rank = rank.masked_fill(true_class, 0)
-
-    batch = similarity.shape[:-2] or mass_by_rank.shape[:-1]
-    table_shape = (*batch, num_classes, num_classes)
-    return mass_by_rank.unsqueeze(-2).expand(table_shape).gather(-1, rank.expand(table_shape))
 
 
 def _check(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]) -> None:
@@ -93,4 +72,74 @@ def _check(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts
         )
 
 
+# The definition.
+
+
+@torch.no_grad()
+def _reference(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]) -> Tensor:
+    num_classes = similarity.shape[-1]
+    true_mass = true_mass.to(similarity.dtype).unsqueeze(-1)  # (...,1)
+    bin_masses = (1.0 - true_mass) * bin_masses.to(similarity.dtype)  # (...,J)
+    bin_sizes = [end - start for start, end in pairwise([*bin_starts, num_classes])]
+    shares = [
+        (bin_masses[..., j : j + 1] / size).expand(*bin_masses.shape[:-1], size) for j, size in enumerate(bin_sizes)
+    ]
+    mass_by_rank = torch.cat([true_mass.expand(*bin_masses.shape[:-1], 1), *shares], dim=-1)  # (...,C)
+
+    # Ascending order of the negated similarity, because torch sorts NaN to the end of an ascending order.
+    order = torch.argsort(-similarity, dim=-1, stable=True)
+    position = torch.argsort(order, dim=-1)
+    own_position = torch.diagonal(position, dim1=-2, dim2=-1).unsqueeze(-1)
+    rank = position + (position < own_position)  # leaving the true class out closes the gap it makes: 1..C-1
+    true_class = torch.eye(num_classes, dtype=torch.bool, device=similarity.device)
+    rank = rank.masked_fill(true_class, 0)
+
+    batch = similarity.shape[:-2] or mass_by_rank.shape[:-1]
+    table_shape = (*batch, num_classes, num_classes)
+    return mass_by_rank.unsqueeze(-2).expand(table_shape).gather(-1, rank.expand(table_shape))
+
+
+# The fused backends.
+
+
+def _fused(
+    operator: OpOverload, similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]
+) -> Tensor:
+    masses = (masses.detach().to(similarity.dtype) for masses in (true_mass, bin_masses))
+    table: Tensor = operator(similarity.detach(), *masses, bin_starts)
+    return table
+
+
+def _fake(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]) -> Tensor:
+    lead = similarity.shape[:-2] or true_mass.shape or bin_masses.shape[:-1]
+    return similarity.new_empty(*lead, *similarity.shape[-2:])
+
+
+def _vmap(operator: OpOverload, info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+    """The mapped axis joins the P axis; a tensor that has neither serves all tables as it is."""
+    *tensors, bin_starts = args
+    shapes = []  # mapped axis, P axis, own axes
+    for position, (dim, own_axes) in enumerate(zip(in_dims, (2, 0, 1), strict=False)):
+        if dim is not None:
+            tensors[position] = tensors[position].movedim(dim, 0)
+        shape = tensors[position].shape
+        at_own = len(shape) - own_axes
+        shapes.append((shape[: dim is not None], shape[dim is not None : at_own], shape[at_own:]))
+
+    lead = (info.batch_size, *max(candidates for _, candidates, _ in shapes))
+    for position, (mapped, candidates, own) in enumerate(shapes):
+        if mapped or candidates:
+            with_all = (*(mapped or (1,)), *(candidates or (1,) * (len(lead) - 1)), *own)
+            tensors[position] = tensors[position].reshape(with_all).expand(*lead, *own).flatten(0, len(lead) - 1)
+    return operator(*tensors, bin_starts).unflatten(0, lead), 0
+
+
+fused.define(
+    "rank_binned_targets",
+    "rank_binned_targets",
+    "(Tensor similarity, Tensor true_mass, Tensor bin_masses, int[] bin_starts) -> Tensor",
+    _fake,
+    _vmap,
+)
 backends.register("rank_binned_targets", "reference", _reference)
+fused.register("rank_binned_targets", _fused)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends
+from tfkd_fast.ops import backends, fused
 
 
 class CandidateRanking(NamedTuple):
@@ -56,26 +57,6 @@ def rank_candidates(
     return ranking
 
 
-def _reference(criteria: Tensor, higher_is_better: Sequence[bool], weights: Sequence[float]) -> CandidateRanking:
-    values = torch.stack(
-        [-column if higher else column for column, higher in zip(criteria.unbind(-1), higher_is_better, strict=True)],
-        dim=-1,
-    )  # (...,K,R), lower is better
-    mine, other = values.unsqueeze(-2), values.unsqueeze(-3)  # (...,K,1,R) and (...,1,K,R)
-    better = (other < mine) | (mine.isnan() & ~other.isnan())
-    equal = (other == mine) | (mine.isnan() & other.isnan())  # counts the candidate itself
-    ranks = better.sum(-2).double() + (equal.sum(-2).double() + 1.0) / 2.0
-
-    columns = ranks.unbind(-1)
-    scores = torch.stack([weight * column for weight, column in zip(weights, columns, strict=True)], -1).sum(-1)
-    scores = scores.round(decimals=9)
-
-    order = torch.arange(criteria.shape[-2], device=criteria.device).expand(scores.shape)
-    for key in (*reversed(columns), scores):  # stable sorts from the last key to the first
-        order = order.gather(-1, key.gather(-1, order).argsort(dim=-1, stable=True))
-    return CandidateRanking(ranks, scores, order, order[..., 0])
-
-
 def _check(criteria: Tensor, higher_is_better: Sequence[bool], weights: Sequence[float]) -> None:
     if not criteria.is_floating_point():
         raise TypeError(f"criteria must be floating point, got {criteria.dtype}")
@@ -90,4 +71,67 @@ def _check(criteria: Tensor, higher_is_better: Sequence[bool], weights: Sequence
         raise ValueError(f"weights must be finite and non-negative, got {list(weights)}")
 
 
+# The definition.
+
+
+def _reference(criteria: Tensor, higher_is_better: Sequence[bool], weights: Sequence[float]) -> CandidateRanking:
+    values = torch.stack(
+        [-column if higher else column for column, higher in zip(criteria.unbind(-1), higher_is_better, strict=True)],
+        dim=-1,
+    )  # (...,K,R), lower is better
+    mine, other = values.unsqueeze(-2), values.unsqueeze(-3)  # (...,K,1,R) and (...,1,K,R)
+    better = (other < mine) | (mine.isnan() & ~other.isnan())
+    equal = (other == mine) | (mine.isnan() & other.isnan())  # counts the candidate itself
+    ranks = better.sum(-2).double() + (equal.sum(-2).double() + 1.0) / 2.0
+
+    columns = ranks.unbind(-1)
+    weighted = (weight * column for weight, column in zip(weights, columns, strict=True))
+    scores = sum(weighted, start=ranks.new_zeros(())).round(decimals=9)
+
+    order = torch.arange(criteria.shape[-2], device=criteria.device).expand(scores.shape)
+    for key in (*reversed(columns), scores):  # stable sorts from the last key to the first
+        order = order.gather(-1, key.gather(-1, order).argsort(dim=-1, stable=True))
+    return CandidateRanking(ranks, scores, order, order[..., 0])
+
+
+# The fused backends.
+
+
+def _fused(
+    operator: OpOverload, criteria: Tensor, higher_is_better: Sequence[bool], weights: Sequence[float]
+) -> CandidateRanking:
+    return CandidateRanking(*operator(criteria.detach(), higher_is_better, weights))
+
+
+def _fake(criteria: Tensor, higher_is_better: Sequence[bool], weights: Sequence[float]) -> tuple[Tensor, ...]:
+    candidates = criteria.shape[:-1]
+    return (
+        criteria.new_empty(criteria.shape, dtype=torch.float64),
+        criteria.new_empty(candidates, dtype=torch.float64),
+        criteria.new_empty(candidates, dtype=torch.int64),
+        criteria.new_empty(candidates[:-1], dtype=torch.int64),
+    )
+
+
+def _vmap(
+    operator: OpOverload,
+    info: Any,
+    in_dims: Any,
+    criteria: Tensor,
+    higher_is_better: Sequence[bool],
+    weights: Sequence[float],
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    results = operator(criteria.movedim(in_dims[0], 0), higher_is_better, weights)
+    return results, (0,) * len(results)
+
+
+fused.define(
+    "rank_candidates",
+    "rank_candidates",
+    "(Tensor criteria, bool[] higher_is_better, float[] weights) "
+    "-> (Tensor ranks, Tensor scores, Tensor order, Tensor winner)",
+    _fake,
+    _vmap,
+)
 backends.register("rank_candidates", "reference", _reference)
+fused.register("rank_candidates", _fused)

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from tfkd_fast.errors import nearest
 from tfkd_fast.selection.criteria import CRITERIA
-from tfkd_fast.settings import Settings, nearest
+from tfkd_fast.settings import Settings
 
 
 class SelectionSettings(Settings):

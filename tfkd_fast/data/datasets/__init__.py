@@ -8,8 +8,7 @@ from tfkd_fast.data.datasets.folder import open_folder
 from tfkd_fast.data.datasets.npz import open_npz
 from tfkd_fast.data.datasets.torchvision_files import open_cifar, open_svhn
 from tfkd_fast.data.settings import DataSettings
-from tfkd_fast.errors import UserError
-from tfkd_fast.settings import nearest
+from tfkd_fast.errors import UserError, nearest
 
 __all__ = ["DATASETS", "Dataset", "open_dataset"]
 

@@ -1,0 +1,168 @@
+// What the losses do alike on the processor: the dtypes, the labels, the rows in and out, the sum over the batch.
+#pragma once
+
+#include "arguments.h"
+#include "row_loss.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+namespace tfkd_fast {
+
+constexpr int64_t kElementsPerTask = 8192;  // about 5 us of work, above the cost of waking a thread
+
+inline int64_t rows_per_task(int64_t elements_per_row) {
+  return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, elements_per_row));
+}
+
+// Calls f(scalar{}, T{}) with the type of the logits and the type that the loss is computed in.
+template <typename Function>
+auto for_type_of(const Tensor& logits, Function f) {
+  switch (logits.scalar_type()) {
+    case ScalarType::Float:
+      return f(float{}, float{});
+    case ScalarType::Double:
+      return f(double{}, double{});
+    case ScalarType::Half:
+      return f(torch::headeronly::Half{}, float{});
+    case ScalarType::BFloat16:
+      return f(torch::headeronly::BFloat16{}, float{});
+    default:
+      throw std::runtime_error("logits must be float32, float64, float16 or bfloat16");
+  }
+}
+
+// `labels` contiguous. std::out_of_range is Python's IndexError.
+inline void check_labels(const Tensor& labels, int64_t classes) {
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0, count = labels.numel(); i < count; ++i) {
+    if (label[i] < 0 || label[i] >= classes) {
+      throw std::out_of_range("label " + std::to_string(label[i]) + " is not one of the C = " +
+                              std::to_string(classes) + " classes");
+    }
+  }
+}
+
+// A value of each candidate, or one of all; any stride.
+template <typename T>
+T of_candidate(const Tensor& values, int64_t candidate) {
+  return values.const_data_ptr<T>()[values.dim() == 0 ? 0 : candidate * values.stride(0)];
+}
+
+// `count` values in the type of the loss: themselves, or converted into `scratch`.
+template <typename scalar, typename T>
+const T* loaded(int64_t count, const scalar* values, T* scratch) {
+  if constexpr (std::is_same_v<scalar, T>) {
+    return values;
+  } else {
+    load_row(count, values, scratch);
+    return scratch;
+  }
+}
+
+// Where the gradient goes. A gradient that is larger than the caches is on huge pages, whose first touch costs one page
+// fault for 2 MB instead of 512, and is written past the caches, which saves reading the lines that it overwrites.
+template <typename scalar, typename T>
+class GradientRows {
+ public:
+  GradientRows(const Tensor& gradient, int64_t classes)
+      : rows_(static_cast<scalar*>(gradient.mutable_data_ptr())), classes_(classes) {
+    const size_t bytes = static_cast<size_t>(gradient.numel()) * sizeof(scalar);
+    past_caches_ = bytes > kLarge;
+    direct_ = std::is_same_v<scalar, T> && !past_caches_;
+#ifdef __linux__
+    if (past_caches_) {
+      constexpr uintptr_t kPage = 4096;
+      const uintptr_t begin = (reinterpret_cast<uintptr_t>(rows_) + kPage - 1) / kPage * kPage;
+      const uintptr_t end = (reinterpret_cast<uintptr_t>(rows_) + bytes) / kPage * kPage;
+      madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal does no harm
+    }
+#endif
+  }
+
+  // The place to compute row i in: the row itself when it can be written directly.
+  T* begin(int64_t i, T* scratch) const {
+    if constexpr (std::is_same_v<scalar, T>) {
+      if (direct_) return rows_ + i * classes_;
+    }
+    return scratch;
+  }
+
+  // Takes over what was computed in `begin(i, scratch)`; `converted` is scratch for one row.
+  void end(int64_t i, const T* computed, scalar* converted) const {
+    if (direct_) return;
+    scalar* row = rows_ + i * classes_;
+    if constexpr (std::is_same_v<scalar, T>) {
+      past_caches_ ? stream(computed, row) : static_cast<void>(std::copy_n(computed, classes_, row));
+    } else {
+      store_row(classes_, computed, past_caches_ ? converted : row);
+      if (past_caches_) stream(converted, row);
+    }
+  }
+
+  // At the end of a task: makes what was written past the caches visible to other threads.
+  void finish() const {
+#ifdef __SSE2__
+    if (past_caches_) _mm_sfence();
+#endif
+  }
+
+ private:
+  static constexpr size_t kLarge = 32 << 20;
+
+  void stream(const scalar* from, scalar* to) const {
+    size_t bytes = static_cast<size_t>(classes_) * sizeof(scalar);
+    auto* source = reinterpret_cast<const char*>(from);
+    auto* target = reinterpret_cast<char*>(to);
+#ifdef __SSE2__
+    const size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(target) % 16);
+    std::memcpy(target, source, head);
+    source += head, target += head, bytes -= head;
+    for (; bytes >= 16; source += 16, target += 16, bytes -= 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target), _mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+    }
+#endif
+    std::memcpy(target, source, bytes);
+  }
+
+  scalar* rows_;
+  int64_t classes_;
+  bool past_caches_ = false, direct_ = false;
+};
+
+// The sum of one value over the rows of a candidate, in their order: it does not depend on the number of threads.
+template <typename T, typename Value>
+double sum_over_batch(const std::vector<Outcome<T>>& outcomes, Value Outcome<T>::*value, const Axes& axes,
+                      int64_t candidate) {
+  double sum = 0;
+  for (int64_t i = candidate * axes.batch; i < (candidate + 1) * axes.batch; ++i) sum += outcomes[i].*value;
+  return sum;
+}
+
+template <typename T>
+Tensor reduced_loss(const std::vector<Outcome<T>>& outcomes, const Tensor& logits, const Axes& axes,
+                    const std::string& reduction) {
+  Tensor loss = empty_loss(logits, axes, reduction);
+  T* out = loss.mutable_data_ptr<T>();
+  if (reduction == "none") {
+    for (int64_t i = 0; i < axes.rows(); ++i) out[i] = outcomes[i].loss;
+  } else {
+    const double count = reduction == "mean" ? static_cast<double>(axes.batch) : 1.0;
+    for (int64_t p = 0; p < axes.candidates; ++p) {
+      out[p] = static_cast<T>(sum_over_batch(outcomes, &Outcome<T>::loss, axes, p) / count);
+    }
+  }
+  return loss;
+}
+
+}  // namespace tfkd_fast

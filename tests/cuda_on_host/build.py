@@ -1,0 +1,128 @@
+"""Compiles csrc/*/cuda.cu for the processor, as operators of the namespace tfkd_fast_on_host for CPU tensors.
+
+The kernels are then tested on machines without a GPU: include/cuda_runtime.h runs them, a fiber a CUDA thread.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tfkd_fast.ops import fused
+
+NAMESPACE = "tfkd_fast_on_host"
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "cuda_on_host"
+TORCH = Path(torch.__file__).parent
+
+COMPILER = "g++"
+CHECKS = "alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow"
+COMPILE = [
+    *("-x", "c++", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"),
+    *("-fno-strict-aliasing", "-fno-extern-tls-init", "-ftrivial-auto-var-init=pattern", f"-fsanitize={CHECKS}"),
+    *("-Wno-unknown-pragmas", "-DTFKD_FAST_ON_HOST", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+    *("-isystem", str(HERE / "include"), "-isystem", str(TORCH / "include")),
+]
+LINK = ["-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
+ADDRESS_SANITIZER = ["-fsanitize=address"]
+
+
+@cache
+def load(*, address_sanitizer: bool = False) -> dict[str, str]:
+    """Load every operator that has a CUDA kernel.
+
+    Args:
+        address_sanitizer: stop the process where a kernel touches foreign memory; see `run_under_address_sanitizer`.
+
+    Returns:
+        for each folder of csrc whose kernels do not compile, what the compiler says.
+    """
+    for operator in fused.DEFINITIONS:
+        fused.define_in(NAMESPACE, operator)
+    failures = {}
+    sources = sorted(ROOT.glob("csrc/*/cuda.cu"))
+    with ThreadPoolExecutor(os.cpu_count()) as compilers:
+        libraries = [compilers.submit(library, source, address_sanitizer=address_sanitizer) for source in sources]
+    for source, compiled in zip(sources, libraries, strict=True):
+        if isinstance(error := compiled.exception(), subprocess.CalledProcessError):
+            failures[source.parent.name] = error.stderr
+        else:
+            torch.ops.load_library(compiled.result())
+    return failures
+
+
+def missing() -> str | None:
+    """Why nothing can be compiled here; None when it can."""
+    return None if shutil.which(COMPILER) else f"the compiler {COMPILER} was not found"
+
+
+@contextmanager
+def order(name: str) -> Iterator[None]:
+    """Run the threads of a block, and the blocks, in an order: ascending, descending, or a number, a random one's seed.
+
+    Code without a race gives the same in every order.
+    """
+    before = os.environ.get("CUDA_ON_HOST_ORDER", "ascending")
+    os.environ["CUDA_ON_HOST_ORDER"] = name
+    try:
+        yield
+    finally:
+        os.environ["CUDA_ON_HOST_ORDER"] = before
+
+
+def library(source: Path, *, address_sanitizer: bool = False) -> Path:
+    """The shared library of one .cu file, compiled where there is none of the same content yet.
+
+    Raises:
+        subprocess.CalledProcessError: it does not compile; `stderr` has the compiler's message.
+    """
+    compile_options = COMPILE + ADDRESS_SANITIZER * address_sanitizer
+    link_options = LINK + ADDRESS_SANITIZER * address_sanitizer
+    content = hashlib.sha256(repr((torch.__version__, COMPILER, compile_options, link_options)).encode())
+    folders = (source.parent, ROOT / "csrc" / "common", HERE / "include")
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in (".cu", ".cuh", ".h"))
+    for file in files:
+        content.update(file.read_bytes())
+
+    name = f"{source.parent.name}-{source.stem}" + "-address" * address_sanitizer
+    path = BUILD / f"{name}-{content.hexdigest()[:16]}.so"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may ask for it at once
+        if path.exists():
+            return path
+        for old in BUILD.glob(f"{name}-????????????????.so"):
+            old.unlink()
+        compiled, linked = BUILD / f"{name}.o", BUILD / f"{name}.so"
+        _run([COMPILER, *compile_options, "-c", str(source), "-o", str(compiled)])
+        _run([COMPILER, str(compiled), *link_options, "-o", str(linked)])  # the reports of CHECKS are our own
+        compiled.unlink()
+        linked.replace(path)
+    return path
+
+
+def run_under_address_sanitizer(script: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code that loads libraries compiled with `address_sanitizer`."""
+    # Its runtime has to come before all else; it finds the C++ library's `throw` only where that is there, too.
+    runtimes = f"{_runtime('libasan.so')} {_runtime('libstdc++.so')}"
+    environment = os.environ | {"LD_PRELOAD": runtimes, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def _runtime(name: str) -> str:
+    return _run([COMPILER, f"-print-file-name={name}"]).strip()
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,127 @@
+"""Calls of the operators that meet every kernel: short and long rows, tails, one block and several, odd addresses."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CLASSES = (1, 3, 10, 16, 33, 100, 129, 300, 1000, 1024, 1026, 5000)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FEW_SAMPLES, MANY_SAMPLES = 3, 150  # less than a block has rows, and more
+
+Call = tuple[Any, ...]
+
+
+def soft_target_loss() -> Iterator[Call]:
+    """(logits, labels, targets, temperature, hard_weight, class_rows, reduction)"""
+    for logits, labels, reduction in _losses():
+        classes, batch = logits.shape[-1], logits.shape[-2]
+        settings = _setting(logits, 2.0), _setting(logits, 0.3)
+        if classes <= 300:
+            yield logits, labels, _distributions(classes, logits=logits), *settings, True, reduction
+        yield logits, labels, _distributions(*logits.shape[:-2], batch, logits=logits), None, None, False, reduction
+
+
+def soft_target_loss_with_stats() -> Iterator[Call]:
+    """(logits, labels, targets, similarity, temperature, hard_weight, class_rows, reduction)"""
+    for logits, labels, reduction in _losses():
+        classes, batch = logits.shape[-1], logits.shape[-2]
+        similarity = torch.zeros(*logits.shape[:-2], classes, classes) if classes <= 300 else None
+        targets = _distributions(batch, logits=logits)
+        yield logits, labels, targets, similarity, _setting(logits, 2.0), _setting(logits, 0.3), False, reduction
+
+
+def distillation_loss() -> Iterator[Call]:
+    """(logits, teachers, labels, weights, temperature, alpha, reduction)"""
+    for logits, labels, reduction in _losses():
+        batch, classes = logits.shape[-2:]
+        for count, dtype in ((1, logits.dtype), (3, torch.bfloat16 if logits.dtype == torch.float32 else logits.dtype)):
+            teachers = _odd(torch.randn(count, batch, classes).to(dtype))
+            weights = torch.rand(count).to(_setting(logits, 0.0).dtype).expand(batch, count) if count > 1 else None
+            yield logits, teachers, labels, weights, _setting(logits, 2.0), _setting(logits, 0.7), reduction
+        teachers = torch.randn(*logits.shape[:-2], 2, batch, classes).to(logits.dtype)
+        yield logits, teachers, None, None, _setting(logits, 2.0), _setting(logits, 1.0), reduction
+
+
+def peer_loss() -> Iterator[Call]:
+    """(logits, labels, temperature, alpha, include_self, reduction)"""
+    for logits, labels, reduction in _losses():
+        if logits.dim() == 3:
+            temperature = _setting(logits, 2.0).mean()
+            alpha, include_self = _setting(logits, 0.5), len(logits) == 1 or reduction == "mean"
+            alpha[0] = 1.0  # this candidate needs one softmax, the others two
+            yield logits, labels, temperature, alpha, include_self, reduction
+    many = torch.randn(64, 5, 100)
+    yield many, torch.randint(100, (5,)), torch.ones(()), torch.ones(64), False, "mean"
+
+
+def rank_binned_targets() -> Iterator[Call]:
+    """(similarity, true_mass, bin_masses, bin_starts)"""
+    for classes in (2, 3, 33, 130):
+        for candidates in ((), (2,)):
+            dtype = DTYPES[(classes + len(candidates)) % len(DTYPES)]
+            similarity = torch.randn(*candidates, classes, classes).mul(4).round().to(dtype)
+            starts = list(range(1, classes, max(1, classes // 70)))
+            masses = torch.rand(*candidates, len(starts)).to(dtype)
+            yield _odd(similarity), torch.rand(candidates).to(dtype), masses, starts
+
+
+def candidate_metrics() -> Iterator[Call]:
+    """(logits, labels)"""
+    for classes in CLASSES[1:]:
+        for candidates, samples in ((3, FEW_SAMPLES), (2, MANY_SAMPLES if classes <= 100 else 10)):
+            dtype = DTYPES[(classes + samples) % len(DTYPES)]
+            yield _odd(torch.randn(candidates, samples, classes).to(dtype)), torch.randint(classes, (samples,))
+
+
+def rank_candidates() -> Iterator[Call]:
+    """(criteria, higher_is_better, weights)"""
+    for candidates in (1, 2, 33, 300):
+        for batch in ((), (3,)):
+            for criteria in (1, 4):
+                values = torch.randn(*batch, candidates, criteria).mul(2).round()
+                yield _odd(values), [True, False, True, True][:criteria], [1.0, 0.25, 0.1, 3.0][:criteria]
+
+
+OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
+    function.__name__: function
+    for function in (
+        soft_target_loss,
+        soft_target_loss_with_stats,
+        distillation_loss,
+        peer_loss,
+        rank_binned_targets,
+        candidate_metrics,
+        rank_candidates,
+    )
+}
+
+
+def _losses() -> Iterator[tuple[Tensor, Tensor, str]]:
+    """Logits, labels, reduction."""
+    torch.manual_seed(0)
+    for i, classes in enumerate(CLASSES):
+        for k, (candidates, batch) in enumerate(((None, MANY_SAMPLES), (5, FEW_SAMPLES), (2, 40), (1, 0))):
+            if batch * classes > 15_000:
+                batch = 5
+            shape = (batch, classes) if candidates is None else (candidates, batch, classes)
+            logits = torch.randn(shape).mul(3).to(DTYPES[(i + k) % len(DTYPES)])
+            labels = torch.randint(classes, shape[:-1] if k % 2 else (batch,))
+            yield (_odd(logits) if (i + k) % 3 == 0 else logits), labels, ("mean", "sum", "none")[(i + k) % 3]
+
+
+def _setting(logits: Tensor, value: float) -> Tensor:
+    """One value a candidate, in the dtype of the loss."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return torch.full(logits.shape[:-2], value, dtype=dtype)
+
+
+def _distributions(*shape: int, logits: Tensor) -> Tensor:
+    return _odd(torch.randn(*shape, logits.shape[-1], dtype=_setting(logits, 0.0).dtype).softmax(-1))
+
+
+def _odd(tensor: Tensor) -> Tensor:
+    """The same values, an element beyond an address that vectors can be loaded from, up to the end of their storage."""
+    storage = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    return storage[1:].view(tensor.shape).copy_(tensor)

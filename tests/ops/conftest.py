@@ -1,0 +1,75 @@
+"""Every test of an operator runs with every backend: on a GPU where there is one, or else as far as the processor can.
+
+Without a GPU the Triton kernels run in Triton's interpreter and the CUDA kernels as C++ (tests/cuda_on_host).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+from tests.cuda_on_host import build  # noqa: E402
+from tfkd_fast.ops import backends, fused  # noqa: E402
+
+DEVICE = torch.device("cuda" if GPU else "cpu")
+on_gpu = [pytest.mark.gpu] if GPU else []
+
+
+class Backend(NamedTuple):
+    """A backend under test."""
+
+    name: str
+    device: torch.device
+    slow: bool
+    """It runs in an interpreter: a test may do less with it."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=["reference", "cpp", pytest.param("cuda", marks=on_gpu), pytest.param("triton", marks=on_gpu)],
+)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend that this machine can run."""
+    name = request.param
+    if name == "cpp" and backends.native_library.missing is not None:
+        pytest.skip(backends.native_library.missing)
+    if name == "triton" and fused.TRITON_MISSING:
+        pytest.skip(fused.TRITON_MISSING)
+    if name == "cuda" and GPU and backends.cuda_library.missing is not None:
+        pytest.skip(backends.cuda_library.missing)
+    if name != "cuda" or GPU:
+        yield Backend(name, DEVICE if name in ("cuda", "triton") else torch.device("cpu"), name == "triton" and not GPU)
+        return
+    if (reason := build.missing()) is not None:
+        pytest.skip(reason)
+    with cuda_on_host():
+        yield Backend(name, DEVICE, slow=True)
+
+
+@contextmanager
+def cuda_on_host() -> Iterator[None]:
+    """While it is active, the backend "cuda" of every operator runs on CPU tensors."""
+    failures = build.load()
+    assert not failures, "\n".join(failures.values())
+    before = {operator: backends._operators[operator]["cuda"] for operator in fused.DEFINITIONS}
+    for operator, cuda in before.items():
+        function = partial(cuda.function.func, fused.overload(build.NAMESPACE, operator))
+        backends.register(operator, "cuda", function, refuses=_refuses, about="on the processor")
+    try:
+        yield
+    finally:
+        for operator, cuda in before.items():
+            backends._operators[operator]["cuda"] = cuda
+
+
+def _refuses(tensor: Tensor) -> str | None:
+    return None if tensor.is_cpu else "it serves CPU tensors"

@@ -1,0 +1,160 @@
+"""Operators that a kernel computes in one pass: their schemas, their backends and their vmap rules.
+
+A fused operator is one schema in two namespaces. `tfkd_fast` is implemented by the compiled libraries, for CPU and CUDA
+tensors; `tfkd_fast_triton` by the Triton kernels, which are imported when one is first called.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from tfkd_fast.ops import backends
+
+NAMESPACES = {"cpp": "tfkd_fast", "cuda": "tfkd_fast", "triton": "tfkd_fast_triton"}
+"""Backend -> where its operators are."""
+
+
+class Definition(NamedTuple):
+    """What an operator is, wherever it is implemented."""
+
+    schema: str
+    """Arguments and results."""
+    fake: Callable[..., Any]
+    """The results' shapes and dtypes for fake tensors."""
+    vmap: Callable[..., Any] | None
+    """`vmap(operator, info, in_dims, *args)`, the rest as in `torch.library.register_vmap`: what a mapped call is. None
+    for an operator that writes to an argument."""
+
+
+DEFINITIONS: dict[str, Definition] = {}
+
+OLDEST_CAPABILITY = (8, 0)
+TRITON_MISSING = None if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton"
+TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # on CPU tensors, slowly; Triton reads it when imported
+
+
+def define(
+    operator: str, module: str, schema: str, fake: Callable[..., Any], vmap: Callable[..., Any] | None = None
+) -> None:
+    """Define an operator in both namespaces.
+
+    Args:
+        operator: its name, and that of its Triton function.
+        module: the module of `tfkd_fast.kernels` that has the function.
+        schema, fake, vmap: see `Definition`.
+    """
+    DEFINITIONS[operator] = Definition(schema, fake, vmap)
+
+    def triton_function(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"tfkd_fast.kernels.{module}"), operator)(*args)
+
+    for namespace in sorted(set(NAMESPACES.values())):
+        define_in(namespace, operator)
+    torch.library.impl(f"{NAMESPACES['triton']}::{operator}", "default", triton_function)
+
+
+def define_in(namespace: str, operator: str) -> None:
+    """Define the operator in one namespace, without an implementation."""
+    name, definition = f"{namespace}::{operator}", DEFINITIONS[operator]
+    torch.library.define(name, definition.schema, tags=[torch.Tag.pt2_compliant_tag])
+    torch.library.register_fake(name, definition.fake)
+    if definition.vmap is not None:
+        torch.library.register_vmap(name, partial(definition.vmap, overload(namespace, operator)))
+
+
+def overload(namespace: str, operator: str) -> OpOverload:
+    """The operator as it is called."""
+    found: OpOverload = getattr(getattr(torch.ops, namespace), operator).default
+    return found
+
+
+def register(operator: str, call: Callable[..., Any]) -> None:
+    """Register the backends cpp, cuda and triton of an operator.
+
+    Args:
+        operator: a defined operator, of the same name as the public function.
+        call: `call(overload, *args)` does with a backend's operator what the reference does with `args`.
+    """
+    for backend, refuses, about in (
+        ("cpp", _cpp_refuses, backends.native_library.about),
+        ("cuda", _cuda_refuses, backends.cuda_library.about),
+        ("triton", _triton_refuses, "compiled when it is first called"),
+    ):
+        function = partial(call, overload(NAMESPACES[backend], operator))
+        backends.register(operator, backend, function, refuses=refuses, about=about)
+
+
+def _cpp_refuses(tensor: Tensor) -> str | None:
+    if backends.native_library.missing is not None:
+        return backends.native_library.missing
+    return None if tensor.is_cpu else f"it serves CPU tensors, not {tensor.device.type} tensors"
+
+
+def _cuda_refuses(tensor: Tensor) -> str | None:
+    return backends.cuda_library.missing or _refuses_device(tensor)
+
+
+def _triton_refuses(tensor: Tensor) -> str | None:
+    if TRITON_MISSING or (tensor.is_cpu and TRITON_INTERPRETS):
+        return TRITON_MISSING
+    return _refuses_device(tensor)
+
+
+def _refuses_device(tensor: Tensor) -> str | None:
+    if not tensor.is_cuda:
+        return f"it serves CUDA tensors, not {tensor.device.type} tensors"
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    if (major, minor) < OLDEST_CAPABILITY:
+        return f"it needs compute capability 8.0, {torch.cuda.get_device_name(tensor.device)} has {major}.{minor}"
+    return None
+
+
+# Rules of torch.func.vmap.
+
+
+def fold_candidates(
+    info: Any, in_dims: Sequence[int | None], args: Sequence[Any], core_axes: Sequence[int | None]
+) -> tuple[list[Any], tuple[int, ...]]:
+    """The arguments of one call that does what `info.batch_size` mapped calls do: the mapped axis joins the P axis.
+
+    Args:
+        info, in_dims, args: as torch passes them.
+        core_axes: for each argument how many axes it has without the P axis; None for what is no tensor. Whether the
+            mapped calls have a P axis is seen at the first argument.
+
+    Returns:
+        the arguments, where a tensor that has neither axis stays as it is, and the axes that take the place of P in
+        the results: (V,) or (V,P).
+    """
+    first = args[0] if in_dims[0] is None else args[0].movedim(in_dims[0], -1)[..., 0]
+    candidates = first.shape[: first.dim() - core_axes[0]]
+    lead = (info.batch_size, *candidates)
+
+    folded = []
+    for position, (tensor, dim, axes) in enumerate(zip(args, in_dims, core_axes, strict=True)):
+        if tensor is None or axes is None:
+            folded.append(tensor)
+            continue
+        mapped = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+        has_candidates = mapped.dim() - 1 > axes
+        if position > 0 and dim is None and not has_candidates:
+            folded.append(tensor)
+            continue
+        if candidates and not has_candidates:
+            mapped = mapped.unsqueeze(1)
+        folded.append(mapped.expand(*lead, *mapped.shape[len(lead) :]).flatten(0, len(lead) - 1))
+    return folded, lead
+
+
+def unfold_candidates(results: Any, lead: tuple[int, ...]) -> tuple[Any, Any]:
+    """What a vmap rule returns: results with the axes `lead` in the place of P, and where the mapped axis is."""
+    if isinstance(results, Tensor):
+        return results.unflatten(0, lead), 0
+    return tuple(result.unflatten(0, lead) for result in results), (0,) * len(results)

@@ -1,0 +1,181 @@
+"""What the losses share: their parts, the gradient that a kernel returns with a loss, and the checks of arguments."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def loss_dtype(logits: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 logits."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def as_tensor(value: float | Tensor, logits: Tensor) -> Tensor:
+    """A setting as a tensor on the device and in the dtype of the loss."""
+    if isinstance(value, Tensor):
+        value = value.detach() if value.requires_grad else value
+        return value if value.dtype == loss_dtype(logits) else value.to(loss_dtype(logits))
+    return torch.full((), value, dtype=loss_dtype(logits), device=logits.device)
+
+
+def weighted(weight: Tensor, value: Tensor) -> Tensor:
+    """weight * value, and 0 for a weight of 0 even where the value is infinite or NaN."""
+    return torch.where(weight == 0.0, 0.0, weight * value)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each sample, (...,B); labels (B,) or (...,B)."""
+    index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
+    return -logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+
+
+def divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(target || softmax(logits)) of each sample, (...,B). A class of target 0 adds nothing."""
+    return weighted(target, target.log() - logits.log_softmax(-1)).sum(-1)
+
+
+def reduced(loss: Tensor, reduction: Reduction) -> Tensor:
+    """Over the batch, the last axis."""
+    return loss if reduction == "none" else loss.mean(-1) if reduction == "mean" else loss.sum(-1)
+
+
+def loss_with_gradient(operator: OpOverload, logits: Tensor, *args: Any, reduction: str) -> tuple[Tensor, list[Tensor]]:
+    """Call an operator that ends with its reduction and returns (loss, gradient, ...).
+
+    Returns:
+        the loss, with the gradient attached, and the other results.
+    """
+    # float16 has too little range for a gradient divided by B: there the mean is taken in the backward pass.
+    late_mean = reduction == "mean" and logits.dtype == torch.float16
+    loss, gradient, *others = operator(logits.detach(), *args, "sum" if late_mean else reduction)
+    if logits.requires_grad:
+        mapped = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        attach = _AttachGradientMapped if mapped else _AttachGradient
+        loss = attach.apply(logits, loss, gradient)
+    return (loss / logits.shape[-2] if late_mean else loss), others
+
+
+class _AttachGradient(torch.autograd.Function):
+    """Gives a loss the gradient that was computed with it: d(loss of a sample) / d(its logits).
+
+    torch.library.register_autograd takes no operator that writes to an argument, so the operators have no autograd of
+    their own, and this function, made of aten operators alone, stands after all of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, gradient)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, gradient = ctx.saved_tensors
+        scaled = _scaled(gradient, upstream[0])
+        if torch.is_grad_enabled():  # create_graph=True, or torch.func.grad
+            scaled = _NoSecondDerivative.apply(scaled, logits)
+        return scaled, None, None
+
+
+class _AttachGradientMapped(_AttachGradient):
+    """The same in the form that torch.func and torch.compile need; it costs an eager call 10 us more."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return loss.view_as(loss)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        logits, _, gradient = inputs
+        ctx.save_for_backward(logits, gradient)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """A gradient that depends on the logits in a way that nobody knows: a derivative of it must not silently be 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, logits: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError('this backend has no second derivative: use backend="reference"')
+
+
+def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+    plain = not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(upstream)
+    # `loss.backward()` sends a 1. On the CPU, where a look costs no wait, that saves reading and writing the gradient.
+    if plain and upstream.is_cpu and (upstream.item() == 1.0 if upstream.dim() == 0 else bool((upstream == 1.0).all())):
+        return gradient
+    scale = upstream.reshape(upstream.shape + (1,) * (gradient.dim() - upstream.dim()))
+    if plain and gradient.is_cuda:  # in float32 to the last rounding, in one launch
+        return torch.mul(gradient, scale, out=torch.empty_like(gradient))
+    return (gradient * scale).to(gradient.dtype)
+
+
+def fake_loss_and_gradient(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    """Results of an operator that ends with its reduction, for fake tensors."""
+    shape = logits.shape[:-1] if others[-1] == "none" else logits.shape[:-2]
+    return logits.new_empty(shape, dtype=loss_dtype(logits)), logits.new_empty(logits.shape)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError for one that does not exist."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+
+
+def check_logits(logits: Tensor, labels: Tensor | None) -> None:
+    """Raise TypeError or ValueError for logits that no loss takes, and for labels that do not fit them."""
+    if logits.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise TypeError(f"logits must be float32, float64, bfloat16 or float16, got {logits.dtype}")
+    if logits.dim() not in (2, 3) or logits.shape[-1] < 1:
+        raise ValueError(f"logits must be (B,C) or (P,B,C) with C >= 1, got {tuple(logits.shape)}")
+    if labels is None:
+        return
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
+    check_shape("labels", labels, logits, (logits.shape[-2],))
+
+
+def check_shape(name: str, tensor: Tensor, logits: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the tensor has `shape`, or one of it a candidate, and is where the logits are."""
+    check_device(name, tensor, logits)
+    own = (*logits.shape[:-2], *shape)
+    if tensor.shape != shape and tensor.shape != own:
+        either = f"{shape} or {own}" if own != shape else f"{shape}"
+        raise ValueError(f"{name} must be {either} for these logits, got {tuple(tensor.shape)}")
+
+
+def check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless the tensor is where the logits are."""
+    if tensor.device != logits.device:
+        raise ValueError(f"{name} must be on the device of the logits, {logits.device}, not on {tensor.device}")
+
+
+def check_temperature(temperature: float | Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless it is positive and finite; a tensor has one value, or one a candidate."""
+    if isinstance(temperature, Tensor):
+        check_shape("temperature", temperature, logits, ())
+    elif not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def check_weight(name: str, weight: float | Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless it is in 0..1; a tensor has one value, or one a candidate."""
+    if isinstance(weight, Tensor):
+        check_shape(name, weight, logits, ())
+    elif not 0.0 <= weight <= 1.0:
+        raise ValueError(f"{name} must be in 0..1, got {weight}")

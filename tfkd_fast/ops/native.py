@@ -1,0 +1,102 @@
+"""The compiled libraries: which of them are loaded, why another one is not, and how they were built."""
+
+import csv
+import ctypes
+import importlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "native"
+
+
+class NativeLibrary(NamedTuple):
+    """A library of compiled operators: loaded, or why not."""
+
+    missing: str | None
+    about: str
+
+
+def build_information() -> Any | None:
+    """The module `build_info` (csrc/build_info/bindings.cpp); None where it was left out or is for another Python."""
+    try:
+        return importlib.import_module("tfkd_fast.native.build_info")
+    except ImportError:
+        return None
+
+
+def not_built(part: str) -> str | None:
+    """Why a part was left out, and the remedy; None when it was built.
+
+    Args:
+        part: "the C++ library", "the CUDA library" or "the build information".
+    """
+    try:
+        reasons = json.loads((FOLDER / "missing.json").read_text())
+    except OSError:
+        return f"{part} is not built: install the package with pip"
+    if part not in reasons:
+        return None
+    return f"{part} is not built: {reasons[part]} when the package was installed; mend that and install it again"
+
+
+def kernels() -> list[dict[str, str]]:
+    """What each CUDA kernel takes on each architecture, as ptxas reported it: registers, bytes of stack and spills."""
+    try:
+        with (FOLDER / "cuda_kernels.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError:
+        return []
+
+
+def load_cpp() -> NativeLibrary:
+    """Load the operators for CPU tensors."""
+    build = build_information()
+    about = f"built by {build.compiler} against torch {build.torch}, {build.vector_level()}" if build else "compiled"
+    return _load("the C++ library", "libtfkd_fast.so", about)
+
+
+def load_cuda() -> NativeLibrary:
+    """Load the operators for CUDA tensors, where torch and the driver have what they need."""
+    build = build_information()
+    reason = _no_cuda(None if build is None else build.cuda_compiler)
+    if reason is not None:
+        return NativeLibrary(reason, "")
+    about = f"built by nvcc {build.cuda_compiler} for {build.cuda_architectures}" if build else "compiled"
+    return _load("the CUDA library", "libtfkd_fast_cuda.so", about)
+
+
+def _load(part: str, file: str, about: str) -> NativeLibrary:
+    reason = not_built(part)
+    if reason is None:
+        try:
+            torch.ops.load_library(FOLDER / file)
+        except OSError as error:
+            reason = f"{part} does not load ({error}): install the package again"
+    return NativeLibrary(reason, "" if reason else about)
+
+
+def _no_cuda(cuda: str | None) -> str | None:
+    """Why kernels of this CUDA version cannot run here; None where torch and the driver are right for them."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA: install one with CUDA"
+    driver = _driver_version()
+    if driver is None:
+        return "no NVIDIA driver was found: it needs a GPU with one"
+    # Within a major version a driver runs what is newer than itself.
+    if cuda and driver[0] < int(cuda.partition(".")[0]):
+        return f"the NVIDIA driver is for CUDA {driver[0]}.{driver[1]}, the library for {cuda}: install a newer driver"
+    return None
+
+
+def _driver_version() -> tuple[int, int] | None:
+    """The CUDA version of the driver. Asking does not start CUDA, so the process can still fork."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
