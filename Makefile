@@ -30,7 +30,7 @@ gpu-check:
 # torch first: the extension is built against the torch that is installed, without build isolation.
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) "setuptools>=77" "cmake>=3.24" ninja "pybind11>=2.13"
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)

@@ -191,12 +191,11 @@ class Shape(NamedTuple):
     def in_registers(self) -> bool:
         return self.columns >= self.classes
 
-    def blocks(self, tensor: Tensor, shares: int | None = None) -> int:
-        """Programs that share a batch, for `shares` candidates at a time that are programs of their own."""
+    def blocks(self, tensor: Tensor, *, together: bool = False) -> int:
+        """Programs that share a batch, each for one candidate, or with `together` for all candidates."""
         rounds = -(-self.batch // self.rows)
-        if rounds <= FEW_ROUNDS:
-            return 1
-        return max(1, min(rounds, programs_at_once(tensor) // (self.candidates if shares is None else shares)))
+        visits, programs = (rounds * self.candidates, 1) if together else (rounds, self.candidates)
+        return 1 if visits <= FEW_ROUNDS else max(1, min(rounds, programs_at_once(tensor) // programs))
 
 
 def programs_at_once(tensor: Tensor) -> int:

@@ -87,7 +87,7 @@ def _rows_in_registers(
                 weights, candidate, sample, m, teachers, weights_stride_p, weights_stride_b, weights_stride_m,
                 present, T,
             )  # fmt: skip
-            teacher_row = candidate * teachers_stride + (m.to(tl.int64) * batch + sample) * classes
+            teacher_row = candidate * teachers_stride + (tl.cast(m, tl.int64) * batch + sample) * classes
             at = teacher_logits + teacher_row[:, None] + column[None, :]
             taught = tl.load(at, mask=inside, other=float("-inf")).to(T)
             teacher_x, teacher_e, teacher_total = softmax_terms(taught, tl.max(taught, 1), t)
@@ -169,7 +169,7 @@ def _rows_in_blocks(
         plain_total = total_softmax(highest_of_place, plain_total_of_place, LOG2_E)
         log_total = tl.log2(total)
 
-        teacher_base = teacher_logits + candidate * teachers_stride + sample.to(tl.int64) * classes
+        teacher_base = teacher_logits + candidate * teachers_stride + tl.cast(sample, tl.int64) * classes
         weight_of = _load_weight(
             weights, candidate, sample + index * 0, index, teachers, weights_stride_p, weights_stride_b,
             weights_stride_m, index < teachers, T,
@@ -177,7 +177,7 @@ def _rows_in_blocks(
         highest_of = tl.zeros((TEACHERS,), T)
         total_of = tl.full((TEACHERS,), 1.0, T)
         for m in range(teachers):
-            teacher_row = teacher_base + m.to(tl.int64) * batch * classes
+            teacher_row = teacher_base + tl.cast(m, tl.int64) * batch * classes
             highest_of_place = tl.full((COLUMNS,), LOWEST, T)
             total_of_place = tl.zeros((COLUMNS,), T)
             for start in range(0, classes, COLUMNS):
@@ -207,7 +207,7 @@ def _rows_in_blocks(
             for m in range(teachers):
                 weight = pick(weight_of, index, m)
                 teacher_total = pick(total_of, index, m)
-                teacher_row = teacher_base + m.to(tl.int64) * batch * classes
+                teacher_row = teacher_base + tl.cast(m, tl.int64) * batch * classes
                 taught = tl.load(teacher_row + c, mask=c < classes, other=float("-inf")).to(T)
                 teacher_x = (taught - pick(highest_of, index, m)) * rate
                 p = tl.exp2(teacher_x) / teacher_total

@@ -1,13 +1,14 @@
-// Accuracy, likelihood and calibration of several candidates, and the temperatures of least NLL, on CUDA. The definition is
-// `_reference` in tfkd_fast/ops/candidate_metrics.py.
+// Accuracy, likelihood and calibration of several candidates, and the temperatures of least NLL, on CUDA.
+// The definition is `_reference` in tfkd_fast/ops/candidate_metrics.py.
 //
 // `survey` reads the logits once and gives all metrics but the calibrated ones. With b = 1/T the NLL of a sample is
-// log sum_c exp(b z_c) - b z_y, convex in b, so that its derivative E[z] - z_y passes zero once. Over log b, `survey` and a
-// fixed number of passes of `derive` take the sums of the derivative at three points and close in on the root; a pass with
-// nothing left to find returns at once. `cross` scores each half of the samples at the temperature of the other.
+// log sum_c exp(b z_c) - b z_y, convex in b, so that its derivative E[z] - z_y passes zero once. Over log b, `survey`
+// and a fixed number of passes of `derive` take the derivative at three points each and close in on the root. Three of
+// the passes usually do; the others have nothing left to find and return at once. `cross` scores each half of the
+// samples at the temperature of the other.
 //
-// A block serves one candidate. Its sums over samples are partial sums that the next kernel adds in a fixed order; how the
-// samples are divided depends on N and C alone, so that a candidate gets the same in any company.
+// A block serves one candidate. Its sums over samples are partial sums that the next kernel adds in a fixed order; how
+// the samples are divided depends on N and C alone, so that a candidate gets the same in any company.
 
 #include "../common/arguments.h"
 #include "../common/device.cuh"
@@ -15,7 +16,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <array>
+#include <algorithm>
 
 namespace tfkd_fast {
 namespace {
@@ -131,13 +132,13 @@ struct Call {
   const scalar* logits;   // (K,N,C)
   const int64_t* labels;  // (N,)
   int64_t candidates, samples;
-  int classes, blocks;     // a candidate
-  T* highest;              // (K,N), the highest logit of each row
-  double* survey_sums;     // (K, kSurveySums, blocks)
-  double* slope_sums[2];   // (K, kSlopeSums, blocks), of even passes and of odd ones
-  double* crossed;         // (K, blocks)
-  Search* searches[2];     // (K, kSearches), likewise
-  T* metrics;              // (9,K)
+  int classes, blocks;    // a candidate
+  T* highest;             // (K,N), the highest logit of each row
+  double* survey_sums;    // (K, kSurveySums, blocks)
+  double* crossed;        // (K, blocks)
+  double* slope_sums[2];  // (K, kSlopeSums, blocks), of even passes and of odd ones
+  Search* searches[2];    // (K, kSearches), likewise
+  T* metrics;             // (9,K)
   T interior_edges[kBins - 1];
 
   __device__ int64_t candidate() const { return blockIdx.x / blocks; }
@@ -223,7 +224,7 @@ __device__ double sum_over_blocks(const double* sums, int blocks) {
   return over_lanes<kWarp>(sum, Plus());
 }
 
-// Sums over a row at three temperatures; each lane gets them. The scales are b / log 2.
+// Adds the slopes of a sample's NLL at three temperatures, where `counts`. The scales are b / log 2.
 template <typename Row, typename T>
 __device__ __forceinline__ void add_slopes(const Row& row, T highest, T own_logit, const T (&scales)[kPoints],
                                            bool counts, double* to) {
@@ -240,20 +241,23 @@ __device__ __forceinline__ void add_slopes(const Row& row, T highest, T own_logi
   });
 #pragma unroll
   for (int j = 0; j < kPoints; ++j) {
-    const T scale = T(1) / over_lanes<Row::kLanes>(sum[j], Plus());
-    const T mean = over_lanes<Row::kLanes>(first[j], Plus()) * scale;
-    const T square = over_lanes<Row::kLanes>(second[j], Plus()) * scale;
-    if (!counts) continue;
+    sum[j] = over_lanes<Row::kLanes>(sum[j], Plus());
+    first[j] = over_lanes<Row::kLanes>(first[j], Plus());
+    second[j] = over_lanes<Row::kLanes>(second[j], Plus());
+  }
+  if (!counts) return;
+#pragma unroll
+  for (int j = 0; j < kPoints; ++j) {
+    const T mean = first[j] / sum[j], square = second[j] / sum[j];
     to[2 * j] += mean - (own_logit - highest);
     to[2 * j + 1] += kLn2<T> * scales[j] * (square - mean * mean);
   }
 }
 
-// The searches as they stand before pass `pass`, and its points: from the sums of the pass before.
+// The searches as they stand before a pass, from the sums of the one before, and the points of this pass.
 template <typename scalar>
 struct Progress {
   Search searches[kSearches];
-  double points[kSearches][kPoints];
   Computed<scalar> scales[kSearches][kPoints];
   double sums[kSlopeSums];
 
@@ -271,8 +275,8 @@ struct Progress {
     if (threadIdx.x < kSearches) {
       const int s = threadIdx.x;
       Search search = pass <= 1 ? Search::begin() : in.searches[(pass - 1) % 2][k * kSearches + s];
+      double u[kPoints];
       if (pass > 0 && !search.done()) {
-        double u[kPoints];
         Slope slopes[kPoints];
         search.choose(kPasses + 2 - pass, u);
         for (int j = 0; j < kPoints; ++j) {
@@ -283,9 +287,9 @@ struct Progress {
       }
       searches[s] = search;
       if (in.block() == 0) in.searches[pass % 2][k * kSearches + s] = search;
-      search.choose(kPasses + 1 - pass, points[s]);
+      search.choose(kPasses + 1 - pass, u);
       for (int j = 0; j < kPoints; ++j) {
-        scales[s][j] = static_cast<Computed<scalar>>(exp(points[s][j]) * 1.4426950408889634);
+        scales[s][j] = static_cast<Computed<scalar>>(exp(u[j]) * 1.4426950408889634);
       }
     }
     __syncthreads();
@@ -446,9 +450,10 @@ void run_rows(Call<scalar>& call, const Tensor& logits) {
   const int64_t candidates = call.candidates;
   call.blocks = static_cast<int>(std::min<int64_t>(kMostBlocks, (call.samples + kSlots - 1) / kSlots));
   const auto scratch = [&](int64_t count, ScalarType type) { return new_contiguous(logits, {count}, type); };
-  const int64_t slope_sums = candidates * kSlopeSums * call.blocks, survey_sums = candidates * kSurveySums * call.blocks;
+  const int64_t partial = candidates * call.blocks;
+  const int64_t survey_sums = partial * kSurveySums, slope_sums = partial * kSlopeSums;
   const Tensor highest = scratch(candidates * call.samples, loss_type(logits));
-  const Tensor sums = scratch(2 * slope_sums + survey_sums + candidates * call.blocks, ScalarType::Double);
+  const Tensor sums = scratch(survey_sums + partial + 2 * slope_sums, ScalarType::Double);
   static_assert(sizeof(Search) % sizeof(double) == 0);
   constexpr int64_t kSearchSize = sizeof(Search) / sizeof(double);
   const Tensor searches = scratch(2 * candidates * kSearches * kSearchSize, ScalarType::Double);
@@ -457,11 +462,11 @@ void run_rows(Call<scalar>& call, const Tensor& logits) {
   call.crossed = call.survey_sums + survey_sums;
   call.searches[0] = static_cast<Search*>(searches.mutable_data_ptr());
   call.searches[1] = call.searches[0] + candidates * kSearches;
-  call.slope_sums[0] = call.crossed + candidates * call.blocks;
+  call.slope_sums[0] = call.crossed + partial;
   call.slope_sums[1] = call.slope_sums[0] + slope_sums;
 
   STD_TORCH_CHECK(candidates <= 0x7fffffff / call.blocks, "too many candidates: ", candidates);
-  const auto blocks = static_cast<unsigned>(candidates * call.blocks);
+  const auto blocks = static_cast<unsigned>(partial);
   launch(survey<Row, scalar>, blocks, kThreads, 0, logits, call);
   for (int pass = 1; pass <= kPasses; ++pass) launch(derive<Row, scalar>, blocks, kThreads, 0, logits, call, pass);
   launch(cross<Row, scalar>, blocks, kThreads, 0, logits, call);

@@ -68,6 +68,12 @@ struct Exponentials {
   T sum;
   T dot;    // sum of exponential * exponent, where 0 * -inf = 0
   T cross;  // sum of target * exponent, likewise
+
+  void operator+=(const Exponentials& other) {
+    sum += other.sum;
+    dot += other.dot;
+    cross += other.cross;
+  }
 };
 
 template <bool kWithDot, bool kWithCross, typename T>
@@ -165,6 +171,19 @@ DEFINE(float)
 DEFINE(double)
 #undef DEFINE
 
+// The sums over a long row, part by part: one running sum in float32 would lose its last digits.
+template <typename Sums, typename Part>
+Sums in_parts(int64_t classes, Part part) {
+  constexpr int64_t kPart = 512;
+  Sums total{};
+  for (int64_t begin = 0; begin < classes;) {
+    const int64_t left = classes - begin, count = left < 2 * kPart ? left : kPart;
+    total += part(begin, count);
+    begin += count;
+  }
+  return total;
+}
+
 template <typename T>
 Outcome<T> whole_row_loss(const RowLoss<T>& row, bool with_stats, T* gradient, T* softened, T* probabilities) {
   const int64_t classes = row.classes;
@@ -172,15 +191,20 @@ Outcome<T> whole_row_loss(const RowLoss<T>& row, bool with_stats, T* gradient, T
   const T temperature = row.temperature, soft_weight = row.soft_weight, hard_weight = row.hard_weight;
 
   const T highest = highest_logit(classes, logits);
-  const auto soft = with_stats ? soften_with_all(classes, logits, target, highest, T(1) / temperature, softened)
-                               : soften_with_target(classes, logits, target, highest, T(1) / temperature, softened);
+  const auto soft = in_parts<Exponentials<T>>(classes, [&](int64_t begin, int64_t count) {
+    const T *z = logits + begin, *q = target + begin;
+    return with_stats ? soften_with_all(count, z, q, highest, T(1) / temperature, softened + begin)
+                      : soften_with_target(count, z, q, highest, T(1) / temperature, softened + begin);
+  });
   const T divergence = row.sums.negentropy - soft.cross + row.sums.mass * std::log(soft.sum);
 
   // The softmax at temperature 1, where anything asks for it.
   const T* plain = softened;
   T sum = soft.sum, dot = soft.dot;
   if (temperature != T(1) && (hard_weight != T(0) || with_stats)) {
-    const auto at_one = soften(classes, logits, highest, T(1), probabilities);
+    const auto at_one = in_parts<Exponentials<T>>(classes, [&](int64_t begin, int64_t count) {
+      return soften(count, logits + begin, highest, T(1), probabilities + begin);
+    });
     plain = probabilities, sum = at_one.sum, dot = at_one.dot;
   }
 
@@ -219,7 +243,10 @@ bool is_short(int64_t classes) {
 
 template <typename T>
 TargetSums<T> sums_of_target(int64_t classes, const T* target) {
-  if (!is_short<T>(classes)) return whole_sums_of_target(classes, target);
+  if (!is_short<T>(classes)) {
+    return in_parts<TargetSums<T>>(
+        classes, [&](int64_t begin, int64_t count) { return whole_sums_of_target(count, target + begin); });
+  }
   return whole_sums_of_target(VectorOf<T>::kLanes, ShortRow<T>(classes, target, T(0)).values);
 }
 
@@ -242,7 +269,10 @@ T softmax_row(int64_t classes, const T* logits, T temperature, T* probabilities)
     const ShortRow<T> row(classes, logits, -std::numeric_limits<T>::infinity());
     return softmax_row(VectorOf<T>::kLanes, row.values, temperature, probabilities);
   }
-  const auto at = soften(classes, logits, highest_logit(classes, logits), T(1) / temperature, probabilities);
+  const T highest = highest_logit(classes, logits);
+  const auto at = in_parts<Exponentials<T>>(classes, [&](int64_t begin, int64_t count) {
+    return soften(count, logits + begin, highest, T(1) / temperature, probabilities + begin);
+  });
   scale(classes, T(1) / at.sum, probabilities);
   return at.dot / at.sum - std::log(at.sum);
 }

@@ -13,6 +13,11 @@ template <typename T>
 struct TargetSums {
   T mass;        // sum of q
   T negentropy;  // sum of q log q, where 0 log 0 = 0
+
+  void operator+=(const TargetSums& other) {
+    mass += other.mass;
+    negentropy += other.negentropy;
+  }
 };
 
 template <typename T>

@@ -1,0 +1,277 @@
+"""Accuracy, likelihood and calibration of candidates. The definition is `tfkd_fast.ops.candidate_metrics`.
+
+`_survey` reads the logits once, for all metrics but the calibrated ones. With b = 1/T the NLL of a sample is
+log sum_c exp(b z_c) - b z_y, convex in b, so that its derivative E[z] - z_y passes zero once. `_narrow` takes the sums
+of the derivative at 7 inner points of three brackets of log b, for the even samples, the odd ones and all; each of 6
+passes leaves an eighth of a bracket, together 2e-5 of log T. `_cross` scores each half at the temperature of the other.
+
+A program serves one candidate, and a share of the samples that depends on N and C alone: a candidate gets the same in
+any company. Parts of sums are added in a fixed order by the kernel that needs them. Within a tile the logits are read
+again for each point, from the first-level cache; the exponentials take longer than that.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tfkd_fast.kernels.common import (
+    LOG2_E,
+    WARPS,
+    computed,
+    load_labels,
+    on_device,
+    pick,
+    shape_of,
+    sum_of_present,
+)
+
+METRICS = 9
+MOST_BLOCKS = 64  # a candidate: each program adds up the parts of all
+BINS = tl.constexpr(15)
+SECTIONS = tl.constexpr(8)  # of a bracket, a pass
+PASSES = 6
+HIGHEST = tl.constexpr(math.log(20.0))  # of log b, and -HIGHEST is the lowest
+FAR = tl.constexpr(-1e30)  # logits further below the highest have no probability, and 0 * FAR is 0
+
+# Rows of the sums over the samples: of `_survey` these and, from GAPS, a row a bin; of `_narrow` SECTIONS a search.
+SUMS = tl.constexpr(32)
+NOT_FINITE, TOP1, TOP5, NLL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+BRIER, ENTROPY, CONFIDENCE, GAPS = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(16)
+
+
+@triton.jit
+def _load_tile(logits, row, first, classes, present, T: tl.constexpr, COLUMNS: tl.constexpr):
+    """Logits of some classes of some rows, and the classes; -infinity beyond the last."""
+    c = first + tl.arange(0, COLUMNS)
+    inside = present[:, None] & (c < classes)[None, :]
+    return tl.load(logits + row[:, None] + c[None, :], mask=inside, other=float("-inf")).to(T), c[None, :]
+
+
+@triton.jit
+def _below(logits, highest):
+    return tl.maximum(logits - highest[:, None], FAR)
+
+
+@triton.jit
+def _sums_over_blocks(parts, blocks, BLOCKS: tl.constexpr):
+    """(SUMS,) from (SUMS, blocks)."""
+    block = tl.arange(0, BLOCKS)[None, :]
+    at = tl.arange(0, SUMS)[:, None] * blocks + block
+    return tl.sum(tl.load(parts + at, mask=block < blocks, other=0.0), 1)
+
+
+@triton.jit
+def _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS: tl.constexpr):
+    """Where the brackets begin in this pass, by search, and how wide they are; from the slopes of the pass before."""
+    search = tl.arange(0, SUMS // SECTIONS)
+    searches: tl.constexpr = SUMS // SECTIONS
+    width = 2.0 * HIGHEST * tl.exp2((pass_ * -3).to(tl.float64))
+    low = tl.full((searches,), -HIGHEST, tl.float64)
+    if pass_ > 0:
+        before = (pass_ - 1) * candidates + candidate
+        slope = _sums_over_blocks(slopes + before * SUMS * blocks, blocks, BLOCKS)
+        falling = tl.sum(tl.reshape((slope < 0.0).to(tl.int32), (searches, SECTIONS)), 1)
+        low = tl.load(lows + before * searches + search) + width * falling.to(tl.float64)
+    if block == 0:
+        tl.store(lows + (pass_ * candidates + candidate) * searches + search, low)
+    return search, low, width
+
+
+@triton.jit
+def _slope(logits, row, classes, highest, own, b, present, T: tl.constexpr, COLUMNS: tl.constexpr):
+    """The derivative of the NLL in b for a tile of rows, at a b a row."""
+    scale = b * LOG2_E
+    total = tl.zeros_like(highest)
+    first = tl.zeros_like(highest)
+    for start in range(0, classes, COLUMNS):
+        z, _ = _load_tile(logits, row, start, classes, present, T, COLUMNS)
+        x = _below(z, highest)
+        e = tl.exp2(x * scale[:, None])
+        total += tl.sum(e, 1)
+        first += tl.sum(e * x, 1)
+    return first / total - own
+
+
+@triton.jit(do_not_specialize=["samples", "blocks"])
+def _survey(
+    logits, labels, highest_of, parts, samples, classes, blocks,
+    ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    classes = classes // ALIGNMENT * ALIGNMENT
+    index = tl.arange(0, SUMS)
+    sums = tl.zeros((SUMS,), tl.float64)
+    for begin in range(block * ROWS, samples, blocks * ROWS):
+        sample = begin + tl.arange(0, ROWS)
+        present = sample < samples
+        label, in_range = load_labels(labels, 0, 0, sample, present, classes)
+        row = (candidate * samples + sample) * classes
+        own_logit = tl.load(logits + row + label, mask=present, other=0.0).to(T)
+
+        highest = tl.full((ROWS,), float("-inf"), T)
+        ahead = tl.zeros((ROWS,), tl.int32)
+        not_finite = (~in_range).to(tl.int32)
+        for start in range(0, classes, COLUMNS):
+            z, c = _load_tile(logits, row, start, classes, present, T, COLUMNS)
+            highest = tl.maximum(highest, tl.max(z, 1))
+            is_ahead = (z > own_logit[:, None]) | ((z == own_logit[:, None]) & (c < label[:, None]))
+            ahead += tl.sum(is_ahead.to(tl.int32), 1)
+            finite = tl.abs(z) < float("inf")
+            not_finite += tl.sum(((c < classes) & (finite == 0)).to(tl.int32), 1)
+        tl.store(highest_of + candidate * samples + sample, highest, mask=present)
+
+        others = tl.zeros((ROWS,), T)  # without the label, where 1 - p would lose the digits of a small difference
+        squares = tl.zeros((ROWS,), T)
+        first = tl.zeros((ROWS,), T)
+        for start in range(0, classes, COLUMNS):
+            z, c = _load_tile(logits, row, start, classes, present, T, COLUMNS)
+            x = _below(z, highest)
+            e = tl.exp(x)
+            other = tl.where(c == label[:, None], 0.0, e)
+            others += tl.sum(other, 1)
+            squares += tl.sum(other * other, 1)
+            first += tl.sum(e * x, 1)
+        own = (own_logit - highest).to(tl.float64)
+        total = others.to(tl.float64) + tl.exp(own)
+        log_total = tl.log(total)
+        confidence = 1.0 / total
+        wrong = others.to(tl.float64) * confidence
+        correct = (ahead < 1).to(tl.float64)
+
+        bin_ = tl.zeros((ROWS,), tl.int32)
+        for j in tl.static_range(1, BINS):
+            bin_ += (confidence.to(T) > j / BINS).to(tl.int32)
+        gap = tl.where(present, correct - confidence, 0.0)
+        sums += tl.sum(tl.where((GAPS + bin_)[:, None] == index[None, :], gap[:, None], 0.0), 0)
+        sums += tl.where(index == NOT_FINITE, sum_of_present(not_finite, present), 0.0)
+        sums += tl.where(index == TOP1, sum_of_present(correct, present), 0.0)
+        sums += tl.where(index == TOP5, sum_of_present(ahead < 5, present), 0.0)
+        sums += tl.where(index == NLL, sum_of_present(log_total - own, present), 0.0)
+        brier = wrong * wrong + squares.to(tl.float64) * confidence * confidence
+        sums += tl.where(index == BRIER, sum_of_present(brier, present), 0.0)
+        sums += tl.where(index == ENTROPY, sum_of_present(log_total - first * confidence, present), 0.0)
+        sums += tl.where(index == CONFIDENCE, sum_of_present(confidence, present), 0.0)
+    tl.store(parts + (candidate * SUMS + index) * blocks + block, sums)
+
+
+@triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
+def _narrow(
+    logits, labels, highest_of, lows, slopes, pass_, candidates, samples, classes, blocks,
+    ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    classes = classes // ALIGNMENT * ALIGNMENT
+    index = tl.arange(0, SUMS)
+    search, low, width = _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
+    sums = tl.zeros((SUMS,), tl.float64)
+    for begin in range(block * ROWS, samples, blocks * ROWS):
+        sample = begin + tl.arange(0, ROWS)
+        present = sample < samples
+        odd = sample % 2
+        label, _ = load_labels(labels, 0, 0, sample, present, classes)
+        row = (candidate * samples + sample) * classes
+        highest = tl.load(highest_of + candidate * samples + sample, mask=present, other=0.0)
+        own = tl.load(logits + row + label, mask=present, other=0.0).to(T) - highest
+        for j in range(SECTIONS - 1):
+            b = tl.exp(low + width * (j + 1) / SECTIONS)
+            b_of_half = tl.where(odd == 0, pick(b, search, 0), pick(b, search, 1)).to(T)
+            b_of_all = (tl.zeros_like(odd) + pick(b, search, 2)).to(T)
+            of_half = _slope(logits, row, classes, highest, own, b_of_half, present, T, COLUMNS)
+            of_all = _slope(logits, row, classes, highest, own, b_of_all, present, T, COLUMNS)
+            sums += tl.where(index == j, sum_of_present(of_half, present & (odd == 0)), 0.0)
+            sums += tl.where(index == SECTIONS + j, sum_of_present(of_half, present & (odd == 1)), 0.0)
+            sums += tl.where(index == 2 * SECTIONS + j, sum_of_present(of_all, present), 0.0)
+    tl.store(slopes + ((pass_ * candidates + candidate) * SUMS + index) * blocks + block, sums)
+
+
+@triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
+def _cross(
+    logits, labels, highest_of, lows, slopes, crossed, pass_, candidates, samples, classes, blocks,
+    ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    classes = classes // ALIGNMENT * ALIGNMENT
+    search, low, width = _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
+    b = tl.exp(low + 0.5 * width)
+    nll = tl.zeros((), tl.float64)
+    for begin in range(block * ROWS, samples, blocks * ROWS):
+        sample = begin + tl.arange(0, ROWS)
+        present = sample < samples
+        label, _ = load_labels(labels, 0, 0, sample, present, classes)
+        row = (candidate * samples + sample) * classes
+        highest = tl.load(highest_of + candidate * samples + sample, mask=present, other=0.0)
+        own = tl.load(logits + row + label, mask=present, other=0.0).to(T) - highest
+        b_of_other = tl.where(sample % 2 == 0, pick(b, search, 1), pick(b, search, 0))
+        scale = b_of_other.to(T) * LOG2_E
+        total = tl.zeros((ROWS,), T)
+        for start in range(0, classes, COLUMNS):
+            z, _ = _load_tile(logits, row, start, classes, present, T, COLUMNS)
+            total += tl.sum(tl.exp2(_below(z, highest) * scale[:, None]), 1)
+        value = tl.log(total.to(tl.float64)) - own * b_of_other
+        nll += sum_of_present(value, present)
+    tl.store(crossed + candidate * blocks + block, nll)
+
+
+@triton.jit
+def _write(metrics, at, candidates, value, broken):
+    tl.store(metrics + at * candidates, tl.where(broken, float("nan"), value).to(metrics.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
+def _finish(parts, lows, crossed, metrics, pass_, candidates, samples, blocks, BLOCKS: tl.constexpr):
+    """The metrics (9,K), one program a candidate."""
+    candidate = tl.program_id(0).to(tl.int64)
+    index = tl.arange(0, SUMS)
+    block = tl.arange(0, BLOCKS)
+    search = tl.arange(0, SUMS // SECTIONS)
+    sums = _sums_over_blocks(parts + candidate * SUMS * blocks, blocks, BLOCKS)
+    broken = pick(sums, index, NOT_FINITE) > 0.0
+    means = sums / samples.to(tl.float64)
+    low = tl.load(lows + (pass_ * candidates + candidate) * (SUMS // SECTIONS) + search)
+    width = 2.0 * HIGHEST * tl.exp2((pass_ * -3).to(tl.float64))
+    calibrated = tl.sum(tl.load(crossed + candidate * blocks + block, mask=block < blocks, other=0.0), 0)
+    to = metrics + candidate
+    _write(to, 0, candidates, pick(means, index, TOP1), broken)
+    _write(to, 1, candidates, pick(means, index, TOP5), broken)
+    _write(to, 2, candidates, pick(means, index, NLL), broken)
+    _write(to, 3, candidates, calibrated / samples.to(tl.float64), broken)
+    _write(to, 4, candidates, tl.exp(-(pick(low, search, 2) + 0.5 * width)), broken)
+    _write(to, 5, candidates, pick(means, index, BRIER), broken)
+    _write(to, 6, candidates, tl.sum(tl.where(index >= GAPS, tl.abs(means), 0.0), 0), broken)
+    _write(to, 7, candidates, pick(means, index, ENTROPY), broken)
+    _write(to, 8, candidates, pick(means, index, CONFIDENCE), broken)
+
+
+def candidate_metrics(logits: Tensor, labels: Tensor) -> Tensor:
+    """(9,K), the metrics in the order of `tfkd_fast.ops.CandidateMetrics`; NaN for a label out of range."""
+    logits, labels = logits.contiguous(), labels.contiguous()
+    shape = shape_of(logits)
+    candidates, samples = shape.candidates, shape.batch
+    blocks = min(triton.cdiv(samples, shape.rows), MOST_BLOCKS)
+    new = logits.new_empty
+    metrics = new((METRICS, candidates), dtype=computed(logits)[0])
+    highest = new((candidates, samples), dtype=computed(logits)[0])
+    parts = new((candidates, SUMS.value, blocks), dtype=torch.float64)
+    slopes = new((PASSES, candidates, SUMS.value, blocks), dtype=torch.float64)
+    lows = new((PASSES + 1, candidates, SUMS.value // SECTIONS.value), dtype=torch.float64)
+    crossed = new((candidates, blocks), dtype=torch.float64)
+    tile = {"ALIGNMENT": shape.alignment, "T": computed(logits)[1], "ROWS": shape.rows, "COLUMNS": shape.columns}
+    programs = (candidates * blocks,)
+    with on_device(logits):
+        _survey[programs](logits, labels, highest, parts, samples, shape.classes, blocks, **tile, num_warps=WARPS)
+        for pass_ in range(PASSES):
+            _narrow[programs](
+                logits, labels, highest, lows, slopes, pass_, candidates, samples, shape.classes, blocks,
+                **tile, BLOCKS=MOST_BLOCKS, num_warps=WARPS,
+            )  # fmt: skip
+        _cross[programs](
+            logits, labels, highest, lows, slopes, crossed, PASSES, candidates, samples, shape.classes, blocks,
+            **tile, BLOCKS=MOST_BLOCKS, num_warps=WARPS,
+        )  # fmt: skip
+        _finish[(candidates,)](
+            parts, lows, crossed, metrics, PASSES, candidates, samples, blocks, BLOCKS=MOST_BLOCKS, num_warps=WARPS
+        )
+    return metrics
