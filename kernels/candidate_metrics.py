@@ -68,7 +68,7 @@ def _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS:
     """Where the brackets begin in this pass, by search, and how wide they are; from the slopes of the pass before."""
     search = tl.arange(0, SUMS // SECTIONS)
     searches: tl.constexpr = SUMS // SECTIONS
-    width = 2.0 * HIGHEST * tl.exp2((pass_ * -3).to(tl.float64))
+    width = tl.exp2((pass_ * -3).to(tl.float64)) * (2.0 * HIGHEST)
     low = tl.full((searches,), -HIGHEST, tl.float64)
     if pass_ > 0:
         before = (pass_ - 1) * candidates + candidate
@@ -145,7 +145,7 @@ def _survey(
         for j in tl.static_range(1, BINS):
             bin_ += (confidence.to(T) > j / BINS).to(tl.int32)
         gap = tl.where(present, correct - confidence, 0.0)
-        sums += tl.sum(tl.where((GAPS + bin_)[:, None] == index[None, :], gap[:, None], 0.0), 0)
+        sums += tl.sum(tl.where((bin_ + GAPS)[:, None] == index[None, :], gap[:, None], 0.0), 0)
         sums += tl.where(index == NOT_FINITE, sum_of_present(not_finite, present), 0.0)
         sums += tl.where(index == TOP1, sum_of_present(correct, present), 0.0)
         sums += tl.where(index == TOP5, sum_of_present(ahead < 5, present), 0.0)
@@ -231,7 +231,7 @@ def _finish(parts, lows, crossed, metrics, pass_, candidates, samples, blocks, B
     broken = pick(sums, index, NOT_FINITE) > 0.0
     means = sums / samples.to(tl.float64)
     low = tl.load(lows + (pass_ * candidates + candidate) * (SUMS // SECTIONS) + search)
-    width = 2.0 * HIGHEST * tl.exp2((pass_ * -3).to(tl.float64))
+    width = tl.exp2((pass_ * -3).to(tl.float64)) * (2.0 * HIGHEST)
     calibrated = tl.sum(tl.load(crossed + candidate * blocks + block, mask=block < blocks, other=0.0), 0)
     to = metrics + candidate
     _write(to, 0, candidates, pick(means, index, TOP1), broken)

@@ -1,10 +1,15 @@
 """What all tests share."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 
 UNPACK = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
 PER_CLASS = 200

@@ -3,7 +3,6 @@
 Without a GPU the Triton kernels run in Triton's interpreter and the CUDA kernels as C++ (tests/cuda_on_host).
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cuda_on_host import build
+from tests.ops.interpreter import round_to_nearest
+from tfkd_fast.ops import backends, fused
+
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-
-from tests.cuda_on_host import build  # noqa: E402
-from tfkd_fast.ops import backends, fused  # noqa: E402
-
+if fused.TRITON_INTERPRETS and not fused.TRITON_MISSING:
+    round_to_nearest()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 on_gpu = [pytest.mark.gpu] if GPU else []
 

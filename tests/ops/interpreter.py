@@ -1,4 +1,4 @@
-"""Triton's interpreter, made to round to bfloat16 as the hardware does: to the nearest. By itself it cuts digits off."""
+"""Triton's interpreter, made to round to bfloat16 as the hardware does, to the nearest. By itself it cuts digits off."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 def round_to_nearest() -> None:
-    """From now on, in kernels that run interpreted."""
+    """From now on, in kernels that run interpreted. To be called once."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
