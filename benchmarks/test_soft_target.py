@@ -1,69 +1,109 @@
-"""soft_target_loss: forward and backward, every backend that serves here, beside plain cross-entropy.
+"""soft_target_loss: loss and gradient; with statistics, a training step's worth of it."""
 
-The loss reads the logits and writes their gradient, the backward pass reads and writes the gradient: 16 bytes a logit
-in float32, the floor for large batches. `extra_info` has the rate that this would be.
-"""
-
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfkd_fast.ops import backends, soft_target_loss, soft_target_loss_with_stats
+from benchmarks.harness import COMPILED, EAGER, Call, Case, compiled, gradient_of, our_backends
+from benchmarks.problems import BOTH, LARGE, MANY_CLASSES, ON_GPU, SMALL, describe, draw_labels, draw_logits, lead
+from benchmarks.recorded import each, show
+from benchmarks.rivals import liger
+from tfkd_fast.ops import soft_target_loss, soft_target_loss_with_stats
 
-SHAPES = [(128, 100), (4096, 1000)]
-BYTES_PER_LOGIT = 16
-needs_cpp = pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
-every_backend = pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
-
-
-def problem(batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(batch, classes, generator=generator).requires_grad_()
-    labels = torch.randint(classes, (batch,), generator=generator)
-    return logits, labels, torch.randn(classes, classes, generator=generator).softmax(-1)
+TEMPERATURE = 4.0
+HARD_WEIGHT = 0.1
 
 
-def measure(benchmark: Any, step: Any, logits: Tensor) -> None:
-    benchmark.group = f"soft-target loss and gradient, B={logits.shape[0]} C={logits.shape[1]}"
-    benchmark(step)
-    gigabytes = logits.numel() * BYTES_PER_LOGIT / 1e9
-    benchmark.extra_info["GB/s"] = round(gigabytes / benchmark.stats.stats.median, 2)
+def case_of(candidates: int | None, batch: int, classes: int, dtype: torch.dtype, devices: tuple[str, ...]) -> Case:
+    population = candidates or 1
+    by_sample = classes > 1_000  # a class table would not fit
+    target = (batch if by_sample else min(batch, classes)) * classes * 4
+    moved = population * (2 * batch * classes * dtype.itemsize + target) + 8 * batch
+    variants = partial(loss_variants, candidates=candidates, batch=batch, classes=classes, by_sample=by_sample)
+    return Case("soft_target_loss", describe(candidates, batch, classes), dtype, moved, variants, devices)
 
 
-@pytest.mark.parametrize(("batch", "classes"), SHAPES)
-@every_backend
-def test_soft_target_loss(benchmark: Any, backend: str, batch: int, classes: int) -> None:
-    logits, labels, targets = problem(batch, classes)
+def loss_variants(
+    case: Case, device: torch.device, *, candidates: int | None, batch: int, classes: int, by_sample: bool
+) -> dict[str, Call]:
+    shape = (*lead(candidates), batch, classes)
+    rows = "sample" if by_sample else "class"
+    target_shape = shape if by_sample else (*lead(candidates), classes, classes)
+    targets = draw_logits(target_shape, torch.float32, device, 0).detach().softmax(-1)
+    sets = [
+        (draw_logits(shape, case.dtype, device, i), draw_labels(batch, classes, device, i), targets)
+        for i in range(case.sets)
+    ]
+    loss = partial(soft_target_loss, temperature=TEMPERATURE, rows=rows)
+    reference = partial(loss, backend="reference")
 
-    def step() -> None:
-        logits.grad = None
-        soft_target_loss(logits, labels, targets, backend=backend).backward()
+    def kl_div(z: Tensor, y: Tensor, q: Tensor, divergence: Any = F.kl_div) -> Tensor:
+        q = q if by_sample else q[..., y, :]
+        flat = F.log_softmax(z / TEMPERATURE, -1).flatten(0, -2)
+        return divergence(flat, q.flatten(0, -2), reduction="batchmean") * TEMPERATURE**2
 
-    measure(benchmark, step, logits)
+    def cross_entropy(z: Tensor, y: Tensor, q: Tensor, entropy: Any = F.cross_entropy) -> Tensor:
+        return entropy(z.flatten(0, -2), y.expand(z.shape[:-1]).flatten())
+
+    variants = {
+        **{name: gradient_of(partial(loss, backend=name), sets) for name in our_backends(case.operator, device)},
+        EAGER: gradient_of(reference, sets),
+        COMPILED: gradient_of(compiled(reference), sets),
+        "F.kl_div": gradient_of(kl_div, sets),
+        "F.cross_entropy": gradient_of(cross_entropy, sets),
+    }
+    if liger is not None and device.type == "cuda":
+        variants["Liger KL"] = gradient_of(partial(kl_div, divergence=liger.kl_div), sets)
+        variants["Liger cross-entropy"] = gradient_of(partial(cross_entropy, entropy=liger.cross_entropy), sets)
+    return variants
 
 
-@pytest.mark.parametrize(("batch", "classes"), SHAPES)
-@every_backend
-def test_soft_target_loss_with_stats(benchmark: Any, backend: str, batch: int, classes: int) -> None:
-    logits, labels, targets = problem(batch, classes)
-    similarity = torch.zeros(classes, classes)
-
-    def step() -> None:
-        logits.grad = None
-        soft_target_loss_with_stats(logits, labels, targets, similarity, backend=backend)[0].backward()
-
-    measure(benchmark, step, logits)
+def case_with_stats(candidates: int | None, batch: int, classes: int, dtype: torch.dtype) -> Case:
+    population = candidates or 1
+    table = min(batch, classes) * classes * 4
+    moved = population * (2 * batch * classes * dtype.itemsize + 3 * table) + 8 * batch  # similarity: read and written
+    variants = partial(variants_with_stats, candidates=candidates, batch=batch, classes=classes)
+    return Case("soft_target_loss_with_stats", describe(candidates, batch, classes), dtype, moved, variants)
 
 
-@pytest.mark.parametrize(("batch", "classes"), SHAPES)
-def test_cross_entropy(benchmark: Any, batch: int, classes: int) -> None:
-    logits, labels, _ = problem(batch, classes)
+def variants_with_stats(
+    case: Case, device: torch.device, *, candidates: int | None, batch: int, classes: int
+) -> dict[str, Call]:
+    table_shape = (*lead(candidates), classes, classes)
+    targets = draw_logits(table_shape, torch.float32, device, 0).detach().softmax(-1)
+    similarity = torch.zeros(table_shape, device=device)
+    sets = [
+        (
+            draw_logits((*lead(candidates), batch, classes), case.dtype, device, i),
+            draw_labels(batch, classes, device, i),
+        )
+        for i in range(case.sets)
+    ]
 
-    def step() -> None:
-        logits.grad = None
-        F.cross_entropy(logits, labels).backward()
+    def loss(z: Tensor, y: Tensor, backend: str) -> Tensor:
+        return soft_target_loss_with_stats(
+            z, y, targets, similarity, temperature=TEMPERATURE, hard_weight=HARD_WEIGHT, backend=backend
+        )[0]
 
-    measure(benchmark, step, logits)
+    reference = partial(loss, backend="reference")
+    return {
+        **{name: gradient_of(partial(loss, backend=name), sets) for name in our_backends(case.operator, device)},
+        EAGER: gradient_of(reference, sets),
+        COMPILED: gradient_of(compiled(reference), sets),
+    }
+
+
+CPU, GPU, ANY = ("cpu",), ("cuda",), ("cpu", "cuda")
+CASES = [
+    *(case_of(*shape, dtype, ANY) for shape in SMALL + LARGE for dtype in BOTH),
+    *(case_of(*shape, dtype, GPU) for shape in ON_GPU + MANY_CLASSES for dtype in BOTH),
+    *(case_with_stats(*shape, dtype) for shape in SMALL for dtype in BOTH),
+]
+
+
+@each(CASES)
+def test_soft_target(benchmark: Any, case: Case, variant: str) -> None:
+    show(benchmark, case, variant)

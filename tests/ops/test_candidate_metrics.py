@@ -120,7 +120,7 @@ def assert_same(ours: CandidateMetrics, theirs: CandidateMetrics) -> None:
 
 
 def test_accuracy_and_likelihood_against_scikit_learn(backend: Any) -> None:
-    logits, labels = problem()
+    logits, labels = problem(samples=101)
     metrics = measure(backend, logits, labels)
     for k in range(len(logits)):
         truth, scores = labels.numpy(), logits[k].numpy()
@@ -152,10 +152,16 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(logits).to(draw(st.sampled_from(DTYPES))), torch.from_numpy(labels)
 
 
-@given(problems())
-@settings(max_examples=60, deadline=None)
-def test_drawn_problems_against_formulas(backend: Any, drawn: tuple[Tensor, Tensor]) -> None:
-    logits, labels = drawn
+def test_drawn_problems_against_formulas(backend: Any) -> None:
+    @given(problems())
+    @settings(max_examples=12 if backend.slow else 60, deadline=None)
+    def check(drawn: tuple[Tensor, Tensor]) -> None:
+        check_drawn_problem(backend, *drawn)
+
+    check()
+
+
+def check_drawn_problem(backend: Any, logits: Tensor, labels: Tensor) -> None:
     confidence = softmax(double(logits), axis=-1).max(-1)
     from_edge = np.abs(confidence[..., None] - np.arange(1, 15) / 15).min()
     assume(from_edge > 1e-6)  # rounding may take a confidence over the edge of its bin
@@ -193,12 +199,14 @@ def test_a_confidence_on_a_bin_edge_belongs_to_the_bin_below(backend: Any) -> No
         *((seed, dtype, 401, 7) for seed, dtype in enumerate(DTYPES)),
         (4, torch.float64, 401, 7),
         (5, torch.float32, 401, 7),
-        (6, torch.float64, 300, 100),
+        (6, torch.float64, 120, 100),
     ],
 )
 def test_temperatures_against_scipy(
     backend: Any, seed: int, dtype: torch.dtype, samples: int, num_classes: int
 ) -> None:
+    if backend.slow:
+        samples //= 4
     logits, labels = problem(3, samples, num_classes, seed)
     logits = logits.to(dtype)
     metrics = measure(backend, logits, labels)
@@ -212,14 +220,14 @@ def test_temperatures_against_scipy(
 
 @pytest.mark.parametrize("scale", [0.05, 0.2, 5.0, 15.0, 60.0])
 def test_temperatures_far_from_one(backend: Any, scale: float) -> None:
-    logits, labels = problem(1, 500, 10)
+    logits, labels = problem(1, 150 if backend.slow else 500, 10)
     metrics = measure(backend, scale * logits, labels)
     expected = best_temperature(scale * logits[0].numpy(), labels.numpy())
     assert metrics.temperature.log().item() == pytest.approx(math.log(expected), abs=LOG_TEMPERATURE)
 
 
 def test_calibrated_nll_does_not_see_the_scale_of_the_logits(backend: Any) -> None:
-    logits, labels = problem(num_candidates=1)
+    logits, labels = problem(num_candidates=1, samples=101)
     metrics = measure(backend, torch.cat([0.2 * logits, logits, 4.0 * logits]), labels)
     np.testing.assert_allclose(metrics.calibrated_nll, metrics.calibrated_nll[0], atol=1e-4)
     np.testing.assert_allclose(metrics.temperature / metrics.temperature[0], [1.0, 5.0, 20.0], rtol=1.3e-4)
@@ -325,7 +333,7 @@ def test_no_gradient_and_any_strides(backend: Any) -> None:
 
 
 def test_the_same_result_every_time(backend: Any) -> None:
-    logits, labels = problem(samples=500)
+    logits, labels = problem(samples=200)
     first, second = (measure(backend, logits.float(), labels) for _ in range(2))
     assert_same(first, second)
 

@@ -1,0 +1,177 @@
+"""How an operator is measured: beside its rivals, in the same run.
+
+A case is one operator at one shape. Its variants are timed in turns, in blocks of at least a millisecond, each first in
+its turn, so that a slow moment of the machine hits all of them; the figure is the median. Calls rotate through several
+sets of inputs, so that large ones come from memory, as in training; small ones are served by the caches, as logits just
+computed are. What a call allocates is part of it.
+
+The floor is the bytes that must move: each input read once, each result written once. Their rate is compared with that
+of a plain copy, measured in the same run.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.ops import backends
+
+OURS = ("cpp", "cuda", "triton")
+EAGER, COMPILED = "eager", "torch.compile"
+
+Call = Callable[[int], Any]
+"""One call of a variant on the inputs of this index."""
+
+BLOCK_SECONDS = 1e-3
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 101
+# Rotated inputs take twice the last cache of the processors and GPUs in use, 32 to 64 MiB, but some memory is left.
+ROTATED_BYTES, MOST_BYTES = 128 << 20, 2 << 30
+COPIED_BYTES = 1 << 28
+
+
+class Case(NamedTuple):
+    """One operator at one shape."""
+
+    operator: str
+    shape: str
+    dtype: torch.dtype
+    bytes_moved: int
+    """Inputs read once and results written once, in bytes."""
+    variants: Callable[["Case", torch.device], dict[str, Call]]
+    """Every variant that runs on a device."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator} {self.shape} {short(self.dtype)}"
+
+    @property
+    def sets(self) -> int:
+        """How many sets of inputs the calls rotate through."""
+        most = max(2, MOST_BYTES // self.bytes_moved)
+        return min(most, max(2, -(-ROTATED_BYTES // self.bytes_moved)), 8)
+
+
+class Timing(NamedTuple):
+    """What was measured of one variant."""
+
+    seconds: list[float]
+    """Of one call, a round each."""
+    launches: int | None
+    """Kernels of one call on a GPU."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quartiles, as a share of the median."""
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / 2 / self.median
+
+
+def short(dtype: torch.dtype) -> str:
+    """Such as fp32."""
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64", torch.float16: "fp16"}[dtype]
+
+
+def our_backends(operator: str, device: torch.device) -> list[str]:
+    """Our backends that serve the device, in C++ or on a GPU: an interpreter is not worth a measurement."""
+    ready = {
+        status.name
+        for one in backends.status()
+        if one.name == operator
+        for status in one.backends
+        if status.state != "refused" and backends.DEVICES.get(status.name) == device.type
+    }
+    return [name for name in OURS if name in ready]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """By torch.compile, for the shapes of this case alone."""
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def gradient_of(loss: Callable[..., Tensor], arguments: Sequence[tuple[Any, ...]]) -> Call:
+    """Loss and gradient of each set of arguments, of which the first are the logits."""
+
+    def call(i: int) -> Any:
+        logits, *others = arguments[i]
+        value = loss(logits, *others)
+        return torch.autograd.grad(value if value.dim() == 0 else value.sum(), logits)
+
+    return call
+
+
+def result_of(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Call:
+    """The result for each set of arguments."""
+    return lambda i: function(*arguments[i])
+
+
+@cache
+def measured(case: Case, device: torch.device, seconds: float) -> dict[str, Timing]:
+    """Every variant of a case, in interleaved rounds that take about so many seconds; measured once."""
+    variants = case.variants(case, device)
+    clock = _gpu_block if device.type == "cuda" else _cpu_block
+    inner: dict[str, int] = {}
+    total = 0.0
+    for name, call in variants.items():
+        for i in range(case.sets):
+            call(i)  # compiles, and first touches memory
+        once = min(clock(call, 1, case.sets) for _ in range(2))
+        inner[name] = max(1, round(BLOCK_SECONDS / once))
+        total += once * inner[name]
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, round(seconds / total)))
+    names = list(variants)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(clock(variants[name], inner[name], case.sets))
+    launches = {name: _launches(call) if device.type == "cuda" else None for name, call in variants.items()}
+    return {name: Timing(times[name], launches[name]) for name in names}
+
+
+@cache
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second that a plain copy reads and writes, between buffers that are in memory."""
+    sources = [torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device) for _ in range(2)]
+    target = torch.ones_like(sources[0])
+    clock = _gpu_block if device.type == "cuda" else _cpu_block
+    return 2 * COPIED_BYTES / statistics.median(clock(lambda i: target.copy_(sources[i]), 2, 2) for _ in range(15))
+
+
+def _cpu_block(call: Call, repeats: int, sets: int) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    for i in range(repeats):
+        call(i % sets)
+    return (time.perf_counter() - started) / repeats
+
+
+def _gpu_block(call: Call, repeats: int, sets: int) -> float:
+    """Seconds of one call on the device: it begins with a backlog, so that it does not wait for Python."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(20_000_000)  # cycles, about 10 ms
+    begin.record()
+    for i in range(repeats):
+        call(i % sets)
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3 / repeats
+
+
+def _launches(call: Call) -> int:
+    """Kernels, copies and fills of one call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        call(0)
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in recorded.events())

@@ -1,0 +1,91 @@
+"""From timings to the rows of a table, and the comparison of rows with those of an earlier run."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.harness import COMPILED, EAGER, OURS, Case, Timing, copy_rate, measured, short
+
+# A ratio within one run is steadier than a time, but not exact. How far a ratio of two unchanged programs was seen to
+# fall between runs on a machine of its own: see README. Below that share of the stored ratio, something has changed.
+LEAST_SHARE_OF_STORED_RATIO = 0.7
+
+
+class Row(NamedTuple):
+    """One variant of one case."""
+
+    operator: str
+    shape: str
+    dtype: str
+    variant: str
+    microseconds: float
+    """Of a call, the median."""
+    spread: float
+    """Half the distance of the quartiles, as a share of the median."""
+    bytes_moved: int
+    gigabytes_per_second: float
+    """At which the bytes that must move did."""
+    share_of_copy: float
+    """Of the rate at which this machine copies; above 1 where caches serve."""
+    launches: int | None
+    """On a GPU."""
+    ratios: dict[str, float]
+    """Rival -> how many times as long it takes. Empty for a rival."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.operator} {self.shape} {self.dtype} {self.variant}"
+
+
+def rows_of(case: Case, device: torch.device, seconds: float) -> list[Row]:
+    """Measure a case: a row a variant."""
+    return make_rows(case, measured(case, device, seconds), copy_rate(device))
+
+
+def make_rows(case: Case, timings: dict[str, Timing], bytes_per_second: float) -> list[Row]:
+    """The rows of a case, from its timings and the rate of a copy."""
+    rows = []
+    for name, timing in timings.items():
+        rate = case.bytes_moved / timing.median
+        ratios = {}
+        if name in OURS:
+            ratios = {other: t.median / timing.median for other, t in timings.items() if other not in OURS}
+        rows.append(
+            Row(
+                case.operator,
+                case.shape,
+                short(case.dtype),
+                name,
+                timing.median * 1e6,
+                timing.spread,
+                case.bytes_moved,
+                rate / 1e9,
+                rate / bytes_per_second,
+                timing.launches,
+                ratios,
+            )
+        )
+    return rows
+
+
+def regressions(rows: list[Row], stored: list[Row]) -> list[str]:
+    """A sentence for each ratio to eager PyTorch or torch.compile that is clearly below the stored one."""
+    before = {row.key: row for row in stored}
+    found = []
+    for row in rows:
+        for rival in (EAGER, COMPILED):
+            old = before[row.key].ratios.get(rival) if row.key in before else None
+            new = row.ratios.get(rival)
+            if old is not None and new is not None and new < LEAST_SHARE_OF_STORED_RATIO * old:
+                found.append(
+                    f"{row.key}: {new:.2f} times as fast as {rival}, and {old:.2f} times in the stored results"
+                )
+    return found
+
+
+def as_json(rows: list[Row]) -> list[dict[str, Any]]:
+    return [row._asdict() for row in rows]
+
+
+def from_json(rows: list[dict[str, Any]]) -> list[Row]:
+    return [Row(**row) for row in rows]
