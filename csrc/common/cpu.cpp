@@ -2,6 +2,7 @@
 #include "vector_math.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -10,6 +11,17 @@ namespace {
 
 template <typename T>
 using Vector = typename VectorOf<T>::Type;
+
+// The vector at kBits + n has all bits in the last n lanes and none in the others.
+template <typename T>
+struct LastLanes {
+  static constexpr auto kBits = [] {
+    constexpr int64_t kLanes = VectorOf<T>::kLanes;
+    std::array<typename VectorOf<T>::Lane, 2 * kLanes> bits{};
+    std::fill_n(bits.begin() + kLanes, kLanes, -1);
+    return bits;
+  }();
+};
 
 // Calls visit(c, fresh) for each vector of a row of at least one whole vector. The last one overlaps the one before it
 // where the row is no multiple of the lanes: `fresh(value)` keeps a value in the lanes that were not there before, and
@@ -21,9 +33,11 @@ INLINE void for_each_vector(int64_t classes, Visit visit) {
   int64_t c = 0;
   for (; c + kLanes <= classes; c += kLanes) visit(c, all);
   if (c < classes) {
-    const auto mask = VectorOf<T>::kLane >= static_cast<int>(kLanes - (classes - c));
+    using Index = typename VectorOf<T>::Index;
+    Index bits;
+    std::memcpy(&bits, LastLanes<T>::kBits.data() + (classes - c), sizeof(bits));
     const auto rest = [&](const Vector<T>& value) __attribute__((always_inline)) {
-      return mask ? value : Vector<T>{};
+      return reinterpret_cast<Vector<T>>(reinterpret_cast<Index>(value) & bits);
     };
     visit(classes - kLanes, rest);
   }

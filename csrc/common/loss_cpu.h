@@ -53,11 +53,22 @@ inline void check_labels(const Tensor& labels, int64_t classes) {
   }
 }
 
-// A value of each candidate, or one of all; any stride.
+// A value of each candidate, or one of all; any stride. A row of logits must not ask a tensor: that calls into torch.
 template <typename T>
-T of_candidate(const Tensor& values, int64_t candidate) {
-  return values.const_data_ptr<T>()[values.dim() == 0 ? 0 : candidate * values.stride(0)];
-}
+class CandidateValues {
+ public:
+  explicit CandidateValues(const Tensor& values)
+      : values_(values.const_data_ptr<T>()), stride_(values.dim() == 0 ? 0 : values.stride(0)) {}
+  CandidateValues(const std::optional<Tensor>& values, T otherwise) : otherwise_(otherwise) {
+    if (values) *this = CandidateValues(*values);
+  }
+  T operator[](int64_t candidate) const { return values_ ? values_[candidate * stride_] : otherwise_; }
+
+ private:
+  const T* values_ = nullptr;
+  int64_t stride_ = 0;
+  T otherwise_{};
+};
 
 // `count` values in the type of the loss: themselves, or converted into `scratch`.
 template <typename scalar, typename T>
@@ -68,6 +79,14 @@ const T* loaded(int64_t count, const scalar* values, T* scratch) {
     load_row(count, values, scratch);
     return scratch;
   }
+}
+
+// Has a row on its way from memory while the one before it is computed. The processor itself begins anew at every page.
+template <typename scalar>
+void prefetch(const scalar* row, int64_t count) {
+  constexpr int64_t kLine = 64;
+  const auto* begin = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(scalar)); i += kLine) __builtin_prefetch(begin + i);
 }
 
 // Where the gradient goes. A gradient that is larger than the caches is on huge pages, whose first touch costs one page

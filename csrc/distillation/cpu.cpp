@@ -40,15 +40,26 @@ Arguments checked(const Tensor& logits, const Tensor& teachers, const std::optio
   return in;
 }
 
-// How much teacher m counts for sample b of candidate p.
+// How much each teacher counts for a sample; any strides.
 template <typename T>
-T weight_of(const Arguments& in, int64_t p, int64_t b, int64_t m) {
-  if (!in.weights) return T(1) / static_cast<T>(in.teacher_count);
-  const Tensor& weights = *in.weights;
-  const int64_t own = has_candidates(weights, 2) ? 1 : 0;
-  return weights.const_data_ptr<T>()[(own ? p * weights.stride(0) : 0) + b * weights.stride(own) +
-                                     m * weights.stride(own + 1)];
-}
+class TeacherWeights {
+ public:
+  TeacherWeights(const std::optional<Tensor>& weights, int64_t teachers) : otherwise_(T(1) / static_cast<T>(teachers)) {
+    if (!weights) return;
+    const int64_t own = has_candidates(*weights, 2) ? 1 : 0;
+    values_ = weights->const_data_ptr<T>();
+    of_candidate_ = own ? weights->stride(0) : 0;
+    of_sample_ = weights->stride(own), of_teacher_ = weights->stride(own + 1);
+  }
+  T at(int64_t candidate, int64_t sample, int64_t teacher) const {
+    return values_ ? values_[candidate * of_candidate_ + sample * of_sample_ + teacher * of_teacher_] : otherwise_;
+  }
+
+ private:
+  const T* values_ = nullptr;
+  int64_t of_candidate_ = 0, of_sample_ = 0, of_teacher_ = 0;
+  T otherwise_;
+};
 
 template <typename scalar, typename Teacher, typename T>
 std::tuple<Tensor, Tensor> run(const Arguments& in) {
@@ -58,6 +69,8 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
   const auto* teacher_logits = static_cast<const Teacher*>(in.teachers.const_data_ptr());
   const int64_t* labels = in.labels ? in.labels->const_data_ptr<int64_t>() : nullptr;
   const bool own_labels = in.labels && has_candidates(*in.labels, 1), own_teachers = has_candidates(in.teachers, 3);
+  const CandidateValues<T> temperatures(in.temperature), alphas(in.alpha);
+  const TeacherWeights<T> weights(in.weights, teachers);
   const T gradient_scale = in.reduction == "mean" ? T(1) / static_cast<T>(batch) : T(1);
 
   Tensor gradient = new_contiguous(in.logits, in.axes.shape({batch, classes}), in.logits.scalar_type());
@@ -69,14 +82,14 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
     std::vector<scalar> converted(classes);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t candidate = i / batch, sample = i % batch;
-      const T temperature = of_candidate<T>(in.temperature, candidate);
+      const T temperature = temperatures[candidate];
 
       // sum_m v_m KL(p_m || p) = KL of the mixed target, with the mean of the teachers' negentropies.
       T* target = scratch[0];
       TargetSums<T> sums{};
       std::fill_n(target, classes, T(0));
       for (int64_t m = 0; m < teachers; ++m) {
-        const T weight = weight_of<T>(in, candidate, sample, m);
+        const T weight = weights.at(candidate, sample, m);
         if (weight == T(0)) continue;
         const int64_t row = ((own_teachers ? candidate * teachers : 0) + m) * batch + sample;
         const T* teacher = loaded(classes, teacher_logits + row * classes, scratch[1]);
@@ -85,7 +98,7 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
         add_row(classes, weight, scratch[2], target);
       }
 
-      const T alpha = of_candidate<T>(in.alpha, candidate);
+      const T alpha = alphas[candidate];
       const RowLoss<T> row{
           .classes = classes,
           .label = labels ? labels[own_labels ? i : sample] : -1,
@@ -97,6 +110,7 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
           .hard_weight = labels ? T(1) - alpha : T(0),
           .gradient_scale = gradient_scale,
       };
+      if (i + 1 < end) prefetch(logits + (i + 1) * classes, classes);
       T* row_gradient = gradient_rows.begin(i, scratch[2]);
       outcomes[i] = row_loss(row, false, row_gradient, scratch[3], scratch[4]);
       gradient_rows.end(i, row_gradient, converted.data());

@@ -35,7 +35,8 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
   const auto* logits = static_cast<const scalar*>(in.logits.const_data_ptr());
   const int64_t* labels = in.labels.const_data_ptr<int64_t>();
   const bool own_labels = has_candidates(in.labels, 1);
-  const T temperature = of_candidate<T>(in.temperature, 0);
+  const T temperature = CandidateValues<T>(in.temperature)[0];
+  const CandidateValues<T> alphas(in.alpha);
   const T gradient_scale = in.reduction == "mean" ? T(1) / static_cast<T>(batch) : T(1);
 
   Tensor gradient = new_contiguous(in.logits, in.axes.shape({batch, classes}), in.logits.scalar_type());
@@ -66,7 +67,7 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
         add_row(classes, T(1), predictions[p], before);
 
         const int64_t i = p * batch + sample;
-        const T alpha = of_candidate<T>(in.alpha, p);
+        const T alpha = alphas[p];
         const RowLoss<T> row{
             .classes = classes,
             .label = labels[own_labels ? i : sample],

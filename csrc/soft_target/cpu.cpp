@@ -33,13 +33,6 @@ Arguments checked(const Tensor& logits, const Tensor& labels, const Tensor& targ
   return in;
 }
 
-// The row of `targets` that teaches row i of the logits.
-int64_t target_row(const Arguments& in, int64_t i, int64_t label) {
-  const int64_t candidate = i / in.axes.batch, sample = i % in.axes.batch;
-  const int64_t rows = in.class_rows ? in.axes.classes : in.axes.batch;
-  return (has_candidates(in.targets, 2) ? candidate * rows : 0) + (in.class_rows ? label : sample);
-}
-
 // The rows by candidate and label, in their order where these are equal: who adds to one row of the similarity table adds
 // alone, and in the same order for any number of threads.
 std::vector<int64_t> sorted_by_label(const Arguments& in, const std::vector<int64_t>& group) {
@@ -61,7 +54,9 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
   const auto* logits = static_cast<const scalar*>(in.logits.const_data_ptr());
   const int64_t* labels = in.labels.const_data_ptr<int64_t>();
   const T* targets = in.targets.const_data_ptr<T>();
-  const bool own_labels = has_candidates(in.labels, 1);
+  const bool own_labels = has_candidates(in.labels, 1), own_targets = has_candidates(in.targets, 2);
+  const int64_t rows_of_target = in.class_rows ? classes : batch;
+  const CandidateValues<T> temperatures(in.temperature, T(1)), hard_weights(in.hard_weight, T(0));
   const T gradient_scale = in.reduction == "mean" ? T(1) / static_cast<T>(batch) : T(1);
 
   Results out;
@@ -100,22 +95,24 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
     ScratchRows<T> scratch(classes, 4);
     std::vector<scalar> converted(classes);
     for (int64_t k = begin; k < end; ++k) {
-      const int64_t i = similarity ? order[k] : k, candidate = i / batch;
-      const int64_t label = labels[own_labels ? i : i % batch], t = target_row(in, i, label);
+      const int64_t i = similarity ? order[k] : k, candidate = i / batch, sample = i % batch;
+      const int64_t label = labels[own_labels ? i : sample];
+      const int64_t t = (own_targets ? candidate * rows_of_target : 0) + (in.class_rows ? label : sample);
       const T* target = targets + t * classes;
       T* probabilities = scratch[3];
-      const T hard_weight = in.hard_weight ? of_candidate<T>(*in.hard_weight, candidate) : T(0);
+      const T hard_weight = hard_weights[candidate];
       const RowLoss<T> row{
           .classes = classes,
           .label = label,
           .logits = loaded(classes, logits + i * classes, scratch[0]),
           .target = target,
           .sums = sums.empty() ? sums_of_target(classes, target) : sums[t],
-          .temperature = in.temperature ? of_candidate<T>(*in.temperature, candidate) : T(1),
+          .temperature = temperatures[candidate],
           .soft_weight = T(1) - hard_weight,
           .hard_weight = hard_weight,
           .gradient_scale = gradient_scale,
       };
+      if (k + 1 < end) prefetch(logits + (similarity ? order[k + 1] : k + 1) * classes, classes);
       T* row_gradient = gradient.begin(i, scratch[1]);
       outcomes[i] = row_loss(row, with_stats, row_gradient, scratch[2], probabilities);
       gradient.end(i, row_gradient, converted.data());

@@ -20,7 +20,7 @@ def as_tensor(value: float | Tensor, logits: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         value = value.detach() if value.requires_grad else value
         return value if value.dtype == loss_dtype(logits) else value.to(loss_dtype(logits))
-    return torch.full((), value, dtype=loss_dtype(logits), device=logits.device)
+    return torch.scalar_tensor(value, dtype=loss_dtype(logits), device=logits.device)
 
 
 def weighted(weight: Tensor, value: Tensor) -> Tensor:
@@ -153,8 +153,10 @@ def check_logits(logits: Tensor, labels: Tensor | None) -> None:
 def check_shape(name: str, tensor: Tensor, logits: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless the tensor has `shape`, or one of it a candidate, and is where the logits are."""
     check_device(name, tensor, logits)
+    if tensor.shape == shape:
+        return
     own = (*logits.shape[:-2], *shape)
-    if tensor.shape != shape and tensor.shape != own:
+    if tensor.shape != own:
         either = f"{shape} or {own}" if own != shape else f"{shape}"
         raise ValueError(f"{name} must be {either} for these logits, got {tuple(tensor.shape)}")
 

@@ -187,7 +187,7 @@ def _inputs(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
 def _settings(call: _Call) -> tuple[Tensor | None, Tensor | None, bool]:
     temperature, hard_weight = (
         # The operator's own default costs no tensor.
-        None if isinstance(value, float | int) and value == default else losses.as_tensor(value, call.logits)
+        None if not isinstance(value, Tensor) and value == default else losses.as_tensor(value, call.logits)
         for value, default in ((call.temperature, 1.0), (call.hard_weight, 0.0))
     )
     return temperature, hard_weight, call.rows == "class"
