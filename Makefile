@@ -4,7 +4,7 @@ VENV   := .venv
 PYTHON := python3
 TORCH  := torch==2.14.1 torchvision==0.29.2
 BIN    := $(VENV)/bin
-OUT    := benchmarks/results
+OUT    := build/benchmarks
 
 .PHONY: train test lint bench gpu-check clean
 
@@ -21,7 +21,7 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest --benchmark-only
+	$(BIN)/python -m benchmarks.run --out $(OUT)
 
 # Needs no network and no package of ours: PYTHON is the Python of a machine that has a GPU and torch.
 gpu-check:

@@ -6,7 +6,8 @@ sets of inputs, so that large ones come from memory, as in training; small ones 
 computed are. What a call allocates is part of it.
 
 The floor is the bytes that must move: each input read once, each result written once. Their rate is compared with that
-of a plain copy, measured in the same run.
+of a plain copy, measured in the same run: into memory in use (`copy_`), and into new memory, as an operator's results
+are (`clone`). On a processor the system clears new memory, which takes longer than the copy.
 """
 
 import statistics
@@ -120,17 +121,16 @@ def measured(case: Case, device: torch.device, seconds: float) -> dict[str, Timi
     variants = case.variants(case, device)
     clock = _gpu_block if device.type == "cuda" else _cpu_block
     inner: dict[str, int] = {}
-    total = 0.0
     for name, call in variants.items():
         for i in range(case.sets):
             call(i)  # compiles, and first touches memory
-        once = min(clock(call, 1, case.sets) for _ in range(2))
-        inner[name] = max(1, round(BLOCK_SECONDS / once))
-        total += once * inner[name]
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, round(seconds / total)))
+        inner[name] = max(1, round(BLOCK_SECONDS / min(clock(call, 1, case.sets) for _ in range(2))))
     names = list(variants)
-    for turn in range(rounds):
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    for turn in range(MOST_ROUNDS):
+        if turn >= FEWEST_ROUNDS and time.perf_counter() > end:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             times[name].append(clock(variants[name], inner[name], case.sets))
@@ -138,13 +138,23 @@ def measured(case: Case, device: torch.device, seconds: float) -> dict[str, Timi
     return {name: Timing(times[name], launches[name]) for name in names}
 
 
+class CopyRates(NamedTuple):
+    """Bytes a second that a plain copy reads and writes."""
+
+    copy: float
+    """Into memory in use."""
+    clone: float
+    """Into new memory."""
+
+
 @cache
-def copy_rate(device: torch.device) -> float:
-    """Bytes a second that a plain copy reads and writes, between buffers that are in memory."""
+def copy_rates(device: torch.device) -> CopyRates:
+    """The rates of this machine, for buffers that no cache holds."""
     sources = [torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device) for _ in range(2)]
     target = torch.ones_like(sources[0])
     clock = _gpu_block if device.type == "cuda" else _cpu_block
-    return 2 * COPIED_BYTES / statistics.median(clock(lambda i: target.copy_(sources[i]), 2, 2) for _ in range(15))
+    calls: list[Call] = [lambda i: target.copy_(sources[i]), lambda i: sources[i].clone()]
+    return CopyRates(*(2 * COPIED_BYTES / statistics.median(clock(call, 2, 2) for _ in range(15)) for call in calls))
 
 
 def _cpu_block(call: Call, repeats: int, sets: int) -> float:

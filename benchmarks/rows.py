@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.harness import COMPILED, EAGER, OURS, Case, Timing, copy_rate, measured, short
+from benchmarks.harness import COMPILED, EAGER, OURS, Case, CopyRates, Timing, copy_rates, measured, short
 
 # A ratio within one run is steadier than a time, but not exact. How far a ratio of two unchanged programs was seen to
 # fall between runs on a machine of its own: see README. Below that share of the stored ratio, something has changed.
@@ -26,7 +26,9 @@ class Row(NamedTuple):
     gigabytes_per_second: float
     """At which the bytes that must move did."""
     share_of_copy: float
-    """Of the rate at which this machine copies; above 1 where caches serve."""
+    """Of the rate of a copy into memory in use; above 1 where caches serve."""
+    share_of_clone: float
+    """Of the rate of a copy into new memory."""
     launches: int | None
     """On a GPU."""
     ratios: dict[str, float]
@@ -39,11 +41,11 @@ class Row(NamedTuple):
 
 def rows_of(case: Case, device: torch.device, seconds: float) -> list[Row]:
     """Measure a case: a row a variant."""
-    return make_rows(case, measured(case, device, seconds), copy_rate(device))
+    return make_rows(case, measured(case, device, seconds), copy_rates(device))
 
 
-def make_rows(case: Case, timings: dict[str, Timing], bytes_per_second: float) -> list[Row]:
-    """The rows of a case, from its timings and the rate of a copy."""
+def make_rows(case: Case, timings: dict[str, Timing], rates: CopyRates) -> list[Row]:
+    """The rows of a case, from its timings and the rates of copies."""
     rows = []
     for name, timing in timings.items():
         rate = case.bytes_moved / timing.median
@@ -60,7 +62,8 @@ def make_rows(case: Case, timings: dict[str, Timing], bytes_per_second: float) -
                 timing.spread,
                 case.bytes_moved,
                 rate / 1e9,
-                rate / bytes_per_second,
+                rate / rates.copy,
+                rate / rates.clone,
                 timing.launches,
                 ratios,
             )

@@ -1,6 +1,6 @@
 """Images a second of the engine beside a loop written by hand: same network, precision, batch size and images.
 
-    python benchmarks/training.py cifar100.npz --images 12800 --rounds 5
+    python -m benchmarks.training cifar100.npz --images 12800 --rounds 5
 
 Rounds of all variants are interleaved, so that a slow minute of the machine hits each of them; medians are printed,
 and the ratio of the engine to each hand-written loop.
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from plain_loop import dataloader_batches, indexed_batches
-from plain_loop import train_epoch as plain_epoch
 
+from benchmarks.plain_loop import dataloader_batches, indexed_batches
+from benchmarks.plain_loop import train_epoch as plain_epoch
 from tfkd_fast.data import make_loader, open_dataset
 from tfkd_fast.engine import make_recipe
 from tfkd_fast.engine.device import Compute, resolve_compute
