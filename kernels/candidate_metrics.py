@@ -24,6 +24,7 @@ from tfkd_fast.kernels.common import (
     load_labels,
     on_device,
     pick,
+    registers,
     shape_of,
     sum_of_present,
 )
@@ -111,16 +112,17 @@ def _survey(
         row = (candidate * samples + sample) * classes
         own_logit = tl.load(logits + row + label, mask=present, other=0.0).to(T)
 
-        highest = tl.full((ROWS,), float("-inf"), T)
+        highest_of_place = tl.full((ROWS, COLUMNS), float("-inf"), T)
         ahead = tl.zeros((ROWS,), tl.int32)
         not_finite = (~in_range).to(tl.int32)
         for start in range(0, classes, COLUMNS):
             z, c = _load_tile(logits, row, start, classes, present, T, COLUMNS)
-            highest = tl.maximum(highest, tl.max(z, 1))
+            highest_of_place = tl.maximum(highest_of_place, z)
             is_ahead = (z > own_logit[:, None]) | ((z == own_logit[:, None]) & (c < label[:, None]))
             ahead += tl.sum(is_ahead.to(tl.int32), 1)
             finite = tl.abs(z) < float("inf")
             not_finite += tl.sum(((c < classes) & (finite == 0)).to(tl.int32), 1)
+        highest = tl.max(highest_of_place, 1)
         tl.store(highest_of + candidate * samples + sample, highest, mask=present)
 
         others = tl.zeros((ROWS,), T)  # without the label, where 1 - p would lose the digits of a small difference
@@ -208,7 +210,8 @@ def _cross(
         scale = b_of_other.to(T) * LOG2_E
         total = tl.zeros((ROWS,), T)
         for start in range(0, classes, COLUMNS):
-            z, _ = _load_tile(logits, row, start, classes, present, T, COLUMNS)
+            # Not `_`, which has another type outside of the loop.
+            z, _c = _load_tile(logits, row, start, classes, present, T, COLUMNS)
             total += tl.sum(tl.exp2(_below(z, highest) * scale[:, None]), 1)
         value = tl.log(total.to(tl.float64)) - own * b_of_other
         nll += sum_of_present(value, present)
@@ -258,7 +261,13 @@ def candidate_metrics(logits: Tensor, labels: Tensor) -> Tensor:
     slopes = new((PASSES, candidates, SUMS.value, blocks), dtype=torch.float64)
     lows = new((PASSES + 1, candidates, SUMS.value // SECTIONS.value), dtype=torch.float64)
     crossed = new((candidates, blocks), dtype=torch.float64)
-    tile = {"ALIGNMENT": shape.alignment, "T": computed(logits)[1], "ROWS": shape.rows, "COLUMNS": shape.columns}
+    tile = {
+        "ALIGNMENT": shape.alignment,
+        "T": computed(logits)[1],
+        "ROWS": shape.rows,
+        "COLUMNS": shape.columns,
+        "maxnreg": registers(logits),
+    }
     programs = (candidates * blocks,)
     with on_device(logits):
         _survey[programs](logits, labels, highest, parts, samples, shape.classes, blocks, **tile, num_warps=WARPS)

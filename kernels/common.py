@@ -215,6 +215,8 @@ def shape_of(logits: Tensor, tile: int = TILE) -> Shape:
     columns = triton.next_power_of_2(max(classes, 16))
     if logits.dtype == torch.float64:
         tile //= 4  # a number takes two registers, and its logarithm many more
+    if alignment < 4:
+        tile = min(tile, 512 * alignment)  # what is not loaded together has an address each, which takes two registers
     rows = max(1, min(tile // columns, MOST_ROWS_OF_TILE))
     return Shape(candidates, batch, classes, columns, rows, alignment)
 
@@ -222,6 +224,11 @@ def shape_of(logits: Tensor, tile: int = TILE) -> Shape:
 def computed(logits: Tensor) -> tuple[torch.dtype, tl.dtype]:
     """The dtype of the loss, for torch and for Triton."""
     return (torch.float64, tl.float64) if logits.dtype == torch.float64 else (torch.float32, tl.float32)
+
+
+def registers(logits: Tensor) -> int:
+    """Of a thread; all that it can have for float64, where a number takes two."""
+    return 255 if logits.dtype == torch.float64 else REGISTERS
 
 
 def on_device(tensor: Tensor) -> torch.cuda.device_of:

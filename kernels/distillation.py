@@ -15,7 +15,6 @@ from tfkd_fast.kernels.common import (
     LN_2,
     LOG2_E,
     LOWEST,
-    REGISTERS,
     WARPS,
     add_partial_sums,
     add_to_softmax,
@@ -25,6 +24,7 @@ from tfkd_fast.kernels.common import (
     new_loss,
     on_device,
     pick,
+    registers,
     setting,
     shape_of,
     softmax_terms,
@@ -261,7 +261,7 @@ def distillation_loss(
             stride_of_candidates(temperature, 0), stride_of_candidates(alpha, 0), *weight_strides,
             MEAN=mean, ALIGNMENT=shape.alignment, T=computed(logits)[1],
             TEACHERS=1 if shape.in_registers else triton.next_power_of_2(count),
-            ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=REGISTERS,
+            ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=registers(logits),
         )  # fmt: skip
         add_partial_sums(partial, (total, None, None, None), shape.candidates, blocks, shape.batch, mean)
     return loss, gradient

@@ -3,9 +3,9 @@
 Moves P*B*C logits in and P*B*C gradients out. A program visits its samples for all candidates twice: for the sum of
 their predictions, and for losses and gradients. The second visit reads the caches. Only the sum exists, in registers.
 
-The mean of the others is not taken from the sum of all: next to a certain candidate nothing would be left of their small
-probabilities. Of each class the highest prediction is kept apart, with its owner. What the owner's peers say is then a
-sum without it, and any other candidate takes away no more than the highest that is added back.
+The mean of the others is not taken from the sum of all: next to a certain candidate nothing would be left of their
+small probabilities. Of each class the highest prediction is kept apart, with its owner. What the owner's peers say is
+then a sum without it, and any other candidate takes away no more than the highest that is added back.
 """
 
 import torch
@@ -17,7 +17,6 @@ from tfkd_fast.kernels.common import (
     LN_2,
     LOG2_E,
     LOWEST,
-    REGISTERS,
     WARPS,
     Shape,
     add_partial_sums,
@@ -29,6 +28,7 @@ from tfkd_fast.kernels.common import (
     on_device,
     pick,
     programs_at_once,
+    registers,
     setting,
     shape_of,
     softmax_terms,
@@ -238,7 +238,7 @@ def peer_loss(
             stride_of_candidates(labels, 1), stride_of_candidates(alpha, 0),
             INCLUDE_SELF=include_self, MEAN=mean, ALIGNMENT=shape.alignment, T=computed(logits)[1],
             CANDIDATES=triton.next_power_of_2(shape.candidates),
-            ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=REGISTERS,
+            ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=registers(logits),
         )  # fmt: skip
         add_partial_sums(partial, (total, None, None, None), shape.candidates, blocks, shape.batch, mean)
     return loss, gradient

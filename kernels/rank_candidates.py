@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tfkd_fast.kernels.common import computed, device_values, on_device
 
-CANDIDATES, OTHERS = 64, 64  # compared with each other at a time: 32 comparisons a thread in 4 warps
+CANDIDATES, OTHERS = 64, 32  # compared with each other at a time: 16 comparisons a thread in 4 warps
 
 
 @triton.jit

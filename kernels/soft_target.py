@@ -15,7 +15,6 @@ from tfkd_fast.kernels.common import (
     LN_2,
     LOG2_E,
     LOWEST,
-    REGISTERS,
     TILE,
     WARPS,
     add_partial_sums,
@@ -25,6 +24,7 @@ from tfkd_fast.kernels.common import (
     load_labels,
     new_loss,
     on_device,
+    registers,
     setting,
     shape_of,
     softmax_terms,
@@ -285,7 +285,7 @@ def _run(
             stride_of_candidates(labels, 1), stride_of_candidates(targets, 2),
             stride_of_candidates(temperature, 0), stride_of_candidates(hard_weight, 0), *similarity_strides,
             CLASS_ROWS=class_rows, MEAN=mean, ALIGNMENT=shape.alignment, T=computed(logits)[1],
-            ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=REGISTERS,
+            ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=registers(logits),
         )  # fmt: skip
         add_partial_sums(partial, results, shape.candidates, blocks, shape.batch, mean)
     return loss, gradient, *stats

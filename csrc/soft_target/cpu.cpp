@@ -63,9 +63,9 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
   out.gradient = new_contiguous(in.logits, in.axes.shape({batch, classes}), in.logits.scalar_type());
   const GradientRows<scalar, T> gradient(out.gradient, classes);
 
-  // A row of a class table teaches many samples: its sums are computed once.
+  // Where the rows of a class table teach two samples or more, their sums are computed once.
   std::vector<TargetSums<T>> sums;
-  if (const int64_t target_rows = in.targets.numel() / classes; target_rows < rows) {
+  if (const int64_t target_rows = in.targets.numel() / classes; 2 * target_rows <= rows) {
     sums.resize(target_rows);
     torch::stable::parallel_for(0, target_rows, 2 * rows_per_task(classes), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) sums[i] = sums_of_target(classes, targets + i * classes);

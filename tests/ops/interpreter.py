@@ -1,4 +1,4 @@
-"""Triton's interpreter, made to round to bfloat16 as the hardware does, to the nearest. By itself it cuts digits off."""
+"""Triton's interpreter, made to round to bfloat16 as hardware does, to the nearest. By itself it cuts digits off."""
 
 from typing import Any
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 Reduction = Literal["mean", "sum", "none"]
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+"""Of logits that a loss takes."""
 
 
 def loss_dtype(logits: Tensor) -> torch.dtype:
@@ -139,7 +141,7 @@ def check_reduction(reduction: str) -> None:
 
 def check_logits(logits: Tensor, labels: Tensor | None) -> None:
     """Raise TypeError or ValueError for logits that no loss takes, and for labels that do not fit them."""
-    if logits.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    if logits.dtype not in DTYPES:
         raise TypeError(f"logits must be float32, float64, bfloat16 or float16, got {logits.dtype}")
     if logits.dim() not in (2, 3) or logits.shape[-1] < 1:
         raise ValueError(f"logits must be (B,C) or (P,B,C) with C >= 1, got {tuple(logits.shape)}")

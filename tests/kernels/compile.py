@@ -1,0 +1,194 @@
+"""Compiles what the kernels' host functions launch, for an architecture, without a GPU; a line of JSON a compilation.
+
+Usage: compile.py ARCHITECTURE FAMILY. Triton gets a driver that has nothing but an architecture, and a launch ends when
+its kernel is compiled. So signatures, options and tiles are those of real launches. Only a tile that is smaller where
+a device has room for many programs is as on a small device: as large as it can be.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
+from itertools import product
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from tfkd_fast.kernels import candidate_metrics as metrics
+from tfkd_fast.kernels import distillation as distil
+from tfkd_fast.kernels import peer as peers
+from tfkd_fast.kernels import rank_binned_targets as tables
+from tfkd_fast.kernels import rank_candidates as ranks
+from tfkd_fast.kernels import soft_target as soft
+
+BATCH = 576  # several programs share it
+HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
+# 43: a row of an odd number of classes has no two numbers that can be loaded together.
+SIZES = [*product((10, 43, 100, 1000), (HALF, SINGLE)), (100, DOUBLE), (1000, DOUBLE), (32768, SINGLE)]
+Cases = Iterator[tuple[str, int, Callable[[], Any]]]
+"""What they are, how many classes they have, and a call of a host function for each."""
+
+
+class Driver:
+    """No device, but an architecture."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Arguments:
+    """Tensors that nothing reads; those that stand in a computation have its dtype."""
+
+    def __init__(self, classes: int, dtype: torch.dtype, candidates: int = 3, batch: int = BATCH) -> None:
+        def computed(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=DOUBLE if dtype == DOUBLE else SINGLE)
+
+        self.logits = torch.empty(candidates, batch, classes, dtype=dtype)
+        self.labels = torch.empty(batch, dtype=torch.int64)
+        self.table, self.targets = computed(classes, classes), computed(batch, classes)
+        self.similarity = torch.empty(classes, classes)
+        self.teachers = torch.empty(2, batch, classes, dtype=dtype)
+        self.weights = computed(batch, 2)
+        self.one, self.each = computed(), computed(candidates)
+
+
+def sized(*calls: Callable[[Arguments], None]) -> Cases:
+    for call, (classes, dtype) in product(calls, SIZES):
+        yield f"{call.__name__}, {dtype}", classes, partial(call, Arguments(classes, dtype))
+
+
+def soft_target() -> Cases:
+    def plain(a: Arguments) -> None:
+        soft.soft_target_loss(a.logits, a.labels, a.table, None, None, True, "mean")
+
+    def loss_of_each(a: Arguments) -> None:
+        soft.soft_target_loss(a.logits, a.labels, a.targets, a.one, a.one, False, "none")
+
+    def stats(a: Arguments) -> None:
+        soft.soft_target_loss_with_stats(a.logits, a.labels, a.table, a.similarity, a.each, a.each, True, "mean")
+
+    return sized(plain, loss_of_each, stats)
+
+
+def distillation() -> Cases:
+    def plain(a: Arguments) -> None:
+        distil.distillation_loss(a.logits, a.teachers, None, None, a.one, a.one, "mean")
+
+    def loss_of_each(a: Arguments) -> None:
+        distil.distillation_loss(a.logits, a.teachers, a.labels, a.weights, a.each, a.each, "none")
+
+    return sized(plain, loss_of_each)
+
+
+def peer() -> Cases:
+    def mean(a: Arguments) -> None:
+        peers.peer_loss(a.logits, a.labels, a.one, a.each, False, "mean")
+
+    def loss_of_each(a: Arguments) -> None:
+        peers.peer_loss(a.logits, a.labels, a.one, a.one, True, "none")
+
+    yield from sized(mean, loss_of_each)
+    yield "few samples", 100, partial(mean, Arguments(100, SINGLE, candidates=16, batch=8))
+
+
+def candidate_metrics() -> Cases:
+    def all_metrics(a: Arguments) -> None:
+        metrics.candidate_metrics(a.logits, a.labels)
+
+    return sized(all_metrics)
+
+
+def rank_binned_targets() -> Cases:
+    for classes, dtype in product((10, 100, 1000), (HALF, SINGLE, DOUBLE)):
+        masses = torch.empty(3, 4, dtype=dtype)
+        of = torch.empty(classes, classes, dtype=dtype), masses[:, 0], masses, [1, 2, 4, 8]
+        yield f"tables, {dtype}", classes, partial(tables.rank_binned_targets, *of)
+
+
+def rank_candidates() -> Cases:
+    for dtype in (SINGLE, DOUBLE):
+        of = torch.empty(100, 3, dtype=dtype), [True, False, True], [1.0, 0.5, 1.0]
+        yield f"ranks, {dtype}", 0, partial(ranks.rank_candidates, *of)
+
+
+@triton.jit
+def _holds_little(numbers, length: tl.constexpr):
+    tl.store(numbers + tl.arange(0, length), 1.0)
+
+
+@triton.jit
+def _holds_too_much(numbers, length: tl.constexpr):
+    """A thread has 64 numbers before it stores the first."""
+    at = tl.arange(0, length)
+    loaded = tl.load(numbers + at)
+    tl.store(numbers + at, loaded * tl.sum(loaded))
+
+
+@triton.jit
+def _changes_a_type(numbers, length: tl.constexpr):
+    number = 0
+    for at in range(length):
+        number = tl.load(numbers + at)
+    tl.store(numbers, number)
+
+
+def self_check() -> Cases:
+    """What a test that finds nothing wrong would have found."""
+    for kernel in (_holds_little, _holds_too_much, _changes_a_type):
+        call = partial(kernel[(1,)], torch.empty(2048), length=2048, num_warps=1, maxnreg=32)
+        yield "self-check", 0, call
+
+
+def compilations(architecture: int, cases: Cases) -> Iterator[dict[str, Any]]:
+    """What each launch is compiled to, or why it is not. For a launch like an earlier one there is no entry."""
+    run = JITFunction.run
+    done: list[dict[str, Any]] = []
+
+    def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        entry: dict[str, Any] = {"module": kernel.fn.__module__.rpartition(".")[2], "kernel": kernel.fn.__name__}
+        output = StringIO()
+        try:
+            with redirect_stdout(output):
+                run(kernel, *args, grid=grid, warmup=True, **kwargs)
+        except Exception as error:
+            done.append(entry | {"error": f"{type(error).__name__}: {error}"})
+            return
+        if log := output.getvalue():  # of ptxas
+            found = {
+                "registers": r"Used (\d+) reg",
+                "stored": r"(\d+) bytes spill st",
+                "loaded": r"(\d+) bytes spill lo",
+            }
+            done.append(entry | {name: sum(map(int, re.findall(pattern, log))) for name, pattern in found.items()})
+
+    driver.set_active(Driver(architecture))
+    JITFunction.run = compile_only
+    for name, classes, call in cases:
+        call()
+        yield from ({"case": name, "classes": classes} | entry for entry in done)
+        done.clear()
+
+
+if __name__ == "__main__":
+    os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
+    for entry in compilations(int(sys.argv[1]), globals()[sys.argv[2]]()):
+        print(json.dumps(entry))
