@@ -2,6 +2,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "gradient_memory.h"
 #include "row_loss.h"
 
 #include <torch/csrc/stable/library.h>
@@ -10,9 +11,6 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
@@ -89,25 +87,16 @@ void prefetch(const scalar* row, int64_t count) {
   for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(scalar)); i += kLine) __builtin_prefetch(begin + i);
 }
 
-// Where the gradient goes. A gradient that is larger than the caches is on huge pages, whose first touch costs one page
-// fault for 2 MB instead of 512, and is written past the caches, which saves reading the lines that it overwrites.
+// The rows of the gradient. One that is larger than the caches is written past them, which saves reading the lines that it
+// overwrites.
 template <typename scalar, typename T>
 class GradientRows {
  public:
   GradientRows(const Tensor& gradient, int64_t classes)
-      : rows_(static_cast<scalar*>(gradient.mutable_data_ptr())), classes_(classes) {
-    const size_t bytes = static_cast<size_t>(gradient.numel()) * sizeof(scalar);
-    past_caches_ = bytes > kLarge;
-    direct_ = std::is_same_v<scalar, T> && !past_caches_;
-#ifdef __linux__
-    if (past_caches_) {
-      constexpr uintptr_t kPage = 4096;
-      const uintptr_t begin = (reinterpret_cast<uintptr_t>(rows_) + kPage - 1) / kPage * kPage;
-      const uintptr_t end = (reinterpret_cast<uintptr_t>(rows_) + bytes) / kPage * kPage;
-      madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal does no harm
-    }
-#endif
-  }
+      : rows_(static_cast<scalar*>(gradient.mutable_data_ptr())),
+        classes_(classes),
+        past_caches_(bytes_of(gradient) > kLargeGradient),
+        direct_(std::is_same_v<scalar, T> && !past_caches_) {}
 
   // The place to compute row i in: the row itself when it can be written directly.
   T* begin(int64_t i, T* scratch) const {
@@ -137,8 +126,6 @@ class GradientRows {
   }
 
  private:
-  static constexpr size_t kLarge = 32 << 20;
-
   void stream(const scalar* from, scalar* to) const {
     size_t bytes = static_cast<size_t>(classes_) * sizeof(scalar);
     auto* source = reinterpret_cast<const char*>(from);
@@ -156,7 +143,7 @@ class GradientRows {
 
   scalar* rows_;
   int64_t classes_;
-  bool past_caches_ = false, direct_ = false;
+  bool past_caches_, direct_;
 };
 
 // The sum of one value over the rows of a candidate, in their order: it does not depend on the number of threads.

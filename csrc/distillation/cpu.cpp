@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
   const TeacherWeights<T> weights(in.weights, teachers);
   const T gradient_scale = in.reduction == "mean" ? T(1) / static_cast<T>(batch) : T(1);
 
-  Tensor gradient = new_contiguous(in.logits, in.axes.shape({batch, classes}), in.logits.scalar_type());
+  Tensor gradient = new_gradient(in.logits, in.axes);
   const GradientRows<scalar, T> gradient_rows(gradient, classes);
   std::vector<Outcome<T>> outcomes(in.axes.rows());
   const int64_t grain = rows_per_task((1 + teachers) * classes);

@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
   const CandidateValues<T> alphas(in.alpha);
   const T gradient_scale = in.reduction == "mean" ? T(1) / static_cast<T>(batch) : T(1);
 
-  Tensor gradient = new_contiguous(in.logits, in.axes.shape({batch, classes}), in.logits.scalar_type());
+  Tensor gradient = new_gradient(in.logits, in.axes);
   const GradientRows<scalar, T> gradient_rows(gradient, classes);
   std::vector<Outcome<T>> outcomes(in.axes.rows());
   torch::stable::parallel_for(0, batch, rows_per_task(2 * candidates * classes), [&](int64_t begin, int64_t end) {

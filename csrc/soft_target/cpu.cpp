@@ -60,7 +60,7 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
   const T gradient_scale = in.reduction == "mean" ? T(1) / static_cast<T>(batch) : T(1);
 
   Results out;
-  out.gradient = new_contiguous(in.logits, in.axes.shape({batch, classes}), in.logits.scalar_type());
+  out.gradient = new_gradient(in.logits, in.axes);
   const GradientRows<scalar, T> gradient(out.gradient, classes);
 
   // Where the rows of a class table teach two samples or more, their sums are computed once.
