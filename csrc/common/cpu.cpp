@@ -188,7 +188,7 @@ DEFINE(double)
 // The sums over a long row, part by part: one running sum in float32 would lose its last digits.
 template <typename Sums, typename Part>
 Sums in_parts(int64_t classes, Part part) {
-  constexpr int64_t kPart = 512;
+  constexpr int64_t kPart = 1024;
   Sums total{};
   for (int64_t begin = 0; begin < classes;) {
     const int64_t left = classes - begin, count = left < 2 * kPart ? left : kPart;

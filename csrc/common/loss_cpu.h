@@ -11,9 +11,6 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
 
 namespace tfkd_fast {
 
@@ -87,64 +84,21 @@ void prefetch(const scalar* row, int64_t count) {
   for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(scalar)); i += kLine) __builtin_prefetch(begin + i);
 }
 
-// The rows of the gradient. One that is larger than the caches is written past them, which saves reading the lines that it
-// overwrites.
+// The place to compute a row of results in: `row` itself where the types are the same, or else `scratch`.
 template <typename scalar, typename T>
-class GradientRows {
- public:
-  GradientRows(const Tensor& gradient, int64_t classes)
-      : rows_(static_cast<scalar*>(gradient.mutable_data_ptr())),
-        classes_(classes),
-        past_caches_(bytes_of(gradient) > kLargeGradient),
-        direct_(std::is_same_v<scalar, T> && !past_caches_) {}
-
-  // The place to compute row i in: the row itself when it can be written directly.
-  T* begin(int64_t i, T* scratch) const {
-    if constexpr (std::is_same_v<scalar, T>) {
-      if (direct_) return rows_ + i * classes_;
-    }
+T* computed_in(scalar* row, T* scratch) {
+  if constexpr (std::is_same_v<scalar, T>) {
+    return row;
+  } else {
     return scratch;
   }
+}
 
-  // Takes over what was computed in `begin(i, scratch)`; `converted` is scratch for one row.
-  void end(int64_t i, const T* computed, scalar* converted) const {
-    if (direct_) return;
-    scalar* row = rows_ + i * classes_;
-    if constexpr (std::is_same_v<scalar, T>) {
-      past_caches_ ? stream(computed, row) : static_cast<void>(std::copy_n(computed, classes_, row));
-    } else {
-      store_row(classes_, computed, past_caches_ ? converted : row);
-      if (past_caches_) stream(converted, row);
-    }
-  }
-
-  // At the end of a task: makes what was written past the caches visible to other threads.
-  void finish() const {
-#ifdef __SSE2__
-    if (past_caches_) _mm_sfence();
-#endif
-  }
-
- private:
-  void stream(const scalar* from, scalar* to) const {
-    size_t bytes = static_cast<size_t>(classes_) * sizeof(scalar);
-    auto* source = reinterpret_cast<const char*>(from);
-    auto* target = reinterpret_cast<char*>(to);
-#ifdef __SSE2__
-    const size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(target) % 16);
-    std::memcpy(target, source, head);
-    source += head, target += head, bytes -= head;
-    for (; bytes >= 16; source += 16, target += 16, bytes -= 16) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(target), _mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
-    }
-#endif
-    std::memcpy(target, source, bytes);
-  }
-
-  scalar* rows_;
-  int64_t classes_;
-  bool past_caches_, direct_;
-};
+// Writes what was computed there to `row`.
+template <typename scalar, typename T>
+void stored(int64_t count, const T* computed, scalar* row) {
+  if constexpr (!std::is_same_v<scalar, T>) store_row(count, computed, row);
+}
 
 // The sum of one value over the rows of a candidate, in their order: it does not depend on the number of threads.
 template <typename T, typename Value>

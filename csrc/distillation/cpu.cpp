@@ -74,12 +74,11 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
   const T gradient_scale = in.reduction == "mean" ? T(1) / static_cast<T>(batch) : T(1);
 
   Tensor gradient = new_gradient(in.logits, in.axes);
-  const GradientRows<scalar, T> gradient_rows(gradient, classes);
+  auto* gradient_rows = static_cast<scalar*>(gradient.mutable_data_ptr());
   std::vector<Outcome<T>> outcomes(in.axes.rows());
   const int64_t grain = rows_per_task((1 + teachers) * classes);
   torch::stable::parallel_for(0, in.axes.rows(), grain, [&](int64_t begin, int64_t end) {
     ScratchRows<T> scratch(classes, 5);
-    std::vector<scalar> converted(classes);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t candidate = i / batch, sample = i % batch;
       const T temperature = temperatures[candidate];
@@ -111,11 +110,10 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
           .gradient_scale = gradient_scale,
       };
       if (i + 1 < end) prefetch(logits + (i + 1) * classes, classes);
-      T* row_gradient = gradient_rows.begin(i, scratch[2]);
+      T* row_gradient = computed_in(gradient_rows + i * classes, scratch[2]);
       outcomes[i] = row_loss(row, false, row_gradient, scratch[3], scratch[4]);
-      gradient_rows.end(i, row_gradient, converted.data());
+      stored(classes, row_gradient, gradient_rows + i * classes);
     }
-    gradient_rows.finish();
   });
   return {reduced_loss(outcomes, in.logits, in.axes, in.reduction), gradient};
 }

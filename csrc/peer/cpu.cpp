@@ -40,13 +40,12 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
   const T gradient_scale = in.reduction == "mean" ? T(1) / static_cast<T>(batch) : T(1);
 
   Tensor gradient = new_gradient(in.logits, in.axes);
-  const GradientRows<scalar, T> gradient_rows(gradient, classes);
+  auto* gradient_rows = static_cast<scalar*>(gradient.mutable_data_ptr());
   std::vector<Outcome<T>> outcomes(in.axes.rows());
   torch::stable::parallel_for(0, batch, rows_per_task(2 * candidates * classes), [&](int64_t begin, int64_t end) {
     // Row i of `after` becomes the sum of the predictions of i+1, i+2, ...; without the candidate itself the mean is the
     // sum of those before it and those after it. Taking its own prediction from the sum of all would lose digits.
     ScratchRows<T> predictions(classes, candidates), after(classes, candidates), scratch(classes, 6);
-    std::vector<scalar> converted(classes);
     const T share = T(1) / static_cast<T>(in.include_self ? candidates : candidates - 1);
     for (int64_t sample = begin; sample < end; ++sample) {
       std::fill_n(after[candidates - 1], classes, T(0));
@@ -79,12 +78,11 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
             .hard_weight = T(1) - alpha,
             .gradient_scale = gradient_scale,
         };
-        T* row_gradient = gradient_rows.begin(i, scratch[3]);
+        T* row_gradient = computed_in(gradient_rows + i * classes, scratch[3]);
         outcomes[i] = row_loss(row, false, row_gradient, scratch[4], scratch[5]);
-        gradient_rows.end(i, row_gradient, converted.data());
+        stored(classes, row_gradient, gradient_rows + i * classes);
       }
     }
-    gradient_rows.finish();
   });
   return {reduced_loss(outcomes, in.logits, in.axes, in.reduction), gradient};
 }

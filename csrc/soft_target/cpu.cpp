@@ -61,7 +61,7 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
 
   Results out;
   out.gradient = new_gradient(in.logits, in.axes);
-  const GradientRows<scalar, T> gradient(out.gradient, classes);
+  auto* gradient = static_cast<scalar*>(out.gradient.mutable_data_ptr());
 
   // Where the rows of a class table teach two samples or more, their sums are computed once.
   std::vector<TargetSums<T>> sums;
@@ -93,7 +93,6 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
       while (inside(end)) ++end;
     }
     ScratchRows<T> scratch(classes, 4);
-    std::vector<scalar> converted(classes);
     for (int64_t k = begin; k < end; ++k) {
       const int64_t i = similarity ? order[k] : k, candidate = i / batch, sample = i % batch;
       const int64_t label = labels[own_labels ? i : sample];
@@ -113,15 +112,14 @@ Results run(const Arguments& in, bool with_stats, const std::optional<Tensor>& s
           .gradient_scale = gradient_scale,
       };
       if (k + 1 < end) prefetch(logits + (similarity ? order[k + 1] : k + 1) * classes, classes);
-      T* row_gradient = gradient.begin(i, scratch[1]);
+      T* row_gradient = computed_in(gradient + i * classes, scratch[1]);
       outcomes[i] = row_loss(row, with_stats, row_gradient, scratch[2], probabilities);
-      gradient.end(i, row_gradient, converted.data());
+      stored(classes, row_gradient, gradient + i * classes);
       if (similarity) {
         float* line = table + candidate * of_table + label * of_label;
         for (int64_t c = 0; c < classes; ++c) line[c * of_column] += static_cast<float>(probabilities[c]);
       }
     }
-    gradient.finish();
   });
 
   out.loss = reduced_loss(outcomes, in.logits, in.axes, in.reduction);

@@ -1,0 +1,54 @@
+"""Large gradients of the C++ operators: their memory serves the next one, and never two at a time."""
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from tfkd_fast.ops import backends, soft_target_loss
+
+pytestmark = [
+    pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing)),
+    pytest.mark.skipif(sys.platform != "linux", reason="gradients lie in ordinary memory"),
+]
+
+
+def gradient_of(batch: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Of logits (batch, 2048); from 4,097 samples on it is a large one."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, 2048, generator=generator).to(dtype).requires_grad_()
+    labels = torch.randint(2048, (batch,), generator=generator)
+    targets = torch.full((2048, 2048), 1 / 2048)
+    (gradient,) = torch.autograd.grad(soft_target_loss(logits, labels, targets, backend="cpp"), logits)
+    expected = (logits.detach().float().softmax(-1) - 1 / 2048) / batch
+    largest = expected.abs().max().item()
+    assert (gradient.float() - expected).abs().max().item() < largest * (1e-5 if dtype == torch.float32 else 4e-3)
+    return gradient
+
+
+def test_the_next_gradient_of_the_size_gets_the_memory() -> None:
+    first = gradient_of(4100, seed=0)
+    place = first.data_ptr()
+    second = gradient_of(4100, seed=1)
+    assert second.data_ptr() != place  # the first is still in use
+    before = second.clone()
+    del first
+    third = gradient_of(4100, seed=2)
+    assert third.data_ptr() == place
+    assert torch.equal(second, before)
+
+
+def test_another_size_gets_memory_of_its_own() -> None:
+    del_me = gradient_of(8200, seed=0)
+    del del_me
+    smaller, half = gradient_of(4100, seed=1), gradient_of(8300, seed=2, dtype=torch.bfloat16)
+    first, second = (tensor.data_ptr() for tensor in (smaller, half))
+    assert first + smaller.nbytes <= second or second + half.nbytes <= first
+
+
+def test_a_view_keeps_the_memory() -> None:
+    view = gradient_of(4100, seed=0)[-1]
+    values = view.clone()
+    gradient_of(4100, seed=1)
+    assert torch.equal(view, values)
