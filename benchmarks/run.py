@@ -90,7 +90,7 @@ def main() -> int:
     if unknown := set(arguments.operator) - known:
         parser.error(f"no suite measures {', '.join(sorted(unknown))}: choose of {', '.join(sorted(known))}")
 
-    console = Console(width=200 if not sys.stdout.isatty() else None)
+    console = Console(width=240 if not sys.stdout.isatty() else None)
     rows: list[Row] = []
     cases = cases_of(device, arguments.operator)
     for number, case in enumerate(cases, start=1):

@@ -1,4 +1,8 @@
-"""candidate_metrics: all nine metrics of a population on a held-out split."""
+"""candidate_metrics: all nine metrics of a population on a held-out split.
+
+torch.compile is no rival here: it takes two minutes to unroll the reference's search for the temperature. (The result,
+measured once: 149 ms for K=8 N=10000 C=100 in float32 on two cores of an AMD EPYC, where C++ takes 13.)
+"""
 
 from functools import partial
 from typing import Any
