@@ -5,9 +5,9 @@ its turn, so that a slow moment of the machine hits all of them; the figure is t
 sets of inputs, so that large ones come from memory, as in training; small ones are served by the caches, as logits just
 computed are. What a call allocates is part of it.
 
-The floor is the bytes that must move: each input read once, each result written once. Their rate is compared with that
-of a plain copy, measured in the same run: into memory in use (`copy_`), and into new memory, as an operator's results
-are (`clone`). On a processor the system clears new memory, which takes longer than the copy.
+The floor is the bytes that must move: each input read once, each result written once. A plain copy that moves as many
+is timed in the same turns: into memory in use (`copy_`), and into new memory (`clone`), which on a processor the system
+clears first. A machine does not copy at one rate: it depends on the size, and on what its memory has been through.
 """
 
 import statistics
@@ -23,6 +23,7 @@ from tfkd_fast.ops import backends
 
 OURS = ("cpp", "cuda", "triton")
 EAGER, COMPILED = "eager", "torch.compile"
+COPY, CLONE = "copy", "clone"
 
 Call = Callable[[int], Any]
 """One call of a variant on the inputs of this index."""
@@ -31,7 +32,6 @@ BLOCK_SECONDS = 1e-3
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 101
 # Rotated inputs take twice the last cache of the processors and GPUs in use, 32 to 64 MiB, but some memory is left.
 ROTATED_BYTES, MOST_BYTES = 128 << 20, 2 << 30
-COPIED_BYTES = 1 << 28
 
 
 class Case(NamedTuple):
@@ -117,8 +117,8 @@ def result_of(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
 
 @cache
 def measured(case: Case, device: torch.device, seconds: float) -> dict[str, Timing]:
-    """Every variant of a case, in interleaved rounds that take about so many seconds; measured once."""
-    variants = case.variants(case, device)
+    """Every variant of a case, and copies, in interleaved rounds of about so many seconds together; measured once."""
+    variants = case.variants(case, device) | copies(case, device)
     clock = _gpu_block if device.type == "cuda" else _cpu_block
     inner: dict[str, int] = {}
     for name, call in variants.items():
@@ -138,23 +138,11 @@ def measured(case: Case, device: torch.device, seconds: float) -> dict[str, Timi
     return {name: Timing(times[name], launches[name]) for name in names}
 
 
-class CopyRates(NamedTuple):
-    """Bytes a second that a plain copy reads and writes."""
-
-    copy: float
-    """Into memory in use."""
-    clone: float
-    """Into new memory."""
-
-
-@cache
-def copy_rates(device: torch.device) -> CopyRates:
-    """The rates of this machine, for buffers that no cache holds."""
-    sources = [torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device) for _ in range(2)]
+def copies(case: Case, device: torch.device) -> dict[str, Call]:
+    """Plain copies that read and write as many bytes as the case must."""
+    sources = [torch.ones(case.bytes_moved // 2, dtype=torch.uint8, device=device) for _ in range(case.sets)]
     target = torch.ones_like(sources[0])
-    clock = _gpu_block if device.type == "cuda" else _cpu_block
-    calls: list[Call] = [lambda i: target.copy_(sources[i]), lambda i: sources[i].clone()]
-    return CopyRates(*(2 * COPIED_BYTES / statistics.median(clock(call, 2, 2) for _ in range(15)) for call in calls))
+    return {COPY: lambda i: target.copy_(sources[i]), CLONE: lambda i: sources[i].clone()}
 
 
 def _cpu_block(call: Call, repeats: int, sets: int) -> float:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.harness import COMPILED, EAGER, OURS, Case, CopyRates, Timing, copy_rates, measured, short
+from benchmarks.harness import CLONE, COMPILED, COPY, EAGER, OURS, Case, Timing, measured, short
 
 # A ratio within one run is steadier than a time, but not exact. How far a ratio of two unchanged programs was seen to
 # fall between runs on a machine of its own: see README. Below that share of the stored ratio, something has changed.
@@ -25,10 +25,10 @@ class Row(NamedTuple):
     bytes_moved: int
     gigabytes_per_second: float
     """At which the bytes that must move did."""
-    share_of_copy: float
-    """Of the rate of a copy into memory in use; above 1 where caches serve."""
-    share_of_clone: float
-    """Of the rate of a copy into new memory."""
+    copy_gigabytes_per_second: float
+    """At which a copy of as many bytes into memory in use did."""
+    clone_gigabytes_per_second: float
+    """At which a copy of as many bytes into new memory did."""
     launches: int | None
     """On a GPU."""
     ratios: dict[str, float]
@@ -38,37 +38,39 @@ class Row(NamedTuple):
     def key(self) -> str:
         return f"{self.operator} {self.shape} {self.dtype} {self.variant}"
 
+    @property
+    def share_of_copy(self) -> float:
+        """Of the rate of a copy."""
+        return self.gigabytes_per_second / self.copy_gigabytes_per_second
+
 
 def rows_of(case: Case, device: torch.device, seconds: float) -> list[Row]:
     """Measure a case: a row a variant."""
-    return make_rows(case, measured(case, device, seconds), copy_rates(device))
+    return make_rows(case, measured(case, device, seconds))
 
 
-def make_rows(case: Case, timings: dict[str, Timing], rates: CopyRates) -> list[Row]:
-    """The rows of a case, from its timings and the rates of copies."""
-    rows = []
-    for name, timing in timings.items():
-        rate = case.bytes_moved / timing.median
-        ratios = {}
-        if name in OURS:
-            ratios = {other: t.median / timing.median for other, t in timings.items() if other not in OURS}
-        rows.append(
-            Row(
-                case.operator,
-                case.shape,
-                short(case.dtype),
-                name,
-                timing.median * 1e6,
-                timing.spread,
-                case.bytes_moved,
-                rate / 1e9,
-                rate / rates.copy,
-                rate / rates.clone,
-                timing.launches,
-                ratios,
-            )
+def make_rows(case: Case, timings: dict[str, Timing]) -> list[Row]:
+    """The rows of a case, from its timings and those of copies."""
+    rates = {name: case.bytes_moved / timing.median / 1e9 for name, timing in timings.items()}
+    rivals = {name: timing for name, timing in timings.items() if name not in (*OURS, COPY, CLONE)}
+    return [
+        Row(
+            operator=case.operator,
+            shape=case.shape,
+            dtype=short(case.dtype),
+            variant=name,
+            microseconds=timing.median * 1e6,
+            spread=timing.spread,
+            bytes_moved=case.bytes_moved,
+            gigabytes_per_second=rates[name],
+            copy_gigabytes_per_second=rates[COPY],
+            clone_gigabytes_per_second=rates[CLONE],
+            launches=timing.launches,
+            ratios={rival: t.median / timing.median for rival, t in rivals.items()} if name in OURS else {},
         )
-    return rows
+        for name, timing in timings.items()
+        if name not in (COPY, CLONE)
+    ]
 
 
 def regressions(rows: list[Row], stored: list[Row]) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import OURS, Case, CopyRates, copy_rates
+from benchmarks.harness import OURS, Case
 from benchmarks.rivals import liger
 from benchmarks.rows import Row, as_json, from_json, regressions, rows_of
 
@@ -38,10 +38,6 @@ def device_name(device: torch.device) -> str:
     return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
 
 
-def rates_in_words(rates: CopyRates) -> str:
-    return f"copies {rates.copy / 1e9:,.1f} GB/s into memory in use, {rates.clone / 1e9:,.1f} GB/s into new memory"
-
-
 def cases_of(device: torch.device, operators: list[str]) -> list[Case]:
     cases = [case for suite in SUITES for case in import_module(f"benchmarks.test_{suite}").CASES]
     return [c for c in cases if device.type in c.devices and (not operators or c.operator in operators)]
@@ -51,7 +47,7 @@ def as_table(rows: list[Row], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in ("operator", "shape", "dtype", "variant"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("µs", "±", "MB", "GB/s", "of copy", "of clone", "launches"):
+    for heading in ("µs", "±", "MB", "GB/s", "copy", "clone", "of copy", "launches"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("times as fast as", no_wrap=True)
     previous = ""
@@ -68,8 +64,9 @@ def as_table(rows: list[Row], title: str) -> Table:
             f"{row.spread:.0%}",
             f"{row.bytes_moved / 1e6:,.3f}",
             f"{row.gigabytes_per_second:,.1f}",
+            f"{row.copy_gigabytes_per_second:,.1f}",
+            f"{row.clone_gigabytes_per_second:,.1f}",
             f"{row.share_of_copy:.0%}",
-            f"{row.share_of_clone:.0%}",
             "" if row.launches is None else str(row.launches),
             ratios,
             style="bold" if row.variant in OURS else "",
@@ -96,8 +93,8 @@ def main() -> int:
     for number, case in enumerate(cases, start=1):
         print(f"[{number}/{len(cases)}] {case.name}", file=sys.stderr, flush=True)
         rows += rows_of(case, device, SECONDS_QUICK if arguments.quick else SECONDS)
-    name, rates = device_name(device), copy_rates(device)
-    console.print(as_table(rows, f"{name}; torch {torch.__version__}; {rates_in_words(rates)}"))
+    name = device_name(device)
+    console.print(as_table(rows, f"{name}; torch {torch.__version__}"))
     if device.type == "cuda" and liger is None:
         console.print("Liger-Kernel is not installed: pip install liger-kernel adds it to the rivals.")
 
@@ -106,7 +103,7 @@ def main() -> int:
     before = from_json(json.loads(stored.read_text())["rows"]) if stored.is_file() else None
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        results = {"device": name, "torch": torch.__version__, "copy_rates": rates._asdict(), "rows": as_json(rows)}
+        results = {"device": name, "torch": torch.__version__, "rows": as_json(rows)}
         (arguments.out / file_name).write_text(json.dumps(results, indent=1) + "\n")
         console.print(f"Written to {arguments.out / file_name}.")
     if before is None:

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from benchmarks import run
-from benchmarks.harness import COMPILED, EAGER, Case, CopyRates, Timing
+from benchmarks.harness import CLONE, COMPILED, COPY, EAGER, Case, Timing
 from benchmarks.rows import LEAST_SHARE_OF_STORED_RATIO, Row, as_json, from_json, make_rows, regressions, rows_of
 
-RATES = CopyRates(copy=40e9, clone=10e9)
 CASE = Case("some_loss", "B=2 C=3", torch.bfloat16, 2_000_000, lambda case, device: {})
 
 
@@ -19,25 +18,26 @@ def timing(*microseconds: float, launches: int | None = None) -> Timing:
     return Timing([value * 1e-6 for value in microseconds], launches)
 
 
+COPIES = {COPY: timing(50, 50), CLONE: timing(200, 200)}  # 2 MB at 40 and at 10 GB/s
+
+
 def rows(ours: float, eager: float = 600.0, compiled: float = 300.0) -> list[Row]:
     timings = {"cpp": timing(ours, ours, ours), EAGER: timing(eager, eager), COMPILED: timing(compiled, compiled)}
-    return make_rows(CASE, timings, RATES)
+    return make_rows(CASE, timings | COPIES)
 
 
 def test_rate_shares_and_ratios() -> None:
-    ours, eager, _ = make_rows(
-        CASE,
-        {
-            "cuda": timing(90, 100, 400, launches=1),
-            EAGER: timing(500, 500, 700, launches=9),
-            COMPILED: timing(300, 300),
-        },
-        RATES,
-    )
+    timings = {
+        "cuda": timing(90, 100, 400, launches=1),
+        EAGER: timing(500, 500, 700, launches=9),
+        COMPILED: timing(300, 300),
+    }
+    ours, eager, _ = make_rows(CASE, timings | COPIES)
     assert (ours.operator, ours.shape, ours.dtype, ours.variant) == ("some_loss", "B=2 C=3", "bf16", "cuda")
     assert ours.microseconds == pytest.approx(100)  # the median: one slow round does not count
     assert ours.gigabytes_per_second == pytest.approx(2e6 / 100e-6 / 1e9)
-    assert (ours.share_of_copy, ours.share_of_clone) == pytest.approx((0.5, 2.0))
+    assert (ours.copy_gigabytes_per_second, ours.clone_gigabytes_per_second) == pytest.approx((40, 10))
+    assert ours.share_of_copy == pytest.approx(0.5)
     assert ours.ratios == pytest.approx({EAGER: 5.0, COMPILED: 3.0})
     assert (ours.launches, eager.launches) == (1, 9)
     assert eager.ratios == {}
@@ -85,7 +85,6 @@ def test_the_command_compares_with_the_stored_results(
 ) -> None:
     monkeypatch.setattr(run, "STORED", tmp_path)
     monkeypatch.setattr(run, "rows_of", lambda case, device, seconds: rows(measured_now))
-    monkeypatch.setattr(run, "copy_rates", lambda device: RATES)
     monkeypatch.setattr(run, "device_name", lambda device: "Some Processor, 2 threads")
 
     def command(*arguments: str) -> int:
