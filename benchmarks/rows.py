@@ -6,9 +6,9 @@ import torch
 
 from benchmarks.harness import CLONE, COMPILED, COPY, EAGER, OURS, Case, Timing, measured, short
 
-# A ratio within one run is steadier than a time, but not exact. How far a ratio of two unchanged programs was seen to
-# fall between runs on a machine of its own: see README. Below that share of the stored ratio, something has changed.
-LEAST_SHARE_OF_STORED_RATIO = 0.7
+# A ratio within one run is steadier than a time, but not exact. In four runs of one program on two cores of a virtual
+# machine the lowest of 68 ratios was 0.94 of its highest at the median, and 0.73 at the worst.
+LEAST_SHARE_OF_STORED_RATIO = 0.65
 
 
 class Row(NamedTuple):
