@@ -33,7 +33,8 @@ def variants_of(
         return student, teacher_logits, draw_labels(batch, classes, device, i)
 
     sets = [problem(i) for i in range(case.sets)]
-    loss = partial(distillation_loss, temperature=TEMPERATURE, alpha=ALPHA)
+    temperature, alpha = (torch.tensor(value, device=device) for value in (TEMPERATURE, ALPHA))
+    loss = partial(distillation_loss, temperature=temperature, alpha=alpha)
     reference = partial(loss, backend="reference")
 
     def by_hand(z: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from benchmarks.problems import BOTH, ON_GPU, describe, draw_labels, draw_logits
 from benchmarks.recorded import each, show
 from tfkd_fast.ops import peer_loss
 
+TEMPERATURE, ALPHA = 3.0, 0.5
+
 
 def case_of(candidates: int, batch: int, classes: int, dtype: torch.dtype, devices: tuple[str, ...]) -> Case:
     moved = 2 * candidates * batch * classes * dtype.itemsize + 8 * batch
@@ -19,7 +21,8 @@ def case_of(candidates: int, batch: int, classes: int, dtype: torch.dtype, devic
 
 def variants_of(case: Case, device: torch.device, *, shape: tuple[int, int, int]) -> dict[str, Call]:
     sets = [(draw_logits(shape, case.dtype, device, i), draw_labels(*shape[1:], device, i)) for i in range(case.sets)]
-    loss = partial(peer_loss, include_self=False)
+    temperature, alpha = (torch.tensor(value, device=device) for value in (TEMPERATURE, ALPHA))
+    loss = partial(peer_loss, temperature=temperature, alpha=alpha, include_self=False)
     reference = partial(loss, backend="reference")
     return {
         **{name: gradient_of(partial(loss, backend=name), sets) for name in our_backends(case.operator, device)},

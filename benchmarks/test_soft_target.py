@@ -37,7 +37,8 @@ def loss_variants(
         (draw_logits(shape, case.dtype, device, i), draw_labels(batch, classes, device, i), targets)
         for i in range(case.sets)
     ]
-    loss = partial(soft_target_loss, temperature=TEMPERATURE, rows=rows)
+    temperature = torch.tensor(TEMPERATURE, device=device)
+    loss = partial(soft_target_loss, temperature=temperature, rows=rows)
     reference = partial(loss, backend="reference")
 
     def kl_div(z: Tensor, y: Tensor, q: Tensor, divergence: Any = F.kl_div) -> Tensor:
@@ -75,6 +76,7 @@ def variants_with_stats(
     table_shape = (*lead(candidates), classes, classes)
     targets = draw_logits(table_shape, torch.float32, device, 0).detach().softmax(-1)
     similarity = torch.zeros(table_shape, device=device)
+    temperature, hard_weight = (torch.tensor(value, device=device) for value in (TEMPERATURE, HARD_WEIGHT))
     sets = [
         (
             draw_logits((*lead(candidates), batch, classes), case.dtype, device, i),
@@ -85,7 +87,7 @@ def variants_with_stats(
 
     def loss(z: Tensor, y: Tensor, backend: str) -> Tensor:
         return soft_target_loss_with_stats(
-            z, y, targets, similarity, temperature=TEMPERATURE, hard_weight=HARD_WEIGHT, backend=backend
+            z, y, targets, similarity, temperature=temperature, hard_weight=hard_weight, backend=backend
         )[0]
 
     reference = partial(loss, backend="reference")

@@ -3,15 +3,15 @@
 
 #include "../common/loss_cpu.h"
 #include "../common/sort_key.h"
+#include "arguments.h"
 
 #include <numeric>
-#include <tuple>
 
 namespace tfkd_fast {
 namespace {
 
 // The results of one population.
-struct Ranking {
+struct Places {
   double* ranks;  // (K,R)
   double* scores;
   int64_t* order;
@@ -30,7 +30,7 @@ void average_ranks(std::vector<std::pair<SortKey<T>, int64_t>>& column, int64_t 
 
 template <typename scalar, typename T>
 void rank(const scalar* values, int64_t candidates, const std::vector<bool>& higher_is_better,
-          const std::vector<double>& weights, const Ranking& out) {
+          const std::vector<double>& weights, const Places& out) {
   const int64_t criteria = static_cast<int64_t>(weights.size());
   std::vector<std::pair<SortKey<T>, int64_t>> column(candidates);
   for (int64_t r = 0; r < criteria; ++r) {
@@ -53,43 +53,29 @@ void rank(const scalar* values, int64_t candidates, const std::vector<bool>& hig
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> rank_candidates_cpu(const Tensor& criteria,
-                                                               const std::vector<bool>& higher_is_better,
-                                                               const std::vector<double>& weights) {
-  const int64_t axes = criteria.dim();
-  STD_TORCH_CHECK(axes >= 2 && criteria.size(axes - 2) > 0 && criteria.size(axes - 1) > 0,
-                  "criteria must be (...,K,R) with K >= 1 and R >= 1");
-  const int64_t candidates = criteria.size(axes - 2), columns = criteria.size(axes - 1);
-  STD_TORCH_CHECK(static_cast<int64_t>(higher_is_better.size()) == columns &&
-                      static_cast<int64_t>(weights.size()) == columns,
-                  "higher_is_better and weights must have R values");
-  STD_TORCH_CHECK(std::all_of(weights.begin(), weights.end(), [](double weight) { return weight >= 0; }),
-                  "weights must be numbers, and none negative");
+Ranking rank_candidates_cpu(const Tensor& criteria, const std::vector<bool>& higher_is_better,
+                            const std::vector<double>& weights) {
+  check_ranking(criteria, higher_is_better, weights);
+  const Ranking results = new_ranking(criteria);
+  const auto& [ranks, scores, order, winner] = results;
+  const int64_t candidates = criteria.size(criteria.dim() - 2), columns = criteria.size(criteria.dim() - 1);
 
-  const auto sizes = criteria.sizes();
-  const std::vector<int64_t> shape(sizes.begin(), sizes.end()), of_candidates(sizes.begin(), sizes.end() - 1),
-      of_populations(sizes.begin(), sizes.end() - 2);
-  Tensor ranks = torch::stable::new_empty(criteria, shape, ScalarType::Double);
-  Tensor scores = torch::stable::new_empty(criteria, of_candidates, ScalarType::Double);
-  Tensor order = torch::stable::new_empty(criteria, of_candidates, ScalarType::Long);
-  Tensor winner = torch::stable::new_empty(criteria, of_populations, ScalarType::Long);
-
-  const Tensor contiguous = torch::stable::contiguous(criteria);
+  const Tensor contiguous = as_contiguous(criteria);
   for_type_of(criteria, [&](auto scalar, auto value) {
     const auto* values = static_cast<const decltype(scalar)*>(contiguous.const_data_ptr());
     auto* winners = winner.mutable_data_ptr<int64_t>();
-    const Ranking out{ranks.mutable_data_ptr<double>(), scores.mutable_data_ptr<double>(),
+    const Places out{ranks.mutable_data_ptr<double>(), scores.mutable_data_ptr<double>(),
                       order.mutable_data_ptr<int64_t>()};
     const int64_t size = candidates * columns;
     torch::stable::parallel_for(0, winner.numel(), rows_per_task(16 * size), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const Ranking of_one{out.ranks + i * size, out.scores + i * candidates, out.order + i * candidates};
+        const Places of_one{out.ranks + i * size, out.scores + i * candidates, out.order + i * candidates};
         rank<decltype(scalar), decltype(value)>(values + i * size, candidates, higher_is_better, weights, of_one);
         winners[i] = of_one.order[0];
       }
     });
   });
-  return {ranks, scores, order, winner};
+  return results;
 }
 
 }  // namespace

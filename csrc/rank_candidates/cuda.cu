@@ -4,11 +4,10 @@
 // A block ranks a population: it sorts the candidates by each criterion, and at last by their scores.
 
 #include "../common/block_sort.cuh"
+#include "arguments.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
-
-#include <tuple>
 
 namespace tfkd_fast {
 namespace {
@@ -116,7 +115,8 @@ __global__ void __launch_bounds__(kSortThreads, 4) rank_populations(const Call<s
 
 template <typename scalar>
 void run(const Tensor& values, const std::vector<bool>& higher_is_better, const std::vector<double>& weights,
-         const Tensor& ranks, const Tensor& scores, const Tensor& order, const Tensor& winner) {
+         const Ranking& results) {
+  const auto& [ranks, scores, order, winner] = results;
   const int64_t candidates = values.size(values.dim() - 2), criteria = values.size(values.dim() - 1);
   const SortPlan<typename Call<scalar>::T> plan(values, candidates, winner.numel());
   Call<scalar> call{.values = static_cast<const scalar*>(values.const_data_ptr()),
@@ -140,44 +140,30 @@ void run(const Tensor& values, const std::vector<bool>& higher_is_better, const 
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> rank_candidates_cuda(const Tensor& criteria,
-                                                                const std::vector<bool>& higher_is_better,
-                                                                const std::vector<double>& weights) {
-  const int64_t axes = criteria.dim();
-  STD_TORCH_CHECK(axes >= 2 && criteria.size(axes - 2) > 0 && criteria.size(axes - 1) > 0,
-                  "criteria must be (...,K,R) with K >= 1 and R >= 1");
-  const int64_t columns = criteria.size(axes - 1);
-  STD_TORCH_CHECK(static_cast<int64_t>(higher_is_better.size()) == columns &&
-                      static_cast<int64_t>(weights.size()) == columns,
-                  "higher_is_better and weights must have R values");
-  STD_TORCH_CHECK(std::all_of(weights.begin(), weights.end(), [](double weight) { return weight >= 0; }),
-                  "weights must be numbers, and none negative");
-
-  const auto sizes = criteria.sizes();
-  const Tensor ranks = new_contiguous(criteria, {sizes.begin(), sizes.end()}, ScalarType::Double);
-  const Tensor scores = new_contiguous(criteria, {sizes.begin(), sizes.end() - 1}, ScalarType::Double);
-  const Tensor order = new_contiguous(criteria, {sizes.begin(), sizes.end() - 1}, ScalarType::Long);
-  const Tensor winner = new_contiguous(criteria, {sizes.begin(), sizes.end() - 2}, ScalarType::Long);
-  if (winner.numel() == 0) return {ranks, scores, order, winner};
+Ranking rank_candidates_cuda(const Tensor& criteria, const std::vector<bool>& higher_is_better,
+                             const std::vector<double>& weights) {
+  check_ranking(criteria, higher_is_better, weights);
+  const Ranking results = new_ranking(criteria);
+  if (std::get<3>(results).numel() == 0) return results;
 
   const Tensor values = as_contiguous(criteria);
   switch (values.scalar_type()) {
     case ScalarType::Float:
-      run<float>(values, higher_is_better, weights, ranks, scores, order, winner);
+      run<float>(values, higher_is_better, weights, results);
       break;
     case ScalarType::Double:
-      run<double>(values, higher_is_better, weights, ranks, scores, order, winner);
+      run<double>(values, higher_is_better, weights, results);
       break;
     case ScalarType::Half:
-      run<torch::headeronly::Half>(values, higher_is_better, weights, ranks, scores, order, winner);
+      run<torch::headeronly::Half>(values, higher_is_better, weights, results);
       break;
     case ScalarType::BFloat16:
-      run<torch::headeronly::BFloat16>(values, higher_is_better, weights, ranks, scores, order, winner);
+      run<torch::headeronly::BFloat16>(values, higher_is_better, weights, results);
       break;
     default:
       STD_TORCH_CHECK(false, "criteria must be float32, float64, float16 or bfloat16");
   }
-  return {ranks, scores, order, winner};
+  return results;
 }
 
 }  // namespace

@@ -45,3 +45,23 @@ def operator_of(backend: Any, name: str) -> OpOverload:
     if backend.name == "reference" or (backend.name == "cuda" and backend.device.type == "cpu"):
         pytest.skip("no registered operator")
     return fused.overload(fused.NAMESPACES[backend.name], name)
+
+
+def assert_graph_follows(step: Callable[[], tuple[Tensor, ...]], change: Callable[[], object]) -> None:
+    """A captured step gives what an eager one does once its inputs have changed, and the eager one never waits."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    change()
+    graph.replay()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        eager = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(captured, eager)
