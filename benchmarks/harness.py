@@ -3,7 +3,7 @@
 A case is one operator at one shape. Its variants are timed in turns, in blocks of at least a millisecond, each first in
 its turn, so that a slow moment of the machine hits all of them; the figure is the median. Calls rotate through several
 sets of inputs, so that large ones come from memory, as in training; small ones are served by the caches, as logits just
-computed are. What a call allocates is part of it. Temperatures and weights are tensors, as where a controller sets them.
+computed are. What a call allocates is part of it. Temperatures and weights are tensors, as a controller sets them.
 
 The floor is the bytes that must move: each input read once, each result written once. A plain copy that moves as many
 is timed in the same turns: into memory in use (`copy_`), and into new memory (`clone`), which on a processor the system
