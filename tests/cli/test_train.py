@@ -135,7 +135,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120)
 
 def strip_times(log: list[dict[str, object]]) -> list[dict[str, object]]:
     """Events without what may differ: clocks, and the line that says a run went on."""
-    clocks = {"time", "seconds", "images_per_second", "training_seconds"}
+    clocks = {"time", "seconds", "images_per_second", "training_seconds", "compile_seconds"}
     return [{k: v for k, v in event.items() if k not in clocks} for event in log if event["event"] != "resume"]
 
 

@@ -386,11 +386,7 @@ def test_registration() -> None:
         torch.library.opcheck(torch.ops.tfkd_fast.candidate_metrics.default, (z, labels))
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_captured_graph_follows_its_inputs_and_no_call_waits(name: str) -> None:
     first, second = (problem(4, 1000, 10, seed=seed) for seed in range(2))

@@ -51,6 +51,11 @@ def train(
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option()] = None,
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option()] = None,
     loader: Annotated[Literal["auto", "resident", "torchvision"] | None, typer.Option()] = None,
+    compile: Annotated[Literal["auto", "on", "off"] | None, typer.Option(help="torch.compile of the step.")] = None,
+    population: Annotated[
+        Literal["auto", "sequential", "streams", "stacked"] | None,
+        typer.Option(help="How candidates train side by side."),
+    ] = None,
     ops: Annotated[Literal["auto", "reference", "cpp", "cuda", "triton"] | None, typer.Option()] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default under runs/.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --out.")] = False,
@@ -68,6 +73,7 @@ def train(
     }
     overrides = _given(
         {"method": method, "epochs": epochs, "seed": seed, "device": device, "precision": precision, "ops": ops}
+        | {"compile": compile, "population": population}
         | {"data": _given(data), "model": _given({"name": model})}
     )
     for assignment in assignments or []:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import update_bn
 
 from tfkd_fast import ops
 from tfkd_fast.data import Batch, Loader
@@ -24,21 +24,23 @@ def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> tup
     return torch.cat(logits), torch.cat(labels)
 
 
-def metrics_of(models: list[nn.Module], loader: Loader, compute: Compute) -> list[HoldoutMetrics]:
-    """The metrics of each model on the same images, in order and without augmentation."""
+def metrics_of(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[HoldoutMetrics]:
+    """The metrics of each model on the same images, in order and without augmentation; each is done before the next."""
     predictions = [predict(model, loader.in_order(), compute) for model in models]
     table = ops.candidate_metrics(torch.stack([logits for logits, _ in predictions]), predictions[0][1])
     rows = torch.stack([column.double() for column in table], dim=1).tolist()
     return [HoldoutMetrics(**dict(zip(table._fields, row, strict=True))) for row in rows]
 
 
-def averaged_model(average: AveragedModel, batches: Iterable[Batch], compute: Compute) -> nn.Module:
-    """The model with averaged weights, its batch norm re-estimated on training images.
+def take_average(model: nn.Module, weights: dict[str, Tensor], batches: Iterable[Batch], compute: Compute) -> nn.Module:
+    """Fill a model with averaged weights, and re-estimate its batch norm on training images; returns the model.
 
     An average of weights needs statistics of its own: Izmailov et al., "Averaging Weights Leads to Wider Optima", 2018.
     """
-    average.train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    model.train()
     with compute.autocast():
-        update_bn((batch.images for batch in batches), average)
-    model: nn.Module = average.module
+        update_bn((batch.images for batch in batches), model)
     return model

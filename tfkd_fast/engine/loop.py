@@ -6,22 +6,23 @@ The trainer sees the training part of a data set only, split into images to fit 
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 import tfkd_fast
 from tfkd_fast import ops
 from tfkd_fast.data import Dataset, make_loader, split_holdout
 from tfkd_fast.engine.device import Compute
-from tfkd_fast.engine.evaluate import averaged_model, metrics_of
-from tfkd_fast.engine.population import Population
+from tfkd_fast.engine.epoch import Diverged, EpochRun, EpochTrainer
+from tfkd_fast.engine.evaluate import metrics_of, take_average
+from tfkd_fast.engine.groups import choose_side_by_side
+from tfkd_fast.engine.population import Population, WeightAverage
 from tfkd_fast.engine.recipe import Recipe
 from tfkd_fast.engine.run_folder import EventLog, RunFolder
-from tfkd_fast.engine.step import Diverged, EpochRun, train_epoch
 from tfkd_fast.engine.student import save_student
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Context, find_method
@@ -63,12 +64,21 @@ class Trainer:
         )
         if self.method.needs_holdout and self.holdout_loader is None:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
-        self.population = Population(self._build_model, recipe.optimizer, self.method.max_candidates)
+        self.population = Population(self._build_model, self.method.max_candidates)
+        self._epochs = EpochTrainer(
+            self.population,
+            self.method,
+            self.loader,
+            compute,
+            recipe.optimizer,
+            choose_side_by_side(recipe.population, compute.device),
+            self._on_batch,
+        )
         self._epoch = 0
         self._interval: Interval | None = None
         self._student_epochs = 0
         self._images_trained = 0
-        self._training_seconds = 0.0
+        self._training_seconds = self._set_up_seconds = 0.0
         self._earlier_seconds = 0.0  # of this run, in processes before this one
         self._best_epoch, self._best_top1 = 0, -1.0
         self._log: EventLog  # opened by run()
@@ -85,22 +95,18 @@ class Trainer:
             self._run_epoch(self._interval)
             if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
                 self._save()
-        save_student(self.folder.student, self.population.candidates[0].model, self.recipe.model, self.dataset)
+        save_student(self.folder.student, self.population.models[0], self.recipe.model, self.dataset)
         return self._summary()
 
     def _run_epoch(self, interval: Interval) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
-        candidates = self.population.candidates[: interval.candidates]
         last = self._epoch + 1 == interval.end
-        runs = []
-        for slot, candidate in enumerate(candidates):
-            if last and self.method.needs_epoch_average:
-                candidate.epoch_average = candidate.start_average()
-            runs.append(self._train(slot))
-            if self.method.needs_interval_average and interval.candidates > 1:
-                candidate.interval_average = candidate.interval_average or candidate.start_average()
-                candidate.interval_average.update_parameters(candidate.model)
-        holdout = self._judge([candidate.model for candidate in candidates])
+        runs = self._train(interval.candidates, average=last and self.method.needs_epoch_average)
+        if self.method.needs_interval_average and interval.candidates > 1:
+            if self._epoch == interval.first_epoch:
+                self.population.interval_average.restart()
+            self.population.interval_average.add(interval.candidates)
+        holdout = self._judge(self.population.models[: interval.candidates])
         self._epoch += 1
         self._student_epochs += len(runs)
         self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
@@ -109,9 +115,8 @@ class Trainer:
             self._end_interval(runs, holdout)
 
     def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
-        candidates = self.population.candidates[: len(runs)]
-        epoch_averages = self._judge_averages([candidate.epoch_average for candidate in candidates])
-        interval_averages = self._judge_averages([candidate.interval_average for candidate in candidates])
+        epoch_averages = self._judge_average(self.population.epoch_average, len(runs))
+        interval_averages = self._judge_average(self.population.interval_average, len(runs))
         outcome = self.method.end_interval(
             [
                 IntervalResult(runs[slot].training, holdout[slot], epoch_averages[slot], interval_averages[slot])
@@ -119,7 +124,7 @@ class Trainer:
             ]
         )
         self._write(outcome.events)
-        self._keep_best(candidates[outcome.winner].model, holdout[outcome.winner])
+        self._keep_best(self.population.models[outcome.winner], holdout[outcome.winner])
         self.population.continue_from(outcome.winner)
         self._interval = None
 
@@ -127,25 +132,22 @@ class Trainer:
         """At a position within the run, in epochs."""
         return self.recipe.optimizer.learning_rate * self.recipe.schedule.ratio(epoch / self.recipe.epochs)
 
-    def _train(self, slot: int) -> EpochRun:
+    def _train(self, candidates: int, *, average: bool) -> list[EpochRun]:
+        steps = len(self.loader)
+        learning_rates = [self._learning_rate(self._epoch + step / steps) for step in range(steps)]
         try:
-            run = train_epoch(
-                self.population.candidates[slot],
-                slot,
-                self._epoch,
-                method=self.method,
-                loader=self.loader,
-                compute=self.compute,
-                learning_rate=self._learning_rate,
-                on_batch=self._on_batch,
-            )
+            runs = self._epochs.run(candidates, self._epoch, learning_rates, average=average)
         except Diverged as error:
             saved = self.folder.checkpoint_files()
             last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
             raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
-        self._images_trained += run.images
-        self._training_seconds += run.seconds
-        return run
+        self._images_trained += sum(run.images for run in runs)
+        self._training_seconds += sum(run.seconds for run in runs)
+        set_up = sum(run.set_up_seconds for run in runs)
+        if set_up:
+            self._set_up_seconds += set_up
+            self._write([{"event": "compile", "epoch": self._epoch + 1, "seconds": set_up}])
+        return runs
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the last line of the log."""
@@ -158,20 +160,20 @@ class Trainer:
 
     # Judging, on held-out images only.
 
-    def _judge(self, models: list[nn.Module]) -> list[HoldoutMetrics | None]:
+    def _judge(self, models: Iterable[nn.Module]) -> list[HoldoutMetrics | None]:
         if self.holdout_loader is None:
-            return [None] * len(models)
+            return [None for _ in models]
         return list(metrics_of(models, self.holdout_loader, self.compute))
 
-    def _judge_averages(self, averages: list[AveragedModel | None]) -> list[HoldoutMetrics | None]:
+    def _judge_average(self, average: WeightAverage, candidates: int) -> list[HoldoutMetrics | None]:
         """Every candidate on the same images, for the batch norm as for the metrics."""
+        if average.count == 0:
+            return [None] * candidates
         batches = -(-CALIBRATION_IMAGES // self.loader.batch_size)
-        models = [
-            averaged_model(average, islice(self.loader.epoch(self._epoch), batches), self.compute)
-            for average in averages
-            if average is not None
-        ]
-        return self._judge(models) if models else [None] * len(averages)
+        return self._judge(
+            take_average(self._scratch, average.of(slot), islice(self.loader.epoch(self._epoch), batches), self.compute)
+            for slot in range(candidates)
+        )
 
     def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
         if holdout is not None and holdout.top1 > self._best_top1:
@@ -193,6 +195,11 @@ class Trainer:
         model = build_model(self.recipe.model, len(self.dataset.classes), self.dataset.image_shape[0], self.recipe.seed)
         return self.compute.place(model)
 
+    @cached_property
+    def _scratch(self) -> nn.Module:
+        """A network for averaged weights."""
+        return self._build_model()
+
     def _restore(self) -> None:
         """Go on from the newest checkpoint, or write the first line of a new log."""
         state = self.folder.newest_state()
@@ -207,7 +214,8 @@ class Trainer:
         self._epoch = state["epoch"]
         self._interval = Interval(*state["interval"]) if state["interval"] else None
         self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
-        self._training_seconds, self._earlier_seconds = state["training_seconds"], state["seconds"]
+        self._training_seconds, self._set_up_seconds = state["training_seconds"], state["set_up_seconds"]
+        self._earlier_seconds = state["seconds"]
         self._best_epoch, self._best_top1 = state["best_epoch"], state["best_top1"]
         self._log = EventLog(self.folder.metrics, keep=state["log_bytes"])
         self._write([{"event": "resume", "epoch": self._epoch, **self._facts()}])
@@ -225,6 +233,7 @@ class Trainer:
                 "student_epochs": self._student_epochs,
                 "images_trained": self._images_trained,
                 "training_seconds": self._training_seconds,
+                "set_up_seconds": self._set_up_seconds,
                 "seconds": self._elapsed(),
                 "best_epoch": self._best_epoch,
                 "best_top1": self._best_top1,
@@ -256,10 +265,12 @@ class Trainer:
             "precision": self.compute.precision,
             "loader": self.loader.name,
             "ops": ops.backend_of("soft_target_loss", self.compute.device),
-            "parameters": sum(p.numel() for p in self.population.candidates[0].model.parameters()),
+            "parameters": sum(p.numel() for p in self.population.models[0].parameters()),
             "train_images": self.train_images,
             "holdout_images": self.holdout_images,
             "candidates": self.method.max_candidates,
+            "population": self._epochs.side_by_side,
+            "compile": self.compute.compile,
             "version": tfkd_fast.__version__,
             "torch": str(torch.__version__),
         }
@@ -289,6 +300,7 @@ class Trainer:
             "student_epochs": self._student_epochs,
             "images_per_second": self._images_trained / self._training_seconds,
             "training_seconds": self._training_seconds,
+            "compile_seconds": self._set_up_seconds,
             "seconds": self._elapsed(),
         }
 

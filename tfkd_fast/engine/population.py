@@ -1,90 +1,117 @@
 """The trained state: P >= 1 candidates of one architecture; a single student is P = 1."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
-
-from tfkd_fast.engine.schedule import OptimizerSettings
 
 Tree = dict[str, Any]
 
 
-class Candidate:
-    """One student and its optimiser: as state, a plain tree of tensors and numbers that can travel."""
-
-    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
-        self.model = model
-        self.optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-            fused=next(model.parameters()).is_cuda,  # on the CPU the plain loop over tensors is faster
-        )
-        self.epoch_average: AveragedModel | None = None
-        """Running average of the weights over the steps of an epoch, while one is wanted."""
-        self.interval_average: AveragedModel | None = None
-        """Average of the end-of-epoch weights of an interval, while one is wanted."""
-
-    def start_average(self) -> AveragedModel:
-        """An average of this model's weights, empty so far. Its batch norm is to be re-estimated before use."""
-        return AveragedModel(self.model, multi_avg_fn=get_swa_multi_avg_fn())
-
-    def state_dict(self) -> Tree:
-        average = self.interval_average
-        return {
-            "model": self.model.state_dict(),
-            "momentum": self._momentum(),
-            "interval_average": average.state_dict() if average else None,
-        }
-
-    def load_state_dict(self, tree: Tree) -> None:
-        """Copy a candidate's state into this one's tensors."""
-        self.model.load_state_dict(tree["model"])
-        for parameter, momentum in zip(self.model.parameters(), tree["momentum"], strict=True):
-            if momentum is None:
-                self.optimizer.state.pop(parameter, None)
-            else:
-                state = self.optimizer.state[parameter]
-                if state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = torch.empty_like(parameter)
-                state["momentum_buffer"].copy_(momentum)
-        self.interval_average = None
-        if tree["interval_average"] is not None:
-            self.interval_average = self.start_average()
-            self.interval_average.load_state_dict(tree["interval_average"])
-
-    def _momentum(self) -> list[Tensor | None]:
-        """One buffer a parameter, None before the first step."""
-        states = (self.optimizer.state.get(parameter, {}) for parameter in self.model.parameters())
-        return [state.get("momentum_buffer") for state in states]
-
-
 class Population:
-    """P slots that start from the same weights."""
+    """P candidates that start from the same weights.
 
-    def __init__(self, build: Callable[[], nn.Module], settings: OptimizerSettings, size: int) -> None:
-        self.candidates = [Candidate(build(), settings) for _ in range(size)]
+    Every tensor of theirs is a slice of one tensor (P,...): a step can train all of them at once, and copying a winner
+    is copying slices. `models[p]` is an ordinary network whose parameters and buffers are slices p.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], size: int) -> None:
+        self.models = [build() for _ in range(size)]
+        self.weights = _stack([dict(model.named_parameters()) for model in self.models])
+        self.buffers = _stack([dict(model.named_buffers()) for model in self.models])
+        self.momenta = {name: torch.zeros_like(stack) for name, stack in self.weights.items()}
+        self.epoch_average = WeightAverage(self.weights)
+        """Of the weights after each step of an epoch, while one is wanted."""
+        self.interval_average = WeightAverage(self.weights)
+        """Of the weights after each epoch of an interval, while one is wanted."""
+
+    def __len__(self) -> int:
+        return len(self.models)
 
     def continue_from(self, winner: int) -> None:
-        """Copy weights, buffers and momentum of the winner into every slot, and forget the interval's averages."""
-        for candidate in self.candidates:
-            candidate.epoch_average = candidate.interval_average = None
-        tree = self.candidates[winner].state_dict()
-        for slot, candidate in enumerate(self.candidates):
-            if slot != winner:
-                candidate.load_state_dict(tree)
+        """Copy weights, buffers and momentum of the winner into every slot, and forget the averages."""
+        for tensors in (self.weights, self.buffers, self.momenta):
+            for stack in tensors.values():
+                stack.copy_(stack[winner].clone().expand_as(stack))
+        self.epoch_average.count = self.interval_average.count = 0
+
+    def candidate(self, slot: int) -> Tree:
+        """One candidate as a plain tree of tensors and numbers that can travel: copies of its slices."""
+        return {
+            "weights": _slices(self.weights, slot),
+            "buffers": _slices(self.buffers, slot),
+            "momenta": _slices(self.momenta, slot),
+            "interval_sums": _slices(self.interval_average.sums, slot) if self.interval_average.count else {},
+        }
 
     def state_dict(self, active: int) -> Tree:
         """The first `active` slots; the others are equal to slot 0 or not in use."""
-        return {"candidates": [candidate.state_dict() for candidate in self.candidates[:active]]}
+        return {
+            "candidates": [self.candidate(slot) for slot in range(active)],
+            "epochs_averaged": self.interval_average.count,
+        }
 
     def load_state_dict(self, tree: Tree) -> None:
         """Restore the saved slots, and the others as copies of slot 0."""
         saved = tree["candidates"]
-        for slot, candidate in enumerate(self.candidates):
-            candidate.load_state_dict(saved[slot] if slot < len(saved) else saved[0])
+        if tree["epochs_averaged"]:
+            self.interval_average.restart()
+        self.interval_average.count = tree["epochs_averaged"]
+        for slot in range(len(self)):
+            candidate = saved[slot] if slot < len(saved) else saved[0]
+            _fill(self.weights, slot, candidate["weights"])
+            _fill(self.buffers, slot, candidate["buffers"])
+            _fill(self.momenta, slot, candidate["momenta"])
+            _fill(self.interval_average.sums, slot, candidate["interval_sums"])
+
+
+class WeightAverage:
+    """The mean of the weights at several moments, one for every slot; kept as a sum."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self._weights = weights
+        self.sums: dict[str, Tensor] = {}
+        """Name -> (P,...), once a sum was started. They keep their place in memory: a captured step may hold them."""
+        self.count = 0
+        """Moments that were summed."""
+
+    def restart(self) -> None:
+        """Begin with sums of zero."""
+        if not self.sums:
+            self.sums = {name: torch.zeros_like(stack) for name, stack in self._weights.items()}
+        for total in self.sums.values():
+            total.zero_()
+        self.count = 0
+
+    def add(self, candidates: int) -> None:
+        """Sum the present weights of the first candidates."""
+        for name, total in self.sums.items():
+            total[:candidates] += self._weights[name][:candidates]
+        self.count += 1
+
+    def of(self, slot: int) -> dict[str, Tensor]:
+        """The average of one slot by name."""
+        return {name: total[slot] / self.count for name, total in self.sums.items()}
+
+
+def _stack(candidates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Move tensors of the same name into one (P,...), each as its slice, in the memory layout that they have."""
+    stacks = {}
+    for name, first in candidates[0].items():
+        strides = (first.numel(), *first.stride())
+        stack = torch.empty_strided((len(candidates), *first.shape), strides, dtype=first.dtype, device=first.device)
+        for slot, tensors in enumerate(candidates):
+            stack[slot] = tensors[name].detach()
+            tensors[name].data = stack[slot]
+        stacks[name] = stack
+    return stacks
+
+
+def _slices(stacks: dict[str, Tensor], slot: int) -> dict[str, Tensor]:
+    return {name: stack[slot].clone() for name, stack in stacks.items()}
+
+
+def _fill(stacks: dict[str, Tensor], slot: int, values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        stacks[name][slot].copy_(value)

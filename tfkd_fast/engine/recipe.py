@@ -32,6 +32,8 @@ class Recipe(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the training step; auto: on CUDA
+    population: Literal["auto", "sequential", "streams", "stacked"] = "auto"  # how candidates train side by side
     ops: Literal["auto", "reference", "cpp", "cuda", "triton"] = "auto"
     checkpoint_every: int = Field(default=1, ge=1)  # epochs
     tensorboard: bool = False

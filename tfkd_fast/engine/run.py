@@ -54,7 +54,7 @@ def read_recipe(folder: RunFolder) -> Recipe:
 def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: list[Listener]) -> Trainer:
     if recipe.tensorboard:
         listeners = [*listeners, TensorBoardWriter(folder)]
-    compute = resolve_compute(recipe.device, recipe.precision)
+    compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
     ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
     return Trainer(recipe, dataset, compute, folder, listeners)
 

@@ -1,84 +1,63 @@
-"""One epoch of one candidate: the loop that everything else waits for. No host synchronisation inside it."""
+"""One training step of some candidates, over tensors that keep their place: it can be captured as a CUDA graph.
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+No host synchronisation: the learning rate, the targets and the number of the step are read from the device, and what a
+step has to tell is kept there until the epoch ends.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tfkd_fast.data import Loader
-from tfkd_fast.engine.device import Compute
-from tfkd_fast.engine.population import Candidate
-from tfkd_fast.errors import UserError
-from tfkd_fast.methods.protocol import Method, TrainingStatistics
+from tfkd_fast.engine.groups import Group
+from tfkd_fast.engine.schedule import OptimizerSettings
+from tfkd_fast.engine.sgd import sgd_step
+from tfkd_fast.methods.protocol import Method
 
 
-class Diverged(UserError):
-    """The loss is no longer finite."""
+class Records(NamedTuple):
+    """What the steps of an epoch read and write, on the device."""
+
+    step: Tensor  # (1,) int64, counts from 0
+    learning_rates: Tensor  # (steps,) float32
+    losses: Tensor  # (n, steps) float32, a row a candidate
+    totals: Tensor  # (n,3) float64, sums over samples: correct, true-class probability, entropy
+
+    @classmethod
+    def empty(cls, candidates: int, steps: int, device: torch.device) -> "Records":
+        return cls(
+            torch.zeros(1, dtype=torch.int64, device=device),
+            torch.zeros(steps, device=device),
+            torch.zeros(candidates, steps, device=device),
+            torch.zeros(candidates, 3, dtype=torch.float64, device=device),
+        )
+
+    def of(self, rows: slice) -> "Records":
+        """Those of some of the candidates."""
+        return self._replace(losses=self.losses[rows], totals=self.totals[rows])
+
+    def restart(self, learning_rates: list[float]) -> None:
+        """For a new epoch."""
+        for tensor in (self.step, self.losses, self.totals):
+            tensor.zero_()
+        self.learning_rates.copy_(torch.tensor(learning_rates))
 
 
-@dataclass(frozen=True)
-class EpochRun:
-    """What an epoch of one candidate left behind."""
+def train_step(
+    group: Group, images: Tensor, labels: Tensor, records: Records, method: Method, settings: OptimizerSettings
+) -> None:
+    """Forward, loss, backward, update, statistics. The caller counts `records.step`.
 
-    training: TrainingStatistics
-    images: int
-    seconds: float
-
-
-def train_epoch(
-    candidate: Candidate,
-    slot: int,
-    epoch: int,
-    *,
-    method: Method,
-    loader: Loader,
-    compute: Compute,
-    learning_rate: Callable[[float], float],
-    on_batch: Callable[[int], None],
-) -> EpochRun:
-    """Train `candidate` for the 0-based `epoch`. `learning_rate` takes the position within the run, in epochs.
-
-    `on_batch` is told the number of images of each batch, to show progress.
+    Args:
+        images: (1,B,C,H,W) or (n,B,C,H,W), for n candidates in the group.
+        labels: (1,B) or (n,B) int64.
     """
-    model, optimizer = candidate.model.train(), candidate.optimizer
-    steps = len(loader)
-    losses = torch.empty(steps, device=compute.device)
-    totals = torch.zeros(3, dtype=torch.float64, device=compute.device)
-    images_seen = 0
-    started = time.perf_counter()
-    for step, batch in enumerate(loader.epoch(epoch, method.data_stream(slot))):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(epoch + step / steps)
-        with compute.autocast():
-            logits = model(batch.images)
-        loss, statistics = method.loss(logits, batch.labels, slot)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if candidate.epoch_average is not None:
-            candidate.epoch_average.update_parameters(model)
-        losses[step] = loss.detach()
-        totals += torch.stack(statistics)
-        images_seen += len(batch.labels)
-        on_batch(len(batch.labels))
-    training = _training_statistics(losses, totals, images_seen, loader.batch_size)
-    seconds = time.perf_counter() - started
-    _refuse_divergence(losses, epoch, slot)
-    return EpochRun(training, images_seen, seconds)
-
-
-def _training_statistics(losses: Tensor, totals: Tensor, images: int, batch_size: int) -> TrainingStatistics:
-    """Means over the samples; the last batch may be smaller than the others."""
-    sizes = torch.full_like(losses, batch_size)
-    sizes[-1] = images - batch_size * (len(losses) - 1)
-    correct, true_probability, entropy = (totals / images).tolist()
-    return TrainingStatistics(float((losses * sizes).sum() / images), correct, true_probability, entropy)
-
-
-def _refuse_divergence(losses: Tensor, epoch: int, slot: int) -> None:
-    bad = (~torch.isfinite(losses)).nonzero()
-    if len(bad):
-        value, step = losses[bad[0]].item(), int(bad[0]) + 1
-        raise Diverged(f"the loss became {value} in epoch {epoch + 1}, step {step}, candidate {slot}")
+    logits = group.logits(images)
+    losses, statistics = method.loss(logits, labels.expand(len(logits), -1), group.candidates)
+    gradients = torch.autograd.grad(losses.sum(), group.weights)
+    learning_rate = records.learning_rates.index_select(0, records.step)
+    sgd_step(group.weights, gradients, group.momenta, learning_rate, settings)
+    if group.sums:
+        torch._foreach_add_(group.sums, [weight.detach() for weight in group.weights])
+    records.losses.index_copy_(1, records.step, losses.detach().float().unsqueeze(1))
+    records.totals.add_(torch.stack(statistics, dim=1))

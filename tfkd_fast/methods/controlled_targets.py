@@ -81,7 +81,7 @@ class ControlledTargets(Method):
         self._interval = Interval(0, 0, 0)
         self._decision: Decision | None = None  # None during the warm-up
         self._histories: list[tuple[float, ...]] = []
-        self._tables = self._one_hot.unsqueeze(0)
+        self._tables = self._one_hot.repeat(self.max_candidates, 1, 1)  # keep their place: see `Method.loss`
 
     def data_stream(self, candidate: int) -> int:
         return candidate if self._settings.selection.data_order == "own" else 0
@@ -99,10 +99,10 @@ class ControlledTargets(Method):
         self._refresh_tables()
         return Plan(self._interval, [self._decision_event()] if self._target.action_size else [])
 
-    def loss(self, logits: Tensor, labels: Tensor, candidate: int) -> tuple[Tensor, SoftTargetStats]:
+    def loss(self, logits: Tensor, labels: Tensor, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
         """Cross-entropy to the target up to a constant, KL(q || p): its gradient in the logits is p - q."""
-        similarity = self._memory.accumulator[candidate] if self._target.uses_similarity else None
-        return ops.soft_target_loss_with_stats(logits, labels, self._tables[candidate], similarity)
+        similarity = self._memory.accumulator[candidates] if self._target.uses_similarity else None
+        return ops.soft_target_loss_with_stats(logits, labels, self._tables[candidates], similarity)
 
     def end_epoch(self, results: Sequence[EpochResult]) -> None:
         """Similarities move with the student, and the ranks that the tables are built on move with them."""
@@ -154,12 +154,12 @@ class ControlledTargets(Method):
 
     def _refresh_tables(self) -> None:
         """The table of each candidate, from its action and its own similarities."""
-        candidates = self._interval.candidates
+        tables = self._tables[: self._interval.candidates]
         if self._decision is None:
-            self._tables = self._one_hot.repeat(candidates, 1, 1)
+            tables.copy_(self._one_hot.expand_as(tables))
         else:
             actions = self._decision.actions.to(self._context.device)
-            self._tables = self._target.tables(actions, self._memory.similarity[:candidates])
+            tables.copy_(self._target.tables(actions, self._memory.similarity[: len(tables)]))
 
     def _progress(self, epoch: int) -> Progress:
         """What the controller observes before the interval that starts at `epoch`."""
@@ -220,7 +220,7 @@ class ControlledTargets(Method):
 
     def _decision_event(self) -> Event:
         candidates = self._interval.candidates
-        summaries = targets.describe(self._tables, self._memory.similarity[:candidates])
+        summaries = targets.describe(self._tables[:candidates], self._memory.similarity[:candidates])
         decision = self._decision
         return {
             "event": "decision",

@@ -122,8 +122,12 @@ class Method(ABC):
         """The random stream of a candidate's data order and augmentation."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor, candidate: int) -> tuple[Tensor, SoftTargetStats]:
-        """Mean loss () and training statistics of one batch: logits (B,C), labels (B,). No host synchronisation."""
+    def loss(self, logits: Tensor, labels: Tensor, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        """Mean losses (n,) and training statistics of a step of n candidates: logits (n,B,C), labels (n,B).
+
+        No host synchronisation, and every tensor that it reads keeps its place in memory for the whole run: a step is
+        captured once, then replayed.
+        """
 
     @abstractmethod
     def end_epoch(self, results: Sequence[EpochResult]) -> None:

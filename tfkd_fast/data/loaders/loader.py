@@ -55,6 +55,10 @@ class Loader:
         """Batches an epoch."""
         return -(-len(self._labels) // self.batch_size)
 
+    def batch_sizes(self) -> list[int]:
+        """Of each batch of an epoch: all the same but the last, which may be smaller."""
+        return [len(batch) for batch in self._labels.split(self.batch_size)]
+
     def epoch(self, epoch: int, stream: int = 0) -> Iterator[Batch]:
         """Every image once, in random order, augmented; the last batch may be smaller. `epoch` counts from 0.
 

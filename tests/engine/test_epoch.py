@@ -1,0 +1,210 @@
+"""Epochs of several candidates: the three ways to train them side by side, host waits, and CUDA graphs."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tfkd_fast import ops
+from tfkd_fast.data import DataSettings, Loader, make_loader, open_dataset
+from tfkd_fast.engine.device import Compute
+from tfkd_fast.engine.epoch import Diverged, EpochRun, EpochTrainer
+from tfkd_fast.engine.population import Population
+from tfkd_fast.engine.schedule import OptimizerSettings
+from tfkd_fast.methods import Context, Method, find_method
+from tfkd_fast.models import ModelSettings, build_model
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+BATCH = 32
+IMAGES = 5 * BATCH + 7  # the last batch is smaller
+SETTINGS = OptimizerSettings()
+
+
+def make(
+    way: str, device: str = "cpu", *, candidates: int = 3, order: str = "own", dtype: torch.dtype = torch.float32,
+    loader: str = "resident", compile: bool = False, width: float = 0.125,
+) -> tuple[EpochTrainer, Population, Method]:  # fmt: skip
+    """A population on digits whose candidates differ by their targets, and by their data if `order` is own."""
+    compute = Compute(torch.device(device), dtype, compile)
+    settings = DataSettings(batch_size=BATCH, loader=loader)
+    digits = open_dataset(settings)
+    images = digits.read_train().subset(torch.arange(IMAGES))
+    made_loader = make_loader(images, digits, settings, compute.device, dtype, seed=3)
+    entry = find_method("tfkd-mrs")
+    options: dict[str, Any] = {"target": {"family": "scalar"}, "controller": {"name": "random"}}
+    if candidates > 1:
+        options["selection"] = {"budget": "full", "candidates": candidates, "data_order": order}
+    context = Context(10, 4, 0, compute.device, lambda epoch: 1.0)
+    method = entry.build(entry.settings.model_validate(options), context)
+    method.begin_interval(0)
+
+    def build() -> torch.nn.Module:
+        model = compute.place(build_model(ModelSettings(width=width), 10, 1, seed=0))
+        return model.double() if dtype is torch.float64 else model
+
+    population = Population(build, candidates)
+    return (
+        EpochTrainer(population, method, made_loader, compute, SETTINGS, way, lambda images: None),
+        population,
+        method,
+    )
+
+
+def train(trainer: EpochTrainer, epochs: int = 2, candidates: int = 3, rate: float = 0.05) -> list[EpochRun]:
+    """The runs of the last epoch."""
+    steps = -(-IMAGES // BATCH)
+    for epoch in range(epochs):
+        rates = [rate / (1 + epoch + step / steps) for step in range(steps)]
+        runs = trainer.run(candidates, epoch, rates, average=epoch == epochs - 1)
+    return runs
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_epoch_is_the_loop_that_one_writes_by_hand(device: str) -> None:
+    trainer, population, method = make("sequential", device, candidates=1)
+    loader: Loader = trainer._loader
+    model = copy.deepcopy(population.models[0]).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    total, correct, average = 0.0, 0, None
+    runs = train(trainer, candidates=1)
+    for epoch in range(2):
+        total, correct, weights = 0.0, 0, []
+        for step, batch in enumerate(loader.epoch(epoch)):
+            optimizer.param_groups[0]["lr"] = 0.05 / (1 + epoch + step / len(loader))
+            logits = model(batch.images)
+            loss = F.cross_entropy(logits, method._tables[0][batch.labels])
+            entropy = -(method._tables[0] * method._tables[0].log()).nansum(1)[0]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += (loss.item() - entropy.item()) * len(batch.labels)
+            correct += (logits.argmax(1) == batch.labels).sum().item()
+            weights.append([parameter.detach().clone() for parameter in model.parameters()])
+        average = [torch.stack(values).mean(0) for values in zip(*weights, strict=True)]
+    # the loss' own gradient is rounded otherwise than torch's; 12 steps at a high rate carry that on
+    for ours, theirs in zip(population.models[0].parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(population.epoch_average.of(0).values(), average, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert runs[0].training.loss == pytest.approx(total / IMAGES, rel=1e-3)
+    assert runs[0].training.top1 == pytest.approx(correct / IMAGES, abs=1.01 / IMAGES)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("order", ["own", "shared"])
+@pytest.mark.parametrize("way", ["streams", "stacked"])
+def test_candidates_side_by_side_learn_what_they_learn_alone(way: str, order: str, device: str) -> None:
+    # In float64 sums in another order differ by 1e-16 a step, which 12 steps carry on. CUDA multiplies float32 with 10
+    # bits: errors of 1e-3 of a gradient, times the rate.
+    dtype, rate, close = (torch.float64, 0.05, 1e-9) if device == "cpu" else (torch.float32, 1e-3, 1e-4)
+    trainer, population, _ = make("sequential", device, order=order, dtype=dtype)
+    expected = train(trainer, rate=rate)
+    other, others, _ = make(way, device, order=order, dtype=dtype)
+    results = train(other, rate=rate)
+    for run, wanted in zip(results, expected, strict=True):
+        assert run.training.loss == pytest.approx(wanted.training.loss, rel=max(close, 1e-6))  # kept in float32
+        assert run.training.top1 == pytest.approx(wanted.training.top1, abs=1.01 / IMAGES)
+        assert run.images == wanted.images
+    for slot in range(3):
+        for part in ("weights", "buffers", "momenta"):
+            ours, theirs = others.candidate(slot)[part], population.candidate(slot)[part]
+            for name, value in theirs.items():
+                torch.testing.assert_close(ours[name], value, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
+        averages = (each.epoch_average.of(slot) for each in (others, population))
+        for ours, theirs in zip(*(average.values() for average in averages), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
+    losses = [run.training.loss for run in results]
+    assert len(set(losses)) == 3, "the candidates must differ, or the test shows nothing"
+
+
+def test_in_bf16_the_stack_computes_in_bf16() -> None:
+    losses = {}
+    for way in ("sequential", "stacked"):
+        trainer, _, _ = make(way, dtype=torch.bfloat16)
+        losses[way] = [run.training.loss for run in train(trainer, epochs=1)]
+    exact = [run.training.loss for run in train(make("sequential")[0], epochs=1)]
+    for stacked, sequential, fp32 in zip(losses["stacked"], losses["sequential"], exact, strict=True):
+        assert stacked != fp32
+        assert stacked == pytest.approx(sequential, rel=2e-2)  # bf16 has 8 bits, and the losses of 6 steps are averaged
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts the operations that make the host wait for a device: values that Python reads, data-dependent sizes."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.NAMES:
+            self.seen.append(name)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("way", ["sequential", "stacked"])
+def test_the_steps_of_an_epoch_never_wait_for_the_device(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU as a stand-in: what is left out looks at values there alone, where that costs no wait."""
+    trainer, _, _ = make(way)
+    monkeypatch.setattr("tfkd_fast.engine.step.sgd_step", lambda *arguments: None)  # reads the rate on the CPU alone
+    with ops.using_backend("reference"), HostWaits() as waits:
+        train(trainer, epochs=1)
+    assert waits.seen == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
+@pytest.mark.parametrize("loader", ["resident", "torchvision"])
+def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
+    trainer, _, _ = make(way, "cuda", loader=loader)
+    train(trainer, epochs=6)  # the set-up may wait
+    for lane in trainer._lanes[3, False]:
+        lane._records.restart([0.01] * len(lane._sizes))
+        lane._feed.start(1)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for size in lane._sizes:
+                lane._feed.advance()
+                lane._steps[size]()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
+def test_a_captured_step_is_the_step(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, population, _ = make(way, "cuda")
+    train(captured, epochs=4)
+    monkeypatch.setattr("tfkd_fast.engine.capture.UNCAPTURED", 10**6)
+    uncaptured, others, _ = make(way, "cuda")
+    train(uncaptured, epochs=4)
+    for slot in range(3):
+        for name, value in others.candidate(slot)["weights"].items():
+            torch.testing.assert_close(population.candidate(slot)["weights"][name], value, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", ["sequential", "stacked"])
+def test_compiled_it_learns_the_same(way: str, device: str) -> None:
+    plain, _, _ = make(way, device)
+    expected = train(plain, epochs=1)
+    compiled, _, _ = make(way, device, compile=True)
+    results = train(compiled, epochs=1)
+    for run, wanted in zip(results, expected, strict=True):
+        assert run.training.loss == pytest.approx(wanted.training.loss, rel=1e-3)
+        assert run.images < IMAGES  # what was trained on while compiling is timed apart
+    assert results[0].set_up_seconds > results[0].seconds
+
+
+def test_a_loss_that_is_not_finite_is_named() -> None:
+    trainer, population, _ = make("sequential")
+    with torch.no_grad():
+        population.models[1].classifier.bias[0] = torch.inf
+    with pytest.raises(Diverged, match=r"the loss became (nan|inf) in epoch 1, step 1, candidate 1"):
+        train(trainer, epochs=1)

@@ -1,0 +1,177 @@
+"""One epoch of all candidates: which of them step together, and what an epoch leaves behind."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.data import Loader
+from tfkd_fast.engine.capture import RepeatedStep, run_in_parallel
+from tfkd_fast.engine.device import Compute
+from tfkd_fast.engine.feed import Feed, make_feed
+from tfkd_fast.engine.groups import Group, SideBySide, alone, stacked
+from tfkd_fast.engine.population import Population
+from tfkd_fast.engine.schedule import OptimizerSettings
+from tfkd_fast.engine.step import Records, train_step
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.protocol import Method, TrainingStatistics
+
+
+class Diverged(UserError):
+    """The loss is no longer finite."""
+
+
+@dataclass(frozen=True)
+class EpochRun:
+    """What an epoch of one candidate left behind."""
+
+    training: TrainingStatistics
+    images: int
+    """On which `seconds` were spent."""
+    seconds: float
+    """Of training; for candidates that trained at the same time, an equal share."""
+    set_up_seconds: float
+    """Of the first steps of a kind, which compile or capture; likewise a share, and not part of `seconds`."""
+
+
+class EpochTrainer:
+    """Trains the candidates of a population, an epoch at a time."""
+
+    def __init__(
+        self,
+        population: Population,
+        method: Method,
+        loader: Loader,
+        compute: Compute,
+        settings: OptimizerSettings,
+        side_by_side: SideBySide,
+        on_batch: Callable[[int], None],
+    ) -> None:
+        """`on_batch` is told of how many images a step was taken on, summed over the candidates that took it."""
+        self._population, self._method, self._loader = population, method, loader
+        self._compute, self._settings, self.side_by_side = compute, settings, side_by_side
+        self._on_batch = on_batch
+        self._lanes: dict[tuple[int, bool], list[Lane]] = {}
+
+    def run(self, candidates: int, epoch: int, learning_rates: list[float], *, average: bool) -> list[EpochRun]:
+        """Train the first `candidates` for the 0-based `epoch`, with a learning rate for every step.
+
+        With `average`, `population.epoch_average` becomes the mean of the weights after each step.
+
+        Raises:
+            Diverged: a loss was not finite.
+        """
+        if average:
+            self._population.epoch_average.restart()
+        for model in self._population.models[:candidates]:
+            model.train()
+        if (candidates, average) not in self._lanes:
+            self._lanes[candidates, average] = self._make_lanes(candidates, average)
+        lanes = self._lanes[candidates, average]
+        runs = [partial(lane.run, epoch, learning_rates) for lane in lanes]
+        if self.side_by_side == "streams" and self._compute.device.type == "cpu":
+            results = _on_threads(runs)
+        else:
+            results = [run() for run in runs]
+        if average:
+            self._population.epoch_average.count = len(self._loader)
+        return [result for of_lane in results for result in of_lane]
+
+    def _make_lanes(self, candidates: int, average: bool) -> list["Lane"]:
+        make = (self._population, self._compute, self._loader.batch_size, average)
+        if self.side_by_side == "stacked" and candidates > 1:
+            return [self._lane([stacked(candidates, *make)], range(candidates))]
+        groups = [alone(slot, *make) for slot in range(candidates)]
+        if self.side_by_side == "streams" and self._compute.device.type == "cuda":
+            return [self._lane(groups, range(candidates))]
+        return [self._lane([group], range(slot, slot + 1)) for slot, group in enumerate(groups)]
+
+    def _lane(self, groups: list[Group], slots: range) -> "Lane":
+        streams = [self._method.data_stream(slot) for slot in slots]
+        shared = len(set(streams)) == 1
+        feed = make_feed(self._loader, streams[:1] if shared else streams, self._compute.device)
+        return Lane(groups, slots, feed, self._loader, self._method, self._settings, self._compute, self._on_batch)
+
+
+class Lane:
+    """Candidates that take their steps together, on one feed of batches."""
+
+    def __init__(
+        self,
+        groups: list[Group],
+        slots: range,
+        feed: Feed,
+        loader: Loader,
+        method: Method,
+        settings: OptimizerSettings,
+        compute: Compute,
+        on_batch: Callable[[int], None],
+    ) -> None:
+        self._groups, self._slots, self._feed = groups, slots, feed
+        self._method, self._settings, self._device = method, settings, compute.device
+        self._on_batch = on_batch
+        self._sizes = loader.batch_sizes()
+        self._records = Records.empty(len(slots), len(self._sizes), compute.device)
+        self._steps = {
+            size: RepeatedStep(partial(self._step, size), compute.device, compiles=compute.compile)
+            for size in set(self._sizes)
+        }
+
+    def run(self, epoch: int, learning_rates: list[float]) -> list[EpochRun]:
+        """One epoch; a result for each candidate."""
+        images, set_up, started = 0, 0.0, time.perf_counter()
+        self._records.restart(learning_rates)
+        self._feed.start(epoch)
+        for size in self._sizes:
+            self._feed.advance()
+            seconds = self._steps[size]()
+            set_up += seconds
+            images += 0 if seconds else size
+            self._on_batch(size * len(self._slots))
+        losses, totals = self._records.losses.tolist(), self._records.totals.tolist()  # here the host waits
+        seconds = time.perf_counter() - started - set_up
+        if images == 0:  # an epoch of nothing but first steps
+            images, seconds = sum(self._sizes), seconds + set_up
+        share = len(self._slots)
+        return [
+            EpochRun(self._statistics(losses[row], totals[row], epoch, slot), images, seconds / share, set_up / share)
+            for row, slot in enumerate(self._slots)
+        ]
+
+    def _step(self, size: int) -> None:
+        images, labels = self._feed.batch(self._records.step, size)
+        run_in_parallel([partial(self._step_of, group, images, labels) for group in self._groups], self._device)
+        self._records.step.add_(1)
+
+    def _step_of(self, group: Group, images: Tensor, labels: Tensor) -> None:
+        first = self._slots.start
+        rows = slice(group.candidates.start - first, group.candidates.stop - first)
+        own = slice(None) if len(labels) == 1 else rows  # one batch for all, or one for each
+        train_step(group, images[own], labels[own], self._records.of(rows), self._method, self._settings)
+
+    def _statistics(self, losses: list[float], totals: list[float], epoch: int, slot: int) -> TrainingStatistics:
+        """Means over the samples; the last batch may be smaller than the others."""
+        for step, loss in enumerate(losses, start=1):
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss became {loss} in epoch {epoch + 1}, step {step}, candidate {slot}")
+        samples = sum(self._sizes)
+        loss = sum(loss * size for loss, size in zip(losses, self._sizes, strict=True)) / samples
+        correct, true_probability, entropy = (total / samples for total in totals)
+        return TrainingStatistics(loss, correct, true_probability, entropy)
+
+
+def _on_threads(runs: Sequence[Callable[[], list[EpochRun]]]) -> list[list[EpochRun]]:
+    """Run at the same time, on as many threads as torch uses, which share its cores."""
+    threads = torch.get_num_threads()
+    workers = min(threads, len(runs))
+    try:
+        # new threads each time: in MKL a number of threads is set for the whole process
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            return [future.result() for future in [pool.submit(run) for run in runs]]
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,60 @@
+"""How batches reach a training step: handed over by the host, or made in the step from data on the device."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.data import Batch, Loader
+
+Input = tuple[Tensor, Tensor]
+"""Images (n,B,C,H,W) and labels (n,B) int64 for n candidates; n is 1 where all see the same."""
+
+
+class Feed(Protocol):
+    """The batches of an epoch, for candidates that take their steps together."""
+
+    def start(self, epoch: int) -> None:
+        """Before the first step of the 0-based epoch."""
+
+    def advance(self) -> None:
+        """Before each step: what the host has to do for it."""
+
+    def batch(self, step: Tensor, size: int) -> Input:
+        """Inside the step number `step` (1,) int64: its batch of `size` samples."""
+
+
+class HostFeed:
+    """Takes batches from a loader. On CUDA they are copied to where a captured step reads them."""
+
+    def __init__(self, loader: Loader, streams: Sequence[int], *, in_place: bool) -> None:
+        self._loader, self._streams, self._in_place = loader, streams, in_place
+        self._places: dict[int, Input] = {}  # by batch size
+        self._batches: Iterator[tuple[Batch, ...]]
+        self._current: Input
+
+    def start(self, epoch: int) -> None:
+        self._batches = zip(*(self._loader.epoch(epoch, stream) for stream in self._streams), strict=True)
+
+    def advance(self) -> None:
+        batches = next(self._batches)
+        if len(batches) == 1:
+            self._current = batches[0].images.unsqueeze(0), batches[0].labels.unsqueeze(0)
+        else:
+            self._current = torch.stack([b.images for b in batches]), torch.stack([b.labels for b in batches])
+        if self._in_place:
+            size = self._current[1].shape[1]
+            if size not in self._places:
+                self._places[size] = torch.empty_like(self._current[0]), torch.empty_like(self._current[1])
+            for place, new in zip(self._places[size], self._current, strict=True):
+                place.copy_(new)
+            self._current = self._places[size]
+
+    def batch(self, step: Tensor, size: int) -> Input:
+        return self._current
+
+
+def make_feed(loader: Loader, streams: Sequence[int], device: torch.device) -> Feed:
+    """The feed that suits a loader and a device."""
+    return HostFeed(loader, streams, in_place=device.type == "cuda")

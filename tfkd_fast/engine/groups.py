@@ -1,0 +1,91 @@
+"""Candidates that one forward pass trains: one alone, or several side by side as one network with stacked weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from tfkd_fast.engine.device import Compute
+from tfkd_fast.engine.population import Population
+
+SideBySide = Literal["sequential", "streams", "stacked"]
+"""How P candidates train:
+
+* sequential: an epoch of one after an epoch of the other;
+* streams: at the same time, each on its own: branches of one graph on CUDA, on the CPU threads that share the cores;
+* stacked: in one forward pass over stacked weights.
+
+They compute the same for a candidate, up to the order of sums.
+"""
+
+FASTEST: dict[str, SideBySide] = {"cpu": "sequential", "cuda": "streams"}
+"""What `auto` takes, by device: see docs/decisions.md."""
+
+
+def choose_side_by_side(wanted: SideBySide | Literal["auto"], device: torch.device) -> SideBySide:
+    return FASTEST[device.type] if wanted == "auto" else wanted
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a step differentiates and updates."""
+
+    candidates: slice
+    weights: list[Tensor]
+    """Leaves: (...) of one candidate, (n,...) of a stack."""
+    momenta: list[Tensor]
+    sums: list[Tensor]
+    """Of the weights after each step of the epoch; empty where no average is wanted."""
+    logits: Callable[[Tensor], Tensor]
+    """Images (1,B,C,H,W) that all see, or (n,B,C,H,W), to logits (n,B,classes)."""
+
+
+def alone(slot: int, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
+    """One candidate."""
+    model = population.models[slot]
+    forward = compute.compiled(model, batch_size)
+
+    def logits(images: Tensor) -> Tensor:
+        with compute.autocast():
+            return forward(images[0]).unsqueeze(0)
+
+    return Group(
+        slice(slot, slot + 1),
+        list(model.parameters()),
+        [stack[slot] for stack in population.momenta.values()],
+        [stack[slot] for stack in population.epoch_average.sums.values()] if average else [],
+        logits,
+    )
+
+
+def stacked(candidates: int, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
+    """The first candidates as one network."""
+    model = population.models[0]
+    weights = {name: stack[:candidates].detach().requires_grad_() for name, stack in population.weights.items()}
+    buffers = {name: stack[:candidates] for name, stack in population.buffers.items()}
+
+    def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, (weights, buffers), (images,))
+        return logits
+
+    def all_of_them(images: Tensor) -> Tensor:
+        if len(images) == 1:
+            return vmap(one, in_dims=(0, 0, None))(weights, buffers, images[0])
+        return vmap(one)(weights, buffers, images)
+
+    forward = compute.compiled(all_of_them, batch_size)
+
+    def logits(images: Tensor) -> Tensor:
+        with compute.autocast():
+            return forward(images)
+
+    return Group(
+        slice(0, candidates),
+        list(weights.values()),
+        [stack[:candidates] for stack in population.momenta.values()],
+        [stack[:candidates] for stack in population.epoch_average.sums.values()] if average else [],
+        logits,
+    )

@@ -1,0 +1,49 @@
+"""Stochastic gradient descent with momentum, in place over lists of tensors, so that a captured step can hold it."""
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.engine.schedule import OptimizerSettings
+
+
+@torch.no_grad()
+def sgd_step(
+    weights: list[Tensor],
+    gradients: tuple[Tensor, ...],
+    momenta: list[Tensor],
+    learning_rate: Tensor,
+    settings: OptimizerSettings,
+) -> None:
+    """One update, as `torch.optim.SGD` makes it; a momentum that is zero stands for its first step.
+
+    Args:
+        weights, momenta: float32, changed in place; `momenta` are of the same shapes and strides.
+        gradients: float32, of the same shapes.
+        learning_rate: one float32 value on the device of the weights. A captured step reads it anew.
+    """
+    if learning_rate.is_cuda:
+        torch._fused_sgd_(
+            weights,
+            [_laid_out_as(weight, gradient) for weight, gradient in zip(weights, gradients, strict=True)],
+            momenta if settings.momentum else [],
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+            lr=learning_rate,
+            dampening=0.0,
+            nesterov=settings.nesterov,
+            maximize=False,
+            is_first_step=False,
+        )
+        return
+    rate = float(learning_rate)  # on the CPU nobody waits for it
+    for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
+        direction = gradient.add(weight, alpha=settings.weight_decay)
+        momentum.mul_(settings.momentum).add_(direction)
+        if settings.nesterov:
+            direction.add_(momentum, alpha=settings.momentum)
+        weight.add_(direction if settings.nesterov else momentum, alpha=-rate)
+
+
+def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
+    """The fused update walks through memory, so a gradient must lie in memory as its weight does."""
+    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
