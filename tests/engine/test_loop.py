@@ -1,6 +1,9 @@
 """Runs inside one process: what training may read, what it refuses, and what listeners see."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +129,48 @@ def test_a_run_does_not_depend_on_the_loader(tmp_path: Path) -> None:
         trainer(recipe("ce", data={"loader": loader}), tmp_path / loader).run()
     students = [(tmp_path / loader / "student.safetensors").read_bytes() for loader in ("resident", "torchvision")]
     assert students[0] == students[1]
+
+
+def test_deterministic_changes_nothing_on_the_cpu_and_is_forgotten_after_the_run(tmp_path: Path) -> None:
+    for wanted in (False, True):
+        engine.train(recipe("tfkd", deterministic=wanted), tmp_path / str(wanted), listeners=[])
+        assert not torch.are_deterministic_algorithms_enabled()
+    students = [(tmp_path / str(wanted) / "student.safetensors").read_bytes() for wanted in (False, True)]
+    assert students[0] == students[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["ce", "tfkd", "tfkd-mrs"])
+def test_deterministic_gives_the_same_bits_again_on_cuda(tmp_path: Path, method: str) -> None:
+    for run in ("first", "second"):
+        engine.train(recipe(method, device="cuda", deterministic=True), tmp_path / run, listeners=[])
+    students = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("first", "second")]
+    assert students[0] == students[1]
+
+
+WARM_START = """
+import sys
+from pathlib import Path
+import torch
+from tfkd_fast import engine
+from tfkd_fast.engine import make_recipe
+small = {"method": "ce", "epochs": 1, "device": "cpu", "precision": "fp32", "compile": "on", "model": {"width": 0.125}}
+recipe = make_recipe(small | {"data": {"dataset": "digits", "batch_size": 512}})
+summary = engine.train(recipe, Path(sys.argv[1]), listeners=[])
+counters = torch._dynamo.utils.counters["inductor"]
+print(summary["compile_seconds"] > 0, counters["fxgraph_cache_hit"], counters["fxgraph_cache_miss"])
+"""
+
+
+def test_a_second_process_finds_what_the_first_one_compiled(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    printed = []
+    for run in ("cold", "warm"):
+        command = [sys.executable, "-c", WARM_START, str(tmp_path / run)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        printed.append(result.stdout.split())
+    assert printed[0][0] == printed[1][0] == "True"
+    assert int(printed[0][2]) > 0
+    assert int(printed[1][1]) > 0
+    assert printed[1][2] == "0"

@@ -265,7 +265,6 @@ def test_registration(backend: Any, batch: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_captured_graph_follows_its_inputs_and_never_waits(backend: Any) -> None:
     if backend.device.type != "cuda":
         pytest.skip("a backend of the CPU")

@@ -231,7 +231,6 @@ def test_registration() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_captured_graph_follows_its_inputs_and_no_call_waits(name: str) -> None:
     criteria, later = (torch.randint(4, (3, 8, 2)).float().cuda() for _ in range(2))

@@ -448,7 +448,6 @@ def test_compiles_as_one_graph(backend: Any, with_stats: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("batch", [128, 20_000])
 def test_a_captured_graph_follows_its_inputs_and_never_waits(backend: Any, batch: int) -> None:
     if backend.device.type != "cuda":

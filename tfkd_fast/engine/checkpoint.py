@@ -28,10 +28,21 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name is on disk, too: or else a power cut could bring the old file back after newer ones were deleted."""
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -1,8 +1,11 @@
 """Where and in which precision a run computes."""
 
+import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +40,7 @@ class Compute:
         """The network, compiled for full batches if compiling was asked for; a smaller last batch runs as it is."""
         if not self.compile:
             return network
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compile"))  # outlives the process
         compiled = torch.compile(network, fullgraph=True, dynamic=False)
 
         def forward(images: Tensor) -> Tensor:
@@ -46,6 +50,30 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+
+
+def cache_folder() -> Path:
+    """Where the user's cache of this program is (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """The same bits from the same run on CUDA, where torch trades them for speed; the CPU gives the same bits anyway."""
+    checks: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), checks.fill_uninitialized_memory
+    benchmark = torch.backends.cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(wanted)
+    checks.fill_uninitialized_memory = False  # a search for errors, and slow
+    torch.backends.cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        checks.fill_uninitialized_memory = before[1]
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def cpu_capabilities() -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Recipe(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the training step; auto: on CUDA
     population: Literal["auto", "sequential", "streams", "stacked"] = "auto"  # how candidates train side by side
+    deterministic: bool = False  # the same bits again on CUDA, at a price; on the CPU they are the same anyway
     ops: Literal["auto", "reference", "cpp", "cuda", "triton"] = "auto"
     checkpoint_every: int = Field(default=1, ge=1)  # epochs
     tensorboard: bool = False

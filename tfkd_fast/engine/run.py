@@ -5,7 +5,7 @@ from typing import Any
 
 from tfkd_fast import ops
 from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, split_holdout
-from tfkd_fast.engine.device import Compute, resolve_compute
+from tfkd_fast.engine.device import Compute, determinism, resolve_compute
 from tfkd_fast.engine.evaluate import metrics_of
 from tfkd_fast.engine.loop import Listener, Trainer, in_percent
 from tfkd_fast.engine.recipe import Recipe, make_recipe, parse
@@ -22,7 +22,7 @@ def train(
     folder = RunFolder(out)
     if not overwrite:
         folder.refuse_if_taken()
-    with ops.using_backend(recipe.ops):
+    with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
         trainer = _trainer(recipe, open_dataset(recipe.data, download=download), folder, listeners)
         folder.create(recipe.to_toml())
         return _finish(trainer)
@@ -34,7 +34,7 @@ def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
     recipe = read_recipe(folder)
     if folder.summary.exists():
         raise UserError(f"the run in {out} is finished: see {folder.summary}")
-    with ops.using_backend(recipe.ops):
+    with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
         return _finish(_trainer(recipe, open_dataset(recipe.data), folder, listeners))
 
 

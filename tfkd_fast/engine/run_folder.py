@@ -4,6 +4,8 @@ recipe.toml (resolved) · metrics.jsonl (one event a line, flushed) · checkpoin
 best.safetensors (best epoch on the held-out split) · summary.json · report.html · tensorboard/ when asked for.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -64,7 +66,8 @@ class RunFolder:
         path = self.checkpoints / f"epoch-{epoch:05d}.ckpt"
         save_checkpoint(path, state)
         for old in self.checkpoint_files()[:-KEPT_CHECKPOINTS]:
-            old.unlink()
+            with contextlib.suppress(OSError):  # the next one tries again
+                old.unlink()
         return path
 
     def checkpoint_files(self) -> list[Path]:
@@ -86,23 +89,37 @@ class RunFolder:
 
 
 class EventLog:
-    """metrics.jsonl, opened for appending; each line is flushed as it is written."""
+    """metrics.jsonl, opened for appending; each line goes to the file as it is written."""
 
     def __init__(self, path: Path, *, keep: int = 0) -> None:
         """Keep the first `keep` bytes, those written before the checkpoint that a run goes on from."""
-        path.touch()
-        os.truncate(path, min(keep, path.stat().st_size))
-        self._file = path.open("a")
+        self._path = path
+        try:
+            path.touch()
+            os.truncate(path, min(keep, path.stat().st_size))
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._failure(error) from None
 
     def write(self, event: dict[str, Any]) -> None:
-        self._file.write(json.dumps(finite(event)) + "\n")
-        self._file.flush()
+        line = (json.dumps(finite(event)) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise self._failure(error) from None
 
     def size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         self._file.close()
+
+    def _failure(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self._path}: {error.strerror}; the checkpoints are untouched: make it writable, then go on "
+            f"with --resume {self._path.parent}"
+        )
 
 
 def finite(value: Any) -> Any:
