@@ -12,9 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from tfkd_fast import engine
+from tfkd_fast.cli.bench import measure, show
 from tfkd_fast.cli.display import Display
 from tfkd_fast.cli.doctor import examine
+from tfkd_fast.engine.device import resolve_compute
 from tfkd_fast.errors import UserError
+from tfkd_fast.models import ModelSettings
 from tfkd_fast.report import write_report
 
 app = typer.Typer(
@@ -131,6 +134,36 @@ def doctor() -> None:
         for row in rows[1:]:
             table.add_row(*map(escape, row))
         console.print(table)
+
+
+@app.command()
+def bench(
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option()] = "auto",
+    model: Annotated[str, typer.Option(help="The student, by name.")] = "vgg8",
+    width: Annotated[float, typer.Option(help="Multiplies every channel count.")] = 1.0,
+    batch_size: Annotated[int, typer.Option()] = 128,
+    steps: Annotated[int, typer.Option(min=2, help="Of one measurement.")] = 10,
+    rounds: Annotated[int, typer.Option(min=2, help="Measurements of each variant.")] = 7,
+    compiled: Annotated[bool, typer.Option(help="Also beside torch.compile, which takes a minute to compile.")] = True,
+    candidates: Annotated[
+        list[int] | None, typer.Option(help="Also train so many candidates, in every way; may be given again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
+) -> None:
+    """Images a second of the training step on this machine, beside plain PyTorch, with the limit beside it."""
+    figures = measure(
+        resolve_compute(device, precision, "auto"),
+        ModelSettings(name=model, width=width),
+        batch_size=batch_size,
+        steps=steps,
+        rounds=rounds,
+        compiled=compiled,
+        candidates=candidates or [],
+    )
+    show(figures, Console())
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

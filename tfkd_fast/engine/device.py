@@ -59,7 +59,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """The same bits from the same run on CUDA, where torch trades them for speed; the CPU gives the same bits anyway."""
+    """The same bits from the same run on CUDA, where torch trades them for speed; the CPU repeats them anyway."""
     checks: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), checks.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark

@@ -1,0 +1,77 @@
+"""A training loop as one writes it by hand, to measure the engine against: nothing of the engine, the loaders or the
+operators is in it.
+
+Two forms of input: a torchvision DataLoader that transforms image by image (what most people run), and whole batches
+cropped and mirrored by indexing on the device (what a careful person writes).
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+class PerImage(Dataset[tuple[Tensor, int]]):
+    """Images (N,3,32,32) uint8, transformed one at a time."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        from torchvision.transforms import v2  # a second to import
+
+        self.images, self.labels = images, labels
+        self.transform = v2.Compose(
+            [
+                v2.RandomCrop(32, padding=4),
+                v2.RandomHorizontalFlip(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), int(self.labels[index])
+
+
+def dataloader_batches(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Batches:
+    """One epoch through a DataLoader: in the training process on the CPU, whose cores are busy; else by workers."""
+    on_gpu = device.type == "cuda"
+    dataset = PerImage(images.cpu(), labels.cpu())
+    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=8 if on_gpu else 0, pin_memory=on_gpu)
+    for batch, batch_labels in loader:
+        yield batch.to(device, non_blocking=True), batch_labels.to(device, non_blocking=True)
+
+
+def indexed_batches(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Batches:
+    """One epoch of batches that are cropped and mirrored whole."""
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    padded = F.pad(images, (4, 4, 4, 4))
+    windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N,3,9,9,32,32)
+    for index in torch.randperm(len(images), device=device).split(batch_size):
+        dy, dx = torch.randint(9, (2, len(index)), device=device)
+        x = windows[index, :, dy, dx]
+        x = torch.where(torch.rand(len(index), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
+        yield (x.float() / 255 - mean) / std, labels[index]
+
+
+def train_epoch(
+    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, batches: Batches, *, bf16: bool
+) -> None:
+    """Cross-entropy over one epoch."""
+    for images, labels in batches:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def make_sgd(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)

@@ -1,0 +1,81 @@
+"""`tfkd-fast bench`: what is measured, and the tables that a person reads."""
+
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import tfkd_fast
+from tfkd_fast import bench
+from tfkd_fast.engine.device import Compute
+from tfkd_fast.models import ModelSettings
+
+Figures = dict[str, Any]
+
+
+def measure(
+    compute: Compute,
+    model: ModelSettings,
+    *,
+    batch_size: int,
+    steps: int,
+    rounds: int,
+    compiled: bool,
+    candidates: list[int],
+) -> Figures:
+    """Everything that the tables show, as JSON takes it."""
+    workload = bench.Workload(compute, model, batch_size, steps)
+    loops = bench.training(workload, rounds, compiled=compiled)
+    ways = bench.population_curve(workload, candidates, ("sequential", "streams", "stacked"), rounds)
+    return {
+        "device": compute.device_name,
+        "threads": torch.get_num_threads(),
+        "precision": compute.precision,
+        "model": model.model_dump(),
+        "batch_size": batch_size,
+        "version": tfkd_fast.__version__,
+        "torch": str(torch.__version__),
+        "training": [row._asdict() for row in loops],
+        "loaders": [row._asdict() for row in bench.loaders(workload, ("resident",), rounds)],
+        "flops_per_image": bench.flops_per_image(workload),
+        "matrix_flops_per_second": bench.matrix_rate(compute),
+        "population": {size: [row._asdict() for row in rows] for size, rows in ways.items()},
+    }
+
+
+def show(figures: Figures, console: Console) -> None:
+    """One table a question: how fast is a student, and how fast are candidates side by side."""
+    on = f"{figures['device']}, {figures['threads']} threads · {figures['precision']} · {figures['model']['name']}"
+    table = Table(title=f"{on} · batch {figures['batch_size']}", title_justify="left")
+    for heading in ("training step", "images/s", "±", "tfkd-fast", "of the matrix rate"):
+        table.add_column(heading, justify="left" if heading == "training step" else "right")
+    ours = figures["training"][0]["images_per_second"]
+    for row in figures["training"]:
+        speed = row["images_per_second"]
+        share = speed * figures["flops_per_image"] / figures["matrix_flops_per_second"]
+        table.add_row(row["variant"], f"{speed:,.0f}", f"{row['spread']:.0%}", f"{ours / speed:.2f}x", f"{share:.0%}")
+    table.add_section()
+    for row in figures["loaders"]:
+        speed = row["images_per_second"]
+        table.add_row(row["variant"], f"{speed:,.0f}", f"{row['spread']:.0%}", f"{ours / speed:.3f}x", "")
+    console.print(table)
+    console.print(
+        f"The matrix rate, {figures['matrix_flops_per_second'] / 1e12:.2f} TFLOP/s, is that of one large product in "
+        f"{figures['precision']}; a step takes {figures['flops_per_image'] / 1e9:.3f} GFLOP an image, padding included."
+    )
+    if figures["population"]:
+        show_population(figures, console)
+
+
+def show_population(figures: Figures, console: Console) -> None:
+    table = Table(title="candidates side by side, images/s of all together", title_justify="left")
+    table.add_column("candidates", justify="right")
+    ways = [row["variant"] for row in next(iter(figures["population"].values()))]
+    for way in ways:
+        table.add_column(way, justify="right")
+    for size, rows in figures["population"].items():
+        alone = rows[0]["images_per_second"]
+        speeds = (row["images_per_second"] for row in rows)
+        table.add_row(str(size), *(f"{speed:,.0f} ({speed / alone:.2f}x)" for speed in speeds))
+    console.print(table)
