@@ -14,6 +14,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from tfkd_fast.engine.checkpoint import load_checkpoint
+from tfkd_fast.engine.loop import PARTS
 from tfkd_fast.engine.student import load_student
 from tfkd_fast.models import ModelSettings
 
@@ -135,7 +136,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120)
 
 def strip_times(log: list[dict[str, object]]) -> list[dict[str, object]]:
     """Events without what may differ: clocks, and the line that says a run went on."""
-    clocks = {"time", "seconds", "images_per_second", "training_seconds", "compile_seconds"}
+    clocks = {"time", "seconds", "images_per_second", *(f"{part}_seconds" for part in PARTS)}
     return [{k: v for k, v in event.items() if k not in clocks} for event in log if event["event"] != "resume"]
 
 

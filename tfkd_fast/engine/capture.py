@@ -2,8 +2,12 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+
+MemoryPool = Any
+"""As `torch.cuda.graph_pool_handle` gives it; torch has no public name for its type."""
 
 UNCAPTURED = 3
 """Steps that run as they are before one is captured: libraries choose their kernels and get their memory."""
@@ -16,8 +20,11 @@ class RepeatedStep:
     about the first ones (compiling, choosing kernels, capturing) is timed apart.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device, *, compiles: bool) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[[], None], device: torch.device, *, compiles: bool, pool: MemoryPool | None
+    ) -> None:
+        """`pool` is the memory that graphs share which are never replayed at the same time."""
+        self._function, self._pool = function, pool
         self._captures = device.type == "cuda"
         self._set_up_left = UNCAPTURED + 1 if self._captures else int(compiles)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -46,7 +53,7 @@ class RepeatedStep:
         else:
             if self._graph is None:
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph):
+                with torch.cuda.graph(self._graph, pool=self._pool):
                     self._function()
             self._graph.replay()
 

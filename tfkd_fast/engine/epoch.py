@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.data import Loader
-from tfkd_fast.engine.capture import RepeatedStep, run_in_parallel
+from tfkd_fast.engine.capture import MemoryPool, RepeatedStep, run_in_parallel
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.feed import Feed, make_feed
 from tfkd_fast.engine.groups import Group, SideBySide, alone, stacked
@@ -56,6 +56,7 @@ class EpochTrainer:
         self._population, self._method, self._loader = population, method, loader
         self._compute, self._settings, self.side_by_side = compute, settings, side_by_side
         self._on_batch = on_batch
+        self._pool = torch.cuda.graph_pool_handle() if compute.device.type == "cuda" else None
         self._lanes: dict[tuple[int, bool], list[Lane]] = {}
 
     def run(self, candidates: int, epoch: int, learning_rates: list[float], *, average: bool) -> list[EpochRun]:
@@ -95,7 +96,8 @@ class EpochTrainer:
         streams = [self._method.data_stream(slot) for slot in slots]
         shared = len(set(streams)) == 1
         feed = make_feed(self._loader, streams[:1] if shared else streams, self._compute.device)
-        return Lane(groups, slots, feed, self._loader, self._method, self._settings, self._compute, self._on_batch)
+        step = partial(train_step, method=self._method, settings=self._settings)
+        return Lane(groups, slots, feed, step, self._loader.batch_sizes(), self._compute, self._pool, self._on_batch)
 
 
 class Lane:
@@ -106,20 +108,18 @@ class Lane:
         groups: list[Group],
         slots: range,
         feed: Feed,
-        loader: Loader,
-        method: Method,
-        settings: OptimizerSettings,
+        step: Callable[[Group, Tensor, Tensor, Records], None],
+        sizes: list[int],
         compute: Compute,
+        pool: MemoryPool | None,
         on_batch: Callable[[int], None],
     ) -> None:
-        self._groups, self._slots, self._feed = groups, slots, feed
-        self._method, self._settings, self._device = method, settings, compute.device
-        self._on_batch = on_batch
-        self._sizes = loader.batch_sizes()
-        self._records = Records.empty(len(slots), len(self._sizes), compute.device)
+        self._groups, self._slots, self._feed, self._train_step = groups, slots, feed, step
+        self._sizes, self._device, self._on_batch = sizes, compute.device, on_batch
+        self._records = Records.empty(len(slots), len(sizes), compute.device)
         self._steps = {
-            size: RepeatedStep(partial(self._step, size), compute.device, compiles=compute.compile)
-            for size in set(self._sizes)
+            size: RepeatedStep(partial(self._step, size), compute.device, compiles=compute.compile, pool=pool)
+            for size in set(sizes)
         }
 
     def run(self, epoch: int, learning_rates: list[float]) -> list[EpochRun]:
@@ -152,7 +152,7 @@ class Lane:
         first = self._slots.start
         rows = slice(group.candidates.start - first, group.candidates.stop - first)
         own = slice(None) if len(labels) == 1 else rows  # one batch for all, or one for each
-        train_step(group, images[own], labels[own], self._records.of(rows), self._method, self._settings)
+        self._train_step(group, images[own], labels[own], self._records.of(rows))
 
     def _statistics(self, losses: list[float], totals: list[float], epoch: int, slot: int) -> TrainingStatistics:
         """Means over the samples; the last batch may be smaller than the others."""

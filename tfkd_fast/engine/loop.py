@@ -4,7 +4,8 @@ The trainer sees the training part of a data set only, split into images to fit 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
@@ -28,6 +29,9 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Context, find_method
 from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult
 from tfkd_fast.models import build_model
+
+PARTS = ("training", "compile", "evaluation", "steering", "saving")
+"""What a run's seconds go to: steps, their set-up, held-out metrics, method and log, checkpoints."""
 
 CALIBRATION_IMAGES = 2000
 """Training images on which the batch norm of averaged weights is re-estimated (our choice)."""
@@ -78,7 +82,7 @@ class Trainer:
         self._interval: Interval | None = None
         self._student_epochs = 0
         self._images_trained = 0
-        self._training_seconds = self._set_up_seconds = 0.0
+        self._seconds = dict.fromkeys(PARTS, 0.0)
         self._earlier_seconds = 0.0  # of this run, in processes before this one
         self._best_epoch, self._best_top1 = 0, -1.0
         self._log: EventLog  # opened by run()
@@ -89,9 +93,10 @@ class Trainer:
         self._restore()
         while self._epoch < self.recipe.epochs:
             if self._interval is None:
-                plan = self.method.begin_interval(self._epoch)
-                self._interval = plan.interval
-                self._write(plan.events)
+                with self._timed("steering"):
+                    plan = self.method.begin_interval(self._epoch)
+                    self._interval = plan.interval
+                    self._write(plan.events)
             self._run_epoch(self._interval)
             if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
                 self._save()
@@ -109,21 +114,24 @@ class Trainer:
         holdout = self._judge(self.population.models[: interval.candidates])
         self._epoch += 1
         self._student_epochs += len(runs)
-        self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
-        self.method.end_epoch([EpochResult(run.training, metrics) for run, metrics in zip(runs, holdout, strict=True)])
+        with self._timed("steering"):
+            self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
+            results = [EpochResult(run.training, metrics) for run, metrics in zip(runs, holdout, strict=True)]
+            self.method.end_epoch(results)
         if last:
             self._end_interval(runs, holdout)
 
     def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
         epoch_averages = self._judge_average(self.population.epoch_average, len(runs))
         interval_averages = self._judge_average(self.population.interval_average, len(runs))
-        outcome = self.method.end_interval(
-            [
-                IntervalResult(runs[slot].training, holdout[slot], epoch_averages[slot], interval_averages[slot])
-                for slot in range(len(runs))
-            ]
-        )
-        self._write(outcome.events)
+        with self._timed("steering"):
+            outcome = self.method.end_interval(
+                [
+                    IntervalResult(runs[slot].training, holdout[slot], epoch_averages[slot], interval_averages[slot])
+                    for slot in range(len(runs))
+                ]
+            )
+            self._write(outcome.events)
         self._keep_best(self.population.models[outcome.winner], holdout[outcome.winner])
         self.population.continue_from(outcome.winner)
         self._interval = None
@@ -142,10 +150,10 @@ class Trainer:
             last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
             raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
         self._images_trained += sum(run.images for run in runs)
-        self._training_seconds += sum(run.seconds for run in runs)
+        self._seconds["training"] += sum(run.seconds for run in runs)
         set_up = sum(run.set_up_seconds for run in runs)
         if set_up:
-            self._set_up_seconds += set_up
+            self._seconds["compile"] += set_up
             self._write([{"event": "compile", "epoch": self._epoch + 1, "seconds": set_up}])
         return runs
 
@@ -163,7 +171,8 @@ class Trainer:
     def _judge(self, models: Iterable[nn.Module]) -> list[HoldoutMetrics | None]:
         if self.holdout_loader is None:
             return [None for _ in models]
-        return list(metrics_of(models, self.holdout_loader, self.compute))
+        with self._timed("evaluation"):
+            return list(metrics_of(models, self.holdout_loader, self.compute))
 
     def _judge_average(self, average: WeightAverage, candidates: int) -> list[HoldoutMetrics | None]:
         """Every candidate on the same images, for the batch norm as for the metrics."""
@@ -214,13 +223,17 @@ class Trainer:
         self._epoch = state["epoch"]
         self._interval = Interval(*state["interval"]) if state["interval"] else None
         self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
-        self._training_seconds, self._set_up_seconds = state["training_seconds"], state["set_up_seconds"]
+        self._seconds = state["seconds_of"]
         self._earlier_seconds = state["seconds"]
         self._best_epoch, self._best_top1 = state["best_epoch"], state["best_top1"]
         self._log = EventLog(self.folder.metrics, keep=state["log_bytes"])
         self._write([{"event": "resume", "epoch": self._epoch, **self._facts()}])
 
     def _save(self) -> None:
+        with self._timed("saving"):
+            self._save_state()
+
+    def _save_state(self) -> None:
         interval = self._interval
         self.folder.save_checkpoint(
             self._epoch,
@@ -232,14 +245,19 @@ class Trainer:
                 "interval": list(asdict(interval).values()) if interval else None,
                 "student_epochs": self._student_epochs,
                 "images_trained": self._images_trained,
-                "training_seconds": self._training_seconds,
-                "set_up_seconds": self._set_up_seconds,
+                "seconds_of": dict(self._seconds),
                 "seconds": self._elapsed(),
                 "best_epoch": self._best_epoch,
                 "best_top1": self._best_top1,
                 "log_bytes": self._log.size(),
             },
         )
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - started
 
     def _elapsed(self) -> float:
         return self._earlier_seconds + time.perf_counter() - self._started
@@ -298,9 +316,8 @@ class Trainer:
             "best_epoch": self._best_epoch or None,
             "best_holdout_top1": 100 * self._best_top1 if self._best_epoch else None,
             "student_epochs": self._student_epochs,
-            "images_per_second": self._images_trained / self._training_seconds,
-            "training_seconds": self._training_seconds,
-            "compile_seconds": self._set_up_seconds,
+            "images_per_second": self._images_trained / self._seconds["training"],
+            **{f"{part}_seconds": seconds for part, seconds in self._seconds.items()},
             "seconds": self._elapsed(),
         }
 
