@@ -70,7 +70,8 @@ def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., 
         operator: a registered operator.
         backend: this one, strictly. None leaves it to `using_backend`, then to the environment variable TFKD_FAST_OPS,
             then picks the fastest that serves. A backend forced in one of these two ways is strict for tensors on the
-            device that it is for; others, such as a few numbers on the CPU, are served as if none were forced.
+            device that it is for; others, such as a few numbers on the CPU, are served as if none were forced, and so
+            are operators without that backend.
         tensor: the operator's main input: its device and dtype decide.
 
     Raises:
@@ -139,7 +140,7 @@ def _choose(operator: str, backend: str | None, tensor: Tensor) -> str:
         return backend
     if _forced != "auto":
         _check_forced(_forced)
-        if DEVICES.get(_forced, tensor.device.type) == tensor.device.type:
+        if _forced in _operators[operator] and DEVICES.get(_forced, tensor.device.type) == tensor.device.type:
             _refuse_forced(operator, tensor)
             return _forced
     implementations = _operators[operator]

@@ -1,0 +1,125 @@
+"""3x3 convolution, as a network of small images needs it: its last maps are mostly border."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tfkd_fast.ops import backends, fused
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """Convolution of stride 1 and padding 1 in the dtype of x, or inside an autocast region in that of the region.
+
+    Args:
+        x: (B,C,H,W) floating point.
+        weight: (K,C,3,3), float32 or of the dtype of x; the gradient has its dtype and memory format.
+        bias: (K,), of the dtype of the weight.
+        backend: an operator backend; None picks the fastest that serves the tensors: cpp for small maps in bfloat16.
+
+    Returns:
+        (B,K,H,W). From channels-last x it is channels-last; from cpp always.
+
+    Raises:
+        ValueError: for shapes that do not fit; TypeError for dtypes.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    _check(x, weight, bias)
+    if backend is None and not _gains(x):
+        backend = "reference"
+    result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
+    return result
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(f"weight must be (K,C,3,3), got {tuple(weight.shape)}")
+    if x.dim() != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x must be (B,{weight.shape[1]},H,W) for this weight, got {tuple(x.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},) for this weight, got {tuple(bias.shape)}")
+    if weight.dtype not in (torch.float32, x.dtype):
+        raise TypeError(f"weight must be float32 or {x.dtype} for this x, got {weight.dtype}")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"bias must be {weight.dtype} as the weight is, got {bias.dtype}")
+
+
+# The definition.
+
+
+def _reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+
+
+# The compiled backend.
+
+MOST_POSITIONS = 16
+"""Of a map where cpp is faster than oneDNN's convolution, which computes on the padding: 44 % of the work at 4x4."""
+
+_MULTIPLIES_BFLOAT16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _gains(x: Tensor) -> bool:
+    """Whether cpp is there for such a tensor. Others are the reference's, whatever backend is forced on the process."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False  # torch.func maps and differentiates the reference
+    return x.dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16 and x.shape[2] * x.shape[3] <= MOST_POSITIONS
+
+
+def _refuses(x: Tensor) -> str | None:
+    if x.dtype != torch.bfloat16:
+        return f"it serves bfloat16 tensors, not {x.dtype} tensors"
+    if not _MULTIPLIES_BFLOAT16:
+        return "this processor has no matrix product in bfloat16"
+    return fused.cpp_refuses(x)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+@once_differentiable  # type: ignore[untyped-decorator]
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    of_x, of_weight, of_bias = ctx.needs_input_grad
+    return (
+        _operators.conv3x3_input_gradient(gradient, weight) if of_x else None,
+        _operators.conv3x3_weight_gradient(gradient, x, weight) if of_weight else None,
+        gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if of_bias else None,
+    )
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _fake_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    return _fake(gradient, weight.transpose(0, 1), None)
+
+
+def _fake_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(weight)
+
+
+fused.define("conv3x3", None, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
+fused.define("conv3x3_input_gradient", None, "(Tensor gradient, Tensor weight) -> Tensor", _fake_input_gradient)
+fused.define(
+    "conv3x3_weight_gradient", None, "(Tensor gradient, Tensor x, Tensor weight) -> Tensor", _fake_weight_gradient
+)
+_operators = getattr(torch.ops, fused.NAMESPACES["cpp"])
+torch.library.register_autograd(f"{fused.NAMESPACES['cpp']}::conv3x3", _backward, setup_context=_setup_context)
+backends.register("conv3x3", "reference", _reference)
+backends.register(
+    "conv3x3",
+    "cpp",
+    fused.overload(fused.NAMESPACES["cpp"], "conv3x3"),
+    refuses=_refuses,
+    about=backends.native_library.about,
+)
