@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tfkd_fast import ops
 from tfkd_fast.models import ModelSettings, build_model, vgg8
 
 
@@ -43,6 +45,25 @@ def test_equals_the_network_written_out_layer_by_layer() -> None:
 LEAVES = [("conv", "weight"), ("conv", "bias")] + [
     ("norm", leaf) for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 ]
+
+
+def test_a_training_step_in_bfloat16_has_the_gradients_of_torch() -> None:
+    """Our operators round as torch's do, but sum in another order: of some numbers they give the next bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(16, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+    model = build_model(ModelSettings(), 100, 3, seed=0).to(memory_format=torch.channels_last)
+    gradients = []
+    for backend in ("auto", "reference"):
+        with ops.using_backend(backend), torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(model(images), torch.arange(16))
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    # Weight and bias together: before batch norm the gradient of a bias is 0, and what there is of it is rounding.
+    layers = [
+        torch.cat([weight.flatten(), bias]) for g in gradients for weight, bias in zip(g[::2], g[1::2], strict=True)
+    ]
+    for ours, plain in zip(layers[: len(layers) // 2], layers[len(layers) // 2 :], strict=True):
+        # Between the first layer and the loss lie 20 tensors, there and back; each may be off by one rounding.
+        assert (ours - plain).norm() <= 20 * 2**-9 * plain.norm()
 
 
 def test_multiply_adds() -> None:

@@ -111,9 +111,9 @@ def using_backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
-def status(device: torch.device | None = None) -> list[OperatorStatus]:
-    """Every backend of every operator for float32 tensors on a device, by default the GPU where there is one."""
-    tensor = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def status(device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> list[OperatorStatus]:
+    """Every backend of every operator for tensors on a device, by default the GPU where there is one."""
+    tensor = torch.empty(0, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return [
         OperatorStatus(operator, tuple(_backend_status(operator, backend, tensor) for backend in BACKENDS))
         for operator in _operators
