@@ -191,7 +191,7 @@ void for_each_position(const Kind& kind, int64_t first, int64_t last, int64_t el
   });
 }
 
-// Samples that are gathered at once: their rows stay in the caches, and are enough to make good for reading the weights.
+// So many are gathered at once: enough to make good for reading the weights, and memory that does not grow with the batch.
 constexpr int64_t kPositionsAtOnce = 2048;
 
 // x (B,I,H,W) channels last -> (B,O,H,W).
@@ -256,7 +256,7 @@ Tensor columns_of(const Tensor& x, int64_t begin, int64_t end) {
   return columns;
 }
 
-// Where a tap at `offset` from the outputs begin..end of `size` finds its inputs inside.
+// Along one axis: the first of the outputs whose inputs under a tap are inside, the first of these inputs, and how many.
 struct Overlap {
   int64_t outputs, inputs, count;
   Overlap(int64_t size, int64_t offset)

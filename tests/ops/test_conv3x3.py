@@ -301,7 +301,8 @@ def test_an_autocast_region_sets_the_dtype() -> None:
     assert torch.equal(y, conv3x3(rounded.x, p.weight, p.bias))
 
 
-def test_torch_func_is_left_to_the_reference() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_torch_func_is_left_to_the_reference(compiled: bool) -> None:
     """Also where the weights alone are mapped."""
     p = problem((16, 256, 256, 4, 4))
     weights = torch.stack([p.weight.detach(), -p.weight.detach()])
@@ -309,8 +310,12 @@ def test_torch_func_is_left_to_the_reference() -> None:
     def loss(weight: Tensor) -> Tensor:
         return (conv3x3(p.x.detach(), weight, p.bias.detach()) * p.upstream).float().sum()
 
+    mapped = torch.func.vmap(torch.func.grad(loss))
+    if compiled:
+        torch.compiler.reset()
+        mapped = torch.compile(mapped, fullgraph=True, backend="aot_eager")
     with called() as names:
-        gradients = torch.func.vmap(torch.func.grad(loss))(weights)
+        gradients = mapped(weights)
     assert names == []
     _, _, expected, _ = with_gradients(p, "reference")
     # Two gradients of the same sums, 256 terms, in two orders, and rounded to bfloat16.

@@ -26,10 +26,11 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
     Raises:
         ValueError: for shapes that do not fit; TypeError for dtypes.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    transformed = torch._C._are_functorch_transforms_active()  # by torch.func: torch's own rules, also of autocast
+    if not transformed and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     _check(x, weight, bias)
-    if backend is None and not _gains(x, weight):
+    if backend is None and (transformed or not _gains(x, weight)):
         backend = "reference"
     result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
     return result
@@ -68,8 +69,6 @@ _MULTIPLIES_BFLOAT16: bool = torch.backends.mkldnn.is_available() and torch.ops.
 
 def _gains(x: Tensor, weight: Tensor) -> bool:
     """Whether cpp is there for such a call. Others are the reference's, whatever backend is forced on the process."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return False  # torch.func maps and differentiates the reference
     if x.dtype != torch.bfloat16 or not _MULTIPLIES_BFLOAT16:
         return False
     positions = x.shape[2] * x.shape[3]
