@@ -53,7 +53,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    if not torch.is_autocast_enabled(x.device.type):  # which casts, too, and once where a weight is used twice
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight, bias, padding=1)
 
 
 # The compiled backend.
