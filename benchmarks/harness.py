@@ -81,11 +81,11 @@ def short(dtype: torch.dtype) -> str:
     return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64", torch.float16: "fp16"}[dtype]
 
 
-def our_backends(operator: str, device: torch.device) -> list[str]:
+def our_backends(operator: str, device: torch.device, dtype: torch.dtype = torch.float32) -> list[str]:
     """Our backends that serve the device, in C++ or on a GPU: an interpreter is not worth a measurement."""
     ready = {
         status.name
-        for one in backends.status(device)
+        for one in backends.status(device, dtype)
         if one.name == operator
         for status in one.backends
         if status.state != "refused" and backends.DEVICES.get(status.name) == device.type

@@ -45,7 +45,7 @@ def each(cases: list[Case]) -> Callable[[Callable[..., None]], Callable[..., Non
         pytest.param(case, name, id=f"{case.shape} {case.name.split()[-1]} {name}")
         for case in cases
         if DEVICE.type in case.devices
-        for name in our_backends(case.operator, DEVICE)
+        for name in our_backends(case.operator, DEVICE, case.dtype)
     ]
     parametrize = pytest.mark.parametrize(("case", "variant"), rows)
     return lambda function: pytest.mark.benchmark(timer=_clock)(parametrize(function))

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tfkd_fast import ops
 from tfkd_fast.models import ModelSettings, build_model, vgg8
 
 
@@ -43,6 +45,44 @@ def test_equals_the_network_written_out_layer_by_layer() -> None:
 LEAVES = [("conv", "weight"), ("conv", "bias")] + [
     ("norm", leaf) for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 ]
+
+
+def test_a_training_step_in_bfloat16_has_the_gradients_of_torch() -> None:
+    """Our operators round as torch's do, but sum in another order: of some numbers they give the next bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(16, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+    model = build_model(ModelSettings(), 100, 3, seed=0).to(memory_format=torch.channels_last)
+    gradients = []
+    for backend in ("auto", "reference"):
+        with ops.using_backend(backend), torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(model(images), torch.arange(16))
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    # Weight and bias together: before batch norm the gradient of a bias is 0, and what there is of it is rounding.
+    layers = [
+        torch.cat([weight.flatten(), bias]) for g in gradients for weight, bias in zip(g[::2], g[1::2], strict=True)
+    ]
+    for ours, plain in zip(layers[: len(layers) // 2], layers[len(layers) // 2 :], strict=True):
+        # Between the first layer and the loss lie 20 tensors, there and back; each may be off by one rounding.
+        assert (ours - plain).norm() <= 20 * 2**-9 * plain.norm()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("outside", [True, False])
+def test_networks_side_by_side_by_vmap_in_bfloat16(training: bool, outside: bool) -> None:
+    """Wherever the autocast region begins."""
+    networks = [build_model(ModelSettings(), 10, 3, seed).train(training) for seed in (0, 1)]
+    weights, buffers = torch.func.stack_module_state(networks)
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def logits(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not outside):
+            return torch.func.functional_call(networks[0], (weights, buffers), (images,))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+        stacked = torch.func.vmap(logits)(weights, {name: buffer.clone() for name, buffer in buffers.items()})
+    exact = torch.stack([network(images) for network in networks])
+    # Five layers round two tensors each, by 2^-9 of their size.
+    assert (stacked - exact).norm() <= 10 * 2**-9 * exact.norm()
 
 
 def test_multiply_adds() -> None:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tfkd_fast import ops
+
 
 class Features(NamedTuple):
     """Inner representations, for methods that distil them."""
@@ -19,13 +21,23 @@ class Features(NamedTuple):
     pooled: Tensor  # (B, width of the last stage)
 
 
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of padding 1."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv3x3(x, self.weight, self.bias)
+
+
 class Stage(nn.Module):
     """Convolutions of one resolution with batch norm; ReLU between them, the last one left to the network."""
 
     def __init__(self, in_channels: int, widths: list[int]) -> None:
         super().__init__()
         channels = [in_channels, *widths]
-        self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(channels, widths, strict=False))
+        self.conv = nn.ModuleList(Conv3x3(a, b) for a, b in zip(channels, widths, strict=False))
         self.norm = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from tfkd_fast.ops.backends import BackendStatus, OperatorStatus, backend_of, status, using_backend
 from tfkd_fast.ops.candidate_metrics import CandidateMetrics, candidate_metrics
+from tfkd_fast.ops.conv3x3 import conv3x3
 from tfkd_fast.ops.distillation import distillation_loss
 from tfkd_fast.ops.peer import peer_loss
 from tfkd_fast.ops.rank_binned_targets import rank_binned_targets
@@ -16,6 +17,7 @@ __all__ = [
     "SoftTargetStats",
     "backend_of",
     "candidate_metrics",
+    "conv3x3",
     "distillation_loss",
     "peer_loss",
     "rank_binned_targets",

@@ -1,0 +1,136 @@
+"""3x3 convolution, as a network of small images needs it: its last maps are mostly border."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tfkd_fast.ops import backends, fused
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """Convolution of stride 1 and padding 1 in the dtype of x, or inside an autocast region in that of the region.
+
+    Args:
+        x: (B,C,H,W) floating point.
+        weight: (K,C,3,3), float32 or of the dtype of x; its gradient is of the same dtype.
+        bias: (K,), of the dtype of the weight.
+        backend: an operator backend; None picks the fastest that serves the tensors: cpp for wide layers on small maps
+            in bfloat16.
+
+    Returns:
+        (B,K,H,W). From channels-last x it is channels-last; from cpp always.
+
+    Raises:
+        ValueError: for shapes that do not fit; TypeError for dtypes.
+    """
+    transformed = torch._C._are_functorch_transforms_active()  # by torch.func: torch's own rules, also of autocast
+    if not transformed and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    _check(x, weight, bias)
+    if backend is None and (transformed or not _gains(x, weight)):
+        backend = "reference"
+    result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
+    return result
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(f"weight must be (K,C,3,3), got {tuple(weight.shape)}")
+    if x.dim() != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x must be (B,{weight.shape[1]},H,W) for this weight, got {tuple(x.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},) for this weight, got {tuple(bias.shape)}")
+    if weight.dtype not in (torch.float32, x.dtype):
+        raise TypeError(f"weight must be torch.float32 or of the dtype of x, {x.dtype}, got {weight.dtype}")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"bias must be {weight.dtype} as the weight is, got {bias.dtype}")
+
+
+# The definition.
+
+
+def _reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not torch.is_autocast_enabled(x.device.type):  # which casts, too, and once where a weight is used twice
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+# The compiled backend.
+
+# Measured on AVX-512 against oneDNN's convolution, which computes on the padding, too: 144 taps instead of 100 at 4x4.
+# Larger maps save too little; narrower layers are no slower there; few rows do not make good for laying out the weight.
+MOST_POSITIONS = 25
+FEWEST_ROWS = 256
+FEWEST_CHANNEL_PAIRS = 256 * 256
+
+_MULTIPLIES_BFLOAT16: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _gains(x: Tensor, weight: Tensor) -> bool:
+    """Whether cpp is there for such a call. Others are the reference's, whatever backend is forced on the process."""
+    if x.dtype != torch.bfloat16 or not _MULTIPLIES_BFLOAT16:
+        return False
+    positions = x.shape[2] * x.shape[3]
+    return (
+        0 < positions <= MOST_POSITIONS
+        and x.shape[0] * positions >= FEWEST_ROWS
+        and weight.shape[0] * weight.shape[1] >= FEWEST_CHANNEL_PAIRS
+    )
+
+
+def _refuses(x: Tensor) -> str | None:
+    if x.dtype != torch.bfloat16:
+        return f"it serves bfloat16 tensors, not {x.dtype} tensors"
+    if not _MULTIPLIES_BFLOAT16:
+        return "this processor has no matrix product in bfloat16"
+    return fused.cpp_refuses(x)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+@once_differentiable
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    of_x, of_weight, of_bias = ctx.needs_input_grad
+    return (
+        _operators.conv3x3_input_gradient(gradient, weight) if of_x else None,
+        _operators.conv3x3_weight_gradient(gradient, x, weight) if of_weight else None,
+        gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if of_bias else None,
+    )
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _fake_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    return _fake(gradient, weight.transpose(0, 1), None)
+
+
+def _fake_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(weight)
+
+
+fused.define("conv3x3", None, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
+fused.define("conv3x3_input_gradient", None, "(Tensor gradient, Tensor weight) -> Tensor", _fake_input_gradient)
+fused.define(
+    "conv3x3_weight_gradient", None, "(Tensor gradient, Tensor x, Tensor weight) -> Tensor", _fake_weight_gradient
+)
+_operators = getattr(torch.ops, fused.NAMESPACES["cpp"])
+torch.library.register_autograd(f"{fused.NAMESPACES['cpp']}::conv3x3", _backward, setup_context=_setup_context)
+backends.register("conv3x3", "reference", _reference)
+backends.register(
+    "conv3x3",
+    "cpp",
+    fused.overload(fused.NAMESPACES["cpp"], "conv3x3"),
+    refuses=_refuses,
+    about=backends.native_library.about,
+)
