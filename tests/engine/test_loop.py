@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tfkd_fast import engine
-from tfkd_fast.data import Dataset, ImageSet, open_dataset
+from tfkd_fast.data import Dataset, ImageSet, missing_loaders, open_dataset
 from tfkd_fast.engine import Recipe, RunFolder, make_recipe
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.loop import Trainer
@@ -125,10 +125,12 @@ def test_tensorboard_gets_every_curve(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_depend_on_the_loader(tmp_path: Path) -> None:
-    for loader in ("resident", "torchvision"):
+    """Not for arrays, and not for PNG files of the right size."""
+    loaders = [name for name, reason in missing_loaders().items() if reason is None]
+    for loader in loaders:
         trainer(recipe("ce", data={"loader": loader}), tmp_path / loader).run()
-    students = [(tmp_path / loader / "student.safetensors").read_bytes() for loader in ("resident", "torchvision")]
-    assert students[0] == students[1]
+    students = {(tmp_path / loader / "student.safetensors").read_bytes() for loader in loaders}
+    assert len(students) == 1
 
 
 def test_deterministic_changes_nothing_on_the_cpu_and_is_forgotten_after_the_run(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.data.loaders.test_loaders import COUNT, CPU, assert_same, dataset_of, loader_of
 from tfkd_fast.cli.doctor import examine
-from tfkd_fast.data import DataSettings, LoaderChoice, choose_loader, loaders, missing_loaders
-from tfkd_fast.data.images import FileImages
+from tfkd_fast.data import DataSettings, LoaderChoice, choose_loader, loaders, missing_loaders, open_dataset
 from tfkd_fast.errors import UserError
 
 NEEDED = COUNT * 3 * 40 * 40  # bytes of the padded images
@@ -82,11 +82,15 @@ def test_without_dali_it_is_refused_and_auto_does_without() -> None:
 
 @pytest.mark.skipif("dali" not in INSTALLED, reason="DALI is not installed")
 @pytest.mark.usefixtures("measured")
-def test_auto_does_not_take_dali_for_files_that_it_does_not_read() -> None:
-    images = FileImages([Path("a.gif")], torch.tensor([0]), 32)
-    assert (
-        loaders._refusal("dali", images, 4, CPU) == "does not read .gif files such as a.gif: use --loader torchvision"
-    )
+def test_auto_does_not_take_dali_for_files_that_it_does_not_read(tmp_path: Path) -> None:
+    for name in ("train/a/1.gif", "train/b/2.gif", "test/a/3.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    settings = DataSettings(dataset="folder", root=str(tmp_path))
+    dataset = open_dataset(settings)
+    found = choose_loader(dataset.read_train(), dataset, settings, CPU, torch.float32, seed=5)
+    assert re.fullmatch(r"does not read \.gif files such as .*1\.gif: use --loader torchvision", found.refused["dali"])
+    assert sorted(found.images_per_second) == ["resident", "torchvision"]
 
 
 def test_doctor_shows_each_loader() -> None:
