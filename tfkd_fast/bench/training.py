@@ -202,7 +202,7 @@ def _plain(
 ) -> Callable[[], None]:
     images, device = workload.image_set(), workload.compute.device
     pixels, labels = images.all_images().to(device), images.labels.to(device)
-    model = workload.build().to(memory_format=memory_format).train()  # type: ignore[call-overload]
+    model = workload.build().to(memory_format=memory_format).train()
     optimizer = plain_loop.make_sgd(model)
     network = torch.compile(model) if compiled else model
 
