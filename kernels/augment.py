@@ -54,7 +54,9 @@ def _show(
         y += top
         x += left
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        shown = tl.load(image + (y * width + x) * CHANNELS + channel, mask=inside & in_range & (value < values), other=0)
+        shown = tl.load(
+            image + (y * width + x) * CHANNELS + channel, mask=inside & in_range & (value < values), other=0
+        )
         normalised = tl.div_rn(shown.to(tl.float32) - tl.load(mean + channel), tl.load(std + channel))
         normalised = tl.where(in_range, normalised, float("nan"))
         tl.store(out + place * values + value, normalised.to(out.dtype.element_ty), mask=value < values)
