@@ -1,7 +1,7 @@
 """Random windows of padded images, mirrored and normalised. The definition is `tfkd_fast.ops.augment`.
 
-A program shows a part of one image. It draws the window itself, Philox for one sample, and visits the values of its part
-in the order in which they are written; what it reads lies in the same order but for the mirrored rows.
+A program shows a part of one image. It draws the window itself, Philox for one sample, and visits the values in the
+order in which they are written; what it reads lies in the same order, or within a row in the opposite one.
 """
 
 import torch

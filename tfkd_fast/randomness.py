@@ -27,8 +27,10 @@ class Purpose(IntEnum):
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:
     """Philox4x32-10: four random words from four counter words and two key words.
 
-    `counter` holds int64 tensors of words that broadcast against each other and the key, on any device; the four results
-    have the broadcast shape. Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3.
+    `counter` holds int64 tensors of words that broadcast against each other and the key, on any device; the four
+    results have the broadcast shape.
+
+    Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

@@ -47,8 +47,8 @@ def augment(
         (B,C,H,W), or (P,B,C,H,W) where indices or draw have the P axis, channels-last in memory.
 
     Raises:
-        ValueError: for shapes or a pad that do not fit; TypeError for dtypes; IndexError from the C++ backend for an index
-            that is out of range. The other backends do with it what they do with a label.
+        ValueError: for shapes or a pad that do not fit; TypeError for dtypes; IndexError from the C++ backend for an
+            index that is out of range. The other backends do with it what they do with a label.
     """
     _check(images, indices, draw, pad, mean, std, dtype)
     function = backends.select("augment", backend, images)
@@ -115,8 +115,8 @@ def _reference(
     top, left, mirrored = (column.reshape(-1, 1) for column in windows)
     padded = F.pad(images.index_select(0, indices.flatten()), (0, 0, pad, pad, pad, pad))
 
-    # Every run of `width` pixels is a row of a view that takes no memory: copying such rows is several times faster than
-    # copying pixels by their places.
+    # Every run of `width` pixels is a row of a view that takes no memory: copying such rows is several times faster
+    # than copying pixels by their places.
     runs = padded.flatten().unfold(0, width * channels, channels)
     image, row = (torch.arange(size, device=images.device) for size in (len(padded), height))
     first_row = image[:, None] * padded.shape[1] + top
@@ -170,7 +170,8 @@ def _vmap(operator: OpOverload, info: Any, in_dims: Any, *args: Any) -> tuple[An
 fused.define(
     "augment",
     "augment",
-    "(Tensor images, Tensor indices, Tensor draw, int pad, bool flip, Tensor mean, Tensor std, ScalarType dtype) -> Tensor",
+    "(Tensor images, Tensor indices, Tensor draw, int pad, bool flip, Tensor mean, Tensor std, ScalarType dtype)"
+    " -> Tensor",
     _fake,
     _vmap,
 )
