@@ -1,5 +1,6 @@
 """Operators: tensors in, tensors out, one module each; `backends` says which implementation serves a call."""
 
+from tfkd_fast.ops.augment import augment
 from tfkd_fast.ops.backends import BackendStatus, OperatorStatus, backend_of, status, using_backend
 from tfkd_fast.ops.candidate_metrics import CandidateMetrics, candidate_metrics
 from tfkd_fast.ops.conv3x3 import conv3x3
@@ -15,6 +16,7 @@ __all__ = [
     "CandidateRanking",
     "OperatorStatus",
     "SoftTargetStats",
+    "augment",
     "backend_of",
     "candidate_metrics",
     "conv3x3",

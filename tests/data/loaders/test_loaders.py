@@ -201,7 +201,7 @@ def test_a_batch_may_be_written_to() -> None:
 
 def test_auto_takes_resident_up_to_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = dataset_of((3, 32, 32))
-    needed = COUNT * 3 * 40 * 40
+    needed = COUNT * 3 * 32 * 32
     for free, name in ((2 * needed, "resident"), (2 * needed - 2, "torchvision")):
         monkeypatch.setattr(loaders, "free_memory", lambda device, free=free: free)
         assert loader_of(dataset, "auto").name == name

@@ -11,7 +11,7 @@ from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets import Dataset
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
-from tfkd_fast.data.loaders.resident import ResidentPixels, padded_shape
+from tfkd_fast.data.loaders.resident import ResidentImages
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 
@@ -38,7 +38,6 @@ def make_loader(
     return Loader(
         _pixel_source(images, augmentation.pad, settings, device),
         images.labels,
-        images.image_shape,
         augmentation,
         batch_size=settings.batch_size,
         mean=dataset.mean,
@@ -49,8 +48,10 @@ def make_loader(
     )
 
 
-def _pixel_source(images: ImageSet, pad: int, settings: DataSettings, device: torch.device) -> PixelSource:
-    needed, free = math.prod(padded_shape(images, pad)), free_memory(device)
+def _pixel_source(
+    images: ImageSet, pad: int, settings: DataSettings, device: torch.device
+) -> ResidentImages | PixelSource:
+    needed, free = len(images) * math.prod(images.image_shape), free_memory(device)
     if settings.loader == "resident" and needed > free:
         raise UserError(
             f"loader resident needs {needed / 2**30:.1f} GiB on {device.type}, where {free / 2**30:.1f} GiB are free: "
@@ -60,7 +61,7 @@ def _pixel_source(images: ImageSet, pad: int, settings: DataSettings, device: to
         from tfkd_fast.data.loaders.torchvision import TorchvisionPixels  # torchvision takes a second to import
 
         return TorchvisionPixels(images, pad, device, settings.workers)
-    return ResidentPixels(images, pad, device)
+    return ResidentImages(images, device)
 
 
 def free_memory(device: torch.device) -> int:
