@@ -1,6 +1,6 @@
 """Batches on the device, the same wherever their pixels come from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -76,6 +76,25 @@ class Loader:
             order = permutation(count, **name, device=self._device)
             return self._show(self._source.images, order, self._augmentation, **name)
         return self._load(self._source, self._augmentation.random_views(count, **name, device=self._device))
+
+    def orders(self, epoch: int, streams: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What `resident_batch` needs for an epoch: orders (n,N) and draws (n,3) int64, one for each of n streams."""
+        names = [{"seed": self._seed, "epoch": epoch, "stream": stream} for stream in streams]
+        orders = [permutation(len(self._labels), **name, device=self._device) for name in names]
+        return torch.stack(orders), torch.stack([self._draw(**name) for name in names])
+
+    def resident_batch(self, indices: Tensor, draws: Tensor) -> Batch:
+        """The augmented images at `indices` (n,B) of a set that is resident, under draws (n,3).
+
+        On the device alone, so that a captured step can do it. All of `Batch` has the axis n in front.
+        """
+        if not isinstance(self._source, ResidentImages):
+            raise ValueError(f"the images of loader {self.name} are not resident")
+        return self._batch(self._augment(self._source.images, indices, draws, self._augmentation), indices)
+
+    @property
+    def is_resident(self) -> bool:
+        return isinstance(self._source, ResidentImages)
 
     def in_order(self) -> Iterator[Batch]:
         """Every image once, in the order of the set, as it is; the last batch may be smaller."""
