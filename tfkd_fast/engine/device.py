@@ -40,7 +40,6 @@ class Compute:
         """The network, compiled for full batches if compiling was asked for; a smaller last batch runs as it is."""
         if not self.compile:
             return network
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compile"))  # outlives the process
         compiled = torch.compile(network, fullgraph=True, dynamic=False)
 
         def forward(images: Tensor) -> Tensor:
@@ -93,6 +92,8 @@ def resolve_compute(device: str, precision: str, compile: str = "off") -> Comput
     if precision == "auto":
         precision = "bf16" if _has_native_bf16(chosen) else "fp32"
     compiles = compile == "on" or (compile == "auto" and chosen.type == "cuda")
+    if compiles:  # what is compiled outlives the process; torch reads this when its compiler is first imported
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compile"))
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32, compiles)
 
 
