@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
 
+# What torch compiles outlives the process, in the user's cache (XDG Base Directory Specification). Set here, because
+# torch reads it when it first imports a part of its compiler, and many of its functions do.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "compile"))
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -51,11 +56,6 @@ class Compute:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
 
 
-def cache_folder() -> Path:
-    """Where the user's cache of this program is (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
-
-
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
     """The same bits from the same run on CUDA, where torch trades them for speed; the CPU repeats them anyway."""
@@ -92,8 +92,6 @@ def resolve_compute(device: str, precision: str, compile: str = "off") -> Comput
     if precision == "auto":
         precision = "bf16" if _has_native_bf16(chosen) else "fp32"
     compiles = compile == "on" or (compile == "auto" and chosen.type == "cuda")
-    if compiles:  # what is compiled outlives the process; torch reads this when its compiler is first imported
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compile"))
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32, compiles)
 
 
