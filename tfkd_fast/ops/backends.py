@@ -70,7 +70,8 @@ def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., 
         operator: a registered operator.
         backend: this one, strictly. None leaves it to `using_backend`, then to the environment variable TFKD_FAST_OPS,
             then picks the fastest that serves. A backend forced in one of these two ways is strict for tensors on the
-            device that it is for; others, such as a few numbers on the CPU, are served as if none were forced.
+            device that it is for; others, such as a few numbers on the CPU, are served as if none were forced, and so
+            are operators without that backend.
         tensor: the operator's main input: its device and dtype decide.
 
     Raises:
@@ -110,9 +111,9 @@ def using_backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
-def status(device: torch.device | None = None) -> list[OperatorStatus]:
-    """Every backend of every operator for float32 tensors on a device, by default the GPU where there is one."""
-    tensor = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def status(device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> list[OperatorStatus]:
+    """Every backend of every operator for tensors on a device, by default the GPU where there is one."""
+    tensor = torch.empty(0, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return [
         OperatorStatus(operator, tuple(_backend_status(operator, backend, tensor) for backend in BACKENDS))
         for operator in _operators
@@ -139,7 +140,7 @@ def _choose(operator: str, backend: str | None, tensor: Tensor) -> str:
         return backend
     if _forced != "auto":
         _check_forced(_forced)
-        if DEVICES.get(_forced, tensor.device.type) == tensor.device.type:
+        if _forced in _operators[operator] and DEVICES.get(_forced, tensor.device.type) == tensor.device.type:
             _refuse_forced(operator, tensor)
             return _forced
     implementations = _operators[operator]

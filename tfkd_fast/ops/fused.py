@@ -1,7 +1,8 @@
 """Operators that a kernel computes in one pass: their schemas, their backends and their vmap rules.
 
 A fused operator is one schema in two namespaces. `tfkd_fast` is implemented by the compiled libraries, for CPU and CUDA
-tensors; `tfkd_fast_triton` by the Triton kernels, which are imported when one is first called.
+tensors; `tfkd_fast_triton` by the Triton kernels, which are imported when one is first called. An operator without a
+Triton kernel is in the first one alone.
 """
 
 import importlib
@@ -30,7 +31,7 @@ class Definition(NamedTuple):
     """The results' shapes and dtypes for fake tensors."""
     vmap: Callable[..., Any] | None
     """`vmap(operator, info, in_dims, *args)`, the rest as in `torch.library.register_vmap`: what a mapped call is. None
-    for an operator that writes to an argument."""
+    for an operator that writes to an argument, and for one whose mapped calls are left to the reference."""
 
 
 DEFINITIONS: dict[str, Definition] = {}
@@ -41,22 +42,24 @@ TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # on CPU tensors,
 
 
 def define(
-    operator: str, module: str, schema: str, fake: Callable[..., Any], vmap: Callable[..., Any] | None = None
+    operator: str, module: str | None, schema: str, fake: Callable[..., Any], vmap: Callable[..., Any] | None = None
 ) -> None:
-    """Define an operator in both namespaces.
+    """Define an operator in its namespaces.
 
     Args:
         operator: its name, and that of its Triton function.
-        module: the module of `tfkd_fast.kernels` that has the function.
+        module: the module of `tfkd_fast.kernels` that has the function; None where there is no Triton kernel.
         schema, fake, vmap: see `Definition`.
     """
     DEFINITIONS[operator] = Definition(schema, fake, vmap)
+    define_in(NAMESPACES["cpp"], operator)
+    if module is None:
+        return
 
     def triton_function(*args: Any) -> Any:
         return getattr(importlib.import_module(f"tfkd_fast.kernels.{module}"), operator)(*args)
 
-    for namespace in sorted(set(NAMESPACES.values())):
-        define_in(namespace, operator)
+    define_in(NAMESPACES["triton"], operator)
     torch.library.impl(f"{NAMESPACES['triton']}::{operator}", "default", triton_function)
 
 
@@ -83,7 +86,7 @@ def register(operator: str, call: Callable[..., Any]) -> None:
         call: `call(overload, *args)` does with a backend's operator what the reference does with `args`.
     """
     for backend, refuses, about in (
-        ("cpp", _cpp_refuses, backends.native_library.about),
+        ("cpp", cpp_refuses, backends.native_library.about),
         ("cuda", _cuda_refuses, backends.cuda_library.about),
         ("triton", _triton_refuses, "compiled when it is first called"),
     ):
@@ -91,7 +94,8 @@ def register(operator: str, call: Callable[..., Any]) -> None:
         backends.register(operator, backend, function, refuses=refuses, about=about)
 
 
-def _cpp_refuses(tensor: Tensor) -> str | None:
+def cpp_refuses(tensor: Tensor) -> str | None:
+    """Why the compiled library for the processor cannot serve a tensor, as in `backends.register`."""
     if backends.native_library.missing is not None:
         return backends.native_library.missing
     return None if tensor.is_cpu else f"it serves CPU tensors, not {tensor.device.type} tensors"
