@@ -129,6 +129,18 @@ INLINE void combine(int64_t classes, T softmax_factor, const T* softened, T hard
   });
 }
 
+using Halves = uint16_t __attribute__((vector_size(32)));
+using Words = uint32_t __attribute__((vector_size(64)));
+
+// The upper half of a float is a bfloat16.
+INLINE Floats widened(const Halves& bits) { return reinterpret_cast<Floats>(__builtin_convertvector(bits, Words) << 16); }
+// Rounds to nearest, of two equally near ones to the even one; every NaN becomes the quiet one.
+INLINE Halves narrowed(const Floats& x) {
+  const Words bits = reinterpret_cast<Words>(x);
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector(x == x ? rounded : Words{} + 0x7fc0u, Halves);
+}
+
 template <typename From, typename To>
 INLINE void convert(int64_t count, const From* from, To* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);

@@ -29,7 +29,6 @@ struct VectorOf<float> {
   using Type = Floats;
   using Lane = int32_t;
   using Index = Lane __attribute__((vector_size(64)));
-  using Bytes = uint8_t __attribute__((vector_size(16)));
   static constexpr int64_t kLanes = 16;
 };
 template <>
@@ -37,7 +36,6 @@ struct VectorOf<double> {
   using Type = Doubles;
   using Lane = int64_t;
   using Index = Lane __attribute__((vector_size(64)));
-  using Bytes = uint8_t __attribute__((vector_size(8)));
   static constexpr int64_t kLanes = 8;
 };
 
@@ -51,18 +49,6 @@ INLINE typename VectorOf<T>::Type load(const T* from) {
 template <typename T>
 INLINE void store(const typename VectorOf<T>::Type& vector, T* to) {
   std::memcpy(to, &vector, sizeof(vector));
-}
-
-using Halves = uint16_t __attribute__((vector_size(32)));
-using Words = uint32_t __attribute__((vector_size(64)));
-
-// The upper half of a float is a bfloat16.
-INLINE Floats widened(const Halves& bits) { return reinterpret_cast<Floats>(__builtin_convertvector(bits, Words) << 16); }
-// Rounds to nearest, of two equally near ones to the even one; every NaN becomes the quiet one.
-INLINE Halves narrowed(const Floats& x) {
-  const Words bits = reinterpret_cast<Words>(x);
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return __builtin_convertvector(x == x ? rounded : Words{} + 0x7fc0u, Halves);
 }
 
 template <int kStep, size_t... kLanes>

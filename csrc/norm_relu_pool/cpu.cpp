@@ -2,8 +2,8 @@
 // The definition is `_reference` in tfkd_fast/ops/norm_relu_pool.py.
 //
 // Forward reads the images three times: for the mean, for the variance, summed as torch sums them, and to write the largest
-// value of each window and its position. Backward reads them twice: for the sums over the gradient, which has entries at
-// those positions alone, and to write the gradient of the images. Without a pool a window is one position.
+// value of each window and where it is. Backward reads them twice: for the sums over the gradient, which has entries at
+// those places alone, and to write the gradient of the images. Without a pool a window is one position.
 
 #include "../common/arguments.h"
 #include "../common/vector_math.h"
@@ -22,12 +22,50 @@ template <typename T>
 using Vector = typename VectorOf<T>::Type;
 template <typename T>
 using Bits = typename VectorOf<T>::Index;
-template <typename T>
-using Bytes = typename VectorOf<T>::Bytes;
 
-constexpr uint8_t kNowhere = 4;  // the position of a maximum that the ReLU has made 0
+// A pack is 64 bytes of an image, some channels of a position, which are computed in one or two vectors of T. A bfloat16 is
+// the upper half of a float, so each lane of a pack holds two channels, an even one and an odd one, that become floats by a
+// shift and a mask: moving them between lanes would take longer than what is computed with them. Numbers of the channels
+// lie in this order, too: those of the even channels of a pack before those of the odd ones, and whole packs.
+template <typename scalar>
+struct Pack {
+  using T = scalar;
+  static constexpr int kParts = 1;
+};
+template <>
+struct Pack<BFloat16> {
+  using T = float;
+  static constexpr int kParts = 2;
+};
+template <typename scalar>
+using Computed = typename Pack<scalar>::T;
+template <typename scalar>
+constexpr int64_t kPackChannels = 64 / sizeof(scalar);
+template <typename scalar>
+constexpr int64_t kLanes = VectorOf<Computed<scalar>>::kLanes;
 
-// Windows in rows, and the positions of the images that they are made of.
+template <typename scalar>
+int64_t packs_of(int64_t channels) {
+  return (channels + kPackChannels<scalar> - 1) / kPackChannels<scalar>;
+}
+template <typename scalar>
+int64_t place_of(int64_t channel) {
+  constexpr int kParts = Pack<scalar>::kParts;
+  const int64_t in_pack = channel % kPackChannels<scalar>;
+  return channel - in_pack + in_pack % kParts * kLanes<scalar> + in_pack / kParts;
+}
+
+// Where a window has its maximum is a number of 4 bits, and kNowhere where the ReLU has made it 0. Those of as many windows
+// as a pack has room for lie in one.
+constexpr int kNowhere = 4;
+template <typename scalar>
+constexpr int64_t kGroup = 2 * sizeof(scalar);  // windows
+template <typename scalar>
+int shift_of(int64_t window_of_group, int part) {
+  return static_cast<int>(4 * (window_of_group * Pack<scalar>::kParts + part));
+}
+
+// Rows of windows, and the positions of the images that they are made of.
 struct Windows {
   int64_t side;  // 1 or 2
   int64_t images, height, width, channels;
@@ -40,73 +78,109 @@ struct Windows {
   int64_t offset(int64_t row) const {
     return (row / rows_of_image() * height + row % rows_of_image() * side) * width * channels;
   }
+
+  // Of the tensor of places: a pack for each group of windows in a row and each pack of channels.
+  template <typename scalar>
+  std::vector<int64_t> shape_of_places() const {
+    return {rows(), groups_in_row<scalar>(), packs_of<scalar>(channels), 64};
+  }
+  template <typename scalar>
+  int64_t groups_in_row() const {
+    return (in_row() + kGroup<scalar> - 1) / kGroup<scalar>;
+  }
+  template <typename scalar>
+  int64_t offset_of_places(int64_t row, int64_t window, int64_t channel) const {
+    const int64_t group = row * groups_in_row<scalar>() + window / kGroup<scalar>;
+    return (group * packs_of<scalar>(channels) + channel / kPackChannels<scalar>)*64;
+  }
 };
 
-// Calls visit(c, count) for the channels in vectors: `count` is a constant for whole ones, and the last one is shorter.
-template <typename T, typename Visit>
-INLINE void for_channels(int64_t channels, Visit visit) {
-  constexpr int64_t kLanes = VectorOf<T>::kLanes;
+// Calls visit(c, count) for the first channel of each pack: `count` is a constant for whole ones, and the last is shorter.
+template <typename scalar, typename Visit>
+INLINE void for_packs(int64_t channels, Visit visit) {
+  constexpr int64_t kCount = kPackChannels<scalar>;
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) visit(c, std::integral_constant<int64_t, kLanes>());
+  for (; c + kCount <= channels; c += kCount) visit(c, std::integral_constant<int64_t, kCount>());
   if (c < channels) visit(c, channels - c);
 }
 #define VISIT [&](int64_t c, auto count) __attribute__((always_inline))
 
-// `count` numbers, and 0 in the other lanes.
-template <typename T>
-INLINE Vector<T> get(const T* from, auto count) {
-  Vector<T> values{};
-  std::memcpy(&values, from, count * sizeof(T));
-  return values;
+// `count` numbers of an image, and 0 for the other channels.
+template <typename scalar>
+INLINE Bits<Computed<scalar>> get(const scalar* from, auto count) {
+  Bits<Computed<scalar>> pack{};
+  std::memcpy(&pack, from, count * sizeof(scalar));
+  return pack;
 }
-INLINE Floats get(const BFloat16* from, auto count) {
-  Halves values{};
-  std::memcpy(&values, from, count * sizeof(BFloat16));
-  return widened(values);
-}
-
-template <typename T>
-INLINE void put(const Vector<T>& values, T* to, auto count) {
-  std::memcpy(to, &values, count * sizeof(T));
-}
-INLINE void put(const Floats& values, BFloat16* to, auto count) {
-  const Halves bits = narrowed(values);
-  std::memcpy(to, &bits, count * sizeof(BFloat16));
+template <typename scalar>
+INLINE void put(const Bits<Computed<scalar>>& pack, scalar* to, auto count) {
+  std::memcpy(to, &pack, count * sizeof(scalar));
 }
 
-template <typename T>
-INLINE Bits<T> get_positions(const uint8_t* from, auto count) {
-  Bytes<T> bytes{};
-  std::memcpy(&bytes, from, count);
-  return __builtin_convertvector(bytes, Bits<T>);
-}
-template <typename T>
-INLINE void put_positions(const Bits<T>& positions, uint8_t* to, auto count) {
-  const auto bytes = __builtin_convertvector(positions, Bytes<T>);
-  std::memcpy(to, &bytes, count);
-}
+constexpr int32_t kUpperHalf = -0x10000;
 
-// The bits of max(value, 0), in the order of the numbers; NaN comes last.
-template <typename T>
-INLINE Bits<T> rectified(const Vector<T>& value) {
-  const Vector<T> positive = value < T(0) ? Vector<T>{} : value;
-  return reinterpret_cast<Bits<T>>(positive) & std::numeric_limits<typename VectorOf<T>::Lane>::max();
-}
-
-// What such bits become in the type of the images, still as bits of a T.
-template <typename scalar, typename T>
-INLINE Bits<T> rounded(const Bits<T>& bits) {
+template <typename scalar>
+INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int part) {
   if constexpr (std::is_same_v<scalar, BFloat16>) {
-    const Bits<T> quiet = bits < 0x7fc00000 ? bits : Bits<T>{} + 0x7fc00000;  // a NaN must not become -0
-    return (quiet + 0x7fff + ((quiet >> 16) & 1)) & ~0xffff;
+    return from_bits(part == 0 ? pack << 16 : pack & kUpperHalf);
+  } else {
+    return reinterpret_cast<Vector<Computed<scalar>>>(pack);
+  }
+}
+
+// Makes numbers, as bits that are rounded to the type of the images, a part of a pack that was 0.
+template <typename scalar>
+INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Bits<Computed<scalar>>& rounded) {
+  if constexpr (std::is_same_v<scalar, BFloat16>) {
+    pack |= part == 0 ? (rounded >> 16) & 0xffff : rounded;
+  } else {
+    pack = rounded;
+  }
+}
+
+// To the nearest number of the type of the images, of two to the even one. bfloat16: NaN needs an upper half of its own.
+template <typename scalar>
+INLINE Bits<Computed<scalar>> rounded(const Bits<Computed<scalar>>& bits) {
+  if constexpr (std::is_same_v<scalar, BFloat16>) {
+    return (bits + 0x7fff + ((bits >> 16) & 1)) & kUpperHalf;
+  } else {
+    return bits;
+  }
+}
+constexpr int32_t kQuietNaN = 0x7fc00000;
+
+template <typename scalar>
+INLINE Bits<Computed<scalar>> rounded_number(const Vector<Computed<scalar>>& x) {
+  const auto bits = reinterpret_cast<Bits<Computed<scalar>>>(x);
+  if constexpr (std::is_same_v<scalar, BFloat16>) {
+    return x == x ? rounded<scalar>(bits) : kQuietNaN;
   } else {
     return bits;
   }
 }
 
-// The lowest bits that are rounded to these: half-way ones go to the even neighbour.
-template <typename scalar, typename T>
-INLINE Bits<T> lowest_rounded_to(const Bits<T>& bits) {
+// The bits of max(x, 0), which are in the order of the numbers; NaN comes last.
+template <typename scalar>
+INLINE Bits<Computed<scalar>> rectified(const Vector<Computed<scalar>>& x) {
+  using T = Computed<scalar>;
+  const Vector<T> positive = x < T(0) ? Vector<T>{} : x;
+  const auto bits = reinterpret_cast<Bits<T>>(positive) & std::numeric_limits<typename VectorOf<T>::Lane>::max();
+  return bits;
+}
+
+// What such bits are rounded to.
+template <typename scalar>
+INLINE Bits<Computed<scalar>> rounded_rectified(const Bits<Computed<scalar>>& bits) {
+  if constexpr (std::is_same_v<scalar, BFloat16>) {
+    return rounded<scalar>(bits < kQuietNaN ? bits : kQuietNaN);
+  } else {
+    return bits;
+  }
+}
+
+// The lowest of them that are rounded to these.
+template <typename scalar>
+INLINE Bits<Computed<scalar>> lowest_rounded_to(const Bits<Computed<scalar>>& bits) {
   if constexpr (std::is_same_v<scalar, BFloat16>) {
     return bits - 0x8000 + ((bits >> 16) & 1);
   } else {
@@ -114,119 +188,134 @@ INLINE Bits<T> lowest_rounded_to(const Bits<T>& bits) {
   }
 }
 
-// `bits` are rounded.
-template <typename T>
-INLINE void put_bits(const Bits<T>& bits, T* to, auto count) {
-  put(reinterpret_cast<Vector<T>>(bits), to, count);
-}
-template <typename T>
-INLINE void put_bits(const Bits<T>& bits, BFloat16* to, auto count) {
-  const Halves upper = __builtin_convertvector(bits >> 16, Halves);
-  std::memcpy(to, &upper, count * sizeof(BFloat16));
-}
-
-// As many windows as stay in the first-level cache while one vector of channels after the other visits them.
-template <typename scalar>
-INLINE int64_t windows_in_cache(int64_t side, int64_t channels) {
-  constexpr int64_t kBytes = 16 << 10;
-  return std::max<int64_t>(1, kBytes / static_cast<int64_t>(sizeof(scalar)) / (side * side * channels));
-}
-
-// Calls visit(windows, from, window) for parts of the rows: `windows` in number, the first has its first number at `from`
-// of the images, and is the window `window` of all.
-template <typename scalar, typename Visit>
-INLINE void for_parts(const Windows& in, int64_t begin, int64_t end, Visit visit) {
-  const int64_t most = windows_in_cache<scalar>(in.side, in.channels);
-  for (int64_t row = begin; row < end; ++row) {
-    for (int64_t first = 0; first < in.in_row(); first += most) {
-      visit(std::min(most, in.in_row() - first), in.offset(row) + first * in.side * in.channels,
-            row * in.in_row() + first);
-    }
-  }
-}
-
-// sums += term(value, c, count) for each position, in their order.
-template <typename scalar, typename T, typename Term>
-INLINE void add_terms(const scalar* images, int64_t positions, int64_t channels, T* sums, Term term) {
-  const int64_t most = windows_in_cache<scalar>(1, channels);
-  for (int64_t first = 0; first < positions; first += most) {
-    const int64_t last = std::min(first + most, positions);
-    for_channels<T>(channels, VISIT {
-      Vector<T> sum = get(sums + c, count);
-      term.at(c, count);
-      for (int64_t i = first; i < last; ++i) sum = term(sum, get(images + i * channels + c, count));
-      put(sum, sums + c, count);
+// sums += term(value, place) for each position, in their order.
+template <typename scalar, typename Term>
+INLINE void add_terms(const scalar* images, int64_t positions, int64_t channels, Computed<scalar>* sums, Term term) {
+  constexpr int64_t kPositions = 16;  // of all channels in turn, so that memory is read as it lies
+  constexpr int kParts = Pack<scalar>::kParts;
+  for (int64_t first = 0; first < positions; first += kPositions) {
+    const int64_t last = std::min(first + kPositions, positions);
+    for_packs<scalar>(channels, VISIT {
+      Vector<Computed<scalar>> sum[kParts];
+      for (int p = 0; p < kParts; ++p) sum[p] = load(sums + c + p * kLanes<scalar>);
+      for (int64_t i = first; i < last; ++i) {
+        const auto pack = get(images + i * channels + c, count);
+        for (int p = 0; p < kParts; ++p) sum[p] = term(sum[p], part_of<scalar>(pack, p), c + p * kLanes<scalar>);
+      }
+      for (int p = 0; p < kParts; ++p) store<Computed<scalar>>(sum[p], sums + c + p * kLanes<scalar>);
     });
   }
 }
 
-template <typename T>
-struct Value {
-  INLINE void at(int64_t, auto) {}
-  INLINE Vector<T> operator()(const Vector<T>& sum, const Vector<T>& value) const { return sum + value; }
-};
+template <typename scalar>
+INLINE void sum_values(const scalar* images, int64_t positions, int64_t channels, Computed<scalar>* sums) {
+  add_terms(images, positions, channels, sums,
+            [](const auto& sum, const auto& value, int64_t) __attribute__((always_inline)) { return sum + value; });
+}
 
-template <typename T>
-struct SquareAroundMean {
-  const T* means;
-  Vector<T> mean{};
-  INLINE void at(int64_t c, auto count) { mean = get(means + c, count); }
-  INLINE Vector<T> operator()(const Vector<T>& sum, const Vector<T>& value) const {
-    return sum + (value - mean) * (value - mean);
+template <typename scalar>
+INLINE void sum_squares(const scalar* images, int64_t positions, int64_t channels, const Computed<scalar>* means,
+                        Computed<scalar>* sums) {
+  add_terms(images, positions, channels, sums,
+            [means](const auto& sum, const auto& value, int64_t place) __attribute__((always_inline)) {
+              const auto centred = value - load(means + place);
+              return sum + centred * centred;
+            });
+}
+
+// Calls visit(row, first, last) for windows of a row, those that stay in the first-level cache while one pack of channels
+// after the other visits them: whole groups but for the end of the row.
+template <typename scalar, typename Visit>
+INLINE void for_tiles(const Windows& in, int64_t begin, int64_t end, Visit visit) {
+  constexpr int64_t kBytes = 16 << 10;
+  const int64_t bytes_of_group = kGroup<scalar> * in.side * in.side * in.channels * static_cast<int64_t>(sizeof(scalar));
+  const int64_t windows = std::max<int64_t>(1, kBytes / bytes_of_group) * kGroup<scalar>;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t first = 0; first < in.in_row(); first += windows) {
+      visit(row, first, std::min(first + windows, in.in_row()));
+    }
   }
-};
+}
 
-template <int kSide, typename scalar, typename T>
-INLINE void maxima_of_rows(const Windows& in, int64_t begin, int64_t end, const scalar* images, const T* alphas,
-                           const T* betas, scalar* out, uint8_t* positions) {
+// value * alpha + beta, the largest of each window and where it is.
+template <int kSide, typename scalar>
+INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scalar* images, const Computed<scalar>* alphas,
+                      const Computed<scalar>* betas, scalar* out, uint8_t* places) {
+  using T = Computed<scalar>;
+  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
-  for_parts<scalar>(in, begin, end, [&](int64_t windows, int64_t from, int64_t window) __attribute__((always_inline)) {
-    for_channels<T>(channels, VISIT {
-      const Vector<T> alpha = get(alphas + c, count), beta = get(betas + c, count);
-      for (int64_t w = 0; w < windows; ++w) {
-        const scalar* corner = images + from + w * kSide * channels + c;
-        Bits<T> values[kSide * kSide];
-        for (int k = 0; k < kSide * kSide; ++k) {
-          values[k] = rectified<T>(get(corner + k / kSide * line + k % kSide * channels, count) * alpha + beta);
+  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+    for_packs<scalar>(channels, VISIT {
+      Vector<T> alpha[kParts], beta[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        alpha[p] = load(alphas + c + p * kLanes<scalar>), beta[p] = load(betas + c + p * kLanes<scalar>);
+      }
+      for (int64_t group = first; group < last; group += kGroup<scalar>) {
+        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
+        Bits<T> place{};
+        for (int64_t w = group; w < end_of_group; ++w) {
+          const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
+          Bits<T> packs[kPositions], result{};
+          for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
+          for (int p = 0; p < kParts; ++p) {
+            Bits<T> values[kPositions];
+            for (int k = 0; k < kPositions; ++k) {
+              values[k] = rectified<scalar>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
+            }
+            Bits<T> highest = values[0];
+            for (int k = 1; k < kPositions; ++k) highest = values[k] > highest ? values[k] : highest;
+            const Bits<T> maximum = rounded_rectified<scalar>(highest), lowest = lowest_rounded_to<scalar>(maximum);
+            Bits<T> at = Bits<T>{} + (kPositions - 1);
+            for (int k = kPositions - 2; k >= 0; --k) at = values[k] >= lowest ? Bits<T>{} + k : at;
+            at = maximum > 0 ? at : Bits<T>{} + kNowhere;
+            set_part<scalar>(result, p, maximum);
+            place |= at << shift_of<scalar>(w - group, p);
+          }
+          put(result, out + (row * in.in_row() + w) * channels + c, count);
         }
-        Bits<T> highest = values[0];
-        for (int k = 1; k < kSide * kSide; ++k) highest = values[k] > highest ? values[k] : highest;
-        const Bits<T> result = rounded<scalar, T>(highest), lowest = lowest_rounded_to<scalar, T>(result);
-        Bits<T> position = Bits<T>{} + (kSide * kSide - 1);
-        for (int k = kSide * kSide - 2; k >= 0; --k) position = values[k] >= lowest ? Bits<T>{} + k : position;
-        position = result > 0 ? position : Bits<T>{} + kNowhere;
-        const int64_t to = (window + w) * channels + c;
-        put_bits<T>(result, out + to, count);
-        put_positions<T>(position, positions + to, count);
+        std::memcpy(places + in.offset_of_places<scalar>(row, group, c), &place, sizeof(place));
       }
     });
   });
 }
 
-
-// sums: of the gradient, and of it times what the image is above its mean.
-template <int kSide, typename scalar, typename T>
-INLINE void gradient_sums_of_rows(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,
-                                  const uint8_t* positions, const scalar* images, const T* means, T* sums, T* products) {
+// Sums of the gradient, and of it times what the image is above its mean.
+template <int kSide, typename scalar>
+INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient, const uint8_t* places,
+                             const scalar* images, const Computed<scalar>* means, Computed<scalar>* sums,
+                             Computed<scalar>* products) {
+  using T = Computed<scalar>;
+  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
-  for_parts<scalar>(in, begin, end, [&](int64_t windows, int64_t from, int64_t window) __attribute__((always_inline)) {
-    for_channels<T>(channels, VISIT {
-      const Vector<T> mean = get(means + c, count);
-      Vector<T> sum = get(sums + c, count), product = get(products + c, count);
-      for (int64_t w = 0; w < windows; ++w) {
-        const scalar* corner = images + from + w * kSide * channels + c;
-        const int64_t at = (window + w) * channels + c;
-        const Bits<T> position = get_positions<T>(positions + at, count);
-        const Vector<T> flowing = position == kNowhere ? Vector<T>{} : get(gradient + at, count);
-        Vector<T> value = get(corner, count);
-        for (int k = 1; k < kSide * kSide; ++k) {
-          value = position == k ? get(corner + k / kSide * line + k % kSide * channels, count) : value;
-        }
-        sum += flowing;
-        product += flowing * (value - mean);
+  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+    for_packs<scalar>(channels, VISIT {
+      Vector<T> mean[kParts], sum[kParts], product[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t lane = c + p * kLanes<scalar>;
+        mean[p] = load(means + lane), sum[p] = load(sums + lane), product[p] = load(products + lane);
       }
-      put(sum, sums + c, count);
-      put(product, products + c, count);
+      for (int64_t group = first; group < last; group += kGroup<scalar>) {
+        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
+        Bits<T> place;
+        std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
+        for (int64_t w = group; w < end_of_group; ++w) {
+          const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
+          const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
+          Bits<T> packs[kPositions];
+          for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
+          for (int p = 0; p < kParts; ++p) {
+            const Bits<T> at = place >> shift_of<scalar>(w - group, p) & 15;
+            const Vector<T> flowing = at == kNowhere ? Vector<T>{} : part_of<scalar>(upstream, p);
+            Vector<T> value = part_of<scalar>(packs[0], p);
+            for (int k = 1; k < kPositions; ++k) value = at == k ? part_of<scalar>(packs[k], p) : value;
+            sum[p] += flowing;
+            product[p] += flowing * (value - mean[p]);
+          }
+        }
+      }
+      for (int p = 0; p < kParts; ++p) {
+        store<T>(sum[p], sums + c + p * kLanes<scalar>), store<T>(product[p], products + c + p * kLanes<scalar>);
+      }
     });
   });
 }
@@ -237,40 +326,66 @@ struct Linear {
   const T *mean, *scale, *shift, *slope;
 };
 
-// The gradient of `positions` that belong to no window.
-template <typename scalar, typename T>
-INLINE void gradient_without_window(const scalar* images, int64_t positions, int64_t channels, const Linear<T>& linear,
-                                    scalar* out) {
-  for_channels<T>(channels, VISIT {
-    const Vector<T> mean = get(linear.mean + c, count), shift = get(linear.shift + c, count);
-    const Vector<T> slope = get(linear.slope + c, count);
+// Of `positions` that belong to no window.
+template <typename scalar>
+INLINE void gradient_without_window(const scalar* images, int64_t positions, int64_t channels,
+                                    const Linear<Computed<scalar>>& linear, scalar* out) {
+  using T = Computed<scalar>;
+  for_packs<scalar>(channels, VISIT {
     for (int64_t i = c; i < positions * channels; i += channels) {
-      put(shift - (get(images + i, count) - mean) * slope, out + i, count);
+      const Bits<T> pack = get(images + i, count);
+      Bits<T> result{};
+      for (int p = 0; p < Pack<scalar>::kParts; ++p) {
+        const int64_t lane = c + p * kLanes<scalar>;
+        const Vector<T> above = part_of<scalar>(pack, p) - load(linear.mean + lane);
+        set_part<scalar>(result, p, rounded_number<scalar>(load(linear.shift + lane) - above * load(linear.slope + lane)));
+      }
+      put(result, out + i, count);
     }
   });
 }
 
-template <int kSide, typename scalar, typename T>
-INLINE void gradient_of_rows(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,
-                             const uint8_t* positions, const scalar* images, const Linear<T>& linear, scalar* out) {
+template <int kSide, typename scalar>
+INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient, const uint8_t* places,
+                        const scalar* images, const Linear<Computed<scalar>>& linear, scalar* out) {
+  using T = Computed<scalar>;
+  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
-  for_parts<scalar>(in, begin, end, [&](int64_t windows, int64_t from, int64_t window) __attribute__((always_inline)) {
-    for_channels<T>(channels, VISIT {
-      const Vector<T> mean = get(linear.mean + c, count), scale = get(linear.scale + c, count);
-      const Vector<T> shift = get(linear.shift + c, count), slope = get(linear.slope + c, count);
-      for (int64_t w = 0; w < windows; ++w) {
-        const int64_t corner = from + w * kSide * channels + c, at = (window + w) * channels + c;
-        const Bits<T> position = get_positions<T>(positions + at, count);
-        const Vector<T> flowing = get(gradient + at, count) * scale + shift;
-        for (int k = 0; k < kSide * kSide; ++k) {
-          const int64_t i = corner + k / kSide * line + k % kSide * channels;
-          put((position == k ? flowing : shift) - (get(images + i, count) - mean) * slope, out + i, count);
+  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+    for_packs<scalar>(channels, VISIT {
+      Vector<T> mean[kParts], scale[kParts], shift[kParts], slope[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t lane = c + p * kLanes<scalar>;
+        mean[p] = load(linear.mean + lane), scale[p] = load(linear.scale + lane);
+        shift[p] = load(linear.shift + lane), slope[p] = load(linear.slope + lane);
+      }
+      for (int64_t group = first; group < last; group += kGroup<scalar>) {
+        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
+        Bits<T> place;
+        std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
+        for (int64_t w = group; w < end_of_group; ++w) {
+          const int64_t corner = in.offset(row) + w * kSide * channels + c;
+          const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
+          Bits<T> results[kPositions]{};
+          for (int p = 0; p < kParts; ++p) {
+            const Bits<T> at = place >> shift_of<scalar>(w - group, p) & 15;
+            const Vector<T> flowing = part_of<scalar>(upstream, p) * scale[p] + shift[p];
+            for (int k = 0; k < kPositions; ++k) {
+              const Bits<T> pack = get(images + corner + k / kSide * line + k % kSide * channels, count);
+              const Vector<T> above = part_of<scalar>(pack, p) - mean[p];
+              set_part<scalar>(results[k], p,
+                               rounded_number<scalar>((at == k ? flowing : shift[p]) - above * slope[p]));
+            }
+          }
+          for (int k = 0; k < kPositions; ++k) {
+            put(results[k], out + corner + k / kSide * line + k % kSide * channels, count);
+          }
         }
       }
     });
   });
   if constexpr (kSide == 1) return;
-  const auto left_out = [&](int64_t from, int64_t count) {
+  const auto left_out = [&](int64_t from, int64_t count) __attribute__((always_inline)) {
     gradient_without_window(images + from, count, channels, linear, out + from);
   };
   for (int64_t row = begin; row < end; ++row) {
@@ -283,43 +398,45 @@ INLINE void gradient_of_rows(const Windows& in, int64_t begin, int64_t end, cons
   }
 }
 
-#define DEFINE(scalar, T)                                                                                             \
-  FOR_EVERY_VECTOR_WIDTH void add_values(const scalar* images, int64_t positions, int64_t channels, T* sums) {        \
-    add_terms(images, positions, channels, sums, Value<T>());                                                         \
+#define DEFINE(scalar)                                                                                                \
+  FOR_EVERY_VECTOR_WIDTH void add_values(const scalar* images, int64_t positions, int64_t channels,                   \
+                                         Computed<scalar>* sums) {                                                    \
+    sum_values(images, positions, channels, sums);                                                                    \
   }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void add_squares(const scalar* images, int64_t positions, int64_t channels, const T* mean,   \
-                                          T* sums) {                                                                  \
-    add_terms(images, positions, channels, sums, SquareAroundMean<T>{mean});                                          \
+  FOR_EVERY_VECTOR_WIDTH void add_squares(const scalar* images, int64_t positions, int64_t channels,                  \
+                                          const Computed<scalar>* mean, Computed<scalar>* sums) {                     \
+    sum_squares(images, positions, channels, mean, sums);                                                             \
   }                                                                                                                   \
   FOR_EVERY_VECTOR_WIDTH void write_maxima(const Windows& in, int64_t begin, int64_t end, const scalar* images,       \
-                                           const T* alpha, const T* beta, scalar* out, uint8_t* positions) {          \
-    if (in.side == 1) return maxima_of_rows<1>(in, begin, end, images, alpha, beta, out, positions);                  \
-    maxima_of_rows<2>(in, begin, end, images, alpha, beta, out, positions);                                           \
+                                           const Computed<scalar>* alpha, const Computed<scalar>* beta, scalar* out,  \
+                                           uint8_t* places) {                                                         \
+    if (in.side == 1) return maxima_of<1>(in, begin, end, images, alpha, beta, out, places);                          \
+    maxima_of<2>(in, begin, end, images, alpha, beta, out, places);                                                   \
   }                                                                                                                   \
   FOR_EVERY_VECTOR_WIDTH void add_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,     \
-                                           const uint8_t* positions, const scalar* images, const T* mean, T* sums,    \
-                                           T* products) {                                                             \
-    if (in.side == 1) return gradient_sums_of_rows<1>(in, begin, end, gradient, positions, images, mean, sums, products); \
-    gradient_sums_of_rows<2>(in, begin, end, gradient, positions, images, mean, sums, products);                      \
+                                           const uint8_t* places, const scalar* images, const Computed<scalar>* mean, \
+                                           Computed<scalar>* sums, Computed<scalar>* products) {                      \
+    if (in.side == 1) return gradient_sums_of<1>(in, begin, end, gradient, places, images, mean, sums, products);     \
+    gradient_sums_of<2>(in, begin, end, gradient, places, images, mean, sums, products);                              \
   }                                                                                                                   \
   FOR_EVERY_VECTOR_WIDTH void write_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,   \
-                                             const uint8_t* positions, const scalar* images,                          \
-                                             const Linear<T>& linear, scalar* out) {                                  \
-    if (in.side == 1) return gradient_of_rows<1>(in, begin, end, gradient, positions, images, linear, out);           \
-    gradient_of_rows<2>(in, begin, end, gradient, positions, images, linear, out);                                    \
+                                             const uint8_t* places, const scalar* images,                             \
+                                             const Linear<Computed<scalar>>& linear, scalar* out) {                   \
+    if (in.side == 1) return gradient_of<1>(in, begin, end, gradient, places, images, linear, out);                   \
+    gradient_of<2>(in, begin, end, gradient, places, images, linear, out);                                            \
   }
-DEFINE(BFloat16, float)
-DEFINE(float, float)
-DEFINE(double, double)
+DEFINE(BFloat16)
+DEFINE(float)
+DEFINE(double)
 #undef DEFINE
 
 // A value becomes value * alpha + beta.
 #define DEFINE(T)                                                                                                     \
-  FOR_EVERY_VECTOR_WIDTH void linear_terms(int64_t channels, const T* weight, const T* bias, const T* mean,           \
+  FOR_EVERY_VECTOR_WIDTH void linear_terms(int64_t count, const T* weight, const T* bias, const T* mean,              \
                                            const T* invstd, T* alpha, T* beta) {                                      \
-    for (int64_t c = 0; c < channels; ++c) {                                                                          \
-      alpha[c] = invstd[c] * weight[c];                                                                               \
-      beta[c] = bias[c] - mean[c] * alpha[c];                                                                         \
+    for (int64_t i = 0; i < count; ++i) {                                                                             \
+      alpha[i] = invstd[i] * weight[i];                                                                               \
+      beta[i] = bias[i] - mean[i] * alpha[i];                                                                         \
     }                                                                                                                 \
   }
 DEFINE(float)
@@ -329,30 +446,46 @@ DEFINE(double)
 Windows windows_of(const Tensor& images, bool pool) {
   STD_TORCH_CHECK(images.dim() == 4, "x must be (B,C,H,W)");
   const int64_t batch = images.size(0), channels = images.size(1), height = images.size(2), width = images.size(3);
-  const std::array<int64_t, 4> strides{height * width * channels, 1, width * channels, channels};
-  for (int64_t axis = 0; axis < 4; ++axis) {
-    STD_TORCH_CHECK(images.size(axis) <= 1 || images.numel() == 0 || images.stride(axis) == strides[axis],
-                    "x must be channels-last");
-  }
   const int64_t side = pool ? 2 : 1;
   STD_TORCH_CHECK(channels > 0 && height >= side && width >= side, "x has no window");
   return pool ? Windows{2, batch, height, width, channels} : Windows{1, batch, 1, height * width, channels};
 }
 
-// Uninitialised and channels-last, of the batch and the channels of `images`.
-Tensor new_images(const Tensor& images, int64_t height, int64_t width, ScalarType type) {
-  const int64_t channels = images.size(1);
-  return new_strided(images, {images.size(0), channels, height, width},
-                     {height * width * channels, 1, width * channels, channels}, type);
+std::vector<int64_t> channels_last(int64_t channels, int64_t height, int64_t width) {
+  return {height * width * channels, 1, width * channels, channels};
 }
 
-// The numbers of a tensor (C,) in order, whatever its stride.
-template <typename T>
-std::vector<T> numbers_of(const Tensor& tensor) {
-  std::vector<T> numbers(tensor.size(0));
-  for (size_t c = 0; c < numbers.size(); ++c) numbers[c] = tensor.const_data_ptr<T>()[c * tensor.stride(0)];
-  return numbers;
+// Uninitialised and channels-last, of the batch, the channels and the type of `images`.
+Tensor new_images(const Tensor& images, int64_t height, int64_t width) {
+  const int64_t channels = images.size(1);
+  return new_strided(images, {images.size(0), channels, height, width}, channels_last(channels, height, width),
+                     images.scalar_type());
 }
+
+void check_images(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape, ScalarType type) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type && has_shape(tensor, shape), name, " does not fit x");
+  const auto strides = channels_last(shape[1], shape[2], shape[3]);
+  for (size_t axis = 0; axis < shape.size() && tensor.numel() > 0; ++axis) {
+    STD_TORCH_CHECK(shape[axis] == 1 || tensor.stride(axis) == strides[axis], name, " must be channels-last");
+  }
+}
+
+void check_numbers(const char* name, const Tensor& numbers, const Tensor& images) {
+  STD_TORCH_CHECK(numbers.scalar_type() == loss_type(images) && has_shape(numbers, {images.size(1)}), name,
+                  " does not fit x");
+}
+
+// Numbers of the channels in the order of the packs, 0 in what is left of the last one.
+template <typename scalar>
+struct Numbers : std::vector<Computed<scalar>> {
+  explicit Numbers(int64_t channels) : std::vector<Computed<scalar>>(packs_of<scalar>(channels) * kPackChannels<scalar>) {}
+  explicit Numbers(const Tensor& tensor) : Numbers(tensor.size(0)) {
+    const auto* numbers = tensor.const_data_ptr<Computed<scalar>>();
+    const int64_t channels = tensor.size(0), stride = tensor.stride(0);  // each question calls into torch
+    for (int64_t c = 0; c < channels; ++c) of(c) = numbers[c * stride];
+  }
+  Computed<scalar>& of(int64_t channel) { return (*this)[place_of<scalar>(channel)]; }
+};
 
 constexpr int64_t kElementsPerTask = 8192;  // a few us of work, above the cost of waking a thread
 
@@ -380,117 +513,140 @@ void for_rows(const Windows& in, Function f) {
   torch::stable::parallel_for(0, in.rows(), std::max<int64_t>(1, kElementsPerTask / elements), f);
 }
 
-template <typename scalar, typename T>
+template <typename scalar>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                    Tensor& running_mean, Tensor& running_var, double momentum,
                                                    double eps, bool pool) {
+  using T = Computed<scalar>;
   const Windows in = windows_of(x, pool);
   const int64_t channels = in.channels, positions = in.positions();
   const auto* images = static_cast<const scalar*>(x.const_data_ptr());
-  Tensor mean = new_contiguous(x, {channels}, weight.scalar_type()), invstd = new_contiguous(x, {channels}, weight.scalar_type());
-  T *means = mean.mutable_data_ptr<T>(), *invstds = invstd.mutable_data_ptr<T>();
 
-  // torch's types: the parts' sums are added up in double, but those of bfloat16 in float.
+  // The parts' sums are added up as torch does it: in double, but those of bfloat16 in float.
   using Total = std::conditional_t<std::is_same_v<scalar, BFloat16>, float, double>;
-  const auto sums = sums_of_parts<Total, T>(positions, x.numel(), channels, [&](int64_t begin, int64_t end, T* out) {
+  Numbers<scalar> mean(channels), invstd(channels);
+  const int64_t count = mean.size();
+  const auto sums = sums_of_parts<Total, T>(positions, x.numel(), count, [&](int64_t begin, int64_t end, T* out) {
     add_values(images + begin * channels, end - begin, channels, out);
   });
-  for (int64_t c = 0; c < channels; ++c) means[c] = static_cast<T>(sums[c] / positions);
-  const auto squares = sums_of_parts<Total, T>(positions, x.numel(), channels, [&](int64_t begin, int64_t end, T* out) {
-    add_squares(images + begin * channels, end - begin, channels, means, out);
+  for (int64_t i = 0; i < count; ++i) mean[i] = static_cast<T>(sums[i] / positions);
+  const auto squares = sums_of_parts<Total, T>(positions, x.numel(), count, [&](int64_t begin, int64_t end, T* out) {
+    add_squares(images + begin * channels, end - begin, channels, mean.data(), out);
   });
+
+  Tensor mean_out = new_contiguous(x, {channels}, weight.scalar_type());
+  Tensor invstd_out = new_contiguous(x, {channels}, weight.scalar_type());
+  T *means = mean_out.mutable_data_ptr<T>(), *invstds = invstd_out.mutable_data_ptr<T>();
+  T *running_means = running_mean.mutable_data_ptr<T>(), *running_vars = running_var.mutable_data_ptr<T>();
+  const int64_t mean_stride = running_mean.stride(0), var_stride = running_var.stride(0);
   const T new_share = static_cast<T>(momentum), old_share = static_cast<T>(1 - momentum);
   for (int64_t c = 0; c < channels; ++c) {
-    const T square = static_cast<T>(squares[c]);
-    invstds[c] = static_cast<T>(1.0 / std::sqrt(square / positions + eps));
+    const T square = static_cast<T>(squares[place_of<scalar>(c)]);
+    invstd.of(c) = static_cast<T>(1.0 / std::sqrt(square / positions + eps));
+    means[c] = mean.of(c), invstds[c] = invstd.of(c);
     if (positions == 0) continue;
-    T& old_mean = running_mean.mutable_data_ptr<T>()[c * running_mean.stride(0)];
-    T& old_var = running_var.mutable_data_ptr<T>()[c * running_var.stride(0)];
+    T &old_mean = running_means[c * mean_stride], &old_var = running_vars[c * var_stride];
     old_mean = new_share * means[c] + old_share * old_mean;
     old_var = static_cast<T>(new_share * static_cast<Total>(square / (positions - 1)) + old_share * old_var);
   }
 
-  std::vector<T> alpha(channels), beta(channels);
-  linear_terms(channels, numbers_of<T>(weight).data(), numbers_of<T>(bias).data(), means, invstds, alpha.data(),
-               beta.data());
-  const int64_t height = x.size(2) / in.side, width = x.size(3) / in.side;
-  Tensor maxima = new_images(x, height, width, x.scalar_type());
-  Tensor places = new_images(x, height, width, ScalarType::Byte);
+  Numbers<scalar> alpha(channels), beta(channels);
+  linear_terms(count, Numbers<scalar>(weight).data(), Numbers<scalar>(bias).data(), mean.data(), invstd.data(),
+               alpha.data(), beta.data());
+  Tensor maxima = new_images(x, x.size(2) / in.side, x.size(3) / in.side);
+  Tensor places = new_contiguous(x, in.shape_of_places<scalar>(), ScalarType::Byte);
   auto* out = static_cast<scalar*>(maxima.mutable_data_ptr());
   auto* place = places.mutable_data_ptr<uint8_t>();
   for_rows(in, [&](int64_t begin, int64_t end) {
     write_maxima(in, begin, end, images, alpha.data(), beta.data(), out, place);
   });
-  return {maxima, places, mean, invstd};
+  return {maxima, places, mean_out, invstd_out};
 }
 
-template <typename scalar, typename T>
+template <typename scalar>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor& x, const Tensor& weight,
-                                            const Tensor& places, const Tensor& mean, const Tensor& invstd, bool pool) {
+                                            const Tensor& places, const Tensor& means, const Tensor& invstds, bool pool) {
+  using T = Computed<scalar>;
   const Windows in = windows_of(x, pool);
-  const int64_t channels = in.channels, positions = in.positions();
+  const int64_t channels = in.channels;
   const auto* images = static_cast<const scalar*>(x.const_data_ptr());
   const auto* gradient = static_cast<const scalar*>(upstream.const_data_ptr());
   const auto* place = places.const_data_ptr<uint8_t>();
-  const T *means = mean.const_data_ptr<T>(), *invstds = invstd.const_data_ptr<T>();
 
-  const auto sums = sums_of_parts<double, T>(in.rows(), x.numel(), 2 * channels, [&](int64_t begin, int64_t end, T* out) {
-    add_gradient(in, begin, end, gradient, place, images, means, out, out + channels);
+  Numbers<scalar> mean(means), invstd(invstds), scale(weight), shift(channels), slope(channels);
+  const int64_t count = mean.size();
+  const auto sums = sums_of_parts<double, T>(in.rows(), x.numel(), 2 * count, [&](int64_t begin, int64_t end, T* out) {
+    add_gradient(in, begin, end, gradient, place, images, mean.data(), out, out + count);
   });
+
   Tensor of_weight = new_contiguous(x, {channels}, weight.scalar_type());
   Tensor of_bias = new_contiguous(x, {channels}, weight.scalar_type());
-  std::vector<T> scale = numbers_of<T>(weight), shift(channels), slope(channels);
+  T *weight_gradient = of_weight.mutable_data_ptr<T>(), *bias_gradient = of_bias.mutable_data_ptr<T>();
   for (int64_t c = 0; c < channels; ++c) {
-    const double sum = sums[c], product = sums[channels + c], factor = static_cast<double>(scale[c]) * invstds[c];
-    of_weight.mutable_data_ptr<T>()[c] = static_cast<T>(product * invstds[c]);
-    of_bias.mutable_data_ptr<T>()[c] = static_cast<T>(sum);
-    scale[c] = static_cast<T>(factor);
-    shift[c] = static_cast<T>(-sum / positions * factor);
-    slope[c] = static_cast<T>(product * invstds[c] * invstds[c] / positions * factor);
+    const int64_t i = place_of<scalar>(c), positions = in.positions();
+    const double sum = sums[i], product = sums[count + i] * invstd[i], factor = static_cast<double>(scale[i]) * invstd[i];
+    weight_gradient[c] = static_cast<T>(product);
+    bias_gradient[c] = static_cast<T>(sum);
+    scale[i] = static_cast<T>(factor);
+    shift[i] = static_cast<T>(-sum / positions * factor);
+    slope[i] = static_cast<T>(product * invstd[i] / positions * factor);
   }
 
-  Tensor of_x = new_images(x, x.size(2), x.size(3), x.scalar_type());
+  Tensor of_x = new_images(x, x.size(2), x.size(3));
   auto* out = static_cast<scalar*>(of_x.mutable_data_ptr());
-  const Linear<T> linear{means, scale.data(), shift.data(), slope.data()};
+  const Linear<T> linear{mean.data(), scale.data(), shift.data(), slope.data()};
   for_rows(in, [&](int64_t begin, int64_t end) {
     write_gradient(in, begin, end, gradient, place, images, linear, out);
   });
   return {of_x, of_weight, of_bias};
 }
 
-// Calls f(scalar{}, T{}) with the type of the images and that of the parameters.
+// Calls f(scalar{}) with the type of the images.
 template <typename Function>
 auto for_type_of(const Tensor& images, Function f) {
   switch (images.scalar_type()) {
     case ScalarType::BFloat16:
-      return f(BFloat16{}, float{});
+      return f(BFloat16{});
     case ScalarType::Float:
-      return f(float{}, float{});
+      return f(float{});
     case ScalarType::Double:
-      return f(double{}, double{});
+      return f(double{});
     default:
       throw std::runtime_error("x must be bfloat16, float32 or float64");
   }
 }
 
-void check_numbers(const char* name, const Tensor& numbers, const Tensor& images) {
-  STD_TORCH_CHECK(numbers.scalar_type() == loss_type(images) && has_shape(numbers, {images.size(1)}), name,
-                  " does not fit x");
-}
+std::vector<int64_t> shape_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_pool_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                               Tensor running_mean, Tensor running_var, double momentum,
                                                               double eps, bool pool) {
-  return for_type_of(x, [&](auto scalar, auto value) {
-    return forward<decltype(scalar), decltype(value)>(x, weight, bias, running_mean, running_var, momentum, eps, pool);
+  windows_of(x, pool);
+  check_images("x", x, shape_of(x), x.scalar_type());
+  check_numbers("weight", weight, x);
+  check_numbers("bias", bias, x);
+  check_numbers("running_mean", running_mean, x);
+  check_numbers("running_var", running_var, x);
+  return for_type_of(x, [&](auto scalar) {
+    return forward<decltype(scalar)>(x, weight, bias, running_mean, running_var, momentum, eps, pool);
   });
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_backward_cpu(const Tensor& gradient, const Tensor& x,
-                                                               const Tensor& weight, const Tensor& position,
+                                                               const Tensor& weight, const Tensor& places,
                                                                const Tensor& mean, const Tensor& invstd, bool pool) {
-  return for_type_of(x, [&](auto scalar, auto value) {
-    return backward<decltype(scalar), decltype(value)>(gradient, x, weight, position, mean, invstd, pool);
+  const Windows in = windows_of(x, pool);
+  const int64_t side = pool ? 2 : 1;
+  check_images("x", x, shape_of(x), x.scalar_type());
+  check_images("gradient", gradient, {x.size(0), x.size(1), x.size(2) / side, x.size(3) / side}, x.scalar_type());
+  check_numbers("weight", weight, x);
+  check_numbers("mean", mean, x);
+  check_numbers("invstd", invstd, x);
+  return for_type_of(x, [&](auto scalar) {
+    STD_TORCH_CHECK(places.scalar_type() == ScalarType::Byte && places.is_contiguous() &&
+                        has_shape(places, in.shape_of_places<decltype(scalar)>()),
+                    "places does not fit x");
+    return backward<decltype(scalar)>(gradient, x, weight, places, mean, invstd, pool);
   });
 }
 

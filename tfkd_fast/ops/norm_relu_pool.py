@@ -138,13 +138,22 @@ def _fake(
     eps: float,
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = (*x.shape[:2], *(size // 2 if pool else size for size in x.shape[2:]))
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return y, torch.empty_like(y, dtype=torch.uint8), torch.empty_like(weight), torch.empty_like(weight)
+    batch, channels, height, width = x.shape
+    if pool:
+        rows, windows, shape = batch * (height // 2), width // 2, (batch, channels, height // 2, width // 2)
+    else:
+        rows, windows, shape = batch, height * width, x.shape
+    groups, packs = -(-windows // (2 * x.itemsize)), -(-channels // (64 // x.itemsize))
+    return (
+        torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last),
+        x.new_empty((rows, groups, packs, 64), dtype=torch.uint8),
+        torch.empty_like(weight),
+        torch.empty_like(weight),
+    )
 
 
 def _fake_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, position: Tensor, mean: Tensor, invstd: Tensor, pool: bool
+    gradient: Tensor, x: Tensor, weight: Tensor, places: Tensor, mean: Tensor, invstd: Tensor, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     return of_x, torch.empty_like(mean), torch.empty_like(mean)
@@ -154,13 +163,13 @@ fused.define(
     "norm_relu_pool",
     None,
     "(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, float momentum, float eps, "
-    "bool pool) -> (Tensor y, Tensor position, Tensor mean, Tensor invstd)",
+    "bool pool) -> (Tensor y, Tensor places, Tensor mean, Tensor invstd)",
     _fake,
 )
 fused.define(
     "norm_relu_pool_backward",
     None,
-    "(Tensor gradient, Tensor x, Tensor weight, Tensor position, Tensor mean, Tensor invstd, bool pool) "
+    "(Tensor gradient, Tensor x, Tensor weight, Tensor places, Tensor mean, Tensor invstd, bool pool) "
     "-> (Tensor of_x, Tensor of_weight, Tensor of_bias)",
     _fake_backward,
 )
