@@ -5,6 +5,7 @@ from tfkd_fast.ops.backends import BackendStatus, OperatorStatus, backend_of, st
 from tfkd_fast.ops.candidate_metrics import CandidateMetrics, candidate_metrics
 from tfkd_fast.ops.conv3x3 import conv3x3
 from tfkd_fast.ops.distillation import distillation_loss
+from tfkd_fast.ops.norm_relu_pool import norm_relu_pool
 from tfkd_fast.ops.peer import peer_loss
 from tfkd_fast.ops.rank_binned_targets import rank_binned_targets
 from tfkd_fast.ops.rank_candidates import CandidateRanking, rank_candidates
@@ -21,6 +22,7 @@ __all__ = [
     "candidate_metrics",
     "conv3x3",
     "distillation_loss",
+    "norm_relu_pool",
     "peer_loss",
     "rank_binned_targets",
     "rank_candidates",
