@@ -38,6 +38,8 @@ class Row(NamedTuple):
     images_per_second: float
     spread: float
     """Half the distance of the quartiles, as a share of the median."""
+    seconds: list[float]
+    """What each round took."""
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,12 @@ def in_turns(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             seconds[name].append(timed(variants[name]))
-    return [Row(name, work / statistics.median(values), _spread(values)) for name, values in seconds.items()]
+    return [_row(name, work, values) for name, values in seconds.items()]
 
 
-def _spread(values: list[float]) -> float:
-    low, _, high = statistics.quantiles(values, n=4)
-    return (high - low) / 2 / statistics.median(values)
+def _row(name: str, work: int, seconds: list[float]) -> Row:
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return Row(name, work / median, (high - low) / 2 / median, seconds)
 
 
 def _what_people_run(workload: Workload) -> Callable[[], None]:
