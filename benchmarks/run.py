@@ -20,10 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import OURS, Case
-from benchmarks.rivals import liger
+from benchmarks.rivals import dali, liger
 from benchmarks.rows import Row, as_json, from_json, regressions, rows_of
 
-SUITES = ["soft_target", "distillation", "peer", "candidate_metrics", "rank_binned_targets", "rank_candidates"]
+SUITES = [
+    "soft_target",
+    "distillation",
+    "peer",
+    "candidate_metrics",
+    "rank_binned_targets",
+    "rank_candidates",
+    "augment",
+]
 STORED = Path(__file__).parent / "results"
 SECONDS, SECONDS_QUICK = 2.0, 0.2
 
@@ -97,6 +105,8 @@ def main() -> int:
     console.print(as_table(rows, f"{name}; torch {torch.__version__}"))
     if device.type == "cuda" and liger is None:
         console.print("Liger-Kernel is not installed: pip install liger-kernel adds it to the rivals.")
+    if device.type == "cpu" and dali is None:
+        console.print("NVIDIA DALI is not installed: pip install 'tfkd-fast[dali]' adds it to the rivals.")
 
     file_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
     stored = STORED / file_name
