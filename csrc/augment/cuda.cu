@@ -13,7 +13,7 @@
 namespace tfkd_fast {
 namespace {
 
-constexpr int kThreads = 128, kBlocks = 12;  // of a block; of a multiprocessor
+constexpr int kThreads = 128, kBlocks = 10;  // of a block; of a multiprocessor
 constexpr int kVectors = 8;                  // of a thread in a part
 
 struct Call {
