@@ -118,6 +118,8 @@ INLINE void put(const Bits<Computed<scalar>>& pack, scalar* to, auto count) {
 }
 
 constexpr int32_t kUpperHalf = -0x10000;
+template <typename T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 
 template <typename scalar>
 INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int part) {
@@ -128,63 +130,28 @@ INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int 
   }
 }
 
-// Makes numbers, as bits that are rounded to the type of the images, a part of a pack that was 0.
+// The bits of a number whose upper half is that of the nearest bfloat16, of two equally near ones the even one. They must
+// not be those of a NaN whose lower half is not 0.
+INLINE Bits<float> rounded(const Bits<float>& bits) { return bits + 0x7fff + ((bits >> 16) & 1); }
+
+// Makes numbers, as bits that are rounded, a part of a pack that was 0.
 template <typename scalar>
-INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Bits<Computed<scalar>>& rounded) {
+INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Bits<Computed<scalar>>& bits) {
   if constexpr (std::is_same_v<scalar, BFloat16>) {
-    pack |= part == 0 ? (rounded >> 16) & 0xffff : rounded;
+    using Unsigned = uint32_t __attribute__((vector_size(64)));
+    pack |= part == 0 ? reinterpret_cast<Bits<float>>(reinterpret_cast<Unsigned>(bits) >> 16) : bits & kUpperHalf;
   } else {
-    pack = rounded;
+    pack = bits;
   }
 }
 
-// To the nearest number of the type of the images, of two to the even one. bfloat16: NaN needs an upper half of its own.
 template <typename scalar>
-INLINE Bits<Computed<scalar>> rounded(const Bits<Computed<scalar>>& bits) {
+INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Vector<Computed<scalar>>& values) {
+  const auto bits = reinterpret_cast<Bits<Computed<scalar>>>(values);
   if constexpr (std::is_same_v<scalar, BFloat16>) {
-    return (bits + 0x7fff + ((bits >> 16) & 1)) & kUpperHalf;
+    set_part<scalar>(pack, part, rounded(bits));
   } else {
-    return bits;
-  }
-}
-constexpr int32_t kQuietNaN = 0x7fc00000;
-
-template <typename scalar>
-INLINE Bits<Computed<scalar>> rounded_number(const Vector<Computed<scalar>>& x) {
-  const auto bits = reinterpret_cast<Bits<Computed<scalar>>>(x);
-  if constexpr (std::is_same_v<scalar, BFloat16>) {
-    return x == x ? rounded<scalar>(bits) : kQuietNaN;
-  } else {
-    return bits;
-  }
-}
-
-// The bits of max(x, 0), which are in the order of the numbers; NaN comes last.
-template <typename scalar>
-INLINE Bits<Computed<scalar>> rectified(const Vector<Computed<scalar>>& x) {
-  using T = Computed<scalar>;
-  const Vector<T> positive = x < T(0) ? Vector<T>{} : x;
-  const auto bits = reinterpret_cast<Bits<T>>(positive) & std::numeric_limits<typename VectorOf<T>::Lane>::max();
-  return bits;
-}
-
-// What such bits are rounded to.
-template <typename scalar>
-INLINE Bits<Computed<scalar>> rounded_rectified(const Bits<Computed<scalar>>& bits) {
-  if constexpr (std::is_same_v<scalar, BFloat16>) {
-    return rounded<scalar>(bits < kQuietNaN ? bits : kQuietNaN);
-  } else {
-    return bits;
-  }
-}
-
-// The lowest of them that are rounded to these.
-template <typename scalar>
-INLINE Bits<Computed<scalar>> lowest_rounded_to(const Bits<Computed<scalar>>& bits) {
-  if constexpr (std::is_same_v<scalar, BFloat16>) {
-    return bits - 0x8000 + ((bits >> 16) & 1);
-  } else {
-    return bits;
+    set_part<scalar>(pack, part, bits);
   }
 }
 
@@ -237,39 +204,54 @@ INLINE void for_tiles(const Windows& in, int64_t begin, int64_t end, Visit visit
   }
 }
 
-// value * alpha + beta, the largest of each window and where it is.
+// value * alpha + beta, or 0, the largest of each window and where it is. The bits of floats that are not negative are in the
+// order of the numbers, and those of negative ones are negative, so integers are compared. A NaN would not
+// fit in, but there is one only where alpha or beta is not finite: there `lowest` is NaN, the result of all windows, and
+// elsewhere 0.
 template <int kSide, typename scalar>
 INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scalar* images, const Computed<scalar>* alphas,
-                      const Computed<scalar>* betas, scalar* out, uint8_t* places) {
+                      const Computed<scalar>* betas, const Computed<scalar>* lowest, scalar* out, uint8_t* places) {
   using T = Computed<scalar>;
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
+  const Bits<T> nan = reinterpret_cast<Bits<T>>(Vector<T>{} + kNaN<T>);
   for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
       Vector<T> alpha[kParts], beta[kParts];
+      Bits<T> floor[kParts];
       for (int p = 0; p < kParts; ++p) {
-        alpha[p] = load(alphas + c + p * kLanes<scalar>), beta[p] = load(betas + c + p * kLanes<scalar>);
+        const int64_t lane = c + p * kLanes<scalar>;
+        alpha[p] = load(alphas + lane), beta[p] = load(betas + lane);
+        floor[p] = reinterpret_cast<Bits<T>>(load(lowest + lane));
       }
       for (int64_t group = first; group < last; group += kGroup<scalar>) {
         const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
         Bits<T> place{};
-        for (int64_t w = group; w < end_of_group; ++w) {
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+          const int64_t w = group + j;
+          if (w == end_of_group) break;
           const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
           Bits<T> packs[kPositions], result{};
           for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
           for (int p = 0; p < kParts; ++p) {
             Bits<T> values[kPositions];
             for (int k = 0; k < kPositions; ++k) {
-              values[k] = rectified<scalar>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
+              values[k] = reinterpret_cast<Bits<T>>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
             }
-            Bits<T> highest = values[0];
+            Bits<T> highest = values[0] > floor[p] ? values[0] : floor[p];
             for (int k = 1; k < kPositions; ++k) highest = values[k] > highest ? values[k] : highest;
-            const Bits<T> maximum = rounded_rectified<scalar>(highest), lowest = lowest_rounded_to<scalar>(maximum);
+            highest = highest < nan ? highest : nan;
+            Bits<T> least = highest;  // of those that become the same number
+            if constexpr (std::is_same_v<scalar, BFloat16>) {
+              highest = rounded(highest) & kUpperHalf;
+              least = highest - 0x8000 + ((highest >> 16) & 1);
+            }
             Bits<T> at = Bits<T>{} + (kPositions - 1);
-            for (int k = kPositions - 2; k >= 0; --k) at = values[k] >= lowest ? Bits<T>{} + k : at;
-            at = maximum > 0 ? at : Bits<T>{} + kNowhere;
-            set_part<scalar>(result, p, maximum);
-            place |= at << shift_of<scalar>(w - group, p);
+            for (int k = kPositions - 2; k >= 0; --k) at = values[k] >= least ? Bits<T>{} + k : at;
+            at = highest > 0 ? at : Bits<T>{} + kNowhere;
+            set_part<scalar>(result, p, highest);
+            place |= at << shift_of<scalar>(j, p);
           }
           put(result, out + (row * in.in_row() + w) * channels + c, count);
         }
@@ -298,13 +280,16 @@ INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, cons
         const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
         Bits<T> place;
         std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
-        for (int64_t w = group; w < end_of_group; ++w) {
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+          const int64_t w = group + j;
+          if (w == end_of_group) break;
           const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
           const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
           Bits<T> packs[kPositions];
           for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
           for (int p = 0; p < kParts; ++p) {
-            const Bits<T> at = place >> shift_of<scalar>(w - group, p) & 15;
+            const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
             const Vector<T> flowing = at == kNowhere ? Vector<T>{} : part_of<scalar>(upstream, p);
             Vector<T> value = part_of<scalar>(packs[0], p);
             for (int k = 1; k < kPositions; ++k) value = at == k ? part_of<scalar>(packs[k], p) : value;
@@ -338,7 +323,7 @@ INLINE void gradient_without_window(const scalar* images, int64_t positions, int
       for (int p = 0; p < Pack<scalar>::kParts; ++p) {
         const int64_t lane = c + p * kLanes<scalar>;
         const Vector<T> above = part_of<scalar>(pack, p) - load(linear.mean + lane);
-        set_part<scalar>(result, p, rounded_number<scalar>(load(linear.shift + lane) - above * load(linear.slope + lane)));
+        set_part<scalar>(result, p, load(linear.shift + lane) - above * load(linear.slope + lane));
       }
       put(result, out + i, count);
     }
@@ -363,18 +348,20 @@ INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const sca
         const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
         Bits<T> place;
         std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
-        for (int64_t w = group; w < end_of_group; ++w) {
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+          const int64_t w = group + j;
+          if (w == end_of_group) break;
           const int64_t corner = in.offset(row) + w * kSide * channels + c;
           const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
           Bits<T> results[kPositions]{};
           for (int p = 0; p < kParts; ++p) {
-            const Bits<T> at = place >> shift_of<scalar>(w - group, p) & 15;
+            const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
             const Vector<T> flowing = part_of<scalar>(upstream, p) * scale[p] + shift[p];
             for (int k = 0; k < kPositions; ++k) {
               const Bits<T> pack = get(images + corner + k / kSide * line + k % kSide * channels, count);
               const Vector<T> above = part_of<scalar>(pack, p) - mean[p];
-              set_part<scalar>(results[k], p,
-                               rounded_number<scalar>((at == k ? flowing : shift[p]) - above * slope[p]));
+              set_part<scalar>(results[k], p, (at == k ? flowing : shift[p]) - above * slope[p]);
             }
           }
           for (int k = 0; k < kPositions; ++k) {
@@ -408,10 +395,10 @@ INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const sca
     sum_squares(images, positions, channels, mean, sums);                                                             \
   }                                                                                                                   \
   FOR_EVERY_VECTOR_WIDTH void write_maxima(const Windows& in, int64_t begin, int64_t end, const scalar* images,       \
-                                           const Computed<scalar>* alpha, const Computed<scalar>* beta, scalar* out,  \
-                                           uint8_t* places) {                                                         \
-    if (in.side == 1) return maxima_of<1>(in, begin, end, images, alpha, beta, out, places);                          \
-    maxima_of<2>(in, begin, end, images, alpha, beta, out, places);                                                   \
+                                           const Computed<scalar>* alpha, const Computed<scalar>* beta,               \
+                                           const Computed<scalar>* lowest, scalar* out, uint8_t* places) {            \
+    if (in.side == 1) return maxima_of<1>(in, begin, end, images, alpha, beta, lowest, out, places);                  \
+    maxima_of<2>(in, begin, end, images, alpha, beta, lowest, out, places);                                           \
   }                                                                                                                   \
   FOR_EVERY_VECTOR_WIDTH void add_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,     \
                                            const uint8_t* places, const scalar* images, const Computed<scalar>* mean, \
@@ -550,15 +537,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
     old_var = static_cast<T>(new_share * static_cast<Total>(square / (positions - 1)) + old_share * old_var);
   }
 
-  Numbers<scalar> alpha(channels), beta(channels);
+  Numbers<scalar> alpha(channels), beta(channels), lowest(channels);
   linear_terms(count, Numbers<scalar>(weight).data(), Numbers<scalar>(bias).data(), mean.data(), invstd.data(),
                alpha.data(), beta.data());
+  for (int64_t i = 0; i < count; ++i) lowest[i] = std::isfinite(alpha[i]) && !std::isnan(beta[i]) ? T(0) : kNaN<T>;
   Tensor maxima = new_images(x, x.size(2) / in.side, x.size(3) / in.side);
   Tensor places = new_contiguous(x, in.shape_of_places<scalar>(), ScalarType::Byte);
   auto* out = static_cast<scalar*>(maxima.mutable_data_ptr());
   auto* place = places.mutable_data_ptr<uint8_t>();
   for_rows(in, [&](int64_t begin, int64_t end) {
-    write_maxima(in, begin, end, images, alpha.data(), beta.data(), out, place);
+    write_maxima(in, begin, end, images, alpha.data(), beta.data(), lowest.data(), out, place);
   });
   return {maxima, places, mean_out, invstd_out};
 }
@@ -584,7 +572,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor
   T *weight_gradient = of_weight.mutable_data_ptr<T>(), *bias_gradient = of_bias.mutable_data_ptr<T>();
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t i = place_of<scalar>(c), positions = in.positions();
-    const double sum = sums[i], product = sums[count + i] * invstd[i], factor = static_cast<double>(scale[i]) * invstd[i];
+    const double sum = sums[i], product = sums[count + i] * invstd[i], of_channel = scale[i];
+    const double factor = std::isnan(of_channel) ? kNaN<double> : of_channel * invstd[i];  // that NaN is safe to round
     weight_gradient[c] = static_cast<T>(product);
     bias_gradient[c] = static_cast<T>(sum);
     scale[i] = static_cast<T>(factor);

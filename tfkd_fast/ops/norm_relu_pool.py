@@ -1,4 +1,4 @@
-"""Batch norm in training, ReLU and max-pooling as one operator: what a convolution network does between convolutions."""
+"""Batch norm in training, ReLU and max-pooling as one operator: what lies between two convolutions."""
 
 from typing import Any
 
@@ -140,12 +140,13 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, channels, height, width = x.shape
     if pool:
-        rows, windows, shape = batch * (height // 2), width // 2, (batch, channels, height // 2, width // 2)
-    else:
-        rows, windows, shape = batch, height * width, x.shape
+        height, width = height // 2, width // 2
+    rows, windows = (batch * height, width) if pool else (batch, height * width)
     groups, packs = -(-windows // (2 * x.itemsize)), -(-channels // (64 // x.itemsize))
     return (
-        torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last),
+        torch.empty(
+            (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        ),
         x.new_empty((rows, groups, packs, 64), dtype=torch.uint8),
         torch.empty_like(weight),
         torch.empty_like(weight),
@@ -162,8 +163,8 @@ def _fake_backward(
 fused.define(
     "norm_relu_pool",
     None,
-    "(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, float momentum, float eps, "
-    "bool pool) -> (Tensor y, Tensor places, Tensor mean, Tensor invstd)",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, float momentum, "
+    "float eps, bool pool) -> (Tensor y, Tensor places, Tensor mean, Tensor invstd)",
     _fake,
 )
 fused.define(
@@ -175,6 +176,4 @@ fused.define(
 )
 _operators = getattr(torch.ops, fused.NAMESPACES["cpp"])
 backends.register("norm_relu_pool", "reference", _reference)
-backends.register(
-    "norm_relu_pool", "cpp", _fused, refuses=fused.cpp_refuses, about=backends.native_library.about
-)
+backends.register("norm_relu_pool", "cpp", _fused, refuses=fused.cpp_refuses, about=backends.native_library.about)
