@@ -4,14 +4,14 @@ pytest-benchmark times one function after another. Here the variants of a case a
 given their times by a clock that they drive: its statistics, groups, JSON and comparisons are of those times.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.harness import OURS, Case, Timing, measured, our_backends
+from benchmarks.harness import OURS, Case, measured, our_backends
 from benchmarks.rows import rows_of
 
 SECONDS = 1.0
@@ -27,16 +27,17 @@ class _Clock:
     def __call__(self) -> float:
         return self.now
 
-    def replay(self, benchmark: Any, timing: Timing) -> None:
-        steps = chain(timing.seconds, repeat(0.0))
+    def replay(self, benchmark: Any, seconds: Sequence[float]) -> None:
+        """Give a benchmark that runs by this clock the seconds of its rounds."""
+        steps = chain(seconds, repeat(0.0))
 
         def one_round() -> None:
             self.now += next(steps)
 
-        benchmark.pedantic(one_round, rounds=len(timing.seconds))
+        benchmark.pedantic(one_round, rounds=len(seconds))
 
 
-_clock = _Clock()
+clock = _Clock()
 
 
 def each(cases: list[Case]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -48,7 +49,7 @@ def each(cases: list[Case]) -> Callable[[Callable[..., None]], Callable[..., Non
         for name in our_backends(case.operator, DEVICE, case.dtype)
     ]
     parametrize = pytest.mark.parametrize(("case", "variant"), rows)
-    return lambda function: pytest.mark.benchmark(timer=_clock)(parametrize(function))
+    return lambda function: pytest.mark.benchmark(timer=clock)(parametrize(function))
 
 
 def show(benchmark: Any, case: Case, variant: str) -> None:
@@ -56,4 +57,4 @@ def show(benchmark: Any, case: Case, variant: str) -> None:
     assert variant in OURS
     benchmark.group = case.name
     benchmark.extra_info.update(next(row for row in rows_of(case, DEVICE, SECONDS) if row.variant == variant)._asdict())
-    _clock.replay(benchmark, measured(case, DEVICE, SECONDS)[variant])
+    clock.replay(benchmark, measured(case, DEVICE, SECONDS)[variant].seconds)

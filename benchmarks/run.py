@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import OURS, Case
-from benchmarks.rivals import liger
+from benchmarks.rivals import dali, liger
 from benchmarks.rows import Row, as_json, from_json, regressions, rows_of
 
 SUITES = [
@@ -31,6 +31,7 @@ SUITES = [
     "rank_binned_targets",
     "rank_candidates",
     "conv3x3",
+    "augment",
 ]
 STORED = Path(__file__).parent / "results"
 SECONDS, SECONDS_QUICK = 2.0, 0.2
@@ -105,6 +106,8 @@ def main() -> int:
     console.print(as_table(rows, f"{name}; torch {torch.__version__}"))
     if device.type == "cuda" and liger is None:
         console.print("Liger-Kernel is not installed: pip install liger-kernel adds it to the rivals.")
+    if device.type == "cpu" and dali is None:
+        console.print("NVIDIA DALI is not installed: pip install 'tfkd-fast[dali]' adds it to the rivals.")
 
     file_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
     stored = STORED / file_name

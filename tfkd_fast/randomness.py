@@ -24,11 +24,13 @@ class Purpose(IntEnum):
     AUGMENT = 2
 
 
-def philox(counter: Words, key: tuple[int, int]) -> Words:
+def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:
     """Philox4x32-10: four random words from four counter words and two key words.
 
-    `counter` holds int64 tensors of words that broadcast against each other, on any device; the four results have the
-    broadcast shape. Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3.
+    `counter` holds int64 tensors of words that broadcast against each other and the key, on any device; the four
+    results have the broadcast shape.
+
+    Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -42,19 +44,23 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     return c0, c1, c2, c3
 
 
-def random_words(samples: Tensor, purpose: Purpose, *, seed: int, epoch: int = 0, stream: int = 0) -> Words:
+def random_words(
+    samples: Tensor, purpose: Purpose, *, seed: int | Tensor, epoch: int | Tensor = 0, stream: int | Tensor = 0
+) -> Words:
     """Four words for every sample.
 
     `samples` int64 of any shape, values 0 .. 2**32 - 1; 0 <= seed < 2**64; epoch and stream fit 32 bits. `stream` tells
-    apart runs that share a seed, such as the candidates of a population.
+    apart runs that share a seed, such as the candidates of a population. The three may be int64 tensors that broadcast
+    against `samples`, of which a seed is below 2**63; their values are not checked: the host would wait for the device.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in 0 .. 2**64 - 1, got {seed}")
-    for name, value in (("epoch", epoch), ("stream", stream)):
-        if not 0 <= value <= _MASK:
-            raise ValueError(f"{name} must be in 0 .. 2**32 - 1, got {value}")
-    constants = (torch.full((), value, dtype=torch.int64, device=samples.device) for value in (epoch, purpose, stream))
-    return philox((samples, *constants), (seed & _MASK, seed >> 32))  # type: ignore[arg-type]  # four by construction
+    for name, value, limit in (("seed", seed, 64), ("epoch", epoch, 32), ("stream", stream, 32)):
+        if isinstance(value, int) and not 0 <= value < 2**limit:
+            raise ValueError(f"{name} must be in 0 .. 2**{limit} - 1, got {value}")
+    counter = (
+        value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.int64, device=samples.device)
+        for value in (epoch, purpose, stream)
+    )
+    return philox((samples, *counter), (seed & _MASK, seed >> 32))  # type: ignore[arg-type]  # four by construction
 
 
 def random_keys(count: int, purpose: Purpose, *, seed: int, epoch: int, stream: int, device: torch.device) -> Tensor:

@@ -68,11 +68,9 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Uninitialised and contiguous, on the device of `like`.
-inline Tensor new_contiguous(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-  std::vector<int64_t> strides(shape.size());
-  int64_t stride = 1;
-  for (size_t axis = shape.size(); axis-- > 0; stride *= shape[axis]) strides[axis] = stride;
+// Uninitialised, on the device of `like`.
+inline Tensor new_strided(const Tensor& like, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+                          ScalarType type) {
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
@@ -80,6 +78,14 @@ inline Tensor new_contiguous(const Tensor& like, const std::vector<int64_t>& sha
                                                          static_cast<int32_t>(type), device_type,
                                                          like.get_device_index(), &handle));
   return Tensor(handle);
+}
+
+// Contiguous.
+inline Tensor new_contiguous(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t axis = shape.size(); axis-- > 0; stride *= shape[axis]) strides[axis] = stride;
+  return new_strided(like, shape, strides, type);
 }
 
 inline Tensor empty_loss(const Tensor& logits, const Axes& axes, const std::string& reduction) {

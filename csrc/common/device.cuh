@@ -71,6 +71,12 @@ __device__ __forceinline__ void check_label(int64_t label, int64_t classes) {
   if (label < 0 || label >= classes) __assert_fail("0 <= label && label < classes", __FILE__, __LINE__, __func__);
 }
 
+// What is loaded or stored at once.
+template <typename scalar, int kVector>
+struct alignas(sizeof(scalar) * kVector) Vector {
+  scalar at[kVector];
+};
+
 struct Plus {
   template <typename T>
   __device__ __forceinline__ T operator()(T a, T b) const {

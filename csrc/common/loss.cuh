@@ -551,11 +551,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 
 // Rows in blocks.
 
-template <typename scalar, int kVector>
-struct alignas(sizeof(scalar) * kVector) Vector {
-  scalar at[kVector];
-};
-
 // Calls f(first class, Vector) for every vector of the row that is this thread's; kBatch loads are on their way at a
 // time.
 template <int kVector, int kBatch, typename scalar, typename Function>

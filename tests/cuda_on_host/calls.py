@@ -84,6 +84,19 @@ def rank_candidates() -> Iterator[Call]:
                 yield _odd(values), [True, False, True, True][:criteria], [1.0, 0.25, 0.1, 3.0][:criteria]
 
 
+def augment() -> Iterator[Call]:
+    """(images, indices, draw, pad, flip, mean, std, dtype)"""
+    torch.manual_seed(0)
+    for k, (height, width) in enumerate(((1, 1), (7, 5), (28, 28), (32, 32), (130, 150))):
+        for channels in (1, 2, 3, 4):
+            images = _odd(torch.randint(256, (3, height, width, channels), dtype=torch.uint8))
+            indices = torch.tensor([[2, 0, 1, 2], [1, 1, 0, 2]])[:, : 1 if height > 100 else 4]
+            draw = torch.tensor([[5, 6, 7], [2**63 - 1, 2**32 - 1, 2**32 - 1]])
+            of = (indices, draw[0]) if channels % 2 else (indices[0], draw)
+            scale = _odd(torch.rand(channels) * 255), _odd(torch.rand(channels) * 100 + 1)
+            yield images, *of, (0, 4, 200)[k % 3], k % 2 == 1, *scale, DTYPES[(k + channels) % len(DTYPES)]
+
+
 OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
     function.__name__: function
     for function in (
@@ -94,6 +107,7 @@ OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
         rank_binned_targets,
         candidate_metrics,
         rank_candidates,
+        augment,
     )
 }
 

@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from tfkd_fast.kernels import augment as images
 from tfkd_fast.kernels import candidate_metrics as metrics
 from tfkd_fast.kernels import distillation as distil
 from tfkd_fast.kernels import peer as peers
@@ -128,6 +129,14 @@ def rank_candidates() -> Cases:
     for dtype in (SINGLE, DOUBLE):
         of = torch.empty(100, 3, dtype=dtype), [True, False, True], [1.0, 0.5, 1.0]
         yield f"ranks, {dtype}", 0, partial(ranks.rank_candidates, *of)
+
+
+def augment() -> Cases:
+    for channels, flip, dtype in product((1, 2, 3, 4), (False, True), (HALF, SINGLE, DOUBLE, torch.float16)):
+        scale = torch.empty(channels), torch.empty(channels)
+        of = torch.empty(5, 32, 32, channels, dtype=torch.uint8), torch.empty(2, 3, dtype=torch.int64)
+        draw = torch.empty(3, dtype=torch.int64)
+        yield f"C={channels} {dtype}", 0, partial(images.augment, *of, draw, 4, flip, *scale, dtype)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,18 +18,18 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class PerImage(Dataset[tuple[Tensor, int]]):
-    """Images (N,3,32,32) uint8, transformed one at a time."""
+    """Images (N,3,32,32) uint8 as torchvision's data sets give them: PIL images, transformed one at a time."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        from torchvision.transforms import v2  # a second to import
+        from torchvision import transforms  # a second to import
 
-        self.images, self.labels = images, labels
-        self.transform = v2.Compose(
+        self.images, self.labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels
+        self.transform = transforms.Compose(
             [
-                v2.RandomCrop(32, padding=4),
-                v2.RandomHorizontalFlip(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(MEAN, STD),
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
             ]
         )
 
@@ -36,7 +37,7 @@ class PerImage(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[index]), int(self.labels[index])
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
 def dataloader_batches(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Batches:
@@ -61,11 +62,16 @@ def indexed_batches(images: Tensor, labels: Tensor, batch_size: int, device: tor
 
 
 def train_epoch(
-    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, batches: Batches, *, bf16: bool
+    model: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    *,
+    bf16: bool,
+    memory_format: torch.memory_format,
 ) -> None:
     """Cross-entropy over one epoch."""
     for images, labels in batches:
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_format)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
             loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()

@@ -37,6 +37,8 @@ class Row(NamedTuple):
     images_per_second: float
     spread: float
     """Half the distance of the quartiles, as a share of the median."""
+    seconds: list[float]
+    """What each round took."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,14 @@ class Workload:
 
 def training(workload: Workload, rounds: int, *, compiled: bool) -> list[Row]:
     """The engine, with plain cross-entropy, beside loops written by hand; `compiled` adds those that torch compiles."""
-    precision = workload.compute.precision
+    careful = f"by hand, {workload.compute.precision}, channels-last, batched augmentation"
     variants = {
         ENGINE: engine_epoch(workload, 1, "sequential"),
-        "by hand, fp32, DataLoader": _plain(workload, plain_loop.dataloader_batches, bf16=False),
-        f"by hand, {precision}, batches by indexing": _plain(
-            workload, plain_loop.indexed_batches, bf16=precision == "bf16"
-        ),
+        "by hand, fp32, DataLoader": _what_people_run(workload),
+        careful: _with_care(workload),
     }
     if compiled:
-        variants[f"by hand, {precision}, batches by indexing, torch.compile"] = _plain(
-            workload, plain_loop.indexed_batches, bf16=precision == "bf16", compiled=True
-        )
+        variants[f"{careful}, torch.compile"] = _with_care(workload, compiled=True)
     return in_turns(variants, workload.images, rounds)
 
 
@@ -171,25 +169,47 @@ def in_turns(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             seconds[name].append(timed(variants[name]))
-    return [Row(name, work / statistics.median(values), _spread(values)) for name, values in seconds.items()]
+    return [_row(name, work, values) for name, values in seconds.items()]
 
 
-def _spread(values: list[float]) -> float:
-    low, _, high = statistics.quantiles(values, n=4)
-    return (high - low) / 2 / statistics.median(values)
+def _row(name: str, work: int, seconds: list[float]) -> Row:
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return Row(name, work / median, (high - low) / 2 / median, seconds)
+
+
+def _what_people_run(workload: Workload) -> Callable[[], None]:
+    """float32, torch's default memory format, a DataLoader over PIL images."""
+    return _plain(workload, plain_loop.dataloader_batches, bf16=False, memory_format=torch.contiguous_format)
+
+
+def _with_care(workload: Workload, *, compiled: bool = False) -> Callable[[], None]:
+    """The precision of the workload, channels-last, whole batches augmented by indexing."""
+    return _plain(
+        workload,
+        plain_loop.indexed_batches,
+        bf16=workload.compute.dtype is torch.bfloat16,
+        memory_format=torch.channels_last,
+        compiled=compiled,
+    )
 
 
 def _plain(
-    workload: Workload, batches: Callable[..., plain_loop.Batches], *, bf16: bool, compiled: bool = False
+    workload: Workload,
+    batches: Callable[..., plain_loop.Batches],
+    *,
+    bf16: bool,
+    memory_format: torch.memory_format,
+    compiled: bool = False,
 ) -> Callable[[], None]:
     images, device = workload.image_set(), workload.compute.device
     pixels, labels = images.all_images().to(device), images.labels.to(device)
-    model = workload.build().train()
+    model = workload.build().to(memory_format=memory_format).train()
     optimizer = plain_loop.make_sgd(model)
     network = torch.compile(model) if compiled else model
 
     def run() -> None:
+        epoch = batches(pixels, labels, workload.batch_size, device)
         with ops.using_backend("reference"):  # the network's plain modules
-            plain_loop.train_epoch(network, optimizer, batches(pixels, labels, workload.batch_size, device), bf16=bf16)
+            plain_loop.train_epoch(network, optimizer, epoch, bf16=bf16, memory_format=memory_format)
 
     return run

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tfkd_fast.randomness import Purpose, below, permutation, random_words
+from tfkd_fast.ops.augment import random_windows
+from tfkd_fast.randomness import permutation
 
 
 class Views(NamedTuple):
@@ -40,10 +41,8 @@ class Augmentation:
     def random_views(self, count: int, *, seed: int, epoch: int, stream: int, device: torch.device) -> Views:
         """One view of each of `count` images, in the order of the epoch."""
         indices = permutation(count, seed=seed, epoch=epoch, stream=stream, device=device)
-        vertical, horizontal, mirror, _ = random_words(indices, Purpose.AUGMENT, seed=seed, epoch=epoch, stream=stream)
-        places = 2 * self.pad + 1
-        mirrored = below(mirror, 2).bool() if self.flip else torch.zeros_like(mirror, dtype=torch.bool)
-        return Views(indices, below(vertical, places), below(horizontal, places), mirrored)
+        windows = random_windows(indices, pad=self.pad, flip=self.flip, seed=seed, epoch=epoch, stream=stream)
+        return Views(indices, *windows)
 
     def plain_views(self, count: int, device: torch.device) -> Views:
         """Every image as it is, in order."""

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
 
+# What torch compiles outlives the process, in the user's cache (XDG Base Directory Specification). Set here, because
+# torch reads it when it first imports a part of its compiler, and many of its functions do.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "compile"))
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -40,7 +45,6 @@ class Compute:
         """The network, compiled for full batches if compiling was asked for; a smaller last batch runs as it is."""
         if not self.compile:
             return network
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compile"))  # outlives the process
         compiled = torch.compile(network, fullgraph=True, dynamic=False)
 
         def forward(images: Tensor) -> Tensor:
@@ -50,11 +54,6 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
-
-
-def cache_folder() -> Path:
-    """Where the user's cache of this program is (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
 
 
 @contextmanager

@@ -55,6 +55,28 @@ class HostFeed:
         return self._current
 
 
+class ResidentFeed:
+    """Makes batches inside the step, from images and orders that are on the device."""
+
+    def __init__(self, loader: Loader, streams: Sequence[int]) -> None:
+        self._loader, self._streams = loader, streams
+        self._orders, self._draws = loader.orders(0, streams)
+
+    def start(self, epoch: int) -> None:
+        for place, new in zip((self._orders, self._draws), self._loader.orders(epoch, self._streams), strict=True):
+            place.copy_(new)
+
+    def advance(self) -> None:
+        """Nothing to do for the host."""
+
+    def batch(self, step: Tensor, size: int) -> Input:
+        positions = step * self._loader.batch_size + torch.arange(size, device=step.device)
+        batch = self._loader.resident_batch(self._orders.index_select(1, positions), self._draws)
+        return batch.images, batch.labels
+
+
 def make_feed(loader: Loader, streams: Sequence[int], device: torch.device) -> Feed:
     """The feed that suits a loader and a device."""
+    if loader.is_resident:
+        return ResidentFeed(loader, streams)
     return HostFeed(loader, streams, in_place=device.type == "cuda")

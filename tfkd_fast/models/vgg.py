@@ -40,10 +40,27 @@ class Stage(nn.Module):
         self.conv = nn.ModuleList(Conv3x3(a, b) for a, b in zip(channels, widths, strict=False))
         self.norm = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, activate: bool = False, pool: bool = False) -> Tensor:
+        """The last batch norm's result; with `activate` after ReLU, and with `pool` after max-pooling, too."""
+        last = len(self.norm) - 1
         for i, (conv, norm) in enumerate(zip(self.conv, self.norm, strict=True)):
-            x = norm(conv(F.relu(x) if i else x))
+            x = conv(x)
+            if i == last and not activate:
+                return norm(x)
+            x = norm_relu_pool(norm, x, pool=pool and i == last)
         return x
+
+
+def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool) -> Tensor:
+    """Batch norm, ReLU and, with `pool`, max-pooling 2x2: in training as one operator."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    batches, mean, var = norm.num_batches_tracked, norm.running_mean, norm.running_var
+    if not norm.training or batches is None or mean is None or var is None:
+        x = F.relu(norm(x))
+        return F.max_pool2d(x, 2) if pool else x
+    batches.add_(1)
+    momentum = 1.0 / float(batches) if norm.momentum is None else norm.momentum  # None: the average of all batches
+    return ops.norm_relu_pool(x, norm.weight, norm.bias, mean, var, momentum=momentum, eps=norm.eps, pool=pool)
 
 
 class VGG(nn.Module):
@@ -73,6 +90,9 @@ class VGG(nn.Module):
         before, after = [], []
         x = images
         for i, stage in enumerate(self.stages):
+            if not return_features:
+                x = stage(x, activate=True, pool=i in pooled_stages)
+                continue
             before.append(stage(x))
             after.append(F.relu(before[-1]))
             x = F.max_pool2d(after[-1], 2) if i in pooled_stages else after[-1]

@@ -1,9 +1,11 @@
 """Operators: tensors in, tensors out, one module each; `backends` says which implementation serves a call."""
 
+from tfkd_fast.ops.augment import augment
 from tfkd_fast.ops.backends import BackendStatus, OperatorStatus, backend_of, status, using_backend
 from tfkd_fast.ops.candidate_metrics import CandidateMetrics, candidate_metrics
 from tfkd_fast.ops.conv3x3 import conv3x3
 from tfkd_fast.ops.distillation import distillation_loss
+from tfkd_fast.ops.norm_relu_pool import norm_relu_pool
 from tfkd_fast.ops.peer import peer_loss
 from tfkd_fast.ops.rank_binned_targets import rank_binned_targets
 from tfkd_fast.ops.rank_candidates import CandidateRanking, rank_candidates
@@ -15,10 +17,12 @@ __all__ = [
     "CandidateRanking",
     "OperatorStatus",
     "SoftTargetStats",
+    "augment",
     "backend_of",
     "candidate_metrics",
     "conv3x3",
     "distillation_loss",
+    "norm_relu_pool",
     "peer_loss",
     "rank_binned_targets",
     "rank_candidates",

@@ -26,10 +26,10 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
     Raises:
         ValueError: for shapes that do not fit; TypeError for dtypes.
     """
-    transformed = torch._C._are_functorch_transforms_active()  # by torch.func: torch's own rules, also of autocast
-    if not transformed and torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     _check(x, weight, bias)
+    transformed = torch._C._are_functorch_transforms_active()  # by torch.func, which knows torch's own operators
     if backend is None and (transformed or not _gains(x, weight)):
         backend = "reference"
     result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
@@ -53,9 +53,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not torch.is_autocast_enabled(x.device.type):  # which casts, too, and once where a weight is used twice
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    return F.conv2d(x, weight, bias, padding=1)
+    # cast here, not by autocast, which leaves tensors that torch.func maps as they are
+    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
 
 
 # The compiled backend.

@@ -157,6 +157,27 @@ def fold_candidates(
     return folded, lead
 
 
+def fold_any_candidates(
+    info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], core_axes: Sequence[int]
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    """As `fold_candidates`, for tensors any of which may have the P axis; one that has neither axis stays as it is."""
+    shapes = []  # mapped axis, P axis, own axes
+    folded = list(tensors)
+    for position, (dim, axes) in enumerate(zip(in_dims, core_axes, strict=True)):
+        if dim is not None:
+            folded[position] = folded[position].movedim(dim, 0)
+        shape = folded[position].shape
+        at_own = len(shape) - axes
+        shapes.append((shape[: dim is not None], shape[dim is not None : at_own], shape[at_own:]))
+
+    lead = (info.batch_size, *max(candidates for _, candidates, _ in shapes))
+    for position, (mapped, candidates, own) in enumerate(shapes):
+        if mapped or candidates:
+            with_all = (*(mapped or (1,)), *(candidates or (1,) * (len(lead) - 1)), *own)
+            folded[position] = folded[position].reshape(with_all).expand(*lead, *own).flatten(0, len(lead) - 1)
+    return folded, lead
+
+
 def unfold_candidates(results: Any, lead: tuple[int, ...]) -> tuple[Any, Any]:
     """What a vmap rule returns: results with the axes `lead` in the place of P, and where the mapped axis is."""
     if isinstance(results, Tensor):

@@ -115,23 +115,10 @@ def _fake(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts:
     return similarity.new_empty(*lead, *similarity.shape[-2:])
 
 
-def _vmap(operator: OpOverload, info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-    """The mapped axis joins the P axis; a tensor that has neither serves all tables as it is."""
+def _vmap(operator: OpOverload, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     *tensors, bin_starts = args
-    shapes = []  # mapped axis, P axis, own axes
-    for position, (dim, own_axes) in enumerate(zip(in_dims, (2, 0, 1), strict=False)):
-        if dim is not None:
-            tensors[position] = tensors[position].movedim(dim, 0)
-        shape = tensors[position].shape
-        at_own = len(shape) - own_axes
-        shapes.append((shape[: dim is not None], shape[dim is not None : at_own], shape[at_own:]))
-
-    lead = (info.batch_size, *max(candidates for _, candidates, _ in shapes))
-    for position, (mapped, candidates, own) in enumerate(shapes):
-        if mapped or candidates:
-            with_all = (*(mapped or (1,)), *(candidates or (1,) * (len(lead) - 1)), *own)
-            tensors[position] = tensors[position].reshape(with_all).expand(*lead, *own).flatten(0, len(lead) - 1)
-    return operator(*tensors, bin_starts).unflatten(0, lead), 0
+    folded, lead = fused.fold_any_candidates(info, in_dims[:3], tensors, (2, 0, 1))
+    return fused.unfold_candidates(operator(*folded, bin_starts), lead)
 
 
 fused.define(

@@ -13,7 +13,7 @@ from tfkd_fast.cli.doctor import examine
 from tfkd_fast.data import DataSettings, LoaderChoice, choose_loader, loaders, missing_loaders, open_dataset
 from tfkd_fast.errors import UserError
 
-NEEDED = COUNT * 3 * 40 * 40  # bytes of the padded images
+NEEDED = COUNT * 3 * 32 * 32  # bytes
 INSTALLED = [name for name, reason in missing_loaders().items() if reason is None]
 
 

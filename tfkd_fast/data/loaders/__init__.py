@@ -16,7 +16,7 @@ from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets import Dataset
 from tfkd_fast.data.images import FileImages, ImageSet
 from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
-from tfkd_fast.data.loaders.resident import ResidentPixels, padded_shape
+from tfkd_fast.data.loaders.resident import ResidentImages
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 
@@ -69,9 +69,8 @@ def make_loader(
         settings = settings.model_copy(update={"loader": name})
     augmentation = _augmentation(images, dataset, settings)
     return Loader(
-        _pixel_source(images, augmentation.pad, settings, device),
+        _source(images, augmentation.pad, settings, device),
         images.labels,
-        images.image_shape,
         augmentation,
         batch_size=settings.batch_size,
         mean=dataset.mean,
@@ -94,8 +93,7 @@ def choose_loader(
 
     Images are kept resident only if they take no more than half of the device's free memory.
     """
-    pad = _augmentation(images, dataset, settings).pad
-    reasons = {name: _refusal(name, images, pad, device, share=0.5) for name in NAMES}
+    reasons = {name: _refusal(name, images, device, share=0.5) for name in NAMES}
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
     able = [name for name in NAMES if name not in refused]
     if len(images) < FEW_IMAGES or len(able) == 1:
@@ -130,9 +128,9 @@ def _augmentation(images: ImageSet, dataset: Dataset, settings: DataSettings) ->
     return Augmentation(0, flip=False)
 
 
-def _pixel_source(images: ImageSet, pad: int, settings: DataSettings, device: torch.device) -> PixelSource:
+def _source(images: ImageSet, pad: int, settings: DataSettings, device: torch.device) -> ResidentImages | PixelSource:
     name = settings.loader
-    reason = _refusal(name, images, pad, device)
+    reason = _refusal(name, images, device)
     if reason is not None:
         raise UserError(f"loader {name} {reason}")
     if name == "dali":
@@ -143,13 +141,13 @@ def _pixel_source(images: ImageSet, pad: int, settings: DataSettings, device: to
         from tfkd_fast.data.loaders.torchvision import TorchvisionPixels  # torchvision takes a second to import
 
         return TorchvisionPixels(images, pad, device, settings.workers)
-    return ResidentPixels(images, pad, device)
+    return ResidentImages(images, device)
 
 
-def _refusal(name: str, images: ImageSet, pad: int, device: torch.device, share: float = 1) -> str | None:
+def _refusal(name: str, images: ImageSet, device: torch.device, share: float = 1) -> str | None:
     """Why a loader cannot serve, to be read after its name, if it may take `share` of the free memory."""
     if name == "resident":
-        needed, free = math.prod(padded_shape(images, pad)), share * free_memory(device)
+        needed, free = len(images) * math.prod(images.image_shape), share * free_memory(device)
         if needed > free:
             return (
                 f"needs {needed / 2**30:.1f} GiB on {device.type}, where {free / 2**30:.1f} GiB are free: "

@@ -1,12 +1,15 @@
 """Batches on the device, the same wherever their pixels come from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from tfkd_fast import ops
 from tfkd_fast.data.augmentation import Augmentation, Views
+from tfkd_fast.data.loaders.resident import ResidentImages
+from tfkd_fast.randomness import permutation
 
 
 class Batch(NamedTuple):
@@ -18,7 +21,7 @@ class Batch(NamedTuple):
 
 
 class PixelSource(Protocol):
-    """Where pixels come from: resident memory, worker processes."""
+    """Where pixels come from when they do not lie on the device: worker processes."""
 
     name: str
 
@@ -26,14 +29,16 @@ class PixelSource(Protocol):
         """For each batch of views its pixels (B,C,H,W) uint8, on the device, channels-last in memory."""
 
 
+AS_IT_IS = Augmentation(pad=0, flip=False)
+
+
 class Loader:
     """Batches of an image set. Holds no position: an epoch is a function of (seed, epoch, stream)."""
 
     def __init__(
         self,
-        source: PixelSource,
+        source: ResidentImages | PixelSource,
         labels: Tensor,
-        image_shape: tuple[int, int, int],
         augmentation: Augmentation,
         *,
         batch_size: int,
@@ -49,7 +54,9 @@ class Loader:
         self._labels = labels.to(device)
         self._augmentation = augmentation
         self._device, self._dtype, self._seed = device, dtype, seed
-        self._mean, self._std = (self._like_an_image(values, image_shape) for values in (mean, std))
+        self._mean, self._std = (
+            torch.tensor([255 * value for value in values], device=device) for values in (mean, std)
+        )
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -64,22 +71,65 @@ class Loader:
 
         `stream` tells apart candidates that are to see different orders and augmentations.
         """
-        count = len(self._labels)
-        views = self._augmentation.random_views(count, seed=self._seed, epoch=epoch, stream=stream, device=self._device)
-        return self._load(views)
+        count, name = len(self._labels), {"seed": self._seed, "epoch": epoch, "stream": stream}
+        if isinstance(self._source, ResidentImages):
+            order = permutation(count, **name, device=self._device)
+            return self._show(self._source.images, order, self._augmentation, **name)
+        return self._load(self._source, self._augmentation.random_views(count, **name, device=self._device))
+
+    def orders(self, epoch: int, streams: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What `resident_batch` needs for an epoch: orders (n,N) and draws (n,3) int64, one for each of n streams."""
+        names = [{"seed": self._seed, "epoch": epoch, "stream": stream} for stream in streams]
+        orders = [permutation(len(self._labels), **name, device=self._device) for name in names]
+        return torch.stack(orders), torch.stack([self._draw(**name) for name in names])
+
+    def resident_batch(self, indices: Tensor, draws: Tensor) -> Batch:
+        """The augmented images at `indices` (n,B) of a set that is resident, under draws (n,3).
+
+        On the device alone, so that a captured step can do it. All of `Batch` has the axis n in front.
+        """
+        if not isinstance(self._source, ResidentImages):
+            raise ValueError(f"the images of loader {self.name} are not resident")
+        return self._batch(self._augment(self._source.images, indices, draws, self._augmentation), indices)
+
+    @property
+    def is_resident(self) -> bool:
+        return isinstance(self._source, ResidentImages)
 
     def in_order(self) -> Iterator[Batch]:
         """Every image once, in the order of the set, as it is; the last batch may be smaller."""
-        return self._load(self._augmentation.plain_views(len(self._labels), self._device))
+        count = len(self._labels)
+        if isinstance(self._source, ResidentImages):
+            return self._show(self._source.images, torch.arange(count, device=self._device), AS_IT_IS)
+        return self._load(self._source, self._augmentation.plain_views(count, self._device))
 
-    def _load(self, views: Views) -> Iterator[Batch]:
-        batches = views.batches(self.batch_size)
-        for batch, pixels in zip(batches, self._source.pixels(batches), strict=True):
-            images = pixels.float().sub_(self._mean).div_(self._std).to(self._dtype)
-            yield Batch(images, self._labels[batch.indices], batch.indices)
+    def _show(self, resident: Tensor, order: Tensor, augmentation: Augmentation, **name: int) -> Iterator[Batch]:
+        draw = self._draw(**name)
+        for indices in order.split(self.batch_size):
+            yield self._batch(self._augment(resident, indices, draw, augmentation), indices)
 
-    def _like_an_image(self, values: tuple[float, ...], image_shape: tuple[int, int, int]) -> Tensor:
-        """(1,C,H,W) channels-last, from one value a channel, in units of pixels: broadcasting (C,1,1) is far slower."""
-        channels = torch.tensor([255 * value for value in values], device=self._device)
-        image = channels.view(1, -1, 1, 1).expand(1, *image_shape)
-        return image.contiguous(memory_format=torch.channels_last)
+    def _load(self, source: PixelSource, views: Views) -> Iterator[Batch]:
+        draw, batches = self._draw(), views.batches(self.batch_size)
+        for batch, pixels in zip(batches, source.pixels(batches), strict=True):
+            every = torch.arange(len(pixels), device=self._device)
+            yield self._batch(self._augment(pixels.permute(0, 2, 3, 1), every, draw, AS_IT_IS), batch.indices)
+
+    def _augment(self, images: Tensor, indices: Tensor, draw: Tensor, augmentation: Augmentation) -> Tensor:
+        return ops.augment(
+            images,
+            indices,
+            draw,
+            pad=augmentation.pad,
+            flip=augmentation.flip,
+            mean=self._mean,
+            std=self._std,
+            dtype=self._dtype,
+        )
+
+    def _batch(self, images: Tensor, indices: Tensor) -> Batch:
+        return Batch(images, self._labels[indices], indices)
+
+    def _draw(self, seed: int = 0, epoch: int = 0, stream: int = 0) -> Tensor:
+        """(3,) on the device; filled there, because a copy from the host would wait for it."""
+        words = (torch.full((), value, dtype=torch.int64, device=self._device) for value in (seed, epoch, stream))
+        return torch.stack(list(words))

@@ -1,0 +1,649 @@
+// Batch norm in training, ReLU and max-pooling of channels-last images, forward and backward.
+// The definition is `_reference` in tfkd_fast/ops/norm_relu_pool.py.
+//
+// Forward reads the images three times: for the mean, for the variance, summed as torch sums them, and to write the largest
+// value of each window and where it is. Backward reads them twice: for the sums over the gradient, which has entries at
+// those places alone, and to write the gradient of the images. Without a pool a window is one position.
+
+#include "../common/arguments.h"
+#include "../common/vector_math.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/BFloat16.h>
+
+#include <array>
+#include <tuple>
+
+namespace tfkd_fast {
+namespace {
+
+using torch::headeronly::BFloat16;
+template <typename T>
+using Vector = typename VectorOf<T>::Type;
+template <typename T>
+using Bits = typename VectorOf<T>::Index;
+
+// A pack is 64 bytes of an image, some channels of a position, which are computed in one or two vectors of T. A bfloat16 is
+// the upper half of a float, so each lane of a pack holds two channels, an even one and an odd one, that become floats by a
+// shift and a mask: moving them between lanes would take longer than what is computed with them. Numbers of the channels
+// lie in this order, too: those of the even channels of a pack before those of the odd ones, and whole packs.
+template <typename scalar>
+struct Pack {
+  using T = scalar;
+  static constexpr int kParts = 1;
+};
+template <>
+struct Pack<BFloat16> {
+  using T = float;
+  static constexpr int kParts = 2;
+};
+template <typename scalar>
+using Computed = typename Pack<scalar>::T;
+template <typename scalar>
+constexpr int64_t kPackChannels = 64 / sizeof(scalar);
+template <typename scalar>
+constexpr int64_t kLanes = VectorOf<Computed<scalar>>::kLanes;
+
+template <typename scalar>
+int64_t packs_of(int64_t channels) {
+  return (channels + kPackChannels<scalar> - 1) / kPackChannels<scalar>;
+}
+template <typename scalar>
+int64_t place_of(int64_t channel) {
+  constexpr int kParts = Pack<scalar>::kParts;
+  const int64_t in_pack = channel % kPackChannels<scalar>;
+  return channel - in_pack + in_pack % kParts * kLanes<scalar> + in_pack / kParts;
+}
+
+// Where a window has its maximum is a number of 4 bits, and kNowhere where the ReLU has made it 0. Those of as many windows
+// as a pack has room for lie in one.
+constexpr int kNowhere = 4;
+template <typename scalar>
+constexpr int64_t kGroup = 2 * sizeof(scalar);  // windows
+template <typename scalar>
+int shift_of(int64_t window_of_group, int part) {
+  return static_cast<int>(4 * (window_of_group * Pack<scalar>::kParts + part));
+}
+
+// Rows of windows, and the positions of the images that they are made of.
+struct Windows {
+  int64_t side;  // 1 or 2
+  int64_t images, height, width, channels;
+
+  int64_t positions() const { return images * height * width; }
+  int64_t rows_of_image() const { return height / side; }
+  int64_t rows() const { return images * rows_of_image(); }
+  int64_t in_row() const { return width / side; }
+  // The first number of the images that belongs to a row.
+  int64_t offset(int64_t row) const {
+    return (row / rows_of_image() * height + row % rows_of_image() * side) * width * channels;
+  }
+
+  // Of the tensor of places: a pack for each group of windows in a row and each pack of channels.
+  template <typename scalar>
+  std::vector<int64_t> shape_of_places() const {
+    return {rows(), groups_in_row<scalar>(), packs_of<scalar>(channels), 64};
+  }
+  template <typename scalar>
+  int64_t groups_in_row() const {
+    return (in_row() + kGroup<scalar> - 1) / kGroup<scalar>;
+  }
+  template <typename scalar>
+  int64_t offset_of_places(int64_t row, int64_t window, int64_t channel) const {
+    const int64_t group = row * groups_in_row<scalar>() + window / kGroup<scalar>;
+    return (group * packs_of<scalar>(channels) + channel / kPackChannels<scalar>)*64;
+  }
+};
+
+// Calls visit(c, count) for the first channel of each pack: `count` is a constant for whole ones, and the last is shorter.
+template <typename scalar, typename Visit>
+INLINE void for_packs(int64_t channels, Visit visit) {
+  constexpr int64_t kCount = kPackChannels<scalar>;
+  int64_t c = 0;
+  for (; c + kCount <= channels; c += kCount) visit(c, std::integral_constant<int64_t, kCount>());
+  if (c < channels) visit(c, channels - c);
+}
+#define VISIT [&](int64_t c, auto count) __attribute__((always_inline))
+
+// `count` numbers of an image, and 0 for the other channels.
+template <typename scalar>
+INLINE Bits<Computed<scalar>> get(const scalar* from, auto count) {
+  Bits<Computed<scalar>> pack{};
+  std::memcpy(&pack, from, count * sizeof(scalar));
+  return pack;
+}
+template <typename scalar>
+INLINE void put(const Bits<Computed<scalar>>& pack, scalar* to, auto count) {
+  std::memcpy(to, &pack, count * sizeof(scalar));
+}
+
+constexpr int32_t kUpperHalf = -0x10000;
+template <typename T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
+template <typename scalar>
+INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int part) {
+  if constexpr (std::is_same_v<scalar, BFloat16>) {
+    return from_bits(part == 0 ? pack << 16 : pack & kUpperHalf);
+  } else {
+    return reinterpret_cast<Vector<Computed<scalar>>>(pack);
+  }
+}
+
+// The bits of a number whose upper half is that of the nearest bfloat16, of two equally near ones the even one. They must
+// not be those of a NaN whose lower half is not 0.
+INLINE Bits<float> rounded(const Bits<float>& bits) { return bits + 0x7fff + ((bits >> 16) & 1); }
+
+// Makes numbers, as bits that are rounded, a part of a pack that was 0.
+template <typename scalar>
+INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Bits<Computed<scalar>>& bits) {
+  if constexpr (std::is_same_v<scalar, BFloat16>) {
+    using Unsigned = uint32_t __attribute__((vector_size(64)));
+    pack |= part == 0 ? reinterpret_cast<Bits<float>>(reinterpret_cast<Unsigned>(bits) >> 16) : bits & kUpperHalf;
+  } else {
+    pack = bits;
+  }
+}
+
+template <typename scalar>
+INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Vector<Computed<scalar>>& values) {
+  const auto bits = reinterpret_cast<Bits<Computed<scalar>>>(values);
+  if constexpr (std::is_same_v<scalar, BFloat16>) {
+    set_part<scalar>(pack, part, rounded(bits));
+  } else {
+    set_part<scalar>(pack, part, bits);
+  }
+}
+
+// sums += term(value, place) for each position, in their order.
+template <typename scalar, typename Term>
+INLINE void add_terms(const scalar* images, int64_t positions, int64_t channels, Computed<scalar>* sums, Term term) {
+  constexpr int64_t kPositions = 16;  // of all channels in turn, so that memory is read as it lies
+  constexpr int kParts = Pack<scalar>::kParts;
+  for (int64_t first = 0; first < positions; first += kPositions) {
+    const int64_t last = std::min(first + kPositions, positions);
+    for_packs<scalar>(channels, VISIT {
+      Vector<Computed<scalar>> sum[kParts];
+      for (int p = 0; p < kParts; ++p) sum[p] = load(sums + c + p * kLanes<scalar>);
+      for (int64_t i = first; i < last; ++i) {
+        const auto pack = get(images + i * channels + c, count);
+        for (int p = 0; p < kParts; ++p) sum[p] = term(sum[p], part_of<scalar>(pack, p), c + p * kLanes<scalar>);
+      }
+      for (int p = 0; p < kParts; ++p) store<Computed<scalar>>(sum[p], sums + c + p * kLanes<scalar>);
+    });
+  }
+}
+
+template <typename scalar>
+INLINE void sum_values(const scalar* images, int64_t positions, int64_t channels, Computed<scalar>* sums) {
+  add_terms(images, positions, channels, sums,
+            [](const auto& sum, const auto& value, int64_t) __attribute__((always_inline)) { return sum + value; });
+}
+
+template <typename scalar>
+INLINE void sum_squares(const scalar* images, int64_t positions, int64_t channels, const Computed<scalar>* means,
+                        Computed<scalar>* sums) {
+  add_terms(images, positions, channels, sums,
+            [means](const auto& sum, const auto& value, int64_t place) __attribute__((always_inline)) {
+              const auto centred = value - load(means + place);
+              return sum + centred * centred;
+            });
+}
+
+// Calls visit(row, first, last) for windows of a row, those that stay in the first-level cache while one pack of channels
+// after the other visits them: whole groups but for the end of the row.
+template <typename scalar, typename Visit>
+INLINE void for_tiles(const Windows& in, int64_t begin, int64_t end, Visit visit) {
+  constexpr int64_t kBytes = 16 << 10;
+  const int64_t bytes_of_group = kGroup<scalar> * in.side * in.side * in.channels * static_cast<int64_t>(sizeof(scalar));
+  const int64_t windows = std::max<int64_t>(1, kBytes / bytes_of_group) * kGroup<scalar>;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t first = 0; first < in.in_row(); first += windows) {
+      visit(row, first, std::min(first + windows, in.in_row()));
+    }
+  }
+}
+
+// value * alpha + beta, or 0, the largest of each window and where it is. The bits of floats that are not negative are in the
+// order of the numbers, and those of negative ones are negative, so integers are compared. A NaN would not
+// fit in, but there is one only where alpha or beta is not finite: there `lowest` is NaN, the result of all windows, and
+// elsewhere 0.
+template <int kSide, typename scalar>
+INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scalar* images, const Computed<scalar>* alphas,
+                      const Computed<scalar>* betas, const Computed<scalar>* lowest, scalar* out, uint8_t* places) {
+  using T = Computed<scalar>;
+  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
+  const int64_t channels = in.channels, line = in.width * channels;
+  const Bits<T> nan = reinterpret_cast<Bits<T>>(Vector<T>{} + kNaN<T>);
+  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+    for_packs<scalar>(channels, VISIT {
+      Vector<T> alpha[kParts], beta[kParts];
+      Bits<T> floor[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t lane = c + p * kLanes<scalar>;
+        alpha[p] = load(alphas + lane), beta[p] = load(betas + lane);
+        floor[p] = reinterpret_cast<Bits<T>>(load(lowest + lane));
+      }
+      for (int64_t group = first; group < last; group += kGroup<scalar>) {
+        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
+        Bits<T> place{};
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+          const int64_t w = group + j;
+          if (w == end_of_group) break;
+          const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
+          Bits<T> packs[kPositions], result{};
+          for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
+          for (int p = 0; p < kParts; ++p) {
+            Bits<T> values[kPositions];
+            for (int k = 0; k < kPositions; ++k) {
+              values[k] = reinterpret_cast<Bits<T>>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
+            }
+            Bits<T> highest = values[0] > floor[p] ? values[0] : floor[p];
+            for (int k = 1; k < kPositions; ++k) highest = values[k] > highest ? values[k] : highest;
+            highest = highest < nan ? highest : nan;
+            Bits<T> least = highest;  // of those that become the same number
+            if constexpr (std::is_same_v<scalar, BFloat16>) {
+              highest = rounded(highest) & kUpperHalf;
+              least = highest - 0x8000 + ((highest >> 16) & 1);
+            }
+            Bits<T> at = Bits<T>{} + (kPositions - 1);
+            for (int k = kPositions - 2; k >= 0; --k) at = values[k] >= least ? Bits<T>{} + k : at;
+            at = highest > 0 ? at : Bits<T>{} + kNowhere;
+            set_part<scalar>(result, p, highest);
+            place |= at << shift_of<scalar>(j, p);
+          }
+          put(result, out + (row * in.in_row() + w) * channels + c, count);
+        }
+        std::memcpy(places + in.offset_of_places<scalar>(row, group, c), &place, sizeof(place));
+      }
+    });
+  });
+}
+
+// Sums of the gradient, and of it times what the image is above its mean.
+template <int kSide, typename scalar>
+INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient, const uint8_t* places,
+                             const scalar* images, const Computed<scalar>* means, Computed<scalar>* sums,
+                             Computed<scalar>* products) {
+  using T = Computed<scalar>;
+  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
+  const int64_t channels = in.channels, line = in.width * channels;
+  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+    for_packs<scalar>(channels, VISIT {
+      Vector<T> mean[kParts], sum[kParts], product[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t lane = c + p * kLanes<scalar>;
+        mean[p] = load(means + lane), sum[p] = load(sums + lane), product[p] = load(products + lane);
+      }
+      for (int64_t group = first; group < last; group += kGroup<scalar>) {
+        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
+        Bits<T> place;
+        std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+          const int64_t w = group + j;
+          if (w == end_of_group) break;
+          const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
+          const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
+          Bits<T> packs[kPositions];
+          for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
+          for (int p = 0; p < kParts; ++p) {
+            const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
+            const Vector<T> flowing = at == kNowhere ? Vector<T>{} : part_of<scalar>(upstream, p);
+            Vector<T> value = part_of<scalar>(packs[0], p);
+            for (int k = 1; k < kPositions; ++k) value = at == k ? part_of<scalar>(packs[k], p) : value;
+            sum[p] += flowing;
+            product[p] += flowing * (value - mean[p]);
+          }
+        }
+      }
+      for (int p = 0; p < kParts; ++p) {
+        store<T>(sum[p], sums + c + p * kLanes<scalar>), store<T>(product[p], products + c + p * kLanes<scalar>);
+      }
+    });
+  });
+}
+
+// By channel, the gradient of a value is gradient * scale + shift - (value - mean) * slope.
+template <typename T>
+struct Linear {
+  const T *mean, *scale, *shift, *slope;
+};
+
+// Of `positions` that belong to no window.
+template <typename scalar>
+INLINE void gradient_without_window(const scalar* images, int64_t positions, int64_t channels,
+                                    const Linear<Computed<scalar>>& linear, scalar* out) {
+  using T = Computed<scalar>;
+  for_packs<scalar>(channels, VISIT {
+    for (int64_t i = c; i < positions * channels; i += channels) {
+      const Bits<T> pack = get(images + i, count);
+      Bits<T> result{};
+      for (int p = 0; p < Pack<scalar>::kParts; ++p) {
+        const int64_t lane = c + p * kLanes<scalar>;
+        const Vector<T> above = part_of<scalar>(pack, p) - load(linear.mean + lane);
+        set_part<scalar>(result, p, load(linear.shift + lane) - above * load(linear.slope + lane));
+      }
+      put(result, out + i, count);
+    }
+  });
+}
+
+template <int kSide, typename scalar>
+INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient, const uint8_t* places,
+                        const scalar* images, const Linear<Computed<scalar>>& linear, scalar* out) {
+  using T = Computed<scalar>;
+  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
+  const int64_t channels = in.channels, line = in.width * channels;
+  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+    for_packs<scalar>(channels, VISIT {
+      Vector<T> mean[kParts], scale[kParts], shift[kParts], slope[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t lane = c + p * kLanes<scalar>;
+        mean[p] = load(linear.mean + lane), scale[p] = load(linear.scale + lane);
+        shift[p] = load(linear.shift + lane), slope[p] = load(linear.slope + lane);
+      }
+      for (int64_t group = first; group < last; group += kGroup<scalar>) {
+        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
+        Bits<T> place;
+        std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+          const int64_t w = group + j;
+          if (w == end_of_group) break;
+          const int64_t corner = in.offset(row) + w * kSide * channels + c;
+          const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
+          Bits<T> results[kPositions]{};
+          for (int p = 0; p < kParts; ++p) {
+            const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
+            const Vector<T> flowing = part_of<scalar>(upstream, p) * scale[p] + shift[p];
+            for (int k = 0; k < kPositions; ++k) {
+              const Bits<T> pack = get(images + corner + k / kSide * line + k % kSide * channels, count);
+              const Vector<T> above = part_of<scalar>(pack, p) - mean[p];
+              set_part<scalar>(results[k], p, (at == k ? flowing : shift[p]) - above * slope[p]);
+            }
+          }
+          for (int k = 0; k < kPositions; ++k) {
+            put(results[k], out + corner + k / kSide * line + k % kSide * channels, count);
+          }
+        }
+      }
+    });
+  });
+  if constexpr (kSide == 1) return;
+  const auto left_out = [&](int64_t from, int64_t count) __attribute__((always_inline)) {
+    gradient_without_window(images + from, count, channels, linear, out + from);
+  };
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t from = in.offset(row);
+    if (in.width % 2 == 1) {
+      left_out(from + line - channels, 1);
+      left_out(from + 2 * line - channels, 1);
+    }
+    if (in.height % 2 == 1 && (row + 1) % in.rows_of_image() == 0) left_out(from + 2 * line, in.width);
+  }
+}
+
+#define DEFINE(scalar)                                                                                                \
+  FOR_EVERY_VECTOR_WIDTH void add_values(const scalar* images, int64_t positions, int64_t channels,                   \
+                                         Computed<scalar>* sums) {                                                    \
+    sum_values(images, positions, channels, sums);                                                                    \
+  }                                                                                                                   \
+  FOR_EVERY_VECTOR_WIDTH void add_squares(const scalar* images, int64_t positions, int64_t channels,                  \
+                                          const Computed<scalar>* mean, Computed<scalar>* sums) {                     \
+    sum_squares(images, positions, channels, mean, sums);                                                             \
+  }                                                                                                                   \
+  FOR_EVERY_VECTOR_WIDTH void write_maxima(const Windows& in, int64_t begin, int64_t end, const scalar* images,       \
+                                           const Computed<scalar>* alpha, const Computed<scalar>* beta,               \
+                                           const Computed<scalar>* lowest, scalar* out, uint8_t* places) {            \
+    if (in.side == 1) return maxima_of<1>(in, begin, end, images, alpha, beta, lowest, out, places);                  \
+    maxima_of<2>(in, begin, end, images, alpha, beta, lowest, out, places);                                           \
+  }                                                                                                                   \
+  FOR_EVERY_VECTOR_WIDTH void add_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,     \
+                                           const uint8_t* places, const scalar* images, const Computed<scalar>* mean, \
+                                           Computed<scalar>* sums, Computed<scalar>* products) {                      \
+    if (in.side == 1) return gradient_sums_of<1>(in, begin, end, gradient, places, images, mean, sums, products);     \
+    gradient_sums_of<2>(in, begin, end, gradient, places, images, mean, sums, products);                              \
+  }                                                                                                                   \
+  FOR_EVERY_VECTOR_WIDTH void write_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,   \
+                                             const uint8_t* places, const scalar* images,                             \
+                                             const Linear<Computed<scalar>>& linear, scalar* out) {                   \
+    if (in.side == 1) return gradient_of<1>(in, begin, end, gradient, places, images, linear, out);                   \
+    gradient_of<2>(in, begin, end, gradient, places, images, linear, out);                                            \
+  }
+DEFINE(BFloat16)
+DEFINE(float)
+DEFINE(double)
+#undef DEFINE
+
+// A value becomes value * alpha + beta.
+#define DEFINE(T)                                                                                                     \
+  FOR_EVERY_VECTOR_WIDTH void linear_terms(int64_t count, const T* weight, const T* bias, const T* mean,              \
+                                           const T* invstd, T* alpha, T* beta) {                                      \
+    for (int64_t i = 0; i < count; ++i) {                                                                             \
+      alpha[i] = invstd[i] * weight[i];                                                                               \
+      beta[i] = bias[i] - mean[i] * alpha[i];                                                                         \
+    }                                                                                                                 \
+  }
+DEFINE(float)
+DEFINE(double)
+#undef DEFINE
+
+Windows windows_of(const Tensor& images, bool pool) {
+  STD_TORCH_CHECK(images.dim() == 4, "x must be (B,C,H,W)");
+  const int64_t batch = images.size(0), channels = images.size(1), height = images.size(2), width = images.size(3);
+  const int64_t side = pool ? 2 : 1;
+  STD_TORCH_CHECK(channels > 0 && height >= side && width >= side, "x has no window");
+  return pool ? Windows{2, batch, height, width, channels} : Windows{1, batch, 1, height * width, channels};
+}
+
+std::vector<int64_t> channels_last(int64_t channels, int64_t height, int64_t width) {
+  return {height * width * channels, 1, width * channels, channels};
+}
+
+// Uninitialised and channels-last, of the batch, the channels and the type of `images`.
+Tensor new_images(const Tensor& images, int64_t height, int64_t width) {
+  const int64_t channels = images.size(1);
+  return new_strided(images, {images.size(0), channels, height, width}, channels_last(channels, height, width),
+                     images.scalar_type());
+}
+
+void check_images(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape, ScalarType type) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type && has_shape(tensor, shape), name, " does not fit x");
+  const auto strides = channels_last(shape[1], shape[2], shape[3]);
+  for (size_t axis = 0; axis < shape.size() && tensor.numel() > 0; ++axis) {
+    STD_TORCH_CHECK(shape[axis] == 1 || tensor.stride(axis) == strides[axis], name, " must be channels-last");
+  }
+}
+
+void check_numbers(const char* name, const Tensor& numbers, const Tensor& images) {
+  STD_TORCH_CHECK(numbers.scalar_type() == loss_type(images) && has_shape(numbers, {images.size(1)}), name,
+                  " does not fit x");
+}
+
+// Numbers of the channels in the order of the packs, 0 in what is left of the last one.
+template <typename scalar>
+struct Numbers : std::vector<Computed<scalar>> {
+  explicit Numbers(int64_t channels) : std::vector<Computed<scalar>>(packs_of<scalar>(channels) * kPackChannels<scalar>) {}
+  explicit Numbers(const Tensor& tensor) : Numbers(tensor.size(0)) {
+    const auto* numbers = tensor.const_data_ptr<Computed<scalar>>();
+    const int64_t channels = tensor.size(0), stride = tensor.stride(0);  // each question calls into torch
+    for (int64_t c = 0; c < channels; ++c) of(c) = numbers[c * stride];
+  }
+  Computed<scalar>& of(int64_t channel) { return (*this)[place_of<scalar>(channel)]; }
+};
+
+constexpr int64_t kElementsPerTask = 8192;  // a few us of work, above the cost of waking a thread
+
+// Calls add(begin, end, sums) for a part of the `rows` for each thread, as torch divides them, and adds up what it did to
+// the parts' `count` sums, which begin at 0. The result depends on the number of threads alone.
+template <typename Total, typename T, typename Add>
+std::vector<Total> sums_of_parts(int64_t rows, int64_t elements, int64_t count, Add add) {
+  const int64_t parts = torch::stable::get_num_threads(), rows_of_part = (rows + parts - 1) / parts;
+  std::vector<T> sums(parts * count);
+  torch::stable::parallel_for(0, parts, elements < kElementsPerTask ? parts : 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      add(std::min(part * rows_of_part, rows), std::min((part + 1) * rows_of_part, rows), sums.data() + part * count);
+    }
+  });
+  std::vector<Total> totals(count);
+  for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t i = 0; i < count; ++i) totals[i] += sums[part * count + i];
+  }
+  return totals;
+}
+
+template <typename Function>
+void for_rows(const Windows& in, Function f) {
+  const int64_t elements = in.side * in.width * in.channels;
+  torch::stable::parallel_for(0, in.rows(), std::max<int64_t>(1, kElementsPerTask / elements), f);
+}
+
+template <typename scalar>
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                                   Tensor& running_mean, Tensor& running_var, double momentum,
+                                                   double eps, bool pool) {
+  using T = Computed<scalar>;
+  const Windows in = windows_of(x, pool);
+  const int64_t channels = in.channels, positions = in.positions();
+  const auto* images = static_cast<const scalar*>(x.const_data_ptr());
+
+  // The parts' sums are added up as torch does it: in double, but those of bfloat16 in float.
+  using Total = std::conditional_t<std::is_same_v<scalar, BFloat16>, float, double>;
+  Numbers<scalar> mean(channels), invstd(channels);
+  const int64_t count = mean.size();
+  const auto sums = sums_of_parts<Total, T>(positions, x.numel(), count, [&](int64_t begin, int64_t end, T* out) {
+    add_values(images + begin * channels, end - begin, channels, out);
+  });
+  for (int64_t i = 0; i < count; ++i) mean[i] = static_cast<T>(sums[i] / positions);
+  const auto squares = sums_of_parts<Total, T>(positions, x.numel(), count, [&](int64_t begin, int64_t end, T* out) {
+    add_squares(images + begin * channels, end - begin, channels, mean.data(), out);
+  });
+
+  Tensor mean_out = new_contiguous(x, {channels}, weight.scalar_type());
+  Tensor invstd_out = new_contiguous(x, {channels}, weight.scalar_type());
+  T *means = mean_out.mutable_data_ptr<T>(), *invstds = invstd_out.mutable_data_ptr<T>();
+  T *running_means = running_mean.mutable_data_ptr<T>(), *running_vars = running_var.mutable_data_ptr<T>();
+  const int64_t mean_stride = running_mean.stride(0), var_stride = running_var.stride(0);
+  const T new_share = static_cast<T>(momentum), old_share = static_cast<T>(1 - momentum);
+  for (int64_t c = 0; c < channels; ++c) {
+    const T square = static_cast<T>(squares[place_of<scalar>(c)]);
+    invstd.of(c) = static_cast<T>(1.0 / std::sqrt(square / positions + eps));
+    means[c] = mean.of(c), invstds[c] = invstd.of(c);
+    if (positions == 0) continue;
+    T &old_mean = running_means[c * mean_stride], &old_var = running_vars[c * var_stride];
+    old_mean = new_share * means[c] + old_share * old_mean;
+    old_var = static_cast<T>(new_share * static_cast<Total>(square / (positions - 1)) + old_share * old_var);
+  }
+
+  Numbers<scalar> alpha(channels), beta(channels), lowest(channels);
+  linear_terms(count, Numbers<scalar>(weight).data(), Numbers<scalar>(bias).data(), mean.data(), invstd.data(),
+               alpha.data(), beta.data());
+  for (int64_t i = 0; i < count; ++i) lowest[i] = std::isfinite(alpha[i]) && !std::isnan(beta[i]) ? T(0) : kNaN<T>;
+  Tensor maxima = new_images(x, x.size(2) / in.side, x.size(3) / in.side);
+  Tensor places = new_contiguous(x, in.shape_of_places<scalar>(), ScalarType::Byte);
+  auto* out = static_cast<scalar*>(maxima.mutable_data_ptr());
+  auto* place = places.mutable_data_ptr<uint8_t>();
+  for_rows(in, [&](int64_t begin, int64_t end) {
+    write_maxima(in, begin, end, images, alpha.data(), beta.data(), lowest.data(), out, place);
+  });
+  return {maxima, places, mean_out, invstd_out};
+}
+
+template <typename scalar>
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor& x, const Tensor& weight,
+                                            const Tensor& places, const Tensor& means, const Tensor& invstds, bool pool) {
+  using T = Computed<scalar>;
+  const Windows in = windows_of(x, pool);
+  const int64_t channels = in.channels;
+  const auto* images = static_cast<const scalar*>(x.const_data_ptr());
+  const auto* gradient = static_cast<const scalar*>(upstream.const_data_ptr());
+  const auto* place = places.const_data_ptr<uint8_t>();
+
+  Numbers<scalar> mean(means), invstd(invstds), scale(weight), shift(channels), slope(channels);
+  const int64_t count = mean.size();
+  const auto sums = sums_of_parts<double, T>(in.rows(), x.numel(), 2 * count, [&](int64_t begin, int64_t end, T* out) {
+    add_gradient(in, begin, end, gradient, place, images, mean.data(), out, out + count);
+  });
+
+  Tensor of_weight = new_contiguous(x, {channels}, weight.scalar_type());
+  Tensor of_bias = new_contiguous(x, {channels}, weight.scalar_type());
+  T *weight_gradient = of_weight.mutable_data_ptr<T>(), *bias_gradient = of_bias.mutable_data_ptr<T>();
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t i = place_of<scalar>(c), positions = in.positions();
+    const double sum = sums[i], product = sums[count + i] * invstd[i], of_channel = scale[i];
+    const double factor = std::isnan(of_channel) ? kNaN<double> : of_channel * invstd[i];  // that NaN is safe to round
+    weight_gradient[c] = static_cast<T>(product);
+    bias_gradient[c] = static_cast<T>(sum);
+    scale[i] = static_cast<T>(factor);
+    shift[i] = static_cast<T>(-sum / positions * factor);
+    slope[i] = static_cast<T>(product * invstd[i] / positions * factor);
+  }
+
+  Tensor of_x = new_images(x, x.size(2), x.size(3));
+  auto* out = static_cast<scalar*>(of_x.mutable_data_ptr());
+  const Linear<T> linear{mean.data(), scale.data(), shift.data(), slope.data()};
+  for_rows(in, [&](int64_t begin, int64_t end) {
+    write_gradient(in, begin, end, gradient, place, images, linear, out);
+  });
+  return {of_x, of_weight, of_bias};
+}
+
+// Calls f(scalar{}) with the type of the images.
+template <typename Function>
+auto for_type_of(const Tensor& images, Function f) {
+  switch (images.scalar_type()) {
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    default:
+      throw std::runtime_error("x must be bfloat16, float32 or float64");
+  }
+}
+
+std::vector<int64_t> shape_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_pool_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                                              Tensor running_mean, Tensor running_var, double momentum,
+                                                              double eps, bool pool) {
+  windows_of(x, pool);
+  check_images("x", x, shape_of(x), x.scalar_type());
+  check_numbers("weight", weight, x);
+  check_numbers("bias", bias, x);
+  check_numbers("running_mean", running_mean, x);
+  check_numbers("running_var", running_var, x);
+  return for_type_of(x, [&](auto scalar) {
+    return forward<decltype(scalar)>(x, weight, bias, running_mean, running_var, momentum, eps, pool);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_backward_cpu(const Tensor& gradient, const Tensor& x,
+                                                               const Tensor& weight, const Tensor& places,
+                                                               const Tensor& mean, const Tensor& invstd, bool pool) {
+  const Windows in = windows_of(x, pool);
+  const int64_t side = pool ? 2 : 1;
+  check_images("x", x, shape_of(x), x.scalar_type());
+  check_images("gradient", gradient, {x.size(0), x.size(1), x.size(2) / side, x.size(3) / side}, x.scalar_type());
+  check_numbers("weight", weight, x);
+  check_numbers("mean", mean, x);
+  check_numbers("invstd", invstd, x);
+  return for_type_of(x, [&](auto scalar) {
+    STD_TORCH_CHECK(places.scalar_type() == ScalarType::Byte && places.is_contiguous() &&
+                        has_shape(places, in.shape_of_places<decltype(scalar)>()),
+                    "places does not fit x");
+    return backward<decltype(scalar)>(gradient, x, weight, places, mean, invstd, pool);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tfkd_fast, CPU, library) {
+  library.impl("norm_relu_pool", TORCH_BOX(&norm_relu_pool_cpu));
+  library.impl("norm_relu_pool_backward", TORCH_BOX(&norm_relu_pool_backward_cpu));
+}
+
+}  // namespace tfkd_fast

@@ -1,0 +1,84 @@
+"""Random windows of padded images, mirrored and normalised. The definition is `tfkd_fast.ops.augment`.
+
+A program shows a part of one image. It draws the window itself, Philox for one sample, and visits the values in the
+order in which they are written; what it reads lies in the same order, or within a row in the opposite one.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tfkd_fast.kernels.common import on_device, stride_of_candidates
+from tfkd_fast.randomness import Purpose
+
+AUGMENT = tl.constexpr(int(Purpose.AUGMENT))
+VALUES = 1024  # at a time: 8 a thread, the 16 bytes of half-precision numbers that are stored together
+ROUNDS = 8  # of a program at most
+
+
+@triton.jit
+def _below(word, bound):
+    return (word.to(tl.uint64) * bound >> 32).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["count", "batch", "indices_stride", "draw_stride", "pad"])
+def _show(
+    images, indices, draw, mean, std, out,
+    count, batch, height, width, indices_stride, draw_stride, pad,
+    FLIP: tl.constexpr, CHANNELS: tl.constexpr, VALUES: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """A program shows up to ROUNDS * VALUES values of an image; for an index that is out of range they are NaN."""
+    values = height * width * CHANNELS
+    parts = tl.cdiv(values, VALUES * ROUNDS)
+    place = (tl.program_id(0) // parts).to(tl.int64)
+    candidate, sample = place // batch, place % batch
+    index = tl.load(indices + candidate * indices_stride + sample)
+    in_range = (index >= 0) & (index < count)
+
+    seed = tl.load(draw + candidate * draw_stride)
+    epoch = tl.load(draw + candidate * draw_stride + 1).to(tl.uint32)
+    stream = tl.load(draw + candidate * draw_stride + 2).to(tl.uint32)
+    purpose = tl.full((), AUGMENT, tl.uint32)
+    vertical, horizontal, mirror, _ = tl.philox(seed, index.to(tl.uint32), epoch, purpose, stream)
+    top, left = _below(vertical, 2 * pad + 1) - pad, _below(horizontal, 2 * pad + 1) - pad
+
+    first = tl.program_id(0) % parts * (VALUES * ROUNDS)
+    image = images + tl.where(in_range, index, 0) * values
+    for start in range(first, min(first + VALUES * ROUNDS, values), VALUES):
+        value = start + tl.arange(0, VALUES)
+        pixel, channel = value // CHANNELS, value % CHANNELS
+        y, x = pixel // width, pixel % width
+        if FLIP:
+            x = tl.where(_below(mirror, 2) == 1, width - 1 - x, x)
+        y += top
+        x += left
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        shown = tl.load(
+            image + (y * width + x) * CHANNELS + channel, mask=inside & in_range & (value < values), other=0
+        )
+        normalised = tl.div_rn(shown.to(tl.float32) - tl.load(mean + channel), tl.load(std + channel))
+        normalised = tl.where(in_range, normalised, float("nan"))
+        tl.store(out + place * values + value, normalised.to(out.dtype.element_ty), mask=value < values)
+
+
+def augment(
+    images: Tensor, indices: Tensor, draw: Tensor, pad: int, flip: bool, mean: Tensor, std: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Images as they lie in memory, (B,H,W,C) or (P,B,H,W,C); see `tfkd_fast.ops.augment`."""
+    images, indices, draw = images.contiguous(), indices.contiguous(), draw.contiguous()
+    count, height, width, channels = images.shape
+    lead = indices.shape[:-1] or draw.shape[:-1]
+    out = images.new_empty((*lead, indices.shape[-1], height, width, channels), dtype=dtype)
+    if out.numel() == 0:
+        return out
+    shown = out.numel() // (height * width * channels)
+    parts = triton.cdiv(height * width * channels, VALUES * ROUNDS)
+    with on_device(images):
+        _show[(shown * parts,)](
+            images, indices, draw, mean.contiguous(), std.contiguous(), out,
+            count, indices.shape[-1], height, width,
+            stride_of_candidates(indices, 1), stride_of_candidates(draw, 1), pad,
+            FLIP=flip, CHANNELS=channels, VALUES=VALUES, ROUNDS=ROUNDS, num_warps=4,
+        )  # fmt: skip
+    return out

@@ -1,0 +1,179 @@
+"""Batch norm in training, ReLU and max-pooling as one operator: what lies between two convolutions."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tfkd_fast.ops import backends, fused
+
+DTYPES = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
+"""Of x -> of the parameters and the running statistics."""
+
+
+def norm_relu_pool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    momentum: float,
+    eps: float = 1e-5,
+    pool: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Batch norm with the statistics of the batch, then ReLU, then max-pooling of 2x2 windows with stride 2.
+
+    Torch's three functions in one: result and running statistics are the same to the last bit for channels-last images,
+    in float32 of more positions than threads. An autocast region changes nothing.
+
+    Args:
+        x: (B,C,H,W) bfloat16, float32 or float64, best channels-last in memory: cpp makes a copy of others.
+        weight, bias: (C,) float32, or float64 for float64 x.
+        running_mean, running_var: (C,) likewise; they are updated in place, with the unbiased variance.
+        momentum: the weight of this batch in the running statistics.
+        eps: added to the variance.
+        pool: whether there is max-pooling; an odd row or column at the end is left out, as in torch.
+        backend: an operator backend; None picks the fastest that serves the tensors, and the reference inside of
+            torch.func's transforms.
+
+    Returns:
+        (B,C,H//2,W//2), or (B,C,H,W) without pooling, in the dtype of x. From cpp it is channels-last.
+
+    Raises:
+        ValueError: for shapes that do not fit, and for a batch of one position; TypeError for dtypes.
+    """
+    _check(x, weight, bias, running_mean, running_var, pool)
+    if backend is None and torch._C._are_functorch_transforms_active():  # cpp writes to tensors that vmap has mapped
+        backend = "reference"
+    function = backends.select("norm_relu_pool", backend, x)
+    result: Tensor = function(x, weight, bias, running_mean, running_var, momentum, eps, pool)
+    return result
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, pool: bool) -> None:
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be bfloat16, float32 or float64, got {x.dtype}")
+    smallest = 2 if pool else 1
+    if x.dim() != 4 or x.shape[1] < 1 or min(x.shape[2:]) < smallest:
+        raise ValueError(f"x must be (B,C,H,W) with C >= 1 and H, W >= {smallest}, got {tuple(x.shape)}")
+    if x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        raise ValueError(f"x must have more than one value a channel, got {tuple(x.shape)}")
+    named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, tensor in named.items():
+        if tensor.shape != x.shape[1:2]:
+            raise ValueError(f"{name} must be ({x.shape[1]},) for this x, got {tuple(tensor.shape)}")
+        if tensor.dtype != DTYPES[x.dtype]:
+            raise TypeError(f"{name} must be {DTYPES[x.dtype]} for {x.dtype} x, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, not on {tensor.device}")
+
+
+# The definition.
+
+
+def _reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    pool: bool,
+) -> Tensor:
+    y = F.relu(F.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps))
+    return F.max_pool2d(y, 2) if pool else y
+
+
+# The compiled backend.
+
+
+def _fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    pool: bool,
+) -> Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)
+    y, *saved = _operators.norm_relu_pool(
+        x.detach(), weight.detach(), bias.detach(), running_mean, running_var, momentum, eps, pool
+    )
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
+        return _AttachGradient.apply(pool, y, x, weight, bias, *saved)
+    return y
+
+
+class _AttachGradient(torch.autograd.Function):
+    """Gives the result its gradient. (torch.library.register_autograd takes no operator that writes to an argument.)"""
+
+    @staticmethod
+    def forward(ctx: Any, pool: bool, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *saved: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, *saved)
+        ctx.pool = pool
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        upstream = upstream.contiguous(memory_format=torch.channels_last)
+        gradients = _operators.norm_relu_pool_backward(upstream, *ctx.saved_tensors, ctx.pool)
+        return None, None, *gradients, None, None, None
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    pool: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    if pool:
+        height, width = height // 2, width // 2
+    rows, windows = (batch * height, width) if pool else (batch, height * width)
+    groups, packs = -(-windows // (2 * x.itemsize)), -(-channels // (64 // x.itemsize))
+    return (
+        torch.empty(
+            (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        ),
+        x.new_empty((rows, groups, packs, 64), dtype=torch.uint8),
+        torch.empty_like(weight),
+        torch.empty_like(weight),
+    )
+
+
+def _fake_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, places: Tensor, mean: Tensor, invstd: Tensor, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return of_x, torch.empty_like(mean), torch.empty_like(mean)
+
+
+fused.define(
+    "norm_relu_pool",
+    None,
+    "(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, float momentum, "
+    "float eps, bool pool) -> (Tensor y, Tensor places, Tensor mean, Tensor invstd)",
+    _fake,
+)
+fused.define(
+    "norm_relu_pool_backward",
+    None,
+    "(Tensor gradient, Tensor x, Tensor weight, Tensor places, Tensor mean, Tensor invstd, bool pool) "
+    "-> (Tensor of_x, Tensor of_weight, Tensor of_bias)",
+    _fake_backward,
+)
+_operators = getattr(torch.ops, fused.NAMESPACES["cpp"])
+backends.register("norm_relu_pool", "reference", _reference)
+backends.register("norm_relu_pool", "cpp", _fused, refuses=fused.cpp_refuses, about=backends.native_library.about)
