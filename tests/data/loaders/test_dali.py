@@ -1,6 +1,10 @@
 """DALI against the other loaders, and against Pillow."""
 
+import gc
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +148,29 @@ def test_pixels_stay_when_later_ones_come() -> None:
     views = Augmentation(0, flip=False).plain_views(COUNT, torch.device("cpu")).batches(2)
     for _ in range(2):
         assert torch.equal(torch.cat(list(source.pixels(views))), images.all_images())
+
+
+def test_a_forked_process_does_not_touch_the_pipelines_of_its_parent() -> None:
+    """They have no threads there, and to destroy one would wait for them: workers of torchvision are forked."""
+    dataset = dataset_of((3, 32, 32))
+    garbage: list[Any] = [loader_of(dataset, "dali")]
+    collect(garbage[0].epoch(0))
+    garbage.append(garbage)  # only a garbage collector gets rid of it
+    gc.disable()
+    try:
+        del garbage
+        if (child := os.fork()) == 0:
+            gc.collect()
+            os._exit(0)
+    finally:
+        gc.enable()
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
 
 
 def test_the_global_random_state_is_left_alone() -> None:

@@ -8,6 +8,7 @@ it out: the outermost row and column of a reduced image. 16-bit files are scaled
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,6 +29,11 @@ AHEAD = 2
 Input = tuple[Any, np.ndarray, np.ndarray]
 """Of a batch: images (B,H,W,C) uint8 or a list of paths as bytes, windows' first row and column (B,2) int32, which may
 be outside of the image, and whether to mirror (B,) int32."""
+
+
+# A forked process, such as a worker of the torchvision loader, has none of a pipeline's threads: were its garbage
+# collector to destroy a pipeline, it would wait for them forever.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class DaliPixels:
@@ -92,17 +98,26 @@ class DaliPixels:
         return UserError(f"DALI cannot read an image that Pillow can ({reason}): use --loader torchvision")
 
 
+class Feed:
+    """What a pipeline draws from. It does not know the pipeline, so that one that is dropped is freed at once."""
+
+    inputs: Iterator[Input] = iter(())
+
+    def __call__(self) -> Input:
+        return next(self.inputs)
+
+
 class FedPipeline:
     """A pipeline and the inputs that it draws from."""
 
     def __init__(self, size: int, *, from_files: bool, batch_size: int, threads: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
         device_id = torch.empty(0, device=device).get_device() if on_gpu else None  # `device` may lack an index
-        self._inputs: Iterator[Input] = iter(())
+        self._feed = Feed()
         self._pipeline = Pipeline(batch_size, threads, device_id, prefetch_queue_depth=AHEAD)
         with self._pipeline:
             layout = ["" if from_files else "HWC", "", ""]
-            data, corner, mirrored = fn.external_source(lambda: next(self._inputs), num_outputs=3, layout=layout)
+            data, corner, mirrored = fn.external_source(self._feed, num_outputs=3, layout=layout)
             if from_files:
                 images = _decoded(data, size, "mixed" if on_gpu else "cpu")
             else:
@@ -114,7 +129,7 @@ class FedPipeline:
         self._pipeline.build()
 
     def start(self, inputs: Iterator[Input]) -> None:
-        self._inputs = inputs
+        self._feed.inputs = inputs
 
     def run(self) -> Tensor:
         """The next batch (B,H,W,C) uint8, in memory of its own: DALI's dynamic executor gives no buffer out twice."""
