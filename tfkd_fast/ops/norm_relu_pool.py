@@ -85,7 +85,10 @@ def _reference(
     eps: float,
     pool: bool,
 ) -> Tensor:
-    y = F.relu(F.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps))
+    # torch.func maps no batch norm of one dtype with parameters of another; inside, torch computes in theirs anyway
+    wide = x.to(weight.dtype) if torch._C._are_functorch_transforms_active() else x
+    y = F.batch_norm(wide, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
+    y = F.relu(y.to(x.dtype))
     return F.max_pool2d(y, 2) if pool else y
 
 
