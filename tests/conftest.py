@@ -18,11 +18,21 @@ PER_CLASS = 200
 @pytest.fixture(scope="session")
 def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An .npz file of real CIFAR-10 images, 200 of each class to train on and 200 to test on."""
+    return unpack("cifar10", PER_CLASS, tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["cifar10", "cifar100"])
+def real_cifar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz file of real images, 1,000 to train on and 1,000 to test on."""
+    return unpack(request.param, {"cifar10": 100, "cifar100": 10}[request.param], tmp_path_factory)
+
+
+def unpack(name: str, per_class: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not UNPACK.is_file():
-        pytest.skip("no packed CIFAR-10 images beside the checkout")
-    out = tmp_path_factory.mktemp("cifar10")
-    subprocess.run([sys.executable, UNPACK, "cifar10", out, "--limit", str(PER_CLASS)], check=True)
-    return out / "cifar10.npz"
+        pytest.skip(f"no packed {name} images beside the checkout")
+    out = tmp_path_factory.mktemp(name)
+    subprocess.run([sys.executable, UNPACK, name, out, "--limit", str(per_class)], check=True)
+    return out / f"{name}.npz"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tfkd_fast import engine
-from tfkd_fast.data import Dataset, ImageSet, open_dataset
+from tfkd_fast.data import Dataset, ImageSet, loaders, missing_loaders, open_dataset
 from tfkd_fast.engine import Recipe, RunFolder, make_recipe
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.loop import Trainer
@@ -125,10 +125,26 @@ def test_tensorboard_gets_every_curve(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_depend_on_the_loader(tmp_path: Path) -> None:
-    for loader in ("resident", "torchvision"):
+    """Not for arrays, and not for PNG files of the right size."""
+    names = [name for name, reason in missing_loaders().items() if reason is None]
+    for loader in names:
         trainer(recipe("ce", data={"loader": loader}), tmp_path / loader).run()
-    students = [(tmp_path / loader / "student.safetensors").read_bytes() for loader in ("resident", "torchvision")]
-    assert students[0] == students[1]
+    students = {(tmp_path / loader / "student.safetensors").read_bytes() for loader in names}
+    assert len(students) == 1
+
+
+def test_auto_logs_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "FEW_IMAGES", 0)  # as if these were many
+    run = trainer(recipe("ce"), tmp_path)
+    summary = run.run()
+    (event,) = (event for event in log(tmp_path) if event["event"] == "loader")
+    speeds = event["images_per_second"]
+    assert set(speeds) | set(event["refused"]) == {"resident", "dali", "torchvision"}
+    assert speeds[event["chosen"]] == max(speeds.values())
+    assert run.holdout_loader is not None
+    assert event["chosen"] == summary["loader"] == run.loader.name == run.holdout_loader.name
+    trainer(recipe("ce", data={"loader": "resident"}), tmp_path / "named").run()
+    assert not [event for event in log(tmp_path / "named") if event["event"] == "loader"]
 
 
 def test_deterministic_changes_nothing_on_the_cpu_and_is_forgotten_after_the_run(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from tests.engine.test_loop import log, recipe, trainer
-from tfkd_fast.data import open_dataset
+from tfkd_fast import engine
+from tfkd_fast.data import missing_loaders, open_dataset
 from tfkd_fast.engine import RunFolder, run_folder
+from tfkd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.loop import PARTS, Trainer
 
@@ -41,6 +43,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "mrs, stacked": ("tfkd-mrs", {"population": "stacked", **MRS}),
     "mrs, shared order": ("tfkd-mrs", {"selection": {"candidates": 2, "interval": 2, "data_order": "shared"}}),
     "ce, torchvision": ("ce", {"data": {"loader": "torchvision"}}),
+    "ce, dali": ("ce", {"data": {"loader": "dali"}}),
+    "mrs, dali": ("tfkd-mrs", {"data": {"loader": "dali"}, "population": "streams", **MRS}),
     "ce, bf16": ("ce", {"precision": "bf16"}),
 }
 
@@ -53,6 +57,8 @@ def without_clocks(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_goes_on_from_any_epoch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "KEPT_CHECKPOINTS", EPOCHS)
     method, tables = RUNS[name]
+    if "dali" in name and (reason := missing_loaders()["dali"]):
+        pytest.skip(f"the loader dali {reason}")
     settings = recipe(method, epochs=EPOCHS, **tables)
     whole = tmp_path / "whole"
     trainer(settings, whole).run()
@@ -66,6 +72,22 @@ def test_a_run_goes_on_from_any_epoch(name: str, tmp_path: Path, monkeypatch: py
         Trainer(settings, open_dataset(settings.data), compute, RunFolder(part), []).run()
         assert (part / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes(), epoch
         assert without_clocks(part) == without_clocks(whole), epoch
+
+
+def test_a_run_goes_on_with_the_loader_that_it_chose(tmp_path: Path) -> None:
+    """Even if `auto` would come to another one today."""
+    engine.train(recipe("ce", epochs=EPOCHS), tmp_path, listeners=[])
+    (choice,) = (event for event in log(tmp_path) if event["event"] == "loader")
+    assert choice["chosen"] == "resident"
+    (tmp_path / "summary.json").unlink()
+    newest(tmp_path).unlink()
+    state = load_checkpoint(newest(tmp_path))
+    assert state["loader"] == "resident"
+    save_checkpoint(newest(tmp_path), state | {"loader": "torchvision"})
+    assert engine.resume(tmp_path, [])["loader"] == "torchvision"
+    used = [event["loader"] for event in log(tmp_path) if event["event"] in ("start", "resume")]
+    assert used == ["resident", "torchvision"]
+    assert engine.evaluate(tmp_path)["test_images"] > 0
 
 
 # What goes wrong on a disk.

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tfkd_fast import ops
 from tfkd_fast.bench import plain_loop
-from tfkd_fast.data import Dataset, DataSettings, Loader, make_loader
+from tfkd_fast.data import Dataset, DataSettings, Loader, LoaderName, make_loader
 from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.epoch import EpochTrainer
@@ -28,7 +28,6 @@ from tfkd_fast.models import ModelSettings, build_model
 
 CLASSES = 100
 ENGINE = "tfkd-fast"
-LoaderName = Literal["resident", "torchvision"]
 
 
 class Row(NamedTuple):

@@ -15,6 +15,7 @@ from tfkd_fast import engine
 from tfkd_fast.cli.bench import measure, show
 from tfkd_fast.cli.display import Display
 from tfkd_fast.cli.doctor import examine
+from tfkd_fast.data import LoaderName
 from tfkd_fast.engine.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings
@@ -53,7 +54,7 @@ def train(
     seed: Annotated[int | None, typer.Option()] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option()] = None,
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option()] = None,
-    loader: Annotated[Literal["auto", "resident", "torchvision"] | None, typer.Option()] = None,
+    loader: Annotated[LoaderName | None, typer.Option()] = None,
     compile: Annotated[Literal["auto", "on", "off"] | None, typer.Option(help="torch.compile of the step.")] = None,
     population: Annotated[
         Literal["auto", "sequential", "streams", "stacked"] | None,

@@ -67,6 +67,11 @@ class Display:
         )
         self._start_bar()
 
+    def _show_loader(self, event: dict[str, Any]) -> None:
+        if event["images_per_second"]:
+            speeds = (f"{name} {speed:,.0f}" for name, speed in event["images_per_second"].items())
+            self._print(f"loader {event['chosen']}, by images/s: {' · '.join(speeds)}")
+
     def _show_resume(self, event: dict[str, Any]) -> None:
         self._facts = event
         self._print(f"going on with {event['method']} on {event['dataset']} after epoch {event['epoch']}")

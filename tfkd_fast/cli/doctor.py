@@ -8,11 +8,11 @@ import torch
 
 import tfkd_fast
 from tfkd_fast import ops
+from tfkd_fast.data import missing_loaders
 from tfkd_fast.engine.device import cpu_capabilities, resolve_compute
 from tfkd_fast.ops import native
 
 EXTRAS = {
-    "nvidia.dali": ("DALI data loading", "dali"),
     "tensorboard": ("TensorBoard events", "logging"),
     "onnxscript": ("ONNX export", "export"),
     "pytest_benchmark": ("benchmarks", "bench"),
@@ -24,7 +24,13 @@ Table = list[tuple[str, ...]]
 
 def examine() -> dict[str, Table]:
     """Title -> rows, the first of them the header."""
-    return {"Machine": _machine(), "Compiled operators": _build(), **_operators(), "Optional packages": _extras()}
+    return {
+        "Machine": _machine(),
+        "Compiled operators": _build(),
+        **_operators(),
+        "Loaders": _loaders(),
+        "Optional packages": _extras(),
+    }
 
 
 def _machine() -> Table:
@@ -87,6 +93,13 @@ def _operators() -> dict[str, Table]:
         f"Operator {operator.name}": [heading, *((b.name, b.state, b.reason) for b in operator.backends)]
         for operator in ops.status()
     }
+
+
+def _loaders() -> Table:
+    rows: Table = [("loader", "state", "why")]
+    for name, reason in missing_loaders().items():
+        rows.append((name, "missing" if reason else "present", reason or ""))
+    return rows
 
 
 def _extras() -> Table:

@@ -2,8 +2,8 @@
 
 from tfkd_fast.data.datasets import Dataset, open_dataset
 from tfkd_fast.data.images import ImageSet
-from tfkd_fast.data.loaders import Batch, Loader, make_loader
-from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
+from tfkd_fast.data.settings import DataSettings, LoaderName
 from tfkd_fast.data.split import split_holdout
 
 __all__ = [
@@ -12,7 +12,11 @@ __all__ = [
     "Dataset",
     "ImageSet",
     "Loader",
+    "LoaderChoice",
+    "LoaderName",
+    "choose_loader",
     "make_loader",
+    "missing_loaders",
     "open_dataset",
     "split_holdout",
 ]

@@ -70,12 +70,12 @@ class FileImages(ImageSet):
             raise ValueError(f"labels must be ({len(files)},) int64, got {tuple(labels.shape)} {labels.dtype}")
         self.labels = labels
         self.image_shape = (3, size, size)
-        self._files = files
+        self.files = files
         self._size = size
 
     def image(self, index: int) -> Tensor:
         """One image; raises UserError that names the file if it cannot be decoded."""
-        file = self._files[index]
+        file = self.files[index]
         try:
             with Image.open(file) as opened:
                 upright = ImageOps.exif_transpose(opened).convert("RGB")
@@ -90,4 +90,4 @@ class FileImages(ImageSet):
             return torch.stack(list(pool.map(self.image, range(len(self)))))
 
     def subset(self, indices: Tensor) -> Self:
-        return type(self)([self._files[index] for index in indices.tolist()], self.labels[indices], self._size)
+        return type(self)([self.files[index] for index in indices.tolist()], self.labels[indices], self._size)

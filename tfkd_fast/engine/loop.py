@@ -16,7 +16,7 @@ from torch import nn
 
 import tfkd_fast
 from tfkd_fast import ops
-from tfkd_fast.data import Dataset, make_loader, split_holdout
+from tfkd_fast.data import Dataset, LoaderChoice, choose_loader, make_loader, split_holdout
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.epoch import Diverged, EpochRun, EpochTrainer
 from tfkd_fast.engine.evaluate import metrics_of, take_average
@@ -192,13 +192,17 @@ class Trainer:
     # Set-up, checkpoints, log.
 
     def _read_images(self) -> None:
-        data = self.recipe.data
-        images = self.dataset.read_train()
+        """Both parts get the loader that suits the images to fit; from here on the recipe names it."""
+        data, images = self.recipe.data, self.dataset.read_train()
         fit, holdout = split_holdout(images, data.holdout) if data.holdout else (images, None)
         self.train_images, self.holdout_images = len(fit), len(holdout) if holdout else 0
-        arguments = (self.dataset, data, self.compute.device, self.compute.dtype, self.recipe.seed)
-        self.loader = make_loader(fit, *arguments)
-        self.holdout_loader = make_loader(holdout, *arguments) if holdout else None
+        place = (self.compute.device, self.compute.dtype, self.recipe.seed)
+        self._loader_choice: LoaderChoice | None = None  # made by us
+        if data.loader == "auto":
+            self._loader_choice = choose_loader(fit, self.dataset, data, *place)
+            self.recipe = self.recipe.with_loader(self._loader_choice.chosen)
+        self.loader = make_loader(fit, self.dataset, self.recipe.data, *place)
+        self.holdout_loader = make_loader(holdout, self.dataset, self.recipe.data, *place) if holdout else None
 
     def _build_model(self) -> nn.Module:
         model = build_model(self.recipe.model, len(self.dataset.classes), self.dataset.image_shape[0], self.recipe.seed)
@@ -215,6 +219,8 @@ class Trainer:
         if state is None:
             self._log = EventLog(self.folder.metrics)
             self._write([{"event": "start", **self._facts(), "classes": list(self.dataset.classes)}])
+            if self._loader_choice is not None:
+                self._write([{"event": "loader", **asdict(self._loader_choice)}])
             return
         if state["recipe"] != self.folder.recipe.read_text():
             raise UserError(f"the checkpoints in {self.folder.path} were written with another recipe.toml: restore it")
@@ -241,6 +247,7 @@ class Trainer:
                 "recipe": self.folder.recipe.read_text(),
                 "population": self.population.state_dict(interval.candidates if interval else 1),
                 "method": self.method.state_dict(),
+                "loader": self.loader.name,
                 "epoch": self._epoch,
                 "interval": list(asdict(interval).values()) if interval else None,
                 "student_epochs": self._student_epochs,

@@ -8,7 +8,7 @@ on the command line starts from that method's own presets.
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import Field, SerializeAsAny, ValidationError
@@ -49,6 +49,10 @@ class Recipe(Settings):
         values = self.model_dump(mode="json", exclude_none=True)
         options = values.pop("options")
         return values | options
+
+    def with_loader(self, name: str) -> Self:
+        """The same with another loader."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"loader": name})})
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.table())

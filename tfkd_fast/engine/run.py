@@ -34,6 +34,9 @@ def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
     recipe = read_recipe(folder)
     if folder.summary.exists():
         raise UserError(f"the run in {out} is finished: see {folder.summary}")
+    state = folder.newest_state()
+    if state is not None:
+        recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
         return _finish(_trainer(recipe, open_dataset(recipe.data), folder, listeners))
 
@@ -42,6 +45,8 @@ def evaluate(out: Path, *, device: str = "auto", precision: str = "auto") -> dic
     """Test metrics of a finished run's student, of the last epoch and of the best on held-out images."""
     folder = RunFolder(out)
     recipe = read_recipe(folder)
+    if summary := folder.read_summary():
+        recipe = recipe.with_loader(summary["loader"])  # pixels of image files may depend on it
     return _test(recipe, open_dataset(recipe.data), resolve_compute(device, precision), folder)
 
 

@@ -199,18 +199,6 @@ def test_a_batch_may_be_written_to() -> None:
     assert torch.equal(next(loader.in_order()).images, copy)
 
 
-def test_auto_takes_resident_up_to_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = dataset_of((3, 32, 32))
-    needed = COUNT * 3 * 32 * 32
-    for free, name in ((2 * needed, "resident"), (2 * needed - 2, "torchvision")):
-        monkeypatch.setattr(loaders, "free_memory", lambda device, free=free: free)
-        assert loader_of(dataset, "auto").name == name
-        assert loader_of(dataset, "resident").name == "resident"
-    monkeypatch.setattr(loaders, "free_memory", lambda device: needed - 1)
-    with pytest.raises(UserError, match=r"loader resident needs 0\.0 GiB on cpu.*use --loader torchvision"):
-        loader_of(dataset, "resident")
-
-
 def test_free_memory_is_plausible() -> None:
     assert 0 < loaders.free_memory(CPU) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -1,21 +1,52 @@
-"""Loaders by name, and which one serves."""
+"""Loaders by name, which of them can serve, and which is the fastest."""
 
+import importlib.util
 import math
 import os
 import re
+import sys
+import time
+from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import torch
 
 from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets import Dataset
-from tfkd_fast.data.images import ImageSet
+from tfkd_fast.data.images import FileImages, ImageSet
 from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
 from tfkd_fast.data.loaders.resident import ResidentImages
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 
-__all__ = ["Batch", "Loader", "make_loader"]
+__all__ = ["Batch", "Loader", "LoaderChoice", "choose_loader", "make_loader", "missing_loaders"]
+
+NAMES = ("resident", "dali", "torchvision")
+
+FEW_IMAGES = 10_000
+"""Below that, images that fit are kept resident without a measurement, which would take as long as an epoch."""
+
+SAMPLE = 1024
+"""Images that the resident loader is measured with: it reads its set at the start, and is as fast with a few."""
+
+SECONDS = 0.25
+"""Of batches, to measure a loader by; more if they are slow, so that those made ahead do not count for all."""
+LEAST_BATCHES = 8
+MOST_SECONDS = 0.75
+
+DALI_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class LoaderChoice:
+    """What `auto` came to."""
+
+    chosen: str
+    images_per_second: dict[str, float]
+    """By loader; empty where there was nothing to measure."""
+    refused: dict[str, str]
+    """Why a loader cannot serve."""
 
 
 def make_loader(
@@ -28,15 +59,17 @@ def make_loader(
 ) -> Loader:
     """A loader of `images`, a part of `dataset`; batches come as `dtype` (float32, bfloat16, ...) on `device`.
 
-    `auto` keeps the images on the device if they take no more than half of its free memory.
+    Raises:
+        UserError: the loader that `settings` names cannot serve.
     """
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-    augmentation = (
-        Augmentation.usual(images.image_shape[1], dataset.flip) if settings.augment else Augmentation(0, flip=False)
-    )
+    if settings.loader == "auto":
+        name = choose_loader(images, dataset, settings, device, dtype, seed).chosen
+        settings = settings.model_copy(update={"loader": name})
+    augmentation = _augmentation(images, dataset, settings)
     return Loader(
-        _pixel_source(images, augmentation.pad, settings, device),
+        _source(images, augmentation.pad, settings, device),
         images.labels,
         augmentation,
         batch_size=settings.batch_size,
@@ -48,20 +81,34 @@ def make_loader(
     )
 
 
-def _pixel_source(
-    images: ImageSet, pad: int, settings: DataSettings, device: torch.device
-) -> ResidentImages | PixelSource:
-    needed, free = len(images) * math.prod(images.image_shape), free_memory(device)
-    if settings.loader == "resident" and needed > free:
-        raise UserError(
-            f"loader resident needs {needed / 2**30:.1f} GiB on {device.type}, where {free / 2**30:.1f} GiB are free: "
-            "use --loader torchvision"
-        )
-    if settings.loader == "torchvision" or (settings.loader == "auto" and needed > free / 2):
-        from tfkd_fast.data.loaders.torchvision import TorchvisionPixels  # torchvision takes a second to import
+def choose_loader(
+    images: ImageSet,
+    dataset: Dataset,
+    settings: DataSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+) -> LoaderChoice:
+    """The fastest loader of `images` on this machine, by batches of an epoch; arguments as for `make_loader`.
 
-        return TorchvisionPixels(images, pad, device, settings.workers)
-    return ResidentImages(images, device)
+    Images are kept resident only if they take no more than half of the device's free memory.
+    """
+    reasons = {name: _refusal(name, images, device, share=0.5) for name in NAMES}
+    refused = {name: reason for name, reason in reasons.items() if reason is not None}
+    able = [name for name in NAMES if name not in refused]
+    if len(images) < FEW_IMAGES or len(able) == 1:
+        return LoaderChoice(able[0], {}, refused)
+    speeds = {}
+    for name in able:
+        shown = images.subset(torch.arange(min(len(images), SAMPLE))) if name == "resident" else images
+        loader = make_loader(shown, dataset, settings.model_copy(update={"loader": name}), device, dtype, seed)
+        speeds[name] = _images_per_second(loader, device)
+    return LoaderChoice(max(speeds, key=speeds.__getitem__), speeds, refused)
+
+
+def missing_loaders() -> dict[str, str | None]:
+    """Loader -> why it cannot be used in this installation, or None."""
+    return {name: _missing_dali() if name == "dali" else None for name in NAMES}
 
 
 def free_memory(device: torch.device) -> int:
@@ -73,3 +120,70 @@ def free_memory(device: torch.device) -> int:
     except OSError:
         kibibytes = None
     return 1024 * int(kibibytes[1]) if kibibytes else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _augmentation(images: ImageSet, dataset: Dataset, settings: DataSettings) -> Augmentation:
+    if settings.augment:
+        return Augmentation.usual(images.image_shape[1], dataset.flip)
+    return Augmentation(0, flip=False)
+
+
+def _source(images: ImageSet, pad: int, settings: DataSettings, device: torch.device) -> ResidentImages | PixelSource:
+    name = settings.loader
+    reason = _refusal(name, images, device)
+    if reason is not None:
+        raise UserError(f"loader {name} {reason}")
+    if name == "dali":
+        from tfkd_fast.data.loaders.dali import DaliPixels  # may not be installed
+
+        return DaliPixels(images, pad, device, batch_size=settings.batch_size, workers=settings.workers)
+    if name == "torchvision":
+        from tfkd_fast.data.loaders.torchvision import TorchvisionPixels  # torchvision takes a second to import
+
+        return TorchvisionPixels(images, pad, device, settings.workers)
+    return ResidentImages(images, device)
+
+
+def _refusal(name: str, images: ImageSet, device: torch.device, share: float = 1) -> str | None:
+    """Why a loader cannot serve, to be read after its name, if it may take `share` of the free memory."""
+    if name == "resident":
+        needed, free = len(images) * math.prod(images.image_shape), share * free_memory(device)
+        if needed > free:
+            return (
+                f"needs {needed / 2**30:.1f} GiB on {device.type}, where {free / 2**30:.1f} GiB are free: "
+                "use --loader torchvision"
+            )
+    if name == "dali":
+        if missing := _missing_dali():
+            return missing
+        if isinstance(images, FileImages):
+            for file in images.files:
+                if file.suffix.lower() not in DALI_SUFFIXES:
+                    return f"does not read {file.suffix} files such as {file}: use --loader torchvision"
+    return None
+
+
+def _missing_dali() -> str | None:
+    if sys.platform != "linux":
+        return "needs NVIDIA DALI, which runs on Linux only"
+    if not (importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")):
+        return "needs NVIDIA DALI: pip install 'tfkd-fast[dali]'"
+    return None
+
+
+def _images_per_second(loader: Loader, device: torch.device) -> float:
+    """After a first batch, which stands for what is done once."""
+
+    def seconds() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    batches = chain.from_iterable(loader.epoch(epoch) for epoch in count())
+    next(batches)
+    started = time.perf_counter()
+    images = taken = 0
+    while (taken < LEAST_BATCHES or seconds() < SECONDS) and seconds() < MOST_SECONDS:
+        images += len(next(batches).labels)
+        taken += 1
+    return images / seconds()
