@@ -507,6 +507,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   using T = Computed<scalar>;
   const Windows in = windows_of(x, pool);
   const int64_t channels = in.channels, positions = in.positions();
+  const int64_t divisor = std::max<int64_t>(1, positions);  // of no images mean and variance are 0
   const auto* images = static_cast<const scalar*>(x.const_data_ptr());
 
   // The parts' sums are added up as torch does it: in double, but those of bfloat16 in float.
@@ -516,7 +517,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   const auto sums = sums_of_parts<Total, T>(positions, x.numel(), count, [&](int64_t begin, int64_t end, T* out) {
     add_values(images + begin * channels, end - begin, channels, out);
   });
-  for (int64_t i = 0; i < count; ++i) mean[i] = static_cast<T>(sums[i] / positions);
+  for (int64_t i = 0; i < count; ++i) mean[i] = static_cast<T>(sums[i] / divisor);
   const auto squares = sums_of_parts<Total, T>(positions, x.numel(), count, [&](int64_t begin, int64_t end, T* out) {
     add_squares(images + begin * channels, end - begin, channels, mean.data(), out);
   });
@@ -526,10 +527,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   T *means = mean_out.mutable_data_ptr<T>(), *invstds = invstd_out.mutable_data_ptr<T>();
   T *running_means = running_mean.mutable_data_ptr<T>(), *running_vars = running_var.mutable_data_ptr<T>();
   const int64_t mean_stride = running_mean.stride(0), var_stride = running_var.stride(0);
-  const T new_share = static_cast<T>(momentum), old_share = static_cast<T>(1 - momentum);
+  const T new_share = static_cast<T>(momentum), old_share = 1 - new_share;
   for (int64_t c = 0; c < channels; ++c) {
     const T square = static_cast<T>(squares[place_of<scalar>(c)]);
-    invstd.of(c) = static_cast<T>(1.0 / std::sqrt(square / positions + eps));
+    invstd.of(c) = static_cast<T>(1.0 / std::sqrt(square / divisor + eps));
     means[c] = mean.of(c), invstds[c] = invstd.of(c);
     if (positions == 0) continue;
     T &old_mean = running_means[c * mean_stride], &old_var = running_vars[c * var_stride];
