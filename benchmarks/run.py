@@ -23,7 +23,15 @@ from benchmarks.harness import OURS, Case
 from benchmarks.rivals import liger
 from benchmarks.rows import Row, as_json, from_json, regressions, rows_of
 
-SUITES = ["soft_target", "distillation", "peer", "candidate_metrics", "rank_binned_targets", "rank_candidates"]
+SUITES = [
+    "soft_target",
+    "distillation",
+    "peer",
+    "candidate_metrics",
+    "rank_binned_targets",
+    "rank_candidates",
+    "norm_relu_pool",
+]
 STORED = Path(__file__).parent / "results"
 SECONDS, SECONDS_QUICK = 2.0, 0.2
 

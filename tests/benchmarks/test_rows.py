@@ -68,6 +68,8 @@ def test_bytes_that_must_move(suite: str) -> None:
             numbers *= value if name != "M" else 1
         if suite == "rank_binned_targets":
             numbers *= size["C"]
+        if suite == "norm_relu_pool":
+            numbers = size["B"] * size["C"] * size["S"] ** 2
         assert numbers * case.dtype.itemsize <= case.bytes_moved <= 6 * numbers * 4 * (1 + size.get("M", 0)), case.name
         assert case.sets * case.bytes_moved <= 4 << 30
 
