@@ -190,16 +190,13 @@ INLINE void sum_squares(const scalar* images, int64_t positions, int64_t channel
             });
 }
 
-// Calls visit(row, first, last) for windows of a row, those that stay in the first-level cache while one pack of channels
-// after the other visits them: whole groups but for the end of the row.
+// Calls visit(row, first, last) for each group of windows. They stay in the first-level cache while one pack of channels after
+// the other visits them; of more windows, with many channels, the numbers would fall on too few places in it.
 template <typename scalar, typename Visit>
-INLINE void for_tiles(const Windows& in, int64_t begin, int64_t end, Visit visit) {
-  constexpr int64_t kBytes = 16 << 10;
-  const int64_t bytes_of_group = kGroup<scalar> * in.side * in.side * in.channels * static_cast<int64_t>(sizeof(scalar));
-  const int64_t windows = std::max<int64_t>(1, kBytes / bytes_of_group) * kGroup<scalar>;
+INLINE void for_groups(const Windows& in, int64_t begin, int64_t end, Visit visit) {
   for (int64_t row = begin; row < end; ++row) {
-    for (int64_t first = 0; first < in.in_row(); first += windows) {
-      visit(row, first, std::min(first + windows, in.in_row()));
+    for (int64_t first = 0; first < in.in_row(); first += kGroup<scalar>) {
+      visit(row, first, std::min(first + kGroup<scalar>, in.in_row()));
     }
   }
 }
@@ -215,7 +212,7 @@ INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scala
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
   const Bits<T> nan = reinterpret_cast<Bits<T>>(Vector<T>{} + kNaN<T>);
-  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+  for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
       Vector<T> alpha[kParts], beta[kParts];
       Bits<T> floor[kParts];
@@ -224,39 +221,36 @@ INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scala
         alpha[p] = load(alphas + lane), beta[p] = load(betas + lane);
         floor[p] = reinterpret_cast<Bits<T>>(load(lowest + lane));
       }
-      for (int64_t group = first; group < last; group += kGroup<scalar>) {
-        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
-        Bits<T> place{};
+      Bits<T> place{};
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
-          const int64_t w = group + j;
-          if (w == end_of_group) break;
-          const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
-          Bits<T> packs[kPositions], result{};
-          for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
-          for (int p = 0; p < kParts; ++p) {
-            Bits<T> values[kPositions];
-            for (int k = 0; k < kPositions; ++k) {
-              values[k] = reinterpret_cast<Bits<T>>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
-            }
-            Bits<T> highest = values[0] > floor[p] ? values[0] : floor[p];
-            for (int k = 1; k < kPositions; ++k) highest = values[k] > highest ? values[k] : highest;
-            highest = highest < nan ? highest : nan;
-            Bits<T> least = highest;  // of those that become the same number
-            if constexpr (std::is_same_v<scalar, BFloat16>) {
-              highest = rounded(highest) & kUpperHalf;
-              least = highest - 0x8000 + ((highest >> 16) & 1);
-            }
-            Bits<T> at = Bits<T>{} + (kPositions - 1);
-            for (int k = kPositions - 2; k >= 0; --k) at = values[k] >= least ? Bits<T>{} + k : at;
-            at = highest > 0 ? at : Bits<T>{} + kNowhere;
-            set_part<scalar>(result, p, highest);
-            place |= at << shift_of<scalar>(j, p);
+      for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+        const int64_t w = first + j;
+        if (w == last) break;
+        const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
+        Bits<T> packs[kPositions], result{};
+        for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
+        for (int p = 0; p < kParts; ++p) {
+          Bits<T> values[kPositions];
+          for (int k = 0; k < kPositions; ++k) {
+            values[k] = reinterpret_cast<Bits<T>>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
           }
-          put(result, out + (row * in.in_row() + w) * channels + c, count);
+          Bits<T> highest = values[0] > floor[p] ? values[0] : floor[p];
+          for (int k = 1; k < kPositions; ++k) highest = values[k] > highest ? values[k] : highest;
+          highest = highest < nan ? highest : nan;
+          Bits<T> least = highest;  // of those that become the same number
+          if constexpr (std::is_same_v<scalar, BFloat16>) {
+            highest = rounded(highest) & kUpperHalf;
+            least = highest - 0x8000 + ((highest >> 16) & 1);
+          }
+          Bits<T> at = Bits<T>{} + (kPositions - 1);
+          for (int k = kPositions - 2; k >= 0; --k) at = values[k] >= least ? Bits<T>{} + k : at;
+          at = highest > 0 ? at : Bits<T>{} + kNowhere;
+          set_part<scalar>(result, p, highest);
+          place |= at << shift_of<scalar>(j, p);
         }
-        std::memcpy(places + in.offset_of_places<scalar>(row, group, c), &place, sizeof(place));
+        put(result, out + (row * in.in_row() + w) * channels + c, count);
       }
+      std::memcpy(places + in.offset_of_places<scalar>(row, first, c), &place, sizeof(place));
     });
   });
 }
@@ -269,33 +263,30 @@ INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, cons
   using T = Computed<scalar>;
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
-  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+  for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
       Vector<T> mean[kParts], sum[kParts], product[kParts];
       for (int p = 0; p < kParts; ++p) {
         const int64_t lane = c + p * kLanes<scalar>;
         mean[p] = load(means + lane), sum[p] = load(sums + lane), product[p] = load(products + lane);
       }
-      for (int64_t group = first; group < last; group += kGroup<scalar>) {
-        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
-        Bits<T> place;
-        std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
+      Bits<T> place;
+      std::memcpy(&place, places + in.offset_of_places<scalar>(row, first, c), sizeof(place));
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
-          const int64_t w = group + j;
-          if (w == end_of_group) break;
-          const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
-          const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
-          Bits<T> packs[kPositions];
-          for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
-          for (int p = 0; p < kParts; ++p) {
-            const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
-            const Vector<T> flowing = at == kNowhere ? Vector<T>{} : part_of<scalar>(upstream, p);
-            Vector<T> value = part_of<scalar>(packs[0], p);
-            for (int k = 1; k < kPositions; ++k) value = at == k ? part_of<scalar>(packs[k], p) : value;
-            sum[p] += flowing;
-            product[p] += flowing * (value - mean[p]);
-          }
+      for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+        const int64_t w = first + j;
+        if (w == last) break;
+        const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
+        const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
+        Bits<T> packs[kPositions];
+        for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
+        for (int p = 0; p < kParts; ++p) {
+          const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
+          const Vector<T> flowing = at == kNowhere ? Vector<T>{} : part_of<scalar>(upstream, p);
+          Vector<T> value = part_of<scalar>(packs[0], p);
+          for (int k = 1; k < kPositions; ++k) value = at == k ? part_of<scalar>(packs[k], p) : value;
+          sum[p] += flowing;
+          product[p] += flowing * (value - mean[p]);
         }
       }
       for (int p = 0; p < kParts; ++p) {
@@ -336,7 +327,7 @@ INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const sca
   using T = Computed<scalar>;
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
-  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+  for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
       Vector<T> mean[kParts], scale[kParts], shift[kParts], slope[kParts];
       for (int p = 0; p < kParts; ++p) {
@@ -344,29 +335,26 @@ INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const sca
         mean[p] = load(linear.mean + lane), scale[p] = load(linear.scale + lane);
         shift[p] = load(linear.shift + lane), slope[p] = load(linear.slope + lane);
       }
-      for (int64_t group = first; group < last; group += kGroup<scalar>) {
-        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
-        Bits<T> place;
-        std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
+      Bits<T> place;
+      std::memcpy(&place, places + in.offset_of_places<scalar>(row, first, c), sizeof(place));
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
-          const int64_t w = group + j;
-          if (w == end_of_group) break;
-          const int64_t corner = in.offset(row) + w * kSide * channels + c;
-          const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
-          Bits<T> results[kPositions]{};
-          for (int p = 0; p < kParts; ++p) {
-            const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
-            const Vector<T> flowing = part_of<scalar>(upstream, p) * scale[p] + shift[p];
-            for (int k = 0; k < kPositions; ++k) {
-              const Bits<T> pack = get(images + corner + k / kSide * line + k % kSide * channels, count);
-              const Vector<T> above = part_of<scalar>(pack, p) - mean[p];
-              set_part<scalar>(results[k], p, (at == k ? flowing : shift[p]) - above * slope[p]);
-            }
-          }
+      for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+        const int64_t w = first + j;
+        if (w == last) break;
+        const int64_t corner = in.offset(row) + w * kSide * channels + c;
+        const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
+        Bits<T> results[kPositions]{};
+        for (int p = 0; p < kParts; ++p) {
+          const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
+          const Vector<T> flowing = part_of<scalar>(upstream, p) * scale[p] + shift[p];
           for (int k = 0; k < kPositions; ++k) {
-            put(results[k], out + corner + k / kSide * line + k % kSide * channels, count);
+            const Bits<T> pack = get(images + corner + k / kSide * line + k % kSide * channels, count);
+            const Vector<T> above = part_of<scalar>(pack, p) - mean[p];
+            set_part<scalar>(results[k], p, (at == k ? flowing : shift[p]) - above * slope[p]);
           }
+        }
+        for (int k = 0; k < kPositions; ++k) {
+          put(results[k], out + corner + k / kSide * line + k % kSide * channels, count);
         }
       }
     });
