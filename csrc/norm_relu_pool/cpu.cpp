@@ -5,7 +5,7 @@
 // value of each window and where it is. Backward reads them twice: for the sums over the gradient, which has entries at
 // those places alone, and to write the gradient of the images. Without a pool a window is one position.
 
-#include "../common/arguments.h"
+#include "../common/gradient_memory.h"
 #include "../common/vector_math.h"
 
 #include <torch/csrc/stable/library.h>
@@ -432,9 +432,12 @@ std::vector<int64_t> channels_last(int64_t channels, int64_t height, int64_t wid
 
 // Uninitialised and channels-last, of the batch, the channels and the type of `images`.
 Tensor new_images(const Tensor& images, int64_t height, int64_t width) {
+  constexpr size_t kLarge = 4 << 20;  // bytes; in a training step malloc returns such memory to the system every time
   const int64_t channels = images.size(1);
-  return new_strided(images, {images.size(0), channels, height, width}, channels_last(channels, height, width),
-                     images.scalar_type());
+  const std::vector<int64_t> shape{images.size(0), channels, height, width}, strides = channels_last(channels, height, width);
+  const size_t bytes = images.size(0) * channels * height * width * images.element_size();
+  if (bytes >= kLarge) return new_in_kept_memory(images, shape, strides, images.scalar_type(), bytes);
+  return new_strided(images, shape, strides, images.scalar_type());
 }
 
 void check_images(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape, ScalarType type) {
