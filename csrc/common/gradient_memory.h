@@ -1,8 +1,8 @@
 // Where gradients on the processor lie.
 //
 // The system takes back the memory of a large tensor when it is freed, and clears new pages for the next one, which takes
-// longer than what is computed. So the memory of the last few large gradients is kept for the next ones of their sizes. While
-// it is kept the system may reclaim it (MADV_FREE): it is missing to nobody.
+// longer than the loss. So the memory of the last few large gradients is kept for the next ones of their sizes. While it is
+// kept the system may reclaim it (MADV_FREE): it is missing to nobody.
 #pragma once
 
 #include "arguments.h"
@@ -59,7 +59,7 @@ class LargeBlock {
   size_t size_ = 0;
 };
 
-// The blocks that were freed last: as many as a step of a small network has gradients of images.
+// The blocks that were freed last, as many as a step of VGG-8 on the processor has large tensors of ours.
 class KeptBlocks {
  public:
   // Never destroyed: a tensor may be freed after everything else.
@@ -98,8 +98,8 @@ class KeptBlocks {
 #endif
 
 // Uninitialised, on the processor, in memory that is kept.
-inline Tensor new_in_kept_memory(const Tensor& like, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
-                                 ScalarType type, size_t bytes) {
+inline Tensor new_in_kept_memory(const Tensor& like, const std::vector<int64_t>& shape,
+                                 const std::vector<int64_t>& strides, ScalarType type, size_t bytes) {
 #ifdef __linux__
   auto* block = new LargeBlock(KeptBlocks::get().take(bytes));
   const auto give_back = [block](void*) {

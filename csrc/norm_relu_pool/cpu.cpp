@@ -1,9 +1,9 @@
 // Batch norm in training, ReLU and max-pooling of channels-last images, forward and backward.
 // The definition is `_reference` in tfkd_fast/ops/norm_relu_pool.py.
 //
-// Forward reads the images three times: for the mean, for the variance, summed as torch sums them, and to write the largest
-// value of each window and where it is. Backward reads them twice: for the sums over the gradient, which has entries at
-// those places alone, and to write the gradient of the images. Without a pool a window is one position.
+// Forward reads the images three times: for the mean, for the variance, summed as torch sums them, and to write the
+// largest value of each window and where it is. Backward reads them twice: for the sums over the gradient, which has
+// entries at those places alone, and to write the gradient of the images. Without a pool a window is one position.
 
 #include "../common/gradient_memory.h"
 #include "../common/vector_math.h"
@@ -23,10 +23,10 @@ using Vector = typename VectorOf<T>::Type;
 template <typename T>
 using Bits = typename VectorOf<T>::Index;
 
-// A pack is 64 bytes of an image, some channels of a position, which are computed in one or two vectors of T. A bfloat16 is
-// the upper half of a float, so each lane of a pack holds two channels, an even one and an odd one, that become floats by a
-// shift and a mask: moving them between lanes would take longer than what is computed with them. Numbers of the channels
-// lie in this order, too: those of the even channels of a pack before those of the odd ones, and whole packs.
+// A pack is 64 bytes of an image, some channels of a position, which are computed in one or two vectors of T. A bfloat16
+// is the upper half of a float, so each lane of a pack holds two channels, an even one and an odd one, that become floats
+// by a shift and a mask: moving them between lanes would take longer than what is computed with them. Numbers of the
+// channels lie in this order, too: those of the even channels of a pack before those of the odd ones, and whole packs.
 template <typename scalar>
 struct Pack {
   using T = scalar;
@@ -55,8 +55,8 @@ int64_t place_of(int64_t channel) {
   return channel - in_pack + in_pack % kParts * kLanes<scalar> + in_pack / kParts;
 }
 
-// Where a window has its maximum is a number of 4 bits, and kNowhere where the ReLU has made it 0. Those of as many windows
-// as a pack has room for lie in one.
+// Where a window has its maximum is a number of 4 bits, and kNowhere where the ReLU has made it 0. Those of a group of
+// windows, as many as a pack has room for, lie in one.
 constexpr int kNowhere = 4;
 template <typename scalar>
 constexpr int64_t kGroup = 2 * sizeof(scalar);  // windows
@@ -91,11 +91,11 @@ struct Windows {
   template <typename scalar>
   int64_t offset_of_places(int64_t row, int64_t window, int64_t channel) const {
     const int64_t group = row * groups_in_row<scalar>() + window / kGroup<scalar>;
-    return (group * packs_of<scalar>(channels) + channel / kPackChannels<scalar>)*64;
+    return (group * packs_of<scalar>(channels) + channel / kPackChannels<scalar>) * 64;
   }
 };
 
-// Calls visit(c, count) for the first channel of each pack: `count` is a constant for whole ones, and the last is shorter.
+// Calls visit(c, count) for the first channel of each pack: `count` is a constant for whole ones; the last may be shorter.
 template <typename scalar, typename Visit>
 INLINE void for_packs(int64_t channels, Visit visit) {
   constexpr int64_t kCount = kPackChannels<scalar>;
@@ -130,8 +130,7 @@ INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int 
   }
 }
 
-// The bits of a number whose upper half is that of the nearest bfloat16, of two equally near ones the even one. They must
-// not be those of a NaN whose lower half is not 0.
+// Bits whose upper half is the nearest bfloat16, of two equally near ones the even one. Of a NaN the lower half must be 0.
 INLINE Bits<float> rounded(const Bits<float>& bits) { return bits + 0x7fff + ((bits >> 16) & 1); }
 
 // Makes numbers, as bits that are rounded, a part of a pack that was 0.
@@ -190,8 +189,8 @@ INLINE void sum_squares(const scalar* images, int64_t positions, int64_t channel
             });
 }
 
-// Calls visit(row, first, last) for each group of windows. They stay in the first-level cache while one pack of channels after
-// the other visits them; of more windows, with many channels, the numbers would fall on too few places in it.
+// Calls visit(row, first, last) for each group of windows. They stay in the first-level cache while one pack of channels
+// after the other visits them; the numbers of more windows, with many channels, would fall on too few places in it.
 template <typename scalar, typename Visit>
 INLINE void for_groups(const Windows& in, int64_t begin, int64_t end, Visit visit) {
   for (int64_t row = begin; row < end; ++row) {
@@ -201,13 +200,13 @@ INLINE void for_groups(const Windows& in, int64_t begin, int64_t end, Visit visi
   }
 }
 
-// value * alpha + beta, or 0, the largest of each window and where it is. The bits of floats that are not negative are in the
-// order of the numbers, and those of negative ones are negative, so integers are compared. A NaN would not
-// fit in, but there is one only where alpha or beta is not finite: there `lowest` is NaN, the result of all windows, and
-// elsewhere 0.
+// max(value * alpha + beta, 0), the largest of each window and where it is. The bits of floats that are not negative are in
+// the order of the numbers, and those of negative ones are negative, so integers are compared. NaN, whose bits may be
+// anywhere, comes of an alpha or beta that is not finite alone: there `lowest` is NaN, the result, and elsewhere 0.
 template <int kSide, typename scalar>
-INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scalar* images, const Computed<scalar>* alphas,
-                      const Computed<scalar>* betas, const Computed<scalar>* lowest, scalar* out, uint8_t* places) {
+INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scalar* images,
+                      const Computed<scalar>* alphas, const Computed<scalar>* betas, const Computed<scalar>* lowest,
+                      scalar* out, uint8_t* places) {
   using T = Computed<scalar>;
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
@@ -257,9 +256,9 @@ INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scala
 
 // Sums of the gradient, and of it times what the image is above its mean.
 template <int kSide, typename scalar>
-INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient, const uint8_t* places,
-                             const scalar* images, const Computed<scalar>* means, Computed<scalar>* sums,
-                             Computed<scalar>* products) {
+INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,
+                             const uint8_t* places, const scalar* images, const Computed<scalar>* means,
+                             Computed<scalar>* sums, Computed<scalar>* products) {
   using T = Computed<scalar>;
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
@@ -434,7 +433,8 @@ std::vector<int64_t> channels_last(int64_t channels, int64_t height, int64_t wid
 Tensor new_images(const Tensor& images, int64_t height, int64_t width) {
   constexpr size_t kLarge = 4 << 20;  // bytes; in a training step malloc returns such memory to the system every time
   const int64_t channels = images.size(1);
-  const std::vector<int64_t> shape{images.size(0), channels, height, width}, strides = channels_last(channels, height, width);
+  const std::vector<int64_t> shape{images.size(0), channels, height, width};
+  const std::vector<int64_t> strides = channels_last(channels, height, width);
   const size_t bytes = images.size(0) * channels * height * width * images.element_size();
   if (bytes >= kLarge) return new_in_kept_memory(images, shape, strides, images.scalar_type(), bytes);
   return new_strided(images, shape, strides, images.scalar_type());
@@ -456,7 +456,8 @@ void check_numbers(const char* name, const Tensor& numbers, const Tensor& images
 // Numbers of the channels in the order of the packs, 0 in what is left of the last one.
 template <typename scalar>
 struct Numbers : std::vector<Computed<scalar>> {
-  explicit Numbers(int64_t channels) : std::vector<Computed<scalar>>(packs_of<scalar>(channels) * kPackChannels<scalar>) {}
+  explicit Numbers(int64_t channels)
+      : std::vector<Computed<scalar>>(packs_of<scalar>(channels) * kPackChannels<scalar>) {}
   explicit Numbers(const Tensor& tensor) : Numbers(tensor.size(0)) {
     const auto* numbers = tensor.const_data_ptr<Computed<scalar>>();
     const int64_t channels = tensor.size(0), stride = tensor.stride(0);  // each question calls into torch
@@ -467,8 +468,8 @@ struct Numbers : std::vector<Computed<scalar>> {
 
 constexpr int64_t kElementsPerTask = 8192;  // a few us of work, above the cost of waking a thread
 
-// Calls add(begin, end, sums) for a part of the `rows` for each thread, as torch divides them, and adds up what it did to
-// the parts' `count` sums, which begin at 0. The result depends on the number of threads alone.
+// Calls add(begin, end, sums) for a part of the `rows` for each thread, as torch divides them, and adds up the parts'
+// `count` sums, which begin at 0. For one number of threads the result is always the same.
 template <typename Total, typename T, typename Add>
 std::vector<Total> sums_of_parts(int64_t rows, int64_t elements, int64_t count, Add add) {
   const int64_t parts = torch::stable::get_num_threads(), rows_of_part = (rows + parts - 1) / parts;
@@ -545,7 +546,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
 
 template <typename scalar>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor& x, const Tensor& weight,
-                                            const Tensor& places, const Tensor& means, const Tensor& invstds, bool pool) {
+                                            const Tensor& places, const Tensor& means, const Tensor& invstds,
+                                            bool pool) {
   using T = Computed<scalar>;
   const Windows in = windows_of(x, pool);
   const int64_t channels = in.channels;
