@@ -18,6 +18,9 @@ from tfkd_fast.ops import norm_relu_pool
 
 MOMENTUM, EPS = 1 / 3, 1e-3  # 1 - 1/3 is another number when it is computed in float32
 CPU = torch.device("cpu")
+needs_cpp = pytest.mark.skipif(
+    ops.backends.native_library.missing is not None, reason=str(ops.backends.native_library.missing)
+)
 
 
 @pytest.fixture(scope="module", params=["reference", "cpp"])
@@ -346,6 +349,7 @@ def test_only_some_want_a_gradient(backend: str) -> None:
         assert not norm_relu_pool(*own[:5], momentum=MOMENTUM, backend=backend).requires_grad
 
 
+@needs_cpp
 def test_a_second_derivative_is_refused_not_wrong() -> None:
     own = problem((4, 20, 4, 4), dtype=torch.float32, pool=True).leaves()
     y = norm_relu_pool(*own[:5], momentum=MOMENTUM, backend="cpp")
@@ -441,6 +445,7 @@ def test_refusals(arguments: Any, keywords: Any, error: type[Exception], message
         norm_relu_pool(*arguments, momentum=0.1, **keywords)
 
 
+@needs_cpp
 def test_a_direct_call_reads_no_foreign_memory() -> None:
     operator = torch.ops.tfkd_fast.norm_relu_pool
     x = X.contiguous(memory_format=torch.channels_last)
