@@ -32,6 +32,7 @@ SUITES = [
     "rank_candidates",
     "conv3x3",
     "augment",
+    "norm_relu_pool",
 ]
 STORED = Path(__file__).parent / "results"
 SECONDS, SECONDS_QUICK = 2.0, 0.2

@@ -80,12 +80,15 @@ inline Tensor new_strided(const Tensor& like, const std::vector<int64_t>& shape,
   return Tensor(handle);
 }
 
-// Contiguous.
-inline Tensor new_contiguous(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& shape) {
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
   for (size_t axis = shape.size(); axis-- > 0; stride *= shape[axis]) strides[axis] = stride;
-  return new_strided(like, shape, strides, type);
+  return strides;
+}
+
+inline Tensor new_contiguous(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  return new_strided(like, shape, contiguous_strides(shape), type);
 }
 
 inline Tensor empty_loss(const Tensor& logits, const Axes& axes, const std::string& reduction) {

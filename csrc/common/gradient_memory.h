@@ -1,12 +1,13 @@
 // Where gradients on the processor lie.
 //
 // The system takes back the memory of a large tensor when it is freed, and clears new pages for the next one, which takes
-// longer than the loss. So the memory of the last large gradient is kept for the next one of its size. While it is kept the
-// system may reclaim it (MADV_FREE): it is missing to nobody.
+// longer than the loss. So the memory of the last few large gradients is kept for the next ones of their sizes. While it is
+// kept the system may reclaim it (MADV_FREE): it is missing to nobody.
 #pragma once
 
 #include "arguments.h"
 
+#include <algorithm>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -58,54 +59,66 @@ class LargeBlock {
   size_t size_ = 0;
 };
 
-// The block that was freed last.
-class KeptBlock {
+// The blocks that were freed last, as many as a step of VGG-8 on the processor has large tensors of ours.
+class KeptBlocks {
  public:
   // Never destroyed: a tensor may be freed after everything else.
-  static KeptBlock& get() {
-    static auto* kept = new KeptBlock;
+  static KeptBlocks& get() {
+    static auto* kept = new KeptBlocks;
     return *kept;
   }
   LargeBlock take(size_t bytes) {
-    LargeBlock block;
     {
       const std::lock_guard lock(mutex_);
-      std::swap(block, block_);
+      for (size_t i = blocks_.size(); i-- > 0;) {
+        if (!blocks_[i].fits(bytes)) continue;
+        LargeBlock block = std::move(blocks_[i]);
+        blocks_.erase(blocks_.begin() + i);
+        return block;
+      }
     }
-    return block.fits(bytes) ? std::move(block) : LargeBlock(bytes);
+    return LargeBlock(bytes);
   }
   void keep(LargeBlock block) {
     block.let_reclaim();
+    LargeBlock oldest;  // returned to the system without the lock
     const std::lock_guard lock(mutex_);
-    std::swap(block, block_);
+    if (blocks_.size() == kMost) {
+      oldest = std::move(blocks_.front());
+      blocks_.erase(blocks_.begin());
+    }
+    blocks_.push_back(std::move(block));
   }
 
  private:
+  static constexpr size_t kMost = 4;
   std::mutex mutex_;
-  LargeBlock block_;
+  std::vector<LargeBlock> blocks_;
 };
+#endif
 
-inline Tensor new_large_gradient(const Tensor& logits, size_t bytes) {
-  const auto sizes = logits.sizes();
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t axis = strides.size(); axis-- > 0; stride *= sizes[axis]) strides[axis] = stride;
-  auto* block = new LargeBlock(KeptBlock::get().take(bytes));
+// Uninitialised, on the processor, in memory that is kept.
+inline Tensor new_in_kept_memory(const Tensor& like, const std::vector<int64_t>& shape,
+                                 const std::vector<int64_t>& strides, ScalarType type, size_t bytes) {
+#ifdef __linux__
+  auto* block = new LargeBlock(KeptBlocks::get().take(bytes));
   const auto give_back = [block](void*) {
-    KeptBlock::get().keep(std::move(*block));
+    KeptBlocks::get().keep(std::move(*block));
     delete block;
   };
-  return torch::stable::from_blob(block->memory(), sizes, {strides.data(), strides.size()}, logits.device(),
-                                  logits.scalar_type(), give_back);
-}
+  return torch::stable::from_blob(block->memory(), {shape.data(), shape.size()}, {strides.data(), strides.size()},
+                                  like.device(), type, give_back);
+#else
+  return new_strided(like, shape, strides, type);
 #endif
+}
 
 // Uninitialised and contiguous, of the shape and type of the logits.
 inline Tensor new_gradient(const Tensor& logits, const Axes& axes) {
-#ifdef __linux__
-  if (const size_t bytes = bytes_of(logits); bytes > kLargeGradient) return new_large_gradient(logits, bytes);
-#endif
-  return new_contiguous(logits, axes.shape({axes.batch, axes.classes}), logits.scalar_type());
+  const auto shape = axes.shape({axes.batch, axes.classes});
+  const size_t bytes = bytes_of(logits);
+  if (bytes <= kLargeGradient) return new_contiguous(logits, shape, logits.scalar_type());
+  return new_in_kept_memory(logits, shape, contiguous_strides(shape), logits.scalar_type(), bytes);
 }
 
 }  // namespace tfkd_fast

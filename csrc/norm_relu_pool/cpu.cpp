@@ -1,11 +1,11 @@
 // Batch norm in training, ReLU and max-pooling of channels-last images, forward and backward.
 // The definition is `_reference` in tfkd_fast/ops/norm_relu_pool.py.
 //
-// Forward reads the images three times: for the mean, for the variance, summed as torch sums them, and to write the largest
-// value of each window and where it is. Backward reads them twice: for the sums over the gradient, which has entries at
-// those places alone, and to write the gradient of the images. Without a pool a window is one position.
+// Forward reads the images three times: for the mean, for the variance, summed as torch sums them, and to write the
+// largest value of each window and where it is. Backward reads them twice: for the sums over the gradient, which has
+// entries at those places alone, and to write the gradient of the images. Without a pool a window is one position.
 
-#include "../common/arguments.h"
+#include "../common/gradient_memory.h"
 #include "../common/vector_math.h"
 
 #include <torch/csrc/stable/library.h>
@@ -23,10 +23,10 @@ using Vector = typename VectorOf<T>::Type;
 template <typename T>
 using Bits = typename VectorOf<T>::Index;
 
-// A pack is 64 bytes of an image, some channels of a position, which are computed in one or two vectors of T. A bfloat16 is
-// the upper half of a float, so each lane of a pack holds two channels, an even one and an odd one, that become floats by a
-// shift and a mask: moving them between lanes would take longer than what is computed with them. Numbers of the channels
-// lie in this order, too: those of the even channels of a pack before those of the odd ones, and whole packs.
+// A pack is 64 bytes of an image, some channels of a position, which are computed in one or two vectors of T. A bfloat16
+// is the upper half of a float, so each lane of a pack holds two channels, an even one and an odd one, that become floats
+// by a shift and a mask: moving them between lanes would take longer than what is computed with them. Numbers of the
+// channels lie in this order, too: those of the even channels of a pack before those of the odd ones, and whole packs.
 template <typename scalar>
 struct Pack {
   using T = scalar;
@@ -55,8 +55,8 @@ int64_t place_of(int64_t channel) {
   return channel - in_pack + in_pack % kParts * kLanes<scalar> + in_pack / kParts;
 }
 
-// Where a window has its maximum is a number of 4 bits, and kNowhere where the ReLU has made it 0. Those of as many windows
-// as a pack has room for lie in one.
+// Where a window has its maximum is a number of 4 bits, and kNowhere where the ReLU has made it 0. Those of a group of
+// windows, as many as a pack has room for, lie in one.
 constexpr int kNowhere = 4;
 template <typename scalar>
 constexpr int64_t kGroup = 2 * sizeof(scalar);  // windows
@@ -91,11 +91,11 @@ struct Windows {
   template <typename scalar>
   int64_t offset_of_places(int64_t row, int64_t window, int64_t channel) const {
     const int64_t group = row * groups_in_row<scalar>() + window / kGroup<scalar>;
-    return (group * packs_of<scalar>(channels) + channel / kPackChannels<scalar>)*64;
+    return (group * packs_of<scalar>(channels) + channel / kPackChannels<scalar>) * 64;
   }
 };
 
-// Calls visit(c, count) for the first channel of each pack: `count` is a constant for whole ones, and the last is shorter.
+// Calls visit(c, count) for the first channel of each pack: `count` is a constant for whole ones; the last may be shorter.
 template <typename scalar, typename Visit>
 INLINE void for_packs(int64_t channels, Visit visit) {
   constexpr int64_t kCount = kPackChannels<scalar>;
@@ -130,8 +130,7 @@ INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int 
   }
 }
 
-// The bits of a number whose upper half is that of the nearest bfloat16, of two equally near ones the even one. They must
-// not be those of a NaN whose lower half is not 0.
+// Bits whose upper half is the nearest bfloat16, of two equally near ones the even one. Of a NaN the lower half must be 0.
 INLINE Bits<float> rounded(const Bits<float>& bits) { return bits + 0x7fff + ((bits >> 16) & 1); }
 
 // Makes numbers, as bits that are rounded, a part of a pack that was 0.
@@ -190,32 +189,29 @@ INLINE void sum_squares(const scalar* images, int64_t positions, int64_t channel
             });
 }
 
-// Calls visit(row, first, last) for windows of a row, those that stay in the first-level cache while one pack of channels
-// after the other visits them: whole groups but for the end of the row.
+// Calls visit(row, first, last) for each group of windows. They stay in the first-level cache while one pack of channels
+// after the other visits them; the numbers of more windows, with many channels, would fall on too few places in it.
 template <typename scalar, typename Visit>
-INLINE void for_tiles(const Windows& in, int64_t begin, int64_t end, Visit visit) {
-  constexpr int64_t kBytes = 16 << 10;
-  const int64_t bytes_of_group = kGroup<scalar> * in.side * in.side * in.channels * static_cast<int64_t>(sizeof(scalar));
-  const int64_t windows = std::max<int64_t>(1, kBytes / bytes_of_group) * kGroup<scalar>;
+INLINE void for_groups(const Windows& in, int64_t begin, int64_t end, Visit visit) {
   for (int64_t row = begin; row < end; ++row) {
-    for (int64_t first = 0; first < in.in_row(); first += windows) {
-      visit(row, first, std::min(first + windows, in.in_row()));
+    for (int64_t first = 0; first < in.in_row(); first += kGroup<scalar>) {
+      visit(row, first, std::min(first + kGroup<scalar>, in.in_row()));
     }
   }
 }
 
-// value * alpha + beta, or 0, the largest of each window and where it is. The bits of floats that are not negative are in the
-// order of the numbers, and those of negative ones are negative, so integers are compared. A NaN would not
-// fit in, but there is one only where alpha or beta is not finite: there `lowest` is NaN, the result of all windows, and
-// elsewhere 0.
+// max(value * alpha + beta, 0), the largest of each window and where it is. The bits of floats that are not negative are in
+// the order of the numbers, and those of negative ones are negative, so integers are compared. NaN, whose bits may be
+// anywhere, comes of an alpha or beta that is not finite alone: there `lowest` is NaN, the result, and elsewhere 0.
 template <int kSide, typename scalar>
-INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scalar* images, const Computed<scalar>* alphas,
-                      const Computed<scalar>* betas, const Computed<scalar>* lowest, scalar* out, uint8_t* places) {
+INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scalar* images,
+                      const Computed<scalar>* alphas, const Computed<scalar>* betas, const Computed<scalar>* lowest,
+                      scalar* out, uint8_t* places) {
   using T = Computed<scalar>;
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
   const Bits<T> nan = reinterpret_cast<Bits<T>>(Vector<T>{} + kNaN<T>);
-  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+  for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
       Vector<T> alpha[kParts], beta[kParts];
       Bits<T> floor[kParts];
@@ -224,78 +220,72 @@ INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scala
         alpha[p] = load(alphas + lane), beta[p] = load(betas + lane);
         floor[p] = reinterpret_cast<Bits<T>>(load(lowest + lane));
       }
-      for (int64_t group = first; group < last; group += kGroup<scalar>) {
-        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
-        Bits<T> place{};
+      Bits<T> place{};
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
-          const int64_t w = group + j;
-          if (w == end_of_group) break;
-          const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
-          Bits<T> packs[kPositions], result{};
-          for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
-          for (int p = 0; p < kParts; ++p) {
-            Bits<T> values[kPositions];
-            for (int k = 0; k < kPositions; ++k) {
-              values[k] = reinterpret_cast<Bits<T>>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
-            }
-            Bits<T> highest = values[0] > floor[p] ? values[0] : floor[p];
-            for (int k = 1; k < kPositions; ++k) highest = values[k] > highest ? values[k] : highest;
-            highest = highest < nan ? highest : nan;
-            Bits<T> least = highest;  // of those that become the same number
-            if constexpr (std::is_same_v<scalar, BFloat16>) {
-              highest = rounded(highest) & kUpperHalf;
-              least = highest - 0x8000 + ((highest >> 16) & 1);
-            }
-            Bits<T> at = Bits<T>{} + (kPositions - 1);
-            for (int k = kPositions - 2; k >= 0; --k) at = values[k] >= least ? Bits<T>{} + k : at;
-            at = highest > 0 ? at : Bits<T>{} + kNowhere;
-            set_part<scalar>(result, p, highest);
-            place |= at << shift_of<scalar>(j, p);
+      for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+        const int64_t w = first + j;
+        if (w == last) break;
+        const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
+        Bits<T> packs[kPositions], result{};
+        for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
+        for (int p = 0; p < kParts; ++p) {
+          Bits<T> values[kPositions];
+          for (int k = 0; k < kPositions; ++k) {
+            values[k] = reinterpret_cast<Bits<T>>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
           }
-          put(result, out + (row * in.in_row() + w) * channels + c, count);
+          Bits<T> highest = values[0] > floor[p] ? values[0] : floor[p];
+          for (int k = 1; k < kPositions; ++k) highest = values[k] > highest ? values[k] : highest;
+          highest = highest < nan ? highest : nan;
+          Bits<T> least = highest;  // of those that become the same number
+          if constexpr (std::is_same_v<scalar, BFloat16>) {
+            highest = rounded(highest) & kUpperHalf;
+            least = highest - 0x8000 + ((highest >> 16) & 1);
+          }
+          Bits<T> at = Bits<T>{} + (kPositions - 1);
+          for (int k = kPositions - 2; k >= 0; --k) at = values[k] >= least ? Bits<T>{} + k : at;
+          at = highest > 0 ? at : Bits<T>{} + kNowhere;
+          set_part<scalar>(result, p, highest);
+          place |= at << shift_of<scalar>(j, p);
         }
-        std::memcpy(places + in.offset_of_places<scalar>(row, group, c), &place, sizeof(place));
+        put(result, out + (row * in.in_row() + w) * channels + c, count);
       }
+      std::memcpy(places + in.offset_of_places<scalar>(row, first, c), &place, sizeof(place));
     });
   });
 }
 
 // Sums of the gradient, and of it times what the image is above its mean.
 template <int kSide, typename scalar>
-INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient, const uint8_t* places,
-                             const scalar* images, const Computed<scalar>* means, Computed<scalar>* sums,
-                             Computed<scalar>* products) {
+INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,
+                             const uint8_t* places, const scalar* images, const Computed<scalar>* means,
+                             Computed<scalar>* sums, Computed<scalar>* products) {
   using T = Computed<scalar>;
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
-  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+  for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
       Vector<T> mean[kParts], sum[kParts], product[kParts];
       for (int p = 0; p < kParts; ++p) {
         const int64_t lane = c + p * kLanes<scalar>;
         mean[p] = load(means + lane), sum[p] = load(sums + lane), product[p] = load(products + lane);
       }
-      for (int64_t group = first; group < last; group += kGroup<scalar>) {
-        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
-        Bits<T> place;
-        std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
+      Bits<T> place;
+      std::memcpy(&place, places + in.offset_of_places<scalar>(row, first, c), sizeof(place));
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
-          const int64_t w = group + j;
-          if (w == end_of_group) break;
-          const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
-          const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
-          Bits<T> packs[kPositions];
-          for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
-          for (int p = 0; p < kParts; ++p) {
-            const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
-            const Vector<T> flowing = at == kNowhere ? Vector<T>{} : part_of<scalar>(upstream, p);
-            Vector<T> value = part_of<scalar>(packs[0], p);
-            for (int k = 1; k < kPositions; ++k) value = at == k ? part_of<scalar>(packs[k], p) : value;
-            sum[p] += flowing;
-            product[p] += flowing * (value - mean[p]);
-          }
+      for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+        const int64_t w = first + j;
+        if (w == last) break;
+        const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
+        const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
+        Bits<T> packs[kPositions];
+        for (int k = 0; k < kPositions; ++k) packs[k] = get(corner + k / kSide * line + k % kSide * channels, count);
+        for (int p = 0; p < kParts; ++p) {
+          const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
+          const Vector<T> flowing = at == kNowhere ? Vector<T>{} : part_of<scalar>(upstream, p);
+          Vector<T> value = part_of<scalar>(packs[0], p);
+          for (int k = 1; k < kPositions; ++k) value = at == k ? part_of<scalar>(packs[k], p) : value;
+          sum[p] += flowing;
+          product[p] += flowing * (value - mean[p]);
         }
       }
       for (int p = 0; p < kParts; ++p) {
@@ -336,7 +326,7 @@ INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const sca
   using T = Computed<scalar>;
   constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
-  for_tiles<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
+  for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
       Vector<T> mean[kParts], scale[kParts], shift[kParts], slope[kParts];
       for (int p = 0; p < kParts; ++p) {
@@ -344,29 +334,26 @@ INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const sca
         mean[p] = load(linear.mean + lane), scale[p] = load(linear.scale + lane);
         shift[p] = load(linear.shift + lane), slope[p] = load(linear.slope + lane);
       }
-      for (int64_t group = first; group < last; group += kGroup<scalar>) {
-        const int64_t end_of_group = std::min(group + kGroup<scalar>, last);
-        Bits<T> place;
-        std::memcpy(&place, places + in.offset_of_places<scalar>(row, group, c), sizeof(place));
+      Bits<T> place;
+      std::memcpy(&place, places + in.offset_of_places<scalar>(row, first, c), sizeof(place));
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < kGroup<scalar>; ++j) {
-          const int64_t w = group + j;
-          if (w == end_of_group) break;
-          const int64_t corner = in.offset(row) + w * kSide * channels + c;
-          const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
-          Bits<T> results[kPositions]{};
-          for (int p = 0; p < kParts; ++p) {
-            const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
-            const Vector<T> flowing = part_of<scalar>(upstream, p) * scale[p] + shift[p];
-            for (int k = 0; k < kPositions; ++k) {
-              const Bits<T> pack = get(images + corner + k / kSide * line + k % kSide * channels, count);
-              const Vector<T> above = part_of<scalar>(pack, p) - mean[p];
-              set_part<scalar>(results[k], p, (at == k ? flowing : shift[p]) - above * slope[p]);
-            }
-          }
+      for (int64_t j = 0; j < kGroup<scalar>; ++j) {
+        const int64_t w = first + j;
+        if (w == last) break;
+        const int64_t corner = in.offset(row) + w * kSide * channels + c;
+        const Bits<T> upstream = get(gradient + (row * in.in_row() + w) * channels + c, count);
+        Bits<T> results[kPositions]{};
+        for (int p = 0; p < kParts; ++p) {
+          const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
+          const Vector<T> flowing = part_of<scalar>(upstream, p) * scale[p] + shift[p];
           for (int k = 0; k < kPositions; ++k) {
-            put(results[k], out + corner + k / kSide * line + k % kSide * channels, count);
+            const Bits<T> pack = get(images + corner + k / kSide * line + k % kSide * channels, count);
+            const Vector<T> above = part_of<scalar>(pack, p) - mean[p];
+            set_part<scalar>(results[k], p, (at == k ? flowing : shift[p]) - above * slope[p]);
           }
+        }
+        for (int k = 0; k < kPositions; ++k) {
+          put(results[k], out + corner + k / kSide * line + k % kSide * channels, count);
         }
       }
     });
@@ -444,9 +431,13 @@ std::vector<int64_t> channels_last(int64_t channels, int64_t height, int64_t wid
 
 // Uninitialised and channels-last, of the batch, the channels and the type of `images`.
 Tensor new_images(const Tensor& images, int64_t height, int64_t width) {
+  constexpr size_t kLarge = 4 << 20;  // bytes; in a training step malloc returns such memory to the system every time
   const int64_t channels = images.size(1);
-  return new_strided(images, {images.size(0), channels, height, width}, channels_last(channels, height, width),
-                     images.scalar_type());
+  const std::vector<int64_t> shape{images.size(0), channels, height, width};
+  const std::vector<int64_t> strides = channels_last(channels, height, width);
+  const size_t bytes = images.size(0) * channels * height * width * images.element_size();
+  if (bytes >= kLarge) return new_in_kept_memory(images, shape, strides, images.scalar_type(), bytes);
+  return new_strided(images, shape, strides, images.scalar_type());
 }
 
 void check_images(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape, ScalarType type) {
@@ -465,7 +456,8 @@ void check_numbers(const char* name, const Tensor& numbers, const Tensor& images
 // Numbers of the channels in the order of the packs, 0 in what is left of the last one.
 template <typename scalar>
 struct Numbers : std::vector<Computed<scalar>> {
-  explicit Numbers(int64_t channels) : std::vector<Computed<scalar>>(packs_of<scalar>(channels) * kPackChannels<scalar>) {}
+  explicit Numbers(int64_t channels)
+      : std::vector<Computed<scalar>>(packs_of<scalar>(channels) * kPackChannels<scalar>) {}
   explicit Numbers(const Tensor& tensor) : Numbers(tensor.size(0)) {
     const auto* numbers = tensor.const_data_ptr<Computed<scalar>>();
     const int64_t channels = tensor.size(0), stride = tensor.stride(0);  // each question calls into torch
@@ -476,8 +468,8 @@ struct Numbers : std::vector<Computed<scalar>> {
 
 constexpr int64_t kElementsPerTask = 8192;  // a few us of work, above the cost of waking a thread
 
-// Calls add(begin, end, sums) for a part of the `rows` for each thread, as torch divides them, and adds up what it did to
-// the parts' `count` sums, which begin at 0. The result depends on the number of threads alone.
+// Calls add(begin, end, sums) for a part of the `rows` for each thread, as torch divides them, and adds up the parts'
+// `count` sums, which begin at 0. For one number of threads the result is always the same.
 template <typename Total, typename T, typename Add>
 std::vector<Total> sums_of_parts(int64_t rows, int64_t elements, int64_t count, Add add) {
   const int64_t parts = torch::stable::get_num_threads(), rows_of_part = (rows + parts - 1) / parts;
@@ -507,6 +499,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   using T = Computed<scalar>;
   const Windows in = windows_of(x, pool);
   const int64_t channels = in.channels, positions = in.positions();
+  const int64_t divisor = std::max<int64_t>(1, positions);  // of no images mean and variance are 0
   const auto* images = static_cast<const scalar*>(x.const_data_ptr());
 
   // The parts' sums are added up as torch does it: in double, but those of bfloat16 in float.
@@ -516,7 +509,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   const auto sums = sums_of_parts<Total, T>(positions, x.numel(), count, [&](int64_t begin, int64_t end, T* out) {
     add_values(images + begin * channels, end - begin, channels, out);
   });
-  for (int64_t i = 0; i < count; ++i) mean[i] = static_cast<T>(sums[i] / positions);
+  for (int64_t i = 0; i < count; ++i) mean[i] = static_cast<T>(sums[i] / divisor);
   const auto squares = sums_of_parts<Total, T>(positions, x.numel(), count, [&](int64_t begin, int64_t end, T* out) {
     add_squares(images + begin * channels, end - begin, channels, mean.data(), out);
   });
@@ -526,10 +519,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   T *means = mean_out.mutable_data_ptr<T>(), *invstds = invstd_out.mutable_data_ptr<T>();
   T *running_means = running_mean.mutable_data_ptr<T>(), *running_vars = running_var.mutable_data_ptr<T>();
   const int64_t mean_stride = running_mean.stride(0), var_stride = running_var.stride(0);
-  const T new_share = static_cast<T>(momentum), old_share = static_cast<T>(1 - momentum);
+  const T new_share = static_cast<T>(momentum), old_share = 1 - new_share;
   for (int64_t c = 0; c < channels; ++c) {
     const T square = static_cast<T>(squares[place_of<scalar>(c)]);
-    invstd.of(c) = static_cast<T>(1.0 / std::sqrt(square / positions + eps));
+    invstd.of(c) = static_cast<T>(1.0 / std::sqrt(square / divisor + eps));
     means[c] = mean.of(c), invstds[c] = invstd.of(c);
     if (positions == 0) continue;
     T &old_mean = running_means[c * mean_stride], &old_var = running_vars[c * var_stride];
@@ -553,7 +546,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
 
 template <typename scalar>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor& x, const Tensor& weight,
-                                            const Tensor& places, const Tensor& means, const Tensor& invstds, bool pool) {
+                                            const Tensor& places, const Tensor& means, const Tensor& invstds,
+                                            bool pool) {
   using T = Computed<scalar>;
   const Windows in = windows_of(x, pool);
   const int64_t channels = in.channels;

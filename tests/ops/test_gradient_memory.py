@@ -47,6 +47,17 @@ def test_another_size_gets_memory_of_its_own() -> None:
     assert first + smaller.nbytes <= second or second + half.nbytes <= first
 
 
+def test_tensors_of_several_sizes_take_turns() -> None:
+    """As the gradients of a network's layers do: each step finds the memory of the step before."""
+    places = []
+    for step in range(3):
+        tensors = [gradient_of(batch, seed=step) for batch in (4100, 6200, 8300)]
+        places.append({tensor.data_ptr() for tensor in tensors})
+        assert len(places[-1]) == 3
+        del tensors
+    assert places[1] == places[2]
+
+
 def test_a_view_keeps_the_memory() -> None:
     view = gradient_of(4100, seed=0)[-1]
     values = view.clone()

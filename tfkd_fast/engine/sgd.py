@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tfkd_fast import ops
 from tfkd_fast.engine.schedule import OptimizerSettings
 
 
@@ -37,11 +38,15 @@ def sgd_step(
         return
     rate = float(learning_rate)  # on the CPU nobody waits for it
     for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
-        direction = gradient.add(weight, alpha=settings.weight_decay)
-        momentum.mul_(settings.momentum).add_(direction)
-        if settings.nesterov:
-            direction.add_(momentum, alpha=settings.momentum)
-        weight.add_(direction if settings.nesterov else momentum, alpha=-rate)
+        ops.sgd_step(
+            weight,
+            gradient,
+            momentum,
+            rate=rate,
+            decay=settings.weight_decay,
+            factor=settings.momentum,
+            nesterov=settings.nesterov,
+        )
 
 
 def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class VGG(nn.Module):
             before.append(stage(x))
             after.append(F.relu(before[-1]))
             x = F.max_pool2d(after[-1], 2) if i in pooled_stages else after[-1]
-        pooled = x.mean(dim=(2, 3))
+        pooled = x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # its gradient is channels-last, too
         with torch.autocast(images.device.type, enabled=False):  # bf16 logits would tie, and blur soft targets
             logits = self.classifier(pooled.to(self.classifier.weight.dtype))
         return (logits, Features(before, after, pooled)) if return_features else logits

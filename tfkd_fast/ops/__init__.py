@@ -9,6 +9,7 @@ from tfkd_fast.ops.norm_relu_pool import norm_relu_pool
 from tfkd_fast.ops.peer import peer_loss
 from tfkd_fast.ops.rank_binned_targets import rank_binned_targets
 from tfkd_fast.ops.rank_candidates import CandidateRanking, rank_candidates
+from tfkd_fast.ops.sgd_step import sgd_step
 from tfkd_fast.ops.soft_target import SoftTargetStats, soft_target_loss, soft_target_loss_with_stats
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "peer_loss",
     "rank_binned_targets",
     "rank_candidates",
+    "sgd_step",
     "soft_target_loss",
     "soft_target_loss_with_stats",
     "status",

@@ -120,6 +120,24 @@ def _refuses_device(tensor: Tensor) -> str | None:
     return None
 
 
+class NoSecondDerivative(torch.autograd.Function):
+    """A gradient that depends on the inputs in a way that nobody knows: a derivative of it must not silently be 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError('this backend has no second derivative: use backend="reference"')
+
+
 # Rules of torch.func.vmap.
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from tfkd_fast.ops import fused
+
 Reduction = Literal["mean", "sum", "none"]
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 """Of logits that a loss takes."""
@@ -79,7 +81,7 @@ class _AttachGradient(torch.autograd.Function):
         logits, gradient = ctx.saved_tensors
         scaled = _scaled(gradient, upstream[0])
         if torch.is_grad_enabled():  # create_graph=True, or torch.func.grad
-            scaled = _NoSecondDerivative.apply(scaled, logits)
+            scaled = fused.NoSecondDerivative.apply(scaled, logits)
         return scaled, None, None
 
 
@@ -96,24 +98,6 @@ class _AttachGradientMapped(_AttachGradient):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         logits, _, gradient = inputs
         ctx.save_for_backward(logits, gradient)
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """A gradient that depends on the logits in a way that nobody knows: a derivative of it must not silently be 0."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, logits: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
-        raise RuntimeError('this backend has no second derivative: use backend="reference"')
 
 
 def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tfkd_fast.ops import backends, fused
 
@@ -85,7 +84,10 @@ def _reference(
     eps: float,
     pool: bool,
 ) -> Tensor:
-    y = F.relu(F.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps))
+    # torch.func maps no batch norm of one dtype with parameters of another; inside, torch computes in theirs anyway
+    wide = x.to(weight.dtype) if torch._C._are_functorch_transforms_active() else x
+    y = F.batch_norm(wide, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
+    y = F.relu(y.to(x.dtype))
     return F.max_pool2d(y, 2) if pool else y
 
 
@@ -121,10 +123,12 @@ class _AttachGradient(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        upstream = upstream.contiguous(memory_format=torch.channels_last)
-        gradients = _operators.norm_relu_pool_backward(upstream, *ctx.saved_tensors, ctx.pool)
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *saved = ctx.saved_tensors
+        gradient = upstream[0].contiguous(memory_format=torch.channels_last)
+        gradients = _operators.norm_relu_pool_backward(gradient, x, weight, *saved, ctx.pool)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = [fused.NoSecondDerivative.apply(one, gradient, x, weight) for one in gradients]
         return None, None, *gradients, None, None, None
 
 

@@ -1,0 +1,68 @@
+"""norm_relu_pool: result and all gradients, at the layers of VGG-8."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import COMPILED, EAGER, Call, Case, compiled, our_backends
+from benchmarks.problems import BOTH
+from benchmarks.recorded import each, show
+from tfkd_fast.ops import norm_relu_pool
+
+Images = tuple[int, int, int, int]
+
+
+def case_of(shape: Images, pool: bool, dtype: torch.dtype) -> Case:
+    batch, channels, height, width = shape
+    images, results = batch * channels * height * width, batch * channels * height * width // (4 if pool else 1)
+    # x in, its gradient out; y out, its gradient in. The few numbers a channel do not count.
+    moved = 2 * (images + results) * dtype.itemsize
+    name = f"B={batch} C={channels} S={height} window={2 if pool else 1}"
+    return Case("norm_relu_pool", name, dtype, moved, partial(variants_of, shape=shape, pool=pool), ("cpu",))
+
+
+def variants_of(case: Case, device: torch.device, *, shape: Images, pool: bool) -> dict[str, Call]:
+    sets = [draw(shape, pool, case.dtype, device, i) for i in range(case.sets)]
+    operator = partial(norm_relu_pool, momentum=0.1, pool=pool)
+    reference = partial(operator, backend="reference")
+    return {
+        **{name: gradients_of(partial(operator, backend=name), sets) for name in our_backends(case.operator, device)},
+        EAGER: gradients_of(reference, sets),
+        COMPILED: gradients_of(compiled(reference), sets),
+    }
+
+
+def draw(shape: Images, pool: bool, dtype: torch.dtype, device: torch.device, seed: int) -> list[Tensor]:
+    """x, weight and bias, which require a gradient, the running statistics and the upstream gradient; channels-last."""
+    batch, channels, height, width = shape
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*sizes: int) -> Tensor:
+        values = torch.randn(sizes, generator=generator, device=device)
+        return values.to(dtype, memory_format=torch.channels_last) if len(sizes) == 4 else values
+
+    leaves = [normal(*shape), normal(channels), normal(channels)]
+    statistics = [torch.zeros(channels, device=device), torch.ones(channels, device=device)]
+    upstream = normal(batch, channels, height // 2, width // 2) if pool else normal(*shape)
+    return [*(leaf.requires_grad_() for leaf in leaves), *statistics, upstream]
+
+
+def gradients_of(function: Any, sets: list[list[Tensor]]) -> Call:
+    """Result and gradients for each set."""
+
+    def call(i: int) -> Any:
+        *arguments, upstream = sets[i]
+        return torch.autograd.grad(function(*arguments), arguments[:3], upstream)
+
+    return call
+
+
+LAYERS = [((128, 64, 32, 32), True), ((128, 128, 16, 16), True), ((128, 256, 8, 8), True), ((128, 512, 4, 4), False)]
+CASES = [case_of(shape, pool, dtype) for shape, pool in LAYERS for dtype in BOTH]
+
+
+@each(CASES)
+def test_norm_relu_pool(benchmark: Any, case: Case, variant: str) -> None:
+    show(benchmark, case, variant)

@@ -1,0 +1,459 @@
+"""norm_relu_pool against torch's three functions: the same bits forward, float64 and finite differences backward."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.ops.losses import operator_of
+from tfkd_fast import ops
+from tfkd_fast.ops import norm_relu_pool
+
+MOMENTUM, EPS = 1 / 3, 1e-3  # 1 - 1/3 is another number when it is computed in float32
+CPU = torch.device("cpu")
+needs_cpp = pytest.mark.skipif(
+    ops.backends.native_library.missing is not None, reason=str(ops.backends.native_library.missing)
+)
+
+
+@pytest.fixture(scope="module", params=["reference", "cpp"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """There are no others."""
+    if request.param != "reference" and (reason := ops.backends.native_library.missing) is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+class Problem(NamedTuple):
+    """Arguments in their order, and a gradient to send back."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    upstream: Tensor
+    pool: bool
+
+    def leaves(self) -> "Problem":
+        """Copies, of which the first three require a gradient."""
+        tensors = [tensor.clone() for tensor in self[:6]]
+        return Problem(*(tensor.requires_grad_(i < 3) for i, tensor in enumerate(tensors)), self.pool)
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        """Everything in one dtype."""
+        return Problem(*(tensor.to(dtype) for tensor in self[:6]), self.pool)
+
+
+def problem(shape: tuple[int, int, int, int], *, dtype: torch.dtype, pool: bool, seed: int = 0) -> Problem:
+    """Channels-last images whose channels have means of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, channels, height, width = shape
+    numbers = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, dtype=torch.float64)
+
+    x = 2 * normal(*shape) + 3 * normal(1, channels, 1, 1)
+    out = (batch, channels, height // 2, width // 2) if pool else shape
+    tensors = (x.to(dtype), normal(channels), normal(channels), normal(channels), 1 + normal(channels) ** 2)
+    x, *rest = tensors
+    upstream = normal(*out).to(dtype).contiguous(memory_format=torch.channels_last)
+    numbers_ = [tensor.to(numbers) for tensor in rest]
+    return Problem(x.contiguous(memory_format=torch.channels_last), *numbers_, upstream, pool)
+
+
+class Outcome(NamedTuple):
+    """What a call leaves behind."""
+
+    result: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    of_x: Tensor
+    of_weight: Tensor
+    of_bias: Tensor
+
+
+def outcome(given: Problem, backend: str) -> Outcome:
+    own = given.leaves()
+    y = norm_relu_pool(*own[:5], momentum=MOMENTUM, eps=EPS, pool=own.pool, backend=backend)
+    gradients = torch.autograd.grad(y, own[:3], own.upstream)
+    return Outcome(y.detach(), own.running_mean, own.running_var, *gradients)
+
+
+def written_out(given: Problem) -> Outcome:
+    """The same with the modules that it stands for."""
+    own = given.leaves()
+    norm = torch.nn.BatchNorm2d(own.x.shape[1], eps=EPS, momentum=MOMENTUM, dtype=own.weight.dtype)
+    norm.load_state_dict(
+        {
+            "weight": own.weight,
+            "bias": own.bias,
+            "running_mean": own.running_mean,
+            "running_var": own.running_var,
+            "num_batches_tracked": torch.tensor(0),
+        }
+    )
+    y = F.relu(norm(own.x))
+    y = F.max_pool2d(y, 2) if own.pool else y
+    gradients = torch.autograd.grad(y, (own.x, norm.weight, norm.bias), own.upstream)
+    return Outcome(y.detach(), norm.running_mean, norm.running_var, *gradients)
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_same_forward(ours: Outcome, torchs: Outcome) -> None:
+    for name in ("result", "running_mean", "running_var"):
+        torch.testing.assert_close(getattr(ours, name), getattr(torchs, name), rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+SHAPES = [
+    ((8, 64, 16, 16), True),
+    ((8, 128, 8, 8), True),
+    ((8, 512, 4, 4), False),
+    ((3, 37, 7, 9), True),  # odd sizes, channels that fill no vector
+    ((2, 33, 5, 6), False),
+    ((1, 8, 2, 2), True),
+    ((1, 16, 4, 1), False),
+    ((70, 3, 1, 1), False),
+    ((2, 40, 3, 300), True),  # more windows in a row than one tile has
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("shape", "pool"), SHAPES)
+def test_forward_and_running_statistics_are_torchs_to_the_last_bit(
+    backend: str, shape: tuple[int, int, int, int], pool: bool, dtype: torch.dtype, threads: int
+) -> None:
+    given = problem(shape, dtype=dtype, pool=pool)
+    with using_threads(threads):
+        assert_same_forward(outcome(given, backend), written_out(given))
+
+
+def errors(actual: Outcome, exact: Outcome) -> list[float]:
+    """Of the three gradients, the largest error relative to the largest number of its channel."""
+    largest = []
+    for name in ("of_x", "of_weight", "of_bias"):
+        gradient, truth = getattr(actual, name).double(), getattr(exact, name).double()
+        axes = (0, 2, 3) if gradient.dim() == 4 else ()
+        error, size = (gradient - truth).abs(), truth.abs()
+        if axes:
+            error, size = error.amax(axes), size.amax(axes)
+        else:
+            size = size.amax()
+        largest.append(float((error / size.clamp(min=1e-30)).max()))
+    return largest
+
+
+def exact_gradients(given: Problem) -> Outcome:
+    """In float64, sent back to where the rounded numbers have their maxima: a tie is one of the dtype."""
+    own = given.leaves()
+    rounded = F.batch_norm(
+        own.x, own.running_mean, own.running_var, own.weight, own.bias, training=True, momentum=MOMENTUM, eps=EPS
+    )
+    rounded = F.relu(rounded)
+    exact = given.to(torch.float64).leaves()
+    mean, var = exact.x.mean((0, 2, 3), keepdim=True), exact.x.var((0, 2, 3), keepdim=True, unbiased=False)
+    weight, bias = (tensor.view(-1, 1, 1) for tensor in (exact.weight, exact.bias))
+    y = (exact.x - mean) / (var + EPS).sqrt() * weight + bias
+    y = torch.where(rounded > 0, y, 0.0)
+    if given.pool:
+        places = F.max_pool2d(rounded, 2, return_indices=True)[1]
+        y = y.flatten(2).gather(2, places.flatten(2)).view_as(places)
+    gradients = torch.autograd.grad(y, (exact.x, exact.weight, exact.bias), exact.upstream)
+    return Outcome(y, own.running_mean, own.running_var, *gradients)
+
+
+@pytest.mark.parametrize(("shape", "pool"), SHAPES[:5])
+def test_gradients_in_float32_are_those_of_float64(backend: str, shape: tuple[int, int, int, int], pool: bool) -> None:
+    given = problem(shape, dtype=torch.float32, pool=pool)
+    terms = given.upstream.numel() // shape[1]
+    # Of the roundings of a sum, 6e-8 each, sqrt(terms) add up; a sum may be some times smaller than its partial sums.
+    tolerance = 6e-8 * (10 + 10 * terms**0.5)
+    assert max(errors(outcome(given, backend), exact_gradients(given))) < tolerance
+
+
+@pytest.mark.parametrize(("shape", "pool"), SHAPES[:5])
+def test_gradients_in_bfloat16_are_no_worse_than_torchs(
+    backend: str, shape: tuple[int, int, int, int], pool: bool
+) -> None:
+    given = problem(shape, dtype=torch.bfloat16, pool=pool)
+    exact = exact_gradients(given)
+    ours, torchs = errors(outcome(given, backend), exact), errors(written_out(given), exact)
+    assert ours[0] < 2**-8 * 1.01  # rounded to bfloat16 once, by at most 2^-8 of its size
+    # The gradients of the parameters are float32 sums, in another order than torch's: either may be a little luckier.
+    assert all(mine <= 1.5 * max(torchs_, 1e-6) for mine, torchs_ in zip(ours, torchs, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 5),
+    channels=st.integers(1, 70),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    pool=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+@example(batch=2, channels=32, height=3, width=9, pool=True, dtype=torch.bfloat16, seed=0)
+def test_any_shape(
+    backend: str, batch: int, channels: int, height: int, width: int, pool: bool, dtype: torch.dtype, seed: int
+) -> None:
+    if pool:
+        height, width = max(height, 2), max(width, 2)
+    assume(batch * height * width > 1)
+    given = problem((batch, channels, height, width), dtype=dtype, pool=pool, seed=seed)
+    with using_threads(1):  # of no more positions than threads torch's sums are in another order
+        ours, torchs = outcome(given, backend), written_out(given)
+    if channels > 1:  # one channel is contiguous, too, and torch takes it for that
+        assert_same_forward(ours, torchs)
+    for mine, other in zip(ours, torchs, strict=True):
+        # The sums of at most 405 numbers are in another order; of x, the difference of numbers that may nearly cancel.
+        tolerance = 2**-7 if mine.dtype == torch.bfloat16 else 1e-4
+        size = float(other.double().abs().max()) if other.numel() else 1.0
+        torch.testing.assert_close(mine.double(), other.double(), rtol=0, atol=tolerance * max(size, 1e-3))
+
+
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (2, 9, 2, 3)])
+def test_gradcheck(backend: str, shape: tuple[int, int, int, int], pool: bool) -> None:
+    own = problem(shape, dtype=torch.float64, pool=pool).leaves()
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        statistics = own.running_mean.clone(), own.running_var.clone()
+        return norm_relu_pool(x, weight, bias, *statistics, momentum=MOMENTUM, eps=EPS, pool=pool, backend=backend)
+
+    torch.autograd.gradcheck(function, own[:3])
+
+
+def test_of_equal_maxima_the_first_gets_the_gradient(backend: str) -> None:
+    """Few different numbers, which make ties, and numbers that only bfloat16 makes equal."""
+    for dtype in (torch.bfloat16, torch.float32):
+        given = problem((4, 40, 8, 8), dtype=dtype, pool=True)
+        few = given._replace(x=given.x.clamp(-1, 1).round(), weight=given.weight.round())
+        near = given._replace(x=(given.x.sign() * 1e-2 + 5).to(dtype), weight=1e-3 * given.weight, bias=given.bias + 3)
+        for one in (few, near):
+            ours, torchs = outcome(one, backend), written_out(one)
+            assert_same_forward(ours, torchs)
+            # A gradient at another position would differ by its whole size.
+            size = float(torchs.of_x.abs().amax())
+            torch.testing.assert_close(ours.of_x, torchs.of_x, rtol=0, atol=2**-6 * size)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "bias", "weight", "upstream"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("pool", [True, False])
+def test_numbers_that_are_not_finite(backend: str, pool: bool, dtype: torch.dtype, where: str, value: float) -> None:
+    """They spoil their own channel alone, as in torch."""
+    given = problem((3, 35, 6, 6), dtype=dtype, pool=pool)
+    tensor = getattr(given, where)
+    for channel in (1, 34):
+        tensor.select(min(1, tensor.dim() - 1), channel).view(-1)[0] = value if tensor.dim() == 1 else 0.0
+        if tensor.dim() == 4:
+            tensor[1, channel, 1, 1] = value
+    ours, torchs = outcome(given, backend), written_out(given)
+    spoilt = torch.zeros(35, dtype=torch.bool)
+    spoilt[[1, 34]] = True
+    for name, mine, other in zip(Outcome._fields, ours, torchs, strict=True):
+        axis = 1 if mine.dim() == 4 else 0
+        rest = [tensor.index_select(axis, (~spoilt).nonzero()[:, 0]).double() for tensor in (mine, other)]
+        assert rest[0].isfinite().all(), name
+        torch.testing.assert_close(*rest, rtol=2**-7 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
+        if where == "weight" and value in (float("inf"), -float("inf")):
+            continue  # all of such a channel is NaN here, and some in torch
+        bad = [tensor.index_select(axis, spoilt.nonzero()[:, 0]) for tensor in (mine, other)]
+        assert torch.equal(bad[0].isfinite(), bad[1].isfinite()), name
+
+
+def test_a_constant_channel(backend: str) -> None:
+    """Variance 0: eps alone keeps it finite."""
+    for dtype in (torch.float32, torch.bfloat16):
+        given = problem((4, 24, 4, 4), dtype=dtype, pool=True)
+        given.x[:, ::2] = 1.5
+        ours, torchs = outcome(given, backend), written_out(given)
+        assert_same_forward(ours, torchs)
+        assert all(tensor.isfinite().all() for tensor in ours)
+        tolerance = 2**-7 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(ours.of_x, torchs.of_x, rtol=tolerance, atol=tolerance)
+
+
+def test_empty_batch(backend: str) -> None:
+    """As torch: an empty result, no gradient, and the running statistics stay."""
+    given = problem((0, 5, 4, 4), dtype=torch.float32, pool=True)
+    own = given.leaves()
+    y = norm_relu_pool(*own[:5], momentum=MOMENTUM, backend=backend)
+    assert y.shape == (0, 5, 2, 2)
+    y.sum().backward()
+    assert own.weight.grad is not None
+    assert own.weight.grad.tolist() == [0.0] * 5
+    assert torch.equal(own.running_mean, given.running_mean)
+    assert torch.equal(own.running_var, given.running_var)
+
+
+def test_any_layout_of_every_tensor(backend: str) -> None:
+    given = problem((4, 12, 6, 6), dtype=torch.float32, pool=True)
+
+    def strided(tensor: Tensor) -> Tensor:
+        return torch.stack([tensor, torch.zeros_like(tensor)], -1)[..., 0]
+
+    layouts = [given.x.contiguous(), given.x.transpose(2, 3).contiguous().transpose(2, 3), strided(given.x)]
+    expected = outcome(given, backend)
+    for x in layouts:
+        weight, bias, running_mean, running_var = (strided(tensor.clone()) for tensor in given[1:5])
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+        y = norm_relu_pool(*leaves, running_mean, running_var, momentum=MOMENTUM, eps=EPS, backend=backend)
+        gradients = torch.autograd.grad(y, leaves, strided(given.upstream))
+        actual = Outcome(y.detach(), running_mean, running_var, *gradients)
+        for mine, other in zip(actual, expected, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_an_expanded_gradient(backend: str) -> None:
+    """As of a mean over the image."""
+    given = problem((4, 20, 4, 4), dtype=torch.bfloat16, pool=False)
+    expanded = given.upstream[:, :, :1, :1].expand(4, 20, 4, 4)
+    ours = outcome(given._replace(upstream=expanded), backend)
+    dense = outcome(given._replace(upstream=expanded.contiguous()), backend)
+    torch.testing.assert_close(ours, dense)
+
+
+def test_only_some_want_a_gradient(backend: str) -> None:
+    given = problem((4, 20, 4, 4), dtype=torch.float32, pool=True)
+    expected = outcome(given, backend)
+    for names in (["x"], ["weight"], ["bias"], ["weight", "bias"]):
+        own = Problem(*(tensor.clone() for tensor in given[:6]), given.pool)
+        leaves = [getattr(own, name).requires_grad_() for name in names]
+        y = norm_relu_pool(*own[:5], momentum=MOMENTUM, eps=EPS, backend=backend)
+        gradients = torch.autograd.grad(y, leaves, own.upstream)
+        for name, gradient in zip(names, gradients, strict=True):
+            torch.testing.assert_close(gradient, getattr(expected, f"of_{name}"))
+    with torch.no_grad():
+        own = given.leaves()
+        assert not norm_relu_pool(*own[:5], momentum=MOMENTUM, backend=backend).requires_grad
+
+
+@needs_cpp
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    own = problem((4, 20, 4, 4), dtype=torch.float32, pool=True).leaves()
+    y = norm_relu_pool(*own[:5], momentum=MOMENTUM, backend="cpp")
+    (gradient,) = torch.autograd.grad(y.sum(), own.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def test_autocast_changes_nothing(backend: str) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        given = problem((4, 20, 4, 4), dtype=dtype, pool=True)
+        outside = outcome(given, backend)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = outcome(given, backend)
+        assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+def test_a_call_is_a_function_of_its_arguments(backend: str) -> None:
+    given = problem((16, 64, 16, 16), dtype=torch.bfloat16, pool=True)
+    first = outcome(given, backend)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(outcome(given, backend), first, strict=True))
+
+
+def test_compiles_as_one_graph(backend: str) -> None:
+    given = problem((4, 20, 6, 6), dtype=torch.bfloat16, pool=True)
+
+    def step(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+        numbers = weight, bias, running_mean, running_var
+        return norm_relu_pool(x, *numbers, momentum=MOMENTUM, eps=EPS, backend=backend) * 2.0
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="inductor" if backend == "cpp" else "aot_eager")
+    results = []
+    for function in (step, compiled):
+        own = given.leaves()
+        y = function(*own[:5])
+        results.append([y, own.running_mean, own.running_var, *torch.autograd.grad(y, own[:3], own.upstream)])
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize(("shape", "pool"), [((3, 37, 7, 9), True), ((3, 37, 3, 3), False), ((0, 5, 4, 4), True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_registration(backend: str, dtype: torch.dtype, shape: tuple[int, int, int, int], pool: bool) -> None:
+    chosen = SimpleNamespace(name=backend, device=CPU)
+    forward = operator_of(chosen, "norm_relu_pool")
+    given = problem(shape, dtype=dtype, pool=pool)
+    torch.library.opcheck(forward, (*given[:5], MOMENTUM, EPS, pool))
+    _, *saved = forward(*given[:5], MOMENTUM, EPS, pool)
+    backward = operator_of(chosen, "norm_relu_pool_backward")
+    torch.library.opcheck(backward, (given.upstream, given.x, given.weight, *saved, pool))
+
+
+def test_torch_func_takes_the_reference() -> None:
+    """vmap over parameters, statistics and images, and over a gradient."""
+    problems = [problem((4, 6, 4, 4), dtype=torch.float32, pool=True, seed=seed) for seed in range(3)]
+    stacked = [torch.stack(tensors) for tensors in zip(*(one[:5] for one in problems), strict=True)]
+
+    def loss(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+        numbers = weight, bias, running_mean, running_var
+        return (norm_relu_pool(x, *numbers, momentum=MOMENTUM, eps=EPS) ** 2).sum()
+
+    copies = [tensor.clone() for tensor in stacked]
+    of_weight = torch.func.vmap(torch.func.grad(loss, argnums=1))(*copies)
+    for i, one in enumerate(problems):
+        own = one.leaves()
+        (expected,) = torch.autograd.grad(loss(*own[:5]), own.weight)
+        torch.testing.assert_close(of_weight[i], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(copies[3][i], own.running_mean)
+        torch.testing.assert_close(copies[4][i], own.running_var)
+
+
+X, N = torch.zeros(2, 3, 4, 4), torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "error", "message"),
+    [
+        ((X.half(), N, N, N, N), {}, TypeError, r"x must be bfloat16, float32 or float64, got torch\.float16"),
+        ((X[0], N, N, N, N), {}, ValueError, r"x must be \(B,C,H,W\) with C >= 1 and H, W >= 2, got \(3, 4, 4\)"),
+        ((X[:, :, :1], N, N, N, N), {}, ValueError, r"H, W >= 2, got \(2, 3, 1, 4\)"),
+        ((X[:, :, :0], N, N, N, N), {"pool": False}, ValueError, r"H, W >= 1, got \(2, 3, 0, 4\)"),
+        ((X[:1, :, :1, :1], N, N, N, N), {"pool": False}, ValueError, "more than one value a channel"),
+        ((X, N[:2], N, N, N), {}, ValueError, r"weight must be \(3,\) for this x, got \(2,\)"),
+        ((X, N, N.bfloat16(), N, N), {}, TypeError, r"bias must be torch\.float32 for torch\.float32 x"),
+        ((X.double(), N, N, N, N), {}, TypeError, r"weight must be torch\.float64 for torch\.float64 x"),
+        ((X, N, N, N, N.to("meta")), {}, ValueError, "running_var must be on the device of x, cpu, not on meta"),
+        ((X, N, N, N, N), {"backend": "triton"}, ValueError, "this operator has no Triton kernel"),
+    ],
+)
+def test_refusals(arguments: Any, keywords: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        norm_relu_pool(*arguments, momentum=0.1, **keywords)
+
+
+@needs_cpp
+def test_a_direct_call_reads_no_foreign_memory() -> None:
+    operator = torch.ops.tfkd_fast.norm_relu_pool
+    x = X.contiguous(memory_format=torch.channels_last)
+    for arguments in ((X, N, N, N, N), (x, N[:2], N, N, N), (x, N, N, N.double(), N), (x[:, :, :1], N, N, N, N)):
+        with pytest.raises(RuntimeError, match=r"channels-last|does not fit|no window"):
+            operator(*arguments, 0.1, 1e-5, True)
+    _, *saved = operator(x, N, N, N.clone(), N.clone(), 0.1, 1e-5, True)
+    gradient = torch.zeros(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    for changed in ((x, x, N, *saved), (gradient, x, N, saved[0][:, :, :, :32], *saved[1:])):
+        with pytest.raises(RuntimeError, match="does not fit"):
+            torch.ops.tfkd_fast.norm_relu_pool_backward(*changed, True)

@@ -1,0 +1,91 @@
+"""The update of stochastic gradient descent with momentum, of one tensor."""
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.ops import backends, fused
+
+
+@torch.no_grad()
+def sgd_step(
+    weight: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    *,
+    rate: float,
+    decay: float = 0.0,
+    factor: float = 0.9,
+    nesterov: bool = False,
+    backend: str | None = None,
+) -> None:
+    """Update a weight and its momentum in place, as `torch.optim.SGD` does without dampening.
+
+        d = gradient + decay * weight;  momentum = factor * momentum + d;  weight -= rate * v
+
+    where v is the new momentum, or d + factor * momentum with `nesterov` (Sutskever et al., ICML 2013). A momentum of
+    zero stands for torch's first step.
+
+    Args:
+        weight: floating point, any shape.
+        gradient, momentum: of the same shape and dtype.
+        rate: the learning rate.
+        decay: the weight decay.
+        factor: what is kept of the momentum.
+        backend: an operator backend; None picks the fastest that serves the tensors: cpp for float32 without gaps in
+            memory.
+
+    Raises:
+        ValueError: for shapes or dtypes that differ.
+    """
+    for name, tensor in (("gradient", gradient), ("momentum", momentum)):
+        if tensor.shape != weight.shape or tensor.dtype != weight.dtype:
+            raise ValueError(
+                f"{name} must be {tuple(weight.shape)} {weight.dtype} as the weight is, "
+                f"got {tuple(tensor.shape)} {tensor.dtype}"
+            )
+    if backend is None and not _lies_for_cpp(weight, momentum):
+        backend = "reference"
+    backends.select("sgd_step", backend, weight)(weight, gradient, momentum, rate, decay, factor, nesterov)
+
+
+# The definition.
+
+
+def _reference(
+    weight: Tensor, gradient: Tensor, momentum: Tensor, rate: float, decay: float, factor: float, nesterov: bool
+) -> None:
+    direction = gradient.add(weight, alpha=decay)
+    momentum.mul_(factor).add_(direction)
+    if nesterov:
+        direction.add_(momentum, alpha=factor)
+    weight.add_(direction if nesterov else momentum, alpha=-rate)
+
+
+# The compiled backend.
+
+
+def _lies_for_cpp(weight: Tensor, momentum: Tensor) -> bool:
+    gapless = torch.empty_like(weight, device="meta").stride() == weight.stride()  # as torch lays out what has no gaps
+    return weight.dtype == torch.float32 and gapless and momentum.stride() == weight.stride()
+
+
+def _cpp(weight: Tensor, gradient: Tensor, momentum: Tensor, *settings: float) -> None:
+    if gradient.stride() != weight.stride():
+        gradient = torch.empty_like(weight).copy_(gradient)
+    _operator(weight, gradient, momentum, *settings)
+
+
+def _fake(weight: Tensor, gradient: Tensor, momentum: Tensor, *settings: float) -> None:
+    return None
+
+
+fused.define(
+    "sgd_step",
+    None,
+    "(Tensor(a!) weight, Tensor gradient, Tensor(b!) momentum, float rate, float decay, float factor, bool nesterov) "
+    "-> ()",
+    _fake,
+)
+_operator = fused.overload(fused.NAMESPACES["cpp"], "sgd_step")
+backends.register("sgd_step", "reference", _reference)
+backends.register("sgd_step", "cpp", _cpp, refuses=fused.cpp_refuses, about=backends.native_library.about)
