@@ -1,6 +1,7 @@
 """Epochs of several candidates: the three ways to train them side by side, host waits, and CUDA graphs."""
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -103,7 +104,9 @@ def test_candidates_side_by_side_learn_what_they_learn_alone(way: str, order: st
     trainer, population, _ = make("sequential", device, order=order, dtype=dtype)
     expected = train(trainer, rate=rate)
     other, others, _ = make(way, device, order=order, dtype=dtype)
+    started = time.perf_counter()
     results = train(other, rate=rate)
+    assert sum(run.seconds + run.set_up_seconds for run in results) <= time.perf_counter() - started
     for run, wanted in zip(results, expected, strict=True):
         assert run.training.loss == pytest.approx(wanted.training.loss, rel=max(close, 1e-6))  # kept in float32
         assert run.training.top1 == pytest.approx(wanted.training.top1, abs=1.01 / IMAGES)
@@ -208,3 +211,24 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
         population.models[1].classifier.bias[0] = torch.inf
     with pytest.raises(Diverged, match=r"the loss became (nan|inf) in epoch 1, step 1, candidate 1"):
         train(trainer, epochs=1)
+
+
+def test_on_threads_the_first_error_stops_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _, _ = make("streams")
+    taken: list[int] = []
+
+    def fail_once(images: int) -> None:
+        taken.append(images)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+
+    trainer._on_batch = fail_once
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(trainer, epochs=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(taken) < 3 * 6  # the steps of all candidates

@@ -3,9 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from functools import partial
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -75,10 +76,8 @@ class EpochTrainer:
             self._lanes[candidates, average] = self._make_lanes(candidates, average)
         lanes = self._lanes[candidates, average]
         runs = [partial(lane.run, epoch, learning_rates) for lane in lanes]
-        if self.side_by_side == "streams" and self._compute.device.type == "cpu":
-            results = _on_threads(runs)
-        else:
-            results = [run() for run in runs]
+        at_once = self.side_by_side == "streams" and len(lanes) > 1
+        results = _on_threads(runs) if at_once else [run() for run in runs]
         if average:
             self._population.epoch_average.count = len(self._loader)
         return [result for of_lane in results for result in of_lane]
@@ -122,12 +121,14 @@ class Lane:
             for size in set(sizes)
         }
 
-    def run(self, epoch: int, learning_rates: list[float]) -> list[EpochRun]:
-        """One epoch; a result for each candidate."""
+    def run(self, epoch: int, learning_rates: list[float], stop: Event | None = None) -> list[EpochRun]:
+        """One epoch; a result for each candidate. Raises CancelledError once `stop` is set."""
         images, set_up, started = 0, 0.0, time.perf_counter()
         self._records.restart(learning_rates)
         self._feed.start(epoch)
         for size in self._sizes:
+            if stop is not None and stop.is_set():
+                raise CancelledError
             self._feed.advance()
             seconds = self._steps[size]()
             set_up += seconds
@@ -165,13 +166,28 @@ class Lane:
         return TrainingStatistics(loss, correct, true_probability, entropy)
 
 
-def _on_threads(runs: Sequence[Callable[[], list[EpochRun]]]) -> list[list[EpochRun]]:
-    """Run at the same time, on as many threads as torch uses, which share its cores."""
-    threads = torch.get_num_threads()
+def _on_threads(runs: Sequence[Callable[..., list[EpochRun]]]) -> list[list[EpochRun]]:
+    """Run at the same time, on as many threads as torch uses, which share its cores. The first error stops all."""
+    threads, started = torch.get_num_threads(), time.perf_counter()
     workers = min(threads, len(runs))
+    stop = Event()
     try:
         # new threads each time: in MKL a number of threads is set for the whole process
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            return [future.result() for future in [pool.submit(run) for run in runs]]
+            futures = [pool.submit(run, stop=stop) for run in runs]
+            try:
+                finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()  # raises what a thread raised
+            except BaseException:  # also of the person who waits
+                stop.set()
+                raise
+            results = [future.result() for future in futures]
     finally:
         torch.set_num_threads(threads)
+    together = time.perf_counter() - started
+    share = together / sum(run.seconds + run.set_up_seconds for of_lane in results for run in of_lane)
+    return [
+        [replace(run, seconds=share * run.seconds, set_up_seconds=share * run.set_up_seconds) for run in of_lane]
+        for of_lane in results
+    ]

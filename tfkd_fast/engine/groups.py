@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
@@ -21,12 +20,12 @@ SideBySide = Literal["sequential", "streams", "stacked"]
 They compute the same for a candidate, up to the order of sums.
 """
 
-FASTEST: dict[str, SideBySide] = {"cpu": "sequential", "cuda": "streams"}
-"""What `auto` takes, by device: see docs/decisions.md."""
+FASTEST: SideBySide = "streams"
+"""What `auto` takes: see docs/decisions.md."""
 
 
-def choose_side_by_side(wanted: SideBySide | Literal["auto"], device: torch.device) -> SideBySide:
-    return FASTEST[device.type] if wanted == "auto" else wanted
+def choose_side_by_side(wanted: SideBySide | Literal["auto"]) -> SideBySide:
+    return FASTEST if wanted == "auto" else wanted
 
 
 @dataclass(frozen=True)

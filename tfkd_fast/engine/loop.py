@@ -75,7 +75,7 @@ class Trainer:
             self.loader,
             compute,
             recipe.optimizer,
-            choose_side_by_side(recipe.population, compute.device),
+            choose_side_by_side(recipe.population),
             self._on_batch,
         )
         self._epoch = 0
