@@ -40,25 +40,36 @@ class PerImage(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def dataloader_batches(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Batches:
-    """One epoch through a DataLoader: in the training process on the CPU, whose cores are busy; else by workers."""
+def dataloader(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Callable[[], Batches]:
+    """Epochs through a DataLoader: in the training process on the CPU, whose cores are busy; else by workers."""
     on_gpu = device.type == "cuda"
     dataset = PerImage(images.cpu(), labels.cpu())
-    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=8 if on_gpu else 0, pin_memory=on_gpu)
-    for batch, batch_labels in loader:
-        yield batch.to(device, non_blocking=True), batch_labels.to(device, non_blocking=True)
+    workers = 8 if on_gpu else 0
+    loader = DataLoader(
+        dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=on_gpu, persistent_workers=on_gpu
+    )
+
+    def epoch() -> Batches:
+        for batch, batch_labels in loader:
+            yield batch.to(device, non_blocking=True), batch_labels.to(device, non_blocking=True)
+
+    return epoch
 
 
-def indexed_batches(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Batches:
-    """One epoch of batches that are cropped and mirrored whole."""
+def whole_batches(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Callable[[], Batches]:
+    """Epochs of batches that are cropped and mirrored whole, by indexing, on the device."""
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
     padded = F.pad(images, (4, 4, 4, 4))
     windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N,3,9,9,32,32)
-    for index in torch.randperm(len(images), device=device).split(batch_size):
-        dy, dx = torch.randint(9, (2, len(index)), device=device)
-        x = windows[index, :, dy, dx]
-        x = torch.where(torch.rand(len(index), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
-        yield (x.float() / 255 - mean) / std, labels[index]
+
+    def epoch() -> Batches:
+        for index in torch.randperm(len(images), device=device).split(batch_size):
+            dy, dx = torch.randint(9, (2, len(index)), device=device)
+            x = windows[index, :, dy, dx]
+            x = torch.where(torch.rand(len(index), 1, 1, 1, device=device) < 0.5, x.flip(-1), x)
+            yield (x.float() / 255 - mean) / std, labels[index]
+
+    return epoch
 
 
 def train_epoch(

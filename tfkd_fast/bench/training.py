@@ -18,7 +18,7 @@ from tfkd_fast import ops
 from tfkd_fast.bench import plain_loop
 from tfkd_fast.data import Dataset, DataSettings, Loader, LoaderName, make_loader
 from tfkd_fast.data.images import ArrayImages
-from tfkd_fast.engine.device import Compute
+from tfkd_fast.engine.device import Compute, determinism
 from tfkd_fast.engine.epoch import EpochTrainer
 from tfkd_fast.engine.groups import SideBySide
 from tfkd_fast.engine.population import Population
@@ -94,10 +94,12 @@ def population_curve(
     workload: Workload, sizes: Sequence[int], ways: Sequence[SideBySide], rounds: int
 ) -> dict[int, list[Row]]:
     """For each number of candidates, images a second of all of them together, a row a way to train them."""
-    return {
-        size: in_turns({way: engine_epoch(workload, size, way) for way in ways}, size * workload.images, rounds)
-        for size in sizes
-    }
+    curve = {}
+    for size in sizes:
+        torch.compiler.reset()  # each size is compiled anew, and torch allows few
+        variants: dict[str, Callable[[], None]] = {way: engine_epoch(workload, size, way) for way in ways}
+        curve[size] = in_turns(variants, size * workload.images, rounds)
+    return curve
 
 
 def loaders(workload: Workload, names: Sequence[LoaderName], rounds: int) -> list[Row]:
@@ -126,7 +128,13 @@ def matrix_rate(compute: Compute, rounds: int = 10, size: int = 4096) -> float:
     """Floating-point operations a second of a product of two square matrices, in the precision of training."""
     size = size if compute.device.type == "cuda" else size // 2
     a, b = torch.randn(2, size, size, device=compute.device).to(compute.dtype)
-    rows = in_turns({"product": lambda: a @ b}, 2 * size**3, rounds, device=compute.device)
+    products = 20  # so that a GPU does not wait for the host
+
+    def multiply() -> None:
+        for _ in range(products):
+            torch.mm(a, b)
+
+    rows = in_turns({"products": multiply}, products * 2 * size**3, rounds)
     return rows[0].images_per_second
 
 
@@ -149,9 +157,7 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
     return run
 
 
-def in_turns(
-    variants: Mapping[str, Callable[[], object]], work: int, rounds: int, device: torch.device | None = None
-) -> list[Row]:
+def in_turns(variants: Mapping[str, Callable[[], object]], work: int, rounds: int) -> list[Row]:
     """Measure variants that each do `work`; rows in their order."""
 
     def timed(run: Callable[[], object]) -> float:
@@ -162,13 +168,14 @@ def in_turns(
         return time.perf_counter() - started
 
     names = list(variants)
-    for run in variants.values():
-        timed(run)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            seconds[name].append(timed(variants[name]))
+    with determinism(False):  # as a run has it: libraries may look for the fastest kernel
+        for run in variants.values():
+            timed(run)
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                seconds[name].append(timed(variants[name]))
     return [_row(name, work, values) for name, values in seconds.items()]
 
 
@@ -179,14 +186,14 @@ def _row(name: str, work: int, seconds: list[float]) -> Row:
 
 def _what_people_run(workload: Workload) -> Callable[[], None]:
     """float32, torch's default memory format, a DataLoader over PIL images."""
-    return _plain(workload, plain_loop.dataloader_batches, bf16=False, memory_format=torch.contiguous_format)
+    return _plain(workload, plain_loop.dataloader, bf16=False, memory_format=torch.contiguous_format)
 
 
 def _with_care(workload: Workload, *, compiled: bool = False) -> Callable[[], None]:
     """The precision of the workload, channels-last, whole batches augmented by indexing."""
     return _plain(
         workload,
-        plain_loop.indexed_batches,
+        plain_loop.whole_batches,
         bf16=workload.compute.dtype is torch.bfloat16,
         memory_format=torch.channels_last,
         compiled=compiled,
@@ -195,7 +202,7 @@ def _with_care(workload: Workload, *, compiled: bool = False) -> Callable[[], No
 
 def _plain(
     workload: Workload,
-    batches: Callable[..., plain_loop.Batches],
+    batches_of: Callable[..., Callable[[], plain_loop.Batches]],
     *,
     bf16: bool,
     memory_format: torch.memory_format,
@@ -203,13 +210,13 @@ def _plain(
 ) -> Callable[[], None]:
     images, device = workload.image_set(), workload.compute.device
     pixels, labels = images.all_images().to(device), images.labels.to(device)
+    batches = batches_of(pixels, labels, workload.batch_size, device)
     model = workload.build().to(memory_format=memory_format).train()
     optimizer = plain_loop.make_sgd(model)
     network = torch.compile(model) if compiled else model
 
     def run() -> None:
-        epoch = batches(pixels, labels, workload.batch_size, device)
         with ops.using_backend("reference"):  # the network's plain modules
-            plain_loop.train_epoch(network, optimizer, epoch, bf16=bf16, memory_format=memory_format)
+            plain_loop.train_epoch(network, optimizer, batches(), bf16=bf16, memory_format=memory_format)
 
     return run

@@ -1,16 +1,26 @@
 """How a step that is taken over and over is run: as it is, or on CUDA as a captured graph."""
 
+import gc
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
-MemoryPool = Any
-"""As `torch.cuda.graph_pool_handle` gives it; torch has no public name for its type."""
-
 UNCAPTURED = 3
 """Steps that run as they are before one is captured: libraries choose their kernels and get their memory."""
+
+BRANCHES = 16
+"""The most branches of one graph; torch has 32 streams, which it gives out in turn."""
+
+
+class Streams:
+    """What all captured steps of a run share: none of them are replayed at the same time."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.side = torch.cuda.Stream()
+        """To warm up and to capture on."""
+        self.branches = [torch.cuda.Stream() for _ in range(BRANCHES)]
 
 
 class RepeatedStep:
@@ -20,13 +30,10 @@ class RepeatedStep:
     about the first ones (compiling, choosing kernels, capturing) is timed apart.
     """
 
-    def __init__(
-        self, function: Callable[[], None], device: torch.device, *, compiles: bool, pool: MemoryPool | None
-    ) -> None:
-        """`pool` is the memory that graphs share which are never replayed at the same time."""
-        self._function, self._pool = function, pool
-        self._captures = device.type == "cuda"
-        self._set_up_left = UNCAPTURED + 1 if self._captures else int(compiles)
+    def __init__(self, function: Callable[[], None], streams: Streams | None, *, compiles: bool) -> None:
+        """With `streams`, which there are on CUDA, it is captured."""
+        self._function, self._streams = function, streams
+        self._set_up_left = int(compiles) if streams is None else UNCAPTURED + 1
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> float:
@@ -42,37 +49,46 @@ class RepeatedStep:
         return time.perf_counter() - started
 
     def _take(self) -> None:
-        if not self._captures:
+        if self._streams is None:
             self._function()
         elif self._set_up_left:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self._streams.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._streams.side):
                 self._function()
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self._streams.side)
         else:
-            if self._graph is None:
-                self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph, pool=self._pool):
-                    self._function()
+            self._graph = self._graph or _captured(self._function, self._streams)
             self._graph.replay()
 
     def _synchronize(self) -> None:
-        if self._captures:
+        if self._streams is not None:
             torch.cuda.synchronize()
 
 
-def run_in_parallel(functions: list[Callable[[], None]], device: torch.device) -> None:
+def _captured(function: Callable[[], None], streams: Streams) -> torch.cuda.CUDAGraph:
+    """Other threads (of loaders) may call CUDA meanwhile; old graphs must not be freed meanwhile."""
+    graph = torch.cuda.CUDAGraph()
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, streams.pool, streams.side, capture_error_mode="thread_local"):
+            function()
+    finally:
+        gc.enable()
+    return graph
+
+
+def run_in_parallel(functions: Sequence[Callable[[], None]], streams: Streams | None) -> None:
     """Run functions at the same time on CUDA: as branches of the graph that is being captured, or on streams."""
-    if device.type != "cuda" or len(functions) == 1:
+    if streams is None or len(functions) == 1:
         for function in functions:
             function()
         return
-    main = torch.cuda.current_stream()
-    branches = [torch.cuda.Stream() for _ in functions]
-    for branch, function in zip(branches, functions, strict=True):
+    main, branches = torch.cuda.current_stream(), streams.branches[: len(functions)]
+    for branch in branches:
         branch.wait_stream(main)
-        with torch.cuda.stream(branch):
+    for number, function in enumerate(functions):
+        with torch.cuda.stream(branches[number % len(branches)]):
             function()
     for branch in branches:
         main.wait_stream(branch)

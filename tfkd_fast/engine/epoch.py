@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.data import Loader
-from tfkd_fast.engine.capture import MemoryPool, RepeatedStep, run_in_parallel
+from tfkd_fast.engine.capture import RepeatedStep, Streams, run_in_parallel
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.feed import Feed, make_feed
 from tfkd_fast.engine.groups import Group, SideBySide, alone, stacked
@@ -57,7 +57,7 @@ class EpochTrainer:
         self._population, self._method, self._loader = population, method, loader
         self._compute, self._settings, self.side_by_side = compute, settings, side_by_side
         self._on_batch = on_batch
-        self._pool = torch.cuda.graph_pool_handle() if compute.device.type == "cuda" else None
+        self._streams = Streams() if compute.device.type == "cuda" else None
         self._lanes: dict[tuple[int, bool], list[Lane]] = {}
 
     def run(self, candidates: int, epoch: int, learning_rates: list[float], *, average: bool) -> list[EpochRun]:
@@ -96,7 +96,7 @@ class EpochTrainer:
         shared = len(set(streams)) == 1
         feed = make_feed(self._loader, streams[:1] if shared else streams, self._compute.device)
         step = partial(train_step, method=self._method, settings=self._settings)
-        return Lane(groups, slots, feed, step, self._loader.batch_sizes(), self._compute, self._pool, self._on_batch)
+        return Lane(groups, slots, feed, step, self._loader.batch_sizes(), self._compute, self._streams, self._on_batch)
 
 
 class Lane:
@@ -110,15 +110,14 @@ class Lane:
         step: Callable[[Group, Tensor, Tensor, Records], None],
         sizes: list[int],
         compute: Compute,
-        pool: MemoryPool | None,
+        streams: Streams | None,
         on_batch: Callable[[int], None],
     ) -> None:
         self._groups, self._slots, self._feed, self._train_step = groups, slots, feed, step
-        self._sizes, self._device, self._on_batch = sizes, compute.device, on_batch
+        self._sizes, self._streams, self._on_batch = sizes, streams, on_batch
         self._records = Records.empty(len(slots), len(sizes), compute.device)
         self._steps = {
-            size: RepeatedStep(partial(self._step, size), compute.device, compiles=compute.compile, pool=pool)
-            for size in set(sizes)
+            size: RepeatedStep(partial(self._step, size), streams, compiles=compute.compile) for size in set(sizes)
         }
 
     def run(self, epoch: int, learning_rates: list[float], stop: Event | None = None) -> list[EpochRun]:
@@ -134,6 +133,7 @@ class Lane:
             set_up += seconds
             images += 0 if seconds else size
             self._on_batch(size * len(self._slots))
+        self._feed.finish()
         losses, totals = self._records.losses.tolist(), self._records.totals.tolist()  # here the host waits
         seconds = time.perf_counter() - started - set_up
         if images == 0:  # an epoch of nothing but first steps
@@ -146,7 +146,7 @@ class Lane:
 
     def _step(self, size: int) -> None:
         images, labels = self._feed.batch(self._records.step, size)
-        run_in_parallel([partial(self._step_of, group, images, labels) for group in self._groups], self._device)
+        run_in_parallel([partial(self._step_of, group, images, labels) for group in self._groups], self._streams)
         self._records.step.add_(1)
 
     def _step_of(self, group: Group, images: Tensor, labels: Tensor) -> None:

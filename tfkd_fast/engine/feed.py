@@ -21,6 +21,9 @@ class Feed(Protocol):
     def advance(self) -> None:
         """Before each step: what the host has to do for it."""
 
+    def finish(self) -> None:
+        """After the last step of the epoch."""
+
     def batch(self, step: Tensor, size: int) -> Input:
         """Inside the step number `step` (1,) int64: its batch of `size` samples."""
 
@@ -51,6 +54,9 @@ class HostFeed:
                 place.copy_(new)
             self._current = self._places[size]
 
+    def finish(self) -> None:
+        next(self._batches, None)  # to the end, so that a loader can put away what it works with
+
     def batch(self, step: Tensor, size: int) -> Input:
         return self._current
 
@@ -68,6 +74,9 @@ class ResidentFeed:
 
     def advance(self) -> None:
         """Nothing to do for the host."""
+
+    def finish(self) -> None:
+        """Nothing is open."""
 
     def batch(self, step: Tensor, size: int) -> Input:
         positions = step * self._loader.batch_size + torch.arange(size, device=step.device)

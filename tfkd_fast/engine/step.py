@@ -59,5 +59,6 @@ def train_step(
     sgd_step(group.weights, gradients, group.momenta, learning_rate, settings)
     if group.sums:
         torch._foreach_add_(group.sums, [weight.detach() for weight in group.weights])
-    records.losses.index_copy_(1, records.step, losses.detach().float().unsqueeze(1))
+    here = torch.arange(records.losses.shape[1], device=losses.device) == records.step
+    records.losses.copy_(torch.where(here, losses.detach().float().unsqueeze(1), records.losses))
     records.totals.add_(torch.stack(statistics, dim=1))

@@ -36,8 +36,8 @@ def norm_relu_pool(
         momentum: the weight of this batch in the running statistics.
         eps: added to the variance.
         pool: whether there is max-pooling; an odd row or column at the end is left out, as in torch.
-        backend: an operator backend; None picks the fastest that serves the tensors, and the reference inside of
-            torch.func's transforms.
+        backend: an operator backend; None picks the fastest that serves the tensors: the reference in float32 without
+            pooling, and inside of torch.func's transforms.
 
     Returns:
         (B,C,H//2,W//2), or (B,C,H,W) without pooling, in the dtype of x. From cpp it is channels-last.
@@ -46,7 +46,8 @@ def norm_relu_pool(
         ValueError: for shapes that do not fit, and for a batch of one position; TypeError for dtypes.
     """
     _check(x, weight, bias, running_mean, running_var, pool)
-    if backend is None and torch._C._are_functorch_transforms_active():  # cpp writes to tensors that vmap has mapped
+    mapped = torch._C._are_functorch_transforms_active()  # cpp writes to tensors, which vmap cannot map
+    if backend is None and (mapped or (x.dtype == torch.float32 and not pool)):  # where torch is the faster one
         backend = "reference"
     function = backends.select("norm_relu_pool", backend, x)
     result: Tensor = function(x, weight, bias, running_mean, running_var, momentum, eps, pool)

@@ -10,7 +10,7 @@ it out: the outermost row and column of a reduced image. 16-bit files are scaled
 import contextlib
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -54,15 +54,14 @@ class DaliPixels:
             pipeline = self._idle.pop()
         except IndexError:
             pipeline = self._build()
-        on_host = list(_on_host(batches))
-        pipeline.start(map(self._input, on_host))
+        pipeline.start(map(self._input, batches))
         for number in range(len(batches)):
             try:
                 pixels = pipeline.run()
             except RuntimeError as error:
                 if not isinstance(self._images, FileImages):
                     raise
-                raise self._fault(on_host[number : number + AHEAD + 1], error) from None
+                raise self._fault(batches[number : number + AHEAD + 1], error) from None
             yield pixels.permute(0, 3, 1, 2)
         pipeline.finish()
         self._idle.append(pipeline)  # not reached by an epoch that is left early: what it prepared goes with it
@@ -135,6 +134,9 @@ class FedPipeline:
         """The next batch (B,H,W,C) uint8, in memory of its own: DALI's dynamic executor gives no buffer out twice."""
         (output,) = self._pipeline.run()
         pixels: Tensor = from_dlpack(output.as_tensor())
+        if pixels.is_cuda:  # DALI takes the memory back when the host lets go of it, which may be before it was read
+            pixels = pixels.clone()
+            torch.cuda.current_stream(pixels.device).synchronize()
         return pixels
 
     def finish(self) -> None:
@@ -158,9 +160,3 @@ def _decoded(paths: Any, size: int, device: str) -> Any:
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
-
-
-def _on_host(batches: list[Views]) -> Iterable[Views]:
-    """One copy a column, not one a batch: from a GPU, each copy is a wait."""
-    columns = (torch.cat(column).cpu().split([len(part) for part in column]) for column in zip(*batches, strict=True))
-    return map(Views, *columns)

@@ -26,9 +26,10 @@ class PixelSource(Protocol):
     name: str
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
-        """For each batch of views its pixels (B,C,H,W) uint8, on the device, channels-last in memory."""
+        """For each batch of views, which are on the CPU, its pixels (B,C,H,W) uint8, on the device, channels-last."""
 
 
+HOST = torch.device("cpu")
 AS_IT_IS = Augmentation(pad=0, flip=False)
 
 
@@ -75,7 +76,7 @@ class Loader:
         if isinstance(self._source, ResidentImages):
             order = permutation(count, **name, device=self._device)
             return self._show(self._source.images, order, self._augmentation, **name)
-        return self._load(self._source, self._augmentation.random_views(count, **name, device=self._device))
+        return self._load(self._source, self._augmentation.random_views(count, **name, device=HOST))
 
     def orders(self, epoch: int, streams: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What `resident_batch` needs for an epoch: orders (n,N) and draws (n,3) int64, one for each of n streams."""
@@ -101,7 +102,7 @@ class Loader:
         count = len(self._labels)
         if isinstance(self._source, ResidentImages):
             return self._show(self._source.images, torch.arange(count, device=self._device), AS_IT_IS)
-        return self._load(self._source, self._augmentation.plain_views(count, self._device))
+        return self._load(self._source, self._augmentation.plain_views(count, HOST))
 
     def _show(self, resident: Tensor, order: Tensor, augmentation: Augmentation, **name: int) -> Iterator[Batch]:
         draw = self._draw(**name)
@@ -109,10 +110,16 @@ class Loader:
             yield self._batch(self._augment(resident, indices, draw, augmentation), indices)
 
     def _load(self, source: PixelSource, views: Views) -> Iterator[Batch]:
-        draw, batches = self._draw(), views.batches(self.batch_size)
-        for batch, pixels in zip(batches, source.pixels(batches), strict=True):
-            every = torch.arange(len(pixels), device=self._device)
-            yield self._batch(self._augment(pixels.permute(0, 2, 3, 1), every, draw, AS_IT_IS), batch.indices)
+        """What has to wait for the device is done here, before the first batch is asked for."""
+        draw, indices = self._draw(), views.indices.to(self._device).split(self.batch_size)
+        pixels_of_batches = source.pixels(views.batches(self.batch_size))
+
+        def batches() -> Iterator[Batch]:
+            for of_batch, pixels in zip(indices, pixels_of_batches, strict=True):
+                every = torch.arange(len(pixels), device=self._device)
+                yield self._batch(self._augment(pixels.permute(0, 2, 3, 1), every, draw, AS_IT_IS), of_batch)
+
+        return batches()
 
     def _augment(self, images: Tensor, indices: Tensor, draw: Tensor, augmentation: Augmentation) -> Tensor:
         return ops.augment(
