@@ -70,6 +70,8 @@ def test_the_command_prints_tables_and_writes_json(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "of the matrix rate" in result.output
     assert "candidates side by side" in result.output
+    ours = json.loads((tmp_path / "bench.json").read_text())["training"][0]["images_per_second"]
+    assert f"{240 * 50_000 / ours:,.0f} s" in " ".join(result.output.split())
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert [row["variant"].split(",")[0] for row in figures["training"]] == ["tfkd-fast", "by hand", "by hand"]
     assert list(figures["population"]) == ["2"]
