@@ -25,7 +25,7 @@ bench: $(VENV)/installed
 
 # Needs no network and no package of ours: PYTHON is the Python of a machine that has a GPU and torch.
 gpu-check:
-	@PYTHON="$(PYTHON)" OUT="$(OUT)" .ci/gpu-check
+	@PYTHON="$(PYTHON)" OUT="$(OUT)" PART="$(PART)" .ci/gpu-check
 
 # torch first: the extension is built against the torch that is installed, without build isolation.
 $(VENV)/torch:
