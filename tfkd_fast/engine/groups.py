@@ -51,13 +51,7 @@ def alone(slot: int, population: Population, compute: Compute, batch_size: int, 
         with compute.autocast():
             return forward(images[0]).unsqueeze(0)
 
-    return Group(
-        slice(slot, slot + 1),
-        list(model.parameters()),
-        [stack[slot] for stack in population.momenta.values()],
-        [stack[slot] for stack in population.epoch_average.sums.values()] if average else [],
-        logits,
-    )
+    return _group(slice(slot, slot + 1), slot, list(model.parameters()), population, average, logits)
 
 
 def stacked(candidates: int, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
@@ -81,10 +75,20 @@ def stacked(candidates: int, population: Population, compute: Compute, batch_siz
         with compute.autocast():
             return forward(images)
 
+    first = slice(0, candidates)
+    return _group(first, first, list(weights.values()), population, average, logits)
+
+
+def _group(
+    candidates: slice,
+    at: int | slice,
+    weights: list[Tensor],
+    population: Population,
+    average: bool,
+    logits: Callable[[Tensor], Tensor],
+) -> Group:
+    """`at` is where the candidates are in the population's stacks: an index where the axis is left out."""
+    momenta, sums = population.momenta, population.epoch_average.sums if average else {}
     return Group(
-        slice(0, candidates),
-        list(weights.values()),
-        [stack[:candidates] for stack in population.momenta.values()],
-        [stack[:candidates] for stack in population.epoch_average.sums.values()] if average else [],
-        logits,
+        candidates, weights, [stack[at] for stack in momenta.values()], [stack[at] for stack in sums.values()], logits
     )

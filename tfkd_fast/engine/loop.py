@@ -99,7 +99,8 @@ class Trainer:
                     self._write(plan.events)
             self._run_epoch(self._interval)
             if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
-                self._save()
+                with self._timed("saving"):
+                    self._save()
         save_student(self.folder.student, self.population.models[0], self.recipe.model, self.dataset)
         return self._summary()
 
@@ -236,10 +237,6 @@ class Trainer:
         self._write([{"event": "resume", "epoch": self._epoch, **self._facts()}])
 
     def _save(self) -> None:
-        with self._timed("saving"):
-            self._save_state()
-
-    def _save_state(self) -> None:
         interval = self._interval
         self.folder.save_checkpoint(
             self._epoch,

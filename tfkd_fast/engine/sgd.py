@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.engine.schedule import OptimizerSettings
+from tfkd_fast.ops.sgd_step import laid_out_as
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def sgd_step(
     if learning_rate.is_cuda:
         torch._fused_sgd_(
             weights,
-            [_laid_out_as(weight, gradient) for weight, gradient in zip(weights, gradients, strict=True)],
+            [laid_out_as(weight, gradient) for weight, gradient in zip(weights, gradients, strict=True)],
             momenta if settings.momentum else [],
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
@@ -47,8 +48,3 @@ def sgd_step(
             factor=settings.momentum,
             nesterov=settings.nesterov,
         )
-
-
-def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
-    """The fused update walks through memory, so a gradient must lie in memory as its weight does."""
-    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)

@@ -70,9 +70,12 @@ def _lies_for_cpp(weight: Tensor, momentum: Tensor) -> bool:
 
 
 def _cpp(weight: Tensor, gradient: Tensor, momentum: Tensor, *settings: float) -> None:
-    if gradient.stride() != weight.stride():
-        gradient = torch.empty_like(weight).copy_(gradient)
-    _operator(weight, gradient, momentum, *settings)
+    _operator(weight, laid_out_as(weight, gradient), momentum, *settings)
+
+
+def laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
+    """A fused update walks through memory, so a gradient must lie there as its weight does."""
+    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
 
 
 def _fake(weight: Tensor, gradient: Tensor, momentum: Tensor, *settings: float) -> None:
