@@ -6,7 +6,7 @@ from tfkd_fast.control.open_loop import FixedController, ScheduleController
 from tfkd_fast.control.policy_controller import PolicyController
 from tfkd_fast.control.settings import ControllerSettings
 from tfkd_fast.errors import UserError
-from tfkd_fast.targets import Target
+from tfkd_fast.targets import ActionSpace
 
 __all__ = [
     "ACTION_LIMIT",
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-def build_controller(settings: ControllerSettings, target: Target, seed: int) -> Controller:
+def build_controller(settings: ControllerSettings, space: ActionSpace, seed: int) -> Controller:
     """The controller that the settings name, for a target family.
 
     Raises:
@@ -29,13 +29,13 @@ def build_controller(settings: ControllerSettings, target: Target, seed: int) ->
     """
     match settings.name:
         case "fixed":
-            return FixedController(settings.action, target)
+            return FixedController(settings.action, space)
         case "schedule" | "progressive":
-            return ScheduleController(settings.true_mass, target)
+            return ScheduleController(settings.true_mass, space)
         case "random" | "ppo" | "reinforce":
-            if target.action_size == 0:
+            if space.action_size == 0:
                 raise UserError(
-                    f"the {settings.name} controller has nothing to set in the {target.family} target: "
+                    f"the {settings.name} controller has nothing to set in the {space.family} target: "
                     "choose controller.name fixed, or target.family scalar, rank-binned or full-matrix"
                 )
-            return PolicyController(settings, target.action_size, seed)
+            return PolicyController(settings, space.action_size, seed)

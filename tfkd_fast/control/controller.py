@@ -1,6 +1,7 @@
 """What a controller is, and the small records that pass between it and a training method."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,18 +45,29 @@ class Decision:
     actions: Tensor  # (P,A) float32
     roles: tuple[str, ...]  # P, where each action comes from
     draws: Draws | None = None  # None where there is no policy
+    learning_rate_factors: tuple[float, ...] | None = None  # P, on top of the schedule; None is 1 for all
 
     def log_probability(self, candidate: int) -> float | None:
         """Log-density of one candidate's action under the policy, if there is one."""
         return float(self.draws.log_probabilities[candidate]) if self.draws else None
+
+    def subset(self, candidates: Sequence[int]) -> "Decision":
+        """What was decided for some of the candidates, in that order."""
+        rows, factors, draws = list(candidates), self.learning_rate_factors, self.draws
+        return Decision(
+            self.actions[rows],
+            tuple(self.roles[row] for row in rows),
+            draws and Draws(draws.observation, draws.values[rows], draws.log_probabilities[rows]),
+            factors and tuple(factors[row] for row in rows),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Decision":
-        draws = state["draws"] and Draws(**state["draws"])
-        return cls(state["actions"], tuple(state["roles"]), draws)
+        draws, factors = state["draws"], state["learning_rate_factors"]
+        return cls(state["actions"], tuple(state["roles"]), draws and Draws(**draws), factors and tuple(factors))
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,9 @@ class Outcome:
     """The candidate that training continues from."""
     comparable: bool = True
     """False where the learning rate dropped within the interval: the scores then jumped whatever the action was."""
+    action_gradient: Tensor | None = None
+    """(A,) float32 for a controller that `needs_gradient`: of the held-out loss after one training step by the winner's
+    action, in that action."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,8 @@ class Controller(ABC):
 
     learns: bool
     """Whether it has a use for outcomes: `learn` then wants to be called after every decision."""
+    needs_gradient: bool = False
+    """Whether it reads `Outcome.action_gradient`."""
 
     @abstractmethod
     def decide(self, progress: Progress, candidates: int) -> Decision:

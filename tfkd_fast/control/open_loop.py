@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tfkd_fast.control.controller import Controller, Decision, Feedback, Outcome, Progress
 from tfkd_fast.errors import UserError
-from tfkd_fast.targets import Target
+from tfkd_fast.targets import ActionSpace
 
 
 class OpenLoopController(Controller):
@@ -40,13 +40,13 @@ class FixedController(OpenLoopController):
 
     role = "fixed"
 
-    def __init__(self, action: tuple[float, ...], target: Target) -> None:
-        if action and len(action) != target.action_size:
+    def __init__(self, action: tuple[float, ...], space: ActionSpace) -> None:
+        if action and len(action) != space.action_size:
             raise UserError(
-                f"controller.action has {len(action)} numbers but the {target.family} target takes "
-                f"{target.action_size}: give as many, or none for the neutral action"
+                f"controller.action has {len(action)} numbers but the {space.family} target takes "
+                f"{space.action_size}: give as many, or none for the neutral action"
             )
-        self._action = torch.tensor(action) if action else torch.zeros(target.action_size)
+        self._action = torch.tensor(action) if action else torch.zeros(space.action_size)
 
     def action(self, progress: Progress) -> Tensor:
         return self._action
@@ -57,11 +57,11 @@ class ScheduleController(OpenLoopController):
 
     role = "schedule"
 
-    def __init__(self, true_mass: tuple[float, ...], target: Target) -> None:
+    def __init__(self, true_mass: tuple[float, ...], space: ActionSpace) -> None:
         for mass in true_mass:
-            target.action_for_true_mass(mass)  # refuses now what it cannot give later
-        self._target, self._true_mass = target, true_mass
+            space.action_for_true_mass(mass)  # refuses now what it cannot give later
+        self._space, self._true_mass = space, true_mass
 
     def action(self, progress: Progress) -> Tensor:
         knots = np.linspace(0.0, 1.0, len(self._true_mass))
-        return self._target.action_for_true_mass(float(np.interp(progress.epoch_fraction, knots, self._true_mass)))
+        return self._space.action_for_true_mass(float(np.interp(progress.epoch_fraction, knots, self._true_mass)))

@@ -41,7 +41,7 @@ class FullMatrixTarget(Target):
         scales = torch.full((len(directions), 1, 1), float(num_classes), dtype=directions.dtype)
         scales[0] = 1.0 / directions[0, 0, 0]
         self._directions = scales * directions
-        self.action_size = len(directions)
+        self.action_names = tuple(f"direction {k}" for k in range(len(directions)))
 
     def tables(self, actions: Tensor, similarity: Tensor) -> Tensor:
         logits = torch.einsum("pk,kyc->pyc", actions.to(similarity.dtype), self._directions.to(similarity))

@@ -34,7 +34,7 @@ class RankBinnedTarget(Target):
         self._range = mass_range
         self._starts = bin_starts(bins, num_classes)
         self._sizes = [float(end - start) for start, end in pairwise([*self._starts, num_classes])]
-        self.action_size = 1 + len(self._starts)
+        self.action_names = ("true mass", *(f"rank {start}" for start in self._starts))
 
     def tables(self, actions: Tensor, similarity: Tensor) -> Tensor:
         actions = actions.to(similarity.dtype)

@@ -26,8 +26,6 @@ def smoothed_tables(true_mass: Tensor, num_classes: int) -> Tensor:
 class ConstantTarget(Target):
     """One-hot (true mass 1) or label smoothing: nothing to control."""
 
-    action_size = 0
-
     def __init__(self, family: str, true_mass: float) -> None:
         self.family = family
         self._true_mass = true_mass
@@ -41,7 +39,7 @@ class ScalarTarget(Target):
     """Label smoothing whose true-class mass is the action: what control is worth without a free shape (our choice)."""
 
     family = "scalar"
-    action_size = 1
+    action_names = ("true mass",)
 
     def __init__(self, mass_range: TrueMassRange) -> None:
         self._range = mass_range
