@@ -9,13 +9,12 @@ from functools import partial
 from threading import Event
 
 import torch
-from torch import Tensor
 
-from tfkd_fast.data import Loader
+from tfkd_fast.data import Batch, Loader
 from tfkd_fast.engine.capture import RepeatedStep, Streams, run_in_parallel
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.feed import Feed, make_feed
-from tfkd_fast.engine.groups import Group, SideBySide, alone, stacked
+from tfkd_fast.engine.groups import Group, SideBySide, alone, stacked, together
 from tfkd_fast.engine.population import Population
 from tfkd_fast.engine.schedule import OptimizerSettings
 from tfkd_fast.engine.step import Records, train_step
@@ -60,8 +59,8 @@ class EpochTrainer:
         self._streams = Streams() if compute.device.type == "cuda" else None
         self._lanes: dict[tuple[int, bool], list[Lane]] = {}
 
-    def run(self, candidates: int, epoch: int, learning_rates: list[float], *, average: bool) -> list[EpochRun]:
-        """Train the first `candidates` for the 0-based `epoch`, with a learning rate for every step.
+    def run(self, candidates: int, epoch: int, learning_rates: list[list[float]], *, average: bool) -> list[EpochRun]:
+        """Train the first `candidates` for the 0-based `epoch`, each with a learning rate for every step.
 
         With `average`, `population.epoch_average` becomes the mean of the weights after each step.
 
@@ -70,7 +69,7 @@ class EpochTrainer:
         """
         if average:
             self._population.epoch_average.restart()
-        for model in self._population.models[:candidates]:
+        for model in [*self._population.models[:candidates], *self._population.slow_models[:candidates]]:
             model.train()
         if (candidates, average) not in self._lanes:
             self._lanes[candidates, average] = self._make_lanes(candidates, average)
@@ -83,12 +82,13 @@ class EpochTrainer:
         return [result for of_lane in results for result in of_lane]
 
     def _make_lanes(self, candidates: int, average: bool) -> list["Lane"]:
-        make = (self._population, self._compute, self._loader.batch_size, average)
-        if self.side_by_side == "stacked" and candidates > 1:
-            return [self._lane([stacked(candidates, *make)], range(candidates))]
-        groups = [alone(slot, *make) for slot in range(candidates)]
+        make, slots = (self._population, self._compute, self._loader.batch_size, average), range(candidates)
+        if candidates > 1 and (self.side_by_side == "stacked" or self._method.needs_joint_steps):
+            join = stacked if self.side_by_side == "stacked" else together
+            return [self._lane([join(slots, *make)], slots)]
+        groups = [alone(slot, *make) for slot in slots]
         if self.side_by_side == "streams" and self._compute.device.type == "cuda":
-            return [self._lane(groups, range(candidates))]
+            return [self._lane(groups, slots)]
         return [self._lane([group], range(slot, slot + 1)) for slot, group in enumerate(groups)]
 
     def _lane(self, groups: list[Group], slots: range) -> "Lane":
@@ -107,7 +107,7 @@ class Lane:
         groups: list[Group],
         slots: range,
         feed: Feed,
-        step: Callable[[Group, Tensor, Tensor, Records], None],
+        step: Callable[[Group, Batch, Records], None],
         sizes: list[int],
         compute: Compute,
         streams: Streams | None,
@@ -120,10 +120,13 @@ class Lane:
             size: RepeatedStep(partial(self._step, size), streams, compiles=compute.compile) for size in set(sizes)
         }
 
-    def run(self, epoch: int, learning_rates: list[float], stop: Event | None = None) -> list[EpochRun]:
-        """One epoch; a result for each candidate. Raises CancelledError once `stop` is set."""
+    def run(self, epoch: int, learning_rates: list[list[float]], stop: Event | None = None) -> list[EpochRun]:
+        """One epoch; a result for each candidate of the lane. Raises CancelledError once `stop` is set.
+
+        `learning_rates` are those of every candidate of the population.
+        """
         images, set_up, started = 0, 0.0, time.perf_counter()
-        self._records.restart(learning_rates)
+        self._records.restart([learning_rates[slot] for slot in self._slots])
         self._feed.start(epoch)
         for size in self._sizes:
             if stop is not None and stop.is_set():
@@ -145,15 +148,15 @@ class Lane:
         ]
 
     def _step(self, size: int) -> None:
-        images, labels = self._feed.batch(self._records.step, size)
-        run_in_parallel([partial(self._step_of, group, images, labels) for group in self._groups], self._streams)
+        batch = self._feed.batch(self._records.step, size)
+        run_in_parallel([partial(self._step_of, group, batch) for group in self._groups], self._streams)
         self._records.step.add_(1)
 
-    def _step_of(self, group: Group, images: Tensor, labels: Tensor) -> None:
+    def _step_of(self, group: Group, batch: Batch) -> None:
         first = self._slots.start
         rows = slice(group.candidates.start - first, group.candidates.stop - first)
-        own = slice(None) if len(labels) == 1 else rows  # one batch for all, or one for each
-        self._train_step(group, images[own], labels[own], self._records.of(rows))
+        own = batch if len(batch.labels) == 1 else Batch(*(tensor[rows] for tensor in batch))  # one for all, or each
+        self._train_step(group, own, self._records.of(rows))
 
     def _statistics(self, losses: list[float], totals: list[float], epoch: int, slot: int) -> TrainingStatistics:
         """Means over the samples; the last batch may be smaller than the others."""

@@ -8,9 +8,6 @@ from torch import Tensor
 
 from tfkd_fast.data import Batch, Loader
 
-Input = tuple[Tensor, Tensor]
-"""Images (n,B,C,H,W) and labels (n,B) int64 for n candidates; n is 1 where all see the same."""
-
 
 class Feed(Protocol):
     """The batches of an epoch, for candidates that take their steps together."""
@@ -24,8 +21,11 @@ class Feed(Protocol):
     def finish(self) -> None:
         """After the last step of the epoch."""
 
-    def batch(self, step: Tensor, size: int) -> Input:
-        """Inside the step number `step` (1,) int64: its batch of `size` samples."""
+    def batch(self, step: Tensor, size: int) -> Batch:
+        """Inside the step number `step` (1,) int64: its batch of `size` samples.
+
+        Everything in it has an axis of n candidates in front; n is 1 where all see the same.
+        """
 
 
 class HostFeed:
@@ -33,9 +33,9 @@ class HostFeed:
 
     def __init__(self, loader: Loader, streams: Sequence[int], *, in_place: bool) -> None:
         self._loader, self._streams, self._in_place = loader, streams, in_place
-        self._places: dict[int, Input] = {}  # by batch size
+        self._places: dict[int, Batch] = {}  # by batch size
         self._batches: Iterator[tuple[Batch, ...]]
-        self._current: Input
+        self._current: Batch
 
     def start(self, epoch: int) -> None:
         self._batches = zip(*(self._loader.epoch(epoch, stream) for stream in self._streams), strict=True)
@@ -43,13 +43,13 @@ class HostFeed:
     def advance(self) -> None:
         batches = next(self._batches)
         if len(batches) == 1:
-            self._current = batches[0].images.unsqueeze(0), batches[0].labels.unsqueeze(0)
+            self._current = Batch(*(tensor.unsqueeze(0) for tensor in batches[0]))
         else:
-            self._current = torch.stack([b.images for b in batches]), torch.stack([b.labels for b in batches])
+            self._current = Batch(*map(torch.stack, zip(*batches, strict=True)))
         if self._in_place:
-            size = self._current[1].shape[1]
+            size = self._current.labels.shape[1]
             if size not in self._places:
-                self._places[size] = torch.empty_like(self._current[0]), torch.empty_like(self._current[1])
+                self._places[size] = Batch(*map(torch.empty_like, self._current))
             for place, new in zip(self._places[size], self._current, strict=True):
                 place.copy_(new)
             self._current = self._places[size]
@@ -57,7 +57,7 @@ class HostFeed:
     def finish(self) -> None:
         next(self._batches, None)  # to the end, so that a loader can put away what it works with
 
-    def batch(self, step: Tensor, size: int) -> Input:
+    def batch(self, step: Tensor, size: int) -> Batch:
         return self._current
 
 
@@ -78,10 +78,9 @@ class ResidentFeed:
     def finish(self) -> None:
         """Nothing is open."""
 
-    def batch(self, step: Tensor, size: int) -> Input:
+    def batch(self, step: Tensor, size: int) -> Batch:
         positions = step * self._loader.batch_size + torch.arange(size, device=step.device)
-        batch = self._loader.resident_batch(self._orders.index_select(1, positions), self._draws)
-        return batch.images, batch.labels
+        return self._loader.resident_batch(self._orders.index_select(1, positions), self._draws)
 
 
 def make_feed(loader: Loader, streams: Sequence[int], device: torch.device) -> Feed:

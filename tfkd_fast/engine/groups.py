@@ -1,10 +1,11 @@
-"""Candidates that one forward pass trains: one alone, or several side by side as one network with stacked weights."""
+"""Candidates that take their steps at once: one alone, several with a forward pass each, or as one stacked network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tfkd_fast.engine.device import Compute
@@ -29,45 +30,110 @@ def choose_side_by_side(wanted: SideBySide | Literal["auto"]) -> SideBySide:
 
 
 @dataclass(frozen=True)
+class Member:
+    """The tensors of one candidate that a step changes, in the order of its parameters."""
+
+    weights: list[Tensor]
+    momenta: list[Tensor]
+    sums: list[Tensor]
+    """Of the weights after each step of the epoch; empty where no average is wanted."""
+    slow: list[Tensor]
+    """Weights that follow; empty where none do."""
+
+
+@dataclass(frozen=True)
 class Group:
     """What a step differentiates and updates."""
 
     candidates: slice
-    weights: list[Tensor]
-    """Leaves: (...) of one candidate, (n,...) of a stack."""
-    momenta: list[Tensor]
-    sums: list[Tensor]
-    """Of the weights after each step of the epoch; empty where no average is wanted."""
+    members: list[Member]
+    leaves: list[Tensor]
+    """What the losses are differentiated in."""
+    split: Callable[[tuple[Tensor, ...]], list[list[Tensor]]]
+    """The gradients of the leaves, for each member in the order of its parameters."""
     logits: Callable[[Tensor], Tensor]
     """Images (1,B,C,H,W) that all see, or (n,B,C,H,W), to logits (n,B,classes)."""
+    slow_logits: Callable[[Tensor], Tensor] | None
+    """The same of the slow networks, where there are any."""
 
 
 def alone(slot: int, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
     """One candidate."""
-    model = population.models[slot]
-    forward = compute.compiled(model, batch_size)
+    return together(range(slot, slot + 1), population, compute, batch_size, average)
+
+
+def together(slots: range, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
+    """Candidates that take a step at once, each with a forward pass of its own."""
+    models = [population.models[slot] for slot in slots]
+    parameters = [list(model.parameters()) for model in models]
+    count = len(parameters[0])
+
+    def split(gradients: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        return [list(gradients[start : start + count]) for start in range(0, len(gradients), count)]
+
+    return Group(
+        slice(slots.start, slots.stop),
+        [_member(slot, population, average) for slot in slots],
+        [parameter for of_model in parameters for parameter in of_model],
+        split,
+        _one_by_one(models, compute, batch_size),
+        _without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], compute, batch_size))
+        if population.slow
+        else None,
+    )
+
+
+def stacked(slots: range, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
+    """The first candidates as one network."""
+    n, model = len(slots), population.models[0]
+    weights = {name: stack[:n].detach().requires_grad_() for name, stack in population.weights.items()}
+    buffers = {name: stack[:n] for name, stack in population.buffers.items()}
+    slow = {name: stack[:n] for name, stack in population.slow.items()}
+
+    def split(gradients: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        return [[gradient[row] for gradient in gradients] for row in range(n)]
+
+    return Group(
+        slice(0, n),
+        [_member(slot, population, average) for slot in slots],
+        list(weights.values()),
+        split,
+        _at_once(model, weights | buffers, compute, batch_size),
+        _without_gradient(_at_once(model, slow, compute, batch_size)) if slow else None,
+    )
+
+
+def _member(slot: int, population: Population, average: bool) -> Member:
+    def slices(stacks: dict[str, Tensor]) -> list[Tensor]:
+        return [stacks[name][slot] for name in population.weights] if stacks else []
+
+    sums = population.epoch_average.sums if average else {}
+    return Member(slices(population.weights), slices(population.momenta), slices(sums), slices(population.slow))
+
+
+def _one_by_one(models: Sequence[nn.Module], compute: Compute, batch_size: int) -> Callable[[Tensor], Tensor]:
+    forwards = [compute.compiled(model, batch_size) for model in models]
 
     def logits(images: Tensor) -> Tensor:
         with compute.autocast():
-            return forward(images[0]).unsqueeze(0)
+            return torch.stack([forward(images[row % len(images)]) for row, forward in enumerate(forwards)])
 
-    return _group(slice(slot, slot + 1), slot, list(model.parameters()), population, average, logits)
+    return logits
 
 
-def stacked(candidates: int, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
-    """The first candidates as one network."""
-    model = population.models[0]
-    weights = {name: stack[:candidates].detach().requires_grad_() for name, stack in population.weights.items()}
-    buffers = {name: stack[:candidates] for name, stack in population.buffers.items()}
+def _at_once(
+    model: nn.Module, tensors: dict[str, Tensor], compute: Compute, batch_size: int
+) -> Callable[[Tensor], Tensor]:
+    """`tensors`: weights and buffers (n,...) by name."""
 
-    def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, (weights, buffers), (images,))
+    def one(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, tensors, (images,))
         return logits
 
     def all_of_them(images: Tensor) -> Tensor:
         if len(images) == 1:
-            return vmap(one, in_dims=(0, 0, None))(weights, buffers, images[0])
-        return vmap(one)(weights, buffers, images)
+            return vmap(one, in_dims=(0, None))(tensors, images[0])
+        return vmap(one)(tensors, images)
 
     forward = compute.compiled(all_of_them, batch_size)
 
@@ -75,20 +141,12 @@ def stacked(candidates: int, population: Population, compute: Compute, batch_siz
         with compute.autocast():
             return forward(images)
 
-    first = slice(0, candidates)
-    return _group(first, first, list(weights.values()), population, average, logits)
+    return logits
 
 
-def _group(
-    candidates: slice,
-    at: int | slice,
-    weights: list[Tensor],
-    population: Population,
-    average: bool,
-    logits: Callable[[Tensor], Tensor],
-) -> Group:
-    """`at` is where the candidates are in the population's stacks: an index where the axis is left out."""
-    momenta, sums = population.momenta, population.epoch_average.sums if average else {}
-    return Group(
-        candidates, weights, [stack[at] for stack in momenta.values()], [stack[at] for stack in sums.values()], logits
-    )
+def _without_gradient(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def logits(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return forward(images)
+
+    return logits

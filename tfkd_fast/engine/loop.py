@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tfkd_fast
 from tfkd_fast import ops
@@ -21,6 +21,7 @@ from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.epoch import Diverged, EpochRun, EpochTrainer
 from tfkd_fast.engine.evaluate import metrics_of, take_average
 from tfkd_fast.engine.groups import choose_side_by_side
+from tfkd_fast.engine.lookahead import influence
 from tfkd_fast.engine.population import Population, WeightAverage
 from tfkd_fast.engine.recipe import Recipe
 from tfkd_fast.engine.run_folder import EventLog, RunFolder
@@ -60,6 +61,7 @@ class Trainer:
             recipe.options,
             Context(
                 num_classes=len(dataset.classes),
+                num_images=self.train_images,
                 epochs=recipe.epochs,
                 seed=recipe.seed,
                 device=compute.device,
@@ -68,7 +70,8 @@ class Trainer:
         )
         if self.method.needs_holdout and self.holdout_loader is None:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
-        self.population = Population(self._build_model, self.method.max_candidates)
+        slow = self.method.slow_decay is not None
+        self.population = Population(self._build_model, self.method.max_candidates, slow=slow)
         self._epochs = EpochTrainer(
             self.population,
             self.method,
@@ -80,6 +83,8 @@ class Trainer:
         )
         self._epoch = 0
         self._interval: Interval | None = None
+        self._factors: list[float] = []  # of the learning rate, one a candidate of the interval
+        self._alive = 1  # slots that hold a candidate of their own between intervals
         self._student_epochs = 0
         self._images_trained = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
@@ -96,13 +101,16 @@ class Trainer:
                 with self._timed("steering"):
                     plan = self.method.begin_interval(self._epoch)
                     self._interval = plan.interval
+                    self._factors = list(plan.learning_rate_factors or [1.0] * plan.interval.candidates)
                     self._write(plan.events)
             self._run_epoch(self._interval)
             if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
                 with self._timed("saving"):
                     self._save()
         save_student(self.folder.student, self.population.models[0], self.recipe.model, self.dataset)
-        return self._summary()
+        for name, content in self.method.files().items():
+            self.folder.write_bytes(name, content)
+        return self._summary() | self.method.summary()
 
     def _run_epoch(self, interval: Interval) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
@@ -125,16 +133,21 @@ class Trainer:
     def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
         epoch_averages = self._judge_average(self.population.epoch_average, len(runs))
         interval_averages = self._judge_average(self.population.interval_average, len(runs))
+        influences = self._influences(len(runs))
         with self._timed("steering"):
             outcome = self.method.end_interval(
                 [
-                    IntervalResult(runs[slot].training, holdout[slot], epoch_averages[slot], interval_averages[slot])
-                    for slot in range(len(runs))
+                    IntervalResult(run.training, *judged)
+                    for run, *judged in zip(
+                        runs, holdout, epoch_averages, interval_averages, influences, strict=True
+                    )
                 ]
             )
             self._write(outcome.events)
-        self._keep_best(self.population.models[outcome.winner], holdout[outcome.winner])
-        self.population.continue_from(outcome.winner)
+        best = outcome.survivors[0]
+        self._keep_best(self.population.models[best], holdout[best])
+        self.population.continue_from(outcome.survivors)
+        self._alive = len(outcome.survivors)
         self._interval = None
 
     def _learning_rate(self, epoch: float) -> float:
@@ -143,7 +156,8 @@ class Trainer:
 
     def _train(self, candidates: int, *, average: bool) -> list[EpochRun]:
         steps = len(self.loader)
-        learning_rates = [self._learning_rate(self._epoch + step / steps) for step in range(steps)]
+        schedule = [self._learning_rate(self._epoch + step / steps) for step in range(steps)]
+        learning_rates = [[factor * rate for rate in schedule] for factor in self._factors]
         try:
             runs = self._epochs.run(candidates, self._epoch, learning_rates, average=average)
         except Diverged as error:
@@ -184,6 +198,16 @@ class Trainer:
             take_average(self._scratch, average.of(slot), islice(self.loader.epoch(self._epoch), batches), self.compute)
             for slot in range(candidates)
         )
+
+    def _influences(self, candidates: int) -> list[Tensor | None]:
+        """How the held-out loss depends on what each label is taught, where the method asks."""
+        if not self.method.needs_influence or self.holdout_loader is None:
+            return [None] * candidates
+        with self._timed("evaluation"):
+            return [
+                influence(model, self._scratch, self.loader.epoch(self._epoch), self.holdout_loader.in_order())
+                for model in self.population.models[:candidates]
+            ]
 
     def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
         if holdout is not None and holdout.top1 > self._best_top1:
@@ -229,6 +253,7 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         self._epoch = state["epoch"]
         self._interval = Interval(*state["interval"]) if state["interval"] else None
+        self._factors, self._alive = state["learning_rate_factors"], state["alive"]
         self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
         self._seconds = state["seconds_of"]
         self._earlier_seconds = state["seconds"]
@@ -242,11 +267,13 @@ class Trainer:
             self._epoch,
             {
                 "recipe": self.folder.recipe.read_text(),
-                "population": self.population.state_dict(interval.candidates if interval else 1),
+                "population": self.population.state_dict(interval.candidates if interval else self._alive),
                 "method": self.method.state_dict(),
                 "loader": self.loader.name,
                 "epoch": self._epoch,
                 "interval": list(asdict(interval).values()) if interval else None,
+                "learning_rate_factors": self._factors,
+                "alive": self._alive,
                 "student_epochs": self._student_epochs,
                 "images_trained": self._images_trained,
                 "seconds_of": dict(self._seconds),
@@ -304,7 +331,7 @@ class Trainer:
             "event": "epoch",
             "epoch": self._epoch,
             "candidate": slot,
-            "learning_rate": self._learning_rate(self._epoch - 1),
+            "learning_rate": self._factors[slot] * self._learning_rate(self._epoch - 1),
             "train_loss": training.loss,
             "train_top1": 100 * training.top1,
             "true_probability": training.true_probability,

@@ -16,11 +16,15 @@ class Population:
     is copying slices. `models[p]` is an ordinary network whose parameters and buffers are slices p.
     """
 
-    def __init__(self, build: Callable[[], nn.Module], size: int) -> None:
+    def __init__(self, build: Callable[[], nn.Module], size: int, *, slow: bool = False) -> None:
+        """With `slow`, each candidate has a second network, `slow_models[p]`, that follows its weights."""
         self.models = [build() for _ in range(size)]
         self.weights = _stack([dict(model.named_parameters()) for model in self.models])
         self.buffers = _stack([dict(model.named_buffers()) for model in self.models])
         self.momenta = {name: torch.zeros_like(stack) for name, stack in self.weights.items()}
+        self.slow_models = [build() for _ in range(size)] if slow else []
+        self.slow = _stack([{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in self.slow_models])
+        """Name -> (P,...), weights and buffers of the slow networks."""
         self.epoch_average = WeightAverage(self.weights)
         """Of the weights after each step of an epoch, while one is wanted."""
         self.interval_average = WeightAverage(self.weights)
@@ -29,11 +33,12 @@ class Population:
     def __len__(self) -> int:
         return len(self.models)
 
-    def continue_from(self, winner: int) -> None:
-        """Copy weights, buffers and momentum of the winner into every slot, and forget the averages."""
-        for tensors in (self.weights, self.buffers, self.momenta):
+    def continue_from(self, survivors: Sequence[int]) -> None:
+        """Slot s takes all of survivor s modulo their number, and the averages are forgotten."""
+        parents = [survivors[slot % len(survivors)] for slot in range(len(self))]
+        for tensors in (self.weights, self.buffers, self.momenta, self.slow):
             for stack in tensors.values():
-                stack.copy_(stack[winner].clone().expand_as(stack))
+                stack.copy_(stack[parents])
         self.epoch_average.count = self.interval_average.count = 0
 
     def candidate(self, slot: int) -> Tree:
@@ -42,27 +47,29 @@ class Population:
             "weights": _slices(self.weights, slot),
             "buffers": _slices(self.buffers, slot),
             "momenta": _slices(self.momenta, slot),
+            "slow": _slices(self.slow, slot),
             "interval_sums": _slices(self.interval_average.sums, slot) if self.interval_average.count else {},
         }
 
     def state_dict(self, active: int) -> Tree:
-        """The first `active` slots; the others are equal to slot 0 or not in use."""
+        """The first `active` slots; slot s of the others is equal to slot s modulo `active`, or not in use."""
         return {
             "candidates": [self.candidate(slot) for slot in range(active)],
             "epochs_averaged": self.interval_average.count,
         }
 
     def load_state_dict(self, tree: Tree) -> None:
-        """Restore the saved slots, and the others as copies of slot 0."""
+        """Restore the saved slots, and the others as copies of them."""
         saved = tree["candidates"]
         if tree["epochs_averaged"]:
             self.interval_average.restart()
         self.interval_average.count = tree["epochs_averaged"]
         for slot in range(len(self)):
-            candidate = saved[slot] if slot < len(saved) else saved[0]
+            candidate = saved[slot % len(saved)]
             _fill(self.weights, slot, candidate["weights"])
             _fill(self.buffers, slot, candidate["buffers"])
             _fill(self.momenta, slot, candidate["momenta"])
+            _fill(self.slow, slot, candidate["slow"])
             _fill(self.interval_average.sums, slot, candidate["interval_sums"])
 
 
@@ -98,7 +105,7 @@ class WeightAverage:
 def _stack(candidates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Move tensors of the same name into one (P,...), each as its slice, in the memory layout that they have."""
     stacks = {}
-    for name, first in candidates[0].items():
+    for name, first in candidates[0].items() if candidates else ():
         strides = (first.numel(), *first.stride())
         stack = torch.empty_strided((len(candidates), *first.shape), strides, dtype=first.dtype, device=first.device)
         for slot, tensors in enumerate(candidates):

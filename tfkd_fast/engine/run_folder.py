@@ -1,7 +1,7 @@
 """The folder of a run: names, the event log, and who may write where.
 
 recipe.toml (resolved) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
-best.safetensors (best epoch on the held-out split) · summary.json · report.html · tensorboard/ when asked for.
+best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) · summary.json · report.html · tensorboard/ when asked for.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.student = path / "student.safetensors"
         self.best = path / "best.safetensors"
+        self.policy = path / "policy.safetensors"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
@@ -47,7 +48,7 @@ class RunFolder:
     def create(self, recipe_text: str) -> None:
         """Make the folder, without what an earlier run left there; files that are no part of a run stay."""
         try:
-            for file in (self.summary, self.metrics, self.student, self.best, self.report, self.recipe):
+            for file in (self.summary, self.metrics, self.student, self.best, self.policy, self.report, self.recipe):
                 file.unlink(missing_ok=True)
             for folder in (self.checkpoints, self.tensorboard):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -60,6 +61,10 @@ class RunFolder:
         """Raise UserError unless the folder holds a run."""
         if not self.recipe.is_file():
             raise UserError(f"{self.path} is no run folder: it has no recipe.toml")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write what a method adds to the folder."""
+        write_atomically(self.path / name, lambda file: file.write(content))
 
     def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> Path:
         """Write the state after `epoch` epochs and drop all but the newest two."""

@@ -8,12 +8,13 @@ paper parameterises targets, states, rewards and rankings is not public: those h
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from tfkd_fast import control, ops, selection, targets
+from tfkd_fast import control, selection
 from tfkd_fast.control import ControllerSettings, Decision, Progress
 from tfkd_fast.methods.protocol import (
     Context,
@@ -24,12 +25,14 @@ from tfkd_fast.methods.protocol import (
     Method,
     Outcome,
     Plan,
+    StepBatch,
     TrainingStatistics,
 )
+from tfkd_fast.methods.teaching import Teaching
 from tfkd_fast.ops import SoftTargetStats
-from tfkd_fast.selection import CandidateScore, Selection, SelectionSettings
+from tfkd_fast.selection import CandidateScore, PlannedInterval, Selection, SelectionSettings
 from tfkd_fast.settings import Settings
-from tfkd_fast.targets import SimilarityMemory, TargetSettings
+from tfkd_fast.targets import TargetSettings
 
 DROP = 0.5
 """A learning rate below this share of the epoch before is a drop, and makes held-out figures jump (our choice)."""
@@ -44,6 +47,10 @@ class ControlledTargetsSettings(Settings):
     target: TargetSettings = TargetSettings()
     controller: ControllerSettings = ControllerSettings()
     selection: SelectionSettings = SelectionSettings()
+
+
+LEAST_RISE = 1e-6
+"""Nats by which a divergence must grow to count as a rise: more than rounding."""
 
 
 @dataclass(frozen=True)
@@ -63,52 +70,56 @@ class ControlledTargets(Method):
     def __init__(self, settings: ControlledTargetsSettings, context: Context) -> None:
         self._settings, self._context = settings, context
         classes = context.num_classes
-        self._target = targets.build_target(settings.target, classes)
-        self._controller = control.build_controller(settings.controller, self._target, context.seed)
-        selects = settings.selection.budget != "none"
-        self.max_candidates = settings.selection.candidates if selects else 1
-        self.needs_holdout = selects or self._controller.learns
+        self._selects = settings.selection.budget != "none"
+        self._peers = "peers" in settings.target.sources
+        several = settings.selection.candidates if self._peers and not self._selects else 1
+        self.max_candidates = max(several, selection.max_candidates(settings.selection))
+        self._teaching = Teaching(settings.target, context, self.max_candidates)
+        self._controller = control.build_controller(settings.controller, self._teaching.space, context.seed)
+        self._one_action = settings.selection.target == "shared" or not self._selects
+        self.needs_joint_steps = self._peers
+        self.needs_influence = self._controller.needs_gradient
+        self.slow_decay = self._teaching.slow_decay
+        self.needs_holdout = self._selects or self._controller.learns
         self.needs_epoch_average = self.needs_holdout
         self.needs_interval_average = settings.selection.needs_average
-        wanted = settings.controller.warmup_epochs if self._target.uses_similarity else 0
+        wanted = settings.controller.warmup_epochs if self._teaching.needs_warmup else 0
         self._warmup = min(wanted, int(LONGEST_WARMUP * context.epochs))
-        self._memory = SimilarityMemory(self.max_candidates, classes, settings.target.memory_decay, context.device)
-        self._one_hot = targets.one_hot_table(classes).to(context.device)
         untrained = TrainingStatistics(math.log(classes), 1 / classes, 1 / classes, math.log(classes))
-        self._standing = Standing(untrained, 1 / classes, math.log(classes), 1.0, ())
-        self._before = self._standing  # the standing one interval earlier
+        self._standings = [Standing(untrained, 1 / classes, math.log(classes), 1.0, ())]  # of those alive, best first
+        self._before = self._standings[0]  # of the best, one interval earlier
         self._number = -1
         self._interval = Interval(0, 0, 0)
+        self._round_start = 0
         self._decision: Decision | None = None  # None during the warm-up
         self._histories: list[tuple[float, ...]] = []
-        self._tables = self._one_hot.repeat(self.max_candidates, 1, 1)  # keep their place: see `Method.loss`
+        self._divergences: list[float] = []  # from one-hot, of what the surviving student was taught with
 
     def data_stream(self, candidate: int) -> int:
-        return candidate if self._settings.selection.data_order == "own" else 0
+        own = self._settings.selection.data_order == "own" and not self._peers
+        return candidate if own else 0
 
     def begin_interval(self, epoch: int) -> Plan:
-        """Warm-up on one-hot labels first, so that the class similarities mean something; then one decision each."""
-        length, candidates = selection.next_interval(
-            epoch, self._context.epochs, self._warmup, self._settings.selection, self._settings.controller.interval
-        )
+        """Warm-up on one-hot labels first, so that the class similarities mean something; then one decision a round."""
+        planned = self._planned(epoch)
+        candidates = planned.candidates
+        if self._peers and not self._selects:
+            candidates = self.max_candidates  # they train beside each other to the end
         self._number += 1
-        self._interval = Interval(epoch, length, candidates)
-        warming_up = epoch < self._warmup
-        self._decision = None if warming_up else self._controller.decide(self._progress(epoch), candidates)
-        self._histories = [self._standing.nll_history] * candidates
-        self._refresh_tables()
-        return Plan(self._interval, [self._decision_event()] if self._target.action_size else [])
+        self._interval = Interval(epoch, planned.epochs, candidates)
+        if planned.starts_round:
+            self._round_start = epoch
+            self._decision = None if epoch < self._warmup else self._decide(epoch, candidates)
+        self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
+        self._teach()
+        events = [self._decision_event()] if planned.starts_round and self._teaching.space.action_size else []
+        return Plan(self._interval, events, self._decision and self._decision.learning_rate_factors)
 
-    def loss(self, logits: Tensor, labels: Tensor, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        """Cross-entropy to the target up to a constant, KL(q || p): its gradient in the logits is p - q."""
-        similarity = self._memory.accumulator[candidates] if self._target.uses_similarity else None
-        return ops.soft_target_loss_with_stats(logits, labels, self._tables[candidates], similarity)
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        return self._teaching.loss(logits, batch, candidates)
 
     def end_epoch(self, results: Sequence[EpochResult]) -> None:
-        """Similarities move with the student, and the ranks that the tables are built on move with them."""
-        if self._target.uses_similarity:
-            self._memory.end_epoch()
-            self._refresh_tables()
+        self._teaching.end_epoch()
         self._histories = [
             (*history, result.holdout.calibrated_nll) if result.holdout else history
             for history, result in zip(self._histories, results, strict=True)
@@ -117,53 +128,97 @@ class ControlledTargets(Method):
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
         standings = [self._stand(slot, result) for slot, result in enumerate(results)]
         events: list[Event] = []
-        winner = 0
-        if len(results) > 1:
+        if not self._selects:
+            survivors: tuple[int, ...] = tuple(range(len(results)))
+        elif len(results) == 1:
+            survivors = (0,)
+        else:
             scores = [self._score(standing, result) for standing, result in zip(standings, results, strict=True)]
             choice = selection.select(scores, self._settings.selection)
-            winner = choice.winner
-            events.append(self._selection_event(choice))
-        self._before, self._standing = self._standing, standings[winner]
+            survivors = choice.order[: self._planned(self._interval.first_epoch).survivors]
+            events.append(self._selection_event(choice, survivors))
+        best, parent = survivors[0], self._standings[0]
+        if not self._selects or len(survivors) == 1:
+            events += self._taught_event(best)
         if self._decision is not None and self._controller.learns:
-            events.append(self._learn(self._decision, standings, winner))
-        self._memory.copy_candidate(winner)
-        return Outcome(winner, events)
+            gradient = self._action_gradient(best, results[best])
+            events.append(self._learn(self._decision, standings, best, parent, gradient))
+        if self._decision is not None:
+            self._decision = self._decision.subset(survivors)
+        self._before, self._standings = parent, [standings[survivor] for survivor in survivors]
+        self._teaching.continue_from(survivors)
+        return Outcome(survivors, events)
+
+    def summary(self) -> dict[str, Any]:
+        """How the target moved, as it was taught to the surviving student: above 0 rises is non-progressive."""
+        if not self._divergences:
+            return {}
+        steps = [after - before for before, after in pairwise(self._divergences)]
+        return {
+            "divergence_first": self._divergences[0],
+            "divergence_last": self._divergences[-1],
+            "divergence_rises": sum(step > LEAST_RISE for step in steps),
+            "divergence_rise_nats": sum(step for step in steps if step > LEAST_RISE),
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """The policy, for runs that are to start with it."""
+        policy = self._controller.policy_bytes()
+        return {"policy.safetensors": policy} if policy else {}
 
     def state_dict(self) -> dict[str, Any]:
-        decision = self._decision
+        decision, alive = self._decision, max(len(self._standings), self._interval.candidates)
         return {
             "controller": self._controller.state_dict(),
-            "memory": self._memory.state_dict(),
+            "teaching": self._teaching.state_dict(alive),
             "number": self._number,
             "interval": list(asdict(self._interval).values()),
+            "round_start": self._round_start,
             "decision": decision and decision.state_dict(),
             "histories": [list(history) for history in self._histories],
-            "standing": _pack(self._standing),
-            "before": _pack(self._before),
+            "standings": [asdict(standing) for standing in self._standings],
+            "before": asdict(self._before),
+            "divergences": self._divergences,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._controller.load_state_dict(state["controller"])
-        self._memory.load_state_dict(state["memory"])
+        self._teaching.load_state_dict(state["teaching"])
         self._number = state["number"]
         self._interval = Interval(*state["interval"])
+        self._round_start = state["round_start"]
         self._decision = state["decision"] and Decision.from_state_dict(state["decision"])
         self._histories = [tuple(history) for history in state["histories"]]
-        self._standing, self._before = _unpack(state["standing"]), _unpack(state["before"])
-        self._refresh_tables()
+        self._standings = [_standing(values) for values in state["standings"]]
+        self._before = _standing(state["before"])
+        self._divergences = list(state["divergences"])
+        if self._decision is None or len(self._decision.actions) == self._interval.candidates:
+            self._teach()  # within an interval
 
-    def _refresh_tables(self) -> None:
-        """The table of each candidate, from its action and its own similarities."""
-        tables = self._tables[: self._interval.candidates]
-        if self._decision is None:
-            tables.copy_(self._one_hot.expand_as(tables))
+    def _planned(self, epoch: int) -> PlannedInterval:
+        return selection.next_interval(
+            epoch, self._context.epochs, self._warmup, self._settings.selection, self._settings.controller.interval
+        )
+
+    def _decide(self, epoch: int, candidates: int) -> Decision:
+        """One action each, or one for all; and the learning rates, where candidates differ in them."""
+        progress = self._progress(epoch, self._standings[0], self._before)
+        if self._one_action:
+            decision = self._controller.decide(progress, 1).subset([0] * candidates)
         else:
-            actions = self._decision.actions.to(self._context.device)
-            tables.copy_(self._target.tables(actions, self._memory.similarity[: len(tables)]))
+            decision = self._controller.decide(progress, candidates)
+        asked = decision.learning_rate_factors or (1.0,) * candidates
+        drawn = selection.learning_rate_factors(
+            self._settings.selection, self._context.seed, self._number, candidates
+        )
+        factors = tuple(a * b for a, b in zip(asked, drawn, strict=True))
+        return replace(decision, learning_rate_factors=factors)
 
-    def _progress(self, epoch: int) -> Progress:
-        """What the controller observes before the interval that starts at `epoch`."""
-        now, before = self._standing, self._before
+    def _teach(self) -> None:
+        self._teaching.set(self._decision and self._decision.actions, self._interval.candidates)
+
+    def _progress(self, epoch: int, now: Standing, before: Standing) -> Progress:
+        """What the controller observes before the interval that starts at `epoch`, and what came one before it."""
         return Progress(
             num_classes=self._context.num_classes,
             epoch_fraction=epoch / self._context.epochs,
@@ -183,8 +238,7 @@ class ControlledTargets(Method):
         """Judged by averaged weights where there are any: the last iterate is noisy at a high learning rate."""
         judged = result.epoch_average or result.last
         top1, nll = (judged.top1, judged.calibrated_nll) if judged else (math.nan, math.nan)
-        mass = float(self._tables[slot].diagonal().mean())
-        return Standing(result.training, top1, nll, mass, self._histories[slot])
+        return Standing(result.training, top1, nll, self._teaching.true_mass(slot), self._histories[slot])
 
     def _score(self, standing: Standing, result: IntervalResult) -> CandidateScore:
         return CandidateScore(
@@ -195,21 +249,27 @@ class ControlledTargets(Method):
             nll_history=standing.nll_history,
         )
 
-    def _learn(self, decision: Decision, standings: list[Standing], winner: int) -> Event:
-        """Reward the controller for the decision of this interval."""
+    def _learn(
+        self, decision: Decision, standings: list[Standing], best: int, parent: Standing, gradient: Tensor | None
+    ) -> Event:
+        """Reward the controller for what it decided. One action for all candidates is judged by the best of them."""
         ratio, interval = self._context.learning_rate_ratio, self._interval
         drops = any(
             ratio(epoch) < DROP * ratio(epoch - 1) for epoch in range(max(1, interval.first_epoch), interval.end)
         )
+        if self._one_action:
+            decision, standings, best = decision.subset([best]), [standings[best]], 0
         judged = control.Outcome(
             top1=tuple(standing.top1 for standing in standings),
             nll=tuple(standing.nll for standing in standings),
-            parent_top1=self._before.top1,
-            parent_nll=self._before.nll,
-            winner=winner,
+            parent_top1=parent.top1,
+            parent_nll=parent.nll,
+            winner=best,
             comparable=not drops,
+            action_gradient=gradient,
         )
-        feedback = self._controller.learn(decision, judged, self._progress(interval.end))
+        after = self._progress(interval.end, standings[best], parent)
+        feedback = self._controller.learn(decision, judged, after)
         return {
             "event": "reward",
             "interval": self._number,
@@ -218,33 +278,65 @@ class ControlledTargets(Method):
             "update": feedback.update,
         }
 
+    def _action_gradient(self, slot: int, result: IntervalResult) -> Tensor | None:
+        return None if result.influence is None else self._teaching.action_gradient(slot, result.influence)
+
     def _decision_event(self) -> Event:
-        candidates = self._interval.candidates
-        summaries = targets.describe(self._tables[:candidates], self._memory.similarity[:candidates])
         decision = self._decision
+        progress = self._progress(self._interval.first_epoch, self._standings[0], self._before)
         return {
             "event": "decision",
             "interval": self._number,
             "first_epoch": self._interval.first_epoch + 1,
             "epochs": self._interval.epochs,
+            "progress": asdict(progress),
+            "observation": decision.draws.observation.tolist() if decision and decision.draws else None,
             "candidates": [
                 {
                     "role": decision.roles[slot] if decision else "warm-up",
                     "action": decision.actions[slot].tolist() if decision else [],
                     "log_probability": decision.log_probability(slot) if decision else None,
-                    **asdict(summaries[slot]),
+                    "learning_rate_factor": _factor(decision, slot),
+                    **taught,
                 }
-                for slot in range(candidates)
+                for slot, taught in enumerate(self._teaching.describe())
             ],
         }
 
-    def _selection_event(self, choice: Selection) -> Event:
-        return {"event": "selection", "interval": self._number, "epoch": self._interval.end, **asdict(choice)}
+    def _selection_event(self, choice: Selection, survivors: tuple[int, ...]) -> Event:
+        return {
+            "event": "selection",
+            "interval": self._number,
+            "epoch": self._interval.end,
+            **asdict(choice),
+            "survivors": survivors,
+        }
+
+    def _taught_event(self, slot: int) -> list[Event]:
+        """What the surviving student was taught with since the decision: a schedule that can be taught again."""
+        if not self._teaching.space.action_size:
+            return []
+        decision, taught = self._decision, self._teaching.describe()[slot]
+        if decision is not None:
+            self._divergences.append(taught["divergence"])
+        return [
+            {
+                "event": "taught",
+                "interval": self._number,
+                "first_epoch": self._round_start + 1,
+                "epochs": self._interval.end - self._round_start,
+                "action": decision.actions[slot].tolist() if decision else None,
+                "learning_rate_factor": _factor(decision, slot),
+                "true_mass": taught["true_mass"],
+                "divergence": taught["divergence"],
+            }
+        ]
 
 
-def _pack(standing: Standing) -> dict[str, Any]:
-    return asdict(standing)
+def _factor(decision: Decision | None, slot: int) -> float:
+    return decision.learning_rate_factors[slot] if decision and decision.learning_rate_factors else 1.0
 
 
-def _unpack(values: dict[str, Any]) -> Standing:
-    return Standing(**values | {"training": TrainingStatistics(**values["training"])})
+def _standing(values: dict[str, Any]) -> Standing:
+    training, history = TrainingStatistics(**values["training"]), tuple(values["nll_history"])
+    return Standing(**values | {"training": training, "nll_history": history})

@@ -6,7 +6,7 @@ The engine runs any method through this protocol and names none. Accuracies are 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Context:
     """What a method may know of the run that it serves."""
 
     num_classes: int
+    num_images: int
+    """To fit on."""
     epochs: int
     seed: int
     device: torch.device
@@ -48,6 +50,16 @@ class Plan:
 
     interval: Interval
     events: list[Event] = field(default_factory=list)
+    learning_rate_factors: tuple[float, ...] | None = None
+    """On top of the schedule, one a candidate; None is 1 for all."""
+
+
+class StepBatch(NamedTuple):
+    """What n candidates are shown in one step, as far as a loss may want to know."""
+
+    labels: Tensor  # (n,B) int64
+    indices: Tensor  # (n,B) int64, 0 .. num_images-1: which images these are; each at most once an epoch
+    slow_logits: Tensor | None  # (n,B,C) of their averaged weights, where the method asked for them
 
 
 @dataclass(frozen=True)
@@ -91,13 +103,15 @@ class IntervalResult:
     last: HoldoutMetrics | None  # the weights as they are
     epoch_average: HoldoutMetrics | None  # their running average over the interval's last epoch
     interval_average: HoldoutMetrics | None  # the average of the interval's end-of-epoch weights
+    influence: Tensor | None = None  # (C,C) float64, see `Method.needs_influence`
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The candidate that every slot continues from, and what to write into the log about it."""
+    """Which candidates live on, and what to write into the log about it."""
 
-    winner: int
+    survivors: tuple[int, ...]
+    """The best first: slot s continues from survivor s modulo their number."""
     events: list[Event] = field(default_factory=list)
 
 
@@ -112,6 +126,13 @@ class Method(ABC):
     """Whether `IntervalResult.epoch_average` is read."""
     needs_interval_average: bool
     """Whether `IntervalResult.interval_average` is read, where several candidates train."""
+    needs_joint_steps: bool = False
+    """Whether `loss` wants all candidates of the interval at once, on the same batch."""
+    needs_influence: bool = False
+    """Whether `IntervalResult.influence` is read: entry (y,c) is by how much one step of training would raise (above 0:
+    spoil) the held-out loss, per unit of mass that the target of label y gives to class c, learning rate 1."""
+    slow_decay: float | None = None
+    """Of the moving average of the weights that gives `StepBatch.slow_logits`; None where the method reads none."""
 
     @abstractmethod
     def begin_interval(self, epoch: int) -> Plan:
@@ -122,8 +143,8 @@ class Method(ABC):
         """The random stream of a candidate's data order and augmentation."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        """Mean losses (n,) and training statistics of a step of n candidates: logits (n,B,C), labels (n,B).
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        """Mean losses (n,) and training statistics of a step of n candidates with logits (n,B,C).
 
         No host synchronisation, and every tensor that it reads keeps its place in memory for the whole run: a step is
         captured once, then replayed.
@@ -136,6 +157,14 @@ class Method(ABC):
     @abstractmethod
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
         """Called after the interval's last `end_epoch`."""
+
+    def summary(self) -> dict[str, Any]:
+        """What the method adds to summary.json."""
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """What the method adds to the run folder at the end, by file name."""
+        return {}
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

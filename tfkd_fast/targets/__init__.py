@@ -1,6 +1,7 @@
 """Target distributions: the class table that a student is taught with, as a function of a controller's action."""
 
 from tfkd_fast.targets.full_matrix import FullMatrixTarget
+from tfkd_fast.targets.instances import InstanceMemory
 from tfkd_fast.targets.mixture import TargetMixture
 from tfkd_fast.targets.rank_binned import RankBinnedTarget
 from tfkd_fast.targets.settings import TargetSettings
@@ -12,6 +13,7 @@ from tfkd_fast.targets.true_mass import TrueMassRange
 
 __all__ = [
     "ActionSpace",
+    "InstanceMemory",
     "SimilarityMemory",
     "Target",
     "TargetMixture",

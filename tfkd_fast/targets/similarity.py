@@ -1,5 +1,6 @@
 """Which classes the student takes for which: a slowly moving memory of its mean softmax under each label."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ class SimilarityMemory:
         self.similarity.copy_(torch.where(counts > 0, blended, self.similarity))
         self.accumulator.zero_()
 
-    def copy_candidate(self, winner: int) -> None:
-        """Every candidate continues with the winner's similarities."""
-        self.similarity.copy_(self.similarity[winner].clone().expand_as(self.similarity))
+    def continue_from(self, parents: Sequence[int]) -> None:
+        """Candidate s goes on with the similarities of `parents[s]`."""
+        self.similarity.copy_(self.similarity[list(parents)])
 
     def state_dict(self) -> dict[str, Any]:
         """The state between epochs, where the accumulator is empty."""
