@@ -4,6 +4,7 @@ A word is named by (seed, epoch, stream, purpose, sample). So every loader draws
 goes on exactly, and no generator state is kept anywhere. Words are integers 0 .. 2**32 - 1, held in int64 tensors.
 """
 
+import math
 from enum import IntEnum
 
 import torch
@@ -22,6 +23,7 @@ class Purpose(IntEnum):
     SPLIT = 0
     ORDER = 1
     AUGMENT = 2
+    LEARNING_RATE = 3
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:
@@ -86,3 +88,12 @@ def below(words: Tensor, bound: int) -> Tensor:
     Source: Lemire, "Fast Random Integer Generation in an Interval", 2019, without the rejection step. bound <= 2**31.
     """
     return words * bound >> 32
+
+
+def normal(radii: Tensor, angles: Tensor) -> Tensor:
+    """Standard normal numbers (float64) from two words each, at most 6.8 away from 0.
+
+    Source: Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958, the cosine of the pair.
+    """
+    radius = (-2.0 * ((radii.double() + 0.5) / 2**32).log()).sqrt()  # half a step away from log(0)
+    return radius * (angles.double() * (2.0 * math.pi / 2**32)).cos()

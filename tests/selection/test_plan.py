@@ -4,19 +4,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfkd_fast.selection import SelectionSettings, next_interval
+from tfkd_fast.selection import PlannedInterval, SelectionSettings, max_candidates, next_interval
 
+Plan = list[tuple[int, PlannedInterval]]
 Tiles = list[tuple[int, int, int]]
+
+
+def follow(epochs: int, warmup: int, settings: SelectionSettings, single_interval: int = 1) -> Plan:
+    """(first epoch, interval) of every interval of a run."""
+    epoch, plan = 0, []
+    while epoch < epochs:
+        plan.append((epoch, next_interval(epoch, epochs, warmup, settings, single_interval)))
+        epoch += plan[-1][1].epochs
+    return plan
 
 
 def tile(epochs: int, warmup: int, settings: SelectionSettings, single_interval: int = 1) -> Tiles:
     """(first epoch, epochs, candidates) of every interval of a run."""
-    epoch, tiles = 0, []
-    while epoch < epochs:
-        length, candidates = next_interval(epoch, epochs, warmup, settings, single_interval)
-        tiles.append((epoch, length, candidates))
-        epoch += length
-    return tiles
+    plan = follow(epochs, warmup, settings, single_interval)
+    return [(first, interval.epochs, interval.candidates) for first, interval in plan]
 
 
 def test_no_budget_trains_one_student() -> None:
@@ -59,6 +65,88 @@ def test_a_warmup_longer_than_the_run_is_the_run() -> None:
     assert tile(3, 5, SelectionSettings(budget="full")) == [(0, 3, 1)]
 
 
+def test_a_halving_round_of_four() -> None:
+    """8 candidates for 1 epoch, 4 for 2, 2 for 4: 7 epochs and 24 student-epochs; then the next round begins."""
+    plan = follow(14, 0, SelectionSettings(budget="halving", candidates=4))
+    rungs = [PlannedInterval(1, 8, True, 4), PlannedInterval(2, 4, False, 2), PlannedInterval(4, 2, False, 1)]
+    assert plan == [*zip((0, 1, 3), rungs, strict=True), *zip((7, 8, 10), rungs, strict=True)]
+    assert sum(interval.epochs * interval.candidates for _, interval in plan) == 2 * 24
+
+
+def test_the_first_rung_sets_the_length_of_all() -> None:
+    settings = SelectionSettings(budget="halving", candidates=2, halving_epochs=3)
+    assert tile(11, 2, settings) == [(0, 2, 1), (2, 3, 4), (5, 6, 2)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "end"),
+    [
+        (17, [(14, 1, 1), (15, 1, 1), (16, 1, 1)]),  # the last rung would begin with the end of the run
+        (18, [(14, 1, 8), (15, 2, 4), (17, 1, 2)]),  # one of its four epochs is left
+        (21, [(14, 1, 8), (15, 2, 4), (17, 4, 2)]),
+        (22, [(14, 1, 8), (15, 2, 4), (17, 4, 2), (21, 1, 1)]),
+    ],
+)
+def test_what_does_not_fit_a_halving_round(epochs: int, end: Tiles) -> None:
+    tiles = tile(epochs, 0, SelectionSettings(budget="halving"))
+    assert [interval for interval in tiles if interval[0] >= 14] == end
+
+
+@pytest.mark.parametrize(("budget", "most"), [("none", 1), ("full", 4), ("probe", 4), ("halving", 8)])
+def test_the_most_candidates_are_those_of_the_largest_interval(budget: str, most: int) -> None:
+    settings = SelectionSettings(budget=budget)
+    assert max_candidates(settings) == most == max(candidates for _, _, candidates in tile(240, 5, settings))
+
+
+@st.composite
+def halving_runs(draw: st.DrawFn) -> tuple[int, int, SelectionSettings, int]:
+    settings = SelectionSettings(
+        budget="halving",
+        candidates=draw(st.sampled_from([2, 4, 8, 16])),
+        halving_epochs=draw(st.integers(1, 5)),
+    )
+    return draw(st.integers(1, 300)), draw(st.integers(0, 20)), settings, draw(st.integers(1, 12))
+
+
+@given(halving_runs())
+def test_halving_tiles_the_run_with_rounds(run: tuple[int, int, SelectionSettings, int]) -> None:
+    epochs, warmup, settings, single_interval = run
+    plan = follow(epochs, warmup, settings, single_interval)
+    assert [e for first, i in plan for e in range(first, first + i.epochs)] == list(range(epochs))
+    rungs = [interval for first, interval in plan if first >= warmup and interval.candidates > 1]
+    singles = [interval for first, interval in plan if first >= warmup and interval.candidates == 1]
+    after = [interval for first, interval in plan if first >= warmup]
+    assert after == rungs + singles  # rounds back to back, then what is left
+    assert all(i.starts_round and i.survivors == 1 and i.epochs <= single_interval for i in singles)
+    for number, rung in enumerate(rungs):
+        assert rung.survivors == rung.candidates // 2
+        if rung.starts_round:
+            assert rung.candidates == 2 * settings.candidates
+            assert rung.epochs == settings.halving_epochs
+        else:
+            assert rung.candidates == rungs[number - 1].survivors
+            last_of_run = not singles and number == len(rungs) - 1
+            assert rung.epochs == 2 * rungs[number - 1].epochs or last_of_run
+            assert rung.epochs <= 2 * rungs[number - 1].epochs
+    if rungs:
+        assert rungs[-1].survivors == 1  # every round ends with a winner
+    # a round is given up only where its last rung, candidates * halving_epochs long, could not begin
+    assert sum(i.epochs for i in singles) <= settings.halving_epochs * (settings.candidates - 1)
+
+
+@given(halving_runs(), st.data())
+def test_a_plan_may_be_entered_at_any_epoch(
+    run: tuple[int, int, SelectionSettings, int], data: st.DataObject
+) -> None:
+    """The rest of a halving rung is the rung, but no new round."""
+    epochs, warmup, settings, _ = run
+    epoch = data.draw(st.integers(0, epochs - 1))
+    first, whole = [entry for entry in follow(epochs, warmup, settings, 1) if entry[0] <= epoch][-1]
+    entered = next_interval(epoch, epochs, warmup, settings, 1)
+    starts_round = whole.starts_round and (epoch == first or whole.candidates == 1)
+    assert entered == whole._replace(epochs=first + whole.epochs - epoch, starts_round=starts_round)
+
+
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[int, int, SelectionSettings, int]:
     settings = SelectionSettings(
@@ -74,6 +162,7 @@ def runs(draw: st.DrawFn) -> tuple[int, int, SelectionSettings, int]:
 def test_intervals_tile_the_run(run: tuple[int, int, SelectionSettings, int]) -> None:
     epochs, warmup, settings, single_interval = run
     tiles = tile(epochs, warmup, settings, single_interval)
+    assert all(i.starts_round and i.survivors == 1 for _, i in follow(epochs, warmup, settings, single_interval))
     assert all(length >= 1 for _, length, _ in tiles)
     assert [e for first, length, _ in tiles for e in range(first, first + length)] == list(range(epochs))
     for first, length, candidates in tiles:

@@ -3,10 +3,11 @@
 The name is from Jiang et al., IEEE Access 2024; criteria, aggregation and instants are our choice.
 """
 
-from tfkd_fast.selection.criteria import CRITERIA, CandidateScore, Criterion
-from tfkd_fast.selection.plan import PlannedInterval, next_interval
+from tfkd_fast.selection.criteria import CRITERIA, CandidateScore, Criterion, find_criterion
+from tfkd_fast.selection.plan import PlannedInterval, max_candidates, next_interval
 from tfkd_fast.selection.ranking import Selection, select
 from tfkd_fast.selection.settings import SelectionSettings
+from tfkd_fast.selection.variation import learning_rate_factors
 
 __all__ = [
     "CRITERIA",
@@ -15,6 +16,9 @@ __all__ = [
     "PlannedInterval",
     "Selection",
     "SelectionSettings",
+    "find_criterion",
+    "learning_rate_factors",
+    "max_candidates",
     "next_interval",
     "select",
 ]

@@ -1,5 +1,6 @@
 """Target distributions: the class table that a student is taught with, as a function of a controller's action."""
 
+from tfkd_fast.errors import UserError
 from tfkd_fast.targets.full_matrix import FullMatrixTarget
 from tfkd_fast.targets.instances import InstanceMemory
 from tfkd_fast.targets.mixture import TargetMixture
@@ -8,6 +9,7 @@ from tfkd_fast.targets.settings import TargetSettings
 from tfkd_fast.targets.similarity import SimilarityMemory
 from tfkd_fast.targets.smoothed import ConstantTarget, ScalarTarget, one_hot_table
 from tfkd_fast.targets.summary import TargetSummary, describe
+from tfkd_fast.targets.superclass import Superclasses, SuperclassTarget
 from tfkd_fast.targets.target import ActionSpace, Target
 from tfkd_fast.targets.true_mass import TrueMassRange
 
@@ -15,6 +17,7 @@ __all__ = [
     "ActionSpace",
     "InstanceMemory",
     "SimilarityMemory",
+    "Superclasses",
     "Target",
     "TargetMixture",
     "TargetSettings",
@@ -26,13 +29,19 @@ __all__ = [
 ]
 
 
-def build_mixture(settings: TargetSettings, num_classes: int) -> TargetMixture:
-    """The class target and the sources beside it that the settings name, for C = `num_classes` >= 2."""
-    return TargetMixture(build_target(settings, num_classes), settings)
+def build_mixture(
+    settings: TargetSettings, num_classes: int, superclasses: Superclasses | None = None
+) -> TargetMixture:
+    """The class target and the sources beside it that the settings name; see `build_target`."""
+    return TargetMixture(build_target(settings, num_classes, superclasses), settings)
 
 
-def build_target(settings: TargetSettings, num_classes: int) -> Target:
-    """The target family that the settings name, for C = `num_classes` >= 2."""
+def build_target(settings: TargetSettings, num_classes: int, superclasses: Superclasses | None = None) -> Target:
+    """The target family that the settings name, for C = `num_classes` >= 2; `superclasses` are the data set's.
+
+    Raises:
+        UserError: for the superclass family where the data set has no superclasses.
+    """
     mass_range = TrueMassRange(settings.true_mass_min, settings.true_mass_max)
     match settings.family:
         case "one-hot":
@@ -45,3 +54,10 @@ def build_target(settings: TargetSettings, num_classes: int) -> Target:
             return RankBinnedTarget(mass_range, settings.bins, num_classes)
         case "full-matrix":
             return FullMatrixTarget(mass_range, num_classes)
+        case "superclass":
+            if superclasses is None:
+                raise UserError(
+                    "the superclass target needs superclasses, and this data set has none: choose data.dataset "
+                    "cifar100, an npz or folder with its class names, or another target.family"
+                )
+            return SuperclassTarget(mass_range, superclasses, num_classes)

@@ -19,7 +19,7 @@ Source = Literal["memory", "peers", "slow-self"]
 class TargetSettings(Settings):
     """Which family of target distributions, and its constants."""
 
-    family: Literal["one-hot", "label-smoothing", "scalar", "rank-binned", "full-matrix"] = "rank-binned"
+    family: Literal["one-hot", "label-smoothing", "scalar", "rank-binned", "full-matrix", "superclass"] = "rank-binned"
     smoothing: float = Field(default=0.1, ge=0, lt=1)
     """Label smoothing: the mass that leaves the true class."""
     bins: Literal["coarse", "fine"] = "coarse"

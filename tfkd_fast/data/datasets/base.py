@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from tfkd_fast.data.images import ImageSet
+from tfkd_fast.data.superclasses import find_superclasses
 
 CHUNK = 4096
 """Images that are looked at together when statistics are taken."""
@@ -39,6 +40,7 @@ class Dataset:
         """`statistics` are the field's usual constants; without them they are taken from the training images."""
         self.name = name
         self.classes = classes
+        self.superclasses = find_superclasses(classes)  # name -> labels; None where the classes are in none
         self.image_shape = image_shape  # channels, height, width
         self.flip = flip  # whether a mirrored image still shows its class
         self._read_train = read_train
