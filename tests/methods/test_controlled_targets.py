@@ -10,17 +10,25 @@ import torch.nn.functional as F
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Context, Method, find_method
-from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, IntervalResult, TrainingStatistics
+from tfkd_fast.methods.protocol import (
+    EpochResult,
+    Event,
+    HoldoutMetrics,
+    IntervalResult,
+    StepBatch,
+    TrainingStatistics,
+)
 from tfkd_fast.ops import SoftTargetStats
 
 CLASSES = 5
+IMAGES = 20
 
 
 def build(name: str, epochs: int = 12, ratio: Any = lambda epoch: 1.0, **tables: dict[str, Any]) -> Method:
     entry = find_method(name)
     merged = {key: entry.preset.get(key, {}) | tables.get(key, {}) for key in {*entry.preset, *tables}}
     settings = entry.settings.model_validate(merged)
-    return entry.build(settings, Context(CLASSES, epochs, 0, torch.device("cpu"), ratio))
+    return entry.build(settings, Context(CLASSES, IMAGES, epochs, 0, torch.device("cpu"), ratio))
 
 
 def metrics(top1: float, nll: float) -> HoldoutMetrics:
@@ -31,7 +39,8 @@ def one_loss(
     method: Method, logits: torch.Tensor, labels: torch.Tensor, slot: int = 0
 ) -> tuple[torch.Tensor, SoftTargetStats]:
     """Of one candidate: logits (B,C), labels (B,)."""
-    losses, statistics = method.loss(logits.unsqueeze(0), labels.unsqueeze(0), slice(slot, slot + 1))
+    batch = StepBatch(labels.unsqueeze(0), torch.arange(len(labels)).unsqueeze(0), None)
+    losses, statistics = method.loss(logits.unsqueeze(0), batch, slice(slot, slot + 1))
     return losses.squeeze(0), SoftTargetStats(*(total.squeeze(0) for total in statistics))
 
 
@@ -48,7 +57,7 @@ def run_interval(method: Method, epoch: int, scores: list[tuple[float, float]]) 
             one_loss(method, logits, labels, slot)
         method.end_epoch([EpochResult(training, result) for result in judged])
     outcome = method.end_interval([IntervalResult(training, result, result, result) for result in judged])
-    return interval.end, outcome.winner, [*plan.events, *outcome.events]
+    return interval.end, outcome.survivors[0], [*plan.events, *outcome.events]
 
 
 def run(method: Method, epochs: int, scores: list[tuple[float, float]]) -> list[Event]:

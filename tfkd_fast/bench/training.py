@@ -143,13 +143,13 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
     entry = find_method("ce")
     options = {"selection": {"budget": "full", "candidates": candidates}} if candidates > 1 else {}
     settings = entry.settings.model_validate(entry.preset | options)
-    method = entry.build(settings, Context(CLASSES, 1, 0, workload.compute.device, lambda epoch: 1.0))
+    loader = workload.loader()
+    images = sum(loader.batch_sizes())
+    method = entry.build(settings, Context(CLASSES, images, 1, 0, workload.compute.device, lambda epoch: 1.0))
     method.begin_interval(0)
     population = Population(workload.build, candidates)
-    trainer = EpochTrainer(
-        population, method, workload.loader(), workload.compute, OptimizerSettings(), way, lambda images: None
-    )
-    rates = [0.01] * workload.steps
+    trainer = EpochTrainer(population, method, loader, workload.compute, OptimizerSettings(), way, lambda images: None)
+    rates = [[0.01] * workload.steps] * candidates
 
     def run() -> None:
         trainer.run(candidates, 0, rates, average=False)

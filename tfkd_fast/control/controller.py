@@ -112,6 +112,10 @@ class Controller(ABC):
     def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
         """Take in the outcome of the latest decision; `progress_after` is what the next one will start at."""
 
+    def policy_bytes(self) -> bytes | None:
+        """The policy as the content of a file; None where there is none."""
+        return None
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors, numbers and containers of them."""

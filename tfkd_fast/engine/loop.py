@@ -66,6 +66,7 @@ class Trainer:
                 seed=recipe.seed,
                 device=compute.device,
                 learning_rate_ratio=lambda epoch: recipe.schedule.ratio(epoch / recipe.epochs),
+                superclasses=dataset.superclasses,
             ),
         )
         if self.method.needs_holdout and self.holdout_loader is None:
@@ -137,10 +138,14 @@ class Trainer:
         with self._timed("steering"):
             outcome = self.method.end_interval(
                 [
-                    IntervalResult(run.training, *judged)
-                    for run, *judged in zip(
-                        runs, holdout, epoch_averages, interval_averages, influences, strict=True
+                    IntervalResult(
+                        runs[slot].training,
+                        holdout[slot],
+                        epoch_averages[slot],
+                        interval_averages[slot],
+                        influences[slot],
                     )
+                    for slot in range(len(runs))
                 ]
             )
             self._write(outcome.events)

@@ -1,7 +1,8 @@
 """The folder of a run: names, the event log, and who may write where.
 
 recipe.toml (resolved) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
-best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) · summary.json · report.html · tensorboard/ when asked for.
+best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) · summary.json ·
+report.html · tensorboard/ when asked for.
 """
 
 import contextlib

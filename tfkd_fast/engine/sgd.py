@@ -1,5 +1,7 @@
 """Stochastic gradient descent with momentum, in place over lists of tensors, so that a captured step can hold it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from tfkd_fast.ops.sgd_step import laid_out_as
 @torch.no_grad()
 def sgd_step(
     weights: list[Tensor],
-    gradients: tuple[Tensor, ...],
+    gradients: Sequence[Tensor],
     momenta: list[Tensor],
     learning_rate: Tensor,
     settings: OptimizerSettings,

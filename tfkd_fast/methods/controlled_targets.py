@@ -113,7 +113,7 @@ class ControlledTargets(Method):
         self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
         self._teach()
         events = [self._decision_event()] if planned.starts_round and self._teaching.space.action_size else []
-        return Plan(self._interval, events, self._decision and self._decision.learning_rate_factors)
+        return Plan(self._interval, events, self._decision.learning_rate_factors if self._decision else None)
 
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
         return self._teaching.loss(logits, batch, candidates)
@@ -208,14 +208,12 @@ class ControlledTargets(Method):
         else:
             decision = self._controller.decide(progress, candidates)
         asked = decision.learning_rate_factors or (1.0,) * candidates
-        drawn = selection.learning_rate_factors(
-            self._settings.selection, self._context.seed, self._number, candidates
-        )
+        drawn = selection.learning_rate_factors(self._settings.selection, self._context.seed, self._number, candidates)
         factors = tuple(a * b for a, b in zip(asked, drawn, strict=True))
         return replace(decision, learning_rate_factors=factors)
 
     def _teach(self) -> None:
-        self._teaching.set(self._decision and self._decision.actions, self._interval.candidates)
+        self._teaching.set(self._decision.actions if self._decision else None, self._interval.candidates)
 
     def _progress(self, epoch: int, now: Standing, before: Standing) -> Progress:
         """What the controller observes before the interval that starts at `epoch`, and what came one before it."""

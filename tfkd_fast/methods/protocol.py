@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.targets import Superclasses
 
 Event = dict[str, Any]
 """One line of metrics.jsonl: its kind under "event", then numbers, strings and lists."""
@@ -29,6 +30,7 @@ class Context:
     device: torch.device
     learning_rate_ratio: Callable[[int], float]
     """Learning rate at the start of an epoch (0-based), over the initial one."""
+    superclasses: Superclasses | None = None
 
 
 @dataclass(frozen=True)

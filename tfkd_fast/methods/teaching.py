@@ -28,7 +28,7 @@ class Teaching:
 
     def __init__(self, settings: TargetSettings, context: Context, candidates: int) -> None:
         classes, device = context.num_classes, context.device
-        self.space = targets.build_mixture(settings, classes)
+        self.space = targets.build_mixture(settings, classes, context.superclasses)
         self._target = self.space.target
         self._candidates = candidates
         self._device = device

@@ -175,7 +175,10 @@ def reward_chart(run: Run) -> Chart | None:
     if not rewards:
         return None
     given_at = [ends[reward.interval] for reward in rewards]
-    survivors = [reward.rewards[run.winners.get(reward.interval, 0)] for reward in rewards]
+    survivors = [
+        reward.rewards[run.winners.get(reward.interval, 0) if len(reward.rewards) > 1 else 0]  # one action for all
+        for reward in rewards
+    ]
     everyone = [(ends[reward.interval], value) for reward in rewards for value in reward.rewards]
     updates = [(ends[reward.interval], reward.update) for reward in rewards if reward.update]
     figures = (

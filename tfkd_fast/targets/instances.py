@@ -10,8 +10,8 @@ from torch import Tensor
 class InstanceMemory:
     """Logits (P,N,C) float16 of P candidates for N training samples, zero before the first visit.
 
-    Kim et al. (ICCV 2021, PS-KD) keep the probabilities; logits can be softened at any temperature. The tensor keeps its
-    place: a captured step may hold it.
+    Kim et al. (ICCV 2021, PS-KD) keep the probabilities; logits can be softened at any temperature. The tensor keeps
+    its place: a captured step may hold it.
     """
 
     def __init__(self, candidates: int, num_images: int, num_classes: int, device: torch.device) -> None:

@@ -36,7 +36,7 @@ class TargetMixture(ActionSpace):
     def shares(self, actions: Tensor) -> Tensor:
         """(P,1+K) that sum to 1: of the class target, then of each source."""
         steered = actions[:, self.target.action_size :: 2] + self._bias
-        return torch.cat([torch.zeros_like(actions[:, :1]).expand(len(actions), 1), steered], dim=1).softmax(dim=1)
+        return torch.cat([actions.new_zeros(len(actions), 1), steered], dim=1).softmax(dim=1)
 
     def temperatures(self, actions: Tensor) -> Tensor:
         """(P,K) of the sources."""
