@@ -51,7 +51,7 @@ def make(
     options: dict[str, Any] = {"target": {"family": "scalar"}, "controller": {"name": "random"}}
     if candidates > 1:
         options["selection"] = {"budget": "full", "candidates": candidates, "data_order": order}
-    context = Context(10, 4, 0, compute.device, lambda epoch: 1.0)
+    context = Context(10, IMAGES, 4, 0, compute.device, lambda epoch: 1.0)
     method = entry.build(entry.settings.model_validate(options), context)
     method.begin_interval(0)
 
@@ -71,7 +71,8 @@ def train(trainer: EpochTrainer, epochs: int = 2, candidates: int = 3, rate: flo
     """The runs of the last epoch."""
     steps = -(-IMAGES // BATCH)
     for epoch in range(epochs):
-        rates = [rate / (1 + epoch + step / steps) for step in range(steps)]
+        schedule = [rate / (1 + epoch + step / steps) for step in range(steps)]
+        rates = [[(1 + 0.1 * slot) * value for value in schedule] for slot in range(candidates)]
         runs = trainer.run(candidates, epoch, rates, average=epoch == epochs - 1)
     return runs
 
@@ -89,8 +90,8 @@ def test_an_epoch_is_the_loop_that_one_writes_by_hand(device: str) -> None:
         for step, batch in enumerate(loader.epoch(epoch)):
             optimizer.param_groups[0]["lr"] = 0.05 / (1 + epoch + step / len(loader))
             logits = model(batch.images)
-            loss = F.cross_entropy(logits, method._tables[0][batch.labels])
-            entropy = -(method._tables[0] * method._tables[0].log()).nansum(1)[0]
+            loss = F.cross_entropy(logits, method._teaching._tables[0][batch.labels])
+            entropy = -(method._teaching._tables[0] * method._teaching._tables[0].log()).nansum(1)[0]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

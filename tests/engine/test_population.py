@@ -60,7 +60,7 @@ def test_after_selection_all_slots_are_the_winner_and_train_alike(winner: int) -
     for slot in range(3):
         train(population, slot, seed=slot)
     expected = population.candidate(winner)
-    population.continue_from(winner)
+    population.continue_from([winner])
     for slot in range(3):
         assert_equal(population.candidate(slot), expected)
         train(population, slot, seed=7)
@@ -69,6 +69,22 @@ def test_after_selection_all_slots_are_the_winner_and_train_alike(winner: int) -
     # copies, not shared storage
     train(population, 0, seed=8)
     assert not torch.equal(tensors(population.candidate(0))[0], tensors(population.candidate(1))[0])
+
+
+def test_several_survivors_share_the_slots() -> None:
+    """Successive halving: the best come first, and the others are their copies."""
+    population = Population(build, 5, slow=True)
+    for slot in range(5):
+        train(population, slot, seed=slot)
+        population.slow["classifier.bias"][slot] += slot
+    trees = [population.candidate(slot) for slot in range(5)]
+    population.continue_from([3, 1])
+    for slot, parent in enumerate([3, 1, 3, 1, 3]):
+        assert_equal(population.candidate(slot), trees[parent])
+    restored = Population(build, 5, slow=True)
+    restored.load_state_dict(copy.deepcopy(population.state_dict(2)))
+    for slot in range(5):
+        assert_equal(restored.candidate(slot), population.candidate(slot))
 
 
 def test_state_comes_back_and_training_goes_on_alike() -> None:

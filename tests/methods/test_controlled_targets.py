@@ -139,7 +139,7 @@ def test_the_winners_action_and_similarities_go_to_all() -> None:
     _, winner, events = run_interval(method, epoch, [(0.5, 1.0), (0.4, 1.1), (0.6, 0.9)])
     assert winner == 2
     played = of_kind(events, "decision")[0]["candidates"][2]["action"]
-    similarity = method.state_dict()["memory"]["similarity"]
+    similarity = method.state_dict()["teaching"]["similarity"]["similarity"]
     assert torch.equal(similarity[0], similarity[2])
     assert torch.equal(similarity[1], similarity[2])
     (decision,) = method.begin_interval(2).events

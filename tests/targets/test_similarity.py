@@ -45,7 +45,7 @@ def test_tensors_stay_where_they_are() -> None:
     addresses = memory.similarity.data_ptr(), memory.accumulator.data_ptr()
     memory.accumulator[0, 0] += torch.tensor([0.2, 0.5, 0.3])
     memory.end_epoch()
-    memory.copy_candidate(0)
+    memory.continue_from([0] * len(memory.similarity))
     memory.load_state_dict(memory.state_dict())
     assert addresses == (memory.similarity.data_ptr(), memory.accumulator.data_ptr())
 
@@ -54,7 +54,7 @@ def test_the_winner_goes_to_all() -> None:
     memory = SimilarityMemory(3, 4, 0.9, CPU)
     memory.similarity.copy_(torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)))
     winner = memory.similarity[1].clone()
-    memory.copy_candidate(1)
+    memory.continue_from([1] * len(memory.similarity))
     for slot in range(3):
         assert torch.equal(memory.similarity[slot], winner)
 

@@ -1,6 +1,6 @@
 """Data sets (what), augmentation, and loaders (how)."""
 
-from tfkd_fast.data.datasets import Dataset, open_dataset
+from tfkd_fast.data.datasets import Dataset, ImagesSealed, open_dataset, sealed_test_images
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
 from tfkd_fast.data.settings import DataSettings, LoaderName
@@ -11,6 +11,7 @@ __all__ = [
     "DataSettings",
     "Dataset",
     "ImageSet",
+    "ImagesSealed",
     "Loader",
     "LoaderChoice",
     "LoaderName",
@@ -18,5 +19,6 @@ __all__ = [
     "make_loader",
     "missing_loaders",
     "open_dataset",
+    "sealed_test_images",
     "split_holdout",
 ]

@@ -111,7 +111,9 @@ class Trainer:
         save_student(self.folder.student, self.population.models[0], self.recipe.model, self.dataset)
         for name, content in self.method.files().items():
             self.folder.write_bytes(name, content)
-        return self._summary() | self.method.summary()
+        summary = self._summary() | self.method.summary()
+        del self.method, self._epochs  # no controller lives on into the test
+        return summary
 
     def _run_epoch(self, interval: Interval) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""

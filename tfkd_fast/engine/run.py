@@ -1,10 +1,11 @@
 """Whole runs: train, go on after a kill, and test. The test set is read here, after training, and nowhere else."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tfkd_fast import ops
-from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, split_holdout
+from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.engine.device import Compute, determinism, resolve_compute
 from tfkd_fast.engine.evaluate import metrics_of
 from tfkd_fast.engine.loop import Listener, Trainer, in_percent
@@ -23,9 +24,8 @@ def train(
     if not overwrite:
         folder.refuse_if_taken()
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-        trainer = _trainer(recipe, open_dataset(recipe.data, download=download), folder, listeners)
-        folder.create(recipe.to_toml())
-        return _finish(trainer)
+        dataset = open_dataset(recipe.data, download=download)
+        return _run(recipe, dataset, folder, listeners, before=lambda: folder.create(recipe.to_toml()))
 
 
 def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
     if state is not None:
         recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-        return _finish(_trainer(recipe, open_dataset(recipe.data), folder, listeners))
+        return _run(recipe, open_dataset(recipe.data), folder, listeners)
 
 
 def evaluate(out: Path, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
@@ -56,18 +56,24 @@ def read_recipe(folder: RunFolder) -> Recipe:
     return make_recipe(parse(folder.recipe.read_text(), str(folder.recipe)))
 
 
-def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: list[Listener]) -> Trainer:
+def _run(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: RunFolder,
+    listeners: list[Listener],
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Train to the end, then test. `before` is called when nothing is left that could be refused."""
     if recipe.tensorboard:
         listeners = [*listeners, TensorBoardWriter(folder)]
     compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
     ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
-    return Trainer(recipe, dataset, compute, folder, listeners)
-
-
-def _finish(trainer: Trainer) -> dict[str, Any]:
-    """Train to the end, then test."""
-    summary = trainer.run() | _test(trainer.recipe, trainer.dataset, trainer.compute, trainer.folder)
-    trainer.folder.write_json(trainer.folder.summary, summary)
+    with sealed_test_images():
+        trainer = Trainer(recipe, dataset, compute, folder, listeners)
+        before()
+        summary = trainer.run()
+    summary |= _test(trainer.recipe, dataset, compute, folder)
+    folder.write_json(folder.summary, summary)
     trainer.finish(summary)
     return summary
 

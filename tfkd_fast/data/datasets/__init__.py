@@ -6,11 +6,12 @@ from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.datasets.digits import open_digits
 from tfkd_fast.data.datasets.folder import open_folder
 from tfkd_fast.data.datasets.npz import open_npz
+from tfkd_fast.data.datasets.seal import ImagesSealed, sealed_test_images
 from tfkd_fast.data.datasets.torchvision_files import open_cifar, open_svhn
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError, nearest
 
-__all__ = ["DATASETS", "Dataset", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "ImagesSealed", "open_dataset", "sealed_test_images"]
 
 DATASETS: dict[str, Callable[[DataSettings, bool], Dataset]] = {
     "digits": open_digits,

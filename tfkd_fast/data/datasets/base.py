@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from tfkd_fast.data.datasets.seal import refuse_while_sealed
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.superclasses import find_superclasses
 
@@ -52,7 +53,12 @@ class Dataset:
         return self._train
 
     def read_test(self) -> ImageSet:
-        """The test images, read at every call."""
+        """The test images, read at every call.
+
+        Raises:
+            ImagesSealed: while a training run is being steered, see `sealed_test_images`.
+        """
+        refuse_while_sealed()
         return self._read_test()
 
     @property
