@@ -135,9 +135,7 @@ def test_halving_tiles_the_run_with_rounds(run: tuple[int, int, SelectionSetting
 
 
 @given(halving_runs(), st.data())
-def test_a_plan_may_be_entered_at_any_epoch(
-    run: tuple[int, int, SelectionSettings, int], data: st.DataObject
-) -> None:
+def test_a_plan_may_be_entered_at_any_epoch(run: tuple[int, int, SelectionSettings, int], data: st.DataObject) -> None:
     """The rest of a halving rung is the rung, but no new round."""
     epochs, warmup, settings, _ = run
     epoch = data.draw(st.integers(0, epochs - 1))
