@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tfkd_fast.randomness import Purpose, below, permutation, philox, random_keys, random_words
+from tfkd_fast.randomness import Purpose, below, normal, permutation, philox, random_keys, random_words
 
 # Random123 (Salmon et al.), file kat_vectors, lines "philox4x32 10": counter, key, result.
 KNOWN_ANSWERS = [
@@ -105,3 +105,17 @@ def test_below_is_uniform() -> None:
 def test_the_device_does_not_change_the_numbers() -> None:
     device = torch.device("cuda")
     assert torch.equal(permutation(5000, seed=3, device=device).cpu(), permutation(5000, seed=3))
+
+
+def test_normal_numbers_by_hand() -> None:
+    quarter = 2**30  # of a turn
+    radii = torch.tensor([0, 2**31, 2**31, 2**31, 2**32 - 1])
+    angles = torch.tensor([0, 0, quarter, 2 * quarter, 0])
+    middle = np.sqrt(-2 * np.log(0.5 + 2**-33))
+    expected = [np.sqrt(66 * np.log(2)), middle, 0.0, -middle, np.sqrt(2**-32)]  # log(1 - x) is -x
+    np.testing.assert_allclose(normal(radii, angles), expected, rtol=1e-6, atol=1e-15)
+
+
+def test_normal_numbers_are_normal() -> None:
+    radii, angles, *_ = random_words(torch.arange(20_000), Purpose.LEARNING_RATE, seed=1)
+    assert stats.kstest(normal(radii, angles).numpy(), "norm").pvalue > 0.01

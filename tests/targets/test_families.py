@@ -10,16 +10,22 @@ from hypothesis import given, settings
 from pydantic import ValidationError
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.targets import Target, TargetSettings, build_target, one_hot_table
+from tfkd_fast.targets import Target, TargetSettings, build_mixture, build_target, one_hot_table
 from tfkd_fast.targets.full_matrix import logit_directions
 from tfkd_fast.targets.rank_binned import bin_starts
 
-CONTROLLED = ("scalar", "rank-binned", "full-matrix")
+CONTROLLED = ("scalar", "rank-binned", "full-matrix", "superclass")
 FAMILIES = ("one-hot", "label-smoothing", *CONTROLLED)
 
 
 def build(family: str, num_classes: int, **values: object) -> Target:
-    return build_target(TargetSettings.model_validate({"family": family, **values}), num_classes)
+    settings = TargetSettings.model_validate({"family": family, **values})
+    return build_target(settings, num_classes, superclasses(num_classes))
+
+
+def superclasses(num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Every third class together, in up to three superclasses."""
+    return {f"group {first}": tuple(range(first, num_classes, 3)) for first in range(min(3, num_classes))}
 
 
 def similarities(candidates: int, num_classes: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
@@ -174,6 +180,51 @@ def test_full_matrix_directions_move_logits_by_one() -> None:
     moved = moved - moved.mean(-1, keepdim=True)
     spread = moved.square().mean((-1, -2)).sqrt()  # root mean square over entries, less the diagonal and row means
     assert ((spread > 0.8) & (spread < 1.1)).all()
+
+
+def test_superclass_by_hand() -> None:
+    """Classes 1, 3 and 4 are one superclass, 0 and 5 another, and 2 is alone."""
+    target = build_target(TargetSettings(family="superclass"), 6, {"a": (1, 4, 3), "b": (5, 0), "c": (2,)})
+    assert target.action_names == ("true mass of a", "true mass of b", "true mass of c", "siblings")
+    action = np.array([0.7, -1.0, 2.0, 1.5])
+    table = target.tables(torch.from_numpy(action)[None], similarities(1, 6))[0].numpy()
+
+    a, b, c = 0.5 + 0.499 / (1 + np.exp(-action[:3] - math.log(0.4 / 0.099)))
+    weight = math.exp(1.5)  # of a sibling, where a class of another superclass has 1
+    two, one = (1 - a) / (2 * weight + 3), (1 - b) / (weight + 4)
+    alone = (1 - c) / 5
+    expected = [
+        [b, one, one, one, one, weight * one],
+        [two, a, two, weight * two, weight * two, two],
+        [alone, alone, c, alone, alone, alone],
+        [two, weight * two, two, a, weight * two, two],
+        [two, weight * two, two, weight * two, a, two],
+        [weight * one, one, one, one, one, b],
+    ]
+    np.testing.assert_allclose(table, expected, rtol=1e-12)
+
+
+def test_siblings_of_the_one_superclass_are_all_there_is() -> None:
+    target = build_target(TargetSettings(family="superclass"), 4, {"all": range(4)})
+    table = target.tables(torch.tensor([[0.0, 3.0]], dtype=torch.float64), similarities(1, 4))[0]
+    torch.testing.assert_close(table, smoothed(0.9, 4))
+
+
+def test_superclasses_are_asked_for() -> None:
+    settings = TargetSettings(family="superclass")
+    with pytest.raises(
+        UserError, match=r"needs superclasses, and this data set has none: choose data\.dataset cifar100"
+    ):
+        build_target(settings, 10)
+    with pytest.raises(UserError, match="needs superclasses"):
+        build_mixture(settings, 10)
+    assert build_mixture(settings, 10, superclasses(10)).action_names == build("superclass", 10).action_names
+
+
+@pytest.mark.parametrize("groups", [{"a": (0, 1)}, {"a": (0, 1), "b": (1, 2)}, {"a": (0, 1), "b": (2, 3)}])
+def test_every_class_is_in_one_superclass(groups: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match="each of the 3 classes once"):
+        build_target(TargetSettings(family="superclass"), 3, groups)
 
 
 @pytest.mark.parametrize("family", CONTROLLED)

@@ -110,7 +110,9 @@ def find_criterion(name: str) -> Criterion:
         raise ValueError(f"criterion {name!r} of {_origin(offer)} cannot be imported ({reason})") from error
     if not isinstance(criterion, Criterion):
         kind = type(criterion).__name__
-        raise ValueError(f"criterion {name!r} of {_origin(offer)} must be a tfkd_fast.selection.Criterion, is a {kind}")
+        raise ValueError(
+            f"criterion {name!r} of {_origin(offer)} must be a tfkd_fast.selection.Criterion, is of type {kind}"
+        )
     return criterion
 
 

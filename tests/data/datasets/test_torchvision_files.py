@@ -15,11 +15,16 @@ import scipy.io
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
-from tfkd_fast.data import Dataset, DataSettings, open_dataset
+from tfkd_fast.data import Dataset, DataSettings, open_dataset, superclasses
 from tfkd_fast.errors import UserError
 
 PER_FILE = 6
 SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+CLASSES = {
+    "cifar10": [f"class {i}" for i in range(10)],
+    "cifar100": sorted(name.replace(" ", "_") for names in superclasses.CIFAR100.values() for name in names),
+    "svhn": [str(digit) for digit in range(10)],
+}
 
 
 def md5(path: Path) -> str:
@@ -55,7 +60,7 @@ class Written:
                 self.labels[part] += labels
                 self.files[part].append(folder / name)
         self.meta = folder / source.meta["filename"]
-        self.meta.write_bytes(pickle.dumps({source.meta["key"]: [f"class {i}" for i in range(count)]}))
+        self.meta.write_bytes(pickle.dumps({source.meta["key"]: CLASSES[self.name]}))
         patch.setattr(source, "train_list", [[file.name, md5(file)] for file in self.files["train"]])
         patch.setattr(source, "test_list", [[file.name, md5(file)] for file in self.files["test"]])
         patch.setattr(source, "meta", source.meta | {"md5": md5(self.meta)})
@@ -84,7 +89,8 @@ def written(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 def test_images_labels_and_classes_are_those_of_the_files(written: Written) -> None:
     dataset = written.open()
     assert dataset.name == written.name
-    assert len(dataset.classes) == (100 if written.name == "cifar100" else 10)
+    assert dataset.classes == CLASSES[written.name]
+    assert (dataset.superclasses is not None) == (written.name == "cifar100")
     assert dataset.flip == (written.name != "svhn")
     for part, images in (("train", dataset.read_train()), ("test", dataset.read_test())):
         expected = torch.from_numpy(np.concatenate(written.images[part]))
