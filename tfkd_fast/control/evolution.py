@@ -28,7 +28,7 @@ class Generation:
 
 
 class EvolutionController(Controller):
-    """CMA-ES (Hansen, The CMA evolution strategy: a tutorial, 2016) over actions, from the neutral one, seeing no state.
+    """CMA-ES (Hansen, The CMA evolution strategy: a tutorial, 2016) over actions, started at the neutral one.
 
     The candidates of the first decision say how large a population is, where there are at least four; otherwise, as in
     a single trajectory, it has the usual size, 4 + 3 ln A. Draws are collected over decisions until they fill one:

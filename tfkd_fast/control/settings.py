@@ -81,7 +81,7 @@ class ControllerSettings(Settings):
     arm_step: float = Field(default=1.5, gt=0, le=ACTION_LIMIT)
     forgetting: float = Field(default=0.97, gt=0, le=1)
     """Thompson and ucb: the share of what is known that one decision leaves, because training is not stationary."""
-    exploration: float = Field(default=1.0, ge=0)
+    exploration: float = Field(default=0.5, ge=0)
     """UCB: weight of the confidence radius."""
 
     hypergradient_rate: float = Field(default=0.1, gt=0)
