@@ -1,13 +1,16 @@
-"""Fixed actions, schedules and the settings that ask for them."""
+"""Fixed actions, schedules, recordings and the settings that ask for them."""
 
 from dataclasses import replace
 from itertools import pairwise
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 
+from tests.control import problems
 from tfkd_fast.control import ControllerSettings, Progress, build_controller
 from tfkd_fast.errors import UserError
 from tfkd_fast.targets import TargetSettings, build_target, describe
@@ -84,14 +87,6 @@ def test_an_action_of_the_wrong_length_is_refused() -> None:
         build_controller(ControllerSettings(name="fixed", action=(0.0, 1.0)), target, 0)
 
 
-@pytest.mark.parametrize("family", ["one-hot", "label-smoothing"])
-@pytest.mark.parametrize("name", ["random", "ppo", "reinforce"])
-def test_a_policy_needs_something_to_set(family: str, name: str) -> None:
-    target = build_target(TargetSettings.model_validate({"family": family}), 10)
-    with pytest.raises(UserError, match=f"the {name} controller has nothing to set in the {family} target"):
-        build_controller(ControllerSettings.model_validate({"name": name}), target, 0)
-
-
 @pytest.mark.parametrize(
     "values",
     [{"initial_std": 2.0}, {"max_std": 0.3}, {"min_std": 0.5}, {"true_mass": [0.5]}, {"action": [float("nan")]}],
@@ -99,3 +94,67 @@ def test_a_policy_needs_something_to_set(family: str, name: str) -> None:
 def test_settings_that_make_no_sense_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ControllerSettings.model_validate(values)
+
+
+RECORDED = [
+    {"start": 0.1, "action": [1.0] * 5},
+    {"start": 0.3, "action": [2.0] * 5, "learning_rate_factor": 0.5},
+    {"start": 0.9, "action": [3.0] * 5, "learning_rate_factor": 2.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "entry"), [(0.0, 0), (0.1, 0), (0.2999, 0), (3 * 0.1 - 1e-12, 1), (0.3, 1), (0.9, 2), (1.0, 2)]
+)
+def test_a_recording_plays_what_has_begun_last(progress: Progress, fraction: float, entry: int) -> None:
+    controller = problems.build("recorded", recorded=RECORDED)
+    decision = controller.decide(replace(progress, epoch_fraction=fraction), 2)
+    assert torch.equal(decision.actions, torch.full((2, 5), entry + 1.0))
+    assert decision.learning_rate_factors == ((1.0, 0.5, 2.0)[entry],) * 2
+    assert decision.roles == ("recorded",) * 2
+    assert not controller.learns
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(starts=st.sets(st.integers(0, 99), min_size=1), epochs=st.integers(1, 100))
+def test_a_recording_looks_up_as_a_search_from_the_front_does(
+    progress: Progress, starts: set[int], epochs: int
+) -> None:
+    """Starts in hundredths of the run, looked up at every epoch of a run of another length, in whole numbers."""
+    ordered = sorted(starts)
+    recorded = [{"start": start / 100, "action": [float(start)] * 5} for start in ordered]
+    controller = problems.build("recorded", recorded=recorded)
+    for epoch in range(epochs):
+        begun = [start for start in ordered if start * epochs <= epoch * 100] or ordered[:1]
+        decision = controller.decide(replace(progress, epoch_fraction=epoch / epochs), 1)
+        assert decision.actions[0, 0] == begun[-1]
+
+
+def test_a_recording_needs_no_action_where_there_is_none(progress: Progress) -> None:
+    recorded = [{"start": 0.0, "action": [], "learning_rate_factor": 0.5}]
+    controller = problems.build("recorded", target={"family": "one-hot"}, recorded=recorded)
+    decision = controller.decide(progress, 2)
+    assert decision.actions.shape == (2, 0)
+    assert decision.learning_rate_factors == (0.5, 0.5)
+
+
+def test_a_recording_of_another_target_is_refused() -> None:
+    recorded = [*RECORDED[:2], {"start": 0.5, "action": [1.0]}]
+    with pytest.raises(UserError, match=r"controller\.recorded\[2\]\.action has 1 numbers but the rank-binned target"):
+        problems.build("recorded", recorded=recorded)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        ([], "at least one entry"),
+        (RECORDED[::-1], "entries must be in order"),
+        ([RECORDED[0], RECORDED[0]], "entries must be in order"),
+        ([{"start": 1.0, "action": []}], "less than 1"),
+        ([{"start": 0.0, "action": [], "learning_rate_factor": 0.0}], "greater than 0"),
+        ([{"action": []}], "start"),
+    ],
+)
+def test_recordings_that_make_no_sense_are_refused(recorded: list[object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ControllerSettings.model_validate({"name": "recorded", "recorded": recorded})

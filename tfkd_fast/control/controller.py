@@ -51,6 +51,10 @@ class Decision:
         """Log-density of one candidate's action under the policy, if there is one."""
         return float(self.draws.log_probabilities[candidate]) if self.draws else None
 
+    def observation(self) -> tuple[float, ...] | None:
+        """What the policy saw (13+A numbers), if there is one."""
+        return tuple(self.draws.observation.tolist()) if self.draws else None
+
     def subset(self, candidates: Sequence[int]) -> "Decision":
         """What was decided for some of the candidates, in that order."""
         rows, factors, draws = list(candidates), self.learning_rate_factors, self.draws
@@ -93,7 +97,10 @@ class Feedback:
 
     rewards: tuple[float, ...]  # P; NaN where nothing can be said
     advantages: tuple[float, ...] | None  # P, where this decision entered an update at once
-    update: dict[str, float] | None  # figures of the policy update, where there was one
+    update: dict[str, float] | None  # figures of the update of what was learned, where there was one
+    buffer_advantages: tuple[float, ...] | None = None
+    """Of the latest decisions over a single candidate that had a reward, oldest first and this one last, where this one
+    filled the buffer and they entered an update together."""
 
 
 class Controller(ABC):
@@ -113,7 +120,7 @@ class Controller(ABC):
         """Take in the outcome of the latest decision; `progress_after` is what the next one will start at."""
 
     def policy_bytes(self) -> bytes | None:
-        """The policy as the content of a file; None where there is none."""
+        """The content of a policy file, for `controller.policy` of a later run; None where no policy was learned."""
         return None
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 from tfkd_fast.control.controller import ACTION_LIMIT, Controller, Decision, Draws, Feedback, Outcome, Progress
 from tfkd_fast.control.observation import PROGRESS_ENTRIES, observation
 from tfkd_fast.control.policy import GaussianPolicy
+from tfkd_fast.control.policy_file import load_policy, policy_bytes
 from tfkd_fast.control.policy_gradient import Batch, PolicyGradient, Transition
-from tfkd_fast.control.rewards import RunningScale, group_rewards, single_reward
+from tfkd_fast.control.rewards import Rewards
 from tfkd_fast.control.settings import ControllerSettings
+from tfkd_fast.targets import ActionSpace
 
 
 class PolicyController(Controller):
@@ -44,15 +46,20 @@ class PolicyController(Controller):
 
     learns = True  # the random one is told, too, which action won, and its rewards are logged for comparison
 
-    def __init__(self, settings: ControllerSettings, action_size: int, seed: int) -> None:
+    def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
+        self._name, self._space = settings.name, space
         self._generator = torch.Generator().manual_seed(seed)
-        observation_size = PROGRESS_ENTRIES + action_size
-        self._policy = GaussianPolicy(observation_size, action_size, settings.initial_std, self._generator)
+        observation_size = PROGRESS_ENTRIES + space.action_size
+        self._policy = GaussianPolicy(observation_size, space.action_size, settings.initial_std, self._generator)
         self._gradient: PolicyGradient | None = None
         if settings.name != "random":
             self._gradient = PolicyGradient(settings, self._policy, observation_size, self._generator)
-        self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
-        self._previous_action = torch.zeros(action_size)  # of the surviving student
+        if settings.policy:
+            load_policy(Path(settings.policy), self._policy, self._gradient.value if self._gradient else None, space)
+            with torch.no_grad():
+                self._policy.log_std.clamp_(math.log(settings.min_std), math.log(settings.max_std))
+        self._rewards = Rewards()
+        self._previous_action = torch.zeros(space.action_size)  # of the surviving student
         self._elite: Tensor | None = None
 
     def decide(self, progress: Progress, candidates: int) -> Decision:
@@ -71,19 +78,21 @@ class PolicyController(Controller):
         return Decision(actions, tuple(roles), Draws(state, draws, log_probabilities))
 
     def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
-        if not outcome.comparable:
-            self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
+        rewards = self._rewards.of(outcome)
         self._previous_action = decision.actions[outcome.winner]
         if len(decision.actions) > 1:
-            return self._learn_group(decision, outcome)
-        return self._learn_single(decision, outcome, progress_after)
-
-    def _learn_group(self, decision: Decision, outcome: Outcome) -> Feedback:
-        self._elite = decision.actions[outcome.winner]
-        rewards = group_rewards(outcome)
+            self._elite = self._previous_action
         if self._gradient is None:
-            return Feedback(tuple(rewards.tolist()), None, None)
-        self._gradient.end_segment()
+            return Feedback((math.nan,) if rewards is None else tuple(rewards.tolist()), None, None)
+        if rewards is None:
+            self._gradient.end_segment()
+            return Feedback((math.nan,), None, None)
+        if len(rewards) > 1:
+            return self._learn_group(self._gradient, decision, rewards)
+        return self._learn_single(self._gradient, decision, float(rewards), progress_after)
+
+    def _learn_group(self, gradient: PolicyGradient, decision: Decision, rewards: Tensor) -> Feedback:
+        gradient.end_segment()
         draws = _draws(decision)
         entering = torch.tensor([role != "mean" for role in decision.roles])
         batch = Batch(
@@ -92,16 +101,11 @@ class PolicyController(Controller):
             draws.log_probabilities[entering],
             rewards[entering].float(),
         )
-        return Feedback(tuple(rewards.tolist()), tuple(rewards.tolist()), self._gradient.learn_group(batch))
+        return Feedback(tuple(rewards.tolist()), tuple(rewards.tolist()), gradient.learn_group(batch))
 
-    def _learn_single(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
-        if not outcome.comparable:
-            if self._gradient is not None:
-                self._gradient.end_segment()
-            return Feedback((math.nan,), None, None)
-        reward = single_reward(outcome, self._top1_scale, self._nll_scale)
-        if self._gradient is None:
-            return Feedback((reward,), None, None)
+    def _learn_single(
+        self, gradient: PolicyGradient, decision: Decision, reward: float, progress_after: Progress
+    ) -> Feedback:
         draws = _draws(decision)
         transition = Transition(
             draws.observation,
@@ -110,15 +114,23 @@ class PolicyController(Controller):
             reward,
             observation(progress_after, self._previous_action),
         )
-        return Feedback((reward,), None, self._gradient.learn_single(transition))
+        updated = gradient.learn_single(transition)
+        if updated is None:
+            return Feedback((reward,), None, None)
+        figures, advantages = updated
+        return Feedback((reward,), None, figures, tuple(advantages.tolist()))
+
+    def policy_bytes(self) -> bytes | None:
+        """Of the policy as it is now; the random one has learned none."""
+        gradient = self._gradient
+        return policy_bytes(self._name, self._policy, gradient.value, self._space) if gradient else None
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self._generator.get_state(),
             "policy": copy.deepcopy(self._policy.state_dict()),
             "gradient": self._gradient and self._gradient.state_dict(),
-            "top1_scale": asdict(self._top1_scale),
-            "nll_scale": asdict(self._nll_scale),
+            "rewards": self._rewards.state_dict(),
             "previous_action": self._previous_action,
             "elite": self._elite,
         }
@@ -128,7 +140,7 @@ class PolicyController(Controller):
         self._policy.load_state_dict(state["policy"])
         if self._gradient is not None:
             self._gradient.load_state_dict(state["gradient"])
-        self._top1_scale, self._nll_scale = RunningScale(**state["top1_scale"]), RunningScale(**state["nll_scale"])
+        self._rewards.load_state_dict(state["rewards"])
         self._previous_action, self._elite = state["previous_action"], state["elite"]
 
 

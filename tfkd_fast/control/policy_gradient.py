@@ -52,12 +52,12 @@ class PolicyGradient:
         self, settings: ControllerSettings, policy: GaussianPolicy, observation_size: int, generator: torch.Generator
     ) -> None:
         self._settings, self._policy = settings, policy
-        self._value = MLP(observation_size, 1, generator)
+        self.value = MLP(observation_size, 1, generator)
         self._optimizer = torch.optim.Adam(
             [
                 {"params": policy.fast_parameters(), "lr": settings.learning_rate},
                 {
-                    "params": [*policy.network_parameters(), *self._value.parameters()],
+                    "params": [*policy.network_parameters(), *self.value.parameters()],
                     "lr": settings.network_learning_rate,
                 },
             ]
@@ -70,15 +70,19 @@ class PolicyGradient:
         self._groups = [*self._groups, batch][-self._settings.group_buffer :]
         return self._update(_join(self._groups), returns=None)
 
-    def learn_single(self, transition: Transition) -> dict[str, float] | None:
-        """Take in one transition of the single trajectory, and update once the buffer is full."""
+    def learn_single(self, transition: Transition) -> tuple[dict[str, float], Tensor] | None:
+        """Take in one transition of the single trajectory, and update once the buffer is full.
+
+        Returns:
+            The figures of the update and the advantages (n,) of the buffer, where there was one.
+        """
         self._transitions.append(transition)
         if len(self._transitions) < self._settings.single_buffer:
             return None
         observations = torch.stack([step.observation for step in self._transitions])
         with torch.no_grad():
-            values = self._value(observations).squeeze(-1)
-            next_values = self._value(torch.stack([step.next_observation for step in self._transitions])).squeeze(-1)
+            values = self.value(observations).squeeze(-1)
+            next_values = self.value(torch.stack([step.next_observation for step in self._transitions])).squeeze(-1)
         advantages = generalized_advantages(
             torch.tensor([step.reward for step in self._transitions]),
             values,
@@ -94,7 +98,7 @@ class PolicyGradient:
             standardize(advantages),
         )
         self._transitions = []
-        return self._update(batch, returns=advantages + values)
+        return self._update(batch, returns=advantages + values), batch.advantages
 
     def end_segment(self) -> None:
         """The next transition will not start where the latest one ended."""
@@ -110,13 +114,13 @@ class PolicyGradient:
             objective = self._objective(log_probabilities, batch)
             loss = -objective - settings.entropy_bonus * policy.entropy()
             if returns is not None:
-                value_loss = (self._value(batch.observations).squeeze(-1) - returns).square().mean()
+                value_loss = (self.value(batch.observations).squeeze(-1) - returns).square().mean()
                 loss = loss + value_loss
                 figures["value_loss"] = value_loss.item()
             self._optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(policy.parameters(), settings.max_gradient_norm)
-            nn.utils.clip_grad_norm_(self._value.parameters(), settings.max_gradient_norm)
+            nn.utils.clip_grad_norm_(self.value.parameters(), settings.max_gradient_norm)
             self._optimizer.step()
             with torch.no_grad():
                 policy.log_std.clamp_(*bounds)
@@ -140,7 +144,7 @@ class PolicyGradient:
 
     def state_dict(self) -> dict[str, Any]:
         state = {
-            "value": self._value.state_dict(),
+            "value": self.value.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "groups": [vars(batch) for batch in self._groups],
             "transitions": [vars(step) for step in self._transitions],
@@ -148,7 +152,7 @@ class PolicyGradient:
         return copy.deepcopy(state)  # torch hands out the living tensors
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._value.load_state_dict(state["value"])
+        self.value.load_state_dict(state["value"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._groups = [Batch(**batch) for batch in state["groups"]]
         self._transitions = [Transition(**step) for step in state["transitions"]]

@@ -1,7 +1,8 @@
 """From held-out scores to rewards and advantages (the rewards are our choice)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,32 @@ def single_reward(outcome: Outcome, top1_scale: RunningScale, nll_scale: Running
     gain_top1 = top1_scale.scaled(outcome.top1[0] - outcome.parent_top1)
     gain_nll = nll_scale.scaled(outcome.parent_nll - outcome.nll[0])
     return 0.5 * gain_top1 + 0.5 * gain_nll
+
+
+class Rewards:
+    """What the candidates of each decision earn: in a group by comparison, alone by running scales, kept here."""
+
+    def __init__(self) -> None:
+        self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
+
+    def of(self, outcome: Outcome) -> Tensor | None:
+        """(P,) float64; None for a single trajectory whose learning rate dropped: the jump cannot be told from a gain.
+
+        Such a drop changes the size of the gains to come, so the scales begin anew.
+        """
+        if not outcome.comparable:
+            self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
+        if len(outcome.top1) > 1:
+            return group_rewards(outcome)
+        if not outcome.comparable:
+            return None
+        return torch.tensor([single_reward(outcome, self._top1_scale, self._nll_scale)], dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"top1_scale": asdict(self._top1_scale), "nll_scale": asdict(self._nll_scale)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._top1_scale, self._nll_scale = RunningScale(**state["top1_scale"]), RunningScale(**state["nll_scale"])
 
 
 def generalized_advantages(
