@@ -30,6 +30,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a small classifier by distillation without a teacher.",
 )
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set; for npz, the file.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --out.")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any value of the recipe.")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", show_default=False)]
 
 
@@ -48,8 +54,8 @@ def train(
         str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or the name of a shipped recipe.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100, svhn, folder or npz.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set; for npz, the file.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    data_root: DataRoot = None,
+    download: Download = False,
     method: Annotated[str | None, typer.Option(help="ce, label-smoothing, tfkd or tfkd-mrs.")] = None,
     model: Annotated[str | None, typer.Option(help="The student, by name.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
@@ -65,11 +71,9 @@ def train(
     ] = None,
     ops: Annotated[Literal["auto", "reference", "cpp", "cuda", "triton"] | None, typer.Option()] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default under runs/.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --out.")] = False,
+    overwrite: Overwrite = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Go on with an unfinished run.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any value of the recipe.")
-    ] = None,
+    assignments: Assignments = None,
 ) -> None:
     """Train a student, test it once at the end, and leave a run folder with a report."""
     data = {
@@ -83,8 +87,7 @@ def train(
         | {"compile": compile, "population": population}
         | {"data": _given(data), "model": _given({"name": model})}
     )
-    for assignment in assignments or []:
-        engine.set_override(overrides, assignment)
+    _assign(overrides, assignments)
     if resume is not None:
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
@@ -99,19 +102,16 @@ def train(
 @app.command()
 def replay(
     run_dir: RunDir,
-    out: Annotated[Path | None, typer.Option(help="The run folder; by default beside RUN_DIR.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default under runs/.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another one than the run's own.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --out.")] = False,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any value of the recipe.")
-    ] = None,
+    overwrite: Overwrite = False,
+    assignments: Assignments = None,
 ) -> None:
     """Train again on all training images, none held out, by the targets that a finished run was taught with."""
     overrides = _given({"seed": seed})
-    for assignment in assignments or []:
-        engine.set_override(overrides, assignment)
+    _assign(overrides, assignments)
     recipe = engine.replay_recipe(run_dir, overrides)
-    out = out or run_dir.with_name(f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
+    out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
     _watch(partial(engine.train, recipe, out, overwrite=overwrite), out)
 
 
@@ -126,16 +126,13 @@ def study(
         list[int] | None, typer.Option(min=0, help="Train these instead of the study's; may be given again.")
     ] = None,
     rows: Annotated[list[str] | None, typer.Option(help="Train these alone; may be given again.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set; for npz, the file.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="A value of all rows' recipes.")
-    ] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    assignments: Assignments = None,
 ) -> None:
     """Train the rows of a table under several seeds and compare them; given again, go on with what is left."""
     overrides = _given({"data": _given({"root": str(data_root) if data_root else None})})
-    for assignment in assignments or []:
-        engine.set_override(overrides, assignment)
+    _assign(overrides, assignments)
     plan = load_study(name, overrides)
     out = out or Path("runs", "studies", plan.name)
     code = train_study(plan, out, rows=plan.choose(rows or []), seeds=seeds or [], jobs=jobs, download=download)
@@ -219,6 +216,11 @@ def _watch(train: Callable[..., dict[str, Any]], out: Path) -> None:
     report = write_report(out)
     print(f"test accuracy {summary['test_top1']:.2f} %")
     print(f"report {report}")
+
+
+def _assign(overrides: dict[str, Any], assignments: list[str] | None) -> None:
+    for assignment in assignments or []:
+        engine.set_override(overrides, assignment)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def train_study(
 
     runner = Runner(study, folder, rows=rows, seeds=seeds, jobs=jobs, on_end=on_end)
     console.print(
-        f"{study.name} · {len(rows)} rows · seeds {', '.join(map(str, seeds))} · {len(runner.waiting)} runs to train, "
-        f"{runner.jobs} at a time, {runner.already_finished} finished before",
+        f"{study.name} · {len(rows)} rows · seeds {', '.join(map(str, seeds))} · {runner.already_finished} runs are "
+        f"finished, {len(runner.waiting)} to train, {runner.jobs} at a time",
         markup=False,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C: no process of ours is left behind
@@ -60,12 +60,14 @@ def show(runner: Runner, console: Console) -> None:
     """The table, what must be known to read it, and where it is."""
     runs = runner.finished()
     found = lines(runner.study, runs)
-    table = Table(HEADINGS[0], title=runner.study.name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in HEADINGS[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Table(title=runner.study.name, title_justify="left", box=SIMPLE)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right", overflow="fold")
     for line in found:
         table.add_row(*map(escape, cells(line, runner.seeds)))
-    console.print(table, width=None if console.is_terminal else FILE_WIDTH)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(table)
     for note in notes(runner.study, found, runs, runner.seeds):
         console.print(note, markup=False)
     for name, failure in runner.failures.items():

@@ -19,7 +19,7 @@ replay = "tfkd"
 """
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -93,11 +93,11 @@ class Study:
     baseline: Row
     rows: dict[str, Row]
 
-    def choose(self, names: Iterable[str]) -> list[Row]:
+    def choose(self, names: Sequence[str]) -> list[Row]:
         """The rows of these names, in the study's order; all rows for no names."""
-        names = set(names)
-        for name in names - self.rows.keys():
-            raise UserError(f"study {self.name} has no row {name!r}: {nearest(name, self.rows)}")
+        for name in names:
+            if name not in self.rows:
+                raise UserError(f"study {self.name} has no row {name!r}: {nearest(name, self.rows)}")
         return [row for row in self.rows.values() if row.name in names or not names]
 
 

@@ -70,8 +70,8 @@ def lines(study: Study, runs: Runs) -> list[Line]:
     """A line for every row of the study, in its order."""
 
     def mean(row: str, figure: str) -> Mean | None:
-        values = [summary[figure] for summary in runs.get(row, {}).values() if summary[figure] is not None]
-        return mean_of(values) if values else None
+        values = [summary[figure] for summary in runs.get(row, {}).values()]
+        return None if not values or None in values else mean_of(values)
 
     top1 = {row: {seed: summary["test_top1"] for seed, summary in runs.get(row, {}).items()} for row in study.rows}
     baseline = study.baseline.name

@@ -104,8 +104,7 @@ class Runner:
         self.waiting = [run for run in wanted if not folder.run(run).summary.exists()]
         self.already_finished = len(wanted) - len(self.waiting)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        default = 1 if any(_uses_cuda(row) for row in rows) else cores
-        self.jobs = max(1, min(jobs or default, len(self.waiting)))
+        self.jobs = jobs or (1 if any(_uses_cuda(row) for row in rows) else cores)
         self._threads = max(1, cores // self.jobs)
         self._running: dict[Run, Process] = {}
         self.failures: dict[str, str] = {}
