@@ -140,7 +140,7 @@ def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
         raise UserError(f"study {name}: {_explain(error)}") from None
     if file.baseline not in file.rows:
         hint = nearest(file.baseline, file.rows)
-        raise UserError(f"study {name}: no row is named like the baseline {file.baseline!r}: {hint}")
+        raise UserError(f"study {name}: the baseline {file.baseline!r} is no row: {hint}")
     overrides = overrides or {}
     for key in ("method", "seed"):
         if key in overrides:
@@ -172,8 +172,8 @@ def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Ro
 
 
 def _explain(error: ValidationError) -> str:
-    """One sentence about the first fault of a study file, outside of its recipes."""
-    fault = error.errors(include_url=False)[0]
+    """One sentence about a study file, outside of its recipes: a misspelt key, or else the first fault."""
+    fault = min(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
     match fault["type"]:
