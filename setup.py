@@ -203,7 +203,7 @@ setup(
     setup_requires=["torch>=2.11"] if find_compiler() and not find_torch() else [],
     packages=[*find_packages(include=["tfkd_fast*"]), "tfkd_fast.kernels", "tfkd_fast.recipes"],
     package_dir={"tfkd_fast.kernels": "kernels", "tfkd_fast.recipes": "recipes"},
-    package_data={"tfkd_fast.recipes": ["*.toml"], "tfkd_fast.report": ["*.html"]},
+    package_data={"tfkd_fast.recipes": ["*.toml", "studies/*.toml"], "tfkd_fast.report": ["*.html"]},
     # CMakeLists.txt knows the sources; here they only have to reach the source distribution.
     ext_modules=[
         Extension(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,11 +16,13 @@ from tfkd_fast import engine
 from tfkd_fast.cli.bench import measure, show
 from tfkd_fast.cli.display import Display
 from tfkd_fast.cli.doctor import examine
+from tfkd_fast.cli.study import train_study
 from tfkd_fast.data import LoaderName
 from tfkd_fast.engine.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.report import write_report
+from tfkd_fast.study import load_study
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +30,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a small classifier by distillation without a teacher.",
 )
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set; for npz, the file.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --out.")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any value of the recipe.")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", show_default=False)]
 
 
@@ -45,8 +54,8 @@ def train(
         str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or the name of a shipped recipe.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100, svhn, folder or npz.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set; for npz, the file.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")] = False,
+    data_root: DataRoot = None,
+    download: Download = False,
     method: Annotated[str | None, typer.Option(help="ce, label-smoothing, tfkd or tfkd-mrs.")] = None,
     model: Annotated[str | None, typer.Option(help="The student, by name.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
@@ -62,11 +71,9 @@ def train(
     ] = None,
     ops: Annotated[Literal["auto", "reference", "cpp", "cuda", "triton"] | None, typer.Option()] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default under runs/.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --out.")] = False,
+    overwrite: Overwrite = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Go on with an unfinished run.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any value of the recipe.")
-    ] = None,
+    assignments: Assignments = None,
 ) -> None:
     """Train a student, test it once at the end, and leave a run folder with a report."""
     data = {
@@ -80,8 +87,7 @@ def train(
         | {"compile": compile, "population": population}
         | {"data": _given(data), "model": _given({"name": model})}
     )
-    for assignment in assignments or []:
-        engine.set_override(overrides, assignment)
+    _assign(overrides, assignments)
     if resume is not None:
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
@@ -90,15 +96,47 @@ def train(
         resolved = engine.load_recipe(recipe, overrides)
         out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
         run = partial(engine.train, resolved, out, overwrite=overwrite, download=download)
-    try:
-        with Display() as display:
-            summary = run(listeners=[display])
-    except KeyboardInterrupt:
-        print(f"stopped: tfkd-fast train --resume {out} goes on from the last checkpoint", file=sys.stderr)
-        raise typer.Exit(130) from None
-    report = write_report(out)
-    print(f"test accuracy {summary['test_top1']:.2f} %")
-    print(f"report {report}")
+    _watch(run, out)
+
+
+@app.command()
+def replay(
+    run_dir: RunDir,
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default under runs/.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another one than the run's own.")] = None,
+    overwrite: Overwrite = False,
+    assignments: Assignments = None,
+) -> None:
+    """Train again on all training images, none held out, by the targets that a finished run was taught with."""
+    overrides = _given({"seed": seed})
+    _assign(overrides, assignments)
+    recipe = engine.replay_recipe(run_dir, overrides)
+    out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
+    _watch(partial(engine.train, recipe, out, overwrite=overwrite), out)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")],
+    out: Annotated[Path | None, typer.Option(help="The study's folder; by default under runs/studies/.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default one on CUDA, otherwise one a core.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(min=0, help="Train these instead of the study's; may be given again.")
+    ] = None,
+    rows: Annotated[list[str] | None, typer.Option(help="Train these alone; may be given again.")] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    assignments: Assignments = None,
+) -> None:
+    """Train the rows of a table under several seeds and compare them; given again, go on with what is left."""
+    overrides = _given({"data": _given({"root": str(data_root) if data_root else None})})
+    _assign(overrides, assignments)
+    plan = load_study(name, overrides)
+    out = out or Path("runs", "studies", plan.name)
+    code = train_study(plan, out, rows=plan.choose(rows or []), seeds=seeds or [], jobs=jobs, download=download)
+    raise typer.Exit(code)
 
 
 @app.command("eval")
@@ -165,6 +203,24 @@ def bench(
     show(figures, Console())
     if out is not None:
         out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _watch(train: Callable[..., dict[str, Any]], out: Path) -> None:
+    """Train into the run folder `out` before a person's eyes, then write its report."""
+    try:
+        with Display() as display:
+            summary = train(listeners=[display])
+    except KeyboardInterrupt:
+        print(f"stopped: tfkd-fast train --resume {out} goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
+    report = write_report(out)
+    print(f"test accuracy {summary['test_top1']:.2f} %")
+    print(f"report {report}")
+
+
+def _assign(overrides: dict[str, Any], assignments: list[str] | None) -> None:
+    for assignment in assignments or []:
+        engine.set_override(overrides, assignment)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

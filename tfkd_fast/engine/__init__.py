@@ -3,6 +3,7 @@
 from tfkd_fast.engine.export import export
 from tfkd_fast.engine.loop import Listener
 from tfkd_fast.engine.recipe import Recipe, load_recipe, make_recipe, set_override, shipped_recipes
+from tfkd_fast.engine.replay import replay_recipe
 from tfkd_fast.engine.run import evaluate, read_recipe, resume, train
 from tfkd_fast.engine.run_folder import RunFolder
 
@@ -15,6 +16,7 @@ __all__ = [
     "load_recipe",
     "make_recipe",
     "read_recipe",
+    "replay_recipe",
     "resume",
     "set_override",
     "shipped_recipes",

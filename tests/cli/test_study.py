@@ -1,0 +1,170 @@
+"""Studies and replays in processes of their own, as a person runs them."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.test_train import command, events, refusal, run, wait_for
+
+HEAD = """
+seeds = [0, 1]
+baseline = "ce"
+[base]
+epochs = 1
+device = "cpu"
+precision = "fp32"
+data.batch_size = 128
+data.loader = "resident"
+model.width = 0.125
+"""
+CE = """
+[rows.ce]
+title = "cross-entropy"
+method = "ce"
+"""
+SMOOTHED = """
+[rows.smoothed]
+method = "label-smoothing"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "study.toml"
+    file.write_text(text)
+    return file
+
+
+def students(out: Path) -> dict[str, int]:
+    """Run -> when its student was written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/student.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A study of two rows and two seeds, its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("study")
+    study, out = write(folder, HEAD + CE + SMOOTHED), folder / "out"
+    return study, out, run("study", study, "--out", out, "--jobs", "2").stdout
+
+
+def test_every_row_is_trained_under_every_seed(finished: tuple[Path, Path, str]) -> None:
+    _, out, printed = finished
+    assert students(out).keys() == {"ce-seed0", "ce-seed1", "smoothed-seed0", "smoothed-seed1"}
+    for row in ("ce", "smoothed"):
+        for seed in (0, 1):
+            summary = json.loads((out / "runs" / f"{row}-seed{seed}" / "summary.json").read_text())
+            assert (summary["seed"], summary["epochs"]) == (seed, 1)
+            title = "cross-entropy" if row == "ce" else row
+            assert f"seed {seed} · {title} · test {summary['test_top1']:.2f} %" in printed
+
+
+def test_the_table_is_made_of_the_summaries(finished: tuple[Path, Path, str]) -> None:
+    _, out, printed = finished
+    results = json.loads((out / "results.json").read_text())
+    top1 = {(found["row"], found["seed"]): found["summary"]["test_top1"] for found in results["runs"]}
+    values = [top1["smoothed", seed] for seed in (0, 1)]
+    for name, seed in top1:
+        assert top1[name, seed] == json.loads((out / f"runs/{name}-seed{seed}/summary.json").read_text())["test_top1"]
+    ours = results["table"][1]
+    assert (ours["row"], ours["seeds"]) == ("smoothed", [0, 1])
+    assert ours["test_top1"] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1)})
+    assert ours["difference"]["mean"] == pytest.approx(np.mean(values) - np.mean([top1["ce", 0], top1["ce", 1]]))
+    assert "| smoothed | 2/2 | 1 |" in (out / "table.md").read_text()
+    assert "paired by seed" in printed
+
+
+def test_given_again_it_trains_nothing_and_prints_the_table(finished: tuple[Path, Path, str]) -> None:
+    study, out, _ = finished
+    before = students(out)
+    again = run("study", study, "--out", out).stdout
+    assert "4 runs are finished, 0 to train" in again
+    assert "smoothed" in again
+    assert students(out) == before
+
+
+def test_a_run_by_another_recipe_is_not_mixed_in(finished: tuple[Path, Path, str]) -> None:
+    study, out, _ = finished
+    sentence = refusal("study", study, "--out", out, "--set", "optimizer.learning_rate=0.01")
+    assert str(out / "runs" / "ce-seed0") in sentence
+    assert "another --out" in sentence
+
+
+def test_rows_and_seeds_can_be_chosen(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    study, _, _ = finished
+    out = tmp_path / "out"
+    run("study", study, "--out", out, "--rows", "smoothed", "--seeds", "7")
+    assert students(out).keys() == {"smoothed-seed7"}
+
+
+def test_a_run_that_fails_leaves_the_others_whole(tmp_path: Path) -> None:
+    """And a replay waits for its run, wherever the file names it."""
+    text = '[rows.again]\nreplay = "ce"\n[rows.bad]\nmethod = "ce"\noptimizer.learning_rate = 1e9\n'
+    study, out = write(tmp_path, HEAD.replace("[0, 1]", "[0]") + text + CE + '[rows.worse]\nreplay = "bad"\n'), tmp_path
+    result = run("study", study, "--out", out, "--jobs", "2", ok=False)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert students(out).keys() == {"again-seed0", "ce-seed0"}
+    assert json.loads((out / "runs" / "again-seed0" / "summary.json").read_text())["holdout_images"] == 0
+    page = (out / "table.md").read_text()
+    assert "lower optimizer.learning_rate" in page.split("Missing: bad-seed0: ")[1]
+    assert "is not finished" in page.split("Missing: worse-seed0: ")[1]
+    assert "missing: bad-seed0" in result.stdout
+
+
+def test_a_killed_run_goes_on_when_the_study_is_given_again(tmp_path: Path) -> None:
+    study = write(tmp_path, HEAD.replace("[0, 1]", "[0]").replace("epochs = 1", "epochs = 12") + CE)
+    out = tmp_path / "out"
+    process = subprocess.Popen(command("study", study, "--out", out), stdout=subprocess.DEVNULL)
+    wait_for(out / "runs" / "ce-seed0" / "checkpoints" / "epoch-00001.ckpt", process)
+    (child,) = children(process.pid)
+    os.kill(child, signal.SIGKILL)
+    assert process.wait() == 1
+    assert "ce-seed0: ended by SIGKILL" in (out / "table.md").read_text()
+    run("study", study, "--out", out)
+    assert [event["event"] for event in events(out / "runs" / "ce-seed0")].count("resume") == 1
+    assert "Missing" not in (out / "table.md").read_text()
+
+
+def test_interrupted_it_stops_its_processes_and_says_how_to_go_on(tmp_path: Path) -> None:
+    study, out = write(tmp_path, HEAD.replace("epochs = 1", "epochs = 500") + CE), tmp_path / "out"
+    process = subprocess.Popen(
+        command("study", study, "--out", out, "--jobs", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    for seed in (0, 1):
+        wait_for(out / "runs" / f"ce-seed{seed}" / "checkpoints" / "epoch-00001.ckpt", process)
+    assert f"another tfkd-fast study is at work in {out}" in refusal("study", study, "--out", out)
+    started = children(process.pid)
+    assert len(started) == 2
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate()
+    assert process.returncode == 130
+    assert message.decode() == "stopped: the same command again goes on from the last checkpoints\n"
+    assert not any(Path("/proc", str(pid)).exists() for pid in started)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = status.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended
+            continue
+        if int(after_name[1]) == parent:
+            found.append(int(status.parent.name))
+    return found
+
+
+def test_a_replay_trains_on_all_images(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, study_folder, _ = finished
+    source, out = study_folder / "runs" / "smoothed-seed0", tmp_path / "replay"
+    printed = run("replay", source, "--out", out, "--seed", "5").stdout
+    assert "test accuracy" in printed
+    before, after = (json.loads((folder / "summary.json").read_text()) for folder in (source, out))
+    assert after["train_images"] == before["train_images"] + before["holdout_images"]
+    assert (after["seed"], after["method"], after["holdout_images"]) == (5, "label-smoothing", 0)
+    assert (out / "report.html").is_file()

@@ -1,0 +1,77 @@
+"""Study files: rows over a base, in order, and a sentence for every fault."""
+
+import pytest
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.study import load_study, shipped_studies
+from tfkd_fast.study.plan import make_study
+
+BASE = """
+seeds = [3, 1]
+baseline = "ce"
+[base]
+epochs = 7
+model.width = 0.5
+"""
+CE = """
+[rows.ce]
+method = "ce"
+"""
+
+
+def test_a_row_is_its_own_tables_over_the_base_over_its_methods_presets() -> None:
+    study = make_study("s", BASE + '[rows.b]\nmethod = "tfkd"\nmodel.width = 0.25\ntitle = "B"\n' + CE)
+    assert list(study.rows) == ["b", "ce"]
+    assert study.baseline is study.rows["ce"]
+    assert (study.rows["b"].title, study.baseline.title) == ("B", "ce")
+    recipe = study.rows["b"].recipe(5)
+    assert (recipe.method, recipe.seed, recipe.epochs, recipe.model.width) == ("tfkd", 5, 7, 0.25)
+    assert recipe.table()["controller"]["name"] == "ppo"
+    assert study.baseline.recipe(5).model.width == 0.5
+
+
+def test_the_command_line_is_over_every_row() -> None:
+    study = make_study("s", BASE + CE + '[rows.b]\nmethod = "tfkd"\nepochs = 9', {"epochs": 2})
+    assert [row.recipe(0).epochs for row in study.rows.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("name", sorted(shipped_studies()))
+def test_every_shipped_study_is_valid(name: str) -> None:
+    study = load_study(name)
+    assert study.seeds == (0, 1, 2)
+    assert {"ce", "label-smoothing", "tfkd", "tfkd-mrs", "ce-mrs"} <= study.rows.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seeds = = 1", "is not valid TOML"),
+        (BASE.replace("seeds", "seed") + CE, "unknown key 'seed': did you mean 'seeds'"),
+        (BASE.replace('baseline = "ce"', "") + CE, "it has no 'baseline'"),
+        (BASE.replace("[3, 1]", "[]") + CE, "one seed at least"),
+        (BASE.replace("[3, 1]", "[3, 1, 3]") + CE, "seed 3 is named twice"),
+        (BASE.replace('"ce"', '"cee"') + CE, "the baseline 'cee' is no row: did you mean 'ce'"),
+        (BASE, "it has no 'rows'"),
+        (BASE + "[rows]", "one row at least"),
+        (BASE + CE + '[rows."a/b"]', "row 'a/b' needs a name of letters"),
+        (BASE + CE + "[rows.b]\nepoch = 1", "row b: unknown recipe key 'epoch': did you mean 'epochs'"),
+        (BASE + CE + '[rows.b]\nmethod = "tfdk"', "row b: unknown method 'tfdk'"),
+        (BASE + CE + "[rows.b]\nseed = 1", "row b: its seed is one of the study's"),
+        (BASE + CE + '[rows.b]\nreplay = "cee"', "row b: it replays 'cee', which is no row: did you mean 'ce'"),
+        (BASE + CE + '[rows.b]\nreplay = "ce"\nepochs = 1', "row b: .* must not set 'epochs'"),
+        (BASE + CE + '[rows.b]\nreplay = "ce"\n[rows.c]\nreplay = "b"', "row c: .* is a replay itself"),
+    ],
+)
+def test_a_fault_is_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^study s.*{sentence}") as error:
+        make_study("s", text)
+    assert "\n" not in str(error.value)
+
+
+def test_what_differs_between_rows_is_not_set_for_all() -> None:
+    with pytest.raises(UserError, match="seed cannot be set"):
+        make_study("s", BASE + CE, {"seed": 1})
+    with pytest.raises(UserError, match=r"no study file 'cifar10'.*did you mean 'cifar100'"):
+        load_study("cifar10")
+    with pytest.raises(UserError, match="no row 'c': did you mean 'ce'"):
+        make_study("s", BASE + CE).choose(["c"])

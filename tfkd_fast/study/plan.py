@@ -1,0 +1,186 @@
+"""A study file: rows of a table, each a recipe over shared tables, to be trained under the same seeds.
+
+seeds = [0, 1, 2]
+baseline = "ce"        # the row that the others are compared with
+
+[base]                 # recipe tables that all rows share
+epochs = 40
+data.dataset = "cifar100"
+
+[rows.ce]              # a recipe over the base
+method = "ce"
+
+[rows.tfkd]
+title = "TFKD"         # its name in the table
+method = "tfkd"
+
+[rows.replayed]        # instead of a recipe: the replay of another row's run under the same seed
+replay = "tfkd"
+"""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tfkd_fast.engine import Recipe, make_recipe
+from tfkd_fast.engine.recipe import Table, merge
+from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.settings import Settings
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+RowName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # names folders
+
+
+class RowTable(BaseModel):
+    """A `[rows.NAME]` table; what is not named here belongs to the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    title: str | None = None
+    replay: str | None = None
+
+    @property
+    def recipe(self) -> Table:
+        return dict(self.model_extra or {})
+
+
+class StudyFile(Settings):
+    """The file as it is written."""
+
+    seeds: tuple[Seed, ...]
+    baseline: str
+    base: dict[str, Any] = Field(default_factory=dict)
+    rows: dict[RowName, RowTable]
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return distinct(seeds)
+
+    @field_validator("rows")
+    @classmethod
+    def _a_row_at_least(cls, rows: dict[str, RowTable]) -> dict[str, RowTable]:
+        if not rows:
+            raise ValueError("a study needs one row at least")
+        return rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a recipe without its seed, or the name of the row that it replays."""
+
+    name: str
+    title: str
+    table: Table = field(hash=False)
+    replay: str | None
+
+    def recipe(self, seed: int) -> Recipe:
+        """Of a row that is no replay."""
+        return make_recipe(self.table | {"seed": seed})
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows in the file's order, all of them valid."""
+
+    name: str
+    seeds: tuple[int, ...]
+    baseline: Row
+    rows: dict[str, Row]
+
+    def choose(self, names: Sequence[str]) -> list[Row]:
+        """The rows of these names, in the study's order; all rows for no names."""
+        for name in names:
+            if name not in self.rows:
+                raise UserError(f"study {self.name} has no row {name!r}: {nearest(name, self.rows)}")
+        return [row for row in self.rows.values() if row.name in names or not names]
+
+
+def distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The seeds, if there is one at least and none of them comes twice; ValueError otherwise."""
+    if not seeds:
+        raise ValueError("a study needs one seed at least")
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise ValueError(f"seed {seed} is named twice")
+    return seeds
+
+
+def shipped_studies() -> dict[str, str]:
+    """Name -> TOML text of the studies that come with the package."""
+    folder = files("tfkd_fast.recipes") / "studies"
+    return {
+        item.name.removesuffix(".toml"): item.read_text() for item in folder.iterdir() if item.name.endswith(".toml")
+    }
+
+
+def load_study(name: str, overrides: Table | None = None) -> Study:
+    """The study of a shipped name or of a file; `overrides` are recipe values over those of every row."""
+    shipped = shipped_studies()
+    if name in shipped:
+        return make_study(name, shipped[name], overrides)
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"no study file {name!r}, and no shipped study of that name: {nearest(name, shipped)}")
+    return make_study(path.stem, path.read_text(), overrides)
+
+
+def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
+    """Validate a study's text; the first fault is reported in one sentence."""
+    try:
+        file = StudyFile.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"study {name} is not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"study {name}: {_explain(error)}") from None
+    if file.baseline not in file.rows:
+        hint = nearest(file.baseline, file.rows)
+        raise UserError(f"study {name}: the baseline {file.baseline!r} is no row: {hint}")
+    overrides = overrides or {}
+    for key in ("method", "seed"):
+        if key in overrides:
+            raise UserError(f"{key} cannot be set for all rows of a study: its file does")
+    rows = {}
+    for row_name, row in file.rows.items():
+        try:
+            rows[row_name] = _make_row(row_name, row, file, overrides)
+        except UserError as error:
+            raise UserError(f"study {name}, row {row_name}: {error}") from None
+    return Study(name, file.seeds, rows[file.baseline], rows)
+
+
+def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Row:
+    if row.replay is None:
+        table = merge(file.base, row.recipe)
+        if "seed" in table:
+            raise UserError("its seed is one of the study's seeds, so its recipe must not set one")
+        result = Row(name, row.title or name, merge(table, overrides), None)
+        result.recipe(file.seeds[0])  # refuses what is wrong with it
+        return result
+    if row.recipe:
+        raise UserError(f"a replay has the recipe of the row that it replays, so it must not set {min(row.recipe)!r}")
+    if row.replay not in file.rows:
+        raise UserError(f"it replays {row.replay!r}, which is no row: {nearest(row.replay, file.rows)}")
+    if file.rows[row.replay].replay is not None:
+        raise UserError(f"it replays {row.replay!r}, which is a replay itself")
+    return Row(name, row.title or name, {}, row.replay)
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence about a study file, outside of its recipes: a misspelt key, or else the first fault."""
+    fault = min(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key!r}: {nearest(key, StudyFile.model_fields)}"
+        case "missing":
+            return f"it has no {key!r}"
+        case "string_pattern_mismatch":
+            return f"row {path[1]!r} needs a name of letters, digits, '.', '-' and '_': folders are named after it"
+    return f"key {key!r}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"

@@ -1,0 +1,222 @@
+"""The table of a study: means over seeds, and differences to the baseline that are paired by seed.
+
+Top-1 is percent, as in the files of a run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from tfkd_fast.study.plan import Study
+
+CONFIDENCE = 0.95
+SAME = 1e-9
+"""Differences that spread less than this are equal up to rounding, and tell nothing of how differences spread."""
+
+Summary = Mapping[str, Any]
+"""A run's summary.json."""
+
+Runs = Mapping[str, Mapping[int, Summary]]
+"""Row -> seed -> the finished run."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Over seeds, with the sample standard deviation (n - 1) of two or more."""
+
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of a row minus the baseline, over the seeds that both have.
+
+    Interval (Student's t, 95 %) and p (two-sided paired t-test) are None for fewer than two pairs, or where all
+    differences are equal.
+    """
+
+    pairs: int
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table; None where nothing is known (yet)."""
+
+    row: str
+    title: str
+    seeds: tuple[int, ...]
+    """Of the finished runs."""
+    student_epochs: Mean | None
+    test_top1: Mean | None
+    difference: Difference | None
+    """None for the baseline, too."""
+    adjusted_p: float | None
+    """Holm's, over the rows that have a p."""
+    holdout_top1: Mean | None
+    test_nll: Mean | None
+    test_ece: Mean | None
+    seconds: Mean | None
+
+
+def lines(study: Study, runs: Runs) -> list[Line]:
+    """A line for every row of the study, in its order."""
+
+    def mean(row: str, figure: str) -> Mean | None:
+        values = [summary[figure] for summary in runs.get(row, {}).values()]
+        return None if not values or None in values else mean_of(values)
+
+    top1 = {row: {seed: summary["test_top1"] for seed, summary in runs.get(row, {}).items()} for row in study.rows}
+    baseline = study.baseline.name
+    differences = {row: paired_difference(top1[row], top1[baseline]) for row in study.rows if row != baseline}
+    tested = {row: found.p for row, found in differences.items() if found and found.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return [
+        Line(
+            row=row.name,
+            title=row.title,
+            seeds=tuple(sorted(runs.get(row.name, {}))),
+            student_epochs=mean(row.name, "student_epochs"),
+            test_top1=mean(row.name, "test_top1"),
+            difference=differences.get(row.name),
+            adjusted_p=adjusted.get(row.name),
+            holdout_top1=mean(row.name, "holdout_top1"),
+            test_nll=mean(row.name, "test_nll"),
+            test_ece=mean(row.name, "test_ece"),
+            seconds=mean(row.name, "seconds"),
+        )
+        for row in study.rows.values()
+    ]
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Of one value or more."""
+    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Of figures by seed; None where no seed has both."""
+    differences = np.array([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
+    if differences.size == 0:
+        return None
+    mean = float(differences.mean())
+    if differences.size < 2 or np.ptp(differences) < SAME:
+        return Difference(differences.size, mean)
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(CONFIDENCE)
+    return Difference(differences.size, mean, float(interval.low), float(interval.high), float(test.pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Scandinavian Journal of Statistics, 1979), in the order given."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+# What a person reads.
+
+HEADINGS = (
+    "row",
+    "seeds",
+    "student-epochs",
+    "test top-1, %",
+    "difference [95 %]",
+    "p, Holm",
+    "held-out top-1, %",
+    "test NLL",
+    "test ECE",
+    "seconds",
+)
+
+
+def cells(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
+    """A line as text, one cell a heading."""
+    return (
+        line.title,
+        f"{len(line.seeds)}/{len(seeds)}",
+        _mean(line.student_epochs, ".0f"),
+        _mean_and_sd(line.test_top1),
+        _difference(line.difference),
+        "" if line.adjusted_p is None else f"{line.adjusted_p:.3f}",
+        _mean(line.holdout_top1, ".2f"),
+        _mean(line.test_nll, ".3f"),
+        _mean(line.test_ece, ".3f"),
+        _mean(line.seconds, ",.0f"),
+    )
+
+
+def notes(study: Study, found: Sequence[Line], runs: Runs, seeds: Sequence[int]) -> list[str]:
+    """What must be known to read the table, a sentence or two each."""
+    compared = sum(line.difference is not None for line in found)
+    tested = sum(line.adjusted_p is not None for line in found)
+    machines = {
+        f"{summary['device_name']}, {summary['precision']}" for row in runs.values() for summary in row.values()
+    }
+    result = [
+        f"Seeds: {', '.join(map(str, seeds))}. Mean ± sample standard deviation over the seeds that are done.",
+        "Figures of the last epoch; the test set was read once a run, after training.",
+        f"Difference: to {study.baseline.title}, paired by seed, with a 95 % confidence interval (Student's t over the "
+        "differences; none for fewer than two pairs, or where all are equal).",
+        f"{compared} rows are compared with the baseline, and the intervals are not corrected for that; p is that of "
+        f"the two-sided paired t-test, adjusted by Holm's method over the {tested} that have one.",
+    ]
+    if machines:
+        result.append(
+            f"Trained on {'; '.join(sorted(machines))}. Seconds are those of runs beside others at the same time."
+        )
+    return result
+
+
+def markdown(study: Study, runs: Runs, seeds: Sequence[int], failures: Mapping[str, str]) -> str:
+    """The table as a file; `failures` are the reasons of the runs that failed, by name."""
+    found = lines(study, runs)
+    rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *(cells(line, seeds) for line in found)]
+    text = [f"# {study.name}", ""]
+    text += ["| " + " | ".join(row) + " |" for row in rows]
+    text += ["", *(f"- {note}" for note in notes(study, found, runs, seeds))]
+    text += [f"- Missing: {run}: {reason}" for run, reason in failures.items()]
+    return "\n".join(text) + "\n"
+
+
+def as_json(study: Study, runs: Runs, seeds: Sequence[int], failures: Mapping[str, str]) -> dict[str, Any]:
+    """The table, and the figures of every run that it was made of."""
+    return {
+        "study": study.name,
+        "seeds": list(seeds),
+        "baseline": study.baseline.name,
+        "table": [asdict(line) for line in lines(study, runs)],
+        "runs": [
+            {"row": row, "seed": seed, "summary": dict(summary)}
+            for row, by_seed in runs.items()
+            for seed, summary in by_seed.items()
+        ],
+        "failures": dict(failures),
+    }
+
+
+def _mean(value: Mean | None, form: str) -> str:
+    return "" if value is None else format(value.mean, form)
+
+
+def _mean_and_sd(value: Mean | None) -> str:
+    if value is None or value.sd is None:
+        return _mean(value, ".2f")
+    return f"{value.mean:.2f} ± {value.sd:.2f}"
+
+
+def _difference(value: Difference | None) -> str:
+    if value is None:
+        return ""
+    interval = "" if value.low is None or value.high is None else f" [{value.low:+.2f}, {value.high:+.2f}]"
+    return f"{value.mean:+.2f}{interval}"

@@ -1,0 +1,248 @@
+"""Trains the runs of a study, several at a time, each in a process of its own that leaves a run folder.
+
+A study may be stopped at any time: what is finished stays, what is not goes on from its newest checkpoint.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tfkd_fast.engine import Recipe, RunFolder, read_recipe, replay_recipe
+from tfkd_fast.engine.checkpoint import write_atomically
+from tfkd_fast.engine.device import resolve_compute
+from tfkd_fast.errors import UserError
+from tfkd_fast.study import results
+from tfkd_fast.study.plan import Row, Study
+
+POLL = 0.1
+"""Seconds between two looks at the processes."""
+PATIENCE = 10.0
+"""Seconds that a process may take to end when it is told to."""
+
+Process: TypeAlias = "subprocess.Popen[bytes]"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row under one seed."""
+
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}-seed{self.seed}"
+
+
+class StudyFolder:
+    """Where a study keeps what: recipes/, runs/ and logs/ with one entry a run, table.md, results.json."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.table = path / "table.md"
+        self.results = path / "results.json"
+
+    def recipe(self, run: Run) -> Path:
+        return self.path / "recipes" / f"{run.name}.toml"
+
+    def run(self, run: Run) -> RunFolder:
+        return RunFolder(self.path / "runs" / run.name)
+
+    def log(self, run: Run) -> Path:
+        return self.path / "logs" / f"{run.name}.txt"
+
+    def create(self) -> None:
+        try:
+            for name in ("recipes", "runs", "logs"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+
+    def finished(self, study: Study, seeds: Sequence[int]) -> dict[str, dict[int, dict[str, Any]]]:
+        """Row -> seed -> summary of every finished run."""
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for row in study.rows.values():
+            for seed in seeds:
+                if summary := self.run(Run(row, seed)).read_summary():
+                    found.setdefault(row.name, {})[seed] = summary
+        return found
+
+
+class Runner:
+    """A study in progress: `run()` trains what is left of it."""
+
+    def __init__(
+        self,
+        study: Study,
+        folder: StudyFolder,
+        *,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        jobs: int | None = None,
+        on_end: Callable[[Run, str | None], None],
+    ) -> None:
+        """Runs of `rows` under `seeds`; `on_end` hears of every one that ended, and why it failed if it did.
+
+        The table has all rows of the study, under the seeds of the study and those given here. `jobs` are the
+        processes at a time: without it one on CUDA, one a core otherwise.
+
+        Raises:
+            UserError: a run in the folder was trained by another recipe.
+        """
+        self.study, self.folder, self._on_end = study, folder, on_end
+        self.seeds = [*study.seeds, *(seed for seed in seeds if seed not in study.seeds)]
+        for run in (Run(row, seed) for seed in self.seeds for row in study.rows.values()):
+            self._refuse_another_recipe(run)
+        wanted = [Run(row, seed) for seed in seeds for row in rows]  # a study stopped early has whole paired seeds
+        self.waiting = [run for run in wanted if not folder.run(run).summary.exists()]
+        self.already_finished = len(wanted) - len(self.waiting)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.jobs = jobs or (1 if any(_uses_cuda(row) for row in rows) else cores)
+        self._threads = max(1, cores // self.jobs)
+        self._running: dict[Run, Process] = {}
+        self.failures: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Train, and write the table after every run; a run that fails does not stop the others."""
+        self.folder.create()
+        with _alone_in(self.folder.path) as inherited:
+            self.write_table()
+            try:
+                while self.waiting or self._running:
+                    self._start_ready(inherited)
+                    self._collect_ended()
+            finally:
+                self._stop()
+
+    def finished(self) -> results.Runs:
+        return self.folder.finished(self.study, self.seeds)
+
+    def write_table(self) -> None:
+        runs = self.finished()
+        text = results.markdown(self.study, runs, self.seeds, self.failures)
+        write_atomically(self.folder.table, lambda file: file.write(text.encode()))
+        values = results.as_json(self.study, runs, self.seeds, self.failures)
+        RunFolder(self.folder.path).write_json(self.folder.results, values)
+
+    def _start_ready(self, inherited: list[int]) -> None:
+        """Start runs in their order, as many as may run; a replay waits for the run that it replays."""
+        for run in list(self.waiting):
+            if len(self._running) == self.jobs:
+                return
+            source = self._source(run)
+            if source is not None and (source in self.waiting or source in self._running):
+                continue
+            self.waiting.remove(run)
+            try:
+                self._running[run] = self._start(run, inherited)
+            except UserError as error:
+                self._end(run, str(error))
+
+    def _start(self, run: Run, inherited: list[int]) -> Process:
+        self._refuse_another_recipe(run)
+        run_folder, recipe = self.folder.run(run), self.folder.recipe(run)
+        if run_folder.recipe.exists():
+            arguments = ["--resume", run_folder.path]
+        else:
+            text = self._recipe(run).to_toml()
+            write_atomically(recipe, lambda file: file.write(text.encode()))
+            arguments = [recipe, "--out", run_folder.path]
+        with self.folder.log(run).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tfkd_fast", "train", *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": str(self._threads)},
+                start_new_session=True,  # a Ctrl-C reaches us alone, and we stop them
+                pass_fds=inherited,  # while one of them lives, the folder is taken
+            )
+
+    def _collect_ended(self) -> None:
+        """Hear of the processes that ended; if there are none, wait a little."""
+        ended = [run for run, process in self._running.items() if process.poll() is not None]
+        for run in ended:
+            process = self._running.pop(run)
+            self._end(run, None if self.folder.run(run).summary.exists() else self._reason(run, process.returncode))
+        if self._running and not ended:
+            time.sleep(POLL)
+
+    def _end(self, run: Run, failure: str | None) -> None:
+        if failure is not None:
+            self.failures[run.name] = failure
+        self.write_table()
+        self._on_end(run, failure)
+
+    def _reason(self, run: Run, code: int) -> str:
+        """Why a run failed: what it said last."""
+        log = self.folder.log(run)
+        if code < 0:
+            return f"ended by {signal.Signals(-code).name} (see {log})"
+        said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        return f"{said[-1].removeprefix('error: ')} (see {log})"
+
+    def _stop(self) -> None:
+        """End all processes; their checkpoints stay."""
+        for process in self._running.values():
+            process.terminate()
+        for process in self._running.values():
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _source(self, run: Run) -> Run | None:
+        """The run that a replay replays."""
+        return Run(self.study.rows[run.row.replay], run.seed) if run.row.replay else None
+
+    def _recipe(self, run: Run) -> Recipe:
+        source = self._source(run)
+        return replay_recipe(self.folder.run(source).path) if source else run.row.recipe(run.seed)
+
+    def _refuse_another_recipe(self, run: Run) -> None:
+        """Raise UserError if the run's folder holds a run by another recipe, as far as that can be told by now."""
+        run_folder, source = self.folder.run(run), self._source(run)
+        known = source is None or self.folder.run(source).summary.exists()
+        if run_folder.recipe.exists() and known and read_recipe(run_folder) != self._recipe(run):
+            raise UserError(
+                f"{run_folder.path} holds a run by another recipe than the study's: "
+                "choose another --out, or delete that folder to train it again"
+            )
+
+
+def _uses_cuda(row: Row) -> bool:
+    """Of a replay: it computes where the row that it replays does."""
+    if row.replay is not None:
+        return False
+    recipe = row.recipe(0)
+    return resolve_compute(recipe.device, recipe.precision).device.type == "cuda"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[list[int]]:
+    """Take the folder for as long as we or a process of ours lives, also one that outlived a runner that was killed.
+
+    Gives the file descriptors that those processes must inherit.
+
+    Raises:
+        UserError: if another study, or what is left of one, is at work there.
+    """
+    if sys.platform == "win32":  # has no such locks
+        yield []
+        return
+    import fcntl
+
+    with (folder / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another tfkd-fast study is at work in {folder}: wait for it, or end it first") from None
+        yield [lock.fileno()]
