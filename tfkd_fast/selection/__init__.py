@@ -1,4 +1,4 @@
-"""Multi-Ranking Selection (MRS): when several candidates run, how they are ranked, and which one lives on.
+"""Multi-Ranking Selection (MRS): when several candidates run, what they differ in, how they are ranked, which live on.
 
 The name is from Jiang et al., IEEE Access 2024; criteria, aggregation and instants are our choice.
 """

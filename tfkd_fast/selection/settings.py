@@ -27,7 +27,7 @@ class SelectionSettings(Settings):
     criteria: tuple[str, ...] = Field(default=("holdout-nll", "holdout-top1", "averaged-top1"), min_length=1)
     """Names of the rankings; equal candidates are separated by the first, then the second, ..."""
     weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
-    """What the rank under each criterion counts; 1 each where absent."""
+    """What the rank or value under each criterion counts in a sum; 1 each where absent."""
     aggregate: Literal["borda", "z-sum", "accuracy", "pareto"] = "borda"
     """What orders the candidates; the Borda order separates those that it leaves equal. borda: the weighted sum of
     ranks. z-sum: the weighted sum of standardised values. accuracy: held-out top-1 alone. pareto: the Pareto front."""
