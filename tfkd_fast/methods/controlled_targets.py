@@ -78,6 +78,7 @@ class ControlledTargets(Method):
         self._controller = control.build_controller(settings.controller, self._teaching.space, context.seed)
         self._one_action = settings.selection.target == "shared" or not self._selects
         self.needs_joint_steps = self._peers
+        self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
         self.needs_influence = self._controller.needs_gradient
         self.slow_decay = self._teaching.slow_decay
         self.needs_holdout = self._selects or self._controller.learns
