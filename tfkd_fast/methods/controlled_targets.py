@@ -313,10 +313,10 @@ class ControlledTargets(Method):
 
     def _taught_event(self, slot: int) -> list[Event]:
         """What the surviving student was taught with since the decision: a schedule that can be taught again."""
-        if not self._teaching.space.action_size:
-            return []
+        if not self._teaching.space.action_size and not self._selects:
+            return []  # the same from the first epoch to the last
         decision, taught = self._decision, self._teaching.describe()[slot]
-        if decision is not None:
+        if decision is not None and self._teaching.space.action_size:
             self._divergences.append(taught["divergence"])
         return [
             {
