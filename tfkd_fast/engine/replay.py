@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tfkd_fast import targets
 from tfkd_fast.engine.recipe import Recipe, Table, make_recipe
 from tfkd_fast.engine.run import read_recipe
 from tfkd_fast.engine.run_folder import RunFolder
@@ -37,8 +36,7 @@ def replay_table(run_dir: Path) -> Table:
 
     events = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     taught = [event for event in events if event["event"] == "taught"]
-    classes = next(len(event["classes"]) for event in events if event["event"] == "start")
-    steered = targets.build_mixture(settings.target, classes).action_size > 0
+    steered = any(event["event"] == "decision" for event in events)
     if steered and not taught:
         raise UserError(
             f"the run in {run_dir} is of an older version, which did not record what its student was taught"

@@ -288,6 +288,7 @@ class ControlledTargets(Method):
             "interval": self._number,
             "first_epoch": self._interval.first_epoch + 1,
             "epochs": self._interval.epochs,
+            "action_names": self._teaching.space.action_names,
             "progress": asdict(progress),
             "observation": decision.draws.observation.tolist() if decision and decision.draws else None,
             "candidates": [
