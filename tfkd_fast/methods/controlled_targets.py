@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tfkd_fast import control, selection
 from tfkd_fast.control import ControllerSettings, Decision, Progress
+from tfkd_fast.errors import UserError
 from tfkd_fast.methods.protocol import (
     Context,
     EpochResult,
@@ -76,6 +77,7 @@ class ControlledTargets(Method):
         self.max_candidates = max(several, selection.max_candidates(settings.selection))
         self._teaching = Teaching(settings.target, context, self.max_candidates)
         self._controller = control.build_controller(settings.controller, self._teaching.space, context.seed)
+        self._refuse_equal_candidates()
         self._one_action = settings.selection.target == "shared" or not self._selects
         self.needs_joint_steps = self._peers
         self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
@@ -196,6 +198,17 @@ class ControlledTargets(Method):
         if self._decision is None or len(self._decision.actions) == self._interval.candidates:
             self._teach()  # within an interval
 
+    def _refuse_equal_candidates(self) -> None:
+        """Candidates of one parent that differ in nothing would be the same student, trained several times."""
+        chosen = self._settings.selection
+        same_target = chosen.target == "shared" or not (self._controller.explores and self._teaching.space.action_size)
+        same_data = chosen.data_order == "shared" or self._peers
+        if self._selects and same_target and same_data and not chosen.learning_rate_spread:
+            raise UserError(
+                "all candidates would be alike: set selection.learning_rate_spread above 0, selection.data_order own "
+                "(which peers cannot have), or choose a controller that gives each an action of its own"
+            )
+
     def _planned(self, epoch: int) -> PlannedInterval:
         return selection.next_interval(
             epoch, self._context.epochs, self._warmup, self._settings.selection, self._settings.controller.interval
@@ -274,6 +287,7 @@ class ControlledTargets(Method):
             "interval": self._number,
             "rewards": list(feedback.rewards),
             "advantages": feedback.advantages and list(feedback.advantages),
+            "buffer_advantages": feedback.buffer_advantages and list(feedback.buffer_advantages),
             "update": feedback.update,
         }
 
@@ -290,7 +304,7 @@ class ControlledTargets(Method):
             "epochs": self._interval.epochs,
             "action_names": self._teaching.space.action_names,
             "progress": asdict(progress),
-            "observation": decision.draws.observation.tolist() if decision and decision.draws else None,
+            "observation": decision.observation() if decision else None,
             "candidates": [
                 {
                     "role": decision.roles[slot] if decision else "warm-up",

@@ -125,14 +125,19 @@ class Teaching:
     def action_gradient(self, slot: int, influence: Tensor) -> Tensor:
         """(A,) float32: how the loss whose dependence on the table is `influence` (C,C) depends on the slot's action.
 
-        By central differences in float64: the tables are cheap, and not every family has derivatives.
+        By central differences in float64: the tables are cheap, and not every family has derivatives. Of shares and
+        temperatures of sources the table knows nothing: 0.
         """
-        action = torch.zeros(self._target.action_size) if self._actions is None else self._actions[slot]
+        if self._actions is None:
+            action = torch.zeros(self._target.action_size)
+        else:
+            action = self.space.class_actions(self._actions)[slot]
         steps = PERTURBATION * torch.eye(len(action), dtype=torch.float64)
         actions = torch.cat([action.double() + steps, action.double() - steps]).to(influence.device)
         similarity = self._similarity.similarity[slot].double().expand(len(actions), -1, -1)
         losses = (self._target.tables(actions, similarity) * influence).sum(dim=(1, 2))
-        return ((losses[: len(action)] - losses[len(action) :]) / (2 * PERTURBATION)).float().cpu()
+        gradient = (losses[: len(action)] - losses[len(action) :]) / (2 * PERTURBATION)
+        return torch.cat([gradient.float().cpu(), torch.zeros(self.space.action_size - len(action))])
 
     def state_dict(self, active: int) -> dict[str, Any]:
         return {
