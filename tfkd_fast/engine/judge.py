@@ -47,9 +47,7 @@ class Judge:
         """How the held-out loss depends on what each label is taught, see `Method.needs_influence`."""
         if self._holdout is None:
             return [None for _ in models]
-        return [
-            influence(model, self._scratch, self._fit.epoch(epoch), self._holdout.in_order()) for model in models
-        ]
+        return [influence(model, self._scratch, self._fit.epoch(epoch), self._holdout.in_order()) for model in models]
 
     @cached_property
     def _scratch(self) -> nn.Module:
