@@ -122,7 +122,7 @@ def _box(size: int) -> Box:
 class TargetControlEnv(gymnasium.Env[Floats, Floats]):
     """One student. The undiscounted return is the `quality` of the final student over that of the one at the reset."""
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012  # as gymnasium has it
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  # as gymnasium has it
 
     def __init__(self, students: Students, render_mode: str | None = None) -> None:
         if students.count != 1:
@@ -153,7 +153,7 @@ class TargetControlEnv(gymnasium.Env[Floats, Floats]):
 class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
     """P students side by side. They end together: where one diverges, the others are truncated with reward 0."""
 
-    metadata = {"render_modes": ["ansi"], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata = {**TargetControlEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(self, students: Students, render_mode: str | None = None) -> None:
         _check_render_mode(render_mode, self.metadata)
