@@ -1,4 +1,4 @@
-"""Students as gymnasium environments: the interface, what a seed fixes, rewards, divergence, and an agent that learns."""
+"""Students as gymnasium environments: the interface, what a seed fixes, rewards, divergence, an agent that learns."""
 
 import json
 import math
