@@ -1,4 +1,4 @@
-"""The mixture of a class target with other sources: shares, temperatures and what passes through to the class target."""
+"""The mixture of a class target with other sources: shares, temperatures, and what reaches the class target."""
 
 import math
 
