@@ -201,9 +201,18 @@ class PlatformWheel(bdist_wheel):
 setup(
     # A build dependency only where the environment has none: any torch >= 2.11 serves, and a second copy is large.
     setup_requires=["torch>=2.11"] if find_compiler() and not find_torch() else [],
-    packages=[*find_packages(include=["tfkd_fast*"]), "tfkd_fast.kernels", "tfkd_fast.recipes"],
+    packages=[
+        *find_packages(include=["tfkd_fast*"]),
+        "tfkd_fast.kernels",
+        "tfkd_fast.recipes",
+        "tfkd_fast.recipes.studies",
+    ],
     package_dir={"tfkd_fast.kernels": "kernels", "tfkd_fast.recipes": "recipes"},
-    package_data={"tfkd_fast.recipes": ["*.toml", "studies/*.toml"], "tfkd_fast.report": ["*.html"]},
+    package_data={
+        "tfkd_fast.recipes": ["*.toml"],
+        "tfkd_fast.recipes.studies": ["*.toml"],
+        "tfkd_fast.report": ["*.html"],
+    },
     # CMakeLists.txt knows the sources; here they only have to reach the source distribution.
     ext_modules=[
         Extension(

@@ -93,11 +93,13 @@ z = torch.zeros(1, 2, requires_grad=True)
 ops.soft_target_loss(z, torch.zeros(1, dtype=torch.int64), torch.eye(2)).backward()
 (row,) = (row for row in ops.status() if row.name == "soft_target_loss")
 (cpp,) = (backend for backend in row.backends if backend.name == "cpp")
-print(ops.__file__, files("tfkd_fast.recipes").joinpath("digits.toml").is_file(), cpp.state, cpp.reason, sep="\\n")
+shipped = (("tfkd_fast.recipes", "digits.toml"), ("tfkd_fast.recipes.studies", "cifar100.toml"))
+recipes = all(files(package).joinpath(file).is_file() for package, file in shipped)
+print(ops.__file__, recipes, cpp.state, cpp.reason, sep="\\n")
 """
-    where, recipe, state, why = run_in(installed, code).splitlines()
+    where, recipes, state, why = run_in(installed, code).splitlines()
     assert Path(where).is_relative_to(installed)
-    assert (recipe, state) == ("True", "refused")
+    assert (recipes, state) == ("True", "refused")
     assert why == (
         f"the C++ library is not built: {reason} when the package was installed; mend that and install it again"
     )

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     ORDER = 1
     AUGMENT = 2
     LEARNING_RATE = 3
+    WEIGHTS = 4
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

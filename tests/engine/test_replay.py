@@ -61,6 +61,12 @@ def test_a_run_that_was_steered_in_nothing_replays_as_itself(tmp_path: Path) -> 
     assert replay_recipe(finished(tmp_path / "again", tables, one_hot), {"seed": 9}) == expected
 
 
+def test_learning_rates_are_recorded_where_nothing_else_was_steered(tmp_path: Path) -> None:
+    tables = {"method": "ce", "selection": {"budget": "full"}, "controller": {"warmup_epochs": 0}}
+    table = replay_table(finished(tmp_path / "run", tables, [taught(1, 1, 8, None)]))
+    assert table["controller"]["recorded"] == [{"start": 0.0, "action": [], "learning_rate_factor": 1.1}]
+
+
 @pytest.mark.parametrize(
     ("tables", "lineage", "summary", "sentence"),
     [

@@ -133,7 +133,9 @@ class RunWriter:
                     "mass_by_rank": by_rank.tolist(),
                 }
             )
-        self._event("decision", interval=number, first_epoch=epoch + 1, epochs=length, candidates=candidates)
+        names = ["true mass", *(f"rank {start}" for start in edges[:-1])]
+        times = {"first_epoch": epoch + 1, "epochs": length}
+        self._event("decision", interval=number, **times, action_names=names, candidates=candidates)
 
     def _select(self, number: int, epoch: int, offsets: np.ndarray) -> int:
         values = np.column_stack([1.3 - 0.02 * offsets, 0.6 + offsets / 100, 0.61 + offsets / 100])
@@ -144,6 +146,7 @@ class RunWriter:
             "selection",
             interval=number,
             epoch=epoch,
+            aggregate="borda",
             criteria=CRITERIA,
             higher_is_better=(False, True, True),
             values=values.tolist(),

@@ -113,5 +113,5 @@ def test_the_page_says_how_it_compares_and_what_is_missing(study: Study) -> None
     text = markdown(study, runs(ce={0: 1.0, 1: 3.0}, a={0: 2.0, 1: 5.0}), study.seeds, {"b-seed0": "it diverged"})
     assert "| cross-entropy | 2/3 |" in text
     assert "paired by seed" in text
-    assert "1 rows are compared" in text
+    assert "Rows compared with the baseline: 1;" in text
     assert "Missing: b-seed0: it diverged" in text

@@ -104,5 +104,5 @@ class UCBController(BanditController):
 
 def axis_grid(action_size: int, step: float) -> Tensor:
     """(1+2A,A) float32: the neutral action, then each number moved up and down by `step`."""
-    axes = step * torch.eye(action_size)
-    return torch.cat([torch.zeros(1, action_size), torch.stack([axes, -axes], dim=1).flatten(0, 1)])
+    axes = step * torch.eye(action_size)  # subtracted from 0 below, since a minus would leave -0.0 in logs
+    return torch.cat([torch.zeros(1, action_size), torch.stack([axes, 0.0 - axes], dim=1).flatten(0, 1)])

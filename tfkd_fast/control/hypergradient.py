@@ -15,8 +15,8 @@ from tfkd_fast.targets import ActionSpace
 class HypergradientController(Controller):
     """One action for all candidates, moved by Adam against the held-out loss after one look-ahead step.
 
-    The gradient through a training step is that of learning to teach (Wu et al., NeurIPS 2018: L2T-DLF), here without
-    its network: the action itself is what is learned. The small steps are MetaDistil's (Zhou et al., ACL 2022).
+    The gradient through a training step is that of learning to teach (Wu et al., NeurIPS 2018: L2T-DLF), through one
+    step only as in MetaDistil (Zhou et al., ACL 2022). There is no network here: the action itself is what is learned.
     """
 
     learns = True

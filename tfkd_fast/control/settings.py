@@ -85,7 +85,7 @@ class ControllerSettings(Settings):
     """UCB: weight of the confidence radius."""
 
     hypergradient_rate: float = Field(default=0.1, gt=0)
-    """Hypergradient: step of Adam. MetaDistil (Zhou et al., ACL 2022) found that a meta-learner wants a small one."""
+    """Hypergradient: step of Adam, roughly what one decision moves the action by."""
 
     @field_validator("true_mass")
     @classmethod

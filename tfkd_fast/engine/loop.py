@@ -31,6 +31,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Context, find_method
 from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult
 from tfkd_fast.models import build_model
+from tfkd_fast.randomness import Purpose, random_words
 
 PARTS = ("training", "compile", "evaluation", "steering", "saving")
 """What a run's seconds go to: steps, their set-up, held-out metrics, method and log, checkpoints."""
@@ -74,6 +75,9 @@ class Trainer:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
         slow = self.method.slow_decay is not None
         self.population = Population(self._build_model, self.method.max_candidates, slow=slow)
+        if self.method.own_initial_weights:
+            for slot in range(1, self.method.max_candidates):
+                self.population.start_from(slot, self._build_model(slot))
         self._epochs = EpochTrainer(
             self.population,
             self.method,
@@ -238,8 +242,11 @@ class Trainer:
         self.loader = make_loader(fit, self.dataset, self.recipe.data, *place)
         self.holdout_loader = make_loader(holdout, self.dataset, self.recipe.data, *place) if holdout else None
 
-    def _build_model(self) -> nn.Module:
-        model = build_model(self.recipe.model, len(self.dataset.classes), self.dataset.image_shape[0], self.recipe.seed)
+    def _build_model(self, slot: int = 0) -> nn.Module:
+        seed = self.recipe.seed
+        if slot:  # initial weights of its own
+            seed = int(random_words(torch.tensor(slot), Purpose.WEIGHTS, seed=seed)[0])
+        model = build_model(self.recipe.model, len(self.dataset.classes), self.dataset.image_shape[0], seed)
         return self.compute.place(model)
 
     @cached_property

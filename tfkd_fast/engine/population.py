@@ -33,6 +33,11 @@ class Population:
     def __len__(self) -> int:
         return len(self.models)
 
+    def start_from(self, slot: int, model: nn.Module) -> None:
+        """Give one candidate the weights and buffers of a network of the same kind."""
+        for network in [self.models[slot], *self.slow_models[slot : slot + 1]]:
+            network.load_state_dict(model.state_dict())
+
     def continue_from(self, survivors: Sequence[int]) -> None:
         """Slot s takes all of survivor s modulo their number, and the averages are forgotten."""
         parents = [survivors[slot % len(survivors)] for slot in range(len(self))]

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tfkd_fast import targets
 from tfkd_fast.engine.recipe import Recipe, Table, make_recipe
 from tfkd_fast.engine.run import read_recipe
 from tfkd_fast.engine.run_folder import RunFolder
@@ -37,8 +36,8 @@ def replay_table(run_dir: Path) -> Table:
 
     events = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     taught = [event for event in events if event["event"] == "taught"]
-    classes = next(len(event["classes"]) for event in events if event["event"] == "start")
-    if not taught and targets.build_mixture(settings.target, classes).action_size:
+    steered = any(event["event"] == "decision" for event in events)
+    if steered and not taught:
         raise UserError(
             f"the run in {run_dir} is of an older version, which did not record what its student was taught"
         )
@@ -46,7 +45,8 @@ def replay_table(run_dir: Path) -> Table:
     table["method"] = {"tfkd-mrs": "tfkd"}.get(recipe.method, recipe.method)
     table["data"]["holdout"] = 0.0
     table["selection"]["budget"] = "none"
-    recorded = [_entry(event, recipe.epochs) for event in taught if event["action"] is not None]  # None: the warm-up
+    warm = [event for event in taught if not steered or event["action"] is not None]  # after the one-hot warm-up
+    recorded = [_entry(event, recipe.epochs) for event in warm]
     if any(entry["action"] or entry["learning_rate_factor"] != 1.0 for entry in recorded):
         warmup_epochs = settings.controller.warmup_epochs
         table["controller"] = {"name": "recorded", "warmup_epochs": warmup_epochs, "recorded": recorded}
@@ -57,6 +57,6 @@ def _entry(taught: dict[str, Any], epochs: int) -> Table:
     """One interval for the `recorded` controller; it starts at a fraction of the run."""
     return {
         "start": (taught["first_epoch"] - 1) / epochs,
-        "action": taught["action"],
+        "action": taught["action"] or [],
         "learning_rate_factor": taught["learning_rate_factor"],
     }

@@ -78,6 +78,7 @@ class ControlledTargets(Method):
         self._controller = control.build_controller(settings.controller, self._teaching.space, context.seed)
         self._one_action = settings.selection.target == "shared" or not self._selects
         self.needs_joint_steps = self._peers
+        self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
         self.needs_influence = self._controller.needs_gradient
         self.slow_decay = self._teaching.slow_decay
         self.needs_holdout = self._selects or self._controller.learns
@@ -287,6 +288,7 @@ class ControlledTargets(Method):
             "interval": self._number,
             "first_epoch": self._interval.first_epoch + 1,
             "epochs": self._interval.epochs,
+            "action_names": self._teaching.space.action_names,
             "progress": asdict(progress),
             "observation": decision.draws.observation.tolist() if decision and decision.draws else None,
             "candidates": [
@@ -312,10 +314,10 @@ class ControlledTargets(Method):
 
     def _taught_event(self, slot: int) -> list[Event]:
         """What the surviving student was taught with since the decision: a schedule that can be taught again."""
-        if not self._teaching.space.action_size:
-            return []
+        if not self._teaching.space.action_size and not self._selects:
+            return []  # the same from the first epoch to the last
         decision, taught = self._decision, self._teaching.describe()[slot]
-        if decision is not None:
+        if decision is not None and self._teaching.space.action_size:
             self._divergences.append(taught["divergence"])
         return [
             {

@@ -130,6 +130,8 @@ class Method(ABC):
     """Whether `IntervalResult.interval_average` is read, where several candidates train."""
     needs_joint_steps: bool = False
     """Whether `loss` wants all candidates of the interval at once, on the same batch."""
+    own_initial_weights: bool = False
+    """Whether candidates start from different weights rather than from the same."""
     needs_influence: bool = False
     """Whether `IntervalResult.influence` is read: entry (y,c) is by how much one step of training would raise (above 0:
     spoil) the held-out loss, per unit of mass that the target of label y gives to class c, learning rate 1."""

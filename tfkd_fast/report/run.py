@@ -90,6 +90,7 @@ class Decision(Record):
     first_epoch: int
     """From 1."""
     epochs: int
+    action_names: tuple[str, ...]
     candidates: tuple[DecidedCandidate, ...]
 
     @property
@@ -103,6 +104,7 @@ class Selection(Record):
     interval: int
     epoch: int
     """The interval's last, from 1."""
+    aggregate: str
     criteria: tuple[str, ...]
     higher_is_better: tuple[bool, ...]
     values: tuple[tuple[Number, ...], ...]

@@ -25,7 +25,6 @@ from tfkd_fast.report.drawing import (
     row_label,
 )
 from tfkd_fast.report.run import DecidedCandidate, Decision, Run
-from tfkd_fast.targets.rank_binned import bin_starts
 
 Array = NDArray[np.float64]
 
@@ -108,7 +107,7 @@ def ranking_chart(run: Run) -> Chart | None:
 
     def paint(figure: Figure) -> None:
         stack = np.ravel(figure.subplots(len(panels), sharex=True))
-        for axes, title, ranks in zip(stack, ["Borda score", *criteria], panels, strict=True):
+        for axes, title, ranks in zip(stack, [f"score: {run.selections[0].aggregate}", *criteria], panels, strict=True):
             axes.set_title(title)
             _draw_ranks(axes, ranks, numbered=numbered)
             axes.set_yticks(range(len(names)), names)
@@ -132,7 +131,7 @@ def ranking_chart(run: Run) -> Chart | None:
     won = ", ".join(f"{name} {count}" for name, count in wins(run).items())
     label = f"Matrix of the candidates' ranks at {len(events)} selections. Selections won: {won}."
     note = (
-        "Rank under each criterion: 1, the strongest blue, is best. The Borda score is their weighted sum, the lowest "
+        "Rank under each criterion: 1, the strongest blue, is best. The score is what they amount to, the lowest "
         "is best. An orange dot marks the candidate that training continued from."
     )
     height = 0.6 + len(panels) * (0.3 + max(0.1, min(0.2, 2.4 / len(names))) * len(names))
@@ -146,7 +145,7 @@ def action_chart(run: Run) -> Chart | None:
         return None
     chosen = np.array([run.survivor(decision).action for decision in decisions])
     middles = [decision.first_epoch + (decision.epochs - 1) / 2 for decision in decisions]
-    names = action_names(run, chosen.shape[1])
+    names = decisions[0].action_names
 
     def paint(figure: Figure) -> None:
         stack = np.ravel(figure.subplots(len(names), sharex=True, sharey=True, squeeze=False))
@@ -239,19 +238,6 @@ def wins(run: Run) -> dict[str, int]:
     """How many selections each candidate won."""
     counts = Counter(run.winners.values())
     return {name: counts[slot] for slot, name in enumerate(candidate_names(run))}
-
-
-def action_names(run: Run, size: int) -> list[str]:
-    """What each dimension of an action sets, where the family of targets gives it a meaning of its own."""
-    target = run.recipe.get("target", {})
-    names = ["true mass"]
-    match target.get("family"):
-        case "rank-binned":
-            starts = [*bin_starts(target.get("bins", "coarse"), len(run.start.classes)), len(run.start.classes)]
-            names += [f"rank {band_name(start, end - 1)}" for start, end in pairwise(starts)]
-        case "full-matrix":
-            names += [f"direction {number}" for number in range(2, size + 1)]
-    return names if len(names) == size else [f"u{number}" for number in range(size)]
 
 
 def band_name(first: int, last: int) -> str:

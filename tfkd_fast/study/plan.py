@@ -113,7 +113,7 @@ def distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 def shipped_studies() -> dict[str, str]:
     """Name -> TOML text of the studies that come with the package."""
-    folder = files("tfkd_fast.recipes") / "studies"
+    folder = files("tfkd_fast.recipes.studies")
     return {
         item.name.removesuffix(".toml"): item.read_text() for item in folder.iterdir() if item.name.endswith(".toml")
     }

@@ -168,8 +168,8 @@ def notes(study: Study, found: Sequence[Line], runs: Runs, seeds: Sequence[int])
         "Figures of the last epoch; the test set was read once a run, after training.",
         f"Difference: to {study.baseline.title}, paired by seed, with a 95 % confidence interval (Student's t over the "
         "differences; none for fewer than two pairs, or where all are equal).",
-        f"{compared} rows are compared with the baseline, and the intervals are not corrected for that; p is that of "
-        f"the two-sided paired t-test, adjusted by Holm's method over the {tested} that have one.",
+        f"Rows compared with the baseline: {compared}; the intervals are not corrected for their number. p is that of "
+        f"the two-sided paired t-test, adjusted by Holm's method over the rows that have one: {tested}.",
     ]
     if machines:
         result.append(

@@ -3,6 +3,7 @@
 A study may be stopped at any time: what is finished stays, what is not goes on from its newest checkpoint.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias
 from tfkd_fast.engine import Recipe, RunFolder, read_recipe, replay_recipe
 from tfkd_fast.engine.checkpoint import write_atomically
 from tfkd_fast.engine.device import resolve_compute
+from tfkd_fast.engine.run_folder import finite
 from tfkd_fast.errors import UserError
 from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
@@ -127,9 +129,9 @@ class Runner:
     def write_table(self) -> None:
         runs = self.finished()
         text = results.markdown(self.study, runs, self.seeds, self.failures)
-        write_atomically(self.folder.table, lambda file: file.write(text.encode()))
+        _write(self.folder.table, text)
         values = results.as_json(self.study, runs, self.seeds, self.failures)
-        RunFolder(self.folder.path).write_json(self.folder.results, values)
+        _write(self.folder.results, json.dumps(finite(values), indent=2) + "\n")
 
     def _start_ready(self, inherited: list[int]) -> None:
         """Start runs in their order, as many as may run; a replay waits for the run that it replays."""
@@ -151,8 +153,7 @@ class Runner:
         if run_folder.recipe.exists():
             arguments = ["--resume", run_folder.path]
         else:
-            text = self._recipe(run).to_toml()
-            write_atomically(recipe, lambda file: file.write(text.encode()))
+            _write(recipe, self._recipe(run).to_toml())
             arguments = [recipe, "--out", run_folder.path]
         with self.folder.log(run).open("ab") as log:
             return subprocess.Popen(
@@ -216,6 +217,10 @@ class Runner:
                 f"{run_folder.path} holds a run by another recipe than the study's: "
                 "choose another --out, or delete that folder to train it again"
             )
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _uses_cuda(row: Row) -> bool:
