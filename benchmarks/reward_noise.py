@@ -3,10 +3,10 @@
     python -m benchmarks.reward_noise RUN_DIR...
 
 Candidates of one decision start from one parent. Where they were taught alike (cross-entropy with selection), what
-their held-out figures differ by is chance: data order and augmentation. Where each had a target of its own, it is chance
-and target. For every row of a study: the spread within a decision of the held-out accuracy and calibrated NLL that a
-controller is rewarded by, and the share of it that a linear function of the action explains, beside the share that as
-many random numbers would.
+their held-out figures differ by is chance: data order and augmentation. Where each had a target of its own, it is
+chance and target. For every row of a study: the spread within a decision of the held-out accuracy and calibrated NLL
+that a controller is rewarded by, and the share of it that a linear function of the action explains, beside the share
+that as many random numbers would.
 """
 
 import json

@@ -34,12 +34,13 @@ def exact_products() -> Iterator[None]:
 
 
 IMAGES = 5 * BATCH + 7  # the last batch is smaller
+SOURCES = ("memory", "peers", "slow-self")
 SETTINGS = OptimizerSettings()
 
 
 def make(
     way: str, device: str = "cpu", *, candidates: int = 3, order: str = "own", dtype: torch.dtype = torch.float32,
-    loader: str = "resident", compile: bool = False, width: float = 0.125,
+    loader: str = "resident", compile: bool = False, width: float = 0.125, sources: tuple[str, ...] = (),
 ) -> tuple[EpochTrainer, Population, Method]:  # fmt: skip
     """A population on digits whose candidates differ by their targets, and by their data if `order` is own."""
     compute = Compute(torch.device(device), dtype, compile)
@@ -48,7 +49,8 @@ def make(
     images = digits.read_train().subset(torch.arange(IMAGES))
     made_loader = make_loader(images, digits, settings, compute.device, dtype, seed=3)
     entry = find_method("tfkd-mrs")
-    options: dict[str, Any] = {"target": {"family": "scalar"}, "controller": {"name": "random"}}
+    target = {"family": "scalar", "sources": sources, "source_share": 0.2, "slow_self_decay": 0.9}
+    options: dict[str, Any] = {"target": target, "controller": {"name": "random", "warmup_epochs": 0}}
     if candidates > 1:
         options["selection"] = {"budget": "full", "candidates": candidates, "data_order": order}
     context = Context(10, IMAGES, 4, 0, compute.device, lambda epoch: 1.0)
@@ -59,7 +61,7 @@ def make(
         model = compute.place(build_model(ModelSettings(width=width), 10, 1, seed=0))
         return model.double() if dtype is torch.float64 else model
 
-    population = Population(build, candidates)
+    population = Population(build, candidates, slow=method.slow_decay is not None)
     return (
         EpochTrainer(population, method, made_loader, compute, SETTINGS, way, lambda images: None),
         population,
@@ -67,13 +69,17 @@ def make(
     )
 
 
+def rates_of(epoch: int, candidates: int, rate: float) -> list[list[float]]:
+    """For each candidate and step: every candidate has its own, and none is the rate of the step before."""
+    steps = -(-IMAGES // BATCH)
+    schedule = [rate / (1 + epoch + step / steps) for step in range(steps)]
+    return [[(1 + 0.1 * slot) * value for value in schedule] for slot in range(candidates)]
+
+
 def train(trainer: EpochTrainer, epochs: int = 2, candidates: int = 3, rate: float = 0.05) -> list[EpochRun]:
     """The runs of the last epoch."""
-    steps = -(-IMAGES // BATCH)
     for epoch in range(epochs):
-        schedule = [rate / (1 + epoch + step / steps) for step in range(steps)]
-        rates = [[(1 + 0.1 * slot) * value for value in schedule] for slot in range(candidates)]
-        runs = trainer.run(candidates, epoch, rates, average=epoch == epochs - 1)
+        runs = trainer.run(candidates, epoch, rates_of(epoch, candidates, rate), average=epoch == epochs - 1)
     return runs
 
 
@@ -137,6 +143,72 @@ def test_candidates_side_by_side_learn_what_they_learn_alone(way: str, order: st
     assert len(set(losses)) == 3, "the candidates must differ, or the test shows nothing"
 
 
+def soft_cross_entropy(teacher: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || softmax(logits)) up to what no gradient reaches, mean over the batch."""
+    return -(teacher * logits.log_softmax(-1)).sum(-1).mean()
+
+
+@pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
+def test_candidates_that_teach_each_other_are_the_loop_that_one_writes_by_hand(way: str) -> None:
+    """All sources at once, in float64: each candidate has a network, a slow copy of it and a memory.
+
+    Only what the method computed in float32 before the epoch is taken over: tables, shares, temperatures."""
+    trainer, population, method = make(way, sources=SOURCES, dtype=torch.float64)
+    models, slow_models = ([copy.deepcopy(population.models[0]).train() for _ in range(3)] for _ in range(2))
+    optimizers = [torch.optim.SGD(m.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4) for m in models]
+    remembered = torch.zeros(3, IMAGES, 10, dtype=torch.float64)
+    teaching: Any = method._teaching
+    tables, shares, temperatures = (t.double() for t in (teaching._tables, teaching._shares, teaching._temperatures))
+    for epoch in range(2):
+        rates = torch.tensor(rates_of(epoch, 3, 0.05)).tolist()  # float32 on the device
+        for step, batch in enumerate(trainer._loader.epoch(epoch)):
+            logits = [model(batch.images) for model in models]
+            with torch.no_grad():
+                slow_logits = [model(batch.images) for model in slow_models]
+            for slot in range(3):
+                own, share = logits[slot], shares[slot]
+                memory, shared, slow = temperatures[slot]
+                peers = torch.stack([(each.detach() / shared).softmax(-1) for each in logits]).mean(0)
+                loss = (
+                    share[0] * soft_cross_entropy(tables[slot][batch.labels], own)
+                    + share[1] * memory**2
+                    * soft_cross_entropy((remembered[slot, batch.indices] / memory).softmax(-1), own / memory)
+                    + share[2] * shared**2 * soft_cross_entropy(peers, own / shared)
+                    + share[3] * slow**2 * soft_cross_entropy((slow_logits[slot] / slow).softmax(-1), own / slow)
+                )  # fmt: skip
+                optimizers[slot].param_groups[0]["lr"] = rates[slot][step]
+                optimizers[slot].zero_grad()
+                loss.backward()
+                optimizers[slot].step()
+                remembered[slot, batch.indices] = own.detach().half().double()
+                with torch.no_grad():
+                    for follower, weight in zip(slow_models[slot].parameters(), models[slot].parameters(), strict=True):
+                        follower.copy_(0.9 * follower + 0.1 * weight)
+    train(trainer)
+    close = {"rtol": 1e-9, "atol": 1e-9}  # sums in another order differ by 1e-16 a step, which 12 steps carry on
+    for slot in range(3):
+        for ours, theirs in ((population.models, models), (population.slow_models, slow_models)):
+            for name, value in theirs[slot].state_dict().items():  # weights, and what batch norm saw
+                torch.testing.assert_close(ours[slot].state_dict()[name], value, **close)
+    torch.testing.assert_close(teaching._instances.logits.double(), remembered, **close)
+    for a, b in ((0, 1), (1, 2)):
+        difference = (models[a].classifier.weight - models[b].classifier.weight).abs().max()
+        assert difference > 1e-4, "the candidates must differ, or the test shows nothing"
+
+
+@pytest.mark.parametrize("way", ["sequential", "stacked"])
+@pytest.mark.parametrize("sources", [(), ("peers",)])
+def test_a_candidate_whose_learning_rate_is_zero_stays_where_it_is(way: str, sources: tuple[str, ...]) -> None:
+    trainer, population, _ = make(way, sources=sources)
+    start = population.candidate(0)["weights"]
+    rates = rates_of(0, 3, 0.05)
+    rates[1] = [0.0] * len(rates[1])
+    trainer.run(3, 0, rates, average=False)
+    for slot in range(3):
+        moved = [not torch.equal(value, start[name]) for name, value in population.candidate(slot)["weights"].items()]
+        assert all(moved) if slot != 1 else not any(moved)
+
+
 def test_in_bf16_the_stack_computes_in_bf16() -> None:
     losses = {}
     for way in ("sequential", "stacked"):
@@ -165,9 +237,12 @@ class HostWaits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("way", ["sequential", "stacked"])
-def test_the_steps_of_an_epoch_never_wait_for_the_device(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sources", [(), SOURCES])
+def test_the_steps_of_an_epoch_never_wait_for_the_device(
+    way: str, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the CPU as a stand-in: what is left out looks at values there alone, where that costs no wait."""
-    trainer, _, _ = make(way)
+    trainer, _, _ = make(way, sources=sources)
     monkeypatch.setattr("tfkd_fast.engine.step.sgd_step", lambda *arguments: None)  # reads the rate on the CPU alone
     with ops.using_backend("reference"), HostWaits() as waits:
         train(trainer, epochs=1)
@@ -181,7 +256,7 @@ def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
     trainer, _, _ = make(way, "cuda", loader=loader)
     train(trainer, epochs=6)  # the set-up may wait
     for lane in trainer._lanes[3, False, False]:
-        lane._records.restart([0.01] * len(lane._sizes))
+        lane._records.restart([[0.01] * len(lane._sizes)] * len(lane._slots))
         lane._feed.start(1, lane._slots)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -195,11 +270,12 @@ def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
-def test_a_captured_step_is_the_step(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    captured, population, _ = make(way, "cuda")
+@pytest.mark.parametrize("sources", [(), SOURCES])
+def test_a_captured_step_is_the_step(way: str, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, population, _ = make(way, "cuda", sources=sources)
     train(captured, epochs=4)
     monkeypatch.setattr("tfkd_fast.engine.capture.UNCAPTURED", 10**6)
-    uncaptured, others, _ = make(way, "cuda")
+    uncaptured, others, _ = make(way, "cuda", sources=sources)
     train(uncaptured, epochs=4)
     for slot in range(3):
         for name, value in others.candidate(slot)["weights"].items():

@@ -1,6 +1,7 @@
 """Runs inside one process: what training may read, what it refuses, and what listeners see."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -90,6 +91,36 @@ def test_equal_compute_control_selects_among_candidates_of_plain_cross_entropy(t
     assert "decision" not in kinds
     selection = next(event for event in log(tmp_path) if event["event"] == "selection")
     assert selection["values"][0] != selection["values"][1]  # candidates differ by their data order
+
+
+def test_the_log_holds_all_that_a_decision_was_made_and_judged_by(tmp_path: Path) -> None:
+    selection = {"candidates": 2, "interval": 1, "learning_rate_spread": 0.5}
+    trainer(recipe("tfkd-mrs", epochs=4, controller={"warmup_epochs": 1}, selection=selection), tmp_path).run()
+    decisions, rewards, epochs, taught = (
+        [event for event in log(tmp_path) if event["event"] == kind]
+        for kind in ("decision", "reward", "epoch", "taught")
+    )
+    warmup, *decided = decisions
+    assert warmup["observation"] is None
+    assert [candidate["role"] for candidate in warmup["candidates"]] == ["warm-up"]
+    assert [event["interval"] for event in decided] == [event["interval"] for event in rewards] == [1, 2, 3]
+    for decision, reward in zip(decided, rewards, strict=True):
+        size = len(decision["action_names"])
+        assert len(decision["observation"]) == 13 + size
+        assert all(-1 <= entry <= 1 for entry in decision["observation"])
+        assert [candidate["role"] for candidate in decision["candidates"]] == ["mean", "sample"]
+        for candidate in decision["candidates"]:
+            assert len(candidate["action"]) == size
+            assert isinstance(candidate["log_probability"], float)
+            assert candidate["true_mass"] == pytest.approx(math.exp(-candidate["divergence"]))
+        assert len(reward["rewards"]) == len(reward["advantages"]) == 2
+        assert sum(reward["rewards"]) == pytest.approx(0, abs=1e-9)
+        assert set(reward["update"]) >= {"entropy", "std"}
+        first, second = (event["learning_rate"] for event in epochs if event["epoch"] == decision["first_epoch"])
+        factors = [candidate["learning_rate_factor"] for candidate in decision["candidates"]]
+        assert [1.0, second / first] == pytest.approx(factors)
+        assert first != second
+    assert [(event["first_epoch"], event["epochs"]) for event in taught] == [(1, 1), (2, 1), (3, 1), (4, 1)]
 
 
 def test_candidates_with_one_action_and_one_order_are_the_same_student(tmp_path: Path) -> None:

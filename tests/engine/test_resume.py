@@ -41,7 +41,22 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "mrs, probe": ("tfkd-mrs", {"selection": {"budget": "probe", "candidates": 2, "interval": 2, "events": [0.4]}}),
     "mrs, streams": ("tfkd-mrs", {"population": "streams", **MRS}),
     "mrs, stacked": ("tfkd-mrs", {"population": "stacked", **MRS}),
-    "mrs, shared order": ("tfkd-mrs", {"selection": {"candidates": 2, "interval": 2, "data_order": "shared"}}),
+    "halving, learning rates": (  # stopped before a round, between its rungs and within the last one
+        "tfkd-mrs",
+        {"controller": WARMED, "selection": {"budget": "halving", "candidates": 2, "learning_rate_spread": 0.5}},
+    ),
+    "mrs, all sources, one order": (
+        "tfkd-mrs",
+        {
+            "target": {"sources": ["memory", "peers", "slow-self"], "source_share": 0.2, "slow_self_decay": 0.9},
+            "selection": {"candidates": 2, "interval": 2, "data_order": "shared"},
+        },
+    ),
+    "peers without selection": ("tfkd", {"target": {"sources": ["peers"]}, "selection": {"candidates": 2}}),
+    "memory and slow self, hypergradient": (
+        "tfkd",
+        {"target": {"sources": ["memory", "slow-self"]}, "controller": {"name": "hypergradient", **WARMED}},
+    ),
     "ce, torchvision": ("ce", {"data": {"loader": "torchvision"}}),
     "ce, dali": ("ce", {"data": {"loader": "dali"}}),
     "mrs, dali": ("tfkd-mrs", {"data": {"loader": "dali"}, "population": "streams", **MRS}),

@@ -4,6 +4,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,30 @@ from tfkd_fast.methods.protocol import (
     Event,
     HoldoutMetrics,
     IntervalResult,
+    Outcome,
+    Plan,
     StepBatch,
     TrainingStatistics,
 )
 from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.selection import SelectionSettings, learning_rate_factors
+from tfkd_fast.targets import Superclasses
 
 CLASSES = 5
 IMAGES = 20
 
 
-def build(name: str, epochs: int = 12, ratio: Any = lambda epoch: 1.0, **tables: dict[str, Any]) -> Method:
+def build(
+    name: str,
+    epochs: int = 12,
+    ratio: Any = lambda epoch: 1.0,
+    superclasses: Superclasses | None = None,
+    **tables: dict[str, Any],
+) -> Method:
     entry = find_method(name)
     merged = {key: entry.preset.get(key, {}) | tables.get(key, {}) for key in {*entry.preset, *tables}}
     settings = entry.settings.model_validate(merged)
-    return entry.build(settings, Context(CLASSES, IMAGES, epochs, 0, torch.device("cpu"), ratio))
+    return entry.build(settings, Context(CLASSES, IMAGES, epochs, 0, torch.device("cpu"), ratio, superclasses))
 
 
 def metrics(top1: float, nll: float) -> HoldoutMetrics:
@@ -44,8 +55,8 @@ def one_loss(
     return losses.squeeze(0), SoftTargetStats(*(total.squeeze(0) for total in statistics))
 
 
-def run_interval(method: Method, epoch: int, scores: list[tuple[float, float]]) -> tuple[int, int, list[Event]]:
-    """Feed one interval with random logits and the given held-out scores; returns its end, the winner, the events."""
+def play_interval(method: Method, epoch: int, scores: list[tuple[float, float]]) -> tuple[Plan, Outcome]:
+    """Feed one interval with random logits and the given held-out scores."""
     plan = method.begin_interval(epoch)
     interval, training = plan.interval, TrainingStatistics(1.0, 0.5, 0.4, 1.0)
     generator = torch.Generator().manual_seed(epoch)
@@ -56,17 +67,27 @@ def run_interval(method: Method, epoch: int, scores: list[tuple[float, float]]) 
             logits = 2.0 * torch.randn(len(labels), CLASSES, generator=generator)
             one_loss(method, logits, labels, slot)
         method.end_epoch([EpochResult(training, result) for result in judged])
-    outcome = method.end_interval([IntervalResult(training, result, result, result) for result in judged])
-    return interval.end, outcome.survivors[0], [*plan.events, *outcome.events]
+    return plan, method.end_interval([IntervalResult(training, result, result, result) for result in judged])
+
+
+def play(method: Method, epochs: int, scores: list[tuple[float, float]]) -> list[tuple[Plan, Outcome]]:
+    """All intervals of a run."""
+    played: list[tuple[Plan, Outcome]] = []
+    epoch = 0
+    while epoch < epochs:
+        played.append(play_interval(method, epoch, scores))
+        epoch = played[-1][0].interval.end
+    return played
+
+
+def run_interval(method: Method, epoch: int, scores: list[tuple[float, float]]) -> tuple[int, int, list[Event]]:
+    """One interval's end, its winner, and its events."""
+    plan, outcome = play_interval(method, epoch, scores)
+    return plan.interval.end, outcome.survivors[0], [*plan.events, *outcome.events]
 
 
 def run(method: Method, epochs: int, scores: list[tuple[float, float]]) -> list[Event]:
-    events: list[Event] = []
-    epoch = 0
-    while epoch < epochs:
-        epoch, _, more = run_interval(method, epoch, scores)
-        events += more
-    return events
+    return [event for plan, outcome in play(method, epochs, scores) for event in (*plan.events, *outcome.events)]
 
 
 def of_kind(events: list[Event], kind: str) -> list[Event]:
@@ -201,3 +222,223 @@ def test_candidates_may_share_their_data_order() -> None:
     shared = build("tfkd-mrs", selection={"data_order": "shared"})
     assert [own.data_stream(slot) for slot in range(3)] == [0, 1, 2]
     assert [shared.data_stream(slot) for slot in range(3)] == [0, 0, 0]
+
+
+# Several candidates: successive halving, one action for all, peers, learning rates.
+
+HALVED = [(top1, 1 - top1) for top1 in (0.50, 0.57, 0.52, 0.56, 0.51, 0.55, 0.53, 0.54)]
+"""The best four of eight are 1, 3, 5, 7; the best two of these, judged by the first four scores, the second and the
+fourth; and of these the second."""
+
+
+def halving(epochs: int = 18, **selection: Any) -> Method:
+    """One epoch of warm-up, two rounds of 1 + 2 + 4 epochs, and what is left with one student."""
+    tables = {"budget": "halving", "candidates": 4, **selection}
+    return build("tfkd-mrs", epochs, controller={"warmup_epochs": 1}, selection=tables)
+
+
+def test_halving_decides_once_a_round_and_is_rewarded_in_every_rung() -> None:
+    played = play(halving(), 18, HALVED)
+    assert [plan.interval.epochs for plan, _ in played] == [1, 1, 2, 4, 1, 2, 4, 1, 1, 1]
+    assert [plan.interval.candidates for plan, _ in played] == [1, 8, 4, 2, 8, 4, 2, 1, 1, 1]
+    assert [outcome.survivors for _, outcome in played] == [
+        (0,), (1, 3, 5, 7), (1, 3), (1,), (1, 3, 5, 7), (1, 3), (1,), (0,), (0,), (0,),
+    ]  # fmt: skip
+    decided = [[event["first_epoch"] for event in of_kind(plan.events, "decision")] for plan, _ in played]
+    assert decided == [[1], [2], [], [], [9], [], [], [16], [17], [18]]
+    rewarded = [[len(event["rewards"]) for event in of_kind(outcome.events, "reward")] for _, outcome in played]
+    assert rewarded == [[], [8], [4], [2], [8], [4], [2], [1], [1], [1]]
+    for plan, outcome in played[1:7]:
+        (reward,) = of_kind(outcome.events, "reward")
+        order = sorted(range(plan.interval.candidates), key=lambda slot: HALVED[slot], reverse=True)
+        assert sorted(order, key=reward["rewards"].__getitem__, reverse=True) == order
+        (selected,) = of_kind(outcome.events, "selection")
+        assert selected["survivors"] == outcome.survivors == tuple(order[: len(outcome.survivors)])
+
+
+def test_what_a_round_of_halving_taught_is_logged_once_with_the_survivors_action() -> None:
+    events = run(halving(), 18, HALVED)
+    taught = of_kind(events, "taught")
+    assert [(event["first_epoch"], event["epochs"]) for event in taught] == [
+        (1, 1), (2, 7), (9, 7), (16, 1), (17, 1), (18, 1),
+    ]  # fmt: skip
+    decisions = of_kind(events, "decision")
+    for event, decision, slot in zip(taught[1:], decisions[1:], [7, 7, 0, 0, 0], strict=True):
+        candidate = decision["candidates"][slot]  # the fourth of the best four, then the second, is 7 of 8
+        assert event["action"] == candidate["action"]
+        assert event["true_mass"] == candidate["true_mass"]
+        assert event["divergence"] == candidate["divergence"]
+    assert taught[0]["action"] is None
+    assert len({tuple(candidate["action"]) for candidate in decisions[1]["candidates"]}) == 8
+
+
+def test_survivors_of_a_rung_are_taught_as_before_at_the_learning_rate_that_they_had() -> None:
+    method: Any = halving(learning_rate_spread=0.5)
+    play_interval(method, 0, HALVED)
+    slots, epoch = list(range(8)), 1
+    masses: dict[int, float] = {}
+    factors: dict[int, float] = {}
+    for _ in range(3):
+        plan, outcome = play_interval(method, epoch, HALVED)
+        assert plan.learning_rate_factors is not None
+        for slot, first in enumerate(slots):
+            mass, factor = method._teaching.true_mass(slot), plan.learning_rate_factors[slot]
+            assert mass == masses.setdefault(first, mass)
+            assert factor == factors.setdefault(first, factor)
+        slots, epoch = [slots[survivor] for survivor in outcome.survivors], plan.interval.end
+    assert slots == [7]
+    assert len(set(masses.values())) == len(set(factors.values())) == 8
+    (taught,) = of_kind(outcome.events, "taught")
+    assert taught["learning_rate_factor"] == factors[7]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 8, 9, 11])
+def test_halving_restored_between_rungs_goes_on_as_if_it_had_not_stopped(stop: int) -> None:
+    expected = run(halving(learning_rate_spread=0.5), 18, HALVED)
+    first, second = halving(learning_rate_spread=0.5), halving(learning_rate_spread=0.5)
+    events: list[Event] = []
+    epoch = 0
+    while epoch < 18:
+        if epoch == stop:
+            second.load_state_dict(copy.deepcopy(first.state_dict()))
+            first = second
+        epoch, _, more = run_interval(first, epoch, HALVED)
+        events += more
+    assert first is second
+    assert repr(events) == repr(expected)
+
+
+def test_one_action_for_all_candidates_is_learned_from_as_a_single_trajectory() -> None:
+    """The best candidate stands for all: its scores are those of the run."""
+    controller = {"warmup_epochs": 0, "single_buffer": 2}
+    shared = {"candidates": 3, "interval": 1, "target": "shared"}
+    scores = [(0.50, 1.00), (0.60, 0.90), (0.55, 0.95)]
+    events = run(build("tfkd-mrs", 6, controller=controller, selection=shared), 6, scores)
+    alone = run(build("tfkd", 6, controller=controller), 6, [(0.60, 0.90)])
+    for decision, single in zip(of_kind(events, "decision"), of_kind(alone, "decision"), strict=True):
+        actions = [candidate["action"] for candidate in decision["candidates"]]
+        assert actions == 3 * [single["candidates"][0]["action"]]
+        assert [candidate["role"] for candidate in decision["candidates"]] == ["sample"] * 3
+        assert decision["observation"] == single["observation"]
+    assert all(event["winner"] == 1 for event in of_kind(events, "selection"))
+    rewards, of_single = of_kind(events, "reward"), of_kind(alone, "reward")
+    assert repr(rewards) == repr(of_single)
+    assert [event["update"] is not None for event in rewards] == [False, True] * 3
+    assert rewards[0]["rewards"][0] > 0
+
+
+def test_learning_rate_factors_reach_the_plan_and_the_log() -> None:
+    selection = {"budget": "full", "candidates": 3, "interval": 2, "learning_rate_spread": 0.3}
+    played = play(
+        build("tfkd-mrs", 9, controller={"warmup_epochs": 1}, selection=selection), 9, [(0.5, 1.0), (0.6, 0.9)]
+    )
+    settings = SelectionSettings.model_validate(selection)
+    assert played[0][0].learning_rate_factors is None
+    for number, (plan, outcome) in enumerate(played[1:], start=1):
+        expected = learning_rate_factors(settings, 0, number, 3)
+        assert plan.learning_rate_factors == expected
+        assert len(set(expected)) == 3
+        (decision,), (taught,) = of_kind(plan.events, "decision"), of_kind(outcome.events, "taught")
+        assert tuple(candidate["learning_rate_factor"] for candidate in decision["candidates"]) == expected
+        assert taught["learning_rate_factor"] == expected[1] == expected[outcome.survivors[0]]
+
+
+def test_peers_without_selection_stay_side_by_side_to_the_end() -> None:
+    method = build("tfkd", 6, target={"sources": ["peers"]}, selection={"candidates": 3})
+    assert (method.max_candidates, method.needs_joint_steps) == (3, True)
+    assert [method.data_stream(slot) for slot in range(3)] == [0, 0, 0]
+    for plan in (method.begin_interval(0), method.begin_interval(1)):
+        assert plan.interval.candidates == 3
+        result = metrics(0.5, 1.0)
+        training = TrainingStatistics(1.0, 0.5, 0.4, 1.0)
+        for _ in range(plan.interval.epochs):
+            method.end_epoch([EpochResult(training, result)] * 3)
+        outcome = method.end_interval([IntervalResult(training, result, result, None)] * 3)
+        assert outcome.survivors == (0, 1, 2)
+        (decision,) = plan.events
+        assert len({tuple(candidate["action"]) for candidate in decision["candidates"]}) == 1
+        assert [event["event"] for event in outcome.events if event["event"] == "selection"] == []
+    assert len(of_kind(outcome.events, "reward")[0]["rewards"]) == 1
+
+
+# What was taught, and superclasses.
+
+
+def tiles(taught: list[Event], epochs: int) -> bool:
+    """Whether the intervals of these events follow each other from the first epoch to the last."""
+    ends = [event["first_epoch"] + event["epochs"] for event in taught]
+    return [event["first_epoch"] for event in taught] == [1, *ends[:-1]] and ends[-1] == epochs + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "selection"),
+    [
+        ("tfkd", {}),
+        ("tfkd-mrs", {"candidates": 3, "interval": 4}),
+        ("tfkd-mrs", {"budget": "probe", "candidates": 2, "interval": 2, "events": (0.3, 0.7)}),
+        ("tfkd-mrs", {"budget": "halving", "candidates": 2}),
+        ("tfkd-mrs", {"budget": "halving", "candidates": 2, "target": "shared"}),
+    ],
+)
+def test_what_was_taught_tiles_the_run(name: str, selection: dict[str, Any]) -> None:
+    events = run(build(name, controller={"warmup_epochs": 2, "interval": 3}, selection=selection), 12, HALVED)
+    taught = of_kind(events, "taught")
+    assert tiles(taught, 12)
+    assert [event["first_epoch"] for event in taught] == [e["first_epoch"] for e in of_kind(events, "decision")]
+
+
+@pytest.mark.parametrize(
+    ("true_mass", "rises", "nats"),
+    [((0.9, 0.6, 0.95), 2, math.log(0.9 / 0.6)), ((0.6, 0.99), 0, 0.0), ((0.9, 0.9), 0, 0.0)],
+)
+def test_the_summary_counts_how_often_the_target_moved_away_from_one_hot(
+    true_mass: tuple[float, ...], rises: int, nats: float
+) -> None:
+    """At 0, 1/4, 1/2 and 3/4 of the run."""
+    method = build("tfkd", 4, controller={"name": "schedule", "true_mass": true_mass, "warmup_epochs": 0})
+    events = run(method, 4, [(0.5, 1.0)])
+    divergences = [
+        -math.log(mass) for mass in np.interp([0, 0.25, 0.5, 0.75], np.linspace(0, 1, len(true_mass)), true_mass)
+    ]
+    assert [event["divergence"] for event in of_kind(events, "taught")] == pytest.approx(divergences, abs=1e-6)
+    summary = method.summary()
+    assert summary["divergence_rises"] == rises
+    assert summary["divergence_rise_nats"] == pytest.approx(nats, abs=1e-6)
+    assert summary["divergence_first"] == pytest.approx(divergences[0], abs=1e-6)
+    assert summary["divergence_last"] == pytest.approx(divergences[-1], abs=1e-6)
+
+
+def test_the_warm_up_is_no_part_of_how_the_target_moved() -> None:
+    """From one-hot to the first target there is a rise that nobody chose."""
+    schedule = {"name": "progressive", "true_mass": (0.6, 0.99), "warmup_epochs": 2}
+    method = build("tfkd", 12, controller=schedule)
+    events = run(method, 12, [(0.5, 1.0)])
+    assert of_kind(events, "taught")[0]["divergence"] == 0.0
+    assert method.summary()["divergence_rises"] == 0
+
+
+def test_a_method_that_steers_nothing_sums_nothing_up() -> None:
+    for method in (build("ce"), build("ce", selection={"budget": "full", "candidates": 2})):
+        run(method, 12, [(0.5, 1.0), (0.6, 0.9)])
+        assert method.summary() == {}
+
+
+def test_superclasses_of_the_data_set_reach_the_target() -> None:
+    """Class 0 keeps 0.6 to itself and shares the rest with its superclass, {0, 2, 4}, and with {1, 3}."""
+    superclasses = {"even": (0, 2, 4), "odd": (1, 3)}
+    neutral, low, high = 0.4 / 0.499, 0.5, 0.999
+    number = math.log((0.6 - low) / (high - 0.6)) - math.log(neutral / (1 - neutral))
+    controller = {"name": "fixed", "action": (number, 0.0, 1.0), "warmup_epochs": 0}
+    method = build("tfkd", superclasses=superclasses, target={"family": "superclass"}, controller=controller)
+    (decision,) = method.begin_interval(0).events
+    assert decision["action_names"] == ("true mass of even", "true mass of odd", "siblings")
+    logits, labels = torch.randn(1, CLASSES, requires_grad=True), torch.tensor([0])
+    (gradient,) = torch.autograd.grad(one_loss(method, logits, labels)[0], logits)
+    siblings = 2 * math.e / (2 * math.e + 2)
+    target = torch.tensor([0.6, 0.2 * (1 - siblings), 0.2 * siblings, 0.2 * (1 - siblings), 0.2 * siblings])
+    torch.testing.assert_close(gradient[0], (logits.softmax(1)[0] - target).detach())
+
+
+def test_a_superclass_target_needs_superclasses() -> None:
+    with pytest.raises(UserError, match="the superclass target needs superclasses, and this data set has none"):
+        build("tfkd", target={"family": "superclass"})

@@ -3,6 +3,7 @@
 The trainer sees the training part of a data set only, split into images to fit and held-out images to judge by.
 """
 
+import gc
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -107,7 +108,8 @@ class Trainer:
         for name, content in self.method.files().items():
             self.folder.write_bytes(name, content)
         summary = self._summary() | self.method.summary()
-        del self.method, self._epochs  # no controller lives on into the test
+        del self.method, self._epochs  # no controller lives on into the test,
+        gc.collect()  # and none waits in a cycle
         return summary
 
     def _run_epoch(self, interval: Interval) -> None:

@@ -130,21 +130,19 @@ class Teaching:
         return [asdict(summary) | {"sources": of} for summary, of in zip(summaries, sources, strict=True)]
 
     def action_gradient(self, slot: int, influence: Tensor) -> Tensor:
-        """(A,) float32: how the loss whose dependence on the table is `influence` (C,C) depends on the slot's action.
+        """(A,) float32: how the loss whose dependence on the targets is `influence` (C,C) depends on the slot's action.
 
-        By central differences in float64: the tables are cheap, and not every family has derivatives. Of shares and
-        temperatures of sources the table knows nothing: 0.
+        Both on the CPU. The table counts as much as its share; the shares and temperatures themselves get 0. By central
+        differences in float64: the tables are cheap, and not every family has derivatives.
         """
-        if self._actions is None:
-            action = torch.zeros(self._target.action_size)
-        else:
-            action = self.space.class_actions(self._actions)[slot]
+        assert self._actions is not None
+        action = self._actions[slot].cpu().double()
         steps = PERTURBATION * torch.eye(len(action), dtype=torch.float64)
-        actions = torch.cat([action.double() + steps, action.double() - steps]).to(influence.device)
-        similarity = self._similarity.similarity[slot].double().expand(len(actions), -1, -1)
+        actions = self.space.class_actions(torch.cat([action + steps, action - steps]))
+        similarity = self._similarity.similarity[slot].cpu().double().expand(len(actions), -1, -1)
         losses = (self._target.tables(actions, similarity) * influence).sum(dim=(1, 2))
-        gradient = (losses[: len(action)] - losses[len(action) :]) / (2 * PERTURBATION)
-        return torch.cat([gradient.float().cpu(), torch.zeros(self.space.action_size - len(action))])
+        change = (losses[: len(action)] - losses[len(action) :]) / (2 * PERTURBATION)
+        return (self._shares[slot, 0].cpu() * change).float()
 
     def state_dict(self, active: int) -> dict[str, Any]:
         return {
