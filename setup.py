@@ -209,7 +209,7 @@ setup(
     ],
     package_dir={"tfkd_fast.kernels": "kernels", "tfkd_fast.recipes": "recipes"},
     package_data={
-        "tfkd_fast.recipes": ["*.toml"],
+        "tfkd_fast.recipes": ["*.toml", "policies/*.safetensors"],
         "tfkd_fast.recipes.studies": ["*.toml"],
         "tfkd_fast.report": ["*.html"],
     },

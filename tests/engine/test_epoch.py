@@ -259,9 +259,9 @@ def test_the_steps_of_an_epoch_never_wait_for_the_device(
 def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
     trainer, _, _ = make(way, "cuda", loader=loader)
     train(trainer, epochs=6)  # the set-up may wait
-    for lane in trainer._lanes[3, False]:
+    for lane in trainer._lanes[3, False, False]:
         lane._records.restart([[0.01] * len(lane._sizes)] * len(lane._slots))
-        lane._feed.start(1)
+        lane._feed.start(1, lane._slots)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:

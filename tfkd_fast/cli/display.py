@@ -114,9 +114,10 @@ class Display:
     def _show_finish(self, event: dict[str, Any]) -> None:
         if self._bar:
             self._bar.stop()
+        judged = f"held-out {event['holdout_top1']:.2f} %, " if event["holdout_top1"] is not None else ""
         self._print(
             f"{event['student_epochs']} student-epochs in {event['seconds']:.0f} s · "
-            f"{event['images_per_second']:,.0f} images/s · last epoch: held-out {event['holdout_top1'] or 0:.2f} %, "
+            f"{event['images_per_second']:,.0f} images/s · last epoch: {judged}"
             f"test {event['test_top1']:.2f} %, NLL {event['test_nll']:.3f}, ECE {event['test_ece']:.3f}"
         )
 

@@ -1,5 +1,7 @@
 """Who sets the target: controllers that choose an action for a target family as training goes."""
 
+from typing import TYPE_CHECKING, Any
+
 from tfkd_fast.control.bandit import ThompsonController, UCBController
 from tfkd_fast.control.controller import ACTION_LIMIT, Controller, Decision, Feedback, Outcome, Progress
 from tfkd_fast.control.evolution import EvolutionController
@@ -8,8 +10,14 @@ from tfkd_fast.control.observation import observation
 from tfkd_fast.control.open_loop import FixedController, RecordedController, ScheduleController
 from tfkd_fast.control.policy_controller import PolicyController
 from tfkd_fast.control.settings import ControllerSettings, RecordedAction
+from tfkd_fast.control.students import Snapshot, Students
 from tfkd_fast.errors import UserError
 from tfkd_fast.targets import ActionSpace
+
+if TYPE_CHECKING:  # they need gymnasium, which is an extra
+    from tfkd_fast.control.environment import TargetControlEnv, TargetControlVectorEnv
+
+ENVIRONMENTS = ("TargetControlEnv", "TargetControlVectorEnv")
 
 __all__ = [
     "ACTION_LIMIT",
@@ -20,9 +28,26 @@ __all__ = [
     "Outcome",
     "Progress",
     "RecordedAction",
+    "Snapshot",
+    "Students",
+    "TargetControlEnv",
+    "TargetControlVectorEnv",
     "build_controller",
     "observation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The environments, imported when somebody asks for one."""
+    if name not in ENVIRONMENTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from tfkd_fast.control import environment
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gymnasium":
+            raise
+        raise UserError(f"{name} needs gymnasium: pip install 'tfkd-fast[gym]'") from None
+    return getattr(environment, name)
 
 
 def build_controller(settings: ControllerSettings, space: ActionSpace, seed: int) -> Controller:

@@ -108,6 +108,8 @@ class Controller(ABC):
 
     learns: bool
     """Whether it has a use for outcomes: `learn` then wants to be called after every decision."""
+    explores: bool = True
+    """Whether the candidates of one decision get different actions."""
     needs_gradient: bool = False
     """Whether it reads `Outcome.action_gradient`."""
 

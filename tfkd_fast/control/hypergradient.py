@@ -20,6 +20,7 @@ class HypergradientController(Controller):
     """
 
     learns = True
+    explores = False
     needs_gradient = True
 
     def __init__(self, settings: ControllerSettings, space: ActionSpace) -> None:

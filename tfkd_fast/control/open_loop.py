@@ -28,6 +28,7 @@ class OpenLoopController(Controller):
     """The same action for every candidate; nothing is learned and nothing remembered."""
 
     learns = False
+    explores = False
     role: str
 
     @abstractmethod

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from tfkd_fast.control.controller import ACTION_LIMIT, Controller, Decision, Draws, Feedback, Outcome, Progress
 from tfkd_fast.control.observation import PROGRESS_ENTRIES, observation
 from tfkd_fast.control.policy import GaussianPolicy
-from tfkd_fast.control.policy_file import load_policy, policy_bytes
+from tfkd_fast.control.policy_file import find_policy, load_policy, policy_bytes
 from tfkd_fast.control.policy_gradient import Batch, PolicyGradient, Transition
 from tfkd_fast.control.rewards import Rewards
 from tfkd_fast.control.settings import ControllerSettings
@@ -55,7 +54,9 @@ class PolicyController(Controller):
         if settings.name != "random":
             self._gradient = PolicyGradient(settings, self._policy, observation_size, self._generator)
         if settings.policy:
-            load_policy(Path(settings.policy), self._policy, self._gradient.value if self._gradient else None, space)
+            load_policy(
+                find_policy(settings.policy), self._policy, self._gradient.value if self._gradient else None, space
+            )
             with torch.no_grad():
                 self._policy.log_std.clamp_(math.log(settings.min_std), math.log(settings.max_std))
         self._rewards = Rewards()

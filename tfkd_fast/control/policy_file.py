@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import safetensors
@@ -41,6 +42,12 @@ def policy_bytes(controller: str, policy: GaussianPolicy, value: MLP, space: Act
         observation_entries=PROGRESS_ENTRIES + space.action_size,
     )
     return safetensors.torch.save(_tensors(policy, value), metadata={"policy": header.model_dump_json()})
+
+
+def find_policy(name: str) -> Path:
+    """The file of a shipped policy, or else the path that `name` is."""
+    shipped = files("tfkd_fast.recipes") / "policies" / f"{name}.safetensors"
+    return Path(str(shipped)) if shipped.is_file() else Path(name)
 
 
 def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: ActionSpace) -> None:

@@ -50,7 +50,8 @@ class ControllerSettings(Settings):
     """Recorded: the actions that are played again, by rising start."""
 
     policy: str = ""
-    """Random, ppo and reinforce: the file of a learned policy to start from; empty for a new one."""
+    """Random, ppo and reinforce: a learned policy to start from, the file of a run or the name of one
+    that comes with the package; empty for a new one."""
     min_std: float = Field(default=0.05, gt=0)
     max_std: float = Field(default=1.0, gt=0)
     initial_std: float = Field(default=0.4, gt=0, validate_default=True)

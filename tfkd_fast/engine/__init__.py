@@ -6,11 +6,13 @@ from tfkd_fast.engine.recipe import Recipe, load_recipe, make_recipe, set_overri
 from tfkd_fast.engine.replay import replay_recipe
 from tfkd_fast.engine.run import evaluate, read_recipe, resume, train
 from tfkd_fast.engine.run_folder import RunFolder
+from tfkd_fast.engine.students import Students
 
 __all__ = [
     "Listener",
     "Recipe",
     "RunFolder",
+    "Students",
     "evaluate",
     "export",
     "load_recipe",

@@ -23,7 +23,11 @@ from tfkd_fast.methods.protocol import Method, TrainingStatistics
 
 
 class Diverged(UserError):
-    """The loss is no longer finite."""
+    """The loss of a candidate is no longer finite."""
+
+    def __init__(self, message: str, candidate: int) -> None:
+        super().__init__(message)
+        self.candidate = candidate
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class EpochTrainer:
         self._compute, self._settings, self.side_by_side = compute, settings, side_by_side
         self._on_batch = on_batch
         self._streams = Streams() if compute.device.type == "cuda" else None
-        self._lanes: dict[tuple[int, bool], list[Lane]] = {}
+        self._lanes: dict[tuple[int, bool, bool], list[Lane]] = {}
 
     def run(self, candidates: int, epoch: int, learning_rates: list[list[float]], *, average: bool) -> list[EpochRun]:
         """Train the first `candidates` for the 0-based `epoch`, each with a learning rate for every step.
@@ -71,32 +75,34 @@ class EpochTrainer:
             self._population.epoch_average.restart()
         for model in [*self._population.models[:candidates], *self._population.slow_models[:candidates]]:
             model.train()
-        if (candidates, average) not in self._lanes:
-            self._lanes[candidates, average] = self._make_lanes(candidates, average)
-        lanes = self._lanes[candidates, average]
-        runs = [partial(lane.run, epoch, learning_rates) for lane in lanes]
+        data_streams = [self._method.data_stream(slot) for slot in range(candidates)]
+        kind = candidates, average, len(set(data_streams)) == 1
+        if kind not in self._lanes:
+            self._lanes[kind] = self._make_lanes(*kind)
+        lanes = self._lanes[kind]
+        runs = [partial(lane.run, epoch, data_streams, learning_rates) for lane in lanes]
         at_once = self.side_by_side == "streams" and len(lanes) > 1
         results = _on_threads(runs) if at_once else [run() for run in runs]
         if average:
             self._population.epoch_average.count = len(self._loader)
         return [result for of_lane in results for result in of_lane]
 
-    def _make_lanes(self, candidates: int, average: bool) -> list["Lane"]:
+    def _make_lanes(self, candidates: int, average: bool, shared: bool) -> list["Lane"]:
+        """`shared`: whether all see the same batches."""
         make, slots = (self._population, self._compute, self._loader.batch_size, average), range(candidates)
         if candidates > 1 and (self.side_by_side == "stacked" or self._method.needs_joint_steps):
             join = stacked if self.side_by_side == "stacked" else together
-            return [self._lane([join(slots, *make)], slots)]
+            return [self._lane([join(slots, *make)], slots, shared)]
         groups = [alone(slot, *make) for slot in slots]
         if self.side_by_side == "streams" and self._compute.device.type == "cuda":
-            return [self._lane(groups, slots)]
-        return [self._lane([group], range(slot, slot + 1)) for slot, group in enumerate(groups)]
+            return [self._lane(groups, slots, shared)]
+        return [self._lane([group], range(slot, slot + 1), shared) for slot, group in enumerate(groups)]
 
-    def _lane(self, groups: list[Group], slots: range) -> "Lane":
-        streams = [self._method.data_stream(slot) for slot in slots]
-        shared = len(set(streams)) == 1
-        feed = make_feed(self._loader, streams[:1] if shared else streams, self._compute.device)
-        step = partial(train_step, method=self._method, settings=self._settings)
-        return Lane(groups, slots, feed, step, self._loader.batch_sizes(), self._compute, self._streams, self._on_batch)
+    def _lane(self, groups: list[Group], slots: range, shared: bool) -> "Lane":
+        rows = slots[:1] if shared else slots
+        feed = make_feed(self._loader, len(rows), self._compute.device)
+        step, sizes = partial(train_step, method=self._method, settings=self._settings), self._loader.batch_sizes()
+        return Lane(groups, slots, feed, rows, step, sizes, self._compute, self._streams, self._on_batch)
 
 
 class Lane:
@@ -107,27 +113,31 @@ class Lane:
         groups: list[Group],
         slots: range,
         feed: Feed,
+        rows: range,
         step: Callable[[Group, Batch, Records], None],
         sizes: list[int],
         compute: Compute,
         streams: Streams | None,
         on_batch: Callable[[int], None],
     ) -> None:
-        self._groups, self._slots, self._feed, self._train_step = groups, slots, feed, step
+        """`rows`: the slots whose random streams the feed follows, the first one for all or each its own."""
+        self._groups, self._slots, self._feed, self._rows, self._train_step = groups, slots, feed, rows, step
         self._sizes, self._streams, self._on_batch = sizes, streams, on_batch
         self._records = Records.empty(len(slots), len(sizes), compute.device)
         self._steps = {
             size: RepeatedStep(partial(self._step, size), streams, compiles=compute.compile) for size in set(sizes)
         }
 
-    def run(self, epoch: int, learning_rates: list[list[float]], stop: Event | None = None) -> list[EpochRun]:
+    def run(
+        self, epoch: int, data_streams: list[int], learning_rates: list[list[float]], stop: Event | None = None
+    ) -> list[EpochRun]:
         """One epoch; a result for each candidate of the lane. Raises CancelledError once `stop` is set.
 
-        `learning_rates` are those of every candidate of the population.
+        `data_streams` and `learning_rates` are those of every candidate of the population.
         """
         images, set_up, started = 0, 0.0, time.perf_counter()
         self._records.restart([learning_rates[slot] for slot in self._slots])
-        self._feed.start(epoch)
+        self._feed.start(epoch, [data_streams[slot] for slot in self._rows])
         for size in self._sizes:
             if stop is not None and stop.is_set():
                 raise CancelledError
@@ -162,7 +172,7 @@ class Lane:
         """Means over the samples; the last batch may be smaller than the others."""
         for step, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
-                raise Diverged(f"the loss became {loss} in epoch {epoch + 1}, step {step}, candidate {slot}")
+                raise Diverged(f"the loss became {loss} in epoch {epoch + 1}, step {step}, candidate {slot}", slot)
         samples = sum(self._sizes)
         loss = sum(loss * size for loss, size in zip(losses, self._sizes, strict=True)) / samples
         correct, true_probability, entropy = (total / samples for total in totals)

@@ -12,8 +12,8 @@ from tfkd_fast.data import Batch, Loader
 class Feed(Protocol):
     """The batches of an epoch, for candidates that take their steps together."""
 
-    def start(self, epoch: int) -> None:
-        """Before the first step of the 0-based epoch."""
+    def start(self, epoch: int, streams: Sequence[int]) -> None:
+        """Before the first step of the 0-based epoch, with the random stream of each row of the batches."""
 
     def advance(self) -> None:
         """Before each step: what the host has to do for it."""
@@ -31,14 +31,14 @@ class Feed(Protocol):
 class HostFeed:
     """Takes batches from a loader. On CUDA they are copied to where a captured step reads them."""
 
-    def __init__(self, loader: Loader, streams: Sequence[int], *, in_place: bool) -> None:
-        self._loader, self._streams, self._in_place = loader, streams, in_place
+    def __init__(self, loader: Loader, *, in_place: bool) -> None:
+        self._loader, self._in_place = loader, in_place
         self._places: dict[int, Batch] = {}  # by batch size
         self._batches: Iterator[tuple[Batch, ...]]
         self._current: Batch
 
-    def start(self, epoch: int) -> None:
-        self._batches = zip(*(self._loader.epoch(epoch, stream) for stream in self._streams), strict=True)
+    def start(self, epoch: int, streams: Sequence[int]) -> None:
+        self._batches = zip(*(self._loader.epoch(epoch, stream) for stream in streams), strict=True)
 
     def advance(self) -> None:
         batches = next(self._batches)
@@ -64,12 +64,12 @@ class HostFeed:
 class ResidentFeed:
     """Makes batches inside the step, from images and orders that are on the device."""
 
-    def __init__(self, loader: Loader, streams: Sequence[int]) -> None:
-        self._loader, self._streams = loader, streams
-        self._orders, self._draws = loader.orders(0, streams)
+    def __init__(self, loader: Loader, rows: int) -> None:
+        self._loader = loader
+        self._orders, self._draws = loader.orders(0, range(rows))
 
-    def start(self, epoch: int) -> None:
-        for place, new in zip((self._orders, self._draws), self._loader.orders(epoch, self._streams), strict=True):
+    def start(self, epoch: int, streams: Sequence[int]) -> None:
+        for place, new in zip((self._orders, self._draws), self._loader.orders(epoch, streams), strict=True):
             place.copy_(new)
 
     def advance(self) -> None:
@@ -83,8 +83,8 @@ class ResidentFeed:
         return self._loader.resident_batch(self._orders.index_select(1, positions), self._draws)
 
 
-def make_feed(loader: Loader, streams: Sequence[int], device: torch.device) -> Feed:
-    """The feed that suits a loader and a device."""
+def make_feed(loader: Loader, rows: int, device: torch.device) -> Feed:
+    """The feed that suits a loader and a device; its batches have `rows` in front."""
     if loader.is_resident:
-        return ResidentFeed(loader, streams)
-    return HostFeed(loader, streams, in_place=device.type == "cuda")
+        return ResidentFeed(loader, rows)
+    return HostFeed(loader, in_place=device.type == "cuda")

@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
-from itertools import islice
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,27 +16,22 @@ from torch import Tensor, nn
 
 import tfkd_fast
 from tfkd_fast import ops
-from tfkd_fast.data import Dataset, LoaderChoice, choose_loader, make_loader, split_holdout
+from tfkd_fast.data import Dataset
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.epoch import Diverged, EpochRun, EpochTrainer
-from tfkd_fast.engine.evaluate import metrics_of, take_average
 from tfkd_fast.engine.groups import choose_side_by_side
-from tfkd_fast.engine.lookahead import influence
-from tfkd_fast.engine.population import Population, WeightAverage
+from tfkd_fast.engine.judge import Judge
+from tfkd_fast.engine.population import Population
 from tfkd_fast.engine.recipe import Recipe
 from tfkd_fast.engine.run_folder import EventLog, RunFolder
+from tfkd_fast.engine.setup import build_student, load_images, method_context, seed_of
 from tfkd_fast.engine.student import save_student
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods import Context, find_method
+from tfkd_fast.methods import find_method
 from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult
-from tfkd_fast.models import build_model
-from tfkd_fast.randomness import Purpose, random_words
 
 PARTS = ("training", "compile", "evaluation", "steering", "saving")
 """What a run's seconds go to: steps, their set-up, held-out metrics, method and log, checkpoints."""
-
-CALIBRATION_IMAGES = 2000
-"""Training images on which the batch norm of averaged weights is re-estimated (our choice)."""
 
 
 class Listener(Protocol):
@@ -56,28 +50,25 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, listeners: list[Listener]
     ) -> None:
-        self.recipe, self.dataset, self.compute, self.folder = recipe, dataset, compute, folder
+        self.dataset, self.compute, self.folder = dataset, compute, folder
         self._listeners = listeners
-        self._read_images()
-        self.method = find_method(recipe.method).build(
-            recipe.options,
-            Context(
-                num_classes=len(dataset.classes),
-                num_images=self.train_images,
-                epochs=recipe.epochs,
-                seed=recipe.seed,
-                device=compute.device,
-                learning_rate_ratio=lambda epoch: recipe.schedule.ratio(epoch / recipe.epochs),
-                superclasses=dataset.superclasses,
-            ),
-        )
+        images = load_images(recipe, dataset, compute)
+        self.loader, self.holdout_loader = images.fit, images.holdout
+        self.train_images, self.holdout_images = images.num_fit, images.num_holdout
+        self._loader_choice = images.choice
+        self.recipe = recipe.with_loader(self.loader.name)  # from here on the recipe names it
+        context = method_context(recipe, dataset, self.train_images, compute)
+        self.method = find_method(recipe.method).build(recipe.options, context)
         if self.method.needs_holdout and self.holdout_loader is None:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
         slow = self.method.slow_decay is not None
-        self.population = Population(self._build_model, self.method.max_candidates, slow=slow)
+        build = partial(build_student, recipe, dataset, compute, recipe.seed)
+        self.population = Population(build, self.method.max_candidates, slow=slow)
         if self.method.own_initial_weights:
             for slot in range(1, self.method.max_candidates):
-                self.population.start_from(slot, self._build_model(slot))
+                model = build_student(recipe, dataset, compute, seed_of(recipe.seed, slot))
+                self.population.start_from(slot, model)
+        self._judge = Judge(images, compute, build)
         self._epochs = EpochTrainer(
             self.population,
             self.method,
@@ -129,7 +120,8 @@ class Trainer:
             if self._epoch == interval.first_epoch:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
-        holdout = self._judge(self.population.models[: interval.candidates])
+        with self._timed("evaluation"):
+            holdout = self._judge.metrics(self.population.models[: interval.candidates])
         self._epoch += 1
         self._student_epochs += len(runs)
         with self._timed("steering"):
@@ -140,9 +132,13 @@ class Trainer:
             self._end_interval(runs, holdout)
 
     def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
-        epoch_averages = self._judge_average(self.population.epoch_average, len(runs))
-        interval_averages = self._judge_average(self.population.interval_average, len(runs))
-        influences = self._influences(len(runs))
+        population, models = self.population, self.population.models[: len(runs)]
+        influences: list[Tensor | None] = [None] * len(runs)
+        with self._timed("evaluation"):
+            epoch_averages = self._judge.average_metrics(population.epoch_average, len(runs), self._epoch)
+            interval_averages = self._judge.average_metrics(population.interval_average, len(runs), self._epoch)
+            if self.method.needs_influence:
+                influences = self._judge.influences(models, self._epoch)
         with self._timed("steering"):
             outcome = self.method.end_interval(
                 [
@@ -163,13 +159,8 @@ class Trainer:
         self._alive = len(outcome.survivors)
         self._interval = None
 
-    def _learning_rate(self, epoch: float) -> float:
-        """At a position within the run, in epochs."""
-        return self.recipe.optimizer.learning_rate * self.recipe.schedule.ratio(epoch / self.recipe.epochs)
-
     def _train(self, candidates: int, *, average: bool) -> list[EpochRun]:
-        steps = len(self.loader)
-        schedule = [self._learning_rate(self._epoch + step / steps) for step in range(steps)]
+        schedule = self.recipe.learning_rates(self._epoch, len(self.loader))
         learning_rates = [[factor * rate for rate in schedule] for factor in self._factors]
         try:
             runs = self._epochs.run(candidates, self._epoch, learning_rates, average=average)
@@ -194,65 +185,12 @@ class Trainer:
         for listener in self._listeners:
             listener.batch(images)
 
-    # Judging, on held-out images only.
-
-    def _judge(self, models: Iterable[nn.Module]) -> list[HoldoutMetrics | None]:
-        if self.holdout_loader is None:
-            return [None for _ in models]
-        with self._timed("evaluation"):
-            return list(metrics_of(models, self.holdout_loader, self.compute))
-
-    def _judge_average(self, average: WeightAverage, candidates: int) -> list[HoldoutMetrics | None]:
-        """Every candidate on the same images, for the batch norm as for the metrics."""
-        if average.count == 0:
-            return [None] * candidates
-        batches = -(-CALIBRATION_IMAGES // self.loader.batch_size)
-        return self._judge(
-            take_average(self._scratch, average.of(slot), islice(self.loader.epoch(self._epoch), batches), self.compute)
-            for slot in range(candidates)
-        )
-
-    def _influences(self, candidates: int) -> list[Tensor | None]:
-        """How the held-out loss depends on what each label is taught, where the method asks."""
-        if not self.method.needs_influence or self.holdout_loader is None:
-            return [None] * candidates
-        with self._timed("evaluation"):
-            return [
-                influence(model, self._scratch, self.loader.epoch(self._epoch), self.holdout_loader.in_order())
-                for model in self.population.models[:candidates]
-            ]
-
     def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
         if holdout is not None and holdout.top1 > self._best_top1:
             self._best_epoch, self._best_top1 = self._epoch, holdout.top1
             save_student(self.folder.best, model, self.recipe.model, self.dataset)
 
     # Set-up, checkpoints, log.
-
-    def _read_images(self) -> None:
-        """Both parts get the loader that suits the images to fit; from here on the recipe names it."""
-        data, images = self.recipe.data, self.dataset.read_train()
-        fit, holdout = split_holdout(images, data.holdout) if data.holdout else (images, None)
-        self.train_images, self.holdout_images = len(fit), len(holdout) if holdout else 0
-        place = (self.compute.device, self.compute.dtype, self.recipe.seed)
-        self._loader_choice: LoaderChoice | None = None  # made by us
-        if data.loader == "auto":
-            self._loader_choice = choose_loader(fit, self.dataset, data, *place)
-            self.recipe = self.recipe.with_loader(self._loader_choice.chosen)
-        self.loader = make_loader(fit, self.dataset, self.recipe.data, *place)
-        self.holdout_loader = make_loader(holdout, self.dataset, self.recipe.data, *place) if holdout else None
-
-    def _build_model(self, slot: int = 0) -> nn.Module:
-        seed = self.recipe.seed
-        if slot:  # initial weights of its own
-            seed = int(random_words(torch.tensor(slot), Purpose.WEIGHTS, seed=seed)[0])
-        model = build_model(self.recipe.model, len(self.dataset.classes), self.dataset.image_shape[0], seed)
-        return self.compute.place(model)
-
-    @cached_property
-    def _scratch(self) -> nn.Module:
-        """A network for averaged weights."""
-        return self._build_model()
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint, or write the first line of a new log."""
@@ -347,7 +285,7 @@ class Trainer:
             "event": "epoch",
             "epoch": self._epoch,
             "candidate": slot,
-            "learning_rate": self._factors[slot] * self._learning_rate(self._epoch - 1),
+            "learning_rate": self._factors[slot] * self.recipe.learning_rate(self._epoch - 1),
             "train_loss": training.loss,
             "train_top1": 100 * training.top1,
             "true_probability": training.true_probability,

@@ -57,6 +57,14 @@ class Recipe(Settings):
     def to_toml(self) -> str:
         return tomli_w.dumps(self.table())
 
+    def learning_rate(self, epoch: float) -> float:
+        """At a position within the run, in epochs."""
+        return self.optimizer.learning_rate * self.schedule.ratio(epoch / self.epochs)
+
+    def learning_rates(self, epoch: int, steps: int) -> list[float]:
+        """Of each step of a 0-based epoch."""
+        return [self.learning_rate(epoch + step / steps) for step in range(steps)]
+
 
 def shipped_recipes() -> dict[str, str]:
     """Name -> TOML text of the recipes that come with the package."""

@@ -53,6 +53,13 @@ METHODS: dict[str, MethodEntry] = {
         controller={"name": "ppo"},
         selection={"budget": "full"},
     ),
+    "tfkd-extended": _controlled(
+        "the same, mixed with predictions of the student itself: earlier ones, its peers', those of averaged weights",
+        "our extension of Jiang et al., IEEE Access 2024; the sources are named in tfkd_fast.targets.settings",
+        target={"family": "rank-binned", "sources": ("memory", "peers", "slow-self"), "source_share": 0.1},
+        controller={"name": "ppo"},
+        selection={"budget": "full"},
+    ),
 }
 
 

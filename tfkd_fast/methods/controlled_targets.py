@@ -6,9 +6,8 @@ knowledge distillation based on non-progressive meta-learned reinforcement learn
 paper parameterises targets, states, rewards and rankings is not public: those here are our choice.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from tfkd_fast import control, selection
 from tfkd_fast.control import ControllerSettings, Decision, Progress
+from tfkd_fast.errors import UserError
 from tfkd_fast.methods.protocol import (
     Context,
     EpochResult,
@@ -26,8 +26,8 @@ from tfkd_fast.methods.protocol import (
     Outcome,
     Plan,
     StepBatch,
-    TrainingStatistics,
 )
+from tfkd_fast.methods.standing import Standing, progress_of
 from tfkd_fast.methods.teaching import Teaching
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.selection import CandidateScore, PlannedInterval, Selection, SelectionSettings
@@ -36,9 +36,6 @@ from tfkd_fast.targets import TargetSettings
 
 DROP = 0.5
 """A learning rate below this share of the epoch before is a drop, and makes held-out figures jump (our choice)."""
-
-LONGEST_WARMUP = 0.25
-"""The warm-up takes at most this share of the run, so that short runs are controlled, too (our choice)."""
 
 
 class ControlledTargetsSettings(Settings):
@@ -53,29 +50,18 @@ LEAST_RISE = 1e-6
 """Nats by which a divergence must grow to count as a rise: more than rounding."""
 
 
-@dataclass(frozen=True)
-class Standing:
-    """The surviving student at the end of an interval: what the next one is compared with."""
-
-    training: TrainingStatistics
-    top1: float  # held-out, fraction
-    nll: float  # held-out, temperature-calibrated
-    true_mass: float  # of the target that it was taught with
-    nll_history: tuple[float, ...]  # calibrated held-out NLL after each epoch of its lineage
-
-
 class ControlledTargets(Method):
     """A target family, a controller that acts on it, and a selection among candidates."""
 
     def __init__(self, settings: ControlledTargetsSettings, context: Context) -> None:
         self._settings, self._context = settings, context
-        classes = context.num_classes
         self._selects = settings.selection.budget != "none"
         self._peers = "peers" in settings.target.sources
         several = settings.selection.candidates if self._peers and not self._selects else 1
         self.max_candidates = max(several, selection.max_candidates(settings.selection))
         self._teaching = Teaching(settings.target, context, self.max_candidates)
         self._controller = control.build_controller(settings.controller, self._teaching.space, context.seed)
+        self._refuse_equal_candidates()
         self._one_action = settings.selection.target == "shared" or not self._selects
         self.needs_joint_steps = self._peers
         self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
@@ -84,10 +70,8 @@ class ControlledTargets(Method):
         self.needs_holdout = self._selects or self._controller.learns
         self.needs_epoch_average = self.needs_holdout
         self.needs_interval_average = settings.selection.needs_average
-        wanted = settings.controller.warmup_epochs if self._teaching.needs_warmup else 0
-        self._warmup = min(wanted, int(LONGEST_WARMUP * context.epochs))
-        untrained = TrainingStatistics(math.log(classes), 1 / classes, 1 / classes, math.log(classes))
-        self._standings = [Standing(untrained, 1 / classes, math.log(classes), 1.0, ())]  # of those alive, best first
+        self._warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
+        self._standings = [Standing.untrained(context.num_classes)]  # of those alive, best first
         self._before = self._standings[0]  # of the best, one interval earlier
         self._number = -1
         self._interval = Interval(0, 0, 0)
@@ -127,7 +111,10 @@ class ControlledTargets(Method):
         ]
 
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
-        standings = [self._stand(slot, result) for slot, result in enumerate(results)]
+        standings = [
+            Standing.after(result, self._teaching.true_mass(slot), self._histories[slot])
+            for slot, result in enumerate(results)
+        ]
         events: list[Event] = []
         if not self._selects:
             survivors: tuple[int, ...] = tuple(range(len(results)))
@@ -190,11 +177,22 @@ class ControlledTargets(Method):
         self._round_start = state["round_start"]
         self._decision = state["decision"] and Decision.from_state_dict(state["decision"])
         self._histories = [tuple(history) for history in state["histories"]]
-        self._standings = [_standing(values) for values in state["standings"]]
-        self._before = _standing(state["before"])
+        self._standings = [Standing.from_state_dict(values) for values in state["standings"]]
+        self._before = Standing.from_state_dict(state["before"])
         self._divergences = list(state["divergences"])
         if self._decision is None or len(self._decision.actions) == self._interval.candidates:
             self._teach()  # within an interval
+
+    def _refuse_equal_candidates(self) -> None:
+        """Candidates of one parent that differ in nothing would be the same student, trained several times."""
+        chosen = self._settings.selection
+        same_target = chosen.target == "shared" or not (self._controller.explores and self._teaching.space.action_size)
+        same_data = chosen.data_order == "shared" or self._peers
+        if self._selects and same_target and same_data and not chosen.learning_rate_spread:
+            raise UserError(
+                "all candidates would be alike: set selection.learning_rate_spread above 0, selection.data_order own "
+                "(which peers cannot have), or choose a controller that gives each an action of its own"
+            )
 
     def _planned(self, epoch: int) -> PlannedInterval:
         return selection.next_interval(
@@ -217,27 +215,7 @@ class ControlledTargets(Method):
         self._teaching.set(self._decision.actions if self._decision else None, self._interval.candidates)
 
     def _progress(self, epoch: int, now: Standing, before: Standing) -> Progress:
-        """What the controller observes before the interval that starts at `epoch`, and what came one before it."""
-        return Progress(
-            num_classes=self._context.num_classes,
-            epoch_fraction=epoch / self._context.epochs,
-            learning_rate_ratio=self._context.learning_rate_ratio(epoch),
-            train_loss=now.training.loss,
-            train_top1=now.training.top1,
-            holdout_top1=now.top1,
-            holdout_nll=now.nll,
-            delta_top1=now.top1 - before.top1,
-            delta_nll=now.nll - before.nll,
-            entropy=now.training.entropy,
-            true_probability=now.training.true_probability,
-            true_mass=now.true_mass,
-        )
-
-    def _stand(self, slot: int, result: IntervalResult) -> Standing:
-        """Judged by averaged weights where there are any: the last iterate is noisy at a high learning rate."""
-        judged = result.epoch_average or result.last
-        top1, nll = (judged.top1, judged.calibrated_nll) if judged else (math.nan, math.nan)
-        return Standing(result.training, top1, nll, self._teaching.true_mass(slot), self._histories[slot])
+        return progress_of(self._context, epoch, now, before)
 
     def _score(self, standing: Standing, result: IntervalResult) -> CandidateScore:
         return CandidateScore(
@@ -274,6 +252,7 @@ class ControlledTargets(Method):
             "interval": self._number,
             "rewards": list(feedback.rewards),
             "advantages": feedback.advantages and list(feedback.advantages),
+            "buffer_advantages": feedback.buffer_advantages and list(feedback.buffer_advantages),
             "update": feedback.update,
         }
 
@@ -290,7 +269,7 @@ class ControlledTargets(Method):
             "epochs": self._interval.epochs,
             "action_names": self._teaching.space.action_names,
             "progress": asdict(progress),
-            "observation": decision.draws.observation.tolist() if decision and decision.draws else None,
+            "observation": decision.observation() if decision else None,
             "candidates": [
                 {
                     "role": decision.roles[slot] if decision else "warm-up",
@@ -335,8 +314,3 @@ class ControlledTargets(Method):
 
 def _factor(decision: Decision | None, slot: int) -> float:
     return decision.learning_rate_factors[slot] if decision and decision.learning_rate_factors else 1.0
-
-
-def _standing(values: dict[str, Any]) -> Standing:
-    training, history = TrainingStatistics(**values["training"]), tuple(values["nll_history"])
-    return Standing(**values | {"training": training, "nll_history": history})

@@ -12,6 +12,9 @@ from tfkd_fast.methods.protocol import Context, StepBatch
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.targets import InstanceMemory, SimilarityMemory, TargetSettings
 
+LONGEST_WARMUP = 0.25
+"""The warm-up takes at most this share of the run, so that short runs are controlled, too (our choice)."""
+
 PERTURBATION = 1e-4
 """Of an action, to see how the table moves with it."""
 
@@ -47,6 +50,10 @@ class Teaching:
         """Whether it refers to what the student has learned so far."""
         self._actions: Tensor | None = None
         self.set(None, candidates)
+
+    def warmup(self, wanted: int, epochs: int) -> int:
+        """Epochs of one-hot labels at the start of a run of `epochs`, so that the class similarities mean something."""
+        return min(wanted, int(LONGEST_WARMUP * epochs)) if self.needs_warmup else 0
 
     def set(self, actions: Tensor | None, candidates: int) -> None:
         """Teach the first candidates with actions (candidates,A); None is the one-hot label."""

@@ -1,0 +1,71 @@
+"""How much of a reward is the target, and how much is chance: from the logs of runs that compared candidates.
+
+    python -m benchmarks.reward_noise RUN_DIR...
+
+Candidates of one decision start from one parent. Where they were taught alike (cross-entropy with selection), what
+their held-out figures differ by is chance: data order and augmentation. Where each had a target of its own, it is
+chance and target. For every row of a study: the spread within a decision of the held-out accuracy and calibrated NLL
+that a controller is rewarded by, and the share of it that a linear function of the action explains, beside the share
+that as many random numbers would.
+"""
+
+import json
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def decisions(run: Path) -> list[tuple[Array, Array]]:
+    """Actions (P,A) and judged (P,2), top-1 in points and calibrated NLL, of each decision over several candidates."""
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    actions = {e["interval"]: [c["action"] for c in e["candidates"]] for e in events if e["event"] == "decision"}
+    found = []
+    for event in (e for e in events if e["event"] == "selection"):
+        values = dict(zip(event["criteria"], np.array(event["values"]).T, strict=True))
+        judged = np.column_stack([100 * values["holdout-top1"], values["holdout-nll"]])
+        found.append((np.array(actions.get(event["interval"], np.zeros((len(judged), 0)))), judged))
+    return found
+
+
+def centred(values: Array) -> Array:
+    return values - values.mean(axis=0)
+
+
+def spread(found: list[tuple[Array, Array]]) -> Array:
+    """(2,) standard deviation within a decision, pooled."""
+    squares = sum((centred(judged) ** 2).sum(axis=0) for _, judged in found)
+    freedom = sum(len(judged) - 1 for _, judged in found)
+    return np.sqrt(squares / freedom)
+
+
+def explained(found: list[tuple[Array, Array]]) -> tuple[Array, float]:
+    """(2,) share of the spread that a linear function of the action explains, and that of as many random numbers."""
+    x = np.concatenate([centred(actions) for actions, _ in found])
+    y = np.concatenate([centred(judged) for _, judged in found])
+    freedom = len(y) - len(found)
+    fitted = x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    return (fitted**2).sum(axis=0) / (y**2).sum(axis=0), x.shape[1] / freedom
+
+
+def main(runs: list[Path]) -> None:
+    table = Table("runs", "decisions", "sd top-1", "sd NLL", "explained top-1", "explained NLL", "by chance")
+    for name, group in groupby(sorted(runs), key=lambda run: run.name.rsplit("-seed", 1)[0]):
+        found = [decision for run in group for decision in decisions(run)]
+        top1, nll = spread(found)
+        cells = [name, str(len(found)), f"{top1:.2f}", f"{nll:.4f}"]
+        if found[0][0].shape[1]:
+            shares, chance = explained(found)
+            cells += [f"{shares[0]:.3f}", f"{shares[1]:.3f}", f"{chance:.3f}"]
+        table.add_row(*cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main([Path(argument) for argument in sys.argv[1:]])

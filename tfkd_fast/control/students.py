@@ -1,0 +1,44 @@
+"""What an environment needs of the students that it lets somebody steer: numbers, no networks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from tfkd_fast.control.controller import Progress
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A student between two decisions."""
+
+    epoch: int  # how many it was trained for
+    progress: Progress
+    divergence: float  # of the target that it was taught with last from the one-hot label, nats
+
+
+class Students(Protocol):
+    """P students that train side by side over one run, each from a seed and under actions of its own."""
+
+    @property
+    def count(self) -> int:
+        """P."""
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """What each of A >= 1 numbers of an action steers; all zeros is the neutral action."""
+
+    @property
+    def epochs(self) -> int:
+        """Of a whole run."""
+
+    def start(self, seeds: Sequence[int]) -> list[Snapshot]:
+        """P new students, as far as they train before the first decision; seeds lie in 0 .. 2**32 - 1."""
+
+    def train(self, actions: Tensor) -> list[Snapshot | None]:
+        """Train all for one decision interval, student p under action p of (P,A) float32.
+
+        None for a student whose loss is no longer finite. Then the run is over for all; the others have the snapshot
+        from before the interval.
+        """

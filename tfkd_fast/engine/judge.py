@@ -1,0 +1,55 @@
+"""How good candidates are, and what would make them better, by held-out images only."""
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from itertools import islice
+
+from torch import Tensor, nn
+
+from tfkd_fast.engine.device import Compute
+from tfkd_fast.engine.evaluate import metrics_of, take_average
+from tfkd_fast.engine.lookahead import influence
+from tfkd_fast.engine.population import WeightAverage
+from tfkd_fast.engine.setup import TrainingImages
+from tfkd_fast.methods.protocol import HoldoutMetrics
+
+CALIBRATION_IMAGES = 2000
+"""Training images on which the batch norm of averaged weights is re-estimated (our choice)."""
+
+
+class Judge:
+    """Judges one candidate after the other; of each it says None where no images are held out."""
+
+    def __init__(self, images: TrainingImages, compute: Compute, build: Callable[[], nn.Module]) -> None:
+        """`build` makes a network of the candidates' kind."""
+        self._fit, self._holdout, self._compute, self._build = images.fit, images.holdout, compute, build
+
+    def metrics(self, models: Iterable[nn.Module]) -> list[HoldoutMetrics | None]:
+        """By the weights as they are."""
+        if self._holdout is None:
+            return [None for _ in models]
+        return list(metrics_of(models, self._holdout, self._compute))
+
+    def average_metrics(self, average: WeightAverage, candidates: int, epoch: int) -> list[HoldoutMetrics | None]:
+        """By averaged weights: every candidate on the same images, of `epoch`, for the batch norm as for the metrics.
+
+        Nothing was averaged: None.
+        """
+        if average.count == 0:
+            return [None] * candidates
+        batches = -(-CALIBRATION_IMAGES // self._fit.batch_size)
+        return self.metrics(
+            take_average(self._scratch, average.of(slot), islice(self._fit.epoch(epoch), batches), self._compute)
+            for slot in range(candidates)
+        )
+
+    def influences(self, models: Iterable[nn.Module], epoch: int) -> list[Tensor | None]:
+        """How the held-out loss depends on what each label is taught, see `Method.needs_influence`."""
+        if self._holdout is None:
+            return [None for _ in models]
+        return [influence(model, self._scratch, self._fit.epoch(epoch), self._holdout.in_order()) for model in models]
+
+    @cached_property
+    def _scratch(self) -> nn.Module:
+        """A network for averaged weights."""
+        return self._build()
