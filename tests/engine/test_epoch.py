@@ -184,7 +184,11 @@ def test_candidates_that_teach_each_other_are_the_loop_that_one_writes_by_hand(w
                 with torch.no_grad():
                     for follower, weight in zip(slow_models[slot].parameters(), models[slot].parameters(), strict=True):
                         follower.copy_(0.9 * follower + 0.1 * weight)
+    slow_forwards: list[tuple[bool, bool]] = []
+    for model in population.slow_models:
+        model.register_forward_hook(lambda of, _, out: slow_forwards.append((of.training, out.requires_grad)))
     train(trainer)
+    assert slow_forwards == ([] if way == "stacked" else [(True, False)] * (2 * 6 * 3))  # stacked: as one network
     close = {"rtol": 1e-9, "atol": 1e-9}  # sums in another order differ by 1e-16 a step, which 12 steps carry on
     for slot in range(3):
         for ours, theirs in ((population.models, models), (population.slow_models, slow_models)):
