@@ -4,7 +4,6 @@ One step is one decision interval. The action lies in -1..1; times the limit of 
 zero is the neutral one. The observation is that of our own policies, `control.observation`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -18,27 +17,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from tfkd_fast.control.controller import ACTION_LIMIT, Progress
+from tfkd_fast.control.controller import ACTION_LIMIT
 from tfkd_fast.control.observation import PROGRESS_ENTRIES, observation
-from tfkd_fast.control.students import Snapshot, Students
+from tfkd_fast.control.students import DIVERGENCE_PENALTY, Snapshot, Students, quality
 
 Floats = NDArray[Any]
 """Float32; gymnasium's own types of a Box say less."""
-
-BEST_QUALITY = 10.0
-
-DIVERGENCE_PENALTY = -BEST_QUALITY
-"""The reward of an interval in which a student's loss stops being finite: whatever it had gained before, the return is
-below that of a student that learns nothing (our choice)."""
-
-
-def quality(progress: Progress) -> float:
-    """How good a student is, 10 at most (our choice): half held-out top-1 in units of 10 points, half by how much its
-    calibrated held-out NLL is below log C in units of 0.1 log C nats, those of the observation.
-
-    A student that guesses has 5 / C.
-    """
-    return 0.5 * BEST_QUALITY * (progress.holdout_top1 + 1.0 - progress.holdout_nll / math.log(progress.num_classes))
 
 
 class Step(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Two hidden layers of 64 tanh units; the output layer starts at zero, so the output does too.
+    """Two hidden layers of 64 tanh units, and a linear path past them; output and path start at zero.
 
     Only `generator` is drawn from: the global random state stays as it is.
     """
@@ -16,6 +16,7 @@ class MLP(nn.Module):
         super().__init__()
         self.hidden = nn.ModuleList([_empty_linear(inputs, 64), _empty_linear(64, 64)])
         self.output = _empty_linear(64, outputs)
+        self.trend = _empty_linear(inputs, outputs, bias=False)
         for name, parameter in self.named_parameters():
             if name.startswith("hidden") and name.endswith("weight"):
                 nn.init.xavier_uniform_(parameter, nn.init.calculate_gain("tanh"), generator)
@@ -23,15 +24,16 @@ class MLP(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs
         for layer in self.hidden:
-            inputs = torch.tanh(layer(inputs))
-        outputs: Tensor = self.output(inputs)
+            hidden = torch.tanh(layer(hidden))
+        outputs: Tensor = self.output(hidden) + self.trend(inputs)
         return outputs
 
 
-def _empty_linear(inputs: int, outputs: int) -> nn.Linear:
+def _empty_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     """Not initialised, and so without a draw from the global random state."""
-    return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    return nn.Linear(inputs, outputs, bias, device="meta").to_empty(device="cpu")
 
 
 class GaussianPolicy(nn.Module):

@@ -71,9 +71,11 @@ def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: Ac
         )
     previous = [PROGRESS_ENTRIES + names.index(name) if name in names else None for name in space.action_names]
     inputs = [*range(PROGRESS_ENTRIES), *previous]
-    for name in ("policy.mean.hidden.0.weight", "value.hidden.0.weight"):
+    networks = ("policy.mean", "value")
+    for name in (f"{network}.{layer}.weight" for network in networks for layer in ("hidden.0", "trend")):
         tensors[name] = _take(tensors[name].T, inputs, 0.0).T
-    for name, new in (("mean.output.weight", 0.0), ("mean.output.bias", 0.0), ("log_std", policy.log_std[0].item())):
+    outputs = {"mean.output.weight": 0.0, "mean.output.bias": 0.0, "mean.trend.weight": 0.0}
+    for name, new in {**outputs, "log_std": policy.log_std[0].item()}.items():
         tensors[f"policy.{name}"] = _take(tensors[f"policy.{name}"], rows, new)
     policy.load_state_dict(_under("policy.", tensors))
     if value is not None:

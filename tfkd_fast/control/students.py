@@ -1,5 +1,6 @@
 """What an environment needs of the students that it lets somebody steer: numbers, no networks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,6 +8,21 @@ from typing import Protocol
 from torch import Tensor
 
 from tfkd_fast.control.controller import Progress
+
+BEST_QUALITY = 10.0
+
+DIVERGENCE_PENALTY = -BEST_QUALITY
+"""The reward of an interval in which a student's loss stops being finite: whatever it had gained before, the return is
+below that of a student that learns nothing (our choice)."""
+
+
+def quality(progress: Progress) -> float:
+    """How good a student is, 10 at most (our choice): half held-out top-1 in units of 10 points, half by how much its
+    calibrated held-out NLL is below log C in units of 0.1 log C nats, those of the observation.
+
+    A student that guesses has 5 / C.
+    """
+    return 0.5 * BEST_QUALITY * (progress.holdout_top1 + 1.0 - progress.holdout_nll / math.log(progress.num_classes))
 
 
 @dataclass(frozen=True)
