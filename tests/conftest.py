@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
+settings.register_profile("untimed", deadline=None)  # speed belongs in benchmarks
+settings.load_profile("untimed")
 
 UNPACK = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
 PER_CLASS = 200

@@ -87,7 +87,7 @@ def problems(draw: st.DrawFn) -> tuple[tuple[Tensor, ...], dict[str, Any], torch
         torch.float32,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_matches_numpy_bit_for_bit(
     backend: Any, problem: tuple[tuple[Tensor, ...], dict[str, Any], torch.dtype]
 ) -> None:

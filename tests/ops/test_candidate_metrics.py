@@ -154,7 +154,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 def test_drawn_problems_against_formulas(backend: Any) -> None:
     @given(problems())
-    @settings(max_examples=12 if backend.slow else 60, deadline=None)
+    @settings(max_examples=12 if backend.slow else 60)
     def check(drawn: tuple[Tensor, Tensor]) -> None:
         check_drawn_problem(backend, *drawn)
 

@@ -118,7 +118,7 @@ def test_result_and_gradients(backend: str, shape: Any, weight_dtype: torch.dtyp
 
 
 @needs_cpp
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
     seed=st.integers(0, 1000),

@@ -113,7 +113,7 @@ def test_candidates_are_independent(backend: Any, own_teachers: bool) -> None:
         torch.testing.assert_close(logits.grad[p], gradients / 6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     batch=st.integers(1, 20),
     classes=st.integers(1, 70),

@@ -201,7 +201,7 @@ def test_gradients_in_bfloat16_are_no_worse_than_torchs(
     assert all(mine <= 1.5 * max(torchs_, 1e-6) for mine, torchs_ in zip(ours, torchs, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 5),
     channels=st.integers(1, 70),

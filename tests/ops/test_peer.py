@@ -114,7 +114,7 @@ def test_the_others_are_not_lost_beside_a_certain_candidate(backend: Any) -> Non
     torch.testing.assert_close(actual.grad.double(), gradients, rtol=2e-6, atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     candidates=st.integers(1, 9),
     batch=st.integers(1, 12),

@@ -94,7 +94,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, list[int]]:
 
 
 @given(problems())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_matches_a_loop_over_classes(backend: Any, problem: tuple[Tensor, Tensor, Tensor, list[int]]) -> None:
     table = tables(backend, *problem)
     similarity, true_mass, bin_masses = (tensor.double().numpy() for tensor in problem[:3])

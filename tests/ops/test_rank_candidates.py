@@ -21,7 +21,7 @@ from tfkd_fast.ops import CandidateRanking, backends, rank_candidates
 
 NAN = math.nan
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 # few distinct values, so that ties are common
 tables = hnp.arrays(

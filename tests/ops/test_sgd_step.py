@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfkd_fast.ops import backends, sgd_step
@@ -27,7 +27,6 @@ def expected(tensors: Tensors, rate: float, decay: float, factor: float, nestero
 
 @needs_cpp
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(deadline=None)
 @given(
     shape=st.sampled_from([(), (1,), (17,), (3, 5), (70_001,), (8, 4, 3, 3), (0, 3)]),
     rate=st.floats(1e-4, 1.0),

@@ -181,7 +181,7 @@ def test_strides_do_not_matter(backend: Any) -> None:
     torch.testing.assert_close(stats, expected_stats)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     batch=st.integers(1, 40),
     classes=st.integers(1, 70),
