@@ -442,3 +442,18 @@ def test_superclasses_of_the_data_set_reach_the_target() -> None:
 def test_a_superclass_target_needs_superclasses() -> None:
     with pytest.raises(UserError, match="the superclass target needs superclasses, and this data set has none"):
         build("tfkd", target={"family": "superclass"})
+
+
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        ("ce", {"selection": {"budget": "full", "data_order": "shared"}}),
+        ("tfkd-mrs", {"controller": {"name": "fixed"}, "selection": {"data_order": "shared"}}),
+        ("tfkd-mrs", {"target": {"sources": ("peers",)}, "selection": {"target": "shared"}}),
+        ("tfkd-mrs", {"target": {"sources": ("peers",)}, "controller": {"name": "hypergradient"}}),
+    ],
+)
+def test_candidates_that_nothing_tells_apart_are_refused(name: str, tables: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match=r"all candidates would be alike: set selection\.learning_rate_spread above 0"):
+        build(name, **tables)
+    build(name, **tables | {"selection": tables.get("selection", {}) | {"learning_rate_spread": 0.1}})
