@@ -89,7 +89,8 @@ def test_stacked_students_may_share_a_seed_in_one_run_and_not_in_the_next(seeds:
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
 def test_on_cuda_captured_steps_serve_the_next_students(way: str) -> None:
-    small = recipe("tfkd", device="cuda", population=way, deterministic=True, epochs=4, **FEW)
+    slow = {"optimizer": {"learning_rate": 1e-3}}  # carries little on of what the order of sums changes
+    small = recipe("tfkd", device="cuda", population=way, deterministic=True, epochs=4, **FEW, **slow)
     students = Students(small, 2)
     first, second = [0.5, -1.0, 0.0, 2.0], [2.0, 0.0, -1.0, 0.5]
     actions = torch.tensor([first, second])[:, : len(students.action_names)]
@@ -104,8 +105,7 @@ def test_on_cuda_captured_steps_serve_the_next_students(way: str) -> None:
     for snapshot, again in zip(runs[0][-1], runs[2][-1], strict=True):
         assert snapshot is not None
         assert again is not None
-        # the first steps of the first run were not captured, so sums may be in another order
-        assert again.progress.train_loss == pytest.approx(snapshot.progress.train_loss, rel=1e-2)
+        assert again.progress.train_loss == pytest.approx(snapshot.progress.train_loss, rel=1e-4)
 
 
 def test_test_images_are_sealed_while_they_train(monkeypatch: pytest.MonkeyPatch) -> None:
