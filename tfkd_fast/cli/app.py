@@ -17,6 +17,7 @@ from tfkd_fast.cli.bench import measure, show
 from tfkd_fast.cli.display import Display
 from tfkd_fast.cli.doctor import examine
 from tfkd_fast.cli.study import train_study
+from tfkd_fast.control.policy_search import Generation
 from tfkd_fast.data import LoaderName
 from tfkd_fast.engine.device import resolve_compute
 from tfkd_fast.errors import UserError
@@ -56,7 +57,7 @@ def train(
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100, svhn, folder or npz.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
-    method: Annotated[str | None, typer.Option(help="ce, label-smoothing, tfkd or tfkd-mrs.")] = None,
+    method: Annotated[str | None, typer.Option(help="ce, label-smoothing, tfkd, tfkd-mrs or tfkd-extended.")] = None,
     model: Annotated[str | None, typer.Option(help="The student, by name.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
@@ -137,6 +138,28 @@ def study(
     out = out or Path("runs", "studies", plan.name)
     code = train_study(plan, out, rows=plan.choose(rows or []), seeds=seeds or [], jobs=jobs, download=download)
     raise typer.Exit(code)
+
+
+@app.command()
+def learn(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    out: Annotated[Path, typer.Option(help="A folder for the policy; one with fewer generations goes on.")],
+    generations: Annotated[int, typer.Option(min=1, help="Runs of several students each.")] = 10,
+    students: Annotated[int, typer.Option(min=4, help="That train side by side, each under a policy of its own.")] = 6,
+    data_root: DataRoot = None,
+    assignments: Assignments = None,
+) -> None:
+    """Learn a policy from what becomes of students at the end of whole runs: for controller.policy of other runs."""
+    overrides: dict[str, Any] = {"data": {"root": str(data_root)}} if data_root else {}
+    _assign(overrides, assignments)
+
+    def on_generation(number: int, generation: Generation) -> None:
+        best, mean = max(generation.qualities), sum(generation.qualities) / students
+        print(f"generation {number + 1}/{generations} · quality {mean:.3f} in the mean, {best:.3f} at best", flush=True)
+
+    resolved = engine.load_recipe(recipe, overrides)
+    path = engine.learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
+    print(f"policy {path}")
 
 
 @app.command("eval")

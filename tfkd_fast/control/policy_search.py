@@ -1,7 +1,7 @@
 """A policy learned from whole runs: what counts is how good a student is at the end, not after the next decision.
 
-The gain of one decision says little of what it is worth: a soft target may slow a student down while the learning rate is
-high and serve it once the rate falls. A search that sees final students alone has no such horizon (our choice).
+The gain of one decision says little of what it is worth: a soft target may slow a student down while the learning rate
+is high and serve it once the rate falls. A search that sees final students alone has no such horizon (our choice).
 """
 
 import math
@@ -45,7 +45,9 @@ class Generation:
 
 
 class PolicySearch:
-    """CMA-ES (Hansen, The CMA evolution strategy: a tutorial, 2016) over the parameters of a policy, a run a generation.
+    """CMA-ES (Hansen, The CMA evolution strategy: a tutorial, 2016) over the parameters of a policy.
+
+    A generation is one run of as many students as the population has.
 
     The mean action is b + w_1 s_1 + w_2 s_2 of the observed time and learning rate, so that a target may be soft while
     the rate is high and hard at the end, or the other way round: 3 parameters for each number of an action.
@@ -65,7 +67,7 @@ class PolicySearch:
         self.generations: list[Generation] = []
 
     def run_generation(self, students: Students) -> Generation:
-        """Train as many students as the population has, to the end, and learn from what became of them."""
+        """Train the students to the end, and learn from what became of them."""
         parameters = self._ask()
         seed = self._seed + len(self.generations)
         qualities = _final_qualities(students, torch.tensor(parameters, dtype=torch.float32), seed)
@@ -99,7 +101,7 @@ class PolicySearch:
         return np.array([self._optimizer.ask() for _ in range(self._optimizer.population_size)])
 
     def _tell(self, generation: Generation) -> None:
-        losses = [-quality for quality in generation.qualities]
+        losses = [-value for value in generation.qualities]
         self._optimizer.tell(list(zip(np.array(generation.parameters), losses, strict=True)))
         self.generations.append(generation)
 

@@ -1,6 +1,7 @@
 """Runs a method: from a recipe to a run folder with a trained and tested student."""
 
 from tfkd_fast.engine.export import export
+from tfkd_fast.engine.learning import learn_policy
 from tfkd_fast.engine.loop import Listener
 from tfkd_fast.engine.recipe import Recipe, load_recipe, make_recipe, set_override, shipped_recipes
 from tfkd_fast.engine.replay import replay_recipe
@@ -15,6 +16,7 @@ __all__ = [
     "Students",
     "evaluate",
     "export",
+    "learn_policy",
     "load_recipe",
     "make_recipe",
     "read_recipe",

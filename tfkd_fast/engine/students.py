@@ -22,6 +22,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods.controlled_targets import ControlledTargetsSettings
 from tfkd_fast.methods.external import ExternalTargets
 from tfkd_fast.methods.protocol import EpochResult, IntervalResult
+from tfkd_fast.targets import ActionSpace
 
 
 class Students:
@@ -70,8 +71,13 @@ class Students:
         self._snapshots: list[Snapshot] = []  # none before the start, and after somebody diverged
 
     @property
+    def space(self) -> ActionSpace:
+        """What an action steers."""
+        return self._method.space
+
+    @property
     def action_names(self) -> tuple[str, ...]:
-        return self._method.action_names
+        return self.space.action_names
 
     def start(self, seeds: Sequence[int]) -> list[Snapshot]:
         """New students, after the warm-up where the recipe has one. What was captured and compiled serves them, too.

@@ -49,7 +49,7 @@ class ExternalTargets(Method):
                 "choose target.family scalar, rank-binned or full-matrix"
             )
         self.slow_decay = self._teaching.slow_decay
-        self.action_names = self._teaching.space.action_names
+        self.space = self._teaching.space
         self.warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
         """Epochs that are trained on the one-hot label before the first decision."""
         self.actions: Tensor | None = None
