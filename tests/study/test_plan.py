@@ -60,6 +60,8 @@ def test_every_shipped_study_is_valid(name: str) -> None:
         (BASE + CE + '[rows.b]\nreplay = "cee"', "row b: it replays 'cee', which is no row: did you mean 'ce'"),
         (BASE + CE + '[rows.b]\nreplay = "ce"\nepochs = 1', "row b: .* must not set 'epochs'"),
         (BASE + CE + '[rows.b]\nreplay = "ce"\n[rows.c]\nreplay = "b"', "row c: .* is a replay itself"),
+        (BASE + CE + '[contrasts]\nx = [["ce", "cee"]]', "contrast 'x': 'cee' is no row: did you mean 'ce'"),
+        (BASE + CE + "[contrasts]\nx = []", "one pair of rows at least"),
     ],
 )
 def test_a_fault_is_one_sentence(text: str, sentence: str) -> None:

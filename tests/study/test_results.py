@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tfkd_fast.study.plan import Study, make_study
-from tfkd_fast.study.results import Difference, cells, holm, lines, markdown, mean_of, paired_difference
+from tfkd_fast.study.results import Difference, cells, contrasts, holm, lines, markdown, mean_of, paired_difference
 
 TEXT = """
 seeds = [0, 1, 2]
@@ -53,6 +53,20 @@ def test_differences_are_paired_by_seed_as_scipy_pairs_them() -> None:
     assert (found.pairs, found.mean) == (6, pytest.approx(np.mean(ours - theirs)))
     assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_a_contrast_is_the_mean_over_its_pairs_for_each_seed() -> None:
+    study = make_study("s", TEXT + '[contrasts]\nselection = [["a", "ce"], ["b", "ce"]]\nlater = [["b", "a"]]\n')
+    done = runs(ce={0: 10.0, 1: 20.0, 2: 5.0}, a={0: 11.0, 1: 21.0}, b={0: 11.0, 1: 25.0, 2: 9.0})
+    # Seed 0: 1 and 1; seed 1: 1 and 5; seed 2 has no a. So 1 and 3, as in the next test.
+    found = contrasts(study, done)["selection"]
+    assert found is not None
+    assert (found.pairs, found.mean) == (2, 2.0)
+    assert (found.low, found.high) == (pytest.approx(2 - 12.706, abs=1e-3), pytest.approx(2 + 12.706, abs=1e-3))
+    assert "- selection: +2.00 [-10.71, +14.71] points over 2 seeds (a less ce, b less ce)" in markdown(
+        study, done, [0, 1, 2], {}
+    )
+    assert contrasts(study, runs(a={0: 1.0}))["later"] is None
 
 
 def test_two_pairs_by_hand() -> None:

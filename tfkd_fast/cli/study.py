@@ -13,7 +13,7 @@ from rich.table import Table
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError
 from tfkd_fast.study import Row, Run, Runner, Study, StudyFolder, distinct
-from tfkd_fast.study.results import HEADINGS, cells, lines, notes
+from tfkd_fast.study.results import HEADINGS, cells, contrast_lines, lines, notes
 
 FILE_WIDTH = 160
 """Columns of the table where it is written to no terminal."""
@@ -68,6 +68,8 @@ def show(runner: Runner, console: Console) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
     console.print(table)
+    for contrast in contrast_lines(runner.study, runs):
+        console.print(contrast, markup=False)
     for note in notes(runner.study, found, runs, runner.seeds):
         console.print(note, markup=False)
     for name, failure in runner.failures.items():

@@ -16,6 +16,9 @@ method = "tfkd"
 
 [rows.replayed]        # instead of a recipe: the replay of another row's run under the same seed
 replay = "tfkd"
+
+[contrasts]            # what is worth how much: rows less other rows, pair by pair
+"the controller" = [["tfkd", "ce"]]
 """
 
 import tomllib
@@ -34,6 +37,10 @@ from tfkd_fast.settings import Settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 RowName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # names folders
+
+
+Pairs = tuple[tuple[str, str], ...]
+"""Names of rows: the second of each pair is subtracted from the first."""
 
 
 class RowTable(BaseModel):
@@ -56,6 +63,7 @@ class StudyFile(Settings):
     baseline: str
     base: dict[str, Any] = Field(default_factory=dict)
     rows: dict[RowName, RowTable]
+    contrasts: dict[str, Pairs] = Field(default_factory=dict)
 
     @field_validator("seeds")
     @classmethod
@@ -68,6 +76,13 @@ class StudyFile(Settings):
         if not rows:
             raise ValueError("a study needs one row at least")
         return rows
+
+    @field_validator("contrasts")
+    @classmethod
+    def _a_pair_at_least(cls, contrasts: dict[str, Pairs]) -> dict[str, Pairs]:
+        if not all(contrasts.values()):
+            raise ValueError("a contrast needs one pair of rows at least")
+        return contrasts
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class Study:
     seeds: tuple[int, ...]
     baseline: Row
     rows: dict[str, Row]
+    contrasts: dict[str, Pairs] = field(default_factory=dict)
 
     def choose(self, names: Sequence[str]) -> list[Row]:
         """The rows of these names, in the study's order; all rows for no names."""
@@ -141,6 +157,10 @@ def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
     if file.baseline not in file.rows:
         hint = nearest(file.baseline, file.rows)
         raise UserError(f"study {name}: the baseline {file.baseline!r} is no row: {hint}")
+    for contrast, pairs in file.contrasts.items():
+        for row_name in (row_name for pair in pairs for row_name in pair if row_name not in file.rows):
+            hint = nearest(row_name, file.rows)
+            raise UserError(f"study {name}, contrast {contrast!r}: {row_name!r} is no row: {hint}")
     overrides = overrides or {}
     for key in ("method", "seed"):
         if key in overrides:
@@ -151,7 +171,7 @@ def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
             rows[row_name] = _make_row(row_name, row, file, overrides)
         except UserError as error:
             raise UserError(f"study {name}, row {row_name}: {error}") from None
-    return Study(name, file.seeds, rows[file.baseline], rows)
+    return Study(name, file.seeds, rows[file.baseline], rows, file.contrasts)
 
 
 def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Row:

@@ -96,6 +96,23 @@ def lines(study: Study, runs: Runs) -> list[Line]:
     ]
 
 
+def contrasts(study: Study, runs: Runs) -> dict[str, Difference | None]:
+    """Test top-1 of rows less that of others: for each seed the mean over the pairs, then as any paired difference.
+
+    A seed counts where all rows of the contrast have it.
+    """
+    found = {}
+    for name, pairs in study.contrasts.items():
+        rows = {row for pair in pairs for row in pair}
+        seeds = set.intersection(*(set(runs.get(row, {})) for row in rows))
+        top1 = {row: {seed: runs[row][seed]["test_top1"] for seed in seeds} for row in rows if seeds}
+        first, second = (
+            {seed: float(np.mean([top1[pair[side]][seed] for pair in pairs])) for seed in seeds} for side in (0, 1)
+        )
+        found[name] = paired_difference(first, second)
+    return found
+
+
 def mean_of(values: Sequence[float]) -> Mean:
     """Of one value or more."""
     return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
@@ -156,6 +173,17 @@ def cells(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
     )
 
 
+def contrast_lines(study: Study, runs: Runs) -> list[str]:
+    """A sentence for each contrast that is known."""
+    return [
+        f"{name}: {_difference(found)} points over {found.pairs} seeds ("
+        + ", ".join(f"{first} less {second}" for first, second in study.contrasts[name])
+        + ")"
+        for name, found in contrasts(study, runs).items()
+        if found is not None
+    ]
+
+
 def notes(study: Study, found: Sequence[Line], runs: Runs, seeds: Sequence[int]) -> list[str]:
     """What must be known to read the table, a sentence or two each."""
     compared = sum(line.difference is not None for line in found)
@@ -184,6 +212,9 @@ def markdown(study: Study, runs: Runs, seeds: Sequence[int], failures: Mapping[s
     rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *(cells(line, seeds) for line in found)]
     text = [f"# {study.name}", ""]
     text += ["| " + " | ".join(row) + " |" for row in rows]
+    if said := contrast_lines(study, runs):
+        text += ["", "Test top-1, mean over the pairs of rows, with a 95 % confidence interval over the seeds:", ""]
+        text += [f"- {line}" for line in said]
     text += ["", *(f"- {note}" for note in notes(study, found, runs, seeds))]
     text += [f"- Missing: {run}: {reason}" for run, reason in failures.items()]
     return "\n".join(text) + "\n"
@@ -196,6 +227,7 @@ def as_json(study: Study, runs: Runs, seeds: Sequence[int], failures: Mapping[st
         "seeds": list(seeds),
         "baseline": study.baseline.name,
         "table": [asdict(line) for line in lines(study, runs)],
+        "contrasts": {name: found and asdict(found) for name, found in contrasts(study, runs).items()},
         "runs": [
             {"row": row, "seed": seed, "summary": dict(summary)}
             for row, by_seed in runs.items()
