@@ -97,7 +97,9 @@ def test_log_probabilities_against_torch_distributions(progress: Progress) -> No
     seen = observation(progress, state["previous_action"])
     hidden = torch.tanh(weights["mean.hidden.0.weight"] @ seen + weights["mean.hidden.0.bias"])
     hidden = torch.tanh(weights["mean.hidden.1.weight"] @ hidden + weights["mean.hidden.1.bias"])
-    location = weights["mean.output.weight"] @ hidden + weights["mean.output.bias"]
+    location = (
+        weights["mean.output.weight"] @ hidden + weights["mean.output.bias"] + weights["mean.trend.weight"] @ seen
+    )
     expected = Independent(Normal(location, weights["log_std"].exp()), 1).log_prob(decision.actions)
     for slot in range(4):
         assert decision.log_probability(slot) == pytest.approx(expected[slot].item(), rel=1e-5)

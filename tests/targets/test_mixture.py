@@ -19,6 +19,14 @@ def build(sources: tuple[str, ...] = SOURCES, family: str = "rank-binned", **val
     return build_mixture(TargetSettings.model_validate({"family": family, "sources": sources, **values}), 10)
 
 
+@pytest.mark.parametrize("family", ["one-hot", "label-smoothing", "scalar", "rank-binned", "full-matrix"])
+@pytest.mark.parametrize("sources", [(), ("memory",)])
+def test_the_settings_know_whether_there_is_something_to_steer(family: str, sources: tuple[str, ...]) -> None:
+    mixture = build(sources, family)
+    chosen = TargetSettings.model_validate({"family": family, "sources": sources})
+    assert chosen.takes_action == (mixture.action_size > 0)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_the_neutral_action_gives_each_source_its_share_and_temperature(count: int) -> None:
     mixture = build(SOURCES[:count], source_share=0.25, source_temperature=3.0)
@@ -28,7 +36,7 @@ def test_the_neutral_action_gives_each_source_its_share_and_temperature(count: i
     torch.testing.assert_close(mixture.temperatures(neutral), torch.full((2, count), 3.0, dtype=torch.float64))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), count=st.integers(1, 3), share=st.floats(0.01, 0.33), temperature=st.floats(0.5, 8))
 def test_shares_and_temperatures_are_what_the_formulas_say(
     data: st.DataObject, count: int, share: float, temperature: float

@@ -36,7 +36,7 @@ def replay_table(run_dir: Path) -> Table:
 
     events = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     taught = [event for event in events if event["event"] == "taught"]
-    steered = any(event["event"] == "decision" for event in events)
+    steered = settings.target.takes_action
     if steered and not taught:
         raise UserError(
             f"the run in {run_dir} is of an older version, which did not record what its student was taught"

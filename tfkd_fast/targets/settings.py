@@ -39,6 +39,11 @@ class TargetSettings(Settings):
     slow_self_decay: float = Field(default=0.999, ge=0, lt=1)
     """Slow self: the share of the averaged weights that one step leaves as they were."""
 
+    @property
+    def takes_action(self) -> bool:
+        """Whether there is something to steer."""
+        return self.family not in ("one-hot", "label-smoothing") or bool(self.sources)
+
     @field_validator("sources")
     @classmethod
     def _each_source_once(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
