@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from tests.control.problems import build, outcome, same
 from tfkd_fast.control import Controller, Decision, Progress
@@ -124,7 +124,6 @@ def test_what_the_policy_saw_can_be_told(progress: Progress) -> None:
     assert build("ucb").decide(progress, 2).observation() is None
 
 
-@settings(deadline=None)
 @given(data=st.data(), count=st.integers(1, 6), with_draws=st.booleans(), with_factors=st.booleans())
 def test_a_subset_tells_of_each_candidate_what_the_whole_does(
     data: st.DataObject, count: int, with_draws: bool, with_factors: bool

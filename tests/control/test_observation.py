@@ -43,7 +43,7 @@ def test_learning_rate_phase_counts_decades(progress: Progress, ratio: float, ph
     assert seen[2].item() == pytest.approx(phase, abs=1e-6)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=12, max_size=12))
 def test_never_leaves_its_interval(progress: Progress, values: list[float]) -> None:
     names = [field.name for field in fields(Progress) if field.name != "num_classes"]

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from tests.control.problems import build, outcome, same
 from tfkd_fast.control import Controller, Progress
@@ -96,7 +96,6 @@ def test_no_other_controller_has_a_policy_to_save(name: str) -> None:
 NAMES = ("true mass", "rank 1", "rank 2", "rank 3", "rank 5", "rank 17", "peers share", "direction 2")
 
 
-@settings(deadline=None)
 @given(
     old=st.lists(st.sampled_from(NAMES), min_size=1, unique=True),
     new=st.lists(st.sampled_from(NAMES), min_size=1, unique=True),

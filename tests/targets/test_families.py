@@ -100,7 +100,7 @@ def test_tables_are_float32_and_one_a_candidate(family: str) -> None:
         torch.testing.assert_close(tables[slot], alone[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), family=st.sampled_from(CONTROLLED), num_classes=st.sampled_from([2, 3, 10, 30]))
 def test_rows_are_distributions_with_the_true_class_on_top(data: st.DataObject, family: str, num_classes: int) -> None:
     target = build(family, num_classes, bins=data.draw(st.sampled_from(["coarse", "fine"])))
