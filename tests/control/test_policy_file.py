@@ -11,8 +11,9 @@ from hypothesis import given
 
 from tests.control.problems import build, outcome, same
 from tfkd_fast.control import Controller, Progress
+from tfkd_fast.control.observation import PROGRESS_ENTRIES
 from tfkd_fast.control.policy import MLP, GaussianPolicy
-from tfkd_fast.control.policy_file import load_policy, policy_bytes
+from tfkd_fast.control.policy_file import find_policy, load_policy, policy_bytes
 from tfkd_fast.errors import UserError
 from tfkd_fast.targets import ActionSpace, TargetSettings, build_target
 
@@ -147,6 +148,19 @@ def test_ten_classes_teach_a_hundred(tmp_path: Path) -> None:
     assert torch.equal(weights["log_std"], policy.log_std[rows])
     assert weights["mean.hidden.0.weight"].shape == (64, 13 + 5)
     assert not weights["mean.hidden.0.weight"][:, -1].any()
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_the_policy_that_comes_with_the_package_steers_any_number_of_classes(classes: int) -> None:
+    """It was learned on ten; a path of that name would be another policy."""
+    assert find_policy("cifar10").is_file()
+    assert find_policy("a/file") == Path("a/file")
+    target = build_target(TargetSettings(), classes)
+    policy, value = networks(target.action_size, seed=0)
+    load_policy(find_policy("cifar10"), policy, value, target)
+    neutral = torch.zeros(PROGRESS_ENTRIES + target.action_size)
+    assert policy.mean(neutral).abs().max() > 0.0
+    assert torch.isfinite(policy.log_std).all()
 
 
 def tampered(path: Path, **changes: object) -> None:
