@@ -4,7 +4,6 @@ The gain of one decision says little of what it is worth: a soft target may slow
 is high and serve it once the rate falls. A search that sees final students alone has no such horizon (our choice).
 """
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -125,5 +124,5 @@ def _final_qualities(students: Students, parameters: Tensor, seed: int) -> list[
 
 def as_line(generation: Generation) -> dict[str, Any]:
     """A generation as plain values, with the best and the mean quality in front."""
-    finite = [value for value in generation.qualities if math.isfinite(value)]
-    return {"best": max(finite), "mean": sum(finite) / len(finite)} | asdict(generation)
+    qualities = generation.qualities
+    return {"best": max(qualities), "mean": sum(qualities) / len(qualities)} | asdict(generation)

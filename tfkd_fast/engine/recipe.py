@@ -68,9 +68,15 @@ class Recipe(Settings):
 
 def shipped_recipes() -> dict[str, str]:
     """Name -> TOML text of the recipes that come with the package."""
-    folder = files("tfkd_fast.recipes")
+    return shipped("tfkd_fast.recipes")
+
+
+def shipped(package: str) -> dict[str, str]:
+    """Name -> text of the TOML files of a package."""
     return {
-        item.name.removesuffix(".toml"): item.read_text() for item in folder.iterdir() if item.name.endswith(".toml")
+        item.name.removesuffix(".toml"): item.read_text()
+        for item in files(package).iterdir()
+        if item.name.endswith(".toml")
     }
 
 

@@ -201,7 +201,7 @@ class ControlledTargets(Method):
 
     def _decide(self, epoch: int, candidates: int) -> Decision:
         """One action each, or one for all; and the learning rates, where candidates differ in them."""
-        progress = self._progress(epoch, self._standings[0], self._before)
+        progress = self._progress(epoch)
         if self._one_action:
             decision = self._controller.decide(progress, 1).subset([0] * candidates)
         else:
@@ -214,8 +214,9 @@ class ControlledTargets(Method):
     def _teach(self) -> None:
         self._teaching.set(self._decision.actions if self._decision else None, self._interval.candidates)
 
-    def _progress(self, epoch: int, now: Standing, before: Standing) -> Progress:
-        return progress_of(self._context, epoch, now, before)
+    def _progress(self, epoch: int) -> Progress:
+        """Before the interval that starts at `epoch`."""
+        return progress_of(self._context, epoch, self._standings[0], self._before)
 
     def _score(self, standing: Standing, result: IntervalResult) -> CandidateScore:
         return CandidateScore(
@@ -245,7 +246,7 @@ class ControlledTargets(Method):
             comparable=not drops,
             action_gradient=gradient,
         )
-        after = self._progress(interval.end, standings[best], parent)
+        after = progress_of(self._context, interval.end, standings[best], parent)
         feedback = self._controller.learn(decision, judged, after)
         return {
             "event": "reward",
@@ -261,7 +262,7 @@ class ControlledTargets(Method):
 
     def _decision_event(self) -> Event:
         decision = self._decision
-        progress = self._progress(self._interval.first_epoch, self._standings[0], self._before)
+        progress = self._progress(self._interval.first_epoch)
         return {
             "event": "decision",
             "interval": self._number,

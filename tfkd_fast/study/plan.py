@@ -24,14 +24,13 @@ replay = "tfkd"
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tfkd_fast.engine import Recipe, make_recipe
-from tfkd_fast.engine.recipe import Table, merge
+from tfkd_fast.engine.recipe import Table, merge, shipped
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.settings import Settings
 
@@ -129,20 +128,17 @@ def distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 def shipped_studies() -> dict[str, str]:
     """Name -> TOML text of the studies that come with the package."""
-    folder = files("tfkd_fast.recipes.studies")
-    return {
-        item.name.removesuffix(".toml"): item.read_text() for item in folder.iterdir() if item.name.endswith(".toml")
-    }
+    return shipped("tfkd_fast.recipes.studies")
 
 
 def load_study(name: str, overrides: Table | None = None) -> Study:
     """The study of a shipped name or of a file; `overrides` are recipe values over those of every row."""
-    shipped = shipped_studies()
-    if name in shipped:
-        return make_study(name, shipped[name], overrides)
+    studies = shipped_studies()
+    if name in studies:
+        return make_study(name, studies[name], overrides)
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"no study file {name!r}, and no shipped study of that name: {nearest(name, shipped)}")
+        raise UserError(f"no study file {name!r}, and no shipped study of that name: {nearest(name, studies)}")
     return make_study(path.stem, path.read_text(), overrides)
 
 
