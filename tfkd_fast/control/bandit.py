@@ -29,7 +29,7 @@ class BanditController(Controller):
         self._arms = torch.tensor(settings.arms) if settings.arms else axis_grid(space.action_size, settings.arm_step)
         self._forgetting = settings.forgetting
         self._generator = torch.Generator().manual_seed(seed)
-        self._rewards = Rewards()
+        self._rewards = Rewards(settings.top1_share)
         self._counts = torch.zeros(len(self._arms), dtype=torch.float64)
         self._sums = torch.zeros_like(self._counts)
 

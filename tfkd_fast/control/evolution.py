@@ -43,7 +43,7 @@ class EvolutionController(Controller):
     def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
         self._std, self._action_size = settings.initial_std, space.action_size
         self._seed = seed % 2**32  # all that numpy's generator takes
-        self._rewards = Rewards()
+        self._rewards = Rewards(settings.top1_share)
         self._optimizer: CMA | None = None  # until the first decision says how many candidates there are
         self._generations: list[Generation] = []
         self._asked = 0  # since the latest generation

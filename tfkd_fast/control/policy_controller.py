@@ -59,7 +59,7 @@ class PolicyController(Controller):
             )
             with torch.no_grad():
                 self._policy.log_std.clamp_(math.log(settings.min_std), math.log(settings.max_std))
-        self._rewards = Rewards()
+        self._rewards = Rewards(settings.top1_share)
         self._previous_action = torch.zeros(space.action_size)  # of the surviving student
         self._elite: Tensor | None = None
 

@@ -18,14 +18,14 @@ def standardize(values: Tensor) -> Tensor:
     return centred / deviation if deviation > negligible else torch.zeros_like(values)
 
 
-def group_rewards(outcome: Outcome) -> Tensor:
-    """(P,) float64: half the standardised gain in top-1, half that in calibrated NLL, among candidates of one parent.
+def group_rewards(outcome: Outcome, top1_share: float) -> Tensor:
+    """(P,) float64: standardised gains in top-1 and in calibrated NLL, mixed, among candidates of one parent.
 
     What hits all candidates alike, a drop of the learning rate above all, cancels.
     """
     gain_top1 = torch.tensor(outcome.top1, dtype=torch.float64) - outcome.parent_top1
     gain_nll = outcome.parent_nll - torch.tensor(outcome.nll, dtype=torch.float64)
-    return 0.5 * standardize(gain_top1) + 0.5 * standardize(gain_nll)
+    return top1_share * standardize(gain_top1) + (1.0 - top1_share) * standardize(gain_nll)
 
 
 @dataclass
@@ -49,17 +49,19 @@ class RunningScale:
         return gain / scale if scale > 0.0 else 0.0
 
 
-def single_reward(outcome: Outcome, top1_scale: RunningScale, nll_scale: RunningScale) -> float:
-    """The same halves for a single trajectory: each gain of the interval over its running scale."""
+def single_reward(outcome: Outcome, top1_share: float, top1_scale: RunningScale, nll_scale: RunningScale) -> float:
+    """The same mixture for a single trajectory: each gain of the interval over its running scale."""
     gain_top1 = top1_scale.scaled(outcome.top1[0] - outcome.parent_top1)
     gain_nll = nll_scale.scaled(outcome.parent_nll - outcome.nll[0])
-    return 0.5 * gain_top1 + 0.5 * gain_nll
+    return top1_share * gain_top1 + (1.0 - top1_share) * gain_nll
 
 
 class Rewards:
     """What the candidates of each decision earn: in a group by comparison, alone by running scales, kept here."""
 
-    def __init__(self) -> None:
+    def __init__(self, top1_share: float) -> None:
+        """`top1_share`, 0..1, is that of the gain in top-1; the gain in calibrated NLL has the rest."""
+        self._top1_share = top1_share
         self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
 
     def of(self, outcome: Outcome) -> Tensor | None:
@@ -70,10 +72,11 @@ class Rewards:
         if not outcome.comparable:
             self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
         if len(outcome.top1) > 1:
-            return group_rewards(outcome)
+            return group_rewards(outcome, self._top1_share)
         if not outcome.comparable:
             return None
-        return torch.tensor([single_reward(outcome, self._top1_scale, self._nll_scale)], dtype=torch.float64)
+        reward = single_reward(outcome, self._top1_share, self._top1_scale, self._nll_scale)
+        return torch.tensor([reward], dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
         return {"top1_scale": asdict(self._top1_scale), "nll_scale": asdict(self._nll_scale)}

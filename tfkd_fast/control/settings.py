@@ -42,6 +42,9 @@ class ControllerSettings(Settings):
     interval: int = Field(default=1, ge=1)
     """Epochs that one decision lasts where a single candidate trains."""
 
+    top1_share: float = Field(default=0.5, ge=0, le=1)
+    """Of the gain in held-out top-1 in a reward; the gain in calibrated NLL has the rest."""
+
     action: tuple[FiniteFloat, ...] = ()
     """Fixed: the action for the whole run; empty for the neutral one (label smoothing 0.1)."""
     true_mass: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.6, 0.999), min_length=2)

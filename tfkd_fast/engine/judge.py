@@ -43,11 +43,12 @@ class Judge:
             for slot in range(candidates)
         )
 
-    def influences(self, models: Iterable[nn.Module], epoch: int) -> list[Tensor | None]:
-        """How the held-out loss depends on what each label is taught, see `Method.needs_influence`."""
-        if self._holdout is None:
-            return [None for _ in models]
-        return [influence(model, self._scratch, self._fit.epoch(epoch), self._holdout.in_order()) for model in models]
+    def influence(self, model: nn.Module, epoch: int) -> Callable[[], Tensor] | None:
+        """How the held-out loss depends on what each label is taught, see `IntervalResult.influence`."""
+        holdout = self._holdout
+        if holdout is None:
+            return None
+        return lambda: influence(model, self._scratch, self._fit.epoch(epoch), holdout.in_order())
 
     @cached_property
     def _scratch(self) -> nn.Module:

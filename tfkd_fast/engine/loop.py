@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tfkd_fast
 from tfkd_fast import ops
@@ -133,12 +133,9 @@ class Trainer:
 
     def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
         population, models = self.population, self.population.models[: len(runs)]
-        influences: list[Tensor | None] = [None] * len(runs)
         with self._timed("evaluation"):
             epoch_averages = self._judge.average_metrics(population.epoch_average, len(runs), self._epoch)
             interval_averages = self._judge.average_metrics(population.interval_average, len(runs), self._epoch)
-            if self.method.needs_influence:
-                influences = self._judge.influences(models, self._epoch)
         with self._timed("steering"):
             outcome = self.method.end_interval(
                 [
@@ -147,9 +144,9 @@ class Trainer:
                         holdout[slot],
                         epoch_averages[slot],
                         interval_averages[slot],
-                        influences[slot],
+                        self._judge.influence(model, self._epoch),
                     )
-                    for slot in range(len(runs))
+                    for slot, model in enumerate(models)
                 ]
             )
             self._write(outcome.events)

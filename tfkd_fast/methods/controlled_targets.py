@@ -65,7 +65,6 @@ class ControlledTargets(Method):
         self._one_action = settings.selection.target == "shared" or not self._selects
         self.needs_joint_steps = self._peers
         self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
-        self.needs_influence = self._controller.needs_gradient
         self.slow_decay = self._teaching.slow_decay
         self.needs_holdout = self._selects or self._controller.learns
         self.needs_epoch_average = self.needs_holdout
@@ -129,7 +128,7 @@ class ControlledTargets(Method):
         if not self._selects or len(survivors) == 1:
             events += self._taught_event(best)
         if self._decision is not None and self._controller.learns:
-            gradient = self._action_gradient(best, results[best])
+            gradient = self._action_gradient(best, results[best]) if self._controller.needs_gradient else None
             events.append(self._learn(self._decision, standings, best, parent, gradient))
         if self._decision is not None:
             self._decision = self._decision.subset(survivors)
@@ -258,7 +257,7 @@ class ControlledTargets(Method):
         }
 
     def _action_gradient(self, slot: int, result: IntervalResult) -> Tensor | None:
-        return None if result.influence is None else self._teaching.action_gradient(slot, result.influence)
+        return None if result.influence is None else self._teaching.action_gradient(slot, result.influence())
 
     def _decision_event(self) -> Event:
         decision = self._decision

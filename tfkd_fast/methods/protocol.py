@@ -105,7 +105,9 @@ class IntervalResult:
     last: HoldoutMetrics | None  # the weights as they are
     epoch_average: HoldoutMetrics | None  # their running average over the interval's last epoch
     interval_average: HoldoutMetrics | None  # the average of the interval's end-of-epoch weights
-    influence: Tensor | None = None  # (C,C) float64, see `Method.needs_influence`
+    influence: Callable[[], Tensor] | None = None
+    """Works out (C,C) float64: entry (y,c) is by how much one step of training would raise (above 0: spoil) the
+    held-out loss, per unit of mass that the target of label y gives to class c, learning rate 1."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,6 @@ class Method(ABC):
     """Whether `loss` wants all candidates of the interval at once, on the same batch."""
     own_initial_weights: bool = False
     """Whether candidates start from different weights rather than from the same."""
-    needs_influence: bool = False
-    """Whether `IntervalResult.influence` is read: entry (y,c) is by how much one step of training would raise (above 0:
-    spoil) the held-out loss, per unit of mass that the target of label y gives to class c, learning rate 1."""
     slow_decay: float | None = None
     """Of the moving average of the weights that gives `StepBatch.slow_logits`; None where the method reads none."""
 
