@@ -22,6 +22,7 @@ VALUES: dict[str, dict[str, object]] = {
     "schedule": {"true_mass": (0.9, 0.6, 0.95)},
     "progressive": {},
     "recorded": {"recorded": RECORDED},
+    "policy": {"policy": "cifar10"},
     **{name: {} for name in LEARNING},
 }
 

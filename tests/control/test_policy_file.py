@@ -1,6 +1,7 @@
 """Policy files: what travels, to which target, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -8,10 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 from hypothesis import given
+from pydantic import ValidationError
 
 from tests.control.problems import build, outcome, same
-from tfkd_fast.control import Controller, Progress
-from tfkd_fast.control.observation import PROGRESS_ENTRIES
+from tfkd_fast.control import Controller, ControllerSettings, Progress
+from tfkd_fast.control.observation import PROGRESS_ENTRIES, observation
 from tfkd_fast.control.policy import MLP, GaussianPolicy
 from tfkd_fast.control.policy_file import find_policy, load_policy, policy_bytes
 from tfkd_fast.errors import UserError
@@ -77,6 +79,31 @@ def test_a_loaded_policy_learns_on_and_a_random_one_plays_it(progress: Progress,
     for controller in (learning, playing):
         controller.learn(controller.decide(progress, 4), outcome([0.1, 0.2, 0.3, 0.4]), progress)
     assert not same(learning.state_dict()["policy"], playing.state_dict()["policy"])
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 4])
+def test_a_policy_played_as_it_is_gives_its_mean_to_all(progress: Progress, tmp_path: Path, candidates: int) -> None:
+    """Whatever comes of it, and to whatever student it is shown next."""
+    path = write(tmp_path / "policy.safetensors", experienced(progress))
+    playing = build("policy", seed=5, policy=path)
+    assert not playing.explores
+    assert playing.policy_bytes() is None
+    policy, value = networks(5, 0)
+    load_policy(Path(path), policy, value, build_target(TargetSettings(), 100))
+    previous = torch.zeros(5)
+    for k in range(3):
+        now = replace(progress, epoch_fraction=k / 3, holdout_top1=0.2 * k)
+        decision = playing.decide(now, candidates)
+        mean = policy.mean(observation(now, previous)).detach()
+        assert torch.equal(decision.actions, mean.expand(candidates, -1))
+        assert decision.roles == ("mean",) * candidates
+        playing.learn(decision, outcome([0.1 * c for c in range(candidates)]), now)
+        previous = mean
+
+
+def test_there_must_be_a_policy_to_play() -> None:
+    with pytest.raises(ValidationError, match="plays a learned policy: give its file"):
+        ControllerSettings(name="policy")
 
 
 def test_the_standard_deviation_comes_within_the_bounds_of_the_new_run(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def build_controller(settings: ControllerSettings, space: ActionSpace, seed: int
                 f"the {settings.name} controller has nothing to set in the {space.family} target: "
                 "choose controller.name fixed, or target.family scalar, rank-binned or full-matrix"
             )
-        case "random" | "ppo" | "reinforce":
+        case "policy" | "random" | "ppo" | "reinforce":
             return PolicyController(settings, space, seed)
         case "thompson":
             return ThompsonController(settings, space, seed)

@@ -1,4 +1,4 @@
-"""A controller that plays a policy: at random around the neutral action, or learning by PPO or REINFORCE."""
+"""A controller that plays a policy: as it is, at random around its mean, or learning by PPO or REINFORCE."""
 
 import copy
 import math
@@ -22,7 +22,8 @@ class PolicyController(Controller):
 
     One candidate plays a sample. Of several, the first plays the policy's mean, the second the action that won the
     latest comparison ("elite"), the others samples. There is no elite before the first comparison, nor with two
-    candidates: without samples there would be nothing to learn from.
+    candidates: without samples there would be nothing to learn from. A policy that is played as it is gives its mean
+    to all.
 
     The mean and the elite are no draws of the policy. All candidates shape the baseline of a decision; the elite then
     enters the update as if it had just been drawn, and the mean does not: where the mean should move it cannot say, and
@@ -43,15 +44,16 @@ class PolicyController(Controller):
     0.14 against 0.10 after 48 decisions.
     """
 
-    learns = True  # the random one is told, too, which action won, and its rewards are logged for comparison
+    learns = True  # the others are told, too, which action won, and their rewards are logged for comparison
 
     def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
         self._name, self._space = settings.name, space
+        self.explores = settings.name != "policy"
         self._generator = torch.Generator().manual_seed(seed)
         observation_size = PROGRESS_ENTRIES + space.action_size
         self._policy = GaussianPolicy(observation_size, space.action_size, settings.initial_std, self._generator)
         self._gradient: PolicyGradient | None = None
-        if settings.name != "random":
+        if settings.name in ("ppo", "reinforce"):
             self._gradient = PolicyGradient(settings, self._policy, observation_size, self._generator)
         if settings.policy:
             load_policy(
@@ -74,6 +76,8 @@ class PolicyController(Controller):
                 roles[0], draws[0] = "mean", mean
             if candidates > 2 and self._elite is not None:
                 roles[1], draws[1] = "elite", self._elite
+            if not self.explores:
+                roles, draws = ["mean"] * candidates, mean.expand(candidates, -1)
             log_probabilities = self._policy.log_probability(state, draws)
         actions = draws.clamp(-ACTION_LIMIT, ACTION_LIMIT)
         return Decision(actions, tuple(roles), Draws(state, draws, log_probabilities))
@@ -122,7 +126,7 @@ class PolicyController(Controller):
         return Feedback((reward,), None, figures, tuple(advantages.tolist()))
 
     def policy_bytes(self) -> bytes | None:
-        """Of the policy as it is now; the random one has learned none."""
+        """Of the policy as it is now; those that do not learn have none to give."""
         gradient = self._gradient
         return policy_bytes(self._name, self._policy, gradient.value, self._space) if gradient else None
 

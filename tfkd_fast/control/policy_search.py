@@ -24,8 +24,8 @@ from tfkd_fast.targets import ActionSpace
 FEATURES = (0, 1)
 """Entries of the observation that the policy is a linear function of: how far the run is, and the learning rate."""
 
-INITIAL_STD = 1.0
-"""Of the parameters: a unit moves an action as far as the neutral policy's samples lie apart, and more."""
+INITIAL_STD = 2.0
+"""Of the parameters: half of what an action is limited to, so that a few generations see all of the range."""
 
 SMALLEST_POPULATION = 4
 """As of the controller `cma-es`."""

@@ -29,6 +29,7 @@ class ControllerSettings(Settings):
         "schedule",
         "progressive",
         "recorded",
+        "policy",
         "random",
         "ppo",
         "reinforce",
@@ -52,9 +53,9 @@ class ControllerSettings(Settings):
     recorded: tuple[RecordedAction, ...] = Field(default=(), validate_default=True)
     """Recorded: the actions that are played again, by rising start."""
 
-    policy: str = ""
-    """Random, ppo and reinforce: a learned policy to start from, the file of a run or the name of one
-    that comes with the package; empty for a new one."""
+    policy: str = Field(default="", validate_default=True)
+    """The file of a learned policy, or the name of one that comes with the package. Policy: whose mean is played, from
+    the first epoch to the last. Random, ppo and reinforce: what they start from; empty for a new one."""
     min_std: float = Field(default=0.05, gt=0)
     max_std: float = Field(default=1.0, gt=0)
     initial_std: float = Field(default=0.4, gt=0, validate_default=True)
@@ -106,6 +107,13 @@ class ControllerSettings(Settings):
         if any(before.start >= after.start for before, after in pairwise(recorded)):
             raise ValueError("entries must be in order, each with a later start than the one before")
         return recorded
+
+    @field_validator("policy")
+    @classmethod
+    def _something_to_play(cls, policy: str, info: ValidationInfo) -> str:
+        if info.data.get("name") == "policy" and not policy:
+            raise ValueError("name = 'policy' plays a learned policy: give its file, or the name of a shipped one")
+        return policy
 
     @field_validator("arms")
     @classmethod
