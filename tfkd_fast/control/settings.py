@@ -43,6 +43,9 @@ class ControllerSettings(Settings):
     interval: int = Field(default=1, ge=1)
     """Epochs that one decision lasts where a single candidate trains."""
 
+    cooldown_epochs: int = Field(default=0, ge=0)
+    """Epochs that a copy of each candidate trains on before it is judged, by the neutral target and with the learning
+    rate falling to zero; 0: it is judged as it is, by averaged weights."""
     top1_share: float = Field(default=0.5, ge=0, le=1)
     """Of the gain in held-out top-1 in a reward; the gain in calibrated NLL has the rest."""
 

@@ -83,6 +83,7 @@ class Trainer:
         self._factors: list[float] = []  # of the learning rate, one a candidate of the interval
         self._alive = 1  # slots that hold a candidate of their own between intervals
         self._student_epochs = 0
+        self._cooling = False
         self._images_trained = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._earlier_seconds = 0.0  # of this run, in processes before this one
@@ -115,7 +116,12 @@ class Trainer:
     def _run_epoch(self, interval: Interval) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
         last = self._epoch + 1 == interval.end
-        runs = self._train(interval.candidates, average=last and self.method.needs_epoch_average)
+        runs = self._train(
+            interval.candidates,
+            self._epoch,
+            self.recipe.learning_rates(self._epoch, len(self.loader)),
+            average=last and self.method.needs_epoch_average,
+        )
         if self.method.needs_interval_average and interval.candidates > 1:
             if self._epoch == interval.first_epoch:
                 self.population.interval_average.restart()
@@ -123,7 +129,6 @@ class Trainer:
         with self._timed("evaluation"):
             holdout = self._judge.metrics(self.population.models[: interval.candidates])
         self._epoch += 1
-        self._student_epochs += len(runs)
         with self._timed("steering"):
             self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
             results = [EpochResult(run.training, metrics) for run, metrics in zip(runs, holdout, strict=True)]
@@ -133,6 +138,7 @@ class Trainer:
 
     def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
         population, models = self.population, self.population.models[: len(runs)]
+        cooled = self._cooled(len(runs))
         with self._timed("evaluation"):
             epoch_averages = self._judge.average_metrics(population.epoch_average, len(runs), self._epoch)
             interval_averages = self._judge.average_metrics(population.interval_average, len(runs), self._epoch)
@@ -144,6 +150,7 @@ class Trainer:
                         holdout[slot],
                         epoch_averages[slot],
                         interval_averages[slot],
+                        cooled[slot],
                         self._judge.influence(model, self._epoch),
                     )
                     for slot, model in enumerate(models)
@@ -156,15 +163,35 @@ class Trainer:
         self._alive = len(outcome.survivors)
         self._interval = None
 
-    def _train(self, candidates: int, *, average: bool) -> list[EpochRun]:
-        schedule = self.recipe.learning_rates(self._epoch, len(self.loader))
+    def _cooled(self, candidates: int) -> list[HoldoutMetrics | None]:
+        """What the candidates would be worth if training came to its end from here: copies are trained and judged."""
+        epochs, steps = self.method.cooldown_epochs, len(self.loader)
+        if not epochs:
+            return [None] * candidates
+        before = self.population.state_dict(candidates)
+        start = self.recipe.learning_rate(self._epoch)
+        falling = [start * (1.0 - step / (epochs * steps)) for step in range(epochs * steps)]
+        self._cooling = True
+        with self.method.cooldown():
+            for epoch in range(epochs):
+                rates = falling[epoch * steps : (epoch + 1) * steps]
+                self._train(candidates, self._epoch + epoch, rates, average=False)
+            with self._timed("evaluation"):
+                metrics = self._judge.metrics(self.population.models[:candidates])
+        self._cooling = False
+        self.population.load_state_dict(before)
+        return metrics
+
+    def _train(self, candidates: int, epoch: int, schedule: list[float], *, average: bool) -> list[EpochRun]:
+        """One epoch on the images of the 0-based `epoch`, with a learning rate for every step."""
         learning_rates = [[factor * rate for rate in schedule] for factor in self._factors]
         try:
-            runs = self._epochs.run(candidates, self._epoch, learning_rates, average=average)
+            runs = self._epochs.run(candidates, epoch, learning_rates, average=average)
         except Diverged as error:
             saved = self.folder.checkpoint_files()
             last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
             raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
+        self._student_epochs += len(runs)
         self._images_trained += sum(run.images for run in runs)
         self._seconds["training"] += sum(run.seconds for run in runs)
         set_up = sum(run.set_up_seconds for run in runs)
@@ -179,8 +206,9 @@ class Trainer:
         self._log.close()
 
     def _on_batch(self, images: int) -> None:
-        for listener in self._listeners:
-            listener.batch(images)
+        if not self._cooling:  # progress is that of the run itself
+            for listener in self._listeners:
+                listener.batch(images)
 
     def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
         if holdout is not None and holdout.top1 > self._best_top1:

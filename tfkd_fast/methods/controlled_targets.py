@@ -6,11 +6,14 @@ knowledge distillation based on non-progressive meta-learned reinforcement learn
 paper parameterises targets, states, rewards and rankings is not public: those here are our choice.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tfkd_fast import control, selection
@@ -67,7 +70,8 @@ class ControlledTargets(Method):
         self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
         self.slow_decay = self._teaching.slow_decay
         self.needs_holdout = self._selects or self._controller.learns
-        self.needs_epoch_average = self.needs_holdout
+        self.cooldown_epochs = settings.controller.cooldown_epochs if self.needs_holdout else 0
+        self.needs_epoch_average = self.needs_holdout and not self.cooldown_epochs
         self.needs_interval_average = settings.selection.needs_average
         self._warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
         self._standings = [Standing.untrained(context.num_classes)]  # of those alive, best first
@@ -108,6 +112,16 @@ class ControlledTargets(Method):
             (*history, result.holdout.calibrated_nll) if result.holdout else history
             for history, result in zip(self._histories, results, strict=True)
         ]
+
+    @contextmanager
+    def cooldown(self) -> Iterator[None]:
+        """All copies are taught alike: what they differ in afterwards is what they were taught before."""
+        candidates = self._interval.candidates
+        memories = copy.deepcopy(self._teaching.state_dict(candidates))
+        self._teaching.set(torch.zeros(candidates, self._teaching.space.action_size), candidates)
+        yield
+        self._teaching.load_state_dict(memories)
+        self._teach()
 
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
         standings = [

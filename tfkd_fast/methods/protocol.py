@@ -5,6 +5,7 @@ The engine runs any method through this protocol and names none. Accuracies are 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -105,6 +106,7 @@ class IntervalResult:
     last: HoldoutMetrics | None  # the weights as they are
     epoch_average: HoldoutMetrics | None  # their running average over the interval's last epoch
     interval_average: HoldoutMetrics | None  # the average of the interval's end-of-epoch weights
+    cooled: HoldoutMetrics | None = None  # a copy after `Method.cooldown_epochs` more
     influence: Callable[[], Tensor] | None = None
     """Works out (C,C) float64: entry (y,c) is by how much one step of training would raise (above 0: spoil) the
     held-out loss, per unit of mass that the target of label y gives to class c, learning rate 1."""
@@ -130,6 +132,9 @@ class Method(ABC):
     """Whether `IntervalResult.epoch_average` is read."""
     needs_interval_average: bool
     """Whether `IntervalResult.interval_average` is read, where several candidates train."""
+    cooldown_epochs: int = 0
+    """How long a copy of each candidate trains on before it is judged, while the learning rate falls to zero along a
+    straight line; `IntervalResult.cooled` is then read, and the averages are not."""
     needs_joint_steps: bool = False
     """Whether `loss` wants all candidates of the interval at once, on the same batch."""
     own_initial_weights: bool = False
@@ -156,6 +161,11 @@ class Method(ABC):
     @abstractmethod
     def end_epoch(self, results: Sequence[EpochResult]) -> None:
         """Called after each epoch with one result a candidate."""
+
+    def cooldown(self) -> AbstractContextManager[None]:
+        """Open between the interval's last `end_epoch` and `end_interval`, while copies of the candidates train. At its
+        end everything is as it was."""
+        return nullcontext()
 
     @abstractmethod
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:

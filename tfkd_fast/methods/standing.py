@@ -26,8 +26,8 @@ class Standing:
 
     @classmethod
     def after(cls, result: IntervalResult, true_mass: float, nll_history: tuple[float, ...] = ()) -> Self:
-        """Judged by averaged weights where there are any: the last iterate is noisy at a high learning rate."""
-        judged = result.epoch_average or result.last
+        """Judged after a cooldown or by averaged weights, where there are any: the last iterate is noisy."""
+        judged = result.cooled or result.epoch_average or result.last
         top1, nll = (judged.top1, judged.calibrated_nll) if judged else (math.nan, math.nan)
         return cls(result.training, top1, nll, true_mass, nll_history)
 
