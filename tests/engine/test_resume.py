@@ -57,6 +57,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "tfkd",
         {"target": {"sources": ["memory", "slow-self"]}, "controller": {"name": "hypergradient", **WARMED}},
     ),
+    "mrs, cooldown": ("tfkd-mrs", {"controller": {"cooldown_epochs": 1, **WARMED}, **MRS}),
     "ce, torchvision": ("ce", {"data": {"loader": "torchvision"}}),
     "ce, dali": ("ce", {"data": {"loader": "dali"}}),
     "mrs, dali": ("tfkd-mrs", {"data": {"loader": "dali"}, "population": "streams", **MRS}),
