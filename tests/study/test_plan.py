@@ -38,8 +38,8 @@ def test_the_command_line_is_over_every_row() -> None:
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
 def test_every_shipped_study_is_valid(name: str) -> None:
     study = load_study(name)
-    assert study.seeds == (0, 1, 2)
-    assert {"tfkd", "tfkd-mrs"} <= study.rows.keys()
+    assert study.seeds[:3] == (0, 1, 2)
+    assert {row.recipe(0).method for row in study.rows.values() if row.replay is None} >= {"tfkd"}
 
 
 @pytest.mark.parametrize(
