@@ -172,9 +172,13 @@ def test_a_learning_rate_drop_is_not_credited_to_a_single_trajectory() -> None:
     def ratio(epoch: int) -> float:
         return 1.0 if epoch < 3 else 0.1
 
-    method = build("tfkd", epochs=6, ratio=ratio, controller={"warmup_epochs": 0})
-    rewards = [event["rewards"][0] for event in of_kind(run(method, 6, [(0.5, 1.0)]), "reward")]
-    assert [math.isnan(reward) for reward in rewards] == [False, False, False, True, False, False]
+    def masked(cooldown_epochs: int) -> list[bool]:
+        controller = {"warmup_epochs": 0, "cooldown_epochs": cooldown_epochs}
+        method = build("tfkd", epochs=6, ratio=ratio, controller=controller)
+        return [math.isnan(event["rewards"][0]) for event in of_kind(run(method, 6, [(0.5, 1.0)]), "reward")]
+
+    assert masked(0) == [False, False, False, True, False, False]
+    assert not any(masked(1))  # judged at a rate of zero before and after the drop
 
 
 @pytest.mark.parametrize("name", ["ce", "label-smoothing", "tfkd", "tfkd-mrs"])

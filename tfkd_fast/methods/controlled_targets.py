@@ -256,7 +256,7 @@ class ControlledTargets(Method):
             parent_top1=parent.top1,
             parent_nll=parent.nll,
             winner=best,
-            comparable=not drops,
+            comparable=not drops or self.cooldown_epochs > 0,  # a cooldown has every drop behind it
             action_gradient=gradient,
         )
         after = progress_of(self._context, interval.end, standings[best], parent)
