@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tfkd_fast.engine import RunFolder, run_folder
 from tfkd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.loop import PARTS, Trainer
+from tfkd_fast.methods.protocol import Event
 
 EPOCHS = 4
 CLOCKS = {"time", "seconds", "images_per_second", *(f"{part}_seconds" for part in PARTS)}
@@ -129,7 +131,22 @@ def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
     while not (folder / "checkpoints" / "epoch-00002.ckpt").exists():
         assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
     return process
+
+
+class StopAfter:
+    """A listener that interrupts a run when an epoch's checkpoint is written and the next epoch trained."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def event(self, event: Event) -> None:
+        if event["event"] == "epoch" and event["epoch"] > self.epoch:
+            raise KeyboardInterrupt
+
+    def batch(self, images: int) -> None:
+        pass
 
 
 def newest(folder: Path) -> Path:
@@ -153,12 +170,10 @@ def test_a_disk_that_is_full_stops_the_run_with_one_sentence(tmp_path: Path, wha
     assert not list(folder.rglob("*.part"))
     state = RunFolder(folder).newest_state()  # the checksum is right
     assert state is not None
-    again = subprocess.Popen([*TRAIN, "--resume", str(folder)], stdout=subprocess.DEVNULL)
-    while not (folder / "checkpoints" / f"epoch-{state['epoch'] + 2:05d}.ckpt").exists():
-        assert again.poll() is None
-    again.kill()
-    again.wait()
-    for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]:
+    with pytest.raises(KeyboardInterrupt):
+        engine.resume(folder, [StopAfter(state["epoch"] + 2)])
+    assert newest(folder).name == f"epoch-{state['epoch'] + 2:05d}.ckpt"
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
 
 
@@ -171,9 +186,8 @@ def lock_out_root() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="takes a capability away, as Linux has them")
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(folder)
-    process.kill()
-    process.wait()
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(recipe("ce", epochs=400), folder, listeners=[StopAfter(2)])
     last = newest(folder)
     before = last.read_bytes()
     (folder / "metrics.jsonl").chmod(0o444)
