@@ -12,7 +12,7 @@ train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
 
 test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto  # a process a core, so a thread a process
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal  # a process a core, so a thread a process
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

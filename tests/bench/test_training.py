@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def test_loops_by_hand_see_every_image_normalised(batches: Callable[..., Callabl
             torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_command_prints_tables_and_writes_json(tmp_path: Path) -> None:
+def test_the_command_prints_tables_and_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "matrix_rate", partial(bench.matrix_rate, rounds=2, size=256))  # is 40 s on a CPU
     arguments = "bench --device cpu --precision fp32 --width 0.125 --batch-size 32 --steps 2 --rounds 2 --no-compiled"
     result = CliRunner().invoke(app, [*arguments.split(), "--candidates", "2", "--out", str(tmp_path / "bench.json")])
     assert result.exit_code == 0, result.output

@@ -14,7 +14,7 @@ SMALL = {
     "epochs": 2,
     "precision": "fp32",
     "device": "cpu",
-    "data": {"dataset": "digits", "batch_size": 256},
+    "data": {"dataset": "digits", "batch_size": 64, "holdout": 0.8},
     "model": {"width": 0.125},
     "target": {"family": "scalar"},
 }

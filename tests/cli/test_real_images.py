@@ -1,11 +1,11 @@
 """Training on real CIFAR-10 images, where they are at hand beside the checkout."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.cli.test_train import run
 
 
 @pytest.mark.parametrize("method", ["ce", "tfkd-mrs"])
@@ -13,12 +13,11 @@ def test_a_narrow_student_learns_real_images(real_cifar10: Path, tmp_path: Path,
     settings = ["model.width=0.25", "schedule.name=one-cycle"]
     if method == "tfkd-mrs":
         settings += ["selection.interval=2", "selection.candidates=2"]
-    arguments = ["train", "--dataset", "npz", "--data-root", real_cifar10, "--method", method, "--epochs", "8"]
+    arguments = ["train", "--dataset", "npz", "--data-root", real_cifar10, "--method", method, "--epochs", "5"]
     arguments += ["--batch-size", "32", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "run"]
     for assignment in settings:
         arguments += ["--set", assignment]
-    result = subprocess.run([sys.executable, "-m", "tfkd_fast", *map(str, arguments)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run(*arguments)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["train_images"], summary["holdout_images"], summary["test_images"]) == (1800, 200, 2000)
     # Chance is 10 %; with 2,000 test images, 25 % is over twenty standard errors above it.

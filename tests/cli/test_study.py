@@ -1,9 +1,10 @@
-"""Studies and replays in processes of their own, as a person runs them."""
+"""Studies and replays, as a person runs them: the runs of a study are processes of their own."""
 
 import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,14 @@ def write(folder: Path, text: str) -> Path:
 def students(out: Path) -> dict[str, int]:
     """Run -> when its student was written."""
     return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/student.safetensors")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_signals() -> Iterator[None]:
+    """A study changes how its process takes SIGTERM, and here that is the process of all tests."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")

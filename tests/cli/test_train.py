@@ -1,4 +1,4 @@
-"""The command on real images, in processes of its own, as a person runs it."""
+"""The command on real images, as a person runs it: in a process of its own where that matters, and else in this one."""
 
 import json
 import os
@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from tfkd_fast.cli import main
 from tfkd_fast.engine.checkpoint import load_checkpoint
 from tfkd_fast.engine.loop import PARTS
 from tfkd_fast.engine.student import load_student
@@ -22,24 +26,48 @@ SMALL = ["--device", "cpu", "--precision", "fp32", "--set", "model.width=0.125",
 MRS = ["--method", "tfkd-mrs", "--set", "selection.interval=2", "--set", "selection.candidates=2"]
 
 
+class Ended(NamedTuple):
+    """What a command leaves behind beside its files."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def command(*arguments: str | Path) -> list[str]:
+    """For a process of its own."""
     return [sys.executable, "-m", "tfkd_fast", *map(str, arguments)]
 
 
-def run(*arguments: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
-    if ok:
-        assert result.returncode == 0, result.stdout + result.stderr
+def run(*arguments: str | Path, ok: bool = True) -> Ended:
+    """The command, in this process, which has imported all that takes long to import."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["tfkd-fast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+    result = Ended(end.value.code, out.getvalue(), err.getvalue())
+    assert result.returncode == 0 or not ok, result.stdout + result.stderr
     return result
+
+
+def run_alone(*arguments: str | Path, ok: bool = True) -> Ended:
+    """The command, in a process of its own."""
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or not ok, done.stdout + done.stderr
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def refusal(*arguments: str | Path) -> str:
     """The one sentence of a refused command."""
-    result = run(*arguments, ok=False)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    return result.stderr.strip()
+    return sentence_of(run(*arguments, ok=False))
+
+
+def sentence_of(refused: Ended) -> str:
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    return refused.stderr.strip()
 
 
 def events(folder: Path) -> list[dict[str, object]]:
@@ -50,7 +78,7 @@ def events(folder: Path) -> list[dict[str, object]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished `tfkd-mrs` run on digits, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "mrs"
-    return folder, run("train", "digits", *SMALL, *MRS, "--epochs", "8", "--out", folder).stdout
+    return folder, run_alone("train", "digits", *SMALL, *MRS, "--epochs", "8", "--out", folder).stdout
 
 
 def test_a_run_leaves_everything_a_person_needs(finished: tuple[Path, str]) -> None:
@@ -105,7 +133,8 @@ def test_export_gives_the_same_logits_elsewhere(finished: tuple[Path, str]) -> N
 def test_a_finished_run_is_not_overwritten(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = (folder / "student.safetensors").read_bytes()
-    assert "already holds a finished run" in refusal("train", "digits", *SMALL, "--out", folder)
+    refused = run_alone("train", "digits", *SMALL, "--out", folder, ok=False)
+    assert "already holds a finished run" in sentence_of(refused)
     assert "is finished" in refusal("train", "--resume", folder)
     assert (folder / "student.safetensors").read_bytes() == before
 
@@ -195,7 +224,7 @@ def test_eval_of_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_doctor_lists_every_operator_and_says_why_a_backend_is_refused() -> None:
-    text = run("doctor").stdout
+    text = run_alone("doctor").stdout  # in this process tests have changed what serves
     for operator in ("soft_target_loss", "rank_binned_targets", "candidate_metrics", "rank_candidates"):
         assert operator in text
     assert "chosen" in text

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 
 from tests.engine.test_loop import log, recipe, trainer
 from tfkd_fast import engine
-from tfkd_fast.data import missing_loaders, open_dataset
+from tfkd_fast.data import Dataset, missing_loaders, open_dataset
 from tfkd_fast.engine import RunFolder, run_folder
 from tfkd_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.loop import PARTS, Trainer
+from tfkd_fast.methods.protocol import Event
 
 EPOCHS = 4
 CLOCKS = {"time", "seconds", "images_per_second", *(f"{part}_seconds" for part in PARTS)}
@@ -69,15 +71,25 @@ def without_clocks(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k not in CLOCKS} for event in log(folder) if event["event"] != "resume"]
 
 
+def few_images() -> Dataset:
+    """Every fourth digit: an epoch of six batches of 64, the last of them smaller."""
+    digits = open_dataset(recipe("ce").data)
+    images = digits.read_train().subset(torch.arange(0, len(digits.read_train()), 4))
+    return Dataset(
+        "digits", digits.classes, digits.image_shape, flip=False, read_train=lambda: images, read_test=digits.read_test
+    )
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on_from_any_epoch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "KEPT_CHECKPOINTS", EPOCHS)
     method, tables = RUNS[name]
     if "dali" in name and (reason := missing_loaders()["dali"]):
         pytest.skip(f"the loader dali {reason}")
-    settings = recipe(method, epochs=EPOCHS, **tables)
-    whole = tmp_path / "whole"
-    trainer(settings, whole).run()
+    small = {"data": {"batch_size": 64} | tables.get("data", {})}
+    settings = recipe(method, epochs=EPOCHS, **tables | small)
+    whole, images = tmp_path / "whole", few_images()
+    trainer(settings, whole, images).run()
     for epoch in range(1, EPOCHS):
         part = tmp_path / f"from-{epoch}"
         shutil.copytree(whole, part)
@@ -85,7 +97,7 @@ def test_a_run_goes_on_from_any_epoch(name: str, tmp_path: Path, monkeypatch: py
         for later in range(epoch + 1, EPOCHS + 1):
             (part / "checkpoints" / f"epoch-{later:05d}.ckpt").unlink()
         compute = Compute(torch.device("cpu"), torch.float32)
-        Trainer(settings, open_dataset(settings.data), compute, RunFolder(part), []).run()
+        Trainer(settings, images, compute, RunFolder(part), []).run()
         assert (part / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes(), epoch
         assert without_clocks(part) == without_clocks(whole), epoch
 
@@ -120,7 +132,22 @@ def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
     while not (folder / "checkpoints" / "epoch-00002.ckpt").exists():
         assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
     return process
+
+
+class StopAfter:
+    """A listener that interrupts a run when an epoch's checkpoint is written and the next epoch trained."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def event(self, event: Event) -> None:
+        if event["event"] == "epoch" and event["epoch"] > self.epoch:
+            raise KeyboardInterrupt
+
+    def batch(self, images: int) -> None:
+        pass
 
 
 def newest(folder: Path) -> Path:
@@ -144,12 +171,10 @@ def test_a_disk_that_is_full_stops_the_run_with_one_sentence(tmp_path: Path, wha
     assert not list(folder.rglob("*.part"))
     state = RunFolder(folder).newest_state()  # the checksum is right
     assert state is not None
-    again = subprocess.Popen([*TRAIN, "--resume", str(folder)], stdout=subprocess.DEVNULL)
-    while not (folder / "checkpoints" / f"epoch-{state['epoch'] + 2:05d}.ckpt").exists():
-        assert again.poll() is None
-    again.kill()
-    again.wait()
-    for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]:
+    with pytest.raises(KeyboardInterrupt):
+        engine.resume(folder, [StopAfter(state["epoch"] + 2)])
+    assert newest(folder).name == f"epoch-{state['epoch'] + 2:05d}.ckpt"
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
 
 
@@ -162,9 +187,8 @@ def lock_out_root() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="takes a capability away, as Linux has them")
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(folder)
-    process.kill()
-    process.wait()
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(recipe("ce", epochs=400), folder, listeners=[StopAfter(2)])
     last = newest(folder)
     before = last.read_bytes()
     (folder / "metrics.jsonl").chmod(0o444)

@@ -1,8 +1,8 @@
-"""Compiles what the kernels' host functions launch, for an architecture, without a GPU; a line of JSON a compilation.
+"""Compiles what the kernels' host functions launch, for architectures, without a GPU; a line of JSON a compilation.
 
-Usage: compile.py ARCHITECTURE FAMILY. Triton gets a driver that has nothing but an architecture, and a launch ends when
-its kernel is compiled. So signatures, options and tiles are those of real launches. Only a tile that is smaller where
-a device has room for many programs is as on a small device: as large as it can be.
+Usage: compile.py FAMILY ARCHITECTURE... Triton gets a driver that has nothing but an architecture, and a launch ends
+when its kernel is compiled. So signatures, options and tiles are those of real launches. Only a tile that is smaller
+where a device has room for many programs is as on a small device: as large as it can be.
 """
 
 import json
@@ -36,6 +36,7 @@ BATCH = 576  # several programs share it
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 # 43: a row of an odd number of classes has no two numbers that can be loaded together.
 SIZES = [*product((10, 43, 100, 1000), (HALF, SINGLE)), (100, DOUBLE), (1000, DOUBLE), (32768, SINGLE)]
+RUN = JITFunction.run  # as Triton has it
 Cases = Iterator[tuple[str, int, Callable[[], Any]]]
 """What they are, how many classes they have, and a call of a host function for each."""
 
@@ -50,7 +51,7 @@ class Driver:
         return GPUTarget("cuda", self.architecture, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self.architecture  # what is compiled for a device serves no other
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -169,7 +170,6 @@ def self_check() -> Cases:
 
 def compilations(architecture: int, cases: Cases) -> Iterator[dict[str, Any]]:
     """What each launch is compiled to, or why it is not. For a launch like an earlier one there is no entry."""
-    run = JITFunction.run
     done: list[dict[str, Any]] = []
 
     def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -177,7 +177,7 @@ def compilations(architecture: int, cases: Cases) -> Iterator[dict[str, Any]]:
         output = StringIO()
         try:
             with redirect_stdout(output):
-                run(kernel, *args, grid=grid, warmup=True, **kwargs)
+                RUN(kernel, *args, grid=grid, warmup=True, **kwargs)
         except Exception as error:
             done.append(entry | {"error": f"{type(error).__name__}: {error}"})
             return
@@ -193,11 +193,13 @@ def compilations(architecture: int, cases: Cases) -> Iterator[dict[str, Any]]:
     JITFunction.run = compile_only
     for name, classes, call in cases:
         call()
-        yield from ({"case": name, "classes": classes} | entry for entry in done)
+        yield from ({"architecture": architecture, "case": name, "classes": classes} | entry for entry in done)
         done.clear()
 
 
 if __name__ == "__main__":
     os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
-    for entry in compilations(int(sys.argv[1]), globals()[sys.argv[2]]()):
-        print(json.dumps(entry))
+    family, *architectures = sys.argv[1:]
+    for architecture in map(int, architectures):
+        for entry in compilations(architecture, globals()[family]()):
+            print(json.dumps(entry))

@@ -1,5 +1,10 @@
-"""Triton's interpreter, made to round to bfloat16 as hardware does, to the nearest. By itself it cuts digits off."""
+"""Triton's interpreter, made to round to bfloat16 as hardware does, to the nearest, and to take a third of the time.
 
+By itself it cuts digits off, and replaces what a kernel finds in Triton's language at every call of a function anew.
+"""
+
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,3 +24,22 @@ def round_to_nearest() -> None:
         return TensorHandle(bits.numpy(), type_.scalar)
 
     InterpreterBuilder.cast_impl = cast_impl
+
+
+def replace_once() -> None:
+    """From now on, once a launch: a function that a kernel calls finds it done. To be called once."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    @cache
+    def seen_by(function: Callable[..., Any]) -> list[Any]:
+        return [lang for lang in (tl, tl.core) if any(value is lang for value in function.__globals__.values())]
+
+    def patch_lang(function: Callable[..., Any]) -> Any:
+        if any(tl.core.is_builtin(lang.load) for lang in seen_by(function)):  # as Triton has it
+            return patch(function)
+        return interpreter._LangPatchScope()  # has nothing to restore
+
+    interpreter._patch_lang = patch_lang
