@@ -62,15 +62,18 @@ def determinism(wanted: bool) -> Iterator[None]:
     checks: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), checks.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
+    changes = wanted != before[0]  # to say so again would import the compiler, which takes seconds
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(wanted)
+    if changes:
+        torch.use_deterministic_algorithms(wanted)
     checks.fill_uninitialized_memory = False  # a search for errors, and slow
     torch.backends.cudnn.benchmark = not wanted
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        if changes:
+            torch.use_deterministic_algorithms(before[0])
         checks.fill_uninitialized_memory = before[1]
         torch.backends.cudnn.benchmark = benchmark
 
