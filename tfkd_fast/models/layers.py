@@ -1,7 +1,7 @@
 """What the networks are made of.
 
-Every layer computes in the dtype of an autocast region by itself: autocast leaves tensors that torch.func maps as they
-are.
+The layers bring weights and images to one dtype by themselves: autocast leaves tensors that torch.func maps as they
+are. The first convolution takes the images to the dtype of the region, by its operator.
 """
 
 import math
@@ -39,8 +39,6 @@ class Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel_size == (3, 3) and self.stride == (1, 1):
             return ops.conv3x3(x, self.weight, self.bias)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
         return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
