@@ -7,12 +7,26 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from tfkd_fast.errors import nearest
-from tfkd_fast.models.vgg import VGG, Features, vgg8
+from tfkd_fast.models.layers import Features
+from tfkd_fast.models.resnet import ResNet, resnet8x4, resnet20, resnet32, resnet32x4, resnet56, resnet110
+from tfkd_fast.models.vgg import VGG, vgg8, vgg13
+from tfkd_fast.models.wide_resnet import WideResNet, wrn_16_2, wrn_40_2
 from tfkd_fast.settings import Settings
 
-__all__ = ["MODELS", "VGG", "Features", "ModelSettings", "build_model", "vgg8"]
+__all__ = ["MODELS", "VGG", "Features", "ModelSettings", "ResNet", "WideResNet", "build_model", "vgg8"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"vgg8": vgg8}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vgg8": vgg8,
+    "vgg13": vgg13,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "resnet8x4": resnet8x4,
+    "resnet32x4": resnet32x4,
+    "wrn_16_2": wrn_16_2,
+    "wrn_40_2": wrn_40_2,
+}
 
 
 class ModelSettings(Settings):

@@ -3,32 +3,23 @@
 Source: the variants with batch norm of RepDistiller (Tian et al., "Contrastive Representation Distillation", 2020).
 """
 
-import math
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast import ops
+from tfkd_fast.models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    Features,
+    average_pool,
+    initialise_convolutions,
+    norm_relu_pool,
+    scaled,
+)
 
-
-class Features(NamedTuple):
-    """Inner representations, for methods that distil them."""
-
-    before_relu: list[Tensor]  # one (B, width, H, W) a stage
-    after_relu: list[Tensor]
-    pooled: Tensor  # (B, width of the last stage)
-
-
-class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of padding 1."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.conv3x3(x, self.weight, self.bias)
+WIDTHS = (64, 128, 256, 512, 512)
 
 
 class Stage(nn.Module):
@@ -37,8 +28,8 @@ class Stage(nn.Module):
     def __init__(self, in_channels: int, widths: list[int]) -> None:
         super().__init__()
         channels = [in_channels, *widths]
-        self.conv = nn.ModuleList(Conv3x3(a, b) for a, b in zip(channels, widths, strict=False))
-        self.norm = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.conv = nn.ModuleList(Conv(a, b, bias=True) for a, b in zip(channels, widths, strict=False))
+        self.norm = nn.ModuleList(BatchNorm(width) for width in widths)
 
     def forward(self, x: Tensor, *, activate: bool = False, pool: bool = False) -> Tensor:
         """The last batch norm's result; with `activate` after ReLU, and with `pool` after max-pooling, too."""
@@ -49,18 +40,6 @@ class Stage(nn.Module):
                 return norm(x)
             x = norm_relu_pool(norm, x, pool=pool and i == last)
         return x
-
-
-def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool) -> Tensor:
-    """Batch norm, ReLU and, with `pool`, max-pooling 2x2: in training as one operator."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    batches, mean, var = norm.num_batches_tracked, norm.running_mean, norm.running_var
-    if not norm.training or batches is None or mean is None or var is None:
-        x = F.relu(norm(x))
-        return F.max_pool2d(x, 2) if pool else x
-    batches.add_(1)
-    momentum = 1.0 / float(batches) if norm.momentum is None else norm.momentum  # None: the average of all batches
-    return ops.norm_relu_pool(x, norm.weight, norm.bias, mean, var, momentum=momentum, eps=norm.eps, pool=pool)
 
 
 class VGG(nn.Module):
@@ -74,8 +53,10 @@ class VGG(nn.Module):
         super().__init__()
         inputs = [in_channels, *(widths[-1] for widths in stages)]
         self.stages = nn.ModuleList(Stage(a, widths) for a, widths in zip(inputs, stages, strict=False))
-        self.classifier = nn.Linear(inputs[-1], num_classes)
-        self._initialise()
+        self.classifier = Classifier(inputs[-1], num_classes)
+        initialise_convolutions(self)
+        nn.init.normal_(self.classifier.weight, 0.0, 0.01)  # as RepDistiller does
+        nn.init.zeros_(self.classifier.bias)
 
     @overload
     def forward(self, images: Tensor, return_features: Literal[False] = False) -> Tensor: ...
@@ -96,29 +77,16 @@ class VGG(nn.Module):
             before.append(stage(x))
             after.append(F.relu(before[-1]))
             x = F.max_pool2d(after[-1], 2) if i in pooled_stages else after[-1]
-        pooled = x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # its gradient is channels-last, too
-        with torch.autocast(images.device.type, enabled=False):  # bf16 logits would tie, and blur soft targets
-            logits = self.classifier(pooled.to(self.classifier.weight.dtype))
+        pooled = average_pool(x)
+        logits = self.classifier(pooled)
         return (logits, Features(before, after, pooled)) if return_features else logits
-
-    def _initialise(self) -> None:
-        """Conv weight N(0, sqrt(2 / (k^2 * out))), linear weight N(0, 0.01), every bias 0 (RepDistiller)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.01)
-            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def vgg8(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
-    """VGG-8: 3,965,028 parameters for 100 classes, 3,918,858 for 10.
+    """VGG-8: 3,965,028 parameters for 100 classes, 3,918,858 for 10. `width` as in `layers.scaled`, here and below."""
+    return VGG([[channels] for channels in scaled(WIDTHS, width)], num_classes, in_channels)
 
-    `width` multiplies every channel count (rounded to a multiple of 8, at least 8), for small machines.
-    """
-    if width <= 0:
-        raise ValueError(f"width must be positive, got {width}")
-    widths = [max(8, 8 * round(channels * width / 8)) for channels in (64, 128, 256, 512, 512)]
-    return VGG([[channels] for channels in widths], num_classes, in_channels)
+
+def vgg13(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
+    """VGG-13: 9,462,180 parameters for 100 classes."""
+    return VGG([[channels] * 2 for channels in scaled(WIDTHS, width)], num_classes, in_channels)

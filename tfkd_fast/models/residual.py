@@ -1,0 +1,62 @@
+"""What residual networks for small images have in common: all but the block."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, overload
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, Features, average_pool, norm_relu_pool
+
+
+class ResidualNetwork(nn.Module):
+    """A convolution, stages of blocks at full, half and quarter size, global average pool, one linear layer.
+
+    Args:
+        block: `block(in_channels, out_channels, stride)`, a module that takes (x, active): the sum that the block
+            before it ended with, and what became of it by the last ReLU. It gives both of its own, or with
+            activate=False in place of the second what its last ReLU would take.
+        widths: of the first convolution and of each stage.
+        blocks: of each stage.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int, int, int], nn.Module],
+        widths: Sequence[int],
+        blocks: int,
+        num_classes: int,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        self.conv = Conv(in_channels, widths[0])
+        self.norm = BatchNorm(widths[0])
+        self.stages = nn.ModuleList(
+            nn.ModuleList([block(a, b, 1 if i == 0 else 2), *(block(b, b, 1) for _ in range(blocks - 1))])
+            for i, (a, b) in enumerate(pairwise(widths))
+        )
+        self.classifier = Classifier(widths[-1], num_classes)
+
+    @overload
+    def forward(self, images: Tensor, return_features: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, images: Tensor, return_features: Literal[True]) -> tuple[Tensor, Features]: ...
+    def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
+        """Logits (B, num_classes) of images (B, in_channels, H, W) of any size; with features on request."""
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        x = self.conv(images)
+        active = norm_relu_pool(self.norm, x)
+        for stage in self.stages:
+            *inner, last = stage.children()
+            for block in inner:
+                x, active = block(x, active)
+            x, active = last(x, active, activate=not return_features)
+            if return_features:
+                before.append(active)
+                after.append(F.relu(active))
+                active = after[-1]
+        pooled = average_pool(active)
+        logits = self.classifier(pooled)
+        return (logits, Features(before, after, pooled)) if return_features else logits

@@ -1,0 +1,54 @@
+"""Wide residual networks for 32x32 images, as the distillation literature uses them.
+
+Source: Zagoruyko and Komodakis, "Wide Residual Networks", 2016, without dropout, in the form of RepDistiller (Tian et
+al., "Contrastive Representation Distillation", 2020): a shortcut that changes the shape is a convolution 1x1 of what
+the block's first convolution sees, after batch norm and ReLU; any other passes the sum on as it is.
+"""
+
+from torch import Tensor, nn
+
+from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions, norm_relu_pool, scaled
+from tfkd_fast.models.residual import ResidualNetwork
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut, then the batch norm and ReLU that the literature counts to the next block.
+
+    So a stage ends with the ReLU of its features. The tensors and their order are those of the literature.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = Conv(in_channels, out_channels, stride=stride)
+        self.norm1 = BatchNorm(out_channels)
+        self.conv2 = Conv(out_channels, out_channels)
+        changes = stride != 1 or in_channels != out_channels
+        self.shortcut = Conv(in_channels, out_channels, kernel=1, stride=stride) if changes else None
+        self.norm2 = BatchNorm(out_channels)
+
+    def forward(self, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
+        """See `ResidualNetwork`."""
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        x = self.conv2(norm_relu_pool(self.norm1, self.conv1(active))) + shortcut
+        return x, norm_relu_pool(self.norm2, x) if activate else self.norm2(x)
+
+
+class WideResNet(ResidualNetwork):
+    """Depth 6n + 4, the number of convolutions: n blocks a stage, the first one and three shortcuts 1x1."""
+
+    def __init__(self, depth: int, widths: list[int], num_classes: int, in_channels: int = 3) -> None:
+        if depth < 10 or depth % 6 != 4:
+            raise ValueError(f"depth must be 6n + 4 with n >= 1, got {depth}")
+        super().__init__(Block, widths, (depth - 4) // 6, num_classes, in_channels)
+        initialise_convolutions(self)  # as RepDistiller does; the linear layer's weight is as torch makes it
+        nn.init.zeros_(self.classifier.bias)
+
+
+def wrn_16_2(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
+    """WRN-16-2: 703,284 parameters for 100 classes. `width` as in `layers.scaled`, here and below."""
+    return WideResNet(16, scaled((16, 32, 64, 128), width), num_classes, in_channels)
+
+
+def wrn_40_2(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
+    """WRN-40-2: 2,255,156 parameters for 100 classes."""
+    return WideResNet(40, scaled((16, 32, 64, 128), width), num_classes, in_channels)
