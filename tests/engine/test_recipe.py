@@ -94,3 +94,15 @@ def test_missing_and_malformed_files_are_refused(tmp_path: Path) -> None:
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_recipe("digits").epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("method", "own"), [("ce", "one-hot"), ("label-smoothing", "label-smoothing")])
+def test_a_method_is_what_its_name_says(method: str, own: str) -> None:
+    """Whoever sets the family: a file, the command line, or the base of a study."""
+    assert make_recipe({"method": method, "target": {"family": own}}).method == method
+    for table, overrides in (
+        ({"method": method, "target": {"family": "scalar"}}, {}),
+        ({"method": method}, {"target": {"family": "scalar"}}),
+    ):
+        with pytest.raises(UserError, match=rf"method '{method}' is .*, so target\.family cannot be 'scalar'"):
+            make_recipe(table, overrides)

@@ -23,8 +23,9 @@ SCALAR: dict[str, Any] = {"target": {"family": "scalar"}}
     [
         {"controller": {"name": "random"}},
         {"controller": {"name": "random", "interval": 2}, "target": {"sources": ["memory", "slow-self"]}},
+        {"controller": {"name": "random", "interval": 2, "cooldown_epochs": 1}, "target": {"sources": ["memory"]}},
     ],
-    ids=["a decision an epoch", "every two epochs, with memories"],
+    ids=["a decision an epoch", "every two epochs, with memories", "with a cooldown"],
 )
 def test_they_are_what_a_controller_sees_under_the_same_actions(tmp_path: Path, tables: dict[str, Any]) -> None:
     """Number for number: the progress before each decision of a run, warm-up included, and its observation."""

@@ -17,6 +17,7 @@ from torch import nn
 import tfkd_fast
 from tfkd_fast import ops
 from tfkd_fast.data import Dataset
+from tfkd_fast.engine.cooldown import cooled
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.epoch import Diverged, EpochRun, EpochTrainer
 from tfkd_fast.engine.groups import choose_side_by_side
@@ -138,7 +139,7 @@ class Trainer:
 
     def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
         population, models = self.population, self.population.models[: len(runs)]
-        cooled = self._cooled(len(runs))
+        cooled_metrics = self._cooled(len(runs))
         with self._timed("evaluation"):
             epoch_averages = self._judge.average_metrics(population.epoch_average, len(runs), self._epoch)
             interval_averages = self._judge.average_metrics(population.interval_average, len(runs), self._epoch)
@@ -150,7 +151,7 @@ class Trainer:
                         holdout[slot],
                         epoch_averages[slot],
                         interval_averages[slot],
-                        cooled[slot],
+                        cooled_metrics[slot],
                         self._judge.influence(model, self._epoch),
                     )
                     for slot, model in enumerate(models)
@@ -164,23 +165,17 @@ class Trainer:
         self._interval = None
 
     def _cooled(self, candidates: int) -> list[HoldoutMetrics | None]:
-        """What the candidates would be worth if training came to its end from here: copies are trained and judged."""
-        epochs, steps = self.method.cooldown_epochs, len(self.loader)
-        if not epochs:
+        if not self.method.cooldown_epochs:
             return [None] * candidates
-        before = self.population.state_dict(candidates)
-        start = self.recipe.learning_rate(self._epoch)
-        falling = [start * (1.0 - step / (epochs * steps)) for step in range(epochs * steps)]
-        self._cooling = True
-        with self.method.cooldown():
-            for epoch in range(epochs):
-                rates = falling[epoch * steps : (epoch + 1) * steps]
-                self._train(candidates, self._epoch + epoch, rates, average=False)
-            with self._timed("evaluation"):
-                metrics = self._judge.metrics(self.population.models[:candidates])
-        self._cooling = False
-        self.population.load_state_dict(before)
-        return metrics
+
+        def train(epoch: int, rates: list[float]) -> None:
+            self._cooling = True
+            self._train(candidates, epoch, rates, average=False)
+            self._cooling = False
+
+        place = candidates, self._epoch, len(self.loader)
+        with cooled(self.population, self.method, self.recipe, *place, train), self._timed("evaluation"):
+            return self._judge.metrics(self.population.models[:candidates])
 
     def _train(self, candidates: int, epoch: int, schedule: list[float], *, average: bool) -> list[EpochRun]:
         """One epoch on the images of the 0-based `epoch`, with a learning rate for every step."""

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from tfkd_fast.data import DataSettings
 from tfkd_fast.engine.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
 from tfkd_fast.errors import UserError, nearest
-from tfkd_fast.methods import find_method
+from tfkd_fast.methods import MethodEntry, find_method
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.settings import Settings
 
@@ -117,6 +117,8 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
         own_tables = find_method(own_method).settings.model_fields
         table = {key: value for key, value in table.items() if key not in own_tables}
     merged = merge(merge({"schedule": {"name": "step"}, **method.preset}, table), overrides)
+    if method.named_for:
+        _keep_its_name(method, merged)
     core = {key: value for key, value in merged.items() if key not in tables_of_method}
     options = {key: value for key, value in merged.items() if key in tables_of_method}
     try:
@@ -124,6 +126,18 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
     except ValidationError as error:
         shared = {name: field for name, field in Recipe.model_fields.items() if name != "options"}
         raise UserError(explain(error, shared | tables_of_method)) from None
+
+
+def _keep_its_name(method: MethodEntry, merged: Table) -> None:
+    """Refuse a value that would make of a method something else than its name says."""
+    assert method.named_for is not None
+    table, key = method.named_for
+    options = merged[table]
+    if isinstance(options, dict) and options.get(key) != method.preset[table][key]:
+        raise UserError(
+            f"method {merged['method']!r} is {method.summary}, so {table}.{key} cannot be {options.get(key)!r}: "
+            "choose another method"
+        )
 
 
 def merge(low: Table, high: Table) -> Table:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tfkd_fast import ops
 from tfkd_fast.control import Snapshot
 from tfkd_fast.data import open_dataset, sealed_test_images
+from tfkd_fast.engine.cooldown import cooled
 from tfkd_fast.engine.device import determinism, resolve_compute
 from tfkd_fast.engine.epoch import Diverged, EpochTrainer
 from tfkd_fast.engine.groups import choose_side_by_side
@@ -21,17 +22,17 @@ from tfkd_fast.engine.setup import build_student, load_images, method_context
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.controlled_targets import ControlledTargetsSettings
 from tfkd_fast.methods.external import ExternalTargets
-from tfkd_fast.methods.protocol import EpochResult, IntervalResult
+from tfkd_fast.methods.protocol import EpochResult, HoldoutMetrics, IntervalResult
 from tfkd_fast.targets import ActionSpace
 
 
 class Students:
     """`count` students of a recipe, as `control.Students` wants them: each a trajectory of its own, without selection.
 
-    Data, network, optimiser, schedule and target are the recipe's, and so are the interval of a decision and the
-    warm-up; its controller and its selection are not used. A student of seed s has the weights of a run of seed s, and
-    data order and augmentation of the random stream s under the recipe's seed. It is judged on held-out images by
-    averaged weights, as a controller would see it; test images stay sealed while it trains.
+    Data, network, optimiser, schedule and target are the recipe's, and so are interval, warm-up and cooldown; its
+    controller and its selection are not used. A student of seed s has the weights of a run of seed s, and data order
+    and augmentation of the random stream s under the recipe's seed. It is judged on held-out images by averaged weights
+    or after the cooldown, as a controller would see it; test images stay sealed while it trains.
     """
 
     def __init__(self, recipe: Recipe, count: int = 1) -> None:
@@ -122,12 +123,29 @@ class Students:
             interval = self._method.begin_interval(self._epoch).interval
             for epoch in range(interval.first_epoch, interval.end):
                 rates = [self._recipe.learning_rates(epoch, len(self._loader))] * self.count
-                runs = self._trainer.run(self.count, epoch, rates, average=epoch + 1 == interval.end)
+                average = epoch + 1 == interval.end and self._method.needs_epoch_average
+                runs = self._trainer.run(self.count, epoch, rates, average=average)
                 self._method.end_epoch([EpochResult(run.training, None) for run in runs])
             averages = self._judge.average_metrics(self._population.epoch_average, self.count, interval.end)
-            pairs = zip(runs, averages, strict=True)
-            self._method.end_interval([IntervalResult(run.training, None, average, None) for run, average in pairs])
+            cooled_metrics = self._cooled(interval.end)
+            self._method.end_interval(
+                [
+                    IntervalResult(run.training, None, average, None, cooled=metrics)
+                    for run, average, metrics in zip(runs, averages, cooled_metrics, strict=True)
+                ]
+            )
             self._epoch = interval.end
+
+    def _cooled(self, epoch: int) -> list[HoldoutMetrics | None]:
+        if not self._method.cooldown_epochs:
+            return [None] * self.count
+
+        def train(epoch: int, rates: list[float]) -> None:
+            self._trainer.run(self.count, epoch, [rates] * self.count, average=False)
+
+        place = self.count, epoch, len(self._loader)
+        with cooled(self._population, self._method, self._recipe, *place, train):
+            return self._judge.metrics(self._population.models)
 
     def _untrained_population(self, seed: int, size: int) -> Population:
         return Population(partial(self._build, seed), size, slow=self._method.slow_decay is not None)

@@ -21,22 +21,28 @@ class MethodEntry:
     settings: type[Settings]
     preset: dict[str, dict[str, Any]]
     build: Callable[[Any, Context], Method]
+    named_for: tuple[str, str] | None = None
+    """Table and key of the preset that the name stands for: with another value it would be another method."""
 
 
-def _controlled(summary: str, source: str, **preset: dict[str, Any]) -> MethodEntry:
-    return MethodEntry(summary, source, ControlledTargetsSettings, preset, ControlledTargets)
+def _controlled(
+    summary: str, source: str, *, named_for: tuple[str, str] | None = None, **preset: dict[str, Any]
+) -> MethodEntry:
+    return MethodEntry(summary, source, ControlledTargetsSettings, preset, ControlledTargets, named_for)
 
 
 METHODS: dict[str, MethodEntry] = {
     "ce": _controlled(
         "cross-entropy with the one-hot label",
         "the baseline",
+        named_for=("target", "family"),
         target={"family": "one-hot"},
         controller={"name": "fixed"},
     ),
     "label-smoothing": _controlled(
         "cross-entropy with a label smoothed evenly over the other classes",
         "Szegedy et al., CVPR 2016",
+        named_for=("target", "family"),
         target={"family": "label-smoothing"},
         controller={"name": "fixed"},
     ),

@@ -6,14 +6,12 @@ knowledge distillation based on non-progressive meta-learned reinforcement learn
 paper parameterises targets, states, rewards and rankings is not public: those here are our choice.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tfkd_fast import control, selection
@@ -113,15 +111,8 @@ class ControlledTargets(Method):
             for history, result in zip(self._histories, results, strict=True)
         ]
 
-    @contextmanager
-    def cooldown(self) -> Iterator[None]:
-        """All copies are taught alike: what they differ in afterwards is what they were taught before."""
-        candidates = self._interval.candidates
-        memories = copy.deepcopy(self._teaching.state_dict(candidates))
-        self._teaching.set(torch.zeros(candidates, self._teaching.space.action_size), candidates)
-        yield
-        self._teaching.load_state_dict(memories)
-        self._teach()
+    def cooldown(self) -> AbstractContextManager[None]:
+        return self._teaching.cooldown()
 
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
         standings = [

@@ -1,6 +1,7 @@
 """Targets that somebody outside sets before each interval: students side by side that all live on."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -27,10 +28,10 @@ from tfkd_fast.selection import SelectionSettings
 
 
 class ExternalTargets(Method):
-    """Of the settings, the target, the interval of a decision and the warm-up hold; nobody decides and selects here."""
+    """Of the settings, the target and the interval, warm-up and cooldown of a decision hold; nobody decides and selects
+    here."""
 
     needs_holdout = True
-    needs_epoch_average = True
     needs_interval_average = False
 
     def __init__(self, settings: ControlledTargetsSettings, context: Context, students: int) -> None:
@@ -42,6 +43,8 @@ class ExternalTargets(Method):
             raise UserError("students that are steered from outside learn alone: take peers out of target.sources")
         self._context, self.max_candidates = context, students
         self._interval = settings.controller.interval
+        self.cooldown_epochs = settings.controller.cooldown_epochs
+        self.needs_epoch_average = not self.cooldown_epochs
         self._teaching = Teaching(settings.target, context, students)
         if not self._teaching.space.action_size:
             raise UserError(
@@ -74,6 +77,9 @@ class ExternalTargets(Method):
 
     def end_epoch(self, results: Sequence[EpochResult]) -> None:
         self._teaching.end_epoch()
+
+    def cooldown(self) -> AbstractContextManager[None]:
+        return self._teaching.cooldown()
 
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
         self._before = self._standings

@@ -1,6 +1,8 @@
 """What the candidates of a population are taught with: a class table each, and their own predictions beside it."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -72,6 +74,17 @@ class Teaching:
             if candidates == 1:  # there is nobody to learn from
                 shares[:, 1 + peers] = 0.0
                 shares.div_(shares.sum(dim=1, keepdim=True))
+
+    @contextmanager
+    def cooldown(self) -> Iterator[None]:
+        """While it is open, all are taught alike, by the neutral action: what they differ in after it, they differed in
+        before. At its end memories and actions are what they were."""
+        actions, candidates = self._actions, self._taught
+        memories = copy.deepcopy(self.state_dict(candidates))
+        self.set(torch.zeros(candidates, self.space.action_size), candidates)
+        yield
+        self.load_state_dict(memories)
+        self.set(actions, candidates)
 
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
         """Mean losses (n,) and statistics of logits (n,B,C); see `Method.loss`."""
