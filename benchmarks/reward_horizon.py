@@ -19,6 +19,7 @@ from rich.table import Table
 
 from tfkd_fast.data import open_dataset
 from tfkd_fast.engine import Recipe, load_recipe
+from tfkd_fast.engine.cooldown import cooled
 from tfkd_fast.engine.device import resolve_compute
 from tfkd_fast.engine.epoch import EpochTrainer
 from tfkd_fast.engine.groups import choose_side_by_side
@@ -54,22 +55,26 @@ class Branching:
             self.population, self.method, images.fit, compute, recipe.optimizer, side_by_side, lambda images: None
         )
 
-    def train(self, epoch: int, actions: list[float], rates: list[float], *, average: bool = False) -> None:
+    def train(self, epoch: int, actions: list[float], *, average: bool = False) -> None:
         """One epoch of as many copies as there are actions, which set the mass of the true class alone."""
         space = self.method.space
         wanted = torch.zeros(COPIES, space.action_size)
         wanted[: len(actions), space.action_names.index("true mass")] = torch.tensor(actions)
         self.method.actions = wanted
         self.method.begin_interval(epoch)
+        rates = self.recipe.learning_rates(epoch, self.steps)
         self.trainer.run(len(actions), epoch, [rates] * len(actions), average=average)
         self.method.end_epoch([])
 
-    def rates(self, epoch: int) -> list[float]:
-        return self.recipe.learning_rates(epoch, self.steps)
+    def judge_at_once(self, epoch: int) -> list[HoldoutMetrics | None]:
+        return self.judge.average_metrics(self.population.epoch_average, COPIES, epoch)
 
-    def falling(self, epoch: int) -> list[float]:
-        start = self.recipe.learning_rate(epoch)
-        return [start * (1.0 - step / self.steps) for step in range(self.steps)]
+    def judge_cooled(self, epoch: int) -> list[HoldoutMetrics | None]:
+        def train(epoch: int, rates: list[float]) -> None:
+            self.trainer.run(COPIES, epoch, [rates] * COPIES, average=False)
+
+        with cooled(self.population, self.method, self.recipe, COPIES, epoch, self.steps, train):
+            return self.judge.metrics(self.population.models)
 
 
 def compare(
@@ -80,17 +85,11 @@ def compare(
     parent, end = population.state_dict(COPIES), epoch + epochs
     method.data_streams = [orders[0], orders[0], orders[1], orders[1]]
     for now in range(epoch, end):
-        branching.train(now, [soft, hard, soft, hard], branching.rates(now), average=now == end - 1)
-    at_once = branching.judge.average_metrics(population.epoch_average, COPIES, end)
-    branching.train(end, [0.0] * COPIES, branching.falling(end))
-    cooled = branching.judge.metrics(population.models)
+        branching.train(now, [soft, hard, soft, hard], average=now == end - 1)
+    outcomes = (("at once", branching.judge_at_once(end)), ("cooled", branching.judge_cooled(end)))
     population.load_state_dict(parent)
     method.data_streams = [0] * COPIES
-    return [
-        (epoch, name, difference(*pair))
-        for name, judged in (("at once", at_once), ("cooled", cooled))
-        for pair in (judged[:2], judged[2:])
-    ]
+    return [(epoch, name, difference(*pair)) for name, judged in outcomes for pair in (judged[:2], judged[2:])]
 
 
 def difference(soft: HoldoutMetrics | None, hard: HoldoutMetrics | None) -> tuple[float, float]:
@@ -111,15 +110,15 @@ def main() -> None:
     parser.add_argument("--hard", type=float, default=2.0, help="action")
     parser.add_argument("--pairs", type=int, default=4, help="an even number")
     asked = parser.parse_args()
-    overrides = {"data": {"root": asked.data_root}} if asked.data_root else {}
-    branching = Branching(load_recipe(asked.recipe, overrides))
+    data = {"root": asked.data_root} if asked.data_root else {}
+    branching = Branching(load_recipe(asked.recipe, {"controller": {"cooldown_epochs": 1}, "data": data}))
     rows: list[Row] = []
     for epoch in range(max(asked.moments) + 1):
         if epoch in asked.moments:
             branching.population.continue_from((0,))
             for pair in range(1, asked.pairs, 2):
                 rows += compare(branching, epoch, asked.epochs, (pair, pair + 1), asked.soft, asked.hard)
-        branching.train(epoch, [asked.parent], branching.rates(epoch))
+        branching.train(epoch, [asked.parent])
     table = Table(
         "epoch", "judged", "top-1, points", "calibrated NLL", title="soft less hard, mean and its standard error"
     )

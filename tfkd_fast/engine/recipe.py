@@ -117,8 +117,7 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
         own_tables = find_method(own_method).settings.model_fields
         table = {key: value for key, value in table.items() if key not in own_tables}
     merged = merge(merge({"schedule": {"name": "step"}, **method.preset}, table), overrides)
-    if method.named_for:
-        _keep_its_name(method, merged)
+    _keep_its_name(method, merged)
     core = {key: value for key, value in merged.items() if key not in tables_of_method}
     options = {key: value for key, value in merged.items() if key in tables_of_method}
     try:
@@ -130,7 +129,8 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
 
 def _keep_its_name(method: MethodEntry, merged: Table) -> None:
     """Refuse a value that would make of a method something else than its name says."""
-    assert method.named_for is not None
+    if method.named_for is None:
+        return
     table, key = method.named_for
     options = merged[table]
     if isinstance(options, dict) and options.get(key) != method.preset[table][key]:
