@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     AUGMENT = 2
     LEARNING_RATE = 3
     WEIGHTS = 4
+    COMPANION = 5
+    MIX = 6
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

@@ -1,5 +1,6 @@
 """Data sets (what), augmentation, and loaders (how)."""
 
+from tfkd_fast.data.companions import Companions
 from tfkd_fast.data.datasets import Dataset, ImagesSealed, open_dataset, sealed_test_images
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
@@ -8,6 +9,7 @@ from tfkd_fast.data.split import split_holdout
 
 __all__ = [
     "Batch",
+    "Companions",
     "DataSettings",
     "Dataset",
     "ImageSet",

@@ -1,11 +1,12 @@
 """Training methods by name, all behind `tfkd_fast.methods.protocol.Method`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
+from tfkd_fast.methods.kd import KD, KDSettings
 from tfkd_fast.methods.protocol import Context, Method
 from tfkd_fast.settings import Settings
 
@@ -19,8 +20,9 @@ class MethodEntry:
     summary: str
     source: str
     settings: type[Settings]
-    preset: dict[str, dict[str, Any]]
     build: Callable[[Any, Context], Method]
+    """The class of the method; it takes its settings and the context of a run."""
+    preset: dict[str, dict[str, Any]] = field(default_factory=dict)
     named_for: tuple[str, str] | None = None
     """Table and key of the preset that the name stands for: with another value it would be another method."""
 
@@ -28,7 +30,7 @@ class MethodEntry:
 def _controlled(
     summary: str, source: str, *, named_for: tuple[str, str] | None = None, **preset: dict[str, Any]
 ) -> MethodEntry:
-    return MethodEntry(summary, source, ControlledTargetsSettings, preset, ControlledTargets, named_for)
+    return MethodEntry(summary, source, ControlledTargetsSettings, ControlledTargets, preset, named_for)
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -65,6 +67,12 @@ METHODS: dict[str, MethodEntry] = {
         target={"family": "rank-binned", "sources": ("memory", "peers", "slow-self"), "source_share": 0.1},
         controller={"name": "ppo"},
         selection={"budget": "full"},
+    ),
+    "kd": MethodEntry(
+        "the softened predictions of one teacher, and the label",
+        "Hinton, Vinyals, Dean, 2015",
+        KDSettings,
+        KD,
     ),
 }
 

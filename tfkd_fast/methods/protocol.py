@@ -4,19 +4,40 @@ The engine runs any method through this protocol and names none. Accuracies are 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tfkd_fast.data import Batch, Companions
+from tfkd_fast.models import Features, FeatureShapes
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.targets import Superclasses
 
 Event = dict[str, Any]
 """One line of metrics.jsonl: its kind under "event", then numbers, strings and lists."""
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """A teacher as a method may know it before it sees any of its outputs."""
+
+    name: str
+    """Of its run folder."""
+    model: str
+    labels: tuple[int, ...]
+    """Of the student's data set, in the order of the teacher's logits: 0 .. C-1, or fewer for a specialist."""
+    shapes: FeatureShapes
+
+
+class TeacherOutputs(NamedTuple):
+    """What one teacher makes of a batch, without gradient; see `TeacherFacts.labels` for the order of the logits."""
+
+    logits: Tensor  # (n,B,C) float32
+    features: Features | None  # the same axes in front; where the method asked for features
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,13 @@ class Context:
     learning_rate_ratio: Callable[[int], float]
     """Learning rate at the start of an epoch (0-based), over the initial one."""
     superclasses: Superclasses | None = None
+    classes: tuple[str, ...] = ()
+    """Names, in the order of the labels."""
+    model: str = "vgg8"
+    """The student's."""
+    shapes: FeatureShapes | None = None
+    """Of the student's features."""
+    teachers: tuple[TeacherFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +83,18 @@ class Plan:
     events: list[Event] = field(default_factory=list)
     learning_rate_factors: tuple[float, ...] | None = None
     """On top of the schedule, one a candidate; None is 1 for all."""
+    labels: tuple[int, ...] | None = None
+    """Only images of these are trained on; None: of all."""
+    schedule: tuple[int, int] | None = None
+    """First epoch and end (0-based) of a learning-rate schedule of its own, which starts with momenta of zero; None:
+    that of the run."""
+
+
+class CompanionOutputs(NamedTuple):
+    """The student on the images that were shown beside the batch."""
+
+    logits: Tensor  # (n,B,C)
+    indices: Tensor  # (n,B) int64
 
 
 class StepBatch(NamedTuple):
@@ -63,6 +103,50 @@ class StepBatch(NamedTuple):
     labels: Tensor  # (n,B) int64
     indices: Tensor  # (n,B) int64, 0 .. num_images-1: which images these are; each at most once an epoch
     slow_logits: Tensor | None  # (n,B,C) of their averaged weights, where the method asked for them
+    features: Features | None = None  # of the candidates, (n,B,...) each, where the method asked for them
+    teachers: tuple[TeacherOutputs, ...] = ()  # in the order of `Context.teachers`, on the same images
+    companions: CompanionOutputs | None = None  # where the method asked for them
+    students: tuple[nn.Module, ...] = ()  # the networks themselves, for what neither logits nor features tell
+
+
+class TrainingStep(Protocol):
+    """A step that is about to be taken, for a method that tries out others before it. One student, no autocast.
+
+    `weights` are the parameters of the student, then those of the method's adapters, and `momenta` theirs: the tensors
+    that the step itself will change. The student is in training mode.
+    """
+
+    student: nn.Module
+    weights: list[Tensor]
+    momenta: list[Tensor]
+    batch: Batch  # without an axis of candidates
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    nesterov: bool
+
+    def loss(self) -> Tensor:
+        """The loss of the step by the present weights, () with gradient, in float32."""
+
+    def holdout(self) -> Batch:
+        """The next batch of held-out images, augmented as those to fit are."""
+
+    def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
+        """What the teachers make of images (B,C,H,W); n is 1."""
+
+    def undone(self) -> AbstractContextManager[None]:
+        """At its end weights, momenta and buffers, of student and adapters, are what they were, bit for bit."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a method may prepare itself with before the first epoch. Every 0-based epoch augments images anew."""
+
+    fit: Callable[[int], Iterable[Batch]]
+    unseen: Callable[[int], Iterable[Batch]] | None
+    """Those images to fit that every teacher held out from its own training; None where there are none."""
+    teach: Callable[[Tensor], tuple[TeacherOutputs, ...]]
+    """What the teachers make of images (B,C,H,W); n is 1."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +225,32 @@ class Method(ABC):
     """Whether candidates start from different weights rather than from the same."""
     slow_decay: float | None = None
     """Of the moving average of the weights that gives `StepBatch.slow_logits`; None where the method reads none."""
+    teachers: tuple[int, int | None] = (0, 0)
+    """The fewest and the most teachers that it learns from; None: any number."""
+    needs_features: bool = False
+    """Whether `StepBatch.features` and those of the teachers are read."""
+    companions: Companions | None = None
+    """Which images are shown beside each batch, see `StepBatch.companions`."""
+    companion_gradient: bool = False
+    """Whether the gradient flows through the logits of companions, too. If so, the student sees both in one pass."""
+    mixes: bool = True
+    """Whether the loss of a mixed image is that of its first label and that of its second, in shares."""
+    looks_ahead: bool = False
+    """Whether `before_step` is called before every step, which then is not captured."""
+    adapters: nn.Module | None = None
+    """Layers that train along with the student, by the same optimiser, and are no part of it afterwards. For methods of
+    one candidate."""
+    phase: Hashable = 0
+    """What is captured in one phase does not serve another: `network` or `loss` takes another path."""
+
+    def prepare(self, material: Material) -> Iterable[Event]:
+        """Called once before the first epoch of a run, and not when it is resumed; gives what to write into the log."""
+        return ()
+
+    def network(self, student: nn.Module) -> nn.Module:
+        """What is trained and judged of a student: images (B,...) to logits (B,C). By default all of it; what else is
+        in it belongs to `adapters`."""
+        return student
 
     @abstractmethod
     def begin_interval(self, epoch: int) -> Plan:
@@ -149,6 +259,10 @@ class Method(ABC):
     @abstractmethod
     def data_stream(self, candidate: int) -> int:
         """The random stream of a candidate's data order and augmentation."""
+
+    def before_step(self, step: TrainingStep) -> None:
+        """Called where `looks_ahead` is set; the host may wait for the device here."""
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:

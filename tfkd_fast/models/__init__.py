@@ -7,13 +7,24 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from tfkd_fast.errors import nearest
-from tfkd_fast.models.layers import Features
+from tfkd_fast.models.layers import Features, FeatureShapes, feature_shapes
 from tfkd_fast.models.resnet import ResNet, resnet8x4, resnet20, resnet32, resnet32x4, resnet56, resnet110
 from tfkd_fast.models.vgg import VGG, vgg8, vgg13
 from tfkd_fast.models.wide_resnet import WideResNet, wrn_16_2, wrn_40_2
 from tfkd_fast.settings import Settings
 
-__all__ = ["MODELS", "VGG", "Features", "ModelSettings", "ResNet", "WideResNet", "build_model", "vgg8"]
+__all__ = [
+    "MODELS",
+    "VGG",
+    "FeatureShapes",
+    "Features",
+    "ModelSettings",
+    "ResNet",
+    "WideResNet",
+    "build_model",
+    "feature_shapes",
+    "vgg8",
+]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg8": vgg8,

@@ -28,6 +28,24 @@ class Features(NamedTuple):
     pooled: Tensor  # (B, width of the last stage)
 
 
+class FeatureShapes(NamedTuple):
+    """Of the features of one image."""
+
+    maps: tuple[tuple[int, int, int], ...]  # width, H, W of each stage
+    pooled: int
+
+
+def feature_shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> FeatureShapes:
+    """Of a network that gives features, for images (channels, height, width)."""
+    was_training, parameter = network.training, next(network.parameters())
+    with torch.no_grad():
+        images = torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
+        _, features = network.eval()(images, return_features=True)
+    network.train(was_training)
+    maps = tuple((int(map.shape[1]), int(map.shape[2]), int(map.shape[3])) for map in features.before_relu)
+    return FeatureShapes(maps, int(features.pooled.shape[1]))
+
+
 class Conv(nn.Conv2d):
     """A convolution whose padding keeps the size of the image, but for the stride."""
 

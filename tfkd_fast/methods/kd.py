@@ -1,0 +1,35 @@
+"""Knowledge distillation as it began: one teacher, softened predictions, the label beside them."""
+
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.protocol import Context, StepBatch
+from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+
+
+class KDLoss(Settings):
+    """The `[loss]` table, by the settings of RepDistiller (Tian et al., ICLR 2020)."""
+
+    temperature: float = Field(default=4.0, gt=0)
+    alpha: float = Field(default=0.9, ge=0, le=1)  # of the teacher; the label has the rest
+
+
+class KDSettings(TaughtSettings):
+    loss: KDLoss = KDLoss()
+
+
+class KD(TaughtStudent):
+    """alpha T^2 KL(softmax(t/T) || softmax(z/T)) + (1-alpha) CE(y, softmax(z)): Hinton, Vinyals, Dean, 2015."""
+
+    def __init__(self, settings: KDSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self._settings = settings.loss
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        temperature, alpha = self._settings.temperature, self._settings.alpha
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        soft = ops.distillation_loss(logits, self.teacher_logits(batch), temperature=temperature)
+        return alpha * soft + (1.0 - alpha) * hard, statistics
