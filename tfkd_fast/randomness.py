@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     WEIGHTS = 4
     COMPANION = 5
     MIX = 6
+    PROFESSOR = 7
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

@@ -72,6 +72,12 @@ class Display:
             speeds = (f"{name} {speed:,.0f}" for name, speed in event["images_per_second"].items())
             self._print(f"loader {event['chosen']}, by images/s: {' · '.join(speeds)}")
 
+    def _show_professor(self, event: dict[str, Any]) -> None:
+        kept = "" if event["spearman"] is None else f" · rank correlation with it {event['spearman']:.2f}"
+        self._print(f"professor of {event['teacher']}: {event['verdict']}{kept}")
+        if "warning" in event:
+            self._print(f"warning: {event['warning']}")
+
     def _show_resume(self, event: dict[str, Any]) -> None:
         self._facts = event
         self._print(f"going on with {event['method']} on {event['dataset']} after epoch {event['epoch']}")

@@ -8,6 +8,7 @@ on the command line starts from that method's own presets.
 import tomllib
 from importlib.resources import files
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 import tomli_w
@@ -172,7 +173,8 @@ def explain(error: ValidationError, fields: dict[str, FieldInfo]) -> str:
     path = [str(part) for part in fault["loc"]]
     names = list(fields)
     if path[0] in fields:
-        variants = get_args(fields[path[0]].annotation) or (fields[path[0]].annotation,)
+        annotation = fields[path[0]].annotation
+        variants = tuple(v for v in get_args(annotation) if v is not NoneType) or (annotation,)  # one may be left out
         if len(variants) > 1 and len(path) > 1:  # a table of several forms: its form stands second in the path
             form = path.pop(1)
             variants = tuple(v for v in variants if form in get_args(v.model_fields["name"].annotation))

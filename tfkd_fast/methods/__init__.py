@@ -74,6 +74,13 @@ METHODS: dict[str, MethodEntry] = {
         KDSettings,
         KD,
     ),
+    "professor": MethodEntry(
+        "kd from a teacher and from its professor, which learned to refine its predictions on images new to it",
+        "Bang, Lee, Shim, Information Sciences 2021; networks, losses and strategies are our choice",
+        KDSettings,
+        KD,
+        preset={"professor": {"strategy": "joint"}},
+    ),
 }
 
 

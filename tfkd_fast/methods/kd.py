@@ -25,7 +25,7 @@ class KD(TaughtStudent):
     """alpha T^2 KL(softmax(t/T) || softmax(z/T)) + (1-alpha) CE(y, softmax(z)): Hinton, Vinyals, Dean, 2015."""
 
     def __init__(self, settings: KDSettings, context: Context) -> None:
-        super().__init__(settings, context)
+        super().__init__(settings, context, temperature=settings.loss.temperature)
         self._settings = settings.loss
 
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:

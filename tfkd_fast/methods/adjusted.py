@@ -1,0 +1,36 @@
+"""What the label alone can mend in the logits of teachers, at no cost: the controls of everything that costs more.
+
+All logits are (...,C), without gradient. Where the label is mixed in, it is mixed into probabilities at the temperature
+that the student is taught at: the result is logits whose softmax at that temperature is the mixture.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def label_mixed(logits: Tensor, labels: Tensor, share: float, temperature: float) -> Tensor:
+    """Logits of (1-share) softmax(z/T) + share e_y, for labels (...) int64; 0 < share < 1."""
+    label = F.one_hot(labels, logits.shape[-1]).to(logits.dtype).log()  # 0 and -inf
+    return mixed(logits, temperature * label, share, temperature)
+
+
+def mixed(first: Tensor, second: Tensor, share: float, temperature: float) -> Tensor:
+    """Logits of (1-share) softmax(first/T) + share softmax(second/T); 0 < share < 1."""
+    return temperature * torch.logaddexp(
+        (first / temperature).log_softmax(-1) + math.log1p(-share),
+        (second / temperature).log_softmax(-1) + math.log(share),
+    )
+
+
+def swapped(logits: Tensor, labels: Tensor) -> Tensor:
+    """Where the largest logit is not that of the label (...) int64, the two are exchanged; of equal ones, the first is
+    the largest.
+
+    Source: the "knowledge adjustment" of Wen, Lai, Qian, Preparing Lessons, arXiv 1911.07471.
+    """
+    top, best = logits.max(dim=-1, keepdim=True)
+    label = labels.unsqueeze(-1)
+    return logits.scatter(-1, best, logits.gather(-1, label)).scatter(-1, label, top)

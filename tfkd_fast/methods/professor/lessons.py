@@ -1,0 +1,90 @@
+"""The images that a professor learns from: those that its teacher was not trained on, made harder.
+
+On its own training images a teacher is hardly ever wrong, and there would be nothing to learn.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.data import Batch
+from tfkd_fast.methods.professor.settings import ProfessorSettings
+from tfkd_fast.randomness import Purpose, Words, below, random_words
+
+KEPT = 0.2
+"""The share of the images that no professor learns from, to judge it by (our choice)."""
+
+
+class Draw(IntEnum):
+    """The random streams of `Purpose.PROFESSOR`; the values are part of every result."""
+
+    KEPT = 0
+    CUTOUT = 1
+    JITTER = 2
+    CODE = 3
+    """And those after it, one a teacher."""
+
+
+class Lessons:
+    """The images of `unseen`, which gives augmented batches of an epoch, without those that are kept to judge by."""
+
+    def __init__(self, unseen: Callable[[int], Iterable[Batch]], settings: ProfessorSettings, seed: int) -> None:
+        self._unseen, self._settings, self._seed = unseen, settings, seed
+
+    def kept(self) -> Iterator[Batch]:
+        """Augmented as the student will see them."""
+        return self._part(0, kept=True)
+
+    def learned(self, epoch: int) -> Iterator[Batch]:
+        """Cutout and colour jitter on top of the augmentation. Batches of two images at least, for batch norm."""
+        for batch in self._part(epoch, kept=False):
+            if len(batch.labels) > 1:
+                images = harder(batch.images, batch.indices, self._settings, seed=self._seed, epoch=epoch)
+                yield batch._replace(images=images)
+
+    def _part(self, epoch: int, *, kept: bool) -> Iterator[Batch]:
+        for batch in self._unseen(epoch):
+            words = random_words(batch.indices, Purpose.PROFESSOR, seed=self._seed, stream=Draw.KEPT)[0]
+            rows = ((words < KEPT * 2**32) == kept).nonzero().squeeze(1)
+            if len(rows):
+                yield Batch(*(column[rows] for column in batch))
+
+
+def harder(images: Tensor, indices: Tensor, settings: ProfessorSettings, *, seed: int, epoch: int) -> Tensor:
+    """Normalised images (B,C,H,W) under colour jitter, then Cutout; a function of (seed, epoch, index).
+
+    Jitter j: saturation and contrast by factors from 1-j to 1+j, around the grey of each pixel and the mean of each
+    image, and a brightness of -j to j more. On normalised channels (our choice): a method does not know the others.
+    Cutout (DeVries, Taylor, arXiv 1708.04552): a square around a random pixel, cut off at the border, is 0.
+    """
+    draw = {"seed": seed, "epoch": epoch}
+    if settings.jitter:
+        words = random_words(indices, Purpose.PROFESSOR, **draw, stream=Draw.JITTER)
+        images = _jittered(images, words, settings.jitter)
+    size = settings.cutout * images.shape[-1] // 32
+    if size:
+        words = random_words(indices, Purpose.PROFESSOR, **draw, stream=Draw.CUTOUT)
+        images = _cut(images, words, size)
+    return images
+
+
+def _jittered(images: Tensor, words: Words, jitter: float) -> Tensor:
+    saturation, contrast, brightness = (
+        (jitter * (word.double() / 2**31 - 1.0)).to(images.dtype).view(-1, 1, 1, 1) for word in words[:3]
+    )
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + (1.0 + saturation) * (images - grey)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (1.0 + contrast) * (images - mean) + brightness
+
+
+def _cut(images: Tensor, words: Words, size: int) -> Tensor:
+    inside = []
+    for word, extent in zip(words[:2], images.shape[2:], strict=True):
+        first = below(word, extent) - size // 2
+        place = torch.arange(extent, device=images.device) - first.unsqueeze(1)  # (B,extent)
+        inside.append((place >= 0) & (place < size))
+    rows, columns = inside
+    return images.masked_fill((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.0)

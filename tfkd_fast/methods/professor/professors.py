@@ -1,0 +1,184 @@
+"""Professors in front of the teachers of a student, one each.
+
+Bang, Lee, Shim, "Distilling from professors: Enhancing the knowledge distillation of teachers", Information Sciences
+576, 2021: a network refines what a teacher says so that it is right more often and keeps the correlations between
+classes, and the student learns from both. What the two strategies of the paper are, and how a professor is built and
+trained, cannot be read in public: all of it is our choice.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.data import Batch
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.adjusted import mixed
+from tfkd_fast.methods.professor.lessons import Lessons
+from tfkd_fast.methods.professor.networks import Professor
+from tfkd_fast.methods.professor.settings import ProfessorSettings
+from tfkd_fast.methods.professor.training import Report, Training, judge
+from tfkd_fast.methods.protocol import Context, Event, Material, StepBatch, TeacherOutputs
+
+
+class Professors:
+    """Trained before the first epoch, on images that no teacher was trained on; fixed from then on."""
+
+    def __init__(self, settings: ProfessorSettings, context: Context, temperature: float | None) -> None:
+        """`temperature`: that the student is taught at.
+
+        Raises:
+            UserError: for a mixture of predictions where the method softens none.
+        """
+        if temperature is None and settings.strategy == "joint":
+            raise UserError(
+                "professor.strategy joint mixes softened predictions, and this method softens none: choose replace, "
+                "selective or staged"
+            )
+        self._settings, self._context = settings, context
+        self._temperature = temperature
+        self._late = torch.zeros((), dtype=torch.bool, device=context.device)  # in the second half of the run
+        self._professors = self._built()
+        self._reports: list[Report] = []
+
+    def fit(self, material: Material) -> Iterator[Event]:
+        """Train them, and tell how each compares with its teacher.
+
+        Raises:
+            UserError: where there are too few images that the teachers held out.
+        """
+        if material.unseen is None:
+            raise UserError(
+                "a professor learns from images that its teacher was not trained on, and there are none: train the "
+                "teachers with a data.holdout larger than that of this run, such as 0.2"
+            )
+        settings, context = self._settings, self._context
+        lessons = Lessons(material.unseen, settings, context.seed)
+        trainings = self._trainings()
+        kept = list(lessons.kept())
+
+        def taught(epoch: int) -> Iterator[tuple[Training, TeacherOutputs, Batch]]:
+            for batch in lessons.learned(epoch):
+                for training, outputs in zip(trainings, material.teach(batch.images), strict=True):
+                    yield training, outputs, batch
+
+        for training, outputs, batch in taught(0):
+            training.look(outputs.logits[0], batch.labels)
+        if not kept or not trainings[0].images:
+            raise UserError(
+                "the teachers held out too few images for a professor to learn from and to be judged by: train them "
+                "with a larger data.holdout"
+            )
+        for professor in self._professors:
+            professor.train().requires_grad_(True)
+        for epoch in range(settings.epochs):
+            for training in trainings:
+                training.begin_epoch(epoch)
+            for training, outputs, batch in taught(epoch):
+                training.step(pooled(outputs)[0], outputs.logits[0], batch.labels, batch.indices, epoch)
+        for professor in self._professors:
+            professor.eval().requires_grad_(False)
+        self._reports = self._judged(kept, material, trainings)
+        yield from (report.event() for report in self._reports)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """0-based, of the student."""
+        self._late.fill_(2 * epoch >= self._context.epochs)
+
+    def refine(self, batch: StepBatch) -> Tensor:
+        """(n,M,B,C) float32: what the student learns from in place of the teachers' logits."""
+        heard = zip(batch.teachers, self._refined(batch.teachers, batch.labels), strict=True)
+        return torch.stack([self._taught(outputs.logits, refined, batch.labels) for outputs, refined in heard], dim=1)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One a teacher."""
+        return [asdict(report) | {"verdict": report.verdict} for report in self._reports]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "professors": [professor.state_dict() for professor in self._professors],
+            "reports": [asdict(report) for report in self._reports],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for professor, saved in zip(self._professors, state["professors"], strict=True):
+            professor.load_state_dict(saved)
+        self._reports = [Report(**values) for values in state["reports"]]
+
+    def _built(self) -> list[Professor]:
+        """Initialised from the seed of the run without touching the global random state."""
+        settings, context = self._settings, self._context
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)
+            professors = [
+                Professor(
+                    teacher.shapes.pooled,
+                    context.num_classes,
+                    settings.code_size,
+                    settings.temperature,
+                    told=settings.variant == "label-conditioned",
+                )
+                for teacher in context.teachers
+            ]
+        return [professor.to(context.device).eval().requires_grad_(False) for professor in professors]
+
+    def _trainings(self) -> list[Training]:
+        settings, context = self._settings, self._context
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)
+            return [
+                Training(professor, settings, context.num_classes, seed=context.seed, number=number)
+                for number, professor in enumerate(self._professors)
+            ]
+
+    @torch.no_grad()
+    def _refined(self, teachers: Sequence[TeacherOutputs], labels: Tensor) -> list[Tensor]:
+        """(n,B,C) of each professor, for labels (n,B)."""
+        return [
+            professor(pooled(outputs).flatten(0, 1), outputs.logits.flatten(0, 1), labels.flatten())[0].view_as(
+                outputs.logits
+            )
+            for professor, outputs in zip(self._professors, teachers, strict=True)
+        ]
+
+    def _judged(self, kept: list[Batch], material: Material, trainings: list[Training]) -> list[Report]:
+        said: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in trainings]
+        for batch in kept:
+            teachers = material.teach(batch.images)
+            for own, outputs, refined in zip(
+                said, teachers, self._refined(teachers, batch.labels.unsqueeze(0)), strict=True
+            ):
+                own.append((outputs.logits[0], refined[0], batch.labels))
+        return [
+            judge(facts.name, training, own)
+            for facts, training, own in zip(self._context.teachers, trainings, said, strict=True)
+        ]
+
+    def _taught(self, said: Tensor, refined: Tensor, labels: Tensor) -> Tensor:
+        """(n,B,C), by the strategy."""
+        match self._settings.strategy:
+            case "replace":
+                return refined
+            case "joint":
+                assert self._temperature is not None
+                return mixed(said, refined, self._settings.share, self._temperature)
+            case "selective":
+                return selected(said, refined, labels, self._settings.margin)
+            case "staged":
+                return torch.where(self._late, refined, said)
+
+
+def selected(said: Tensor, refined: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Logits (...,C), sample by sample: refined where the others are wrong about the label (...), or give it a
+    probability that is by more than `margin` below the refined one; else the others."""
+    label = labels.unsqueeze(-1)
+    surer = refined.softmax(-1).gather(-1, label) - said.softmax(-1).gather(-1, label) > margin
+    return torch.where(surer | (said.argmax(-1, keepdim=True) != label), refined, said)
+
+
+def pooled(outputs: TeacherOutputs) -> Tensor:
+    """(n,B,F) float32."""
+    assert outputs.features is not None
+    return outputs.features.pooled.float()

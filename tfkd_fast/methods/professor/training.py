@@ -1,0 +1,171 @@
+"""How one professor is trained, and what came of it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tfkd_fast import randomness
+from tfkd_fast.methods.professor.lessons import Draw
+from tfkd_fast.methods.professor.losses import (
+    Prototypes,
+    correlation_loss,
+    discriminator_loss,
+    generator_loss,
+    other_classes,
+)
+from tfkd_fast.methods.professor.networks import Discriminator, Professor
+from tfkd_fast.methods.professor.settings import ProfessorSettings
+from tfkd_fast.randomness import Purpose, random_words
+
+BETAS = (0.5, 0.999)
+"""Of Adam, as is usual with discriminators."""
+
+LEAST_ERROR = 3.0
+"""Percent of the lessons that a teacher must get wrong for its professor to have something to learn (our choice)."""
+
+
+class Training:
+    """A professor and its discriminators, step by step."""
+
+    def __init__(
+        self, professor: Professor, settings: ProfessorSettings, num_classes: int, *, seed: int, number: int
+    ) -> None:
+        """`number`: of the teacher. The professor and its discriminators lie on one device."""
+        device = next(professor.parameters()).device
+        self.professor = professor
+        self._settings, self._seed = settings, seed
+        self._stream = Draw.CODE + number
+        self._of_outputs = Discriminator(num_classes, num_classes, (256, 128)).to(device)
+        self._of_codes = Discriminator(settings.code_size, num_classes, (128,)).to(device)
+        self._prototypes = Prototypes(num_classes, settings.temperature, device)
+        self._others = self._prototypes.others()
+        self._learner = torch.optim.Adam(professor.parameters(), lr=settings.learning_rate, betas=BETAS)
+        judges = [*self._of_outputs.parameters(), *self._of_codes.parameters()]
+        self._judges = torch.optim.Adam(judges, lr=settings.learning_rate, betas=BETAS)
+        self._errors = torch.zeros((), dtype=torch.int64, device=device)
+        self._shown = 0
+        self.images = 0
+        """That it learns from."""
+
+    def look(self, logits: Tensor, labels: Tensor) -> None:
+        """Before the first step: what the teacher says of a batch, (B,C) and (B,), enters the class prototypes."""
+        self._prototypes.add(logits, labels)
+        self.images += len(labels)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """0-based; the last third of the epochs has a tenth of the learning rate."""
+        self._others = self._prototypes.others()
+        late = 3 * epoch >= 2 * self._settings.epochs
+        for optimizer in (self._learner, self._judges):
+            for group in optimizer.param_groups:
+                group["lr"] = self._settings.learning_rate * (0.1 if late else 1.0)
+
+    def step(self, pooled: Tensor, logits: Tensor, labels: Tensor, indices: Tensor, epoch: int) -> None:
+        """One step of the discriminators, then one of the professor: features (B,F) and logits (B,C) of the teacher."""
+        settings, temperature = self._settings, self._settings.temperature
+        right = logits.argmax(1) == labels
+        self._errors += (~right).sum()
+        self._shown += len(labels)
+        refined, code = self.professor(pooled, logits, labels)
+        said, says = ((z / temperature).log_softmax(1) for z in (logits, refined))
+
+        prior = self._noise(code, indices, epoch)
+        loss = discriminator_loss(self._of_outputs(said, labels), self._of_outputs(says.detach(), labels), right)
+        loss = loss + discriminator_loss(self._of_codes(prior, labels), self._of_codes(code.detach(), labels))
+        self._judges.zero_grad()
+        loss.backward()
+        self._judges.step()
+
+        others = torch.where(right.unsqueeze(1), other_classes(logits, labels, temperature), self._others[labels])
+        loss = (
+            F.cross_entropy(refined, labels)
+            + settings.correlation * correlation_loss(refined, labels, others, temperature)
+            + settings.output_adversary * generator_loss(self._of_outputs(says, labels))
+            + settings.code_adversary * generator_loss(self._of_codes(code, labels))
+        )
+        self._learner.zero_grad()
+        loss.backward()
+        self._learner.step()
+
+    @property
+    def teacher_error(self) -> float:
+        """Percent of what the teacher was shown in all steps so far."""
+        return 100.0 * int(self._errors) / self._shown
+
+    def _noise(self, code: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        """Standard normal, like codes (B,D): a function of (seed, epoch, index)."""
+        samples = indices.unsqueeze(1) * code.shape[1] + torch.arange(code.shape[1], device=code.device)
+        words = random_words(samples, Purpose.PROFESSOR, seed=self._seed, epoch=epoch, stream=self._stream)
+        return randomness.normal(words[0], words[1]).to(code.dtype)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A professor beside its teacher. Accuracies are percent."""
+
+    teacher: str
+    images: int  # that it learned from
+    teacher_error: float  # on them, as they were shown
+    kept_images: int  # that neither learned from
+    teacher_top1: float  # on them, as below
+    professor_top1: float | None  # None where it is told the label
+    spearman: float | None  # between the two over the classes that are not the label, where the teacher is right
+
+    def event(self) -> dict[str, Any]:
+        warning = {"warning": self._warning} if self._warning else {}
+        return {"event": "professor", **asdict(self), "verdict": self.verdict, **warning}
+
+    @property
+    def verdict(self) -> str:
+        if self.professor_top1 is None:
+            return "the professor is told the label, so its accuracy says nothing"
+        gain = self.professor_top1 - self.teacher_top1
+        images = f"{self.kept_images} images that neither learned from"
+        if gain > 0:
+            return f"the professor is right {gain:.1f} points more often than its teacher on {images}"
+        return f"the professor is no better than its teacher: {gain:+.1f} points on {images}"
+
+    @property
+    def _warning(self) -> str | None:
+        if self.teacher_error >= LEAST_ERROR:
+            return None
+        return (
+            f"teacher {self.teacher} errs on {self.teacher_error:.1f} % of what its professor learns from: "
+            f"below {LEAST_ERROR:g} % there is little to learn; make the images harder (professor.cutout, "
+            "professor.jitter) or hold more out from the teacher (data.holdout of its run)"
+        )
+
+
+def judge(teacher: str, training: Training, said: list[tuple[Tensor, Tensor, Tensor]]) -> Report:
+    """By the kept images: batches of logits (B,C) of the teacher and of its professor, and labels (B,)."""
+    logits, refined, labels = (torch.cat(parts) for parts in zip(*said, strict=True))
+    right = logits.argmax(1) == labels
+    refined_right = refined.argmax(1) == labels
+    correlations = spearman(logits[right], refined[right], labels[right])
+    return Report(
+        teacher,
+        training.images,
+        training.teacher_error,
+        len(labels),
+        100.0 * float(right.double().mean()),
+        None if training.professor.told else 100.0 * float(refined_right.double().mean()),
+        float(correlations.mean()) if correlations.numel() else None,
+    )
+
+
+def spearman(first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
+    """(B,) float64: rank correlation of logits (B,C) over the classes other than the label (B,), of which there must be
+    two; (0,) where there are fewer. Of equal logits the first ranks lower."""
+    batch, classes = first.shape
+    if classes < 3:
+        return first.new_zeros(0, dtype=torch.float64)
+    others = torch.arange(classes, device=labels.device) != labels.unsqueeze(1)
+    ranks = [
+        logits[others].view(batch, classes - 1).argsort(dim=1, stable=True).argsort(dim=1).double()
+        for logits in (first, second)
+    ]
+    count = classes - 1
+    return 1.0 - 6.0 * (ranks[0] - ranks[1]).square().sum(1) / (count * (count**2 - 1))
