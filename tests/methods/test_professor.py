@@ -434,15 +434,14 @@ def test_a_professor_learns_where_its_teacher_errs_and_keeps_the_rest() -> None:
     assert event["images"] + event["kept_images"] == 2500
     assert event["professor_top1"] >= event["teacher_top1"] + 0.3
     assert event["spearman"] >= 0.6
-    gain = event["professor_top1"] - event["teacher_top1"]
-    assert f"right {gain:.1f} points more often" in event["verdict"]
+    assert event["verdict"].startswith("the professor is better than its teacher, +")
     assert "warning" not in event
     (summary,) = method.summary()["professors"]
     assert {key: event[key] for key in summary} == summary
 
 
 def test_a_state_restores_the_professors_without_training() -> None:
-    method, events = prepared(epochs=2)
+    method, _ = prepared(epochs=2)
     batch = random_batch()
     generator = torch.Generator().manual_seed(0)
     outputs = TeacherOutputs(
@@ -489,16 +488,45 @@ def test_the_rank_correlation_is_scipys() -> None:
     assert training.spearman(first[:, :2], second[:, :2], labels.clamp(max=1)).shape == (0,)
 
 
-def test_a_report_says_plainly_when_a_professor_is_worth_nothing() -> None:
-    report = training.Report("run-0", 400, 12.0, 100, 70.0, 69.0, 0.9)
-    assert report.event()["verdict"].startswith("the professor is no better than its teacher: -1.0 points on 100")
-    assert "warning" not in report.event()
-    told = training.Report("run-0", 400, 12.0, 100, 70.0, None, 0.9)
-    assert "told the label" in told.event()["verdict"]
+@pytest.mark.parametrize(
+    ("top1", "sentence"),
+    [
+        (73.0, "the professor is better than its teacher, +3.0 ± 1.5 points on 100 images"),
+        (71.0, "the professor is not clearly better than its teacher, +1.0 ± 1.5 points"),
+        (69.0, "the professor is no better than its teacher, -1.0 ± 1.5 points"),
+    ],
+)
+def test_a_report_says_plainly_what_a_professor_is_worth(top1: float, sentence: str) -> None:
+    event = training.Report("run-0", 400, 12.0, 100, 70.0, top1, 1.5, 0.9).event()
+    assert event["verdict"].startswith(sentence)
+    assert "warning" not in event
+
+
+def test_the_accuracy_of_a_professor_that_is_told_the_label_says_nothing() -> None:
+    _, (event,) = prepared(epochs=1, variant="label-conditioned")
+    assert event["professor_top1"] is None
+    assert "told the label" in event["verdict"]
+    assert event["spearman"] > 0.6
+
+
+def test_the_margin_of_a_difference_is_that_of_its_pairs() -> None:
+    """Of 10 images both get 6, the professor 3 more and the teacher 1 more: differences 1, 1, 1, -1 and six zeros."""
+    labels = torch.zeros(10, dtype=torch.int64)
+    wrong, right = torch.tensor([0.0, 1.0, 0.5]), torch.tensor([1.0, 0.0, 0.5])
+    said = torch.stack([right] * 6 + [wrong] * 3 + [right])
+    refined = torch.stack([right] * 6 + [right] * 3 + [wrong])
+    lesson = training.Training(Professor(4, 3, 64, 4.0, told=False), ProfessorSettings(), 3, seed=0, number=0)
+    lesson.step(torch.randn(4, 4), said[5:9], labels[5:9], torch.arange(4), 0)
+    report = training.judge("run-0", lesson, [(said[:4], refined[:4], labels[:4]), (said[4:], refined[4:], labels[4:])])
+    variance = (3 * (1 - 0.2) ** 2 + (-1 - 0.2) ** 2 + 6 * 0.2**2) / 10
+    assert (report.teacher_top1, report.professor_top1) == (70.0, 90.0)
+    assert report.teacher_error == 75.0
+    assert report.margin == pytest.approx(100 * 1.96 * math.sqrt(variance / 10))
+    assert report.spearman == pytest.approx(5 / 7)  # of the seven that the teacher gets, one order is turned
 
 
 def test_a_teacher_that_hardly_errs_is_warned_of() -> None:
-    warning = training.Report("run-0", 400, 2.9, 100, 70.0, 69.0, 0.9).event()["warning"]
+    warning = training.Report("run-0", 400, 2.9, 100, 70.0, 69.0, 1.0, 0.9).event()["warning"]
     assert "run-0 errs on 2.9 %" in warning
     assert "data.holdout" in warning
 

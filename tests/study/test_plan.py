@@ -40,6 +40,7 @@ SHIPPED = {
     "cifar100": ((0, 1, 2), CONTROLS),
     "cifar100-reduced": ((0, 1, 2), CONTROLS),
     "cifar100-reduced-long": ((0, 1, 2, 3, 4), {"ce", "label-smoothing", "label-smoothing-180", "ucb-cooled"}),
+    "professor": ((0, 1, 2), {"kd", "label-mix", "swap", "professor", "selective", "staged"}),
     "warm-start": ((0, 1, 2), {"tfkd", "tfkd-mrs"}),
 }
 

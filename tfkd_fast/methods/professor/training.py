@@ -112,6 +112,7 @@ class Report:
     kept_images: int  # that neither learned from
     teacher_top1: float  # on them, as below
     professor_top1: float | None  # None where it is told the label
+    margin: float | None  # half of the 95 % interval of the difference, image by image
     spearman: float | None  # between the two over the classes that are not the label, where the teacher is right
 
     def event(self) -> dict[str, Any]:
@@ -120,13 +121,14 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        if self.professor_top1 is None:
+        if self.professor_top1 is None or self.margin is None:
             return "the professor is told the label, so its accuracy says nothing"
         gain = self.professor_top1 - self.teacher_top1
-        images = f"{self.kept_images} images that neither learned from"
-        if gain > 0:
-            return f"the professor is right {gain:.1f} points more often than its teacher on {images}"
-        return f"the professor is no better than its teacher: {gain:+.1f} points on {images}"
+        measured = f"{gain:+.1f} ± {self.margin:.1f} points on {self.kept_images} images that neither learned from"
+        if gain <= 0:
+            return f"the professor is no better than its teacher, {measured}"
+        clearly = "" if gain > self.margin else "not clearly "
+        return f"the professor is {clearly}better than its teacher, {measured}"
 
     @property
     def _warning(self) -> str | None:
@@ -142,16 +144,18 @@ class Report:
 def judge(teacher: str, training: Training, said: list[tuple[Tensor, Tensor, Tensor]]) -> Report:
     """By the kept images: batches of logits (B,C) of the teacher and of its professor, and labels (B,)."""
     logits, refined, labels = (torch.cat(parts) for parts in zip(*said, strict=True))
-    right = logits.argmax(1) == labels
-    refined_right = refined.argmax(1) == labels
+    right, refined_right = (z.argmax(1) == labels for z in (logits, refined))
     correlations = spearman(logits[right], refined[right], labels[right])
+    difference = refined_right.double() - right.double()
+    told = training.professor.told
     return Report(
         teacher,
         training.images,
         training.teacher_error,
         len(labels),
         100.0 * float(right.double().mean()),
-        None if training.professor.told else 100.0 * float(refined_right.double().mean()),
+        None if told else 100.0 * float(refined_right.double().mean()),
+        None if told else 196.0 * float(difference.std(correction=0)) / len(labels) ** 0.5,
         float(correlations.mean()) if correlations.numel() else None,
     )
 
