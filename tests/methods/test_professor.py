@@ -299,8 +299,8 @@ def test_harder_images_are_a_function_of_epoch_and_index() -> None:
 # The strategies.
 
 
-def kd(settings: dict[str, Any], teachers: int = 1, epochs: int = 10, **loss: float) -> KD:
-    return KD(KDSettings.model_validate({**settings, "loss": loss}), context(teachers, epochs))
+def kd(settings: dict[str, Any], epochs: int = 10, **loss: float) -> KD:
+    return KD(KDSettings.model_validate({**settings, "loss": loss}), context(epochs=epochs))
 
 
 def kl(teacher: Tensor, logits: Tensor) -> Tensor:
@@ -372,9 +372,14 @@ def test_staged_teaching_changes_at_half_of_the_run_in_place() -> None:
     assert method._professors._late.data_ptr() == address
 
 
+class OfSeveral(KD):
+    teachers = (1, None)
+
+
 @pytest.mark.parametrize("adjust", ["label-mix", "swap"])
 def test_teachers_can_be_adjusted_instead(adjust: str) -> None:
-    method = kd({"teachers": {"adjust": adjust, "label_share": 0.2}}, teachers=2, temperature=3.0)
+    adjusted = {"teachers": {"adjust": adjust, "label_share": 0.2}, "loss": {"temperature": 3.0}}
+    method = OfSeveral(KDSettings.model_validate(adjusted), context(teachers=2))
     batch = random_batch(2, teachers=2)
     result = method.teacher_logits(batch).double()
     for m, outputs in enumerate(batch.teachers):
@@ -538,7 +543,7 @@ def test_a_teacher_that_hardly_errs_is_warned_of() -> None:
 def test_no_image_or_too_few_that_are_new_to_the_teachers() -> None:
     method = kd({"professor": {}})
     material = systematic()
-    with pytest.raises(UserError, match=r"there are none: train the teachers with a data\.holdout larger"):
+    with pytest.raises(UserError, match=r"there are none: train the teachers .* data\.holdout larger"):
         list(method.prepare(Material(material.fit, None, material.teach)))
 
     def two(epoch: int) -> Iterator[Batch]:

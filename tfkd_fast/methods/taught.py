@@ -48,10 +48,16 @@ class TaughtStudent(OneStudent):
         """`temperature`: at which the teachers' predictions are softened; None where they are not.
 
         Raises:
-            UserError: for a teacher that does not know all classes, and for refinements that do not go together or
-                not with the method.
+            UserError: for another number of teachers than the method has, for one that does not know all classes, and
+                for refinements that do not go together or not with the method.
         """
         super().__init__(context)
+        fewest, most = self.teachers
+        count = len(context.teachers)
+        if count < fewest or (most is not None and count > most):
+            raise UserError(
+                f"this method learns from {_some(fewest, most)}, and {count} were named: --teacher RUN_DIR names one"
+            )
         for teacher in context.teachers:
             if len(teacher.labels) < context.num_classes:
                 raise UserError(
@@ -111,3 +117,9 @@ class TaughtStudent(OneStudent):
                 return swapped(logits, labels)
             case _:
                 return logits
+
+
+def _some(fewest: int, most: int | None) -> str:
+    if fewest == most:
+        return "one teacher" if fewest == 1 else f"{fewest} teachers"
+    return f"{fewest} or more teachers" if most is None else f"{fewest} to {most} teachers"

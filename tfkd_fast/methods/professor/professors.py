@@ -52,7 +52,7 @@ class Professors:
         if material.unseen is None:
             raise UserError(
                 "a professor learns from images that its teacher was not trained on, and there are none: train the "
-                "teachers with a data.holdout larger than that of this run, such as 0.2"
+                "teachers on the same images, with a data.holdout larger than that of this run, such as 0.2"
             )
         settings, context = self._settings, self._context
         lessons = Lessons(material.unseen, settings, context.seed)
