@@ -62,4 +62,5 @@ def method_context(recipe: Recipe, dataset: Dataset, num_images: int, compute: C
         device=compute.device,
         learning_rate_ratio=lambda epoch: recipe.schedule.ratio(epoch / recipe.epochs),
         superclasses=dataset.superclasses,
+        batch_size=recipe.data.batch_size,
     )
