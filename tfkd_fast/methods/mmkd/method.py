@@ -89,7 +89,7 @@ class MMKD(TaughtStudent):
         )
         self._hard = HardBuffer(self._meta.buffer, context.seed)
         self._shown: Batch | None = None  # to the step that is being taken
-        self._steps = 0  # of training, before the one that is being taken
+        self._steps = 0  # of training, with the one that is being taken
         self._epoch = 0
         self._updates = self._skipped = 0  # of Theta
         self._shares = torch.zeros(2, count, dtype=torch.float64, device=context.device)  # sums over an epoch's samples
