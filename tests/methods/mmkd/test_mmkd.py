@@ -331,10 +331,12 @@ def test_a_teacher_of_random_logits_loses_its_weight() -> None:
     epoch = toy_batches(24)
     step = start({"period": 2, "learning_rate": 1e-2}, teach, images=BATCH * len(epoch))
     means = []
-    for _ in range(2):
+    for number in range(2):
+        step.method.begin_interval(number)
         for batch in epoch:
             step.take(batch)
         (event,) = step.method.end_interval([]).events
+        assert event["epoch"] == number + 1
         means.append(event["logit_weights"])
         assert sum(means[-1]) == pytest.approx(1.0)
     assert means[1][0] < 0.5

@@ -90,13 +90,13 @@ class MMKD(TaughtStudent):
         self._hard = HardBuffer(self._meta.buffer, context.seed)
         self._shown: Batch | None = None  # to the step that is being taken
         self._steps = 0  # of training, with the one that is being taken
-        self._epoch = 0
+        self._epoch = 0  # for the log, which counts from 1
         self._updates = self._skipped = 0  # of Theta
         self._shares = torch.zeros(2, count, dtype=torch.float64, device=context.device)  # sums over an epoch's samples
         self._samples = 0
 
     def begin_interval(self, epoch: int) -> Plan:
-        self._epoch = epoch
+        self._epoch = epoch + 1
         return super().begin_interval(epoch)
 
     def before_step(self, step: TrainingStep) -> None:
