@@ -7,6 +7,7 @@ from typing import Any
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.kd import KD, KDSettings
+from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
 from tfkd_fast.methods.protocol import Context, Method
 from tfkd_fast.settings import Settings
 
@@ -73,6 +74,12 @@ METHODS: dict[str, MethodEntry] = {
         "Hinton, Vinyals, Dean, 2015",
         KDSettings,
         KD,
+    ),
+    "mmkd": MethodEntry(
+        "several teachers, weighed for each sample by two networks that learn from what the student gets wrong",
+        "Zhang, Chen, Wang, ICME 2023; normalised Gram rows and the warm-up of the features are our choice",
+        MMKDSettings,
+        MMKD,
     ),
 }
 
