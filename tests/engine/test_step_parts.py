@@ -1,4 +1,4 @@
-"""What a method can ask of a step, features, companions, adapters, mixed images, a look ahead, against loops by hand."""
+"""What a method can ask of a step: features, companions, adapters, mixing, a look ahead; against loops by hand."""
 
 import copy
 from typing import Any
