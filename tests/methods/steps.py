@@ -7,15 +7,18 @@ from torch import Tensor
 
 from tfkd_fast.methods import Context, Method, find_method
 from tfkd_fast.methods.protocol import StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.models import FeatureShapes
 
 CLASSES, IMAGES, BATCH, EPOCHS = 5, 12, 7, 4
 CPU = torch.device("cpu")
+SHAPES = FeatureShapes(((8, 32, 32), (16, 16, 16)), 16)
+"""Of the student's features."""
 
 
 def build(name: str, teachers: tuple[TeacherFacts, ...] = (), **loss: Any) -> Method:
     """A method for a vgg8, with values of its `[loss]` table."""
     entry = find_method(name)
-    context = Context(CLASSES, IMAGES, EPOCHS, 0, CPU, lambda epoch: 1.0, teachers=teachers)
+    context = Context(CLASSES, IMAGES, EPOCHS, 0, CPU, lambda epoch: 1.0, shapes=SHAPES, teachers=teachers)
     return entry.build(entry.settings.model_validate({"loss": loss}), context)
 
 

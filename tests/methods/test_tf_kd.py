@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.methods.steps import CLASSES, assert_teaches, build, random_step
+from tests.methods.steps import CLASSES, SHAPES, assert_teaches, build, random_step
 from tfkd_fast.engine.recipe import make_recipe
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.protocol import StepBatch, TeacherFacts
@@ -18,8 +18,10 @@ REG_DEFAULTS = {"temperature": 20.0, "alpha": 0.1, "multiplier": 100.0, "true_ma
 TOLERANCE = 1e-12  # everything is computed in float64, from the same numbers
 
 
-def earlier(model: str = "vgg8", labels: tuple[int, ...] = tuple(range(CLASSES))) -> TeacherFacts:
-    return TeacherFacts("earlier", model, labels, FeatureShapes((), 0))
+def earlier(
+    model: str = "vgg8", labels: tuple[int, ...] = tuple(range(CLASSES)), shapes: FeatureShapes = SHAPES
+) -> TeacherFacts:
+    return TeacherFacts("earlier", model, labels, shapes)
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:
@@ -127,6 +129,9 @@ def test_with_a_multiplier_of_c_the_conventions_differ_in_the_temperature_alone(
 def test_a_teacher_of_another_architecture_is_refused() -> None:
     with pytest.raises(UserError, match=r"teacher earlier is a vgg13 and the student a vgg8: .* method kd"):
         build("tf-kd-self", (earlier("vgg13"),))
+    wider = FeatureShapes(tuple((2 * width, *size) for width, *size in SHAPES.maps), 2 * SHAPES.pooled)
+    with pytest.raises(UserError, match="teacher earlier is a vgg8 of another width and the student a vgg8: "):
+        build("tf-kd-self", (earlier(shapes=wider),))
 
 
 def test_a_teacher_of_some_classes_is_refused() -> None:

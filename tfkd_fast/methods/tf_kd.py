@@ -70,14 +70,15 @@ class TfKDSelf(TaughtStudent):
     def __init__(self, settings: TfKDSelfSettings, context: Context) -> None:
         """
         Raises:
-            UserError: for a teacher of another architecture, or one that does not know all classes.
+            UserError: for a teacher of another architecture, or another width, and see `TaughtStudent`.
         """
         super().__init__(settings, context)
         for teacher in context.teachers:
-            if teacher.model != context.model:
+            if (teacher.model, teacher.shapes) != (context.model, context.shapes):
+                width = " of another width" if teacher.model == context.model else ""
                 raise UserError(
-                    f"teacher {teacher.name} is a {teacher.model} and the student a {context.model}: tf-kd-self learns "
-                    "from an earlier run of the same network; choose one, or method kd"
+                    f"teacher {teacher.name} is a {teacher.model}{width} and the student a {context.model}: tf-kd-self "
+                    "learns from an earlier run of the same network; choose one, or method kd"
                 )
         self._settings = settings.loss
         self._soft_weight = soft_weight(settings.loss, context.num_classes)
