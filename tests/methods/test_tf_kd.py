@@ -147,6 +147,7 @@ def test_a_teacher_of_some_classes_is_refused() -> None:
         ({"temperature": 0.0}, "loss.temperature"),
         ({"alpha": 1.5}, "loss.alpha"),
         ({"multiplier": -1.0}, "loss.multiplier"),
+        ({"multiplier": 10.0}, "the paper has no multiplier"),
         ({"kappa": 50.0}, "loss.kappa"),
     ],
 )

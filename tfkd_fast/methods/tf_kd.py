@@ -10,10 +10,10 @@ which does not compute what the equations say; `convention` names the one that i
   for each network. With kappa = C it is a mean over the batch again. Tf-KD_reg neither softens the student nor has T^2.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tfkd_fast import ops
@@ -28,26 +28,35 @@ from tfkd_fast.targets.smoothed import smoothed_tables
 Convention = Literal["paper", "reference"]
 
 
-class TfKDSelfLoss(Settings):
-    """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
+class TfKDLoss(Settings):
+    """What the `[loss]` tables share."""
 
     convention: Convention = "paper"
+    multiplier: float | None = Field(default=None, gt=0)  # kappa; without it the authors' value
+
+    @model_validator(mode="after")
+    def _a_multiplier_is_read(self) -> Self:
+        if self.convention == "paper" and self.multiplier is not None:
+            raise ValueError('the paper has no multiplier: leave it out, or set loss.convention to "reference"')
+        return self
+
+
+class TfKDSelfLoss(TfKDLoss):
+    """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
+
     temperature: float = Field(default=6.0, gt=0)
     alpha: float = Field(default=0.95, ge=0, le=1)  # of the teacher; the label has the rest
-    multiplier: float = Field(default=50.0, gt=0)  # kappa, of the reference convention
 
 
 class TfKDSelfSettings(TaughtSettings):
     loss: TfKDSelfLoss = TfKDSelfLoss()
 
 
-class TfKDRegLoss(Settings):
+class TfKDRegLoss(TfKDLoss):
     """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
 
-    convention: Convention = "paper"
     temperature: float = Field(default=20.0, gt=0)
     alpha: float = Field(default=0.1, ge=0, le=1)  # of the virtual teacher; the label has the rest
-    multiplier: float = Field(default=100.0, gt=0)  # kappa, of the reference convention
     true_mass: float = Field(default=0.99, gt=0, le=1)  # of the virtual teacher, before it is softened
 
 
@@ -55,9 +64,13 @@ class TfKDRegSettings(Settings):
     loss: TfKDRegLoss = TfKDRegLoss()
 
 
-def soft_weight(loss: TfKDSelfLoss | TfKDRegLoss, num_classes: int) -> float:
-    """Of the divergence, where that is a mean over the batch."""
-    return loss.alpha if loss.convention == "paper" else loss.alpha * loss.multiplier / num_classes
+SELF_MULTIPLIER, REG_MULTIPLIER = 50.0, 100.0
+"""kappa, as the authors set it for ResNet18 on CIFAR-100."""
+
+
+def multiplier(loss: TfKDLoss, default: float, num_classes: int) -> float:
+    """Of a divergence that is a mean over the batch, as the convention has it."""
+    return 1.0 if loss.convention == "paper" else (loss.multiplier or default) / num_classes
 
 
 class TfKDSelf(TaughtStudent):
@@ -81,7 +94,7 @@ class TfKDSelf(TaughtStudent):
                     "learns from an earlier run of the same network; choose one, or method kd"
                 )
         self._settings = settings.loss
-        self._soft_weight = soft_weight(settings.loss, context.num_classes)
+        self._soft_weight = settings.loss.alpha * multiplier(settings.loss, SELF_MULTIPLIER, context.num_classes)
 
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
         hard, statistics = self.cross_entropy(logits, batch.labels)
@@ -105,7 +118,8 @@ class TfKDReg(OneStudent):
         self._table = (virtual / loss.temperature).softmax(-1).to(context.device)
         self._temperature = loss.temperature if loss.convention == "paper" else 1.0
         hard = 1.0 - loss.alpha
-        self._total = soft_weight(loss, context.num_classes) + hard  # the operator's weights sum to 1
+        soft = loss.alpha * multiplier(loss, REG_MULTIPLIER, context.num_classes)
+        self._total = soft + hard  # the operator's weights sum to 1
         self._hard_weight = hard / self._total
 
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
