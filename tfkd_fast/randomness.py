@@ -27,7 +27,9 @@ class Purpose(IntEnum):
     WEIGHTS = 4
     COMPANION = 5
     MIX = 6
-    PROFESSOR = 7
+    HARD_SLOT = 7
+    HARD_BATCH = 8
+    PROFESSOR = 9
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

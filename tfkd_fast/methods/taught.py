@@ -42,7 +42,7 @@ class TaughtStudent(OneStudent):
     teachers as they are.
     """
 
-    teachers = (1, 1)
+    teachers: tuple[int, int | None] = (1, 1)
 
     def __init__(self, settings: TaughtSettings, context: Context, *, temperature: float | None = None) -> None:
         """`temperature`: at which the teachers' predictions are softened; None where they are not.
