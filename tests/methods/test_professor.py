@@ -19,6 +19,7 @@ from tfkd_fast.methods.professor import Professors, ProfessorSettings, losses, p
 from tfkd_fast.methods.professor.lessons import Lessons, harder
 from tfkd_fast.methods.professor.networks import Discriminator, Professor
 from tfkd_fast.methods.protocol import Event, Material, StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.taught import TaughtStudent
 from tfkd_fast.models import Features, FeatureShapes
 
 CPU = torch.device("cpu")
@@ -59,7 +60,7 @@ def shaken(refiner: Professors) -> Professors:
 @pytest.mark.parametrize("variant", ["label-free", "label-conditioned"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_an_untrained_professor_says_what_its_teacher_says(variant: str, n: int) -> None:
-    refiner = Professors(ProfessorSettings(strategy="replace", variant=variant), context(teachers=2), None)
+    refiner = Professors(ProfessorSettings(strategy="replace", variant=variant), context(teachers=2), TEMPERATURE)
     batch = random_batch(n, teachers=2)
     refined = refiner.refine(batch)
     assert refined.shape == (n, 2, BATCH, CLASSES)
@@ -72,7 +73,7 @@ def test_only_a_professor_that_is_told_looks_at_the_label() -> None:
     other = batch._replace(labels=(batch.labels + 1) % CLASSES)
     for variant, differs in (("label-free", False), ("label-conditioned", True)):
         settings = ProfessorSettings(strategy="replace", variant=variant)
-        refiner = shaken(Professors(settings, context(), None))
+        refiner = shaken(Professors(settings, context(), TEMPERATURE))
         assert torch.equal(refiner.refine(batch), refiner.refine(other)) != differs
 
 
@@ -309,7 +310,7 @@ def kl(teacher: Tensor, logits: Tensor) -> Tensor:
 
 def said_and_refined(batch: StepBatch, told: str = "label-free") -> tuple[Tensor, Tensor]:
     """(n,B,C) float64 each, of the first teacher and of the shaken professor."""
-    refiner = shaken(Professors(ProfessorSettings(strategy="replace", variant=told), context(), None))
+    refiner = shaken(Professors(ProfessorSettings(strategy="replace", variant=told), context(), TEMPERATURE))
     return batch.teachers[0].logits.double(), refiner.refine(batch)[:, 0].double()
 
 
@@ -338,7 +339,7 @@ def test_joint_teaching_is_kd_from_both(n: int, variant: str) -> None:
 
 def test_selective_teaching_against_a_loop() -> None:
     batch = random_batch(2)
-    refiner = shaken(Professors(ProfessorSettings(strategy="selective", margin=0.05), context(), None))
+    refiner = shaken(Professors(ProfessorSettings(strategy="selective", margin=0.05), context(), TEMPERATURE))
     said, refined = said_and_refined(batch)
     result = refiner.refine(batch)[:, 0].double()
     chosen = []
@@ -567,9 +568,18 @@ def test_bad_settings(key: str, value: object) -> None:
         make_recipe({"method": "professor", "professor": {key: value}})
 
 
-def test_a_method_that_softens_no_prediction_mixes_none() -> None:
-    with pytest.raises(UserError, match=r"professor\.strategy joint mixes softened predictions"):
-        Professors(ProfessorSettings(strategy="joint"), context(), None)
+class OfFeatures(KD):
+    """One that reads more than logits."""
+
+    def __init__(self, settings: KDSettings, context: Context) -> None:
+        TaughtStudent.__init__(self, settings, context)
+
+
+@pytest.mark.parametrize("tables", [{"professor": {}}, {"teachers": {"adjust": "swap"}}])
+def test_a_method_that_takes_its_teachers_as_they_are(tables: dict[str, Any]) -> None:
+    OfFeatures(KDSettings(), context())
+    with pytest.raises(UserError, match=r"its teachers are taken as they are: set teachers\.adjust to none"):
+        OfFeatures(KDSettings.model_validate(tables), context())
 
 
 def test_the_method_of_that_name_is_joint_kd() -> None:

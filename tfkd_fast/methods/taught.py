@@ -38,14 +38,14 @@ class TaughtStudent(OneStudent):
     """One student and its teachers, each of which knows all classes.
 
     Between them there may stand what refines the teachers' logits: a correction by the label, or a professor each. A
-    method that reads `teacher_logits` need not know. One that reads `StepBatch.teachers` itself learns from the
-    teachers as they are.
+    method that reads nothing of the teachers but `teacher_logits` need not know.
     """
 
     teachers: tuple[int, int | None] = (1, 1)
 
     def __init__(self, settings: TaughtSettings, context: Context, *, temperature: float | None = None) -> None:
-        """`temperature`: at which the teachers' predictions are softened; None where they are not.
+        """`temperature`: at which `teacher_logits` are softened; None for a method that reads anything else of the
+        teachers.
 
         Raises:
             UserError: for another number of teachers than the method has, for one that does not know all classes, and
@@ -66,9 +66,14 @@ class TaughtStudent(OneStudent):
                 )
         self._adjust, self._label_share = settings.teachers.adjust, settings.teachers.label_share
         self._temperature = temperature
-        if self._adjust == "label-mix" and temperature is None:
-            raise UserError("teachers.adjust label-mix mixes softened predictions, and this method softens none")
         self._professors: Professors | None = None
+        if self._adjust == "none" and settings.professor is None:
+            return
+        if temperature is None:
+            raise UserError(
+                "this method learns from more than softened predictions, so its teachers are taken as they are: set "
+                "teachers.adjust to none and leave out the [professor] table"
+            )
         if settings.professor is not None:
             if self._adjust != "none":
                 raise UserError(
@@ -90,7 +95,6 @@ class TaughtStudent(OneStudent):
         return () if self._professors is None else self._professors.fit(material)
 
     def begin_interval(self, epoch: int) -> Plan:
-        """A subclass that plans otherwise calls this, too."""
         if self._professors is not None:
             self._professors.begin_epoch(epoch)
         return super().begin_interval(epoch)

@@ -85,7 +85,7 @@ class TfKDSelf(TaughtStudent):
         Raises:
             UserError: for a teacher of another architecture, or another width, and see `TaughtStudent`.
         """
-        super().__init__(settings, context)
+        super().__init__(settings, context, temperature=settings.loss.temperature)
         for teacher in context.teachers:
             if (teacher.model, teacher.shapes) != (context.model, context.shapes):
                 width = " of another width" if teacher.model == context.model else ""

@@ -26,17 +26,8 @@ from tfkd_fast.methods.protocol import Context, Event, Material, StepBatch, Teac
 class Professors:
     """Trained before the first epoch, on images that no teacher was trained on; fixed from then on."""
 
-    def __init__(self, settings: ProfessorSettings, context: Context, temperature: float | None) -> None:
-        """`temperature`: that the student is taught at.
-
-        Raises:
-            UserError: for a mixture of predictions where the method softens none.
-        """
-        if temperature is None and settings.strategy == "joint":
-            raise UserError(
-                "professor.strategy joint mixes softened predictions, and this method softens none: choose replace, "
-                "selective or staged"
-            )
+    def __init__(self, settings: ProfessorSettings, context: Context, temperature: float) -> None:
+        """`temperature`: that the student is taught at."""
         self._settings, self._context = settings, context
         self._temperature = temperature
         self._late = torch.zeros((), dtype=torch.bool, device=context.device)  # in the second half of the run
@@ -162,7 +153,6 @@ class Professors:
             case "replace":
                 return refined
             case "joint":
-                assert self._temperature is not None
                 return mixed(said, refined, self._settings.share, self._temperature)
             case "selective":
                 return selected(said, refined, labels, self._settings.margin)
