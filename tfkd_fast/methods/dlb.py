@@ -44,36 +44,29 @@ class DLB(OneStudent):
     def __init__(self, settings: DLBSettings, context: Context) -> None:
         super().__init__(context)
         self._settings = settings.loss
-        self._logits = torch.empty(0, 0, context.num_classes, device=context.device)
-        self._indices = torch.empty(0, 0, dtype=torch.int64, device=context.device)
+        shape = (self.max_candidates, context.batch_size)
+        self._logits = torch.zeros(*shape, context.num_classes, device=context.device)
+        self._indices = torch.full(shape, NOBODY, device=context.device)
 
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
         again = batch.companions
         assert again is not None
-        self._make_room(logits)
         size = logits.shape[1]  # of the last batch of an epoch it is less
         fresh, statistics = self.cross_entropy(logits, batch.labels)
         hard = (fresh + ops.soft_target_loss(again.logits, again.labels, self._one_hot)) / 2
 
-        last = self._logits[:, :size].unsqueeze(1)  # one teacher for each candidate
+        last = self._logits[candidates, :size].unsqueeze(1)  # one teacher for each candidate
         soft = ops.distillation_loss(again.logits, last, temperature=self._settings.temperature, reduction="none")
-        soft = torch.where(again.indices == self._indices[:, :size], soft, 0.0).mean(-1)
+        soft = torch.where(again.indices == self._indices[candidates, :size], soft, 0.0).mean(-1)
 
-        self._logits[:, :size] = logits.detach()
-        self._indices.fill_(NOBODY)
-        self._indices[:, :size] = batch.indices
+        self._logits[candidates, :size] = logits.detach().float()
+        self._indices[candidates, :size] = batch.indices
+        self._indices[candidates, size:] = NOBODY
         return hard + self._settings.alpha * soft, statistics
-
-    def _make_room(self, logits: Tensor) -> None:
-        """For a batch of the size of the first, none of which is larger. From then on the tensors keep their place."""
-        if self._indices.numel() == 0:
-            self._logits = torch.zeros_like(logits, requires_grad=False)
-            self._indices = torch.full(logits.shape[:2], NOBODY, device=logits.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"logits": self._logits.clone(), "indices": self._indices.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._make_room(state["logits"].to(self.context.device))
         self._logits.copy_(state["logits"])
         self._indices.copy_(state["indices"])
