@@ -184,16 +184,6 @@ def test_zipf_by_the_votes_of_all_places(upsample: int) -> None:
     assert_teaches(method, logits, batch, zipf_loss(logits, batch.labels, scores, 0.6), EXACT)
 
 
-@pytest.mark.parametrize("upsample", [1, 2])
-def test_no_gradient_flows_through_the_votes(upsample: int) -> None:
-    students, features = narrow_students(), random_features(2)
-    logits, batch = random_step(0, CANDIDATES)
-    batch = batch._replace(features=features, students=students)
-    losses, _ = build("zipf", upsample=upsample).loss(logits, batch, slice(0, CANDIDATES))
-    leaves = [features.after_relu[-1], *(student.get_submodule("classifier").weight for student in students)]
-    assert torch.autograd.grad(losses.sum(), leaves, allow_unused=True) == (None,) * 3
-
-
 def test_the_classifier_votes_on_what_the_last_map_holds() -> None:
     """The average of what the places say is what the image says."""
     student = vgg8(CLASSES, width=0.125).eval()

@@ -38,6 +38,6 @@ class CSKD(OneStudent):
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
         assert batch.companions is not None
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        companions = batch.companions.logits.detach().unsqueeze(1)  # one teacher for each candidate
+        companions = batch.companions.logits.unsqueeze(1)  # one teacher for each candidate
         soft = ops.distillation_loss(logits, companions, temperature=self._settings.temperature)
         return hard + self._settings.weight * soft, statistics
