@@ -86,6 +86,25 @@ def test_small_weights_are_skipped_and_pathways_that_never_count_are_not_there(t
     assert method._weights.data_ptr() == place
 
 
+def test_what_is_skipped_changes_seven_times_at_most(tmp_path: Path) -> None:
+    """Each change is a step to capture. A pathway that counts in one epoch of a span is computed in all of them, with
+    the weight that it has."""
+    alpha = 3.0 * torch.randn(33, 15, generator=torch.Generator().manual_seed(0))
+    process = write(tmp_path, alpha)
+    method = build(tmp_path, skip_below=0.5, epochs=32)
+    number = {pathway: k for k, pathway in enumerate(process.pathways)}
+    phases = []
+    for epoch in range(32):
+        method.begin_interval(epoch)
+        phases.append(method.phase)
+        weights = biased_softmax(process.at((epoch + 0.5) / 32))
+        for pathway, weight in zip(method.pathways, method._weights, strict=True):
+            assert weight in (0.0, weights[number[pathway]])
+            assert weight > 0 or weights[number[pathway]] * 15 < 0.5
+    assert [len(set(phases[start : start + 4])) for start in range(0, 32, 4)] == [1] * 8
+    assert len(set(phases)) == 8
+
+
 def test_a_resumed_run_goes_on_with_the_same_process_and_refuses_another(tmp_path: Path) -> None:
     write(tmp_path, torch.randn(9, 15, generator=torch.Generator().manual_seed(0)))
     straight, resumed = build(tmp_path), build(tmp_path)

@@ -1,5 +1,6 @@
 """Training with a process that was searched for: stretched over the run, and moved to its pair of networks."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from tfkd_fast.methods.distpro.process import load_process
 from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways
 from tfkd_fast.methods.protocol import Context, Plan
 from tfkd_fast.settings import Settings
+
+SPANS = 8
+"""Equal parts of a run, in each of which the same pathways are computed (our choice)."""
 
 
 class ProcessSettings(Settings):
@@ -26,8 +30,9 @@ class DistProSettings(PathwaysSettings):
 class DistPro(PathwayStudent):
     """The weights are those of the process at the same relative time, taken in the middle of every epoch.
 
-    That they hold for an epoch is our choice: a process is smooth (the paper's assumption), and steps of one set of
-    pathways are captured once. Connectors of pathways that are always skipped are not there.
+    Our choice: weights hold for an epoch, as a process is smooth (the paper's assumption), and a pathway is skipped in
+    a span of the run in which its weight is always small, so that few kinds of steps are captured. Connectors that no
+    span wants are not there.
     """
 
     def __init__(self, settings: DistProSettings, context: Context) -> None:
@@ -43,7 +48,8 @@ class DistPro(PathwayStudent):
         pathways = context_pathways(context, settings.pathways)
         process = load_process(Path(settings.process.file)).moved(pathways)
         alpha = torch.stack([process.at((epoch + 0.5) / context.epochs) for epoch in range(context.epochs)])
-        weights = without_small(biased_softmax(alpha), settings.pathways.skip_below)
+        spans = biased_softmax(alpha).split(math.ceil(context.epochs / SPANS))
+        weights = torch.cat([span * without_small(span, settings.pathways.skip_below).any(dim=0) for span in spans])
         used = weights.any(dim=0).nonzero().flatten().tolist()
         super().__init__(settings, context, [pathways[number] for number in used])
         self._schedule = weights[:, used]  # (epochs, pathways)
