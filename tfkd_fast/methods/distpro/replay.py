@@ -40,6 +40,7 @@ class DistPro(PathwayStudent):
         Raises:
             UserError: without a process, and for a file that holds none for this run, see `load_process`.
         """
+        super().__init__(settings, context)
         if settings.process.file is None:
             raise UserError(
                 "method distpro trains with a process that was searched for: "
@@ -51,7 +52,7 @@ class DistPro(PathwayStudent):
         spans = biased_softmax(alpha).split(math.ceil(context.epochs / SPANS))
         weights = torch.cat([span * without_small(span, settings.pathways.skip_below).any(dim=0) for span in spans])
         used = weights.any(dim=0).nonzero().flatten().tolist()
-        super().__init__(settings, context, [pathways[number] for number in used])
+        self.connect([pathways[number] for number in used])
         self._schedule = weights[:, used]  # (epochs, pathways)
 
     def begin_interval(self, epoch: int) -> Plan:

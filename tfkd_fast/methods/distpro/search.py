@@ -59,7 +59,8 @@ class DistProSearch(PathwayStudent):
     looks_ahead = True
 
     def __init__(self, settings: DistProSearchSettings, context: Context) -> None:
-        super().__init__(settings, context, context_pathways(context, settings.pathways))
+        super().__init__(settings, context)
+        self.connect(context_pathways(context, settings.pathways))
         self._skip_below = settings.pathways.skip_below
         self._alpha = LearnedAlpha(settings.search, len(self.pathways))
         self._measured = torch.empty(0)  # pathway losses of the last call of `loss`

@@ -38,13 +38,14 @@ class PathwayStudent(TaughtStudent):
 
     needs_features = True
 
-    def __init__(self, settings: PathwaysSettings, context: Context, pathways: Sequence[Pathway]) -> None:
-        super().__init__(settings, context)
+    def connect(self, pathways: Sequence[Pathway]) -> None:
+        """Make the connectors of K pathways, of weight 0 for now; called once, when a subclass knows which there are."""
+        device = self.context.device
         self.pathways = tuple(pathways)
-        connectors = Connectors(self.pathways, *context_shapes(context), context.seed)
-        self._connectors = connectors.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        connectors = Connectors(self.pathways, *context_shapes(self.context), self.context.seed)
+        self._connectors = connectors.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.adapters = self._connectors
-        self._weights = torch.zeros(len(self.pathways), device=context.device)
+        self._weights = torch.zeros(len(self.pathways), device=device)
         self._computed: list[int] = []
 
     def set_weights(self, weights: Tensor) -> None:
