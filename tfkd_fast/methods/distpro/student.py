@@ -39,7 +39,7 @@ class PathwayStudent(TaughtStudent):
     needs_features = True
 
     def connect(self, pathways: Sequence[Pathway]) -> None:
-        """Make the connectors of K pathways, of weight 0 for now; called once, when a subclass knows which there are."""
+        """Make the connectors of K pathways, of weight 0 for now; a subclass calls it once."""
         device = self.context.device
         self.pathways = tuple(pathways)
         connectors = Connectors(self.pathways, *context_shapes(self.context), self.context.seed)
