@@ -52,8 +52,8 @@ def train(out: Path, method: str, *tables: dict[str, Any], dataset: Dataset | No
 
 @pytest.fixture(scope="module")
 def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """What other runs need, by name, each trained once: the teachers t0, t1 know all classes and have held out more than
-    a student does; `process` is a search for one."""
+    """What other runs need, by name, each trained once: the teachers t0, t1 know all classes and have held out more
+    than a student does; `process` is a search for one."""
     folder = tmp_path_factory.mktemp("runs")
     tables: dict[str, tuple[str, dict[str, Any]]] = {
         f"t{seed}": ("ce", {"seed": seed, "data": {"holdout": 0.4}, "epochs": 12}) for seed in (0, 1)
