@@ -26,10 +26,13 @@ SMALL: dict[str, Any] = {
     "schedule": {"name": "one-cycle"},
 }
 MRS = {"selection": {"candidates": 2, "interval": 2}}
+LINEAR = {"transforms": ["identity-1x1"]}
 OWN: dict[str, dict[str, Any]] = {
     "tfkd-mrs": MRS,
     "tfkd-extended": MRS,
     "professor": {"professor": {"epochs": 5}},
+    "distpro-search": {"pathways": LINEAR, "search": {"record_every": 5}},
+    "distpro": {"pathways": LINEAR},
     "mmkd": {"meta": {"buffer": 32, "period": 2}, "loss": {"beta": 1.0}},
 }
 """What a short run needs beside its name."""
@@ -50,15 +53,17 @@ def train(out: Path, method: str, *tables: dict[str, Any], dataset: Dataset | No
 
 @pytest.fixture(scope="module")
 def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Teachers by name, each trained once: t0, t1 know all classes and have held out more than a student does."""
-    folder = tmp_path_factory.mktemp("teachers")
+    """What other runs need, by name, each trained once: the teachers t0, t1 know all classes and have held out more
+    than a student does; `process` is a search for one."""
+    folder = tmp_path_factory.mktemp("runs")
     tables: dict[str, tuple[str, dict[str, Any]]] = {
         f"t{seed}": ("ce", {"seed": seed, "data": {"holdout": 0.4}, "epochs": 12}) for seed in (0, 1)
     }
 
     def run(name: str) -> Path:
         if not (folder / name).exists():
-            method, table = tables[name]
+            searches = name == "process"
+            method, table = ("distpro-search", tables_of("distpro-search", run)) if searches else tables[name]
             train(folder / name, method, table)
         return folder / name
 
@@ -66,10 +71,11 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def tables_of(name: str, runs_of: Callable[[str], Path]) -> dict[str, Any]:
-    """What the recipe of a method needs: its teachers, and what makes it short."""
+    """What the recipe of a method needs: its teachers, its process, and what makes it short."""
     fewest, _ = METHODS[name].build.teachers
     teachers = {"teachers": {"runs": [str(runs_of(f"t{number}")) for number in range(fewest)]}} if fewest else {}
-    return merge(teachers, OWN.get(name, {}))
+    process = {"process": {"file": str(runs_of("process"))}} if name == "distpro" else {}
+    return merge(teachers | process, OWN.get(name, {}))
 
 
 @pytest.mark.parametrize("name", METHODS)

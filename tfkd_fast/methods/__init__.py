@@ -8,6 +8,7 @@ from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods.confidence_penalty import ConfidencePenalty, ConfidencePenaltySettings
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.cs_kd import CSKD, CSKDSettings
+from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
 from tfkd_fast.methods.dlb import DLB, DLBSettings
 from tfkd_fast.methods.kd import KD, KDSettings
 from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
@@ -149,6 +150,19 @@ METHODS: dict[str, MethodEntry] = {
         KDSettings,
         KD,
         preset={"professor": {"strategy": "joint"}},
+    ),
+    "distpro-search": MethodEntry(
+        "features of one teacher along pathways, whose weights follow the gradient of the held-out loss",
+        "Deng et al., ECCV 2022; transforms, recording and skipping of pathways are our choice",
+        DistProSearchSettings,
+        DistProSearch,
+        {"data": {"holdout": 0.2}},
+    ),
+    "distpro": MethodEntry(
+        "the same along the process that distpro-search found, stretched over the run, also for other networks",
+        "Deng et al., ECCV 2022; how a process moves to other networks is our choice",
+        DistProSettings,
+        DistPro,
     ),
 }
 

@@ -1,0 +1,123 @@
+"""Training with a process: the weights that were searched for, at the same relative time."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.methods.distpro.steps import Step, context, draw_batch, network, outputs
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
+from tfkd_fast.methods.distpro.pathways import PathwaySettings, biased_softmax
+from tfkd_fast.methods.distpro.process import FILE, Process, load_process
+from tfkd_fast.methods.distpro.student import context_pathways
+
+LINEAR = {"transforms": ["identity-1x1"]}
+
+
+def write(folder: Path, alpha: torch.Tensor) -> Process:
+    """alpha (T,15) at even moments, between a VGG-13 and a VGG-8."""
+    pathways = context_pathways(context(), PathwaySettings.model_validate(LINEAR))
+    process = Process(pathways, torch.linspace(0, 1, len(alpha), dtype=torch.float64), alpha)
+    (folder / FILE).write_bytes(process.to_bytes("vgg13", "vgg8"))
+    return process
+
+
+def build(folder: Path, *, skip_below: float = 0.0, epochs: int = 4) -> DistPro:
+    tables = {"pathways": LINEAR | {"skip_below": skip_below}, "process": {"file": str(folder)}}
+    return DistPro(DistProSettings.model_validate(tables), context(epochs=epochs))
+
+
+def test_an_epoch_has_the_weights_of_its_middle(tmp_path: Path) -> None:
+    """Moments at 0, 1/8, ..., 1: the middles of four epochs are among them, and the weights exactly those."""
+    alpha = torch.randn(9, 15, generator=torch.Generator().manual_seed(0))
+    write(tmp_path, alpha)
+    method = build(tmp_path)
+    for epoch in range(4):
+        (event,) = method.begin_interval(epoch).events
+        assert torch.equal(method._weights, biased_softmax(alpha[2 * epoch + 1]))
+        assert event["epoch"] == epoch + 1
+        assert event["weights"] == method._weights.tolist()
+        assert len(event["names"]) == 15
+
+
+def test_a_process_that_was_searched_for_is_replayed_at_the_moments_of_the_search(tmp_path: Path) -> None:
+    """Without smoothing these are the weights that the search had there, bit for bit."""
+    settings = DistProSearchSettings.model_validate(
+        {"pathways": LINEAR | {"skip_below": 0.0}, "search": {"record_every": 1, "smoothing": 0.0}}
+    )
+    search = DistProSearch(settings, context())
+    batch = draw_batch(1)
+    step = Step(search, network(), outputs(network("vgg13", seed=5), batch.images), batch, draw_batch(2))
+    had = []
+    for _ in range(4):
+        search.before_step(step)
+        step.take()
+        had.append(search._weights.clone())
+    (tmp_path / FILE).write_bytes(search.files()[FILE])
+    process = load_process(tmp_path)
+    for moment, weights in enumerate(had):
+        assert torch.equal(biased_softmax(process.at(moment / 4)), weights)
+    replayed = build(tmp_path, epochs=2)  # with middles at 1/4 and 3/4
+    for epoch, moment in ((0, 1), (1, 3)):
+        replayed.begin_interval(epoch)
+        assert torch.equal(replayed._weights, had[moment])
+
+
+def test_small_weights_are_skipped_and_pathways_that_never_count_are_not_there(tmp_path: Path) -> None:
+    alpha = torch.ones(9, 15)
+    alpha[:, 2] = -3.0
+    alpha[:3, 5] = -3.0  # in the first epoch alone: its middle is moment 1, that of the second is 3
+    process = write(tmp_path, alpha)
+    method = build(tmp_path, skip_below=0.5)
+    assert [pathway.name for pathway in method.pathways] == [p.name for k, p in enumerate(process.pathways) if k != 2]
+    method.begin_interval(0)
+    first = method.phase
+    assert method._computed == [k for k in range(14) if k != 4]
+    assert torch.equal(method._weights.nonzero().flatten(), torch.tensor(method._computed))
+    place = method._weights.data_ptr()
+    method.begin_interval(1)
+    second = method.phase
+    assert method._computed == list(range(14))
+    assert first != second
+    method.begin_interval(2)
+    assert method.phase == second
+    assert method._weights.data_ptr() == place
+
+
+def test_what_is_skipped_changes_seven_times_at_most(tmp_path: Path) -> None:
+    """Each change is a step to capture. A pathway that counts in one epoch of a span is computed in all of them, with
+    the weight that it has."""
+    alpha = 3.0 * torch.randn(33, 15, generator=torch.Generator().manual_seed(0))
+    process = write(tmp_path, alpha)
+    method = build(tmp_path, skip_below=0.5, epochs=32)
+    number = {pathway: k for k, pathway in enumerate(process.pathways)}
+    phases = []
+    for epoch in range(32):
+        method.begin_interval(epoch)
+        phases.append(method.phase)
+        weights = biased_softmax(process.at((epoch + 0.5) / 32))
+        for pathway, weight in zip(method.pathways, method._weights, strict=True):
+            assert weight in (0.0, weights[number[pathway]])
+            assert weight > 0 or weights[number[pathway]] * 15 < 0.5
+    assert [len(set(phases[start : start + 4])) for start in range(0, 32, 4)] == [1] * 8
+    assert len(set(phases)) == 8
+
+
+def test_a_resumed_run_goes_on_with_the_same_process_and_refuses_another(tmp_path: Path) -> None:
+    write(tmp_path, torch.randn(9, 15, generator=torch.Generator().manual_seed(0)))
+    straight, resumed = build(tmp_path), build(tmp_path)
+    straight.begin_interval(0)
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
+    for method in (straight, resumed):
+        method.begin_interval(1)
+    assert torch.equal(straight._weights, resumed._weights)
+    write(tmp_path, torch.ones(9, 15))
+    with pytest.raises(UserError, match="is not the one that this run began with"):
+        build(tmp_path).load_state_dict(straight.state_dict())
+
+
+def test_without_a_process_there_is_nothing_to_train_with() -> None:
+    with pytest.raises(UserError, match=r"set process\.file to the folder of a run of distpro-search"):
+        DistPro(DistProSettings(), context())

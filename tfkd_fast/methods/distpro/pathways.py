@@ -1,0 +1,95 @@
+"""Pathways: which stage of a teacher teaches which stage of a student, and through which transform."""
+
+from collections import Counter
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.models import FeatureShapes
+from tfkd_fast.settings import Settings
+
+Transform = Literal["identity-1x1", "complex"]
+"""What brings the student's features into the teacher's space, see `connectors` (our choice of two)."""
+
+
+class PathwaySettings(Settings):
+    """The `[pathways]` table."""
+
+    all_pairs: bool = False  # also those from a deep stage of the teacher to a shallower one of the student
+    transforms: tuple[Transform, ...] = Field(default=("identity-1x1", "complex"), min_length=1)
+    skip_below: float = Field(default=0.5, ge=0, lt=1)  # of the equal share; a pathway of less weight is not computed
+
+    @field_validator("transforms")
+    @classmethod
+    def _distinct(cls, transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
+        if len(set(transforms)) < len(transforms):
+            raise ValueError("name each transform once")
+        return transforms
+
+
+class Pathway(NamedTuple):
+    """From a stage of the teacher to a stage of the student, both counted from 0."""
+
+    teacher_stage: int
+    student_stage: int
+    transform: Transform
+    teacher_depth: float  # relative: 0 is the first stage, 1 the last
+    student_depth: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.teacher_stage}>{self.student_stage} {self.transform}"
+
+
+def find_pathways(teacher: FeatureShapes, student: FeatureShapes, settings: PathwaySettings) -> tuple[Pathway, ...]:
+    """In the order of teacher stage, student stage and transform.
+
+    By default those to stages of the student that lie as deep as the teacher's or deeper (the authors' code, which
+    compares the numbers of the stages). Smaller maps lie deeper; of maps of one size, later ones do (our choice).
+
+    Raises:
+        UserError: if there are none.
+    """
+    teacher_places, student_places = _places(teacher), _places(student)
+    found = tuple(
+        Pathway(i, j, transform, _relative(i, len(teacher_places)), _relative(j, len(student_places)))
+        for i, taught in enumerate(teacher_places)
+        for j, place in enumerate(student_places)
+        if settings.all_pairs or place >= taught
+        for transform in settings.transforms
+    )
+    if not found:
+        raise UserError("no stage of the student lies as deep as one of the teacher's: set pathways.all_pairs = true")
+    return found
+
+
+def _places(shapes: FeatureShapes) -> list[tuple[int, int]]:
+    """Of each stage, how deep it lies: comparable between networks."""
+    earlier: Counter[int] = Counter()
+    places = []
+    for _, height, _ in shapes.maps:
+        places.append((-height, earlier[height]))
+        earlier[height] += 1
+    return places
+
+
+def _relative(stage: int, stages: int) -> float:
+    return stage / max(1, stages - 1)
+
+
+def biased_softmax(alpha: Tensor) -> Tensor:
+    """The weights g_k = exp(alpha_k) / (e + sum_j exp(alpha_j)) of alpha (...,K): together less than 1.
+
+    Source: the authors' code, option 2. What e takes is left to the label, so that the strength of the distillation is
+    learned, too.
+    """
+    bias = alpha.new_ones(*alpha.shape[:-1], 1)
+    return torch.softmax(torch.cat([alpha, bias], dim=-1), dim=-1)[..., :-1]
+
+
+def without_small(weights: Tensor, skip_below: float) -> Tensor:
+    """Weights (...,K), those below a share of 1/K zero: a pathway to skip (after the paper; the rule is our choice)."""
+    return weights.masked_fill(weights * weights.shape[-1] < skip_below, 0.0)

@@ -1,0 +1,192 @@
+"""The search: weights of pathways that follow the gradient of the held-out loss through the step that they shape."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from tfkd_fast.methods.distpro.pathways import Pathway, biased_softmax, without_small
+from tfkd_fast.methods.distpro.process import FILE, Process
+from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways
+from tfkd_fast.methods.protocol import Context, StepBatch, TrainingStep
+from tfkd_fast.settings import Settings
+
+BETAS = (0.5, 0.999)
+"""Of Adam (the authors' code)."""
+
+LONGEST_STEP = 0.5
+"""The most that alpha of a pathway moves at once (our choice)."""
+
+PERTURBATION = 1e-2
+"""Length of the step along which pathway losses are differentiated (DARTS: Liu et al., ICLR 2019, section 2.3)."""
+
+
+class SearchSettings(Settings):
+    """The `[search]` table."""
+
+    order: Literal["second", "first"] = "second"
+    learning_rate: float = Field(default=0.1, gt=0)  # of Adam on alpha (the authors' code)
+    record_every: int = Field(default=50, ge=1)  # steps (our choice)
+    smoothing: float = Field(default=0.9, ge=0, lt=1)  # decay of the average over what is recorded (our choice)
+
+    @field_validator("order")
+    @classmethod
+    def _learns(cls, order: str) -> str:
+        if order == "first":
+            raise ValueError(
+                "no weight would ever move, since the held-out loss has no distillation term and depends on them only "
+                "through the step of training: choose second"
+            )
+        return order
+
+
+class DistProSearchSettings(PathwaysSettings):
+    search: SearchSettings = SearchSettings()
+
+
+class DistProSearch(PathwayStudent):
+    """Before every step, alpha takes one of its own: second-order bilevel optimisation, as DARTS has it.
+
+    The outer problem is the cross-entropy of held-out images after the step, the inner one the step itself. A pathway
+    that is skipped is judged all the same, forward only, so that it comes back when it would help (our choice).
+    """
+
+    needs_holdout = True
+    looks_ahead = True
+
+    def __init__(self, settings: DistProSearchSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self.connect(context_pathways(context, settings.pathways))
+        self._skip_below = settings.pathways.skip_below
+        self._alpha = LearnedAlpha(settings.search, len(self.pathways))
+        self._measured = torch.empty(0)  # pathway losses of the last call of `loss`
+        self._apply()
+
+    def _apply(self) -> None:
+        self.set_weights(without_small(biased_softmax(self._alpha.value), self._skip_below))
+
+    def pathway_losses(self, batch: StepBatch) -> Tensor:
+        losses = super().pathway_losses(batch)
+        self._measured = losses.detach()
+        return losses
+
+    def before_step(self, step: TrainingStep) -> None:
+        def all_losses() -> Tensor:
+            computed, self._computed = self._computed, list(range(len(self.pathways)))
+            step.loss()
+            self._computed = computed
+            return self._measured[0]
+
+        self._alpha.learn(influences(step, all_losses).cpu())
+        self._apply()
+
+    def files(self) -> dict[str, bytes]:
+        """The process, for `distpro`."""
+        process = self._alpha.process(self.pathways)
+        return {FILE: process.to_bytes(self.context.teachers[0].model, self.context.model)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._alpha.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._alpha.load_state_dict(state)
+        self._apply()
+
+
+def influences(step: TrainingStep, pathway_losses: Callable[[], Tensor]) -> Tensor:
+    """(K,): by how much the held-out loss after the step rises with the weight of each pathway in it.
+
+    The training loss is CE + sum_k g_k H_k, so the step moves the student by -lr g_k grad H_k on account of pathway k.
+    With d, the gradient of the held-out loss after the step, the answer is -lr <d, grad H_k>: a central difference of
+    H_k along d at the weights before the step, which needs no backward pass. Nesterov's momentum counts a gradient
+    1 + momentum times. Connectors take no part in the held-out loss, so d has nothing for them.
+
+    Source: Deng et al., ECCV 2022, by the second-order approximation of DARTS (Liu et al., ICLR 2019, section 2.3).
+
+    Args:
+        pathway_losses: H (K,) by the present weights; called without gradient.
+    """
+    count = sum(1 for _ in step.student.parameters())
+    weights, momenta = step.weights[:count], step.momenta[:count]
+    gain = step.learning_rate * (1.0 + step.momentum * step.nesterov)
+    with step.undone():
+        gradient = torch.autograd.grad(step.loss(), weights)
+        with torch.no_grad():
+            update = torch._foreach_add(gradient, weights, alpha=step.weight_decay)
+            torch._foreach_mul_(update, gain)
+            again = step.momentum**2 if step.nesterov else step.momentum
+            torch._foreach_add_(update, momenta, alpha=step.learning_rate * again)
+            torch._foreach_sub_(weights, update)
+        held_out = step.holdout()
+        direction = torch.autograd.grad(F.cross_entropy(step.student(held_out.images), held_out.labels), weights)
+        with torch.no_grad():
+            distance = PERTURBATION / torch.stack(torch._foreach_norm(direction)).norm()
+            along = torch._foreach_mul(direction, distance)
+            torch._foreach_add_(update, along)
+            torch._foreach_add_(weights, update)
+            above = pathway_losses()
+            torch._foreach_sub_(weights, along, alpha=2.0)
+            below = pathway_losses()
+            return -gain * (above - below) / (2.0 * distance)
+
+
+class LearnedAlpha:
+    """alpha of K pathways, ones at first, moved by Adam, and the process that it went through. On the CPU."""
+
+    def __init__(self, settings: SearchSettings, pathways: int) -> None:
+        self._settings = settings
+        self._alpha = nn.Parameter(torch.ones(pathways))
+        self._optimizer = torch.optim.Adam([self._alpha], settings.learning_rate, BETAS)
+        self._steps = 0
+        self._recorded_steps: list[int] = []
+        self._recorded: list[Tensor] = []  # (K,) each, smoothed
+
+    @property
+    def value(self) -> Tensor:
+        """(K,) float32."""
+        return self._alpha.detach()
+
+    def learn(self, influences: Tensor) -> None:
+        """One step against (K,) influences of the weights. One that is not finite, of a student that diverged, is
+        skipped."""
+        if bool(influences.isfinite().all()):
+            before = self.value.clone()
+            self._optimizer.zero_grad()
+            biased_softmax(self._alpha).backward(influences)
+            self._optimizer.step()
+            with torch.no_grad():
+                self._alpha.copy_(before + (self.value - before).clamp(-LONGEST_STEP, LONGEST_STEP))
+        if self._steps % self._settings.record_every == 0:
+            self._recorded_steps.append(self._steps)
+            self._recorded.append(self._smoothed())
+        self._steps += 1
+
+    def _smoothed(self) -> Tensor:
+        if not self._recorded:
+            return self.value.clone()
+        return self._settings.smoothing * self._recorded[-1] + (1.0 - self._settings.smoothing) * self.value
+
+    def process(self, pathways: tuple[Pathway, ...]) -> Process:
+        """Over the steps so far, as the whole of a run."""
+        times = torch.tensor([*self._recorded_steps, self._steps], dtype=torch.float64) / self._steps
+        return Process(pathways, times, torch.stack([*self._recorded, self._smoothed()]))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "alpha": self.value.clone(),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "steps": self._steps,
+            "recorded_steps": list(self._recorded_steps),
+            "recorded": [alpha.clone() for alpha in self._recorded],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self._alpha.copy_(state["alpha"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._steps, self._recorded_steps = state["steps"], list(state["recorded_steps"])
+        self._recorded = list(state["recorded"])

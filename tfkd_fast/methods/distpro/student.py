@@ -1,0 +1,81 @@
+"""What search and replay have in common: a student that learns from labels and, along weighted pathways, features."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.methods.distpro.connectors import Connectors
+from tfkd_fast.methods.distpro.pathways import Pathway, PathwaySettings, find_pathways
+from tfkd_fast.methods.protocol import Context, Plan, StepBatch
+from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
+from tfkd_fast.models import FeatureShapes
+from tfkd_fast.ops import SoftTargetStats
+
+
+class PathwaysSettings(TaughtSettings):
+    pathways: PathwaySettings = PathwaySettings()
+
+
+def context_shapes(context: Context) -> tuple[FeatureShapes, FeatureShapes]:
+    """Of the one teacher and of the student."""
+    if context.shapes is None:
+        raise ValueError("context.shapes must be given: pathways lead to features of the student")
+    return context.teachers[0].shapes, context.shapes
+
+
+def context_pathways(context: Context, settings: PathwaySettings) -> tuple[Pathway, ...]:
+    """Between the networks of a run; see `find_pathways`."""
+    return find_pathways(*context_shapes(context), settings)
+
+
+class PathwayStudent(TaughtStudent):
+    """CE(y, p) + sum_k g_k HCL(connector_k(student's features), teacher's features), features before ReLU.
+
+    Source: Deng et al., ECCV 2022, and the authors' code.
+    """
+
+    needs_features = True
+
+    def connect(self, pathways: Sequence[Pathway]) -> None:
+        """Make the connectors of K pathways, of weight 0 for now; a subclass calls it once."""
+        device = self.context.device
+        self.pathways = tuple(pathways)
+        connectors = Connectors(self.pathways, *context_shapes(self.context), self.context.seed)
+        self._connectors = connectors.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.adapters = self._connectors
+        self._weights = torch.zeros(len(self.pathways), device=device)
+        self._computed: list[int] = []
+
+    def set_weights(self, weights: Tensor) -> None:
+        """g (K,) of the steps to come; a pathway of weight 0 is not computed. For weights on the CPU nobody waits."""
+        self._weights.copy_(weights)
+        self._computed = [number for number, weight in enumerate(weights.tolist()) if weight > 0]
+
+    def begin_interval(self, epoch: int) -> Plan:
+        """The event says what the epoch begins with."""
+        names = [pathway.name for pathway in self.pathways]
+        event = {"event": "pathways", "epoch": epoch + 1, "names": names, "weights": self._weights.tolist()}
+        return Plan(super().begin_interval(epoch).interval, [event])
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        return hard + (self._weights * self.pathway_losses(batch)).sum(-1), statistics
+
+    def pathway_losses(self, batch: StepBatch) -> Tensor:
+        """(n,K), 0 where none is computed. The n candidates share the connectors and their batch norms."""
+        student, teacher = batch.features, batch.teachers[0].features
+        assert student is not None
+        assert teacher is not None
+        n = len(batch.labels)
+        losses = [self._weights.new_zeros(n)] * len(self.pathways)
+        for number in self._computed:
+            pathway = self.pathways[number]
+            of_student = student.before_relu[pathway.student_stage].flatten(0, 1)
+            of_teacher = teacher.before_relu[pathway.teacher_stage].flatten(0, 1)
+            losses[number] = self._connectors(number, of_student, of_teacher).unflatten(0, (n, -1)).mean(1)
+        return torch.stack(losses, dim=1)
+
+    def summary(self) -> dict[str, Any]:
+        return {"pathways": len(self.pathways), "pathway_weight": self._weights.sum().item()}
