@@ -141,9 +141,10 @@ class EpochTrainer:
         return Lane(groups, slots, feed, rows, step, sizes, self._compute, self._streams, self._on_batch)
 
     def _take_step(self, group: Group, shown: Shown, records: Records) -> None:
+        taught = self._teachers.outputs(shown.batch.images, shown.batch.indices)
         if self._method.looks_ahead:
-            self._method.before_step(Trial(group, shown, records, self._training, self._holdout))
-        train_step(group, shown, records, self._training)
+            self._method.before_step(Trial(group, shown, taught, records, self._training, self._holdout))
+        train_step(group, shown, taught, records, self._training)
 
     def _loader_of(self, labels: tuple[int, ...] | None) -> Loader:
         return self._loader if labels is None else self._loader.of_labels(labels)

@@ -17,7 +17,7 @@ from tfkd_fast.engine.groups import Group
 from tfkd_fast.engine.schedule import OptimizerSettings
 from tfkd_fast.engine.sgd import sgd_step
 from tfkd_fast.engine.teachers import Teachers
-from tfkd_fast.methods.protocol import CompanionOutputs, Method, StepBatch
+from tfkd_fast.methods.protocol import CompanionOutputs, Method, StepBatch, TeacherOutputs
 from tfkd_fast.models import Features
 from tfkd_fast.ops import SoftTargetStats
 
@@ -62,10 +62,16 @@ class Training:
     teachers: Teachers
 
 
-def train_step(group: Group, shown: Shown, records: Records, training: Training) -> None:
-    """Forward, loss, backward, update, statistics. The caller counts `records.step`."""
+def train_step(
+    group: Group, shown: Shown, taught: tuple[TeacherOutputs, ...], records: Records, training: Training
+) -> None:
+    """Forward, loss, backward, update, statistics. The caller counts `records.step`.
+
+    Args:
+        taught: what the teachers make of the batch.
+    """
     method, adapters, count = training.method, training.adapters, len(group.leaves)
-    logits, batch = look(group, shown, training)
+    logits, batch = look(group, shown, taught, method)
     losses, statistics = loss_of(method, logits, batch, shown, group.candidates)
     leaves = [*group.leaves, *adapters.weights]
     gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=method.adapters is not None)
@@ -83,9 +89,9 @@ def train_step(group: Group, shown: Shown, records: Records, training: Training)
     records.totals.add_(torch.stack(statistics, dim=1))
 
 
-def look(group: Group, shown: Shown, training: Training) -> tuple[Tensor, StepBatch]:
+def look(group: Group, shown: Shown, taught: tuple[TeacherOutputs, ...], method: Method) -> tuple[Tensor, StepBatch]:
     """The candidates' logits (n,B,C) of what they are shown, and what else their method wants to know of it."""
-    method, images, size = training.method, shown.batch.images, shown.batch.labels.shape[1]
+    images, size = shown.batch.images, shown.batch.labels.shape[1]
     beside: CompanionOutputs | None = None
     if shown.companions is None:
         logits, features = group.forward(images)
@@ -106,7 +112,7 @@ def look(group: Group, shown: Shown, training: Training) -> tuple[Tensor, StepBa
         shown.batch.indices.expand(n, -1),
         group.slow_forward(images)[0] if group.slow_forward else None,
         features,
-        training.teachers.outputs(images, shown.batch.indices),
+        taught,
         beside,
         group.students,
     )

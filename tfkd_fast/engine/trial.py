@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,9 +18,17 @@ class Trial:
     """`methods.protocol.TrainingStep` over one candidate of a run."""
 
     def __init__(
-        self, group: Group, shown: Shown, records: Records, training: Training, holdout: HoldoutBatches | None
+        self,
+        group: Group,
+        shown: Shown,
+        taught: tuple[TeacherOutputs, ...],
+        records: Records,
+        training: Training,
+        holdout: HoldoutBatches | None,
     ) -> None:
-        self._group, self._shown, self._training, self._holdout = group, shown, training, holdout
+        """`taught`: what the teachers make of the batch."""
+        self._group, self._shown, self._taught = group, shown, taught
+        self._training, self._holdout = training, holdout
         (self.student,), (member,) = group.students, group.members
         self.weights = [*group.leaves, *training.adapters.weights]
         self.momenta = [*member.momenta, *training.adapters.momenta]
@@ -69,7 +76,3 @@ class Trial:
             with torch.no_grad():
                 for tensor, saved in zip(tensors, before, strict=True):
                     tensor.copy_(saved)
-
-    @cached_property
-    def _taught(self) -> tuple[TeacherOutputs, ...]:
-        return self._training.teachers.outputs(self._shown.batch.images, self._shown.batch.indices)
