@@ -27,7 +27,7 @@ class TaughtSettings(Settings):
 class TaughtStudent(OneStudent):
     """One student and its teachers, each of which knows all classes."""
 
-    teachers = (1, 1)
+    teachers: tuple[int, int | None] = (1, 1)
 
     def __init__(self, settings: TaughtSettings, context: Context) -> None:
         """
