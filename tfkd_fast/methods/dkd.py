@@ -18,9 +18,12 @@ class DKDLoss(Settings):
 
     temperature: float = Field(default=4.0, gt=0)
     ce_weight: float = Field(default=1.0, ge=0)
-    alpha: float = Field(default=1.0, ge=0)  # of the label against all other classes together
-    beta: float = Field(default=6.0, ge=0)  # of the other classes among themselves; depends on the pair of networks
-    warmup: float = Field(default=20 / 240, ge=0, le=1)  # share of the run over which alpha and beta grow from 0
+    alpha: float = Field(default=1.0, ge=0)
+    """Of the label against all other classes together."""
+    beta: float = Field(default=6.0, ge=0)
+    """Of the other classes among themselves; the best one depends on the pair of networks."""
+    warmup: float = Field(default=20 / 240, ge=0, le=1)
+    """The share of the run over which alpha and beta grow from 0."""
 
 
 class DKDSettings(TaughtSettings):

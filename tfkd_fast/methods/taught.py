@@ -13,9 +13,12 @@ from tfkd_fast.settings import Settings
 class TeacherSettings(Settings):
     """The `[teachers]` table of a recipe."""
 
-    runs: tuple[str, ...] = ()  # run folders
-    cache: str | None = None  # a file of what the teachers make of the images; without it they look at every batch
-    views: int = Field(default=0, ge=0)  # epochs after which the augmentation of images repeats; 0: never
+    runs: tuple[str, ...] = ()
+    """Run folders."""
+    cache: str | None = None
+    """A file of what the teachers make of the images; without it they look at every batch."""
+    views: int = Field(default=0, ge=0)
+    """Epochs after which the augmentation of images repeats; 0: never."""
 
 
 class TaughtSettings(Settings):
