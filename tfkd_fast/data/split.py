@@ -21,7 +21,7 @@ def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> 
     return images.subset(fit), images.subset(holdout)
 
 
-def split_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_indices(labels: Tensor, fraction: float, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
     """Ascending indices of the rest and of the chosen share, from labels (N,) int64. Rules as in `split_holdout`."""
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")

@@ -35,9 +35,15 @@ class TaughtStudent(OneStudent):
     def __init__(self, settings: TaughtSettings, context: Context) -> None:
         """
         Raises:
-            UserError: for a teacher that does not know all classes.
+            UserError: for another number of teachers than the method has, and for one that does not know all classes.
         """
         super().__init__(context)
+        fewest, most = self.teachers
+        count = len(context.teachers)
+        if count < fewest or (most is not None and count > most):
+            raise UserError(
+                f"this method learns from {_some(fewest, most)}, and {count} were named: --teacher RUN_DIR names one"
+            )
         for teacher in context.teachers:
             if len(teacher.labels) < context.num_classes:
                 raise UserError(
@@ -50,3 +56,9 @@ class TaughtStudent(OneStudent):
         if len(batch.teachers) == 1:
             return batch.teachers[0].logits.unsqueeze(1)
         return torch.stack([teacher.logits for teacher in batch.teachers], dim=1)
+
+
+def _some(fewest: int, most: int | None) -> str:
+    if fewest == most:
+        return "one teacher" if fewest == 1 else f"{fewest} teachers"
+    return f"{fewest} or more teachers" if most is None else f"{fewest} to {most} teachers"
