@@ -23,8 +23,8 @@ NO_SHAPES = FeatureShapes((), 0)
 
 def build(name: str, *, labels: tuple[int, ...] = tuple(range(CLASSES)), **loss: float) -> Method:
     entry = find_method(name)
-    teacher = TeacherFacts("some-run", "vgg13", labels, NO_SHAPES)
-    context = Context(CLASSES, 50, EPOCHS, 0, torch.device("cpu"), lambda epoch: 1.0, teachers=(teacher,))
+    teachers = (TeacherFacts("some-run", "vgg13", labels, NO_SHAPES),) * LOSSES[name][0]
+    context = Context(CLASSES, 50, EPOCHS, 0, torch.device("cpu"), lambda epoch: 1.0, teachers=teachers)
     return entry.build(entry.settings.model_validate({"loss": loss}), context)
 
 
@@ -86,7 +86,7 @@ def by_confidence(teachers: list[Tensor], labels: Tensor) -> list[Tensor]:
 
 
 AVERAGE = {"temperature": TEMPERATURE, "ce_weight": 0.4, "kd_weight": 0.7}
-LOSSES: dict[str, tuple[int, dict[str, float], Callable[..., Tensor]]] = {
+LOSSES: dict[str, tuple[int, dict[str, float], Callable[..., Tensor]]] = {  # teachers, settings, formula
     "kd": (
         1,
         {"temperature": TEMPERATURE, "alpha": 0.6},
