@@ -179,20 +179,24 @@ def show(found: list[Cost], refused: dict[str, str], title: str, console: Consol
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=float, default=0.25, help="of the student, VGG-8")
-    parser.add_argument("--teacher-width", type=float, default=0.25, help="of its teachers, VGG-13")
+    parser.add_argument("--teacher", default="vgg13", help="the network of its teachers; tf-kd-self wants vgg8")
+    parser.add_argument("--teacher-width", type=float, default=0.25)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=5, help="of one measurement")
+    parser.add_argument("--steps", type=int, default=5, help="of one measurement; MMKD looks ahead in each fifth")
     parser.add_argument("--rounds", type=int, default=15, help="measurements of each method")
     parser.add_argument("methods", nargs="*", default=list(METHODS), help="all, if none is named")
     options = parser.parse_args()
-    for name in options.methods:
-        find_method(name)
+    try:
+        for name in options.methods:
+            find_method(name)
+    except UserError as error:
+        parser.error(str(error))
     compute = resolve_compute("auto", "auto", "auto")
     workload = bench.Workload(compute, ModelSettings(width=options.width), options.batch, options.steps)
-    teacher = ModelSettings(name="vgg13", width=options.teacher_width)
+    teacher = ModelSettings(name=options.teacher, width=options.teacher_width)
     found, refused = measure(workload, teacher, options.rounds, options.methods)
     on = f"{compute.device_name}, {torch.get_num_threads()} threads · {compute.precision} · batch {options.batch}"
-    networks = f"vgg8 of width {options.width:g}, teachers vgg13 of width {options.teacher_width:g}"
+    networks = f"vgg8 of width {options.width:g}, teachers {options.teacher} of width {options.teacher_width:g}"
     show(found, refused, f"{on} · {networks}", Console())
 
 

@@ -12,7 +12,7 @@ from tfkd_fast.engine.device import resolve_compute
 from tfkd_fast.methods import METHODS
 from tfkd_fast.models import ModelSettings
 
-WIDTH, BATCH_SIZE, STEPS, ROUNDS = (1.0, 512, 50, 5) if DEVICE.type == "cuda" else (0.25, 64, 4, 5)
+WIDTH, BATCH_SIZE, STEPS, ROUNDS = (1.0, 512, 50, 5) if DEVICE.type == "cuda" else (0.25, 64, 5, 5)
 
 
 @cache

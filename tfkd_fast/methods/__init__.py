@@ -5,10 +5,19 @@ from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods.averages import AverageSettings, ConfidenceAverage, EntropyAverage, EqualAverage
+from tfkd_fast.methods.confidence_penalty import ConfidencePenalty, ConfidencePenaltySettings
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
+from tfkd_fast.methods.cs_kd import CSKD, CSKDSettings
 from tfkd_fast.methods.dkd import DKD, DKDSettings
+from tfkd_fast.methods.dlb import DLB, DLBSettings
 from tfkd_fast.methods.kd import KD, KDSettings
+from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
+from tfkd_fast.methods.ols import OLS, OLSSettings
 from tfkd_fast.methods.protocol import Context, Method
+from tfkd_fast.methods.ps_kd import PSKD, PSKDSettings
+from tfkd_fast.methods.tf_kd import TfKDReg, TfKDRegSettings, TfKDSelf, TfKDSelfSettings
+from tfkd_fast.methods.uskd import USKD, USKDSettings
+from tfkd_fast.methods.zipf import Zipf, ZipfSettings
 from tfkd_fast.settings import Settings
 
 __all__ = ["METHODS", "Context", "Method", "MethodEntry", "find_method"]
@@ -97,6 +106,66 @@ METHODS: dict[str, MethodEntry] = {
         "Zhang, Chen, Wang, ICASSP 2022, without its feature part",
         AverageSettings,
         ConfidenceAverage,
+    ),
+    "mmkd": MethodEntry(
+        "several teachers, weighed for each sample by two networks that learn from what the student gets wrong",
+        "Zhang, Chen, Wang, ICME 2023; normalised Gram rows and the warm-up of the features are our choice",
+        MMKDSettings,
+        MMKD,
+    ),
+    "tf-kd-self": MethodEntry(
+        "the softened predictions of an earlier run of the same network, and the label",
+        "Yuan et al., CVPR 2020",
+        TfKDSelfSettings,
+        TfKDSelf,
+    ),
+    "tf-kd-reg": MethodEntry(
+        "the softened predictions of a virtual teacher that is right with 99 %, and the label",
+        "Yuan et al., CVPR 2020",
+        TfKDRegSettings,
+        TfKDReg,
+    ),
+    "ps-kd": MethodEntry(
+        "the label, softened more and more by the student's own prediction of the epoch before",
+        "Kim et al., ICCV 2021; memory in half precision is our choice",
+        PSKDSettings,
+        PSKD,
+    ),
+    "ols": MethodEntry(
+        "the label, and the mean correct prediction for its class in the epoch before",
+        "Zhang et al., TIP 2021; uniform soft labels in the first epoch are our choice",
+        OLSSettings,
+        OLS,
+    ),
+    "confidence-penalty": MethodEntry(
+        "cross-entropy with the one-hot label, less a share of the entropy of the prediction",
+        "Pereyra et al., ICLR workshop 2017",
+        ConfidencePenaltySettings,
+        ConfidencePenalty,
+    ),
+    "cs-kd": MethodEntry(
+        "what the student predicts for another image of the class, and the label",
+        "Yun et al., CVPR 2020; batches of full size are our choice",
+        CSKDSettings,
+        CSKD,
+    ),
+    "dlb": MethodEntry(
+        "what the student predicted one step ago for the images of the last batch, shown again, and the label",
+        "Shen et al., CVPR 2022; one pass for both batches, temperature and weight are our choice",
+        DLBSettings,
+        DLB,
+    ),
+    "zipf": MethodEntry(
+        "wrong classes weighted by their ranks among the votes of the places in the image, and the label",
+        "Liang et al., ECCV 2022",
+        ZipfSettings,
+        Zipf,
+    ),
+    "uskd": MethodEntry(
+        "the label by how well it is known, wrong classes by their ranks, which a weak head helps to find",
+        "Yang et al., ICCV 2023, the teacher-free part",
+        USKDSettings,
+        USKD,
     ),
 }
 

@@ -60,6 +60,8 @@ class Context:
     shapes: FeatureShapes | None = None
     """Of the student's features."""
     teachers: tuple[TeacherFacts, ...] = ()
+    batch_size: int = 64
+    """Of the student's training; the last batch of an epoch may be smaller."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class CompanionOutputs(NamedTuple):
     """The student on the images that were shown beside the batch."""
 
     logits: Tensor  # (n,B,C)
+    labels: Tensor  # (n,B) int64
     indices: Tensor  # (n,B) int64
 
 
