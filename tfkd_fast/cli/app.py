@@ -16,6 +16,7 @@ from tfkd_fast import engine
 from tfkd_fast.cli.bench import measure, show
 from tfkd_fast.cli.display import Display
 from tfkd_fast.cli.doctor import examine
+from tfkd_fast.cli.methods import show_method, show_methods
 from tfkd_fast.cli.study import train_study
 from tfkd_fast.control.policy_search import Generation
 from tfkd_fast.data import LoaderName
@@ -57,7 +58,7 @@ def train(
     dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100, svhn, folder or npz.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
-    method: Annotated[str | None, typer.Option(help="ce, label-smoothing, tfkd, tfkd-mrs or tfkd-extended.")] = None,
+    method: Annotated[str | None, typer.Option(help="By name: tfkd-fast methods lists them.")] = None,
     model: Annotated[str | None, typer.Option(help="The student, by name.")] = None,
     teacher: Annotated[
         list[Path] | None,
@@ -201,6 +202,17 @@ def doctor() -> None:
         for row in rows[1:]:
             table.add_row(*map(escape, row))
         console.print(table)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, with all its options.")] = None,
+) -> None:
+    """The training methods: where each is from, what it needs, and what can be set."""
+    if name is None:
+        show_methods(Console())
+    else:
+        show_method(name, Console())
 
 
 @app.command()

@@ -1,14 +1,15 @@
 """Training methods by name, all behind `tfkd_fast.methods.protocol.Method`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.methods.averages import AverageSettings, ConfidenceAverage, EntropyAverage, EqualAverage
 from tfkd_fast.methods.confidence_penalty import ConfidencePenalty, ConfidencePenaltySettings
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.cs_kd import CSKD, CSKDSettings
 from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
+from tfkd_fast.methods.dkd import DKD, DKDSettings
 from tfkd_fast.methods.dlb import DLB, DLBSettings
 from tfkd_fast.methods.kd import KD, KDSettings
 from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
@@ -30,8 +31,7 @@ class MethodEntry:
     summary: str
     source: str
     settings: type[Settings]
-    build: Callable[[Any, Context], Method]
-    """The class of the method; it takes its settings and the context of a run."""
+    build: type[Method]
     preset: dict[str, dict[str, Any]] = field(default_factory=dict)
     named_for: tuple[str, str] | None = None
     """Table and key of the preset that the name stands for: with another value it would be another method."""
@@ -83,6 +83,30 @@ METHODS: dict[str, MethodEntry] = {
         "Hinton, Vinyals, Dean, 2015",
         KDSettings,
         KD,
+    ),
+    "dkd": MethodEntry(
+        "one teacher, with what it says of the label apart from what it says of the other classes",
+        "Zhao et al., CVPR 2022",
+        DKDSettings,
+        DKD,
+    ),
+    "kd-average": MethodEntry(
+        "several teachers that all count the same",
+        "You et al., KDD 2017",
+        AverageSettings,
+        EqualAverage,
+    ),
+    "kd-entropy": MethodEntry(
+        "several teachers, for each sample weighed by how certain they are",
+        "after Kwon et al., ICASSP 2020; weights that sum to 1 are our choice",
+        AverageSettings,
+        EntropyAverage,
+    ),
+    "ca-mkd": MethodEntry(
+        "several teachers, for each sample weighed by how right they are: the part on logits",
+        "Zhang, Chen, Wang, ICASSP 2022, without its feature part",
+        AverageSettings,
+        ConfidenceAverage,
     ),
     "mmkd": MethodEntry(
         "several teachers, weighed for each sample by two networks that learn from what the student gets wrong",

@@ -14,7 +14,8 @@ class KDLoss(Settings):
     """The `[loss]` table, by the settings of RepDistiller (Tian et al., ICLR 2020)."""
 
     temperature: float = Field(default=4.0, gt=0)
-    alpha: float = Field(default=0.9, ge=0, le=1)  # of the teacher; the label has the rest
+    alpha: float = Field(default=0.9, ge=0, le=1)
+    """Of the teacher; the label has the rest."""
 
 
 class KDSettings(TaughtSettings):

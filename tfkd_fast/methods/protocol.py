@@ -246,6 +246,9 @@ class Method(ABC):
     phase: Hashable = 0
     """What is captured in one phase does not serve another: `network` or `loss` takes another path."""
 
+    def __init__(self, settings: Any, context: Context) -> None:  # noqa: B027, what it is built from
+        """From the tables of a recipe that are the method's own, and what it may know of the run."""
+
     def prepare(self, material: Material) -> Iterable[Event]:
         """Called once before the first epoch of a run, and not when it is resumed; gives what to write into the log."""
         return ()

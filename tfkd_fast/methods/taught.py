@@ -18,13 +18,17 @@ from tfkd_fast.settings import Settings
 class TeacherSettings(Settings):
     """The `[teachers]` table of a recipe."""
 
-    runs: tuple[str, ...] = ()  # run folders
-    cache: str | None = None  # a file of what the teachers make of the images; without it they look at every batch
-    views: int = Field(default=0, ge=0)  # epochs after which the augmentation of images repeats; 0: never
+    runs: tuple[str, ...] = ()
+    """Run folders."""
+    cache: str | None = None
+    """A file of what the teachers make of the images; without it they look at every batch."""
+    views: int = Field(default=0, ge=0)
+    """Epochs after which the augmentation of images repeats; 0: never."""
     adjust: Literal["none", "label-mix", "swap"] = "none"
     """What the label corrects in the teachers' logits: label-mix mixes it into the softened predictions, swap exchanges
     the largest logit for that of the label where the teacher errs (Wen et al., arXiv 1911.07471)."""
-    label_share: float = Field(default=0.1, gt=0, lt=1)  # label-mix: of the label
+    label_share: float = Field(default=0.1, gt=0, lt=1)
+    """Of the label, for label-mix."""
 
 
 class TaughtSettings(Settings):
