@@ -1,14 +1,15 @@
 """Data sets (what), augmentation, and loaders (how)."""
 
 from tfkd_fast.data.companions import Companions
-from tfkd_fast.data.datasets import Dataset, ImagesSealed, open_dataset, sealed_test_images
+from tfkd_fast.data.datasets import Dataset, ImagesSealed, find_labels, open_dataset, sealed_test_images
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
-from tfkd_fast.data.settings import DataSettings, LoaderName
+from tfkd_fast.data.settings import ClassChoice, DataSettings, LoaderName
 from tfkd_fast.data.split import split_holdout
 
 __all__ = [
     "Batch",
+    "ClassChoice",
     "Companions",
     "DataSettings",
     "Dataset",
@@ -18,6 +19,7 @@ __all__ = [
     "LoaderChoice",
     "LoaderName",
     "choose_loader",
+    "find_labels",
     "make_loader",
     "missing_loaders",
     "open_dataset",
