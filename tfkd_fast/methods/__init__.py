@@ -6,6 +6,7 @@ from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
+from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.methods.kd import KD, KDSettings
 from tfkd_fast.methods.protocol import Context, Method
 from tfkd_fast.settings import Settings
@@ -73,6 +74,12 @@ METHODS: dict[str, MethodEntry] = {
         "Hinton, Vinyals, Dean, 2015",
         KDSettings,
         KD,
+    ),
+    "education": MethodEntry(
+        "a student that deepens in grades, each with one more group of classes and the teacher of that group",
+        "Feng et al., KSEM 2025; promotions, mixed batches and the heads of a VGG are our choice",
+        EducationSettings,
+        Education,
     ),
 }
 
