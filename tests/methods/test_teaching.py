@@ -120,7 +120,9 @@ def test_a_candidate_alone_is_taught_as_in_the_group_where_no_peers_take_part() 
         expected, _ = together.loss(logits, batch, slice(0, CANDIDATES))
         for slot in range(CANDIDATES):
             own = slice(slot, slot + 1)
-            loss, _ = alone.loss(logits[own], StepBatch(*(tensor[own] for tensor in batch)), own)
+            loss, _ = alone.loss(
+                logits[own], StepBatch(batch.labels[own], batch.indices[own], batch.slow_logits[own]), own
+            )
             torch.testing.assert_close(loss, expected[own], rtol=1e-12, atol=1e-12)
 
 

@@ -59,6 +59,10 @@ def train(
     download: Download = False,
     method: Annotated[str | None, typer.Option(help="ce, label-smoothing, tfkd, tfkd-mrs or tfkd-extended.")] = None,
     model: Annotated[str | None, typer.Option(help="The student, by name.")] = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN_DIR", help="A finished run that the student learns from; may be given again."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
@@ -87,6 +91,7 @@ def train(
         {"method": method, "epochs": epochs, "seed": seed, "device": device, "precision": precision, "ops": ops}
         | {"compile": compile, "population": population}
         | {"data": _given(data), "model": _given({"name": model})}
+        | {"teachers": _given({"runs": [str(run_dir) for run_dir in teacher or []] or None})}
     )
     _assign(overrides, assignments)
     if resume is not None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.ops.augment import random_windows
-from tfkd_fast.randomness import permutation
 
 
 class Views(NamedTuple):
@@ -38,14 +37,13 @@ class Augmentation:
     def usual(cls, height: int, flip: bool) -> "Augmentation":
         return cls(pad=4 * height // 32, flip=flip)
 
-    def random_views(self, count: int, *, seed: int, epoch: int, stream: int, device: torch.device) -> Views:
-        """One view of each of `count` images, in the order of the epoch."""
-        indices = permutation(count, seed=seed, epoch=epoch, stream=stream, device=device)
-        windows = random_windows(indices, pad=self.pad, flip=self.flip, seed=seed, epoch=epoch, stream=stream)
-        return Views(indices, *windows)
+    def views_of(self, indices: Tensor, *, seed: int, epoch: int, stream: int) -> Views:
+        """One view of each image at `indices` (M,)."""
+        return Views(
+            indices, *random_windows(indices, pad=self.pad, flip=self.flip, seed=seed, epoch=epoch, stream=stream)
+        )
 
-    def plain_views(self, count: int, device: torch.device) -> Views:
-        """Every image as it is, in order."""
-        indices = torch.arange(count, device=device)
+    def plain_views(self, indices: Tensor) -> Views:
+        """Each image at `indices` (M,) as it is."""
         offset = torch.full_like(indices, self.pad)
         return Views(indices, offset, offset, torch.zeros_like(indices, dtype=torch.bool))

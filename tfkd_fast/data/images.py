@@ -1,10 +1,11 @@
 """Labelled images, in memory or in files."""
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,6 +39,16 @@ class ImageSet(ABC):
     def subset(self, indices: Tensor) -> Self:
         """The images at `indices` (M,) int64, in that order."""
 
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal of labels, shape and pixels (of files: names and sizes)."""
+        digest = hashlib.sha256(repr((self.image_shape, self.labels.tolist())).encode())
+        self._digest(digest.update)
+        return digest.hexdigest()
+
+    @abstractmethod
+    def _digest(self, update: Callable[[Any], None]) -> None:
+        """Feed what the images are made of to a digest."""
+
 
 class ArrayImages(ImageSet):
     """Images (N,C,H,W) uint8 in memory."""
@@ -59,6 +70,9 @@ class ArrayImages(ImageSet):
 
     def subset(self, indices: Tensor) -> Self:
         return type(self)(self._images[indices], self.labels[indices])
+
+    def _digest(self, update: Callable[[Any], None]) -> None:
+        update(self._images.contiguous().numpy())
 
 
 class FileImages(ImageSet):
@@ -94,3 +108,7 @@ class FileImages(ImageSet):
 
     def subset(self, indices: Tensor) -> Self:
         return type(self)([self.files[index] for index in indices.tolist()], self.labels[indices], self._size)
+
+    def _digest(self, update: Callable[[Any], None]) -> None:
+        for file in self.files:
+            update(f"{file.name} {file.stat().st_size}\n".encode())

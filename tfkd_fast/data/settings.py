@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from tfkd_fast.settings import Settings
 
 LoaderName = Literal["auto", "resident", "dali", "torchvision"]
+MixName = Literal["none", "mixup", "cutmix"]
 
 
 def _listed(choice: Any) -> Any:
@@ -31,5 +32,7 @@ class DataSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
     augment: bool = True  # random crops and mirroring of training images
     flip: bool | None = None  # mirror at random; without it, as suits the data set (digits and svhn: no, others: yes)
+    mix: MixName = "none"  # training images in pairs, and their labels with them
+    mix_alpha: float = Field(default=1.0, gt=0)  # shares of a pair are drawn from Beta(mix_alpha, mix_alpha)
     loader: LoaderName = "auto"  # auto: the fastest, by a short measurement
     workers: int = Field(default=2, ge=0)  # processes of torchvision, threads of DALI (0: none; as many as torch uses)

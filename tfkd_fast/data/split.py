@@ -21,7 +21,9 @@ def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> 
     return images.subset(fit), images.subset(holdout)
 
 
-def split_indices(labels: Tensor, fraction: float, seed: int, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def split_indices(
+    labels: Tensor, fraction: float, seed: int = SPLIT_SEED, places: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Ascending indices of the rest and of the chosen share, from labels (N,) int64. Rules as in `split_holdout`.
 
     `places` (N,) int64, ascending: the samples' numbers in the set that they were chosen from; by default 0 .. N-1.

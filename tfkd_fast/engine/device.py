@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from tfkd_fast.errors import UserError
 # torch reads it when it first imports a part of its compiler, and many of its functions do.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "compile"))
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,13 @@ class Compute:
         """The model on the device, channels-last."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def compiled(self, network: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[Tensor], Tensor]:
+    def compiled(self, network: Callable[[Tensor], Result], batch_size: int) -> Callable[[Tensor], Result]:
         """The network, compiled for full batches if compiling was asked for; a smaller last batch runs as it is."""
         if not self.compile:
             return network
         compiled = torch.compile(network, fullgraph=True, dynamic=False)
 
-        def forward(images: Tensor) -> Tensor:
+        def forward(images: Tensor) -> Result:
             return (compiled if images.shape[-4] == batch_size else network)(images)
 
         return forward

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,14 +10,18 @@ from threading import Event
 
 import torch
 
-from tfkd_fast.data import Batch, Loader
+from tfkd_fast.data import Loader, Mixing
+from tfkd_fast.engine.adapters import Adapters
 from tfkd_fast.engine.capture import RepeatedStep, Streams, run_in_parallel
 from tfkd_fast.engine.device import Compute
-from tfkd_fast.engine.feed import Feed, make_feed
-from tfkd_fast.engine.groups import Group, SideBySide, alone, stacked, together
+from tfkd_fast.engine.feed import Feed, Shown, make_feed
+from tfkd_fast.engine.groups import Group, Making, SideBySide, alone, stacked, together
+from tfkd_fast.engine.holdout import HoldoutBatches
 from tfkd_fast.engine.population import Population
 from tfkd_fast.engine.schedule import OptimizerSettings
-from tfkd_fast.engine.step import Records, train_step
+from tfkd_fast.engine.step import Records, Training, train_step
+from tfkd_fast.engine.teachers import Teachers
+from tfkd_fast.engine.trial import Trial
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.protocol import Method, TrainingStatistics
 
@@ -55,18 +59,43 @@ class EpochTrainer:
         settings: OptimizerSettings,
         side_by_side: SideBySide,
         on_batch: Callable[[int], None],
+        *,
+        adapters: Adapters | None = None,
+        teachers: Teachers | None = None,
+        holdout: Loader | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
-        """`on_batch` is told of how many images a step was taken on, summed over the candidates that took it."""
-        self._population, self._method, self._loader = population, method, loader
-        self._compute, self._settings, self.side_by_side = compute, settings, side_by_side
-        self._on_batch = on_batch
-        self._streams = Streams() if compute.device.type == "cuda" else None
-        self._lanes: dict[tuple[int, bool, bool], list[Lane]] = {}
+        """`on_batch` is told of how many images a step was taken on, summed over the candidates that took it.
 
-    def run(self, candidates: int, epoch: int, learning_rates: list[list[float]], *, average: bool) -> list[EpochRun]:
+        `adapters`, `teachers` and the held-out images that the method may look at are those of the run; a method that
+        has none does without.
+        """
+        self._population, self._method, self._loader = population, method, loader
+        self._compute, self.side_by_side, self._on_batch, self._mixing = compute, side_by_side, on_batch, mixing
+        self._adapters = adapters or Adapters(method.adapters)
+        self._teachers = teachers or Teachers((), compute, loader.batch_size, features=False)
+        self._training = Training(method, settings, self._adapters, self._teachers)
+        self._holdout = HoldoutBatches(holdout) if holdout is not None and method.looks_ahead else None
+        self._streams = Streams() if compute.device.type == "cuda" and not method.looks_ahead else None
+        self._lanes: dict[Hashable, list[Lane]] = {}
+
+    def steps(self, labels: tuple[int, ...] | None = None) -> int:
+        """Of an epoch on the images of these labels."""
+        return len(self._loader_of(labels))
+
+    def run(
+        self,
+        candidates: int,
+        epoch: int,
+        learning_rates: list[list[float]],
+        *,
+        average: bool,
+        labels: tuple[int, ...] | None = None,
+    ) -> list[EpochRun]:
         """Train the first `candidates` for the 0-based `epoch`, each with a learning rate for every step.
 
-        With `average`, `population.epoch_average` becomes the mean of the weights after each step.
+        With `average`, `population.epoch_average` becomes the mean of the weights after each step. With `labels`, only
+        their images are shown.
 
         Raises:
             Diverged: a loss was not finite.
@@ -75,34 +104,49 @@ class EpochTrainer:
             self._population.epoch_average.restart()
         for model in [*self._population.models[:candidates], *self._population.slow_models[:candidates]]:
             model.train()
+        self._adapters.train()
+        self._teachers.start(epoch)
+        if self._holdout is not None:
+            self._holdout.start(epoch)
         data_streams = [self._method.data_stream(slot) for slot in range(candidates)]
-        kind = candidates, average, len(set(data_streams)) == 1
+        kind = candidates, average, len(set(data_streams)) == 1, labels, self._method.phase
         if kind not in self._lanes:
-            self._lanes[kind] = self._make_lanes(*kind)
+            self._lanes[kind] = self._make_lanes(*kind[:4])
         lanes = self._lanes[kind]
         runs = [partial(lane.run, epoch, data_streams, learning_rates) for lane in lanes]
         at_once = self.side_by_side == "streams" and len(lanes) > 1
         results = _on_threads(runs) if at_once else [run() for run in runs]
         if average:
-            self._population.epoch_average.count = len(self._loader)
+            self._population.epoch_average.count = len(learning_rates[0])
         return [result for of_lane in results for result in of_lane]
 
-    def _make_lanes(self, candidates: int, average: bool, shared: bool) -> list["Lane"]:
+    def _make_lanes(self, candidates: int, average: bool, shared: bool, labels: tuple[int, ...] | None) -> list["Lane"]:
         """`shared`: whether all see the same batches."""
-        make, slots = (self._population, self._compute, self._loader.batch_size, average), range(candidates)
+        loader, slots = self._loader_of(labels), range(candidates)
+        at_once = loader.batch_size * (2 if self._method.companion_gradient else 1)
+        making = Making(self._population, self._method, self._compute, at_once, average)
+        lane = partial(self._lane, loader, shared)
         if candidates > 1 and (self.side_by_side == "stacked" or self._method.needs_joint_steps):
             join = stacked if self.side_by_side == "stacked" else together
-            return [self._lane([join(slots, *make)], slots, shared)]
-        groups = [alone(slot, *make) for slot in slots]
+            return [lane([join(slots, making)], slots)]
+        groups = [alone(slot, making) for slot in slots]
         if self.side_by_side == "streams" and self._compute.device.type == "cuda":
-            return [self._lane(groups, slots, shared)]
-        return [self._lane([group], range(slot, slot + 1), shared) for slot, group in enumerate(groups)]
+            return [lane(groups, slots)]
+        return [lane([group], range(slot, slot + 1)) for slot, group in enumerate(groups)]
 
-    def _lane(self, groups: list[Group], slots: range, shared: bool) -> "Lane":
+    def _lane(self, loader: Loader, shared: bool, groups: list[Group], slots: range) -> "Lane":
         rows = slots[:1] if shared else slots
-        feed = make_feed(self._loader, len(rows), self._compute.device)
-        step, sizes = partial(train_step, method=self._method, settings=self._settings), self._loader.batch_sizes()
+        feed = make_feed(loader, self._method.companions, self._mixing, len(rows), self._compute.device)
+        step, sizes = self._take_step, loader.batch_sizes()
         return Lane(groups, slots, feed, rows, step, sizes, self._compute, self._streams, self._on_batch)
+
+    def _take_step(self, group: Group, shown: Shown, records: Records) -> None:
+        if self._method.looks_ahead:
+            self._method.before_step(Trial(group, shown, records, self._training, self._holdout))
+        train_step(group, shown, records, self._training)
+
+    def _loader_of(self, labels: tuple[int, ...] | None) -> Loader:
+        return self._loader if labels is None else self._loader.of_labels(labels)
 
 
 class Lane:
@@ -114,7 +158,7 @@ class Lane:
         slots: range,
         feed: Feed,
         rows: range,
-        step: Callable[[Group, Batch, Records], None],
+        step: Callable[[Group, Shown, Records], None],
         sizes: list[int],
         compute: Compute,
         streams: Streams | None,
@@ -158,15 +202,14 @@ class Lane:
         ]
 
     def _step(self, size: int) -> None:
-        batch = self._feed.batch(self._records.step, size)
-        run_in_parallel([partial(self._step_of, group, batch) for group in self._groups], self._streams)
+        shown = self._feed.shown(self._records.step, size)
+        run_in_parallel([partial(self._step_of, group, shown) for group in self._groups], self._streams)
         self._records.step.add_(1)
 
-    def _step_of(self, group: Group, batch: Batch) -> None:
+    def _step_of(self, group: Group, shown: Shown) -> None:
         first = self._slots.start
         rows = slice(group.candidates.start - first, group.candidates.stop - first)
-        own = batch if len(batch.labels) == 1 else Batch(*(tensor[rows] for tensor in batch))  # one for all, or each
-        self._train_step(group, own, self._records.of(rows))
+        self._train_step(group, shown.of(rows), self._records.of(rows))
 
     def _statistics(self, losses: list[float], totals: list[float], epoch: int, slot: int) -> TrainingStatistics:
         """Means over the samples; the last batch may be smaller than the others."""

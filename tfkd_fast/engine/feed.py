@@ -1,12 +1,33 @@
 """How batches reach a training step: handed over by the host, or made in the step from data on the device."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from tfkd_fast.data import Batch, Loader
+from tfkd_fast.data import Batch, Companions, Loader, Mixed, Mixing
+from tfkd_fast.data.companions import COMPANION_STREAM
+
+
+class Shown(NamedTuple):
+    """What candidates see in a step. Everything has an axis of n candidates in front; n is 1 where all see the same."""
+
+    batch: Batch
+    companions: Batch | None = None
+    """As many images as in the batch."""
+    mixed: Mixed | None = None
+    """With what the images of the batch were mixed."""
+
+    def of(self, rows: slice) -> "Shown":
+        """What some of the candidates see."""
+        if len(self.batch.labels) == 1:
+            return self
+        return Shown(
+            Batch(*(tensor[rows] for tensor in self.batch)),
+            self.companions and Batch(*(tensor[rows] for tensor in self.companions)),
+            self.mixed and Mixed(*(tensor[rows] for tensor in self.mixed)),
+        )
 
 
 class Feed(Protocol):
@@ -21,55 +42,63 @@ class Feed(Protocol):
     def finish(self) -> None:
         """After the last step of the epoch."""
 
-    def batch(self, step: Tensor, size: int) -> Batch:
-        """Inside the step number `step` (1,) int64: its batch of `size` samples.
-
-        Everything in it has an axis of n candidates in front; n is 1 where all see the same.
-        """
+    def shown(self, step: Tensor, size: int) -> Shown:
+        """Inside the step number `step` (1,) int64: its batch of `size` samples and their companions."""
 
 
 class HostFeed:
     """Takes batches from a loader. On CUDA they are copied to where a captured step reads them."""
 
-    def __init__(self, loader: Loader, *, in_place: bool) -> None:
-        self._loader, self._in_place = loader, in_place
-        self._places: dict[int, Batch] = {}  # by batch size
+    def __init__(self, loader: Loader, companions: Companions | None, *, in_place: bool) -> None:
+        self._loader, self._companions, self._in_place = loader, companions, in_place
+        self._places: dict[int, list[Batch]] = {}  # by batch size
         self._batches: Iterator[tuple[Batch, ...]]
-        self._current: Batch
+        self._current: list[Batch]
 
     def start(self, epoch: int, streams: Sequence[int]) -> None:
-        self._batches = zip(*(self._loader.epoch(epoch, stream) for stream in streams), strict=True)
+        visits = []
+        for stream in streams:
+            order = self._loader.order(epoch, stream)
+            visits.append(self._loader.visit(order, epoch, stream))
+            if self._companions:
+                beside = self._loader.companion_order(self._companions, order, epoch, stream)
+                visits.append(self._loader.visit(beside, epoch, stream + COMPANION_STREAM))
+        self._batches = zip(*visits, strict=True)
 
     def advance(self) -> None:
-        batches = next(self._batches)
-        if len(batches) == 1:
-            self._current = Batch(*(tensor.unsqueeze(0) for tensor in batches[0]))
-        else:
-            self._current = Batch(*map(torch.stack, zip(*batches, strict=True)))
+        batches, kinds = next(self._batches), 2 if self._companions else 1
+        self._current = [_stacked(batches[kind::kinds]) for kind in range(kinds)]
         if self._in_place:
-            size = self._current.labels.shape[1]
+            size = self._current[0].labels.shape[1]
             if size not in self._places:
-                self._places[size] = Batch(*map(torch.empty_like, self._current))
-            for place, new in zip(self._places[size], self._current, strict=True):
-                place.copy_(new)
+                self._places[size] = [Batch(*map(torch.empty_like, batch)) for batch in self._current]
+            for places, new in zip(self._places[size], self._current, strict=True):
+                for place, tensor in zip(places, new, strict=True):
+                    place.copy_(tensor)
             self._current = self._places[size]
 
     def finish(self) -> None:
         next(self._batches, None)  # to the end, so that a loader can put away what it works with
 
-    def batch(self, step: Tensor, size: int) -> Batch:
-        return self._current
+    def shown(self, step: Tensor, size: int) -> Shown:
+        return Shown(self._current[0], self._current[1] if self._companions else None)
+
+
+def _stacked(batches: Sequence[Batch]) -> Batch:
+    if len(batches) == 1:
+        return Batch(*(tensor.unsqueeze(0) for tensor in batches[0]))
+    return Batch(*map(torch.stack, zip(*batches, strict=True)))
 
 
 class ResidentFeed:
     """Makes batches inside the step, from images and orders that are on the device."""
 
-    def __init__(self, loader: Loader, rows: int) -> None:
-        self._loader = loader
-        self._orders, self._draws = loader.orders(0, range(rows))
+    def __init__(self, loader: Loader, companions: Companions | None, rows: int) -> None:
+        self._loader, self._companions = loader, companions
+        self._plans = [tensor.clone() for tensor in self._plan(0, range(rows))]
 
     def start(self, epoch: int, streams: Sequence[int]) -> None:
-        for place, new in zip((self._orders, self._draws), self._loader.orders(epoch, streams), strict=True):
+        for place, new in zip(self._plans, self._plan(epoch, streams), strict=True):
             place.copy_(new)
 
     def advance(self) -> None:
@@ -78,13 +107,60 @@ class ResidentFeed:
     def finish(self) -> None:
         """Nothing is open."""
 
-    def batch(self, step: Tensor, size: int) -> Batch:
+    def shown(self, step: Tensor, size: int) -> Shown:
         positions = step * self._loader.batch_size + torch.arange(size, device=step.device)
-        return self._loader.resident_batch(self._orders.index_select(1, positions), self._draws)
+        batches = [
+            self._loader.resident_batch(orders.index_select(1, positions), draws)
+            for orders, draws in zip(self._plans[::2], self._plans[1::2], strict=True)
+        ]
+        return Shown(batches[0], batches[1] if self._companions else None)
+
+    def _plan(self, epoch: int, streams: Sequence[int]) -> list[Tensor]:
+        """Orders (n,M) and draws (n,3), of the images and then of their companions."""
+        orders = [self._loader.order(epoch, stream) for stream in streams]
+        plan = [torch.stack(orders), self._loader.draws(epoch, streams)]
+        if self._companions:
+            beside = [
+                self._loader.companion_order(self._companions, order, epoch, stream)
+                for order, stream in zip(orders, streams, strict=True)
+            ]
+            plan += [
+                torch.stack(beside),
+                self._loader.draws(epoch, [stream + COMPANION_STREAM for stream in streams]),
+            ]
+        return plan
 
 
-def make_feed(loader: Loader, rows: int, device: torch.device) -> Feed:
+class MixedFeed:
+    """Mixes the images of another feed in pairs."""
+
+    def __init__(self, feed: Feed, mixing: Mixing, rows: int, steps: int, device: torch.device) -> None:
+        self._feed, self._mixing, self._steps = feed, mixing, steps
+        self._plans = torch.empty(rows, steps, 3, device=device)
+
+    def start(self, epoch: int, streams: Sequence[int]) -> None:
+        self._feed.start(epoch, streams)
+        self._plans.copy_(torch.stack([self._mixing.plan(self._steps, epoch, stream) for stream in streams]))
+
+    def advance(self) -> None:
+        self._feed.advance()
+
+    def finish(self) -> None:
+        self._feed.finish()
+
+    def shown(self, step: Tensor, size: int) -> Shown:
+        shown = self._feed.shown(step, size)
+        batch, mixed = self._mixing.mix(shown.batch, self._plans.index_select(1, step).squeeze(1))
+        return shown._replace(batch=batch, mixed=mixed)
+
+
+def make_feed(
+    loader: Loader, companions: Companions | None, mixing: Mixing | None, rows: int, device: torch.device
+) -> Feed:
     """The feed that suits a loader and a device; its batches have `rows` in front."""
+    feed: Feed
     if loader.is_resident:
-        return ResidentFeed(loader, rows)
-    return HostFeed(loader, in_place=device.type == "cuda")
+        feed = ResidentFeed(loader, companions, rows)
+    else:
+        feed = HostFeed(loader, companions, in_place=device.type == "cuda")
+    return MixedFeed(feed, mixing, rows, len(loader), device) if mixing else feed

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,6 +11,11 @@ from torch.func import functional_call, vmap
 
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.population import Population
+from tfkd_fast.methods.protocol import Method
+from tfkd_fast.models import Features
+
+Forward = Callable[[Tensor], tuple[Tensor, Features | None]]
+"""Images (1,B,C,H,W) that all see, or (n,B,C,H,W), to logits (n,B,classes), and features where they are wanted."""
 
 SideBySide = Literal["sequential", "streams", "stacked"]
 """How P candidates train:
@@ -51,19 +57,32 @@ class Group:
     """What the losses are differentiated in."""
     split: Callable[[tuple[Tensor, ...]], list[list[Tensor]]]
     """The gradients of the leaves, for each member in the order of its parameters."""
-    logits: Callable[[Tensor], Tensor]
-    """Images (1,B,C,H,W) that all see, or (n,B,C,H,W), to logits (n,B,classes)."""
-    slow_logits: Callable[[Tensor], Tensor] | None
-    """The same of the slow networks, where there are any."""
+    students: tuple[nn.Module, ...]
+    forward: Forward
+    slow_forward: Forward | None
+    """That of the slow networks, where there are any; without gradient and without features."""
 
 
-def alone(slot: int, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
+@dataclass(frozen=True)
+class Making:
+    """What all groups of an epoch are made of."""
+
+    population: Population
+    method: Method
+    compute: Compute
+    batch_size: int
+    """Of the images that one forward pass sees; a smaller last one is not compiled."""
+    average: bool
+
+
+def alone(slot: int, making: Making) -> Group:
     """One candidate."""
-    return together(range(slot, slot + 1), population, compute, batch_size, average)
+    return together(range(slot, slot + 1), making)
 
 
-def together(slots: range, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
+def together(slots: range, making: Making) -> Group:
     """Candidates that take a step at once, each with a forward pass of its own."""
+    population, method = making.population, making.method
     models = [population.models[slot] for slot in slots]
     parameters = [list(model.parameters()) for model in models]
     count = len(parameters[0])
@@ -73,18 +92,20 @@ def together(slots: range, population: Population, compute: Compute, batch_size:
 
     return Group(
         slice(slots.start, slots.stop),
-        [_member(slot, population, average) for slot in slots],
+        [_member(slot, making) for slot in slots],
         [parameter for of_model in parameters for parameter in of_model],
         split,
-        _one_by_one(models, compute, batch_size),
-        _without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], compute, batch_size))
+        tuple(models),
+        _one_by_one([method.network(model) for model in models], making, features=method.needs_features),
+        without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], making, features=False))
         if population.slow
         else None,
     )
 
 
-def stacked(slots: range, population: Population, compute: Compute, batch_size: int, average: bool) -> Group:
+def stacked(slots: range, making: Making) -> Group:
     """The first candidates as one network."""
+    population = making.population
     n, model = len(slots), population.models[0]
     weights = {name: stack[:n].detach().requires_grad_() for name, stack in population.weights.items()}
     buffers = {name: stack[:n] for name, stack in population.buffers.items()}
@@ -95,36 +116,62 @@ def stacked(slots: range, population: Population, compute: Compute, batch_size: 
 
     return Group(
         slice(0, n),
-        [_member(slot, population, average) for slot in slots],
+        [_member(slot, making) for slot in slots],
         list(weights.values()),
         split,
-        _at_once(model, weights | buffers, compute, batch_size),
-        _without_gradient(_at_once(model, slow, compute, batch_size)) if slow else None,
+        tuple(population.models[:n]),
+        _at_once(model, weights | buffers, making),
+        without_gradient(_at_once(model, slow, making)) if slow else None,
     )
 
 
-def _member(slot: int, population: Population, average: bool) -> Member:
+def _member(slot: int, making: Making) -> Member:
+    population = making.population
+
     def slices(stacks: dict[str, Tensor]) -> list[Tensor]:
         return [stacks[name][slot] for name in population.weights] if stacks else []
 
-    sums = population.epoch_average.sums if average else {}
+    sums = population.epoch_average.sums if making.average else {}
     return Member(slices(population.weights), slices(population.momenta), slices(sums), slices(population.slow))
 
 
-def _one_by_one(models: Sequence[nn.Module], compute: Compute, batch_size: int) -> Callable[[Tensor], Tensor]:
-    forwards = [compute.compiled(model, batch_size) for model in models]
+def _one_by_one(networks: Sequence[nn.Module], making: Making, *, features: bool) -> Forward:
+    compute = making.compute
+    forwards = [compute.compiled(partial(_run, network, features), making.batch_size) for network in networks]
 
-    def logits(images: Tensor) -> Tensor:
+    def forward(images: Tensor) -> tuple[Tensor, Features | None]:
         with compute.autocast():
-            return torch.stack([forward(images[row % len(images)]) for row, forward in enumerate(forwards)])
+            results = [run(images[row % len(images)]) for row, run in enumerate(forwards)]
+        return stack([logits for logits, _ in results]), stack_features([inner for _, inner in results])
 
-    return logits
+    return forward
 
 
-def _at_once(
-    model: nn.Module, tensors: dict[str, Tensor], compute: Compute, batch_size: int
-) -> Callable[[Tensor], Tensor]:
+def _run(network: nn.Module, features: bool, images: Tensor) -> tuple[Tensor, Features | None]:
+    if not features:
+        return network(images), None
+    logits, inner = network(images, return_features=True)
+    return logits, inner
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Of one tensor no copy is made."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def stack_features(several: Sequence[Features | None]) -> Features | None:
+    """Features of n networks with an axis of n in front; None of none."""
+    known = [features for features in several if features is not None]
+    if not known:
+        return None
+    before = [stack(maps) for maps in zip(*(features.before_relu for features in known), strict=True)]
+    after = [stack(maps) for maps in zip(*(features.after_relu for features in known), strict=True)]
+    return Features(before, after, stack([features.pooled for features in known]))
+
+
+def _at_once(model: nn.Module, tensors: dict[str, Tensor], making: Making) -> Forward:
     """`tensors`: weights and buffers (n,...) by name."""
+    compute = making.compute
 
     def one(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = functional_call(model, tensors, (images,))
@@ -135,18 +182,20 @@ def _at_once(
             return vmap(one, in_dims=(0, None))(tensors, images[0])
         return vmap(one)(tensors, images)
 
-    forward = compute.compiled(all_of_them, batch_size)
+    compiled = compute.compiled(all_of_them, making.batch_size)
 
-    def logits(images: Tensor) -> Tensor:
+    def forward(images: Tensor) -> tuple[Tensor, Features | None]:
         with compute.autocast():
-            return forward(images)
+            return compiled(images), None
 
-    return logits
+    return forward
 
 
-def _without_gradient(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def logits(images: Tensor) -> Tensor:
+def without_gradient(forward: Forward) -> Forward:
+    """The same forward pass, of which no gradient is wanted."""
+
+    def run(images: Tensor) -> tuple[Tensor, Features | None]:
         with torch.no_grad():
             return forward(images)
 
-    return logits
+    return run

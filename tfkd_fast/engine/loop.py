@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,8 @@ from torch import nn
 
 import tfkd_fast
 from tfkd_fast import ops
-from tfkd_fast.data import Dataset
+from tfkd_fast.data import Dataset, mixing_of
+from tfkd_fast.engine.adapters import Adapters
 from tfkd_fast.engine.cooldown import cooled
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.epoch import Diverged, EpochRun, EpochTrainer
@@ -27,9 +29,11 @@ from tfkd_fast.engine.recipe import Recipe
 from tfkd_fast.engine.run_folder import EventLog, RunFolder
 from tfkd_fast.engine.setup import build_student, load_images, method_context, seed_of
 from tfkd_fast.engine.student import save_student
+from tfkd_fast.engine.teacher_cache import gather_teachers
+from tfkd_fast.engine.teachers import load_teachers, unseen_by
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
-from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult
+from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult, Material
 
 PARTS = ("training", "compile", "evaluation", "steering", "saving")
 """What a run's seconds go to: steps, their set-up, held-out metrics, method and log, checkpoints."""
@@ -54,12 +58,15 @@ class Trainer:
         self.dataset, self.compute, self.folder = dataset, compute, folder
         self._listeners = listeners
         images = load_images(recipe, dataset, compute)
-        self.loader, self.holdout_loader = images.fit, images.holdout
+        self.loader, self.holdout_loader = images.fit.repeating(recipe.repeated_views), images.holdout
         self.train_images, self.holdout_images = images.num_fit, images.num_holdout
         self._loader_choice = images.choice
         self.recipe = recipe.with_loader(self.loader.name)  # from here on the recipe names it
-        context = method_context(recipe, dataset, self.train_images, compute)
+        teachers = load_teachers(recipe, dataset, compute)
+        context = method_context(recipe, dataset, self.train_images, compute, teachers)
         self.method = find_method(recipe.method).build(recipe.options, context)
+        if recipe.data.mix != "none" and not self.method.mixes:
+            raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
         if self.method.needs_holdout and self.holdout_loader is None:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
         slow = self.method.slow_decay is not None
@@ -70,6 +77,9 @@ class Trainer:
                 model = build_student(recipe, dataset, compute, seed_of(recipe.seed, slot))
                 self.population.start_from(slot, model)
         self._judge = Judge(images, compute, build)
+        self._adapters = Adapters(self.method.adapters)
+        self._teachers = gather_teachers(teachers, self.method, self.recipe, dataset, self.loader, compute)
+        self._unseen = unseen_by(teachers, dataset, recipe.data.holdout)
         self._epochs = EpochTrainer(
             self.population,
             self.method,
@@ -78,10 +88,16 @@ class Trainer:
             recipe.optimizer,
             choose_side_by_side(recipe.population),
             self._on_batch,
+            adapters=self._adapters,
+            teachers=self._teachers,
+            holdout=self.holdout_loader,
+            mixing=mixing_of(recipe.data, recipe.seed),
         )
         self._epoch = 0
         self._interval: Interval | None = None
         self._factors: list[float] = []  # of the learning rate, one a candidate of the interval
+        self._labels: tuple[int, ...] | None = None  # of the images that the interval is trained on
+        self._schedule: tuple[int, int] | None = None  # of the learning rate: first epoch and end, if not the run's own
         self._alive = 1  # slots that hold a candidate of their own between intervals
         self._student_epochs = 0
         self._cooling = False
@@ -101,12 +117,16 @@ class Trainer:
                     plan = self.method.begin_interval(self._epoch)
                     self._interval = plan.interval
                     self._factors = list(plan.learning_rate_factors or [1.0] * plan.interval.candidates)
+                    self._labels, self._schedule = plan.labels, plan.schedule
+                    if plan.schedule is not None and plan.schedule[0] == self._epoch:
+                        self.population.forget_momenta()
+                        self._adapters.forget_momenta()
                     self._write(plan.events)
             self._run_epoch(self._interval)
             if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
                 with self._timed("saving"):
                     self._save()
-        save_student(self.folder.student, self.population.models[0], self.recipe.model, self.dataset)
+        self._save_student(self.folder.student, self.population.models[0])
         for name, content in self.method.files().items():
             self.folder.write_bytes(name, content)
         summary = self._summary() | self.method.summary()
@@ -120,7 +140,7 @@ class Trainer:
         runs = self._train(
             interval.candidates,
             self._epoch,
-            self.recipe.learning_rates(self._epoch, len(self.loader)),
+            self.recipe.learning_rates(self._epoch, self._epochs.steps(self._labels), self._schedule),
             average=last and self.method.needs_epoch_average,
         )
         if self.method.needs_interval_average and interval.candidates > 1:
@@ -128,7 +148,8 @@ class Trainer:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
         with self._timed("evaluation"):
-            holdout = self._judge.metrics(self.population.models[: interval.candidates])
+            models = self.population.models[: interval.candidates]
+            holdout = self._judge.metrics([self.method.network(model) for model in models])
         self._epoch += 1
         with self._timed("steering"):
             self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
@@ -181,7 +202,7 @@ class Trainer:
         """One epoch on the images of the 0-based `epoch`, with a learning rate for every step."""
         learning_rates = [[factor * rate for rate in schedule] for factor in self._factors]
         try:
-            runs = self._epochs.run(candidates, epoch, learning_rates, average=average)
+            runs = self._epochs.run(candidates, epoch, learning_rates, average=average, labels=self._labels)
         except Diverged as error:
             saved = self.folder.checkpoint_files()
             last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
@@ -208,7 +229,10 @@ class Trainer:
     def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
         if holdout is not None and holdout.top1 > self._best_top1:
             self._best_epoch, self._best_top1 = self._epoch, holdout.top1
-            save_student(self.folder.best, model, self.recipe.model, self.dataset)
+            self._save_student(self.folder.best, model)
+
+    def _save_student(self, path: Path, model: nn.Module) -> None:
+        save_student(path, model, self.recipe.model, self.dataset, self.recipe.data.holdout)
 
     # Set-up, checkpoints, log.
 
@@ -220,14 +244,25 @@ class Trainer:
             self._write([{"event": "start", **self._facts(), "classes": list(self.dataset.classes)}])
             if self._loader_choice is not None:
                 self._write([{"event": "loader", **asdict(self._loader_choice)}])
+            with self._timed("steering"):
+                self._write(self.method.prepare(self._material()))
             return
         if state["recipe"] != self.folder.recipe.read_text():
             raise UserError(f"the checkpoints in {self.folder.path} were written with another recipe.toml: restore it")
+        if state["teachers"] != self._teachers.checksums:
+            raise UserError(
+                f"the teachers of the run in {self.folder.path} are not those that it began with: restore them"
+            )
         self.population.load_state_dict(state["population"])
+        self._adapters.load_state_dict(state["adapters"])
         self.method.load_state_dict(state["method"])
         self._epoch = state["epoch"]
         self._interval = Interval(*state["interval"]) if state["interval"] else None
         self._factors, self._alive = state["learning_rate_factors"], state["alive"]
+        self._labels, self._schedule = (
+            state["labels"] and tuple(state["labels"]),
+            state["schedule"] and tuple(state["schedule"]),
+        )
         self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
         self._seconds = state["seconds_of"]
         self._earlier_seconds = state["seconds"]
@@ -242,11 +277,15 @@ class Trainer:
             {
                 "recipe": self.folder.recipe.read_text(),
                 "population": self.population.state_dict(interval.candidates if interval else self._alive),
+                "adapters": self._adapters.state_dict(),
+                "teachers": self._teachers.checksums,
                 "method": self.method.state_dict(),
                 "loader": self.loader.name,
                 "epoch": self._epoch,
                 "interval": list(asdict(interval).values()) if interval else None,
                 "learning_rate_factors": self._factors,
+                "labels": self._labels and list(self._labels),
+                "schedule": self._schedule and list(self._schedule),
                 "alive": self._alive,
                 "student_epochs": self._student_epochs,
                 "images_trained": self._images_trained,
@@ -257,6 +296,10 @@ class Trainer:
                 "log_bytes": self._log.size(),
             },
         )
+
+    def _material(self) -> Material:
+        unseen = None if self._unseen is None else self.loader.restricted(self._unseen).epoch
+        return Material(self.loader.epoch, unseen, lambda images: self._teachers.look(images.unsqueeze(0)))
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -292,6 +335,7 @@ class Trainer:
             "train_images": self.train_images,
             "holdout_images": self.holdout_images,
             "candidates": self.method.max_candidates,
+            "teachers": [teacher.facts.name for teacher in self._teachers.teachers],
             "population": self._epochs.side_by_side,
             "compile": self.compute.compile,
             "version": tfkd_fast.__version__,
@@ -305,7 +349,7 @@ class Trainer:
             "event": "epoch",
             "epoch": self._epoch,
             "candidate": slot,
-            "learning_rate": self._factors[slot] * self.recipe.learning_rate(self._epoch - 1),
+            "learning_rate": self._factors[slot] * self.recipe.learning_rate(self._epoch - 1, self._schedule),
             "train_loss": training.loss,
             "train_top1": 100 * training.top1,
             "true_probability": training.true_probability,

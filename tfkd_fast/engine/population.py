@@ -38,6 +38,10 @@ class Population:
         for network in [self.models[slot], *self.slow_models[slot : slot + 1]]:
             network.load_state_dict(model.state_dict())
 
+    def forget_momenta(self) -> None:
+        for stack in self.momenta.values():
+            stack.zero_()
+
     def continue_from(self, survivors: Sequence[int]) -> None:
         """Slot s takes all of survivor s modulo their number, and the averages are forgotten."""
         parents = [survivors[slot % len(survivors)] for slot in range(len(self))]

@@ -18,6 +18,7 @@ from tfkd_fast.data import DataSettings
 from tfkd_fast.engine.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods import MethodEntry, find_method
+from tfkd_fast.methods.taught import TaughtSettings, TeacherSettings
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.settings import Settings
 
@@ -57,13 +58,25 @@ class Recipe(Settings):
     def to_toml(self) -> str:
         return tomli_w.dumps(self.table())
 
-    def learning_rate(self, epoch: float) -> float:
-        """At a position within the run, in epochs."""
-        return self.optimizer.learning_rate * self.schedule.ratio(epoch / self.epochs)
+    @property
+    def teachers(self) -> TeacherSettings:
+        """Those of the method; none for a method that has none."""
+        return self.options.teachers if isinstance(self.options, TaughtSettings) else TeacherSettings()
 
-    def learning_rates(self, epoch: int, steps: int) -> list[float]:
+    @property
+    def repeated_views(self) -> int:
+        """Epochs after which the augmentation of training images repeats; 0 is never."""
+        return self.teachers.views if self.data.augment else 0
+
+    def learning_rate(self, epoch: float, span: tuple[int, int] | None = None) -> float:
+        """At a position within the run, in epochs; with a schedule that does not run from the first epoch to the last
+        but from `span[0]` to `span[1]`."""
+        first, end = span or (0, self.epochs)
+        return self.optimizer.learning_rate * self.schedule.ratio((epoch - first) / (end - first))
+
+    def learning_rates(self, epoch: int, steps: int, span: tuple[int, int] | None = None) -> list[float]:
         """Of each step of a 0-based epoch."""
-        return [self.learning_rate(epoch + step / steps) for step in range(steps)]
+        return [self.learning_rate(epoch + step / steps, span) for step in range(steps)]
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -118,6 +131,8 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
         table = {key: value for key, value in table.items() if key not in own_tables}
     merged = merge(merge({"schedule": {"name": "step"}, **method.preset}, table), overrides)
     _keep_its_name(method, merged)
+    if "teachers" in overrides and "teachers" not in tables_of_method:
+        raise UserError(f"method {merged['method']!r} learns from no teacher: leave --teacher out, or choose another")
     core = {key: value for key, value in merged.items() if key not in tables_of_method}
     options = {key: value for key, value in merged.items() if key in tables_of_method}
     try:

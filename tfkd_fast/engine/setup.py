@@ -1,5 +1,6 @@
 """What stands before training: the images of a recipe in two parts, its networks, and what its method may know."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,9 @@ from torch import nn
 from tfkd_fast.data import Dataset, Loader, LoaderChoice, choose_loader, make_loader, split_holdout
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.recipe import Recipe
+from tfkd_fast.engine.teachers import Teacher
 from tfkd_fast.methods import Context
-from tfkd_fast.models import build_model
+from tfkd_fast.models import build_model, feature_shapes
 from tfkd_fast.randomness import Purpose, random_words
 
 
@@ -52,7 +54,9 @@ def seed_of(seed: int, slot: int) -> int:
     return int(random_words(torch.tensor(slot), Purpose.WEIGHTS, seed=seed)[0]) if slot else seed
 
 
-def method_context(recipe: Recipe, dataset: Dataset, num_images: int, compute: Compute) -> Context:
+def method_context(
+    recipe: Recipe, dataset: Dataset, num_images: int, compute: Compute, teachers: Sequence[Teacher] = ()
+) -> Context:
     """`num_images`: to fit."""
     return Context(
         num_classes=len(dataset.classes),
@@ -62,4 +66,8 @@ def method_context(recipe: Recipe, dataset: Dataset, num_images: int, compute: C
         device=compute.device,
         learning_rate_ratio=lambda epoch: recipe.schedule.ratio(epoch / recipe.epochs),
         superclasses=dataset.superclasses,
+        classes=tuple(dataset.classes),
+        model=recipe.model.name,
+        shapes=feature_shapes(build_student(recipe, dataset, compute, recipe.seed), dataset.image_shape),
+        teachers=tuple(teacher.facts for teacher in teachers),
     )

@@ -4,16 +4,22 @@ No host synchronisation: the learning rate, the targets and the number of the st
 step has to tell is kept there until the epoch ends.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tfkd_fast.data import Batch
+from tfkd_fast.engine.adapters import Adapters
+from tfkd_fast.engine.feed import Shown
 from tfkd_fast.engine.groups import Group
 from tfkd_fast.engine.schedule import OptimizerSettings
 from tfkd_fast.engine.sgd import sgd_step
-from tfkd_fast.methods.protocol import Method, StepBatch
+from tfkd_fast.engine.teachers import Teachers
+from tfkd_fast.methods.protocol import CompanionOutputs, Method, StepBatch
+from tfkd_fast.models import Features
+from tfkd_fast.ops import SoftTargetStats
 
 
 class Records(NamedTuple):
@@ -46,25 +52,92 @@ class Records(NamedTuple):
         self.learning_rates.copy_(torch.tensor(learning_rates))
 
 
-def train_step(group: Group, batch: Batch, records: Records, method: Method, settings: OptimizerSettings) -> None:
-    """Forward, loss, backward, update, statistics. The caller counts `records.step`.
+@dataclass(frozen=True)
+class Training:
+    """What the steps of an epoch are taken by."""
 
-    Args:
-        batch: with an axis in front, of 1 or of the n candidates in the group.
-    """
-    logits = group.logits(batch.images)
-    n = len(logits)
-    slow_logits = group.slow_logits(batch.images) if group.slow_logits else None
-    shown = StepBatch(batch.labels.expand(n, -1), batch.indices.expand(n, -1), slow_logits)
-    losses, statistics = method.loss(logits, shown, group.candidates)
-    gradients = torch.autograd.grad(losses.sum(), group.leaves)
+    method: Method
+    optimizer: OptimizerSettings
+    adapters: Adapters
+    teachers: Teachers
+
+
+def train_step(group: Group, shown: Shown, records: Records, training: Training) -> None:
+    """Forward, loss, backward, update, statistics. The caller counts `records.step`."""
+    method, adapters, count = training.method, training.adapters, len(group.leaves)
+    logits, batch = look(group, shown, training)
+    losses, statistics = loss_of(method, logits, batch, shown, group.candidates)
+    leaves = [*group.leaves, *adapters.weights]
+    gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=method.adapters is not None)
     learning_rates = records.learning_rates.index_select(1, records.step)
-    for candidate, own, rate in zip(group.members, group.split(gradients), learning_rates, strict=True):
-        sgd_step(candidate.weights, own, candidate.momenta, rate, settings)
+    for candidate, own, rate in zip(group.members, group.split(gradients[:count]), learning_rates, strict=True):
+        _update(candidate.weights, own, candidate.momenta, rate, training.optimizer)
         if candidate.sums:
             torch._foreach_add_(candidate.sums, candidate.weights)
         if candidate.slow:
             torch._foreach_lerp_(candidate.slow, candidate.weights, 1.0 - (method.slow_decay or 0.0))
+    if adapters.weights:
+        _update(adapters.weights, gradients[count:], adapters.momenta, learning_rates[0], training.optimizer)
     here = torch.arange(records.losses.shape[1], device=losses.device) == records.step
     records.losses.copy_(torch.where(here, losses.detach().float().unsqueeze(1), records.losses))
     records.totals.add_(torch.stack(statistics, dim=1))
+
+
+def look(group: Group, shown: Shown, training: Training) -> tuple[Tensor, StepBatch]:
+    """The candidates' logits (n,B,C) of what they are shown, and what else their method wants to know of it."""
+    method, images, size = training.method, shown.batch.images, shown.batch.labels.shape[1]
+    beside: CompanionOutputs | None = None
+    if shown.companions is None:
+        logits, features = group.forward(images)
+    elif method.companion_gradient:
+        both, features = group.forward(torch.cat([images, shown.companions.images], dim=1))
+        logits, of_companions = both[:, :size], both[:, size:]
+        features = features and _first(features, size)
+    else:
+        with torch.no_grad():
+            of_companions, _ = group.forward(shown.companions.images)
+        logits, features = group.forward(images)
+    n = len(logits)
+    if shown.companions is not None:
+        beside = CompanionOutputs(of_companions, shown.companions.indices.expand(n, -1))
+    batch = StepBatch(
+        shown.batch.labels.expand(n, -1),
+        shown.batch.indices.expand(n, -1),
+        group.slow_forward(images)[0] if group.slow_forward else None,
+        features,
+        training.teachers.outputs(images, shown.batch.indices),
+        beside,
+        group.students,
+    )
+    return logits, batch
+
+
+def loss_of(
+    method: Method, logits: Tensor, batch: StepBatch, shown: Shown, candidates: slice
+) -> tuple[Tensor, SoftTargetStats]:
+    """Mean losses (n,) and statistics; those of mixed images count their two labels in shares."""
+    losses, statistics = method.loss(logits, batch, candidates)
+    if shown.mixed is None:
+        return losses, statistics
+    labels = shown.mixed.labels.expand(len(logits), -1)
+    others, _ = method.loss(logits, batch._replace(labels=labels), candidates)
+    return shown.mixed.share * losses + (1.0 - shown.mixed.share) * others, statistics
+
+
+def _first(features: Features, size: int) -> Features:
+    """Of the first images of each candidate."""
+    maps = [[part[:, :size] for part in parts] for parts in (features.before_relu, features.after_relu)]
+    return Features(maps[0], maps[1], features.pooled[:, :size])
+
+
+def _update(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    momenta: Sequence[Tensor],
+    learning_rate: Tensor,
+    settings: OptimizerSettings,
+) -> None:
+    """What took no part in the loss stays as it is."""
+    used = [row for row in zip(weights, gradients, momenta, strict=True) if row[1] is not None]
+    own = [weight for weight, _, _ in used], [g for _, g, _ in used if g is not None], [m for _, _, m in used]
+    sgd_step(*own, learning_rate, settings)

@@ -13,8 +13,9 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings, build_model
 
 
-def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset) -> bytes:
-    """Weights and buffers of a network; its settings, classes, input shape and normalisation in the header as JSON.
+def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> bytes:
+    """Weights and buffers of a network; in the header, as JSON, its settings, classes, input shape and normalisation,
+    and which training images it has seen: all of `dataset` but the share `holdout`.
 
     The header has one entry: safetensors writes several in an order that changes from process to process.
     """
@@ -24,13 +25,15 @@ def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset) -
         "image_shape": list(dataset.image_shape),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
+        "training_data": dataset.fingerprint,
+        "holdout": holdout,
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return safetensors.torch.save(weights, metadata={"student": json.dumps(header)})
 
 
-def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset) -> None:
-    content = student_bytes(model, settings, dataset)
+def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> None:
+    content = student_bytes(model, settings, dataset, holdout)
     write_atomically(path, lambda file: file.write(content))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.control import Snapshot
-from tfkd_fast.data import open_dataset, sealed_test_images
+from tfkd_fast.data import mixing_of, open_dataset, sealed_test_images
 from tfkd_fast.engine.cooldown import cooled
 from tfkd_fast.engine.device import determinism, resolve_compute
 from tfkd_fast.engine.epoch import Diverged, EpochTrainer
@@ -45,7 +45,8 @@ class Students:
         if not recipe.data.holdout:
             raise UserError("students are judged on held-out images: set data.holdout above 0")
         settings = recipe.options
-        assert isinstance(settings, ControlledTargetsSettings)  # every method's, so far
+        if not isinstance(settings, ControlledTargetsSettings):
+            raise UserError(f"there is nothing to steer in method {recipe.method}: choose tfkd, or one of its kind")
         self.count, self.epochs = count, recipe.epochs
         self._recipe = recipe
         compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
@@ -55,6 +56,8 @@ class Students:
             images = load_images(recipe, dataset, compute)
             self._loader = images.fit
             self._method = ExternalTargets(settings, method_context(recipe, dataset, images.num_fit, compute), count)
+            if recipe.data.mix != "none" and not self._method.mixes:
+                raise UserError("the memory of single images cannot teach mixed ones: set data.mix to none")
             self._build = partial(build_student, recipe, dataset, compute)
             self._population = self._untrained_population(0, count)
             self._judge = Judge(images, compute, partial(self._build, 0))
@@ -66,6 +69,7 @@ class Students:
                 recipe.optimizer,
                 choose_side_by_side(recipe.population),
                 lambda images: None,
+                mixing=mixing_of(recipe.data, recipe.seed),
             )
         self._untaught = self._method.state_dict()
         self._epoch = 0

@@ -65,6 +65,7 @@ class ControlledTargets(Method):
         self._refuse_equal_candidates()
         self._one_action = settings.selection.target == "shared" or not self._selects
         self.needs_joint_steps = self._peers
+        self.mixes = self._teaching.mixes
         self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
         self.slow_decay = self._teaching.slow_decay
         self.needs_holdout = self._selects or self._controller.learns

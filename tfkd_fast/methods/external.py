@@ -51,7 +51,7 @@ class ExternalTargets(Method):
                 f"there is nothing to steer in the {self._teaching.space.family} target: "
                 "choose target.family scalar, rank-binned or full-matrix"
             )
-        self.slow_decay = self._teaching.slow_decay
+        self.slow_decay, self.mixes = self._teaching.slow_decay, self._teaching.mixes
         self.space = self._teaching.space
         self.warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
         """Epochs that are trained on the one-hot label before the first decision."""

@@ -25,18 +25,26 @@ class TaughtSettings(Settings):
 
 
 class TaughtStudent(OneStudent):
-    """One student and its teachers, each of which knows all classes."""
+    """One student and its teachers."""
 
     teachers = (1, 1)
+    specialists = False
+    """Whether a teacher may know some of the classes only."""
 
     def __init__(self, settings: TaughtSettings, context: Context) -> None:
         """
         Raises:
-            UserError: for a teacher that does not know all classes.
+            UserError: for another number of teachers than the method has, and for one that does not know all classes.
         """
         super().__init__(context)
+        fewest, most = self.teachers
+        count = len(context.teachers)
+        if count < fewest or (most is not None and count > most):
+            raise UserError(
+                f"this method learns from {_some(fewest, most)}, and {count} were named: --teacher RUN_DIR names one"
+            )
         for teacher in context.teachers:
-            if len(teacher.labels) < context.num_classes:
+            if len(teacher.labels) < context.num_classes and not self.specialists:
                 raise UserError(
                     f"teacher {teacher.name} knows {len(teacher.labels)} of the {context.num_classes} classes: "
                     "this method learns from teachers of all of them"
@@ -47,3 +55,9 @@ class TaughtStudent(OneStudent):
         if len(batch.teachers) == 1:
             return batch.teachers[0].logits.unsqueeze(1)
         return torch.stack([teacher.logits for teacher in batch.teachers], dim=1)
+
+
+def _some(fewest: int, most: int | None) -> str:
+    if fewest == most:
+        return "one teacher" if fewest == 1 else f"{fewest} teachers"
+    return f"{fewest} or more teachers" if most is None else f"{fewest} to {most} teachers"

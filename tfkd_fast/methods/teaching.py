@@ -46,6 +46,8 @@ class Teaching:
         self._shares = torch.zeros(candidates, 1 + len(self.space.sources), device=device)
         self._temperatures = torch.ones(candidates, len(self.space.sources), device=device)
         self.slow_decay = settings.slow_self_decay if "slow-self" in self.space.sources else None
+        self.mixes = "memory" not in self.space.sources
+        """Whether it teaches single images with nothing that belongs to them alone."""
         self.joint = "peers" in self.space.sources
         """Whether candidates are taught with each other's predictions."""
         self.needs_warmup = self._target.uses_similarity or bool(self.space.sources)

@@ -95,6 +95,7 @@ def test_without_replay_a_grade_is_taught_its_own_group_alone(build: Build) -> N
 @pytest.mark.parametrize(
     ("teachers", "grades", "facts", "sentence"),
     [
+        ((), {}, {}, "this method learns from 1 or more teachers, and 0 were named"),
         (((0, 1, 2),), {}, {}, "teacher run1 knows 3 of the 7 classes: education wants several that know all of them"),
         (((0, 1, 2), (2, 3, 4, 5, 6)), {}, {}, "class 'c' is in teacher run1 and in teacher run2: no two groups"),
         ((ALL, ALL), {}, {}, "class 'a' is in teacher run1 and in teacher run2"),

@@ -72,6 +72,11 @@ class Dataset:
         return self._statistics.std
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Of all training images, see `ImageSet.fingerprint`."""
+        return self._train.fingerprint()
+
+    @cached_property
     def _train(self) -> ImageSet:
         return self._read_train()
 

@@ -1,13 +1,15 @@
 """Batches on the device, the same wherever their pixels come from."""
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.data.augmentation import Augmentation, Views
+from tfkd_fast.data.companions import Companions, companion_order
 from tfkd_fast.data.loaders.resident import ResidentImages
 from tfkd_fast.randomness import permutation
 
@@ -53,7 +55,9 @@ class Loader:
         self.batch_size = batch_size
         self._source = source
         self._labels = labels.to(device)
+        self._visited = torch.arange(len(labels), device=device)
         self._augmentation = augmentation
+        self._repeat_after = 0
         self._device, self._dtype, self._seed = device, dtype, seed
         self._mean, self._std = (
             torch.tensor([255 * value for value in values], device=device) for values in (mean, std)
@@ -61,28 +65,58 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return -(-len(self._labels) // self.batch_size)
+        return -(-len(self._visited) // self.batch_size)
 
     def batch_sizes(self) -> list[int]:
         """Of each batch of an epoch: all the same but the last, which may be smaller."""
-        return [len(batch) for batch in self._labels.split(self.batch_size)]
+        return [len(batch) for batch in self._visited.split(self.batch_size)]
+
+    def restricted(self, indices: Tensor) -> Self:
+        """A loader that visits the images at `indices` (M,) int64 only; indices in its batches are as before."""
+        other = copy.copy(self)
+        other._visited = indices.to(self._device)
+        return other
+
+    def of_labels(self, labels: Sequence[int]) -> Self:
+        """A loader that visits the images of these labels only; indices in its batches are as before."""
+        wanted = torch.isin(self._labels[self._visited], torch.tensor(labels, device=self._device))
+        return self.restricted(self._visited[wanted])
+
+    def repeating(self, epochs: int) -> Self:
+        """A loader whose augmentation, though not its order, repeats after so many epochs; 0 is never."""
+        other = copy.copy(self)
+        other._repeat_after = epochs
+        return other
 
     def epoch(self, epoch: int, stream: int = 0) -> Iterator[Batch]:
         """Every image once, in random order, augmented; the last batch may be smaller. `epoch` counts from 0.
 
         `stream` tells apart candidates that are to see different orders and augmentations.
         """
-        count, name = len(self._labels), {"seed": self._seed, "epoch": epoch, "stream": stream}
-        if isinstance(self._source, ResidentImages):
-            order = permutation(count, **name, device=self._device)
-            return self._show(self._source.images, order, self._augmentation, **name)
-        return self._load(self._source, self._augmentation.random_views(count, **name, device=HOST))
+        return self.visit(self.order(epoch, stream), epoch, stream)
 
-    def orders(self, epoch: int, streams: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """What `resident_batch` needs for an epoch: orders (n,N) and draws (n,3) int64, one for each of n streams."""
-        names = [{"seed": self._seed, "epoch": epoch, "stream": stream} for stream in streams]
-        orders = [permutation(len(self._labels), **name, device=self._device) for name in names]
-        return torch.stack(orders), torch.stack([self._draw(**name) for name in names])
+    def order(self, epoch: int, stream: int = 0) -> Tensor:
+        """The indices that an epoch visits, (M,) int64, on the device where pixels are augmented."""
+        device = self._device if self.is_resident else HOST
+        order = permutation(len(self._visited), seed=self._seed, epoch=epoch, stream=stream, device=device)
+        return self._visited.to(device)[order]
+
+    def companion_order(self, kind: Companions, order: Tensor, epoch: int, stream: int = 0) -> Tensor:
+        """The indices of the companions of an epoch's images, in its `order`; see `companions.companion_order`."""
+        names = {"seed": self._seed, "epoch": epoch, "stream": stream}
+        return companion_order(kind, order, self._labels.to(order.device), self.batch_size, **names)
+
+    def visit(self, order: Tensor, epoch: int, stream: int = 0) -> Iterator[Batch]:
+        """The images at `order` (M,), a batch at a time, augmented as in an epoch of a stream."""
+        name = {"seed": self._seed, "epoch": self._augmented_as(epoch), "stream": stream}
+        if isinstance(self._source, ResidentImages):
+            return self._show(self._source.images, order, self._augmentation, **name)
+        return self._load(self._source, self._augmentation.views_of(order, **name))
+
+    def draws(self, epoch: int, streams: Sequence[int]) -> Tensor:
+        """(n,3) int64 on the device: what `resident_batch` needs to augment as an epoch of n streams does."""
+        drawn = self._augmented_as(epoch)
+        return torch.stack([self._draw(seed=self._seed, epoch=drawn, stream=stream) for stream in streams])
 
     def resident_batch(self, indices: Tensor, draws: Tensor) -> Batch:
         """The augmented images at `indices` (n,B) of a set that is resident, under draws (n,3).
@@ -99,10 +133,13 @@ class Loader:
 
     def in_order(self) -> Iterator[Batch]:
         """Every image once, in the order of the set, as it is; the last batch may be smaller."""
-        count = len(self._labels)
         if isinstance(self._source, ResidentImages):
-            return self._show(self._source.images, torch.arange(count, device=self._device), AS_IT_IS)
-        return self._load(self._source, self._augmentation.plain_views(count, HOST))
+            return self._show(self._source.images, self._visited, AS_IT_IS)
+        return self._load(self._source, self._augmentation.plain_views(self._visited.to(HOST)))
+
+    def _augmented_as(self, epoch: int) -> int:
+        """The epoch whose augmentation an epoch has."""
+        return epoch % self._repeat_after if self._repeat_after else epoch
 
     def _show(self, resident: Tensor, order: Tensor, augmentation: Augmentation, **name: int) -> Iterator[Batch]:
         draw = self._draw(**name)

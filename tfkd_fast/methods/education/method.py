@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from tfkd_fast import ops
 from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades
 from tfkd_fast.methods.education.network import Grade, Head
-from tfkd_fast.methods.one_student import OneStudent
 from tfkd_fast.methods.protocol import Context, Interval, Plan, StepBatch
-from tfkd_fast.methods.taught import TaughtSettings
+from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.randomness import Purpose, random_words
 from tfkd_fast.settings import Settings
@@ -32,7 +31,7 @@ class EducationSettings(TaughtSettings):
     grades: GradesSettings = GradesSettings()
 
 
-class Education(OneStudent):
+class Education(TaughtStudent):
     """Teachers g = 1 .. G, each of a group Y_g of the classes, and as many grades. In grade n the network is the first
     stages of the student under a head of its own, at last the student itself. It learns the classes of groups 1 .. n by
 
@@ -51,13 +50,14 @@ class Education(OneStudent):
     """
 
     teachers = (1, None)
+    specialists = True
 
     def __init__(self, settings: EducationSettings, context: Context) -> None:
         """
         Raises:
-            UserError: see `plan_grades`.
+            UserError: without a teacher, and see `plan_grades`.
         """
-        super().__init__(context)
+        super().__init__(settings, context)
         if context.shapes is None:
             raise ValueError("the context must have the shapes of the student's features")
         self._settings, self._replay = settings.loss, settings.grades.replay

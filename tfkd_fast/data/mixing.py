@@ -1,0 +1,67 @@
+"""Images mixed in pairs: mixup and CutMix.
+
+A batch is in random order, so that each image is mixed with the one before it (our choice; the papers draw a random
+permutation). How is a function of (seed, epoch, stream, step).
+"""
+
+from typing import NamedTuple
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from tfkd_fast.data.loaders.loader import Batch
+from tfkd_fast.data.settings import DataSettings, MixName
+from tfkd_fast.randomness import Purpose, random_words
+
+
+class Mixed(NamedTuple):
+    """With what the images of a batch were mixed."""
+
+    labels: Tensor  # (n,B) int64, of the images mixed in
+    share: Tensor  # (n,) float32, of the image itself; the one mixed in has the rest
+
+
+class Mixing:
+    """mixup (Zhang et al., ICLR 2018) or CutMix (Yun et al., ICCV 2019), with shares from Beta(alpha, alpha)."""
+
+    def __init__(self, name: MixName, alpha: float, seed: int) -> None:
+        self._name, self._alpha, self._seed = name, alpha, seed
+
+    def plan(self, steps: int, epoch: int, stream: int) -> Tensor:
+        """(steps,3) float32 on the CPU: for every step the share, and the centre of CutMix's box in 0 .. 1."""
+        words = random_words(torch.arange(steps), Purpose.MIX, seed=self._seed, epoch=epoch, stream=stream)
+        uniform = (torch.stack(words[:3], dim=1).double() + 0.5) / 2**32
+        uniform[:, 0] = torch.from_numpy(betaincinv(self._alpha, self._alpha, uniform[:, 0].numpy()))
+        return uniform.float()
+
+    def mix(self, batch: Batch, plan: Tensor) -> tuple[Batch, Mixed]:
+        """Mix a batch with n in front, by one row of each candidate's plan, (n,3) on the device."""
+        images, others = batch.images, batch.images.roll(1, dims=1)
+        share = plan[:, 0]
+        if self._name == "mixup":
+            kept = share.reshape(-1, 1, 1, 1, 1)
+        else:
+            kept = 1.0 - _box(plan, *images.shape[-2:]).reshape(len(plan), 1, 1, *images.shape[-2:])
+            share = kept.mean(dim=(1, 2, 3, 4))
+        mixed = others + kept.to(images.dtype) * (images - others)
+        return batch._replace(images=mixed), Mixed(batch.labels.roll(1, dims=1), share)
+
+
+def _box(plan: Tensor, height: int, width: int) -> Tensor:
+    """(n,H,W) float32: 1 in a box with a share of 1 - plan[:,0] of the image, cut off at its borders, else 0.
+
+    Corners as CutMix's code rounds them: the centre and half of each side are whole pixels.
+    """
+    side = (1.0 - plan[:, 0]).sqrt()
+    inside = []
+    for size, centre in ((height, plan[:, 1]), (width, plan[:, 2])):
+        middle, half = (centre * size).floor(), (side * size).floor().div(2, rounding_mode="floor")
+        pixels = torch.arange(size, device=plan.device)
+        inside.append((pixels >= (middle - half).unsqueeze(1)) & (pixels < (middle + half).unsqueeze(1)))
+    return (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).float()
+
+
+def mixing_of(settings: DataSettings, seed: int) -> Mixing | None:
+    """What the `[data]` table asks for."""
+    return None if settings.mix == "none" else Mixing(settings.mix, settings.mix_alpha, seed)

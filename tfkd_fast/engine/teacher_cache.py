@@ -1,0 +1,126 @@
+"""What teachers make of the training images, looked up in a file instead of worked out in every step."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tfkd_fast.data import Dataset, Loader
+from tfkd_fast.data.loaders import free_memory
+from tfkd_fast.engine.checkpoint import write_atomically
+from tfkd_fast.engine.device import Compute
+from tfkd_fast.engine.recipe import Recipe
+from tfkd_fast.engine.teachers import Teacher, Teachers
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.protocol import Method, TeacherOutputs
+from tfkd_fast.models import Features
+
+
+class CachedTeachers(Teachers):
+    """Teachers whose outputs of V views of N images are known: a view is an augmentation of every image.
+
+    Tables (V*N,...) keep their place on the device: logits float32, features in the dtype of the run.
+    """
+
+    def __init__(self, teachers: Teachers, tables: dict[str, Tensor], images: int, device: torch.device) -> None:
+        self.__dict__.update(teachers.__dict__)
+        self._tables = {name: table.to(device) for name, table in tables.items()}
+        self._images = images
+        self._views = len(tables["0.logits"]) // images
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+
+    def start(self, epoch: int) -> None:
+        self._first.fill_(epoch % self._views * self._images)
+
+    def outputs(self, images: Tensor, indices: Tensor) -> tuple[TeacherOutputs, ...]:
+        rows = (self._first + indices).flatten()
+        found = {name: table.index_select(0, rows).unflatten(0, indices.shape) for name, table in self._tables.items()}
+        return tuple(self._output(found, number) for number in range(len(self.teachers)))
+
+    def _output(self, found: dict[str, Tensor], number: int) -> TeacherOutputs:
+        features: Features | None = None
+        if f"{number}.pooled" in found:
+            stages = len(self.teachers[number].facts.shapes.maps)
+            before = [found[f"{number}.before_relu.{stage}"] for stage in range(stages)]
+            features = Features(before, [F.relu(part) for part in before], found[f"{number}.pooled"])
+        return TeacherOutputs(found[f"{number}.logits"], features)
+
+
+def gather_teachers(
+    teachers: Sequence[Teacher], method: Method, recipe: Recipe, dataset: Dataset, loader: Loader, compute: Compute
+) -> Teachers:
+    """The teachers of a run; with a cache where the recipe names one, which is made if it does not exist.
+
+    Raises:
+        UserError: for a cache of other teachers, images or augmentations, and where every epoch has new augmentations.
+    """
+    present = Teachers(teachers, compute, recipe.data.batch_size, features=method.needs_features)
+    if not teachers or recipe.teachers.cache is None:
+        return present
+    if recipe.data.augment and not recipe.repeated_views:
+        raise UserError(
+            "teachers.cache needs images that come again: set teachers.views to the augmentations of each image, or "
+            "data.augment to false"
+        )
+    if recipe.data.mix != "none":
+        raise UserError("teachers.cache holds single images: set data.mix to none, or leave the cache out")
+    path = Path(recipe.teachers.cache)
+    images, views = len(loader.order(0)), recipe.repeated_views or 1
+    wanted = {
+        "teachers": present.checksums,
+        "data set": dataset.fingerprint,
+        "data.holdout": recipe.data.holdout,
+        "data.augment": [recipe.data.augment, recipe.data.flip],
+        "teachers.views": views,
+        "seed": recipe.seed if recipe.data.augment else None,
+        "precision": compute.precision,
+        "features": method.needs_features,
+    }
+    if path.exists():
+        tables = _read(path, wanted)
+    else:
+        tables = _look_at_all(present, loader, views)
+        content = safetensors.torch.save(tables, metadata={"cache": json.dumps(wanted)})
+        try:
+            write_atomically(path, lambda file: file.write(content))
+        except OSError as error:
+            raise UserError(f"cannot write teachers.cache {path}: {error.strerror}") from None
+    needed = sum(table.nbytes for table in tables.values())
+    if compute.device.type == "cuda" and needed > free_memory(compute.device):
+        raise UserError(f"teachers.cache {path} needs {needed / 2**30:.1f} GiB, more than is free: leave it out")
+    return CachedTeachers(present, tables, images, compute.device)
+
+
+def _look_at_all(teachers: Teachers, loader: Loader, views: int) -> dict[str, Tensor]:
+    """Tables (V*N,...) by name, on the CPU; the images of each view in the order of their indices."""
+    order = loader.order(0).sort().values
+    columns: dict[str, list[Tensor]] = {}
+    for view in range(views):
+        for batch in loader.visit(order, view):
+            for number, outputs in enumerate(teachers.look(batch.images.unsqueeze(0))):
+                parts = {"logits": outputs.logits}
+                if outputs.features is not None:
+                    parts["pooled"] = outputs.features.pooled
+                    maps = enumerate(outputs.features.before_relu)
+                    parts |= {f"before_relu.{stage}": part for stage, part in maps}
+                for name, part in parts.items():
+                    columns.setdefault(f"{number}.{name}", []).append(part[0].cpu())
+    return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}
+
+
+def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Tensor]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            made_of = json.loads((file.metadata() or {})["cache"])
+            different = [name for name in wanted if made_of.get(name) != wanted[name]]
+            if not different:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, AttributeError):
+        raise UserError(f"{path} is no cache of teachers' outputs: name another file as teachers.cache") from None
+    raise UserError(f"teachers.cache {path} was made with another {different[0]}: delete it, or name another file")
