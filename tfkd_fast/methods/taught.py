@@ -27,7 +27,7 @@ class TaughtSettings(Settings):
 class TaughtStudent(OneStudent):
     """One student and its teachers."""
 
-    teachers = (1, 1)
+    teachers: tuple[int, int | None] = (1, 1)
     specialists = False
     """Whether a teacher may know some of the classes only."""
 
