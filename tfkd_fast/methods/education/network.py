@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tfkd_fast.models import VGG, ResidualNetwork
 from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, average_pool, initialise_convolutions, norm_relu_pool
 
-ABSENT = -1e4
-"""The logit of a class that is not taught yet: finite, and of a softmax with the others exactly 0."""
+ABSENT = -200.0
+"""The logit of a class that is not taught yet: finite, and its part of a softmax in float32 is exactly 0."""
 
 
 class Head(nn.Module):
