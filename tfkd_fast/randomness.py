@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     WEIGHTS = 4
     COMPANION = 5
     MIX = 6
+    HARD_SLOT = 7
+    HARD_BATCH = 8
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

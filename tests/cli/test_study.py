@@ -28,6 +28,11 @@ CE = """
 title = "cross-entropy"
 method = "ce"
 """
+KD = """
+[rows.kd]
+method = "kd"
+teachers.runs = ["row:ce"]
+"""
 SMOOTHED = """
 [rows.smoothed]
 method = "label-smoothing"
@@ -111,16 +116,17 @@ def test_rows_and_seeds_can_be_chosen(finished: tuple[Path, Path, str], tmp_path
 
 
 def test_a_run_that_fails_leaves_the_others_whole(tmp_path: Path) -> None:
-    """And a replay waits for its run, wherever the file names it."""
-    text = '[rows.again]\nreplay = "ce"\n[rows.bad]\nmethod = "ce"\noptimizer.learning_rate = 1e9\n'
+    """And a replay and a student wait for the run that they need, wherever the file names it."""
+    text = KD + '[rows.again]\nreplay = "ce"\n[rows.bad]\nmethod = "ce"\noptimizer.learning_rate = 1e9\n'
     study, out = write(tmp_path, HEAD.replace("[0, 1]", "[0]") + text + CE + '[rows.worse]\nreplay = "bad"\n'), tmp_path
     result = run("study", study, "--out", out, "--jobs", "2", ok=False)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert students(out).keys() == {"again-seed0", "ce-seed0"}
+    assert students(out).keys() == {"again-seed0", "ce-seed0", "kd-seed0"}
+    assert json.loads((out / "runs" / "kd-seed0" / "summary.json").read_text())["teachers"] == ["ce-seed0"]
     assert json.loads((out / "runs" / "again-seed0" / "summary.json").read_text())["holdout_images"] == 0
     page = (out / "table.md").read_text()
     assert "lower optimizer.learning_rate" in page.split("Missing: bad-seed0: ")[1]
-    assert "is not finished" in page.split("Missing: worse-seed0: ")[1]
+    assert "it needs bad-seed0" in page.split("Missing: worse-seed0: ")[1]
     assert "missing: bad-seed0" in result.stdout
 
 

@@ -17,6 +17,20 @@ CE = """
 [rows.ce]
 method = "ce"
 """
+KD = """
+[rows.kd]
+method = "kd"
+seed_offset = 10
+teachers.runs = ["row:ce", "elsewhere"]
+"""
+
+
+def test_a_row_refers_to_the_runs_of_another_row() -> None:
+    row = make_study("s", BASE + CE + KD).rows["kd"]
+    assert row.sources == ["ce"]
+    recipe = row.recipe(3, lambda name: f"runs/{name}-seed3")
+    assert recipe.teachers.runs == ("runs/ce-seed3", "elsewhere")
+    assert recipe.seed == 13
 
 
 def test_a_row_is_its_own_tables_over_the_base_over_its_methods_presets() -> None:
@@ -72,6 +86,13 @@ def test_every_shipped_study_is_valid(name: str) -> None:
         (BASE + CE + '[rows.b]\nreplay = "cee"', "row b: it replays 'cee', which is no row: did you mean 'ce'"),
         (BASE + CE + '[rows.b]\nreplay = "ce"\nepochs = 1', "row b: .* must not set 'epochs'"),
         (BASE + CE + '[rows.b]\nreplay = "ce"\n[rows.c]\nreplay = "b"', "row c: .* is a replay itself"),
+        (BASE + CE + '[rows.b]\nreplay = "ce"\nseed_offset = 2', "row b: .* must not set 'seed_offset'"),
+        (BASE + CE + KD.replace("row:ce", "row:cee"), "row kd: it refers to 'cee', which is no row: did you mean 'ce'"),
+        (BASE + CE + KD.replace("row:ce", "row:kd"), "row kd: it waits for itself, by way of 'kd'"),
+        (
+            BASE + CE + KD.replace("row:ce", "row:b") + KD.replace(".kd", ".b").replace("row:ce", "row:kd"),
+            "by way of 'b'",
+        ),
         (BASE + CE + '[contrasts]\nx = [["ce", "cee"]]', "contrast 'x': 'cee' is no row: did you mean 'ce'"),
         (BASE + CE + "[contrasts]\nx = []", "one pair of rows at least"),
     ],

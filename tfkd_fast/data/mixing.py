@@ -44,7 +44,7 @@ class Mixing:
         else:
             kept = 1.0 - _box(plan, *images.shape[-2:]).reshape(len(plan), 1, 1, *images.shape[-2:])
             share = kept.mean(dim=(1, 2, 3, 4))
-        mixed = others + kept.to(images.dtype) * (images - others)
+        mixed = torch.lerp(others, images, kept.to(images.dtype))
         return batch._replace(images=mixed), Mixed(batch.labels.roll(1, dims=1), share)
 
 

@@ -70,4 +70,5 @@ def method_context(
         model=recipe.model.name,
         shapes=feature_shapes(build_student(recipe, dataset, compute, recipe.seed), dataset.image_shape),
         teachers=tuple(teacher.facts for teacher in teachers),
+        batch_size=recipe.data.batch_size,
     )

@@ -5,10 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.methods.confidence_penalty import ConfidencePenalty, ConfidencePenaltySettings
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.methods.kd import KD, KDSettings
+from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
+from tfkd_fast.methods.ols import OLS, OLSSettings
 from tfkd_fast.methods.protocol import Context, Method
+from tfkd_fast.methods.ps_kd import PSKD, PSKDSettings
+from tfkd_fast.methods.tf_kd import TfKDReg, TfKDRegSettings, TfKDSelf, TfKDSelfSettings
 from tfkd_fast.settings import Settings
 
 __all__ = ["METHODS", "Context", "Method", "MethodEntry", "find_method"]
@@ -74,6 +79,42 @@ METHODS: dict[str, MethodEntry] = {
         "Hinton, Vinyals, Dean, 2015",
         KDSettings,
         KD,
+    ),
+    "mmkd": MethodEntry(
+        "several teachers, weighed for each sample by two networks that learn from what the student gets wrong",
+        "Zhang, Chen, Wang, ICME 2023; normalised Gram rows and the warm-up of the features are our choice",
+        MMKDSettings,
+        MMKD,
+    ),
+    "tf-kd-self": MethodEntry(
+        "the softened predictions of an earlier run of the same network, and the label",
+        "Yuan et al., CVPR 2020",
+        TfKDSelfSettings,
+        TfKDSelf,
+    ),
+    "tf-kd-reg": MethodEntry(
+        "the softened predictions of a virtual teacher that is right with 99 %, and the label",
+        "Yuan et al., CVPR 2020",
+        TfKDRegSettings,
+        TfKDReg,
+    ),
+    "ps-kd": MethodEntry(
+        "the label, softened more and more by the student's own prediction of the epoch before",
+        "Kim et al., ICCV 2021; memory in half precision is our choice",
+        PSKDSettings,
+        PSKD,
+    ),
+    "ols": MethodEntry(
+        "the label, and the mean correct prediction for its class in the epoch before",
+        "Zhang et al., TIP 2021; uniform soft labels in the first epoch are our choice",
+        OLSSettings,
+        OLS,
+    ),
+    "confidence-penalty": MethodEntry(
+        "cross-entropy with the one-hot label, less a share of the entropy of the prediction",
+        "Pereyra et al., ICLR workshop 2017",
+        ConfidencePenaltySettings,
+        ConfidencePenalty,
     ),
     "education": MethodEntry(
         "a student that deepens in grades, each with one more group of classes and the teacher of that group",

@@ -60,6 +60,8 @@ class Context:
     shapes: FeatureShapes | None = None
     """Of the student's features."""
     teachers: tuple[TeacherFacts, ...] = ()
+    batch_size: int = 64
+    """Of the student's training; the last batch of an epoch may be smaller."""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,21 @@ method = "tfkd"
 [rows.replayed]        # instead of a recipe: the replay of another row's run under the same seed
 replay = "tfkd"
 
+[rows.teacher]
+seed_offset = 100      # this row's runs have the study's seeds and so much more
+method = "ce"
+model.name = "vgg13"
+
+[rows.kd]
+method = "kd"
+teachers.runs = ["row:teacher"]  # anywhere in a recipe: the run folder of that row under the same seed of the study
+
 [contrasts]            # what is worth how much: rows less other rows, pair by pair
 "the controller" = [["tfkd", "ce"]]
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +58,7 @@ class RowTable(BaseModel):
 
     title: str | None = None
     replay: str | None = None
+    seed_offset: int = Field(default=0, ge=0, lt=2**32)
 
     @property
     def recipe(self) -> Table:
@@ -84,6 +94,10 @@ class StudyFile(Settings):
         return contrasts
 
 
+REFERENCE = "row:"
+"""Before the name of a row, in a value of another row's recipe."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the table: a recipe without its seed, or the name of the row that it replays."""
@@ -92,10 +106,16 @@ class Row:
     title: str
     table: Table = field(hash=False)
     replay: str | None
+    seed_offset: int = 0
 
-    def recipe(self, seed: int) -> Recipe:
-        """Of a row that is no replay."""
-        return make_recipe(self.table | {"seed": seed})
+    @property
+    def sources(self) -> list[str]:
+        """Rows whose runs this one needs before it can begin."""
+        return [self.replay] if self.replay else list(dict.fromkeys(_references(self.table)))
+
+    def recipe(self, seed: int, folder_of: Callable[[str], str] = REFERENCE.__add__) -> Recipe:
+        """Of a row that is no replay, under a seed of the study; `folder_of` tells where a row that it refers to is."""
+        return make_recipe(_resolved(self.table, folder_of) | {"seed": seed + self.seed_offset})
 
 
 @dataclass(frozen=True)
@@ -167,6 +187,10 @@ def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
             rows[row_name] = _make_row(row_name, row, file, overrides)
         except UserError as error:
             raise UserError(f"study {name}, row {row_name}: {error}") from None
+    try:
+        _refuse_circles(rows)
+    except UserError as error:
+        raise UserError(f"study {name}, {error}") from None
     return Study(name, file.seeds, rows[file.baseline], rows, file.contrasts)
 
 
@@ -175,16 +199,49 @@ def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Ro
         table = merge(file.base, row.recipe)
         if "seed" in table:
             raise UserError("its seed is one of the study's seeds, so its recipe must not set one")
-        result = Row(name, row.title or name, merge(table, overrides), None)
+        result = Row(name, row.title or name, merge(table, overrides), None, row.seed_offset)
         result.recipe(file.seeds[0])  # refuses what is wrong with it
         return result
-    if row.recipe:
-        raise UserError(f"a replay has the recipe of the row that it replays, so it must not set {min(row.recipe)!r}")
+    if own := [*row.recipe, *(["seed_offset"] if row.seed_offset else [])]:
+        raise UserError(f"a replay has the recipe of the row that it replays, so it must not set {min(own)!r}")
     if row.replay not in file.rows:
         raise UserError(f"it replays {row.replay!r}, which is no row: {nearest(row.replay, file.rows)}")
     if file.rows[row.replay].replay is not None:
         raise UserError(f"it replays {row.replay!r}, which is a replay itself")
     return Row(name, row.title or name, {}, row.replay)
+
+
+def _refuse_circles(rows: dict[str, Row]) -> None:
+    """Raise UserError for a row that refers to none, to itself, or to one that waits for it."""
+    for row in rows.values():
+        waiting, before = [row.name], list(row.sources)
+        while before:
+            name = before.pop()
+            if name not in rows:
+                raise UserError(f"row {row.name}: it refers to {name!r}, which is no row: {nearest(name, rows)}")
+            if name == row.name:
+                raise UserError(f"row {row.name}: it waits for itself, by way of {waiting[-1]!r}")
+            if name not in waiting:
+                waiting.append(name)
+                before += rows[name].sources
+
+
+def _references(value: Any) -> Iterator[str]:
+    """Names of the rows that a recipe's value refers to."""
+    if isinstance(value, str) and value.startswith(REFERENCE):
+        yield value.removeprefix(REFERENCE)
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _references(part)
+
+
+def _resolved(value: Any, folder_of: Callable[[str], str]) -> Any:
+    """The value with every reference to a row replaced by its folder."""
+    if isinstance(value, str) and value.startswith(REFERENCE):
+        return folder_of(value.removeprefix(REFERENCE))
+    if isinstance(value, dict):
+        return {key: _resolved(part, folder_of) for key, part in value.items()}
+    return [_resolved(part, folder_of) for part in value] if isinstance(value, list) else value
 
 
 def _explain(error: ValidationError) -> str:

@@ -134,12 +134,11 @@ class Runner:
         _write(self.folder.results, json.dumps(finite(values), indent=2) + "\n")
 
     def _start_ready(self, inherited: list[int]) -> None:
-        """Start runs in their order, as many as may run; a replay waits for the run that it replays."""
+        """Start runs in their order, as many as may run; one that needs others waits for them."""
         for run in list(self.waiting):
             if len(self._running) == self.jobs:
                 return
-            source = self._source(run)
-            if source is not None and (source in self.waiting or source in self._running):
+            if any(source in self.waiting or source in self._running for source in self._sources(run)):
                 continue
             self.waiting.remove(run)
             try:
@@ -148,6 +147,9 @@ class Runner:
                 self._end(run, str(error))
 
     def _start(self, run: Run, inherited: list[int]) -> Process:
+        for source in self._sources(run):
+            if not self.folder.run(source).summary.exists():
+                raise UserError(f"it needs {source.name}, which is not there: train that row, too")
         self._refuse_another_recipe(run)
         run_folder, recipe = self.folder.run(run), self.folder.recipe(run)
         if run_folder.recipe.exists():
@@ -200,18 +202,23 @@ class Runner:
                 process.kill()
                 process.wait()
 
-    def _source(self, run: Run) -> Run | None:
-        """The run that a replay replays."""
-        return Run(self.study.rows[run.row.replay], run.seed) if run.row.replay else None
+    def _sources(self, run: Run) -> list[Run]:
+        """Those that a run needs: the one that it replays, or its teachers."""
+        return [Run(self.study.rows[name], run.seed) for name in run.row.sources]
 
     def _recipe(self, run: Run) -> Recipe:
-        source = self._source(run)
-        return replay_recipe(self.folder.run(source).path) if source else run.row.recipe(run.seed)
+        if run.row.replay:
+            return replay_recipe(self.folder.run(self._sources(run)[0]).path)
+
+        def folder_of(name: str) -> str:
+            return str(self.folder.run(Run(self.study.rows[name], run.seed)).path.resolve())
+
+        return run.row.recipe(run.seed, folder_of)
 
     def _refuse_another_recipe(self, run: Run) -> None:
         """Raise UserError if the run's folder holds a run by another recipe, as far as that can be told by now."""
-        run_folder, source = self.folder.run(run), self._source(run)
-        known = source is None or self.folder.run(source).summary.exists()
+        run_folder = self.folder.run(run)
+        known = not run.row.replay or self.folder.run(self._sources(run)[0]).summary.exists()
         if run_folder.recipe.exists() and known and read_recipe(run_folder) != self._recipe(run):
             raise UserError(
                 f"{run_folder.path} holds a run by another recipe than the study's: "
