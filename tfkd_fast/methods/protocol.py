@@ -244,6 +244,8 @@ class Method(ABC):
     one candidate."""
     phase: Hashable = 0
     """What is captured in one phase does not serve another: `network` or `loss` takes another path."""
+    complete: bool = True
+    """Whether `network` has all of the student in it, so that what it is judged by says how good the student is."""
 
     def prepare(self, material: Material) -> Iterable[Event]:
         """Called once before the first epoch of a run, and not when it is resumed; gives what to write into the log."""

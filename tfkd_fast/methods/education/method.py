@@ -90,6 +90,7 @@ class Education(TaughtStudent):
         self._recalls = self._number > 0 and since < self._settings.self_reference_epochs
         self._recalls &= self._settings.self_reference > 0
         self.phase = (self._number, self._recalls)
+        self.complete = self._number == len(self._heads)
 
     def begin_interval(self, epoch: int) -> Plan:
         self._enter(epoch)
@@ -111,10 +112,9 @@ class Education(TaughtStudent):
         )
 
     def network(self, student: nn.Module) -> nn.Module:
-        last = self._number == len(self._heads)
-        if last and not self._recalls:
+        if self.complete and not self._recalls:
             return student
-        head = None if last else self._heads[self._number]
+        head = None if self.complete else self._heads[self._number]
         return Grade(student, self._grades[self._number].stages, head, self._recall if self._recalls else None)
 
     def _recall(self, given: Sequence[Tensor]) -> None:
