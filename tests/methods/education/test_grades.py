@@ -80,6 +80,7 @@ def test_the_last_grade_is_the_student_itself(build: Build) -> None:
         education.begin_interval(epoch)
         assert (education.network(student) is student) == (epoch >= 13)
         assert education.phase == (phase, False)
+        assert education.complete == (epoch >= 13)
     assert list(student.state_dict()) == names
     education = build(loss={"self_reference": 0.5})
     education.begin_interval(13)
