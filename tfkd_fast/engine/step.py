@@ -99,7 +99,8 @@ def look(group: Group, shown: Shown, training: Training) -> tuple[Tensor, StepBa
         logits, features = group.forward(images)
     n = len(logits)
     if shown.companions is not None:
-        beside = CompanionOutputs(of_companions, shown.companions.indices.expand(n, -1))
+        labels, indices = shown.companions.labels.expand(n, -1), shown.companions.indices.expand(n, -1)
+        beside = CompanionOutputs(of_companions, labels, indices)
     batch = StepBatch(
         shown.batch.labels.expand(n, -1),
         shown.batch.indices.expand(n, -1),

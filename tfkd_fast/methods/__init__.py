@@ -7,6 +7,8 @@ from typing import Any
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods.confidence_penalty import ConfidencePenalty, ConfidencePenaltySettings
 from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
+from tfkd_fast.methods.cs_kd import CSKD, CSKDSettings
+from tfkd_fast.methods.dlb import DLB, DLBSettings
 from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.methods.kd import KD, KDSettings
 from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
@@ -14,6 +16,8 @@ from tfkd_fast.methods.ols import OLS, OLSSettings
 from tfkd_fast.methods.protocol import Context, Method
 from tfkd_fast.methods.ps_kd import PSKD, PSKDSettings
 from tfkd_fast.methods.tf_kd import TfKDReg, TfKDRegSettings, TfKDSelf, TfKDSelfSettings
+from tfkd_fast.methods.uskd import USKD, USKDSettings
+from tfkd_fast.methods.zipf import Zipf, ZipfSettings
 from tfkd_fast.settings import Settings
 
 __all__ = ["METHODS", "Context", "Method", "MethodEntry", "find_method"]
@@ -115,6 +119,30 @@ METHODS: dict[str, MethodEntry] = {
         "Pereyra et al., ICLR workshop 2017",
         ConfidencePenaltySettings,
         ConfidencePenalty,
+    ),
+    "cs-kd": MethodEntry(
+        "what the student predicts for another image of the class, and the label",
+        "Yun et al., CVPR 2020; batches of full size are our choice",
+        CSKDSettings,
+        CSKD,
+    ),
+    "dlb": MethodEntry(
+        "what the student predicted one step ago for the images of the last batch, shown again, and the label",
+        "Shen et al., CVPR 2022; one pass for both batches, temperature and weight are our choice",
+        DLBSettings,
+        DLB,
+    ),
+    "zipf": MethodEntry(
+        "wrong classes weighted by their ranks among the votes of the places in the image, and the label",
+        "Liang et al., ECCV 2022",
+        ZipfSettings,
+        Zipf,
+    ),
+    "uskd": MethodEntry(
+        "the label by how well it is known, wrong classes by their ranks, which a weak head helps to find",
+        "Yang et al., ICCV 2023, the teacher-free part",
+        USKDSettings,
+        USKD,
     ),
     "education": MethodEntry(
         "a student that deepens in grades, each with one more group of classes and the teacher of that group",

@@ -96,6 +96,7 @@ class CompanionOutputs(NamedTuple):
     """The student on the images that were shown beside the batch."""
 
     logits: Tensor  # (n,B,C)
+    labels: Tensor  # (n,B) int64
     indices: Tensor  # (n,B) int64
 
 
