@@ -29,6 +29,7 @@ MRS = {"selection": {"candidates": 2, "interval": 2}}
 OWN: dict[str, dict[str, Any]] = {
     "tfkd-mrs": MRS,
     "tfkd-extended": MRS,
+    "education": {"grades": {"promotions": [0.125, 0.25]}, "loss": {"self_reference": 0.5}},
     "mmkd": {"meta": {"buffer": 32, "period": 2}, "loss": {"beta": 1.0}},
 }
 """What a short run needs beside its name."""
