@@ -33,6 +33,7 @@ OWN: dict[str, dict[str, Any]] = {
     "professor": {"professor": {"epochs": 5}},
     "distpro-search": {"pathways": LINEAR, "search": {"record_every": 5}},
     "distpro": {"pathways": LINEAR},
+    "education": {"grades": {"promotions": [0.125, 0.25]}, "loss": {"self_reference": 0.5}},
     "mmkd": {"meta": {"buffer": 32, "period": 2}, "loss": {"beta": 1.0}},
 }
 """What a short run needs beside its name."""

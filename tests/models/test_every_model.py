@@ -117,6 +117,23 @@ def test_features(name: str, size: int) -> None:
     torch.testing.assert_close(network.classifier(features.pooled), logits)
 
 
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_run_one_by_one_and_no_further_than_asked(name: str, size: int) -> None:
+    images, networks = draw_images(4, 3, size), [build(name, 0.25), build(name, 0.25)]
+    whole = networks[0].run_stages(images)
+    pooled = whole[-1].mean(dim=(2, 3))
+    torch.testing.assert_close(networks[0].classifier(pooled), networks[1](images))
+    for count in range(1, len(whole) + 1):
+        network = build(name, 0.25)
+        ends = network.run_stages(images, count)
+        assert len(ends) == count
+        assert all(torch.equal(end, same) for end, same in zip(ends, whole, strict=False))
+        run = [any(batches == 1 for key, batches in stage.named_buffers() if key.endswith("batches_tracked"))
+               for stage in network.stages]  # fmt: skip
+        assert run == [stage < count for stage in range(len(whole))]
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_features_change_nothing_and_the_logits_are_float32(name: str, precision: torch.dtype) -> None:

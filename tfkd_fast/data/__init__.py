@@ -1,15 +1,16 @@
 """Data sets (what), augmentation, and loaders (how)."""
 
 from tfkd_fast.data.companions import Companions
-from tfkd_fast.data.datasets import Dataset, ImagesSealed, open_dataset, sealed_test_images
+from tfkd_fast.data.datasets import Dataset, ImagesSealed, find_labels, open_dataset, sealed_test_images
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
 from tfkd_fast.data.mixing import Mixed, Mixing, mixing_of
-from tfkd_fast.data.settings import DataSettings, LoaderName
+from tfkd_fast.data.settings import ClassChoice, DataSettings, LoaderName
 from tfkd_fast.data.split import split_holdout
 
 __all__ = [
     "Batch",
+    "ClassChoice",
     "Companions",
     "DataSettings",
     "Dataset",
@@ -21,6 +22,7 @@ __all__ = [
     "Mixed",
     "Mixing",
     "choose_loader",
+    "find_labels",
     "make_loader",
     "missing_loaders",
     "mixing_of",

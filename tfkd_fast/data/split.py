@@ -15,17 +15,24 @@ def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> 
     """The images to fit and the held-out images, both in their original order; 0 < fraction < 1.
 
     Of every class with n images round(fraction * n) are held out, at least one. A class that would be left with none to
-    fit raises UserError.
+    fit raises UserError. Of images that were chosen by class those are held out that are held out of all images.
     """
-    fit, holdout = split_indices(images.labels, fraction, seed)
+    fit, holdout = split_indices(images.labels, fraction, seed, images.places)
     return images.subset(fit), images.subset(holdout)
 
 
-def split_indices(labels: Tensor, fraction: float, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
-    """Ascending indices of the rest and of the chosen share, from labels (N,) int64. Rules as in `split_holdout`."""
+def split_indices(
+    labels: Tensor, fraction: float, seed: int = SPLIT_SEED, places: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Ascending indices of the rest and of the chosen share, from labels (N,) int64. Rules as in `split_holdout`.
+
+    `places` (N,) int64, ascending: the samples' numbers in the set that they were chosen from; by default 0 .. N-1.
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
-    keys = random_keys(len(labels), Purpose.SPLIT, seed=seed, epoch=0, stream=0, device=labels.device)
+    count = len(labels) if places is None else int(places[-1]) + 1
+    keys = random_keys(count, Purpose.SPLIT, seed=seed, epoch=0, stream=0, device=labels.device)
+    keys = keys if places is None else keys[places]
     chosen = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().squeeze(1)

@@ -180,7 +180,8 @@ class Trainer:
             )
             self._write(outcome.events)
         best = outcome.survivors[0]
-        self._keep_best(self.population.models[best], holdout[best])
+        if self.method.complete:
+            self._keep_best(self.population.models[best], holdout[best])
         self.population.continue_from(outcome.survivors)
         self._alive = len(outcome.survivors)
         self._interval = None

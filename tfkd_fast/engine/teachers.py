@@ -162,13 +162,14 @@ def unseen_by(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> 
     Args:
         holdout: the share that the student holds out itself. The shares of all runs lie within each other.
     """
-    labels = dataset.read_train().labels
+    images = dataset.read_train()
+    labels, places = images.labels, images.places
     unseen = torch.ones(len(labels), dtype=torch.bool)
     for teacher in teachers:
         if not teacher.holdout or teacher.training_data != dataset.fingerprint:
             return None
-        unseen[split_indices(labels, teacher.holdout)[0]] = False
-    fit = split_indices(labels, holdout)[0] if holdout else torch.arange(len(labels))
+        unseen[split_indices(labels, teacher.holdout, places=places)[0]] = False
+    fit = split_indices(labels, holdout, places=places)[0] if holdout else torch.arange(len(labels))
     found = unseen[fit].nonzero().squeeze(1)
     return found if teachers and len(found) else None
 

@@ -11,6 +11,7 @@ from tfkd_fast.methods.cs_kd import CSKD, CSKDSettings
 from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
 from tfkd_fast.methods.dkd import DKD, DKDSettings
 from tfkd_fast.methods.dlb import DLB, DLBSettings
+from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.methods.kd import KD, KDSettings
 from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
 from tfkd_fast.methods.ols import OLS, OLSSettings
@@ -187,6 +188,12 @@ METHODS: dict[str, MethodEntry] = {
         "Deng et al., ECCV 2022; how a process moves to other networks is our choice",
         DistProSettings,
         DistPro,
+    ),
+    "education": MethodEntry(
+        "a student that deepens in grades, each with one more group of classes and the teacher of that group",
+        "Feng et al., KSEM 2025; promotions, mixed batches and the heads of a VGG are our choice",
+        EducationSettings,
+        Education,
     ),
 }
 

@@ -245,6 +245,8 @@ class Method(ABC):
     one candidate."""
     phase: Hashable = 0
     """What is captured in one phase does not serve another: `network` or `loss` takes another path."""
+    complete: bool = True
+    """Whether `network` has all of the student in it, so that what it is judged by says how good the student is."""
 
     def __init__(self, settings: Any, context: Context) -> None:  # noqa: B027, what it is built from
         """From the tables of a recipe that are the method's own, and what it may know of the run."""

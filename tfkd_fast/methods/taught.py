@@ -39,13 +39,15 @@ class TaughtSettings(Settings):
 
 
 class TaughtStudent(OneStudent):
-    """One student and its teachers, each of which knows all classes.
+    """One student and its teachers, which know all classes unless a subclass says otherwise.
 
     Between them there may stand what refines the teachers' logits: a correction by the label, or a professor each. A
     method that reads nothing of the teachers but `teacher_logits` need not know.
     """
 
     teachers: tuple[int, int | None] = (1, 1)
+    specialists = False
+    """Whether a teacher may know some of the classes only."""
 
     def __init__(self, settings: TaughtSettings, context: Context, *, temperature: float | None = None) -> None:
         """`temperature`: at which `teacher_logits` are softened; None for a method that reads anything else of the
@@ -63,7 +65,7 @@ class TaughtStudent(OneStudent):
                 f"this method learns from {_some(fewest, most)}, and {count} were named: --teacher RUN_DIR names one"
             )
         for teacher in context.teachers:
-            if len(teacher.labels) < context.num_classes:
+            if len(teacher.labels) < context.num_classes and not self.specialists:
                 raise UserError(
                     f"teacher {teacher.name} knows {len(teacher.labels)} of the {context.num_classes} classes: "
                     "this method learns from teachers of all of them"

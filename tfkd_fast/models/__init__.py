@@ -8,6 +8,7 @@ from torch import nn
 
 from tfkd_fast.errors import nearest
 from tfkd_fast.models.layers import Features, FeatureShapes, feature_shapes
+from tfkd_fast.models.residual import ResidualNetwork
 from tfkd_fast.models.resnet import ResNet, resnet8x4, resnet20, resnet32, resnet32x4, resnet56, resnet110
 from tfkd_fast.models.vgg import VGG, vgg8, vgg13
 from tfkd_fast.models.wide_resnet import WideResNet, wrn_16_2, wrn_40_2
@@ -20,6 +21,7 @@ __all__ = [
     "Features",
     "ModelSettings",
     "ResNet",
+    "ResidualNetwork",
     "WideResNet",
     "build_model",
     "feature_shapes",

@@ -45,18 +45,28 @@ class ResidualNetwork(nn.Module):
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
         """Logits (B, num_classes) of images (B, in_channels, H, W) of any size; with features on request."""
         before: list[Tensor] = []
-        after: list[Tensor] = []
+        after = self.run_stages(images, before_relu=before if return_features else None)
+        pooled = average_pool(after[-1])
+        logits = self.classifier(pooled)
+        return (logits, Features(before, after, pooled)) if return_features else logits
+
+    def run_stages(
+        self, images: Tensor, count: int | None = None, *, before_relu: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """What each of the first `count` stages (None: of all) gives to the next. The others are not run.
+
+        What the last ReLU of each takes is appended to `before_relu`, where it is wanted.
+        """
+        given: list[Tensor] = []
         x = self.conv(images)
         active = norm_relu_pool(self.norm, x)
-        for stage in self.stages:
+        for stage in list(self.stages)[:count]:
             *inner, last = stage.children()
             for block in inner:
                 x, active = block(x, active)
-            x, active = last(x, active, activate=not return_features)
-            if return_features:
-                before.append(active)
-                after.append(F.relu(active))
-                active = after[-1]
-        pooled = average_pool(active)
-        logits = self.classifier(pooled)
-        return (logits, Features(before, after, pooled)) if return_features else logits
+            x, active = last(x, active, activate=before_relu is None)
+            if before_relu is not None:
+                before_relu.append(active)
+                active = F.relu(active)
+            given.append(active)
+        return given

@@ -64,22 +64,31 @@ class VGG(nn.Module):
     def forward(self, images: Tensor, return_features: Literal[True]) -> tuple[Tensor, Features]: ...
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
         """Logits (B, num_classes) of images (B, in_channels, S, S) with S 32 or 64; with features on request."""
-        size = images.shape[-1]
-        if images.shape[-2] != size or size not in (32, 64):
-            raise ValueError(f"images must be 32x32 or 64x64, got {images.shape[-2]}x{size}")
-        pooled_stages = range(4 if size == 64 else 3)
+        if not return_features:
+            return self.classifier(average_pool(self.run_stages(images)[-1]))
         before, after = [], []
-        x = images
+        x, pooled_stages = images, self._pooled_stages(images)
         for i, stage in enumerate(self.stages):
-            if not return_features:
-                x = stage(x, activate=True, pool=i in pooled_stages)
-                continue
             before.append(stage(x))
             after.append(F.relu(before[-1]))
             x = F.max_pool2d(after[-1], 2) if i in pooled_stages else after[-1]
         pooled = average_pool(x)
-        logits = self.classifier(pooled)
-        return (logits, Features(before, after, pooled)) if return_features else logits
+        return self.classifier(pooled), Features(before, after, pooled)
+
+    def run_stages(self, images: Tensor, count: int | None = None) -> list[Tensor]:
+        """What each of the first `count` stages (None: of all) gives to the next. The others are not run."""
+        given: list[Tensor] = []
+        x, pooled_stages = images, self._pooled_stages(images)
+        for i, stage in enumerate(list(self.stages)[:count]):
+            x = stage(x, activate=True, pool=i in pooled_stages)
+            given.append(x)
+        return given
+
+    def _pooled_stages(self, images: Tensor) -> range:
+        size = images.shape[-1]
+        if images.shape[-2] != size or size not in (32, 64):
+            raise ValueError(f"images must be 32x32 or 64x64, got {images.shape[-2]}x{size}")
+        return range(4 if size == 64 else 3)
 
 
 def vgg8(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:

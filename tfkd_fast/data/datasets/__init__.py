@@ -7,11 +7,12 @@ from tfkd_fast.data.datasets.digits import open_digits
 from tfkd_fast.data.datasets.folder import open_folder
 from tfkd_fast.data.datasets.npz import open_npz
 from tfkd_fast.data.datasets.seal import ImagesSealed, sealed_test_images
+from tfkd_fast.data.datasets.some_classes import SomeClasses, find_labels
 from tfkd_fast.data.datasets.torchvision_files import open_cifar, open_svhn
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError, nearest
 
-__all__ = ["DATASETS", "Dataset", "ImagesSealed", "open_dataset", "sealed_test_images"]
+__all__ = ["DATASETS", "Dataset", "ImagesSealed", "find_labels", "open_dataset", "sealed_test_images"]
 
 DATASETS: dict[str, Callable[[DataSettings, bool], Dataset]] = {
     "digits": open_digits,
@@ -31,6 +32,8 @@ def open_dataset(settings: DataSettings, download: bool = False) -> Dataset:
     if settings.dataset not in DATASETS:
         raise UserError(f"unknown data set {settings.dataset!r}: {nearest(settings.dataset, DATASETS)}")
     dataset = DATASETS[settings.dataset](settings, download)
+    if settings.classes is not None:
+        dataset = SomeClasses(dataset, find_labels(settings.classes, dataset.classes, "data.classes"))
     if settings.flip is not None:
         dataset.flip = settings.flip
     return dataset

@@ -1,0 +1,79 @@
+"""A data set of some of another's classes."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.images import ImageSet
+from tfkd_fast.errors import UserError, nearest
+
+RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def find_labels(choice: Sequence[str], classes: Sequence[str], setting: str) -> list[int]:
+    """The labels, ascending, of classes given by name, by label ("7") or by a range of labels ("0-4").
+
+    A name goes before a label: folders may have numbers for names.
+
+    Raises:
+        UserError: for a class that there is not, and for fewer than two; it names the `setting`.
+    """
+    chosen: set[int] = set()
+    for item in choice:
+        numbers = RANGE.fullmatch(item)
+        if item in classes:
+            chosen.add(classes.index(item))
+        elif numbers is None:
+            raise UserError(f"{setting} names {item!r}, which is no class: {nearest(item, classes)}")
+        else:
+            first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+            if not first <= last < len(classes):
+                raise UserError(f"{setting} asks for {item}, but labels are 0-{len(classes) - 1}: choose from these")
+            chosen.update(range(first, last + 1))
+    if len(chosen) < 2:
+        raise UserError(f"{setting} chooses {len(chosen)} of the {len(classes)} classes: choose two or more")
+    return sorted(chosen)
+
+
+class SomeClasses(Dataset):
+    """The images of some classes, relabelled 0, 1, ... in the order that they have in the whole data set.
+
+    They are normalised as the whole is, so that a student of all classes and a teacher of these see the same.
+    """
+
+    def __init__(self, whole: Dataset, labels: Sequence[int]) -> None:
+        """
+        Args:
+            labels: of the whole data set, ascending.
+        """
+        super().__init__(
+            whole.name,
+            [whole.classes[label] for label in labels],
+            whole.image_shape,
+            flip=whole.flip,
+            read_train=lambda: self._chosen(whole.read_train(), "training"),
+            read_test=lambda: self._chosen(whole.read_test(), "test"),
+        )
+        self._whole = whole
+        self._labels = torch.tensor(labels)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the whole data set."""
+        return self._whole.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of the whole data set."""
+        return self._whole.std
+
+    def _chosen(self, images: ImageSet, part: str) -> ImageSet:
+        places = torch.isin(images.labels, self._labels).nonzero().squeeze(1)
+        if not len(places):
+            raise UserError(f"no {part} image shows any of the {len(self.classes)} classes of data.classes: add some")
+        chosen = images.subset(places)
+        chosen.labels = torch.searchsorted(self._labels, chosen.labels)
+        chosen.places = places
+        return chosen

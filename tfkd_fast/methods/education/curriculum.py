@@ -1,0 +1,126 @@
+"""What is taught in which grade: groups of classes, stages of the network, epochs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tfkd_fast.data import ClassChoice, find_labels
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.protocol import Context
+from tfkd_fast.settings import Settings
+
+GRADES = 3
+"""Of the paper: primary school, middle school, university."""
+PROMOTIONS = {"restart": (0.4, 0.65), "paper": (0.625, 0.75)}
+"""Of three grades, as fractions of the run. 96 and 156 of 240 epochs are our choice, 150 and 180 the authors' code."""
+
+
+class GradesSettings(Settings):
+    """The `[grades]` table."""
+
+    # restart: the learning rate starts again in every grade (our choice). paper: it goes on falling, so that the stages
+    # of the last grade never train at a high one (the authors' code, which forgets the momenta at a promotion; here
+    # they stay).
+    schedule: Literal["restart", "paper"] = "restart"
+    promotions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None  # when; None: as above, or evenly
+    groups: tuple[ClassChoice, ...] | None = Field(
+        default=None, min_length=2
+    )  # for one teacher of all; None: 3 by label
+    replay: bool = True  # what was taught before is taught again; without, one sees what is forgotten
+
+
+@dataclass(frozen=True)
+class GradePlan:
+    """One grade. Epochs are 0-based."""
+
+    group: tuple[int, ...]
+    """Labels that are new."""
+    labels: tuple[int, ...]
+    """Of this grade and those before it, ascending."""
+    stages: int
+    """Of the network, how many take part."""
+    first_epoch: int
+    end: int
+
+
+def plan_grades(settings: GradesSettings, context: Context, stages: int) -> list[GradePlan]:
+    """Of a student with so many stages.
+
+    Raises:
+        UserError: for teachers or groups that do not divide the classes among them, and for more grades than there are
+            stages or epochs for.
+    """
+    groups = _groups(settings, context)
+    count = len(groups)
+    if count > stages:
+        raise UserError(
+            f"{count} groups of classes are taught in {count} grades, but {context.model} has {stages} stages: choose "
+            "fewer groups"
+        )
+    epochs = [*_first_epochs(settings, count, context.epochs), context.epochs]
+    return [
+        GradePlan(
+            group=tuple(groups[i]),
+            labels=tuple(sorted(label for group in groups[: i + 1] for label in group)),
+            stages=round(stages * (i + 1) / count),  # of a VGG's five 2, 3 and 5, of a residual network's 1, 2 and 3
+            first_epoch=epochs[i],
+            end=epochs[i + 1],
+        )
+        for i in range(count)
+    ]
+
+
+def _groups(settings: GradesSettings, context: Context) -> list[list[int]]:
+    """The labels of each group: those of the teachers, or for one teacher of all classes those of the settings."""
+    teachers, classes = context.teachers, context.num_classes
+    if len(teachers) > 1:
+        if settings.groups is not None:
+            raise UserError(f"grades.groups is for one teacher, and {len(teachers)} bring their own: leave it out")
+        groups = [sorted(teacher.labels) for teacher in teachers]
+        sources = [f"teacher {teacher.name}" for teacher in teachers]
+    elif len(teachers[0].labels) < classes:
+        raise UserError(
+            f"teacher {teachers[0].name} knows {len(teachers[0].labels)} of the {classes} classes: education wants "
+            "several that know all of them together, or one that knows them all"
+        )
+    elif settings.groups is None:
+        groups = [list(range(i * classes // GRADES, (i + 1) * classes // GRADES)) for i in range(GRADES)]
+        sources = [f"group {i} of {GRADES}" for i in range(1, GRADES + 1)]
+    else:
+        groups = [find_labels(group, context.classes, "grades.groups") for group in settings.groups]
+        sources = [f"group {i} of grades.groups" for i in range(1, len(groups) + 1)]
+    _check_partition(groups, sources, context)
+    return groups
+
+
+def _check_partition(groups: Sequence[Sequence[int]], sources: Sequence[str], context: Context) -> None:
+    for label in range(context.num_classes):
+        name = context.classes[label] if context.classes else str(label)
+        owners = [source for group, source in zip(groups, sources, strict=True) if label in group]
+        if len(owners) > 1:
+            raise UserError(f"class {name!r} is in {owners[0]} and in {owners[1]}: no two groups may share a class")
+        if not owners:
+            raise UserError(f"class {name!r} is in none of {', '.join(sources)}: together they must have all classes")
+    for group, source in zip(groups, sources, strict=True):
+        if len(group) < 2:
+            raise UserError(f"{source} has {len(group)} of {context.num_classes} classes: a group needs two or more")
+
+
+def _first_epochs(settings: GradesSettings, grades: int, epochs: int) -> list[int]:
+    evenly = tuple(i / grades for i in range(1, grades))
+    fractions = settings.promotions or (PROMOTIONS[settings.schedule] if grades == GRADES else evenly)
+    if len(fractions) != grades - 1:
+        raise UserError(
+            f"grades.promotions has {len(fractions)} fractions of the run, but {grades} grades have {grades - 1} "
+            "promotions: name as many"
+        )
+    starts = [0, *(round(fraction * epochs) for fraction in fractions)]
+    if any(start >= end for start, end in pairwise([*starts, epochs])):
+        raise UserError(
+            f"grades that begin after {', '.join(map(str, starts))} of {epochs} epochs do not all get one: "
+            "raise epochs or change grades.promotions"
+        )
+    return starts

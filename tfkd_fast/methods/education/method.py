@@ -1,0 +1,153 @@
+"""The method: which network, images and epochs a grade has, and the loss by each image's own teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tfkd_fast import ops
+from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades
+from tfkd_fast.methods.education.network import Grade, Head
+from tfkd_fast.methods.protocol import Context, Interval, Plan, StepBatch
+from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.randomness import Purpose, random_words
+from tfkd_fast.settings import Settings
+
+
+class EducationLoss(Settings):
+    """The `[loss]` table. Temperature and alpha are those of the authors' code."""
+
+    temperature: float = Field(default=4.0, gt=0)
+    alpha: float = Field(default=0.7, ge=0, le=1)  # of the teacher; the label has the rest
+    self_reference: float = Field(default=0.0, ge=0)  # weight of the head of the grade before, once promoted; 0: none
+    self_reference_epochs: int = Field(default=5, ge=1)  # for how long after a promotion
+
+
+class EducationSettings(TaughtSettings):
+    loss: EducationLoss = EducationLoss()
+    grades: GradesSettings = GradesSettings()
+
+
+class Education(TaughtStudent):
+    """Teachers g = 1 .. G, each of a group Y_g of the classes, and as many grades. In grade n the network is the first
+    stages of the student under a head of its own, at last the student itself. It learns the classes of groups 1 .. n by
+
+        alpha T^2 KL(softmax(t_g/T) || softmax(z[Y_g]/T)) + (1-alpha) CE(y, softmax(z)),    g the group of label y.
+
+    Both softmaxes of the first term are over the classes of the group alone: logits of specialists cannot be compared
+    across groups. The authors' code has the cross-entropy H(p,q) for the KL(p||q) of our operators; it is larger by the
+    entropy of the teacher, in which the student has no part, so that the gradient is the same. It shows the groups one
+    after the other; mixing them in every batch is our choice, as is all that is said to be so below.
+
+    One teacher of all classes serves as the specialist for each group: what is due to the grades shows beside it.
+
+    With `self_reference` w, for the first epochs of a grade, w KL(softmax(h) || softmax(z[Y_1 .. Y_n-1])) is added, h
+    of the head of the grade before as it was left, on the present output of its stages: our reading of the paper's
+    teaching reference.
+    """
+
+    teachers = (1, None)
+    specialists = True
+
+    def __init__(self, settings: EducationSettings, context: Context) -> None:
+        """
+        Raises:
+            UserError: without a teacher, and see `plan_grades`.
+        """
+        super().__init__(settings, context)
+        if context.shapes is None:
+            raise ValueError("the context must have the shapes of the student's features")
+        self._settings, self._replay = settings.loss, settings.grades.replay
+        self._restart = settings.grades.schedule == "restart"
+        self._grades = plan_grades(settings.grades, context, len(context.shapes.maps))
+        self._heads = [self._build_head(i, grade) for i, grade in enumerate(self._grades[:-1])]
+        self.adapters = nn.ModuleList(self._heads)
+        grade_of = {label: i for i, grade in enumerate(self._grades) for label in grade.group}
+        self._grade_of = torch.tensor([grade_of[label] for label in range(context.num_classes)], device=context.device)
+        known = [label for teacher in context.teachers for label in teacher.labels]
+        self._column_of = torch.tensor(known, device=context.device).argsort()  # a label's, of all teachers' logits
+        self._recalled: Tensor | None = None  # (B,C), what the head of the grade before makes of a batch
+        self._enter(0)
+
+    def _build_head(self, number: int, grade: GradePlan) -> Head:
+        """Four times as wide as the first stage: 256 for VGG-8 (our choice), 64 for ResNet-20 (the authors' code)."""
+        assert self.context.shapes is not None
+        maps = self.context.shapes.maps
+        seed = int(random_words(torch.tensor(1 + number), Purpose.WEIGHTS, seed=self.context.seed)[0])
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = Head(maps[grade.stages - 1][0], 4 * maps[0][0], grade.labels, self.context.num_classes)
+        return head.to(self.context.device)
+
+    def _enter(self, epoch: int) -> None:
+        """The grade of a 0-based epoch."""
+        self._epoch = epoch
+        self._number = sum(epoch >= grade.first_epoch for grade in self._grades) - 1
+        since = epoch - self._grades[self._number].first_epoch
+        self._recalls = self._number > 0 and since < self._settings.self_reference_epochs
+        self._recalls &= self._settings.self_reference > 0
+        self.phase = (self._number, self._recalls)
+        self.complete = self._number == len(self._heads)
+
+    def begin_interval(self, epoch: int) -> Plan:
+        self._enter(epoch)
+        grade = self._grades[self._number]
+        labels = grade.labels if self._replay else grade.group
+        event = {
+            "event": "grade",
+            "grade": self._number + 1,
+            "first_epoch": grade.first_epoch + 1,
+            "epochs": grade.end - grade.first_epoch,
+            "stages": grade.stages,
+            "labels": list(labels),
+        }
+        return Plan(
+            Interval(epoch, 1, 1),
+            [event] if epoch == grade.first_epoch else [],
+            labels=None if len(labels) == self.context.num_classes else labels,
+            schedule=(grade.first_epoch, grade.end) if self._restart else None,
+        )
+
+    def network(self, student: nn.Module) -> nn.Module:
+        if self.complete and not self._recalls:
+            return student
+        head = None if self.complete else self._heads[self._number]
+        return Grade(student, self._grades[self._number].stages, head, self._recall if self._recalls else None)
+
+    def _recall(self, given: Sequence[Tensor]) -> None:
+        before = self._number - 1
+        self._recalled = self._heads[before].recall(given[self._grades[before].stages - 1])
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        settings = self._settings
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        taught = torch.cat([teacher.logits for teacher in batch.teachers], -1).index_select(-1, self._column_of)
+        own = self._grade_of[batch.labels].unsqueeze(-1) == self._grade_of
+        soft = _divergence(logits, taught, own, settings.temperature)
+        loss = settings.alpha * soft + (1.0 - settings.alpha) * hard
+        if self._recalls and self._recalled is not None:
+            before = self._grade_of < self._number
+            loss = loss + settings.self_reference * _divergence(logits, self._recalled, before, 1.0)
+        return loss, statistics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._enter(state["epoch"])
+
+
+def _divergence(logits: Tensor, teacher: Tensor, among: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher/T) || softmax(logits/T)), both over some classes only: means (n,), of logits (n,B,C).
+
+    `teacher` (n,B,C) or (B,C); `among` (n,B,C) or (C,) bool. The gradient in all other logits is 0.
+    """
+    excluded = ~among
+    return ops.distillation_loss(
+        logits.masked_fill(excluded, -torch.inf),
+        teacher.expand(logits.shape).masked_fill(excluded, -torch.inf).unsqueeze(1),
+        temperature=temperature,
+    )

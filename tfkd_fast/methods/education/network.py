@@ -1,0 +1,79 @@
+"""The network of a grade: the first stages of the student, under a head of their own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tfkd_fast.models import VGG, ResidualNetwork
+from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, average_pool, initialise_convolutions, norm_relu_pool
+
+ABSENT = -200.0
+"""The logit of a class that is not taught yet: finite, and its part of a softmax in float32 is exactly 0."""
+
+
+class Head(nn.Module):
+    """A teaching reference head: convolution 1x1, batch norm, ReLU, global average pool, one linear layer.
+
+    The authors' code has no ReLU, and pools to 2x2 in the first grade.
+    """
+
+    labels: Tensor
+
+    def __init__(self, in_channels: int, width: int, labels: Sequence[int], num_classes: int) -> None:
+        """
+        Args:
+            labels: of the classes that it tells apart.
+            num_classes: how many there are.
+        """
+        super().__init__()
+        self.conv = Conv(in_channels, width, kernel=1)
+        self.norm = BatchNorm(width)
+        self.classifier = Classifier(width, len(labels))
+        self.register_buffer("labels", torch.tensor(labels), persistent=False)
+        self.num_classes = num_classes
+        initialise_convolutions(self)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) of maps (B,C,H,W), those of other classes ABSENT."""
+        return self._logits(norm_relu_pool(self.norm, self.conv(maps)))
+
+    @torch.no_grad()
+    def recall(self, maps: Tensor) -> Tensor:
+        """The same as in evaluation mode, without gradient: by a head that trains no more."""
+        norm = self.norm
+        statistics = norm.running_mean, norm.running_var
+        return self._logits(F.relu(F.batch_norm(self.conv(maps), *statistics, norm.weight, norm.bias, eps=norm.eps)))
+
+    def _logits(self, active: Tensor) -> Tensor:
+        known = self.classifier(average_pool(active))
+        return known.new_full((len(known), self.num_classes), ABSENT).index_copy(1, self.labels, known)
+
+
+class Grade(nn.Module):
+    """The first stages of a student and a head."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        stages: int,
+        head: Head | None,
+        watch: Callable[[Sequence[Tensor]], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            head: None for the student's own, on top of all stages.
+            watch: is shown what each stage gives to the next, while the network is in training mode.
+        """
+        super().__init__()
+        assert isinstance(student, VGG | ResidualNetwork)
+        self.student, self.head = student, head
+        self._stages, self._watch = stages, watch
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B,C) of images (B,...)."""
+        given = self.student.run_stages(images, self._stages)
+        if self._watch is not None and self.training:
+            self._watch(given)
+        return self.student.classifier(average_pool(given[-1])) if self.head is None else self.head(given[-1])
