@@ -21,10 +21,12 @@ def sgd_step(
     """One update, as `torch.optim.SGD` makes it; a momentum that is zero stands for its first step.
 
     Args:
-        weights, momenta: float32, changed in place; `momenta` are of the same shapes and strides.
+        weights, momenta: float32, changed in place; `momenta` are of the same shapes and strides. There may be none.
         gradients: float32, of the same shapes.
         learning_rate: one float32 value on the device of the weights. A captured step reads it anew.
     """
+    if not weights:  # torch's fused update refuses that
+        return
     if learning_rate.is_cuda:
         torch._fused_sgd_(
             weights,

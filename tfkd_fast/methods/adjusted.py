@@ -7,13 +7,12 @@ that the student is taught at: the result is logits whose softmax at that temper
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def label_mixed(logits: Tensor, labels: Tensor, share: float, temperature: float) -> Tensor:
     """Logits of (1-share) softmax(z/T) + share e_y, for labels (...) int64; 0 < share < 1."""
-    label = F.one_hot(labels, logits.shape[-1]).to(logits.dtype).log()  # 0 and -inf
+    label = torch.full_like(logits, -math.inf).scatter(-1, labels.unsqueeze(-1), 0.0)
     return mixed(logits, temperature * label, share, temperature)
 
 

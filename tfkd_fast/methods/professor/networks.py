@@ -50,7 +50,7 @@ class Professor(nn.Module):
     def forward(self, pooled: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Refined logits (B,C) and codes (B,D) of pooled features (B,F), logits (B,C), labels (B,), all float32."""
         code = self.encoder(torch.cat([pooled, logits / self.temperature], dim=1))
-        told = [F.one_hot(labels, logits.shape[1]).to(code.dtype)] if self.told else []
+        told = [torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), 1.0)] if self.told else []
         return logits + self.generator(torch.cat([code, *told], dim=1)), code
 
 
