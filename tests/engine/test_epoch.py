@@ -225,9 +225,13 @@ def test_in_bf16_the_stack_computes_in_bf16() -> None:
 
 
 class HostWaits(TorchDispatchMode):
-    """Counts the operations that make the host wait for a device: values that Python reads, data-dependent sizes."""
+    """Counts the operations that make the host wait for a device: values that Python reads, sizes that depend on data,
+    tensors that are made from numbers of the host."""
 
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+    NAMES = (
+        "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "masked_scatter", "repeat_interleave",
+        "unique_consecutive", "unique_dim", "_unique", "_unique2", "bincount", "histc", "lift_fresh",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,6 +241,9 @@ class HostWaits(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in self.NAMES:
             self.seen.append(name)
+        if name.strip("_").removeprefix("unsafe_").startswith("index") and isinstance(args[1], (list, tuple)):
+            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+            self.seen += [f"{name} by a mask"] * len(masks)
         return func(*args, **kwargs or {})
 
 
@@ -259,7 +266,7 @@ def test_the_steps_of_an_epoch_never_wait_for_the_device(
 def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
     trainer, _, _ = make(way, "cuda", loader=loader)
     train(trainer, epochs=6)  # the set-up may wait
-    for lane in trainer._lanes[3, False, False]:
+    for lane in trainer._lanes[3, False, False, None, 0]:
         lane._records.restart([[0.01] * len(lane._sizes)] * len(lane._slots))
         lane._feed.start(1, lane._slots)
         torch.cuda.synchronize()

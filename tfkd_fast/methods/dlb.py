@@ -61,7 +61,7 @@ class DLB(OneStudent):
 
         self._logits[candidates, :size] = logits.detach().float()
         self._indices[candidates, :size] = batch.indices
-        self._indices[candidates, size:] = NOBODY
+        self._indices[candidates, size:].fill_(NOBODY)
         return hard + self._settings.alpha * soft, statistics
 
     def state_dict(self) -> dict[str, Any]:
