@@ -191,6 +191,36 @@ def test_infinity_and_nan_as_in_the_reference(backend: Any) -> None:
         torch.testing.assert_close(actual.grad, expected.grad, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [2, 10, 100, 1500])
+@pytest.mark.parametrize("student_too", [True, False])
+def test_classes_that_are_left_out(backend: Any, student_too: bool, classes: int, dtype: torch.dtype) -> None:
+    """-inf, other classes in each row: for teachers and student it is as if they were not there, and they get no
+    gradient; for the teachers alone they are classes of probability 0."""
+    logits, teachers, labels, _ = problem(5, classes, dtype=dtype)
+    out = torch.rand(5, classes, generator=torch.Generator().manual_seed(1)) < 0.6
+    out[0], out[1] = torch.arange(classes) == labels[0], torch.arange(classes) != labels[1]  # the label, all but it
+    out[range(2, 5), labels[2:]] = False
+    odd = logits.masked_fill(out, -torch.inf) if student_too else logits.clone()
+    loss = loss_of(backend, odd.requires_grad_(), teachers.masked_fill(out, -torch.inf), temperature=2.0)
+    loss.backward()
+    expected, gradient = 0.0, torch.zeros(5, classes, dtype=torch.float64)
+    for i, left in enumerate(~out):
+        z, known = logits[i].double().requires_grad_(), left if student_too else torch.ones_like(left)
+        predicted = (z / 2.0)[known].log_softmax(-1)[left[known]]
+        for teacher in teachers[:, i, left].double():
+            log_p = (teacher / 2.0).log_softmax(-1)
+            of_teacher = 2.0**2 * (log_p.exp() * (log_p - predicted)).sum() / (5 * len(teachers))
+            expected += of_teacher.item()
+            gradient[i] += torch.autograd.grad(of_teacher, z, retain_graph=True)[0]
+    assert odd.grad is not None
+    roundings = 2e-6 + 6e-8 * classes**0.5
+    assert_near(loss.detach(), torch.tensor(expected), roundings)
+    assert_near(odd.grad, gradient, max(TOLERANCE[dtype], roundings))
+    if student_too:
+        assert not odd.grad[out].any()
+
+
 def test_empty_batch(backend: Any) -> None:
     logits, labels = torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.int64)
     loss = loss_of(backend, logits, torch.zeros(2, 0, 3), labels)

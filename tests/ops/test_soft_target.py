@@ -324,6 +324,28 @@ def test_infinity_and_nan_as_in_the_reference(backend: Any, hard_weight: float) 
     torch.testing.assert_close(actual.grad, expected.grad, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [2, 10, 100, 1500])
+def test_the_label_may_be_left_out(backend: Any, classes: int, dtype: torch.dtype) -> None:
+    """A logit of -inf and a target of 0 for it: as if there were the other classes only."""
+    logits, labels, targets = problem(5, classes, rows="sample", dtype=dtype)
+    own = torch.arange(classes) == labels.unsqueeze(1)
+    targets = (targets + 0.01).masked_fill(own, 0.0)
+    targets /= targets.sum(1, keepdim=True)
+    odd = logits.masked_fill(own, -torch.inf).requires_grad_()
+    loss = loss_of(backend, odd, labels, targets, rows="sample")
+    loss.backward()
+    z = logits.double().requires_grad_()
+    q, log_p = targets[~own].view(5, -1), z[~own].view(5, -1).log_softmax(-1)
+    expected = (q * (q.log() - log_p)).sum(1).mean()
+    (gradient,) = torch.autograd.grad(expected, z)
+    assert odd.grad is not None
+    roundings = 2e-6 + 6e-8 * classes**0.5
+    assert_near(loss.detach(), expected.detach(), roundings)
+    assert_near(odd.grad, gradient, max(TOLERANCE[dtype], roundings))
+    assert not odd.grad[own].any()
+
+
 def test_float16_survives_loss_scaling(backend: Any) -> None:
     """torch.amp.GradScaler starts at 2^16, above the largest float16, and a gradient of 1/B is below the smallest."""
     logits = torch.full((4096, 2), 0.0, dtype=torch.float16).requires_grad_()

@@ -18,6 +18,9 @@ from tfkd_fast.errors import UserError
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "compile"))
 
+MOST_GRAPHS = 64
+"""That torch compiles in a process before it refuses. An education of five grades has nine; torch's own limit is 8."""
+
 Result = TypeVar("Result")
 
 
@@ -47,6 +50,7 @@ class Compute:
         """The network, compiled for full batches if compiling was asked for; a smaller last batch runs as it is."""
         if not self.compile:
             return network
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
         compiled = torch.compile(network, fullgraph=True, dynamic=False)
 
         def forward(images: Tensor) -> Result:
