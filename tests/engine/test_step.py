@@ -35,3 +35,9 @@ def test_the_update_is_that_of_torch(device: str, momentum: float, nesterov: boo
         sgd_step(ours, tuple(gradients), momenta, torch.tensor([rate], device=device), settings)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-6, atol=1e-7)  # a rate of float32, eight roundings
+
+
+@pytest.mark.gpu
+def test_there_may_be_nothing_to_update() -> None:
+    """Adapters that take no part in a phase of training; on the CPU a loop over nothing."""
+    sgd_step([], (), [], torch.tensor([0.1], device="cuda"), OptimizerSettings())

@@ -2,6 +2,7 @@
 step."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ import pytest
 import torch
 
 from tests.engine import test_epoch
-from tests.engine.test_epoch import HostWaits
-from tests.engine.test_resume import few_images
+from tests.engine.test_epoch import watch_steps
+from tests.engine.test_resume import few_images, log
 from tests.methods import test_every_method
 from tests.methods.test_every_method import tables_of
 from tfkd_fast import ops
 from tfkd_fast.engine import Recipe, RunFolder, capture, load_recipe
 from tfkd_fast.engine.device import Compute
-from tfkd_fast.engine.epoch import Lane
 from tfkd_fast.engine.loop import Trainer
 from tfkd_fast.engine.recipe import merge
 from tfkd_fast.methods import METHODS
@@ -33,6 +33,12 @@ SMALL: dict[str, Any] = {
     "optimizer": {"learning_rate": 1e-3},  # carries on little of what is rounded otherwise
 }
 SHORT = {"education": {"grades": {"promotions": [0.25, 0.5]}}, "professor": {"professor": {"epochs": 1}}}
+FIVE_GRADES = {
+    "epochs": 10,
+    "grades": {"groups": [[str(i), str(i + 1)] for i in range(0, 10, 2)], "promotions": [0.2, 0.4, 0.6, 0.8]},
+    "loss": {"self_reference_epochs": 1},
+}
+"""Nine networks: from the second grade on, each trains an epoch beside the head of the grade before and one without."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "kd-label-mix": ("kd", {"teachers": {"adjust": "label-mix"}}),
     "kd-swap": ("kd", {"teachers": {"adjust": "swap"}}),
@@ -46,6 +52,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "professor-selective": ("professor", {"professor": {"strategy": "selective"}}),
     "professor-told": ("professor", {"professor": {"strategy": "replace", "variant": "label-conditioned"}}),
     "education-resnet": ("education", {"model": {"name": "resnet20", "width": 0.5}}),
+    "education-five-grades": ("education", FIVE_GRADES),
 }
 """Other ways through a method, and around it."""
 KINDS = {name: (name, {}) for name in METHODS} | VARIANTS
@@ -75,31 +82,18 @@ def train(recipe: Recipe, out: Path, compute: Compute) -> Trainer:
 def test_no_step_waits_for_the_device(
     kind: str, runs_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU as a stand-in, see `test_epoch`; in bf16, as runs on CUDA. Of every kind of step, one is watched."""
+    """On the CPU as a stand-in, see `test_epoch`; in bf16, as runs on CUDA."""
     recipe = recipe_of(kind, runs_of, tmp_path / "cache")
-    seen: dict[tuple[Lane, int], list[str]] = {}
-    take_step = Lane._step
-
-    def watched(lane: Lane, size: int) -> None:
-        if (lane, size) in seen:
-            return take_step(lane, size)
-        with HostWaits() as waits:
-            take_step(lane, size)
-        seen[lane, size] = waits.seen
-
-    monkeypatch.setattr(Lane, "_step", watched)
-    monkeypatch.setattr("tfkd_fast.engine.step.sgd_step", lambda *arguments: None)  # reads the rate on the CPU alone
+    waits = watch_steps(monkeypatch)
     with ops.using_backend("reference"):
         train(recipe, tmp_path / "run", Compute(torch.device("cpu"), torch.bfloat16))
-    assert len(seen) > 1
-    assert [waits for waits in seen.values() if waits] == []
+    assert len(waits) > 1  # a smaller last batch is a kind of its own
+    assert not any(waits.values())
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", CAPTURED)
-def test_a_captured_step_is_the_step(
-    kind: str, runs_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_captured_step_is_the_step(kind: str, runs_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of(kind, runs_of, tmp_path / "cache")
     cuda, graphs = Compute(torch.device("cuda"), torch.float32), []
     take = capture._captured
@@ -113,3 +107,36 @@ def test_a_captured_step_is_the_step(
     for part in ("weights", "buffers", "momenta"):
         for name, value in uncaptured.candidate(0)[part].items():
             torch.testing.assert_close(captured.candidate(0)[part][name], value, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in CAPTURED])
+def test_what_looks_ahead_runs_on_cuda(kind: str, runs_of: Runs, tmp_path: Path) -> None:
+    recipe = recipe_of(kind, runs_of, tmp_path / "cache")
+    for dtype in (torch.float32, torch.bfloat16):
+        train(recipe, tmp_path / str(dtype), Compute(torch.device("cuda"), dtype))  # a loss that is not finite raises
+
+
+@pytest.mark.parametrize(
+    ("kind", "device"),
+    [
+        ("education-five-grades", "cpu"),
+        *(
+            pytest.param(kind, "cuda", marks=pytest.mark.gpu)
+            for kind in ("cs-kd", "dlb", "uskd", "distpro", "professor", "mmkd", "education-five-grades")
+        ),
+    ],
+)
+def test_compiled_it_learns_the_same(
+    kind: str, device: str, runs_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every network is one graph, or it is refused; on the CPU that is all that is looked at."""
+    recipe = recipe_of(kind, runs_of, tmp_path / "cache")
+    losses = []
+    if device == "cpu":
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    for compiled in (False, True):
+        out = tmp_path / str(compiled)
+        train(recipe, out, Compute(torch.device(device), torch.bfloat16, compiled))
+        losses.append([event["train_loss"] for event in log(out) if event["event"] == "epoch"])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)  # bf16 has 8 bits

@@ -86,6 +86,14 @@ def average_pool(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # its gradient is channels-last, too
 
 
+def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B,C,H,W) to (B,C,*size). Where the sizes divide, by the pooling whose gradient is deterministic on CUDA."""
+    height, width = maps.shape[-2:]
+    if height % size[0] or width % size[1]:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.avg_pool2d(maps, (height // size[0], width // size[1]))
+
+
 class Classifier(nn.Linear):
     """The linear layer that gives the logits, in the dtype of its weight whatever the autocast region."""
 

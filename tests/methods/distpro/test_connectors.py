@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.methods.distpro.steps import shapes
-from tfkd_fast.methods.distpro.connectors import Connectors, averaged, hierarchical_context_loss
+from tfkd_fast.methods.distpro.connectors import Connectors, hierarchical_context_loss
 from tfkd_fast.methods.distpro.pathways import PathwaySettings, Transform, find_pathways
 from tfkd_fast.models import FeatureShapes
+from tfkd_fast.models.layers import averaged
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tfkd_fast.methods.distpro.pathways import Pathway
 from tfkd_fast.models import FeatureShapes
-from tfkd_fast.models.layers import BatchNorm, Conv, norm_relu_pool
+from tfkd_fast.models.layers import BatchNorm, Conv, averaged, norm_relu_pool
 
 MOST_CHANNELS = 512
 """Between the convolutions of a complex connector (the authors' code)."""
@@ -109,14 +109,6 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
         total = total + coefficient * _mean_square(coarse)
         coefficients += coefficient
     return total / coefficients
-
-
-def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B,C,H,W) to (B,C,*size). Where the sizes divide, by the pooling whose gradient is deterministic on CUDA."""
-    height, width = maps.shape[-2:]
-    if height % size[0] or width % size[1]:
-        return F.adaptive_avg_pool2d(maps, size)
-    return F.avg_pool2d(maps, (height // size[0], width // size[1]))
 
 
 def _mean_square(maps: Tensor) -> Tensor:
