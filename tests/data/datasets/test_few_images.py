@@ -7,17 +7,22 @@ from tfkd_fast.data import DataSettings, ImagesSealed, open_dataset, sealed_test
 from tfkd_fast.errors import UserError
 
 
-def test_the_first_images_of_each_class_stay() -> None:
+def places(few: torch.Tensor, whole: torch.Tensor) -> list[int]:
+    """Where the images of one tensor are in the other, first match."""
+    return [int((whole == image).flatten(1).all(1).nonzero()[0]) for image in few]
+
+
+def test_so_many_images_of_each_class_stay() -> None:
     whole, few = open_dataset(DataSettings()), open_dataset(DataSettings(per_class=7))
     images, labels = whole.read_train().all_images(), whole.read_train().labels
-    seen = [0] * 10
-    kept = []
-    for place, label in enumerate(labels.tolist()):
-        if seen[label] < 7:
-            kept.append(place)
-        seen[label] += 1
-    assert torch.equal(few.read_train().all_images(), images[kept])
+    kept = places(few.read_train().all_images(), images)
+    assert kept == sorted(kept)
     assert torch.equal(few.read_train().labels, labels[kept])
+    assert few.read_train().labels.bincount().tolist() == [7] * 10
+    first = [place for label in range(10) for place in (labels == label).nonzero().squeeze(1)[:7].tolist()]
+    assert len(set(kept) & set(first)) < 20  # not the first ones: about 7 of 128 a class
+    more = places(open_dataset(DataSettings(per_class=20)).read_train().all_images(), images)
+    assert set(kept) <= set(more)
     assert torch.equal(few.read_test().labels, whole.read_test().labels)
     assert (few.name, few.classes, few.mean, few.std) == (whole.name, whole.classes, whole.mean, whole.std)
     with sealed_test_images(), pytest.raises(ImagesSealed):

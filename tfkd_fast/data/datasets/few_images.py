@@ -4,11 +4,17 @@ import torch
 
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.images import ImageSet
+from tfkd_fast.data.split import SPLIT_SEED
 from tfkd_fast.errors import UserError
+from tfkd_fast.randomness import Purpose, random_keys
 
 
 class FewImages(Dataset):
-    """The first training images of every class, in their order, and all test images; normalised as the whole is."""
+    """Some training images of every class, in their order, and all test images; normalised as the whole is.
+
+    Which ones depends on their places in the whole set and on nothing else; those of a smaller number are among those
+    of a larger one. (The first ones may be like each other: files are often sorted.)
+    """
 
     def __init__(self, whole: Dataset, per_class: int) -> None:
         """`per_class`: how many of each, 1 or more.
@@ -38,6 +44,7 @@ class FewImages(Dataset):
 
     def _chosen(self) -> ImageSet:
         images = self._whole.read_train()
+        keys = random_keys(len(images), Purpose.SUBSET, seed=SPLIT_SEED, epoch=0, stream=0, device=images.labels.device)
         chosen = []
         for label, name in enumerate(self.classes):
             members = (images.labels == label).nonzero().squeeze(1)
@@ -46,5 +53,5 @@ class FewImages(Dataset):
                     f"data.per_class is {self._per_class}, but class {name!r} has {len(members)} training images: "
                     "lower it"
                 )
-            chosen.append(members[: self._per_class])
+            chosen.append(members[keys[members].argsort(stable=True)[: self._per_class]])
         return images.subset(torch.cat(chosen).sort().values)
