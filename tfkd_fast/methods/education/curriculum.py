@@ -21,15 +21,17 @@ PROMOTIONS = {"restart": (0.4, 0.65), "paper": (0.625, 0.75)}
 class GradesSettings(Settings):
     """The `[grades]` table."""
 
-    # restart: the learning rate starts again in every grade (our choice). paper: it goes on falling, so that the stages
-    # of the last grade never train at a high one (the authors' code, which forgets the momenta at a promotion; here
-    # they stay).
     schedule: Literal["restart", "paper"] = "restart"
-    promotions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None  # when; None: as above, or evenly
-    groups: tuple[ClassChoice, ...] | None = Field(
-        default=None, min_length=2
-    )  # for one teacher of all; None: 3 by label
-    replay: bool = True  # what was taught before is taught again; without, one sees what is forgotten
+    """restart: the learning rate starts again in every grade (our choice). paper: it goes on falling, so that the
+    stages of the last grade never train at a high one (the authors' code, which forgets the momenta at a promotion;
+    here they stay)."""
+    promotions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    """When grades begin after the first, as shares of the run. Unset: for three grades at 0.4 and 0.65 (restart), at
+    0.625 and 0.75 (paper); for others evenly."""
+    groups: tuple[ClassChoice, ...] | None = Field(default=None, min_length=2)
+    """For one teacher of all classes. Unset: three, in the order of the labels."""
+    replay: bool = True
+    """Whether what was taught before is taught again; without, one sees what is forgotten."""
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,12 @@ class EducationLoss(Settings):
     """The `[loss]` table. Temperature and alpha are those of the authors' code."""
 
     temperature: float = Field(default=4.0, gt=0)
-    alpha: float = Field(default=0.7, ge=0, le=1)  # of the teacher; the label has the rest
-    self_reference: float = Field(default=0.0, ge=0)  # weight of the head of the grade before, once promoted; 0: none
-    self_reference_epochs: int = Field(default=5, ge=1)  # for how long after a promotion
+    alpha: float = Field(default=0.7, ge=0, le=1)
+    """Of the teacher; the label has the rest."""
+    self_reference: float = Field(default=0.0, ge=0)
+    """Weight of the head of the grade before, once promoted; 0: none."""
+    self_reference_epochs: int = Field(default=5, ge=1)
+    """For how long after a promotion."""
 
 
 class EducationSettings(TaughtSettings):
