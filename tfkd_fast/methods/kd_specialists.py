@@ -13,9 +13,9 @@ class SpecialistsKD(KD):
     teachers that know a group of the classes each, side by side. The preset of alpha is education's, so that the two
     differ in the grades and the softmax alone (our choice).
 
-    The calibration trap: no specialist has learned how sure it may be of an image of another group, and its logits have a level of
-    their own, which its own softmax does not see. Here one softmax compares them all, so that the class of a wrong
-    group may get most of the mass, and one teacher that is louder than the others drowns them. A student that
+    The calibration trap: no specialist has learned how sure it may be of an image of another group, and its logits have
+    a level of their own, which its own softmax does not see. Here one softmax compares them all, so that a class of
+    another group may get most of the mass, and one teacher that is louder than the others drowns them. A student that
     does worse than by education may thus suffer from this softmax alone, not from the want of grades.
     """
 
