@@ -1,6 +1,7 @@
 """Teachers: the students of finished runs, the cache of what they make of images, and what is refused."""
 
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,23 @@ def test_the_cache_tells_what_the_teachers_would(teacher: Path, images: Path, tm
                 torch.testing.assert_close(found.features.pooled, expected.features.pooled, rtol=1e-4, atol=1e-5)
                 for maps in zip(found.features[0], expected.features[0], strict=True):
                     torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_teachers_that_are_not_wanted_do_not_look(teacher: Path, images: Path, tmp_path: Path, cached: bool) -> None:
+    tables = {"teachers": {"views": 1} | ({"cache": str(tmp_path / "cache")} if cached else {})}
+    teachers, loader = gathered(images, teacher, **tables)
+    looks = [0, 0]
+    for number, each in enumerate(teachers.teachers):
+        each.network.register_forward_hook(lambda *_, number=number: operator.setitem(looks, number, looks[number] + 1))
+    batch = next(loader.epoch(0))
+    shown, indices = batch.images.unsqueeze(0), batch.indices.unsqueeze(0)
+    for wanted, expected in (((1,), [0, 1]), ((0,), [1, 1]), (None, [2, 2])):
+        teachers.start(0, wanted)
+        found = teachers.outputs(shown, indices)
+        assert len(found) == (2 if wanted is None else 1)
+        assert looks == ([0, 0] if cached else expected)
+    assert len(teachers.look(shown)) == 2
 
 
 @pytest.mark.parametrize(

@@ -149,12 +149,14 @@ class Trainer:
             self.population.interval_average.add(interval.candidates)
         with self._timed("evaluation"):
             models = self.population.models[: interval.candidates]
-            holdout = self._judge.metrics([self.method.network(model) for model in models])
+            networks = [self.method.network(model) for model in models]
+            judged = self._judge.judgements(networks, self.method.known_labels)
+            holdout = [judgement and judgement.metrics for judgement in judged]
         self._epoch += 1
         with self._timed("steering"):
             self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
-            results = [EpochResult(run.training, metrics) for run, metrics in zip(runs, holdout, strict=True)]
-            self.method.end_epoch(results)
+            pairs = zip(runs, judged, strict=True)
+            self.method.end_epoch([EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs])
         if last:
             self._end_interval(runs, holdout)
 
@@ -358,6 +360,7 @@ class Trainer:
             "images_per_second": run.images / run.seconds,
             "seconds": run.seconds,
             "holdout": in_percent(holdout) if holdout else None,
+            "holdout_classes": len(self.method.known_labels or self.dataset.classes) if holdout else None,
         }
 
     def _summary(self) -> dict[str, Any]:

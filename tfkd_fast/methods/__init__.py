@@ -13,6 +13,7 @@ from tfkd_fast.methods.dkd import DKD, DKDSettings
 from tfkd_fast.methods.dlb import DLB, DLBSettings
 from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.methods.kd import KD, KDSettings
+from tfkd_fast.methods.kd_specialists import SpecialistsKD
 from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
 from tfkd_fast.methods.ols import OLS, OLSSettings
 from tfkd_fast.methods.protocol import Context, Method
@@ -201,6 +202,13 @@ METHODS: dict[str, MethodEntry] = {
         "Feng et al., KSEM 2025; promotions, mixed batches and the heads of a VGG are our choice",
         EducationSettings,
         Education,
+    ),
+    "kd-specialists": MethodEntry(
+        "kd from the teachers of all groups at once: their logits side by side, under one softmax",
+        "our choice: a control of education, with its alpha",
+        KDSettings,
+        SpecialistsKD,
+        preset={"loss": {"alpha": 0.7}},
     ),
 }
 
