@@ -16,7 +16,7 @@ from tfkd_fast.engine import load_recipe, train
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.setup import method_context
 from tfkd_fast.engine.teacher_cache import gather_teachers
-from tfkd_fast.engine.teachers import Teachers, load_teacher, load_teachers, unseen_by
+from tfkd_fast.engine.teachers import Teachers, load_teacher, load_teachers, saw_holdout, unseen_by
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
 
@@ -158,6 +158,17 @@ def test_unseen_images_are_those_that_the_teachers_held_out(
         fit = split_indices(labels, own)[0] if own else torch.arange(COUNT)
         of_teacher = split_indices(labels, HELD_OUT / COUNT)[1].tolist()
         assert fit[found].tolist() == [index for index in of_teacher if index in fit.tolist()]
+
+
+@pytest.mark.parametrize(("own", "seen"), [(0.5, True), (HELD_OUT / COUNT, False), (0.1, False), (0.0, False)])
+def test_whether_a_teacher_was_trained_on_what_the_student_holds_out(
+    teacher: Path, images: Path, tmp_path: Path, own: float, seen: bool
+) -> None:
+    dataset = opened(images)
+    assert saw_holdout([load_teacher(teacher, dataset, CPU)], dataset, own) is seen
+    other = opened(write_images(tmp_path / "other.npz", CLASSES, seed=1))
+    assert saw_holdout([load_teacher(teacher, other, CPU)], other, own) is (None if own else False)
+    assert saw_holdout([], dataset, own) is False
 
 
 def test_of_a_teacher_of_other_images_nothing_is_known_to_be_unseen(teacher: Path, tmp_path: Path) -> None:

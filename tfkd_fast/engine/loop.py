@@ -30,7 +30,7 @@ from tfkd_fast.engine.run_folder import EventLog, RunFolder
 from tfkd_fast.engine.setup import build_student, load_images, method_context, seed_of
 from tfkd_fast.engine.student import save_student
 from tfkd_fast.engine.teacher_cache import gather_teachers
-from tfkd_fast.engine.teachers import load_teachers, unseen_by
+from tfkd_fast.engine.teachers import load_teachers, saw_holdout, unseen_by
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult, Material
@@ -79,6 +79,7 @@ class Trainer:
         self._judge = Judge(images, compute, build)
         self._adapters = Adapters(self.method.adapters)
         self._teachers = gather_teachers(teachers, self.method, self.recipe, dataset, self.loader, compute)
+        self._saw_holdout = saw_holdout(teachers, dataset, recipe.data.holdout)
         self._unseen = unseen_by(teachers, dataset, recipe.data.holdout)
         self._epochs = EpochTrainer(
             self.population,
@@ -339,6 +340,7 @@ class Trainer:
             "holdout_images": self.holdout_images,
             "candidates": self.method.max_candidates,
             "teachers": [teacher.facts.name for teacher in self._teachers.teachers],
+            "teachers_saw_holdout": self._saw_holdout,
             "population": self._epochs.side_by_side,
             "compile": self.compute.compile,
             "version": tfkd_fast.__version__,

@@ -177,6 +177,16 @@ def unseen_by(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> 
     return found if teachers and len(found) else None
 
 
+def saw_holdout(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> bool | None:
+    """Whether a teacher was trained on images that the student holds out, which makes held-out figures look better than
+    they are; None where it is not known, because a teacher's data set was another."""
+    if not holdout or not teachers:
+        return False
+    if any(teacher.training_data != dataset.fingerprint for teacher in teachers):
+        return None
+    return any(teacher.holdout < holdout for teacher in teachers)
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """What `student_bytes` wrote beside the weights."""
     try:
