@@ -159,9 +159,8 @@ def _draw_grades(run: Run, named: Axes, *others: Axes) -> None:
         named.set_ymargin(0.18)
     for grade in run.grades:
         start = grade.first_epoch - 0.5
-        if grade.first_epoch > 1:
-            for axes in (named, *others):
-                axes.axvline(start, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+        for axes in (named, *others):
+            axes.axvline(start, color=LIGHT["muted"], linewidth=0.8, zorder=1)
         named.annotate(
             f"grade {grade.grade}",
             (start, 1),
