@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     HARD_SLOT = 7
     HARD_BATCH = 8
     PROFESSOR = 9
+    SUBSET = 10
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

@@ -27,6 +27,9 @@ class DataSettings(Settings):
     dataset: str = "digits"  # digits, cifar10, cifar100, svhn, folder or npz
     root: str | None = None  # folder of the data set, for npz the file; cifar and svhn: .data without it
     classes: ClassChoice | None = None  # these only, relabelled: "0-32", or a list of names and labels; None: all
+    per_class: int | None = Field(
+        default=None, ge=1
+    )  # training images of each class, drawn once for all runs; None: all
     image_size: Literal[32, 64] = 32  # pixels a side that the images of `folder` are brought to
     holdout: float = Field(default=0.1, ge=0, lt=1)  # share of every class's training images that is held out
     batch_size: int = Field(default=64, ge=1)

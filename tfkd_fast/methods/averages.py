@@ -32,7 +32,7 @@ class Average(TaughtStudent):
     teachers = (2, None)
 
     def __init__(self, settings: AverageSettings, context: Context) -> None:
-        super().__init__(settings, context)
+        super().__init__(settings, context, temperature=settings.loss.temperature)
         self._settings = settings.loss
 
     @abstractmethod

@@ -39,7 +39,7 @@ class DKD(TaughtStudent):
     """
 
     def __init__(self, settings: DKDSettings, context: Context) -> None:
-        super().__init__(settings, context)
+        super().__init__(settings, context, temperature=settings.loss.temperature)
         self._settings = settings.loss
         self._warmth = torch.ones((), device=context.device)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.datasets.digits import open_digits
+from tfkd_fast.data.datasets.few_images import FewImages
 from tfkd_fast.data.datasets.folder import open_folder
 from tfkd_fast.data.datasets.npz import open_npz
 from tfkd_fast.data.datasets.seal import ImagesSealed, sealed_test_images
@@ -32,6 +33,8 @@ def open_dataset(settings: DataSettings, download: bool = False) -> Dataset:
     if settings.dataset not in DATASETS:
         raise UserError(f"unknown data set {settings.dataset!r}: {nearest(settings.dataset, DATASETS)}")
     dataset = DATASETS[settings.dataset](settings, download)
+    if settings.per_class is not None:
+        dataset = FewImages(dataset, settings.per_class)
     if settings.classes is not None:
         dataset = SomeClasses(dataset, find_labels(settings.classes, dataset.classes, "data.classes"))
     if settings.flip is not None:
