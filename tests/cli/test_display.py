@@ -47,8 +47,10 @@ def shown(*events: dict[str, Any]) -> list[str]:
     return text.getvalue().splitlines()[2:]
 
 
-def test_the_teachers_are_named_at_the_start() -> None:
-    assert shown(START | {"teachers": ["deep", "wide"]})[2:] == ["taught by deep, wide"]
+@pytest.mark.parametrize("saw", [False, True, None])
+def test_the_teachers_are_named_at_the_start(saw: bool | None) -> None:
+    (line,) = shown(START | {"teachers": ["deep", "wide"], "teachers_saw_holdout": saw})[2:]
+    assert line == "taught by deep, wide" + " · trained on images that are held out here" * bool(saw)
 
 
 def test_grades_pathways_and_weights_of_teachers_take_a_line_each() -> None:

@@ -41,6 +41,7 @@ class RunWriter:
             "steered_by_holdout": method != "ce",
             "candidates": self.candidates,
             "teachers": [],
+            "teachers_saw_holdout": False,
             "version": "0.1.0",
             "torch": "2.14.1",
         }

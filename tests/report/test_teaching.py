@@ -74,7 +74,7 @@ def test_a_log_from_before_there_were_teachers_has_a_page(make_run: MakeRun) -> 
     folder = make_run("ce", epochs=6)
 
     def forget(event: Event) -> None:
-        for name in ("teachers", "steered_by_holdout"):
+        for name in ("teachers", "teachers_saw_holdout", "steered_by_holdout"):
             event.pop(name, None)
 
     edit(folder, forget)
@@ -93,6 +93,20 @@ def test_held_out_images_that_a_method_learned_from_were_not_only_watched(make_r
     words = page_of(taught_run(make_run, steered_by_holdout=steers)).words
     assert ("steered the method." in words) == steers
     assert ("were only watched: they steered nothing" in words) != steers
+
+
+@pytest.mark.parametrize(
+    ("saw", "words"),
+    [
+        (True, "A teacher was trained on images that are held out"),
+        (None, "It is not known whether a teacher"),
+        (False, ""),
+    ],
+)
+def test_teachers_that_have_seen_held_out_images_are_told(make_run: MakeRun, saw: bool | None, words: str) -> None:
+    page = page_of(taught_run(make_run, teachers=["deep"], teachers_saw_holdout=saw))
+    assert ("look better than they are" in page.words) == (saw is not False)
+    assert words in page.words
 
 
 def test_weights_of_teachers_are_shown_over_epochs(make_run: MakeRun) -> None:

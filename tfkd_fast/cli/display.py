@@ -71,7 +71,8 @@ class Display:
             f"{event['device_name']} · {event['precision']} · loader {event['loader']} · operators {event['ops']}"
         )
         if event["teachers"]:
-            self._print(f"taught by {', '.join(event['teachers'])}")
+            saw = " · trained on images that are held out here" if event["teachers_saw_holdout"] else ""
+            self._print(f"taught by {', '.join(event['teachers'])}{saw}")
         self._start_bar()
 
     def _show_loader(self, event: dict[str, Any]) -> None:

@@ -286,6 +286,16 @@ def _measurement(run: Run) -> list[str]:
         lines.append(
             f"The student learned from the {_teachers(run)} as well, whose training is in none of the figures."
         )
+    if run.start.teachers_saw_holdout:
+        lines.append(
+            "A teacher was trained on images that are held out here, so held-out figures look better than they are. "
+            "The test set is not concerned."
+        )
+    if run.start.teachers_saw_holdout is None:
+        lines.append(
+            "It is not known whether a teacher was trained on images that are held out here: held-out figures may look "
+            "better than they are."
+        )
     if run.summary is None:
         lines.append("The test set has not been read yet: that happens after the last epoch only.")
         return lines

@@ -50,6 +50,8 @@ class Start(Record):
     """The most that one interval trains."""
     teachers: tuple[str, ...] = ()
     """By the names of their run folders."""
+    teachers_saw_holdout: bool | None = False
+    """Whether one was trained on images that are held out here; None where that is not known."""
     steered_by_holdout: bool = False
 
 
