@@ -1,4 +1,5 @@
-"""Every method by its name: it learns digits, and goes on from a checkpoint with the bits that it would have had."""
+"""Every method by its name: it learns digits, leaves a log that can be read, and goes on from a checkpoint with the
+bits that it would have had."""
 
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tfkd_fast.engine.evaluate import metrics_of
 from tfkd_fast.engine.loop import Trainer
 from tfkd_fast.engine.recipe import merge
 from tfkd_fast.methods import METHODS
+from tfkd_fast.report import read_run
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 EPOCHS = 8
@@ -94,6 +96,7 @@ def test_it_learns_and_goes_on_from_any_epoch(
     digits, settings = trainer.dataset, trainer.recipe.data
     loader = make_loader(digits.read_test(), digits, settings, CPU.device, CPU.dtype, seed=0)
     (metrics,) = metrics_of([trainer.population.models[0]], loader, CPU)
+    assert read_run(whole).start.method == name  # a log that its report can be made of
     assert metrics.top1 > 0.25  # chance is 0.10 with a standard error of 0.016
     for epoch in (3, 6):
         part = tmp_path / f"from-{epoch}"

@@ -338,6 +338,7 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.population.models[0].parameters()),
             "train_images": self.train_images,
             "holdout_images": self.holdout_images,
+            "steered_by_holdout": self.method.needs_holdout,
             "candidates": self.method.max_candidates,
             "teachers": [teacher.facts.name for teacher in self._teachers.teachers],
             "teachers_saw_holdout": self._saw_holdout,
