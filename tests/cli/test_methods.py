@@ -111,6 +111,7 @@ class Inner(Settings):
 
 class Outer(Settings):
     inner: Inner = Inner(steps=3)
+    beside: Inner | None = None
     tables: tuple[Inner, ...] = ()
     way: Literal["there", "back"] = "there"
     exact: bool = False
@@ -124,6 +125,7 @@ def test_what_an_option_takes_is_said_in_words() -> None:
         "inner.pace": ("4", "number < 8"),
         "inner.steps": ("3", "integer >= 1"),
         "inner.weights": ("[1, 0.5]", "list of at least 2: number >= 0"),
+        "beside": (UNSET, "tables of share, pace, steps, weights or unset"),
         "tables": ("[]", "list: tables of share, pace, steps, weights"),
         "way": ("back", "there, back"),
         "exact": ("false", "true, false"),
@@ -132,6 +134,17 @@ def test_what_an_option_takes_is_said_in_words() -> None:
     assert options["inner.share"].meaning == "What is said of it in two lines."
     assert options["inner.pace"].meaning == ""
     assert {option.key: option.default for option in options_of(Inner)}["steps"] == NEEDED
+
+
+def test_a_table_that_may_be_left_out_is_opened_where_a_method_presets_it() -> None:
+    options = {option.key: option.default for option in options_of(Outer, {"beside": {"steps": 4}})}
+    assert [key for key in options if key.startswith("beside")] == [
+        "beside.share",
+        "beside.pace",
+        "beside.steps",
+        "beside.weights",
+    ]
+    assert (options["beside.share"], options["beside.steps"]) == ("0.25", "4")
 
 
 def test_the_help_of_train_points_here() -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.data import Batch, DataSettings, Loader, Mixing, make_loader, open_dataset
+from tfkd_fast.data import Batch, DataSettings, Loader, Mixing, make_loader, missing_loaders, open_dataset
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.epoch import EpochTrainer
 from tfkd_fast.engine.population import Population
@@ -41,6 +41,8 @@ def a_student() -> nn.Module:
 
 
 def a_loader(loader: str = "resident", count: int = COUNT) -> Loader:
+    if reason := missing_loaders()[loader]:
+        pytest.skip(f"the loader {loader} {reason}")
     settings = DataSettings(batch_size=BATCH, loader=loader, workers=0)
     digits = open_dataset(settings)
     images = digits.read_train().subset(torch.arange(count))
@@ -85,7 +87,7 @@ def test_features_are_those_of_the_batch() -> None:
     assert batch.students[0].classifier.weight.shape == (10, batch.features.pooled.shape[-1])
 
 
-@pytest.mark.parametrize("loader", ["resident", "torchvision"])
+@pytest.mark.parametrize("loader", ["resident", "torchvision", "dali"])
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("kind", ["same-class", "previous"])
 def test_companions_are_shown_beside_the_batch(loader: str, gradient: bool, kind: Any) -> None:

@@ -1,6 +1,7 @@
 """Teachers: the students of finished runs, the cache of what they make of images, and what is refused."""
 
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tfkd_fast.engine import load_recipe, train
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.setup import method_context
 from tfkd_fast.engine.teacher_cache import gather_teachers
-from tfkd_fast.engine.teachers import Teachers, load_teacher, load_teachers, unseen_by
+from tfkd_fast.engine.teachers import Teachers, load_teacher, load_teachers, saw_holdout, unseen_by
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
 
@@ -159,6 +160,17 @@ def test_unseen_images_are_those_that_the_teachers_held_out(
         assert fit[found].tolist() == [index for index in of_teacher if index in fit.tolist()]
 
 
+@pytest.mark.parametrize(("own", "seen"), [(0.5, True), (HELD_OUT / COUNT, False), (0.1, False), (0.0, False)])
+def test_whether_a_teacher_was_trained_on_what_the_student_holds_out(
+    teacher: Path, images: Path, tmp_path: Path, own: float, seen: bool
+) -> None:
+    dataset = opened(images)
+    assert saw_holdout([load_teacher(teacher, dataset, CPU)], dataset, own) is seen
+    other = opened(write_images(tmp_path / "other.npz", CLASSES, seed=1))
+    assert saw_holdout([load_teacher(teacher, other, CPU)], other, own) is (None if own else False)
+    assert saw_holdout([], dataset, own) is False
+
+
 def test_of_a_teacher_of_other_images_nothing_is_known_to_be_unseen(teacher: Path, tmp_path: Path) -> None:
     other = opened(write_images(tmp_path / "other.npz", CLASSES, seed=1))
     assert unseen_by([load_teacher(teacher, other, CPU)], other, 0.0) is None
@@ -196,6 +208,23 @@ def test_the_cache_tells_what_the_teachers_would(teacher: Path, images: Path, tm
                 torch.testing.assert_close(found.features.pooled, expected.features.pooled, rtol=1e-4, atol=1e-5)
                 for maps in zip(found.features[0], expected.features[0], strict=True):
                     torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_teachers_that_are_not_wanted_do_not_look(teacher: Path, images: Path, tmp_path: Path, cached: bool) -> None:
+    tables = {"teachers": {"views": 1} | ({"cache": str(tmp_path / "cache")} if cached else {})}
+    teachers, loader = gathered(images, teacher, **tables)
+    looks = [0, 0]
+    for number, each in enumerate(teachers.teachers):
+        each.network.register_forward_hook(lambda *_, number=number: operator.setitem(looks, number, looks[number] + 1))
+    batch = next(loader.epoch(0))
+    shown, indices = batch.images.unsqueeze(0), batch.indices.unsqueeze(0)
+    for wanted, expected in (((1,), [0, 1]), ((0,), [1, 1]), (None, [2, 2])):
+        teachers.start(0, wanted)
+        found = teachers.outputs(shown, indices)
+        assert len(found) == (2 if wanted is None else 1)
+        assert looks == ([0, 0] if cached else expected)
+    assert len(teachers.look(shown)) == 2
 
 
 @pytest.mark.parametrize(

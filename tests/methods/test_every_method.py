@@ -1,4 +1,5 @@
-"""Every method by its name: it learns digits, and goes on from a checkpoint with the bits that it would have had."""
+"""Every method by its name: it learns digits, leaves a log that can be read, and goes on from a checkpoint with the
+bits that it would have had."""
 
 import shutil
 from collections.abc import Callable
@@ -10,12 +11,14 @@ import torch
 
 from tests.engine.test_resume import few_images, without_clocks
 from tfkd_fast.data import Dataset, make_loader
+from tfkd_fast.data.datasets.some_classes import SomeClasses
 from tfkd_fast.engine import RunFolder, load_recipe, run_folder
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.evaluate import metrics_of
 from tfkd_fast.engine.loop import Trainer
 from tfkd_fast.engine.recipe import merge
 from tfkd_fast.methods import METHODS
+from tfkd_fast.report import read_run
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 EPOCHS = 8
@@ -37,6 +40,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mmkd": {"meta": {"buffer": 32, "period": 2}, "loss": {"beta": 1.0}},
 }
 """What a short run needs beside its name."""
+SPECIALISTS = {"low": range(5), "high": range(5, 10)}
 
 
 def train(out: Path, method: str, *tables: dict[str, Any], dataset: Dataset | None = None) -> Trainer:
@@ -54,18 +58,20 @@ def train(out: Path, method: str, *tables: dict[str, Any], dataset: Dataset | No
 
 @pytest.fixture(scope="module")
 def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """What other runs need, by name, each trained once: the teachers t0, t1 know all classes and have held out more
-    than a student does; `process` is a search for one."""
+    """What other runs need, by name, each trained once: the teachers t0, t1 know all classes, the specialists some, and
+    all have held out more than a student does; `process` is a search for one."""
     folder = tmp_path_factory.mktemp("runs")
     tables: dict[str, tuple[str, dict[str, Any]]] = {
         f"t{seed}": ("ce", {"seed": seed, "data": {"holdout": 0.4}, "epochs": 12}) for seed in (0, 1)
     }
+    tables |= {name: ("ce", {"data": {"holdout": 0.4}, "epochs": 12}) for name in SPECIALISTS}
 
     def run(name: str) -> Path:
         if not (folder / name).exists():
             searches = name == "process"
             method, table = ("distpro-search", tables_of("distpro-search", run)) if searches else tables[name]
-            train(folder / name, method, table)
+            dataset = SomeClasses(few_images(), SPECIALISTS[name]) if name in SPECIALISTS else None
+            train(folder / name, method, table, dataset=dataset)
         return folder / name
 
     return run
@@ -74,7 +80,8 @@ def runs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def tables_of(name: str, runs_of: Callable[[str], Path]) -> dict[str, Any]:
     """What the recipe of a method needs: its teachers, its process, and what makes it short."""
     fewest, _ = METHODS[name].build.teachers
-    teachers = {"teachers": {"runs": [str(runs_of(f"t{number}")) for number in range(fewest)]}} if fewest else {}
+    names = [*SPECIALISTS] if name == "kd-specialists" else [f"t{number}" for number in range(fewest)]
+    teachers = {"teachers": {"runs": [str(runs_of(each)) for each in names]}} if names else {}
     process = {"process": {"file": str(runs_of("process"))}} if name == "distpro" else {}
     return merge(teachers | process, OWN.get(name, {}))
 
@@ -89,6 +96,7 @@ def test_it_learns_and_goes_on_from_any_epoch(
     digits, settings = trainer.dataset, trainer.recipe.data
     loader = make_loader(digits.read_test(), digits, settings, CPU.device, CPU.dtype, seed=0)
     (metrics,) = metrics_of([trainer.population.models[0]], loader, CPU)
+    assert read_run(whole).start.method == name  # a log that its report can be made of
     assert metrics.top1 > 0.25  # chance is 0.10 with a standard error of 0.016
     for epoch in (3, 6):
         part = tmp_path / f"from-{epoch}"

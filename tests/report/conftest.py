@@ -38,7 +38,10 @@ class RunWriter:
             "parameters": 3_965_028,
             "train_images": 45_000,
             "holdout_images": 5_000,
+            "steered_by_holdout": method != "ce",
             "candidates": self.candidates,
+            "teachers": [],
+            "teachers_saw_holdout": False,
             "version": "0.1.0",
             "torch": "2.14.1",
         }

@@ -3,6 +3,7 @@
 import pytest
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.methods import METHODS
 from tfkd_fast.study import load_study, shipped_studies
 from tfkd_fast.study.plan import make_study
 
@@ -23,6 +24,12 @@ method = "kd"
 seed_offset = 10
 teachers.runs = ["row:ce", "elsewhere"]
 """
+
+
+@pytest.mark.parametrize("name", ["compare-small", "compare-cifar100"])
+def test_every_method_is_compared(name: str) -> None:
+    compared = {row.recipe(0).method for row in load_study(name).rows.values() if row.replay is None}
+    assert compared == set(METHODS)
 
 
 def test_a_row_refers_to_the_runs_of_another_row() -> None:
@@ -54,6 +61,8 @@ SHIPPED = {
     "cifar100": ((0, 1, 2), CONTROLS),
     "cifar100-reduced": ((0, 1, 2), CONTROLS),
     "cifar100-reduced-long": ((0, 1, 2, 3, 4), {"ce", "label-smoothing", "label-smoothing-180", "ucb-cooled"}),
+    "compare-cifar100": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
+    "compare-small": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
     "professor": ((0, 1, 2), {"kd", "label-mix", "swap", "professor", "selective", "staged"}),
     "warm-start": ((0, 1, 2), {"tfkd", "tfkd-mrs"}),
 }

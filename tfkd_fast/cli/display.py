@@ -1,6 +1,7 @@
 """What a person sees of a run: a line for every epoch and decision, and on a terminal a live status below them."""
 
 import time
+from operator import itemgetter
 from typing import Any, Self
 
 from rich.console import Console
@@ -8,6 +9,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 REFRESH = 0.1
 """Seconds between two movements of the bar."""
+MOST_PATHWAYS = 3
+"""In a line."""
 
 
 class Display:
@@ -25,6 +28,7 @@ class Display:
         self._decided: list[dict[str, Any]] = []  # the candidates of the last decision
         self._ranking = ""
         self._images = 0
+        self._share = 1.0  # of the images to fit that an epoch shows; fewer where only some classes are taught
         self._epoch_started = self._moved = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -52,6 +56,7 @@ class Display:
         show = getattr(self, f"_show_{event['event']}", None)
         if show:
             show(event)
+        self._epoch_started = time.perf_counter()  # what is done between epochs is not training
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -65,6 +70,9 @@ class Display:
         self._print(
             f"{event['device_name']} · {event['precision']} · loader {event['loader']} · operators {event['ops']}"
         )
+        if event["teachers"]:
+            saw = " · trained on images that are held out here" if event["teachers_saw_holdout"] else ""
+            self._print(f"taught by {', '.join(event['teachers'])}{saw}")
         self._start_bar()
 
     def _show_loader(self, event: dict[str, Any]) -> None:
@@ -77,6 +85,25 @@ class Display:
         self._print(f"professor of {event['teacher']}: {event['verdict']}{kept}")
         if "warning" in event:
             self._print(f"warning: {event['warning']}")
+
+    def _show_grade(self, event: dict[str, Any]) -> None:
+        first, last = event["first_epoch"], event["first_epoch"] + event["epochs"] - 1
+        self._print(
+            f"grade {event['grade']} · epochs {first} to {last} · {event['stages']} stages · "
+            f"{len(event['labels'])} classes"
+        )
+
+    def _show_pathways(self, event: dict[str, Any]) -> None:
+        weights = sorted(zip(event["names"], event["weights"], strict=True), key=itemgetter(1), reverse=True)
+        used = [f"{name} {weight:.3f}" for name, weight in weights if weight > 0]
+        self._print(" · ".join([f"pathways {len(used)} of {len(weights)}", *used[:MOST_PATHWAYS]]))
+
+    def _show_teachers(self, event: dict[str, Any]) -> None:
+        predictions, features = (
+            " ".join(f"{name} {weight:.2f}" for name, weight in zip(event["names"], weights, strict=True))
+            for weights in (event["logit_weights"], event["feature_weights"])
+        )
+        self._print(f"  weights of predictions {predictions} · of features {features}")
 
     def _show_resume(self, event: dict[str, Any]) -> None:
         self._facts = event
@@ -95,8 +122,9 @@ class Display:
             )
 
     def _show_epoch(self, event: dict[str, Any]) -> None:
-        self._latest = event
-        self._images, self._epoch_started = 0, time.perf_counter()
+        if self._images:  # the first candidate that tells of the epoch
+            self._share *= self._images / self._images_per_epoch()
+        self._latest, self._images = event, 0
         holdout = event["holdout"]
         judged = f"held-out {holdout['top1']:5.2f} % · NLL {holdout['nll']:.3f}" if holdout else "no held-out images"
         slot = f" · candidate {event['candidate']}" if self._facts["candidates"] > 1 else ""
@@ -132,10 +160,10 @@ class Display:
             self._task = self._bar.add_task("", total=None, status="")
             self._bar.start()
 
-    def _images_per_epoch(self) -> int:
+    def _images_per_epoch(self) -> float:
         """Of all candidates of the present interval."""
         images: int = self._facts["train_images"]
-        return images * max(1, len(self._decided))
+        return self._share * images * max(1, len(self._decided))
 
     def _status(self, speed: float) -> str:
         """Speed, loss, held-out accuracy, target, ranking and time left, as far as they are known."""
@@ -149,6 +177,6 @@ class Display:
         if self._ranking:
             parts.append(self._ranking)
         epochs_left = self._facts["epochs"] - self._latest.get("epoch", 0)
-        left = int((epochs_left * self._images_per_epoch() - self._images) / speed)
+        left = int(max(0.0, epochs_left * self._images_per_epoch() - self._images) / speed)
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
         return " · ".join(parts)

@@ -93,6 +93,8 @@ def _options(settings: type[Settings], values: Mapping[str, Any], prefix: str) -
     for name, field in settings.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
         kind = type(default) if isinstance(default, Settings) else field.annotation
+        if isinstance(values.get(name), Mapping):  # a table that may be left out is there
+            (kind,) = (form for form in get_args(kind) or (kind,) if form is not types.NoneType)
         if isinstance(kind, type) and issubclass(kind, Settings):
             inner = dict(default) if isinstance(default, Settings) else {}
             yield from _options(kind, inner | dict(values.get(name, {})), f"{prefix}{name}.")

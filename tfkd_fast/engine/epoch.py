@@ -105,7 +105,7 @@ class EpochTrainer:
         for model in [*self._population.models[:candidates], *self._population.slow_models[:candidates]]:
             model.train()
         self._adapters.train()
-        self._teachers.start(epoch)
+        self._teachers.start(epoch, self._method.wanted_teachers)
         if self._holdout is not None:
             self._holdout.start(epoch)
         data_streams = [self._method.data_stream(slot) for slot in range(candidates)]

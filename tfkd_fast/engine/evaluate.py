@@ -1,6 +1,7 @@
 """Metrics of students on a fixed set of images."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,14 @@ from tfkd_fast import ops
 from tfkd_fast.data import Batch, Loader
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.methods.protocol import HoldoutMetrics
+
+
+class Judgement(NamedTuple):
+    """What a model makes of some images."""
+
+    metrics: HoldoutMetrics
+    top1_by_class: tuple[float, ...]
+    """NaN for a class that none of the images show."""
 
 
 @torch.no_grad()
@@ -24,12 +33,31 @@ def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> tup
     return torch.cat(logits), torch.cat(labels)
 
 
-def metrics_of(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[HoldoutMetrics]:
-    """The metrics of each model on the same images, in order and without augmentation; each is done before the next."""
+def judge(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[Judgement]:
+    """Each model on the same images, in order and without augmentation; each is done before the next."""
     predictions = [predict(model, loader.in_order(), compute) for model in models]
-    table = ops.candidate_metrics(torch.stack([logits for logits, _ in predictions]), predictions[0][1])
+    logits, labels = torch.stack([logits for logits, _ in predictions]), predictions[0][1]
+    table = ops.candidate_metrics(logits, labels)
     rows = torch.stack([column.double() for column in table], dim=1).tolist()
-    return [HoldoutMetrics(**dict(zip(table._fields, row, strict=True))) for row in rows]
+    by_class = top1_by_class(logits, labels).masked_fill(table.top1.isnan().unsqueeze(1), torch.nan).tolist()
+    return [
+        Judgement(HoldoutMetrics(**dict(zip(table._fields, row, strict=True))), tuple(of_classes))
+        for row, of_classes in zip(rows, by_class, strict=True)
+    ]
+
+
+def metrics_of(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[HoldoutMetrics]:
+    """The metrics alone, see `judge`."""
+    return [judgement.metrics for judgement in judge(models, loader, compute)]
+
+
+def top1_by_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """(K,C) float64 of logits (K,N,C) for labels (N,), all finite; NaN for a class without a label."""
+    candidates, _, classes = logits.shape
+    row = torch.arange(candidates, device=labels.device).unsqueeze(1)
+    cell = 2 * (classes * row + labels) + (logits.argmax(-1) == labels)  # of candidate, class, and wrong or right
+    counts = torch.bincount(cell.flatten(), minlength=2 * candidates * classes).view(candidates, classes, 2).double()
+    return counts[..., 1] / counts.sum(-1)
 
 
 def take_average(model: nn.Module, weights: dict[str, Tensor], batches: Iterable[Batch], compute: Compute) -> nn.Module:

@@ -7,7 +7,7 @@ from itertools import islice
 from torch import Tensor, nn
 
 from tfkd_fast.engine.device import Compute
-from tfkd_fast.engine.evaluate import metrics_of, take_average
+from tfkd_fast.engine.evaluate import Judgement, judge, take_average
 from tfkd_fast.engine.lookahead import influence
 from tfkd_fast.engine.population import WeightAverage
 from tfkd_fast.engine.setup import TrainingImages
@@ -24,11 +24,16 @@ class Judge:
         """`build` makes a network of the candidates' kind."""
         self._fit, self._holdout, self._compute, self._build = images.fit, images.holdout, compute, build
 
-    def metrics(self, models: Iterable[nn.Module]) -> list[HoldoutMetrics | None]:
-        """By the weights as they are."""
+    def judgements(self, models: Iterable[nn.Module], labels: tuple[int, ...] | None = None) -> list[Judgement | None]:
+        """By the weights as they are; with `labels`, by images of these only."""
         if self._holdout is None:
             return [None for _ in models]
-        return list(metrics_of(models, self._holdout, self._compute))
+        holdout = self._holdout if labels is None else self._holdout.of_labels(labels)
+        return list(judge(models, holdout, self._compute))
+
+    def metrics(self, models: Iterable[nn.Module]) -> list[HoldoutMetrics | None]:
+        """The same on all images, without the accuracies of the classes."""
+        return [judgement and judgement.metrics for judgement in self.judgements(models)]
 
     def average_metrics(self, average: WeightAverage, candidates: int, epoch: int) -> list[HoldoutMetrics | None]:
         """By averaged weights: every candidate on the same images, of `epoch`, for the batch norm as for the metrics.

@@ -30,7 +30,7 @@ from tfkd_fast.engine.run_folder import EventLog, RunFolder
 from tfkd_fast.engine.setup import build_student, load_images, method_context, seed_of
 from tfkd_fast.engine.student import save_student
 from tfkd_fast.engine.teacher_cache import gather_teachers
-from tfkd_fast.engine.teachers import load_teachers, unseen_by
+from tfkd_fast.engine.teachers import load_teachers, saw_holdout, unseen_by
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.protocol import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult, Material
@@ -79,6 +79,7 @@ class Trainer:
         self._judge = Judge(images, compute, build)
         self._adapters = Adapters(self.method.adapters)
         self._teachers = gather_teachers(teachers, self.method, self.recipe, dataset, self.loader, compute)
+        self._saw_holdout = saw_holdout(teachers, dataset, recipe.data.holdout)
         self._unseen = unseen_by(teachers, dataset, recipe.data.holdout)
         self._epochs = EpochTrainer(
             self.population,
@@ -149,12 +150,14 @@ class Trainer:
             self.population.interval_average.add(interval.candidates)
         with self._timed("evaluation"):
             models = self.population.models[: interval.candidates]
-            holdout = self._judge.metrics([self.method.network(model) for model in models])
+            networks = [self.method.network(model) for model in models]
+            judged = self._judge.judgements(networks, self.method.known_labels)
+            holdout = [judgement and judgement.metrics for judgement in judged]
         self._epoch += 1
         with self._timed("steering"):
             self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
-            results = [EpochResult(run.training, metrics) for run, metrics in zip(runs, holdout, strict=True)]
-            self.method.end_epoch(results)
+            pairs = zip(runs, judged, strict=True)
+            self.method.end_epoch([EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs])
         if last:
             self._end_interval(runs, holdout)
 
@@ -335,8 +338,10 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.population.models[0].parameters()),
             "train_images": self.train_images,
             "holdout_images": self.holdout_images,
+            "steered_by_holdout": self.method.needs_holdout,
             "candidates": self.method.max_candidates,
             "teachers": [teacher.facts.name for teacher in self._teachers.teachers],
+            "teachers_saw_holdout": self._saw_holdout,
             "population": self._epochs.side_by_side,
             "compile": self.compute.compile,
             "version": tfkd_fast.__version__,
@@ -358,6 +363,7 @@ class Trainer:
             "images_per_second": run.images / run.seconds,
             "seconds": run.seconds,
             "holdout": in_percent(holdout) if holdout else None,
+            "holdout_classes": len(self.method.known_labels or self.dataset.classes) if holdout else None,
         }
 
     def _summary(self) -> dict[str, Any]:

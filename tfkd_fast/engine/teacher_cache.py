@@ -35,21 +35,24 @@ class CachedTeachers(Teachers):
         self._views = len(tables["0.logits"]) // images
         self._first = torch.zeros((), dtype=torch.int64, device=device)
 
-    def start(self, epoch: int) -> None:
+    def start(self, epoch: int, wanted: Sequence[int] | None = None) -> None:
+        super().start(epoch, wanted)
         self._first.fill_(epoch % self._views * self._images)
 
     def outputs(self, images: Tensor, indices: Tensor) -> tuple[TeacherOutputs, ...]:
         rows = (self._first + indices).flatten()
-        found = {name: table.index_select(0, rows).unflatten(0, indices.shape) for name, table in self._tables.items()}
-        return tuple(self._output(found, number) for number in range(len(self.teachers)))
+        return tuple(self._found(number, rows, indices.shape) for number in self._wanted)
 
-    def _output(self, found: dict[str, Tensor], number: int) -> TeacherOutputs:
+    def _found(self, number: int, rows: Tensor, shape: torch.Size) -> TeacherOutputs:
+        def part(name: str) -> Tensor:
+            return self._tables[f"{number}.{name}"].index_select(0, rows).unflatten(0, shape)
+
         features: Features | None = None
-        if f"{number}.pooled" in found:
+        if f"{number}.pooled" in self._tables:
             stages = len(self.teachers[number].facts.shapes.maps)
-            before = [found[f"{number}.before_relu.{stage}"] for stage in range(stages)]
-            features = Features(before, [F.relu(part) for part in before], found[f"{number}.pooled"])
-        return TeacherOutputs(found[f"{number}.logits"], features)
+            before = [part(f"before_relu.{stage}") for stage in range(stages)]
+            features = Features(before, [F.relu(map) for map in before], part("pooled"))
+        return TeacherOutputs(part("logits"), features)
 
 
 def gather_teachers(

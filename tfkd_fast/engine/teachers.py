@@ -45,27 +45,30 @@ class Teachers:
         self._compute, self._features = compute, features
         self._forwards = [compute.compiled(self._forward_of(teacher.network), batch_size) for teacher in teachers]
         self.checksums = [teacher.checksum for teacher in teachers]
+        self._wanted: Sequence[int] = range(len(self.teachers))
 
-    def start(self, epoch: int) -> None:
-        """Called before every 0-based epoch."""
+    def start(self, epoch: int, wanted: Sequence[int] | None = None) -> None:
+        """Called before every 0-based epoch; see `Method.wanted_teachers`."""
+        self._wanted = range(len(self.teachers)) if wanted is None else wanted
 
     @torch.no_grad()
     def outputs(self, images: Tensor, indices: Tensor) -> tuple[TeacherOutputs, ...]:
-        """Of images (n,B,C,H,W), which are those at `indices` (n,B) of the images to fit, as they were augmented."""
-        return self.look(images)
+        """What those wanted make of images (n,B,C,H,W), which are those at `indices` (n,B) of the images to fit, as
+        they were augmented."""
+        return tuple(self._look(images, number) for number in self._wanted)
 
     @torch.no_grad()
     def look(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
-        """Of any images (n,B,C,H,W)."""
+        """What all make of any images (n,B,C,H,W)."""
+        return tuple(self._look(images, number) for number in range(len(self.teachers)))
+
+    def _look(self, images: Tensor, number: int) -> TeacherOutputs:
         n, size = images.shape[:2]
-        outputs = []
-        for forward in self._forwards:
-            with self._compute.autocast():
-                logits, features = forward(images.flatten(0, 1))
-            maps = [[part.unflatten(0, (n, size)) for part in parts] for parts in (features or ((), ()))[:2]]
-            inner = Features(maps[0], maps[1], features.pooled.unflatten(0, (n, size))) if features else None
-            outputs.append(TeacherOutputs(logits.float().unflatten(0, (n, size)), inner))
-        return tuple(outputs)
+        with self._compute.autocast():
+            logits, features = self._forwards[number](images.flatten(0, 1))
+        maps = [[part.unflatten(0, (n, size)) for part in parts] for parts in (features or ((), ()))[:2]]
+        inner = Features(maps[0], maps[1], features.pooled.unflatten(0, (n, size))) if features else None
+        return TeacherOutputs(logits.float().unflatten(0, (n, size)), inner)
 
     def _forward_of(self, network: nn.Module) -> Any:
         def forward(images: Tensor) -> tuple[Tensor, Features | None]:
@@ -172,6 +175,16 @@ def unseen_by(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> 
     fit = split_indices(labels, holdout, places=places)[0] if holdout else torch.arange(len(labels))
     found = unseen[fit].nonzero().squeeze(1)
     return found if teachers and len(found) else None
+
+
+def saw_holdout(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> bool | None:
+    """Whether a teacher was trained on images that the student holds out, which makes held-out figures look better than
+    they are; None where it is not known, because a teacher's data set was another."""
+    if not holdout or not teachers:
+        return False
+    if any(teacher.training_data != dataset.fingerprint for teacher in teachers):
+        return None
+    return any(teacher.holdout < holdout for teacher in teachers)
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tfkd_fast.methods.dkd import DKD, DKDSettings
 from tfkd_fast.methods.dlb import DLB, DLBSettings
 from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.methods.kd import KD, KDSettings
+from tfkd_fast.methods.kd_specialists import SpecialistsKD
 from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
 from tfkd_fast.methods.ols import OLS, OLSSettings
 from tfkd_fast.methods.protocol import Context, Method
@@ -45,6 +46,7 @@ def _controlled(
 
 
 METHODS: dict[str, MethodEntry] = {
+    # baselines
     "ce": _controlled(
         "cross-entropy with the one-hot label",
         "the baseline",
@@ -59,6 +61,63 @@ METHODS: dict[str, MethodEntry] = {
         target={"family": "label-smoothing"},
         controller={"name": "fixed"},
     ),
+    # without a teacher: from the label
+    "confidence-penalty": MethodEntry(
+        "cross-entropy with the one-hot label, less a share of the entropy of the prediction",
+        "Pereyra et al., ICLR workshop 2017",
+        ConfidencePenaltySettings,
+        ConfidencePenalty,
+    ),
+    "tf-kd-reg": MethodEntry(
+        "the softened predictions of a virtual teacher that is right with 99 %, and the label",
+        "Yuan et al., CVPR 2020",
+        TfKDRegSettings,
+        TfKDReg,
+    ),
+    "ols": MethodEntry(
+        "the label, and the mean correct prediction for its class in the epoch before",
+        "Zhang et al., TIP 2021; uniform soft labels in the first epoch are our choice",
+        OLSSettings,
+        OLS,
+    ),
+    "zipf": MethodEntry(
+        "wrong classes weighted by their ranks among the votes of the places in the image, and the label",
+        "Liang et al., ECCV 2022",
+        ZipfSettings,
+        Zipf,
+    ),
+    # without a teacher: self-distillation
+    "ps-kd": MethodEntry(
+        "the label, softened more and more by the student's own prediction of the epoch before",
+        "Kim et al., ICCV 2021; memory in half precision is our choice",
+        PSKDSettings,
+        PSKD,
+    ),
+    "cs-kd": MethodEntry(
+        "what the student predicts for another image of the class, and the label",
+        "Yun et al., CVPR 2020; batches of full size are our choice",
+        CSKDSettings,
+        CSKD,
+    ),
+    "dlb": MethodEntry(
+        "what the student predicted one step ago for the images of the last batch, shown again, and the label",
+        "Shen et al., CVPR 2022; one pass for both batches, temperature and weight are our choice",
+        DLBSettings,
+        DLB,
+    ),
+    "uskd": MethodEntry(
+        "the label by how well it is known, wrong classes by their ranks, which a weak head helps to find",
+        "Yang et al., ICCV 2023, the teacher-free part",
+        USKDSettings,
+        USKD,
+    ),
+    "tf-kd-self": MethodEntry(
+        "the softened predictions of an earlier run of the same network, and the label",
+        "Yuan et al., CVPR 2020",
+        TfKDSelfSettings,
+        TfKDSelf,
+    ),
+    # controlled targets
     "tfkd": _controlled(
         "a free-form target set by a reinforcement-learning controller, one trajectory",
         "Jiang et al., IEEE Access 2024, without MRS; parameterisation and controller are our choice",
@@ -79,6 +138,7 @@ METHODS: dict[str, MethodEntry] = {
         controller={"name": "ppo"},
         selection={"budget": "full"},
     ),
+    # one teacher
     "kd": MethodEntry(
         "the softened predictions of one teacher, and the label",
         "Hinton, Vinyals, Dean, 2015",
@@ -91,6 +151,7 @@ METHODS: dict[str, MethodEntry] = {
         DKDSettings,
         DKD,
     ),
+    # several teachers
     "kd-average": MethodEntry(
         "several teachers that all count the same",
         "You et al., KDD 2017",
@@ -115,60 +176,7 @@ METHODS: dict[str, MethodEntry] = {
         MMKDSettings,
         MMKD,
     ),
-    "tf-kd-self": MethodEntry(
-        "the softened predictions of an earlier run of the same network, and the label",
-        "Yuan et al., CVPR 2020",
-        TfKDSelfSettings,
-        TfKDSelf,
-    ),
-    "tf-kd-reg": MethodEntry(
-        "the softened predictions of a virtual teacher that is right with 99 %, and the label",
-        "Yuan et al., CVPR 2020",
-        TfKDRegSettings,
-        TfKDReg,
-    ),
-    "ps-kd": MethodEntry(
-        "the label, softened more and more by the student's own prediction of the epoch before",
-        "Kim et al., ICCV 2021; memory in half precision is our choice",
-        PSKDSettings,
-        PSKD,
-    ),
-    "ols": MethodEntry(
-        "the label, and the mean correct prediction for its class in the epoch before",
-        "Zhang et al., TIP 2021; uniform soft labels in the first epoch are our choice",
-        OLSSettings,
-        OLS,
-    ),
-    "confidence-penalty": MethodEntry(
-        "cross-entropy with the one-hot label, less a share of the entropy of the prediction",
-        "Pereyra et al., ICLR workshop 2017",
-        ConfidencePenaltySettings,
-        ConfidencePenalty,
-    ),
-    "cs-kd": MethodEntry(
-        "what the student predicts for another image of the class, and the label",
-        "Yun et al., CVPR 2020; batches of full size are our choice",
-        CSKDSettings,
-        CSKD,
-    ),
-    "dlb": MethodEntry(
-        "what the student predicted one step ago for the images of the last batch, shown again, and the label",
-        "Shen et al., CVPR 2022; one pass for both batches, temperature and weight are our choice",
-        DLBSettings,
-        DLB,
-    ),
-    "zipf": MethodEntry(
-        "wrong classes weighted by their ranks among the votes of the places in the image, and the label",
-        "Liang et al., ECCV 2022",
-        ZipfSettings,
-        Zipf,
-    ),
-    "uskd": MethodEntry(
-        "the label by how well it is known, wrong classes by their ranks, which a weak head helps to find",
-        "Yang et al., ICCV 2023, the teacher-free part",
-        USKDSettings,
-        USKD,
-    ),
+    # refined, searched for, in stages
     "professor": MethodEntry(
         "kd from a teacher and from its professor, which learned to refine its predictions on images new to it",
         "Bang, Lee, Shim, Information Sciences 2021; networks, losses and strategies are our choice",
@@ -194,6 +202,13 @@ METHODS: dict[str, MethodEntry] = {
         "Feng et al., KSEM 2025; promotions, mixed batches and the heads of a VGG are our choice",
         EducationSettings,
         Education,
+    ),
+    "kd-specialists": MethodEntry(
+        "kd from the teachers of all groups at once: their logits side by side, under one softmax",
+        "our choice: a control of education, with its alpha",
+        KDSettings,
+        SpecialistsKD,
+        preset={"loss": {"alpha": 0.7}},
     ),
 }
 

@@ -12,7 +12,8 @@ from tfkd_fast.settings import Settings
 class ConfidencePenaltyLoss(Settings):
     """The `[loss]` table."""
 
-    beta: float = Field(default=0.1, ge=0, allow_inf_nan=False)  # of the entropy
+    beta: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """Of the entropy."""
 
 
 class ConfidencePenaltySettings(Settings):

@@ -14,7 +14,8 @@ class CSKDLoss(Settings):
     """The `[loss]` table; defaults of the authors' code (alinlab/cs-kd, train.py)."""
 
     temperature: float = Field(default=4.0, gt=0)
-    weight: float = Field(default=1.0, ge=0)  # lambda; theirs is 3 for fine-grained images
+    weight: float = Field(default=1.0, ge=0)
+    """lambda, of the companion's prediction; the label has 1. Theirs is 3 for fine-grained images."""
 
 
 class CSKDSettings(Settings):

@@ -21,7 +21,8 @@ class DLBLoss(Settings):
     """The `[loss]` table. The authors' code (Meta-knowledge-Lab/DLB, dlb.py) has no defaults: these are our choice."""
 
     temperature: float = Field(default=3.0, gt=0)
-    alpha: float = Field(default=1.0, ge=0)  # of what the last step predicted
+    alpha: float = Field(default=1.0, ge=0)
+    """Of what the last step predicted; the label has 1."""
 
 
 class DLBSettings(Settings):

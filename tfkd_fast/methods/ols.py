@@ -17,7 +17,8 @@ from tfkd_fast.settings import Settings
 class OLSLoss(Settings):
     """The `[loss]` table, by the settings of the authors' code."""
 
-    alpha: float = Field(default=0.5, ge=0, le=1)  # of the soft label; the one-hot label has the rest
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Of the soft label; the one-hot label has the rest."""
 
 
 class OLSSettings(Settings):

@@ -107,7 +107,7 @@ class StepBatch(NamedTuple):
     indices: Tensor  # (n,B) int64, 0 .. num_images-1: which images these are; each at most once an epoch
     slow_logits: Tensor | None  # (n,B,C) of their averaged weights, where the method asked for them
     features: Features | None = None  # of the candidates, (n,B,...) each, where the method asked for them
-    teachers: tuple[TeacherOutputs, ...] = ()  # in the order of `Context.teachers`, on the same images
+    teachers: tuple[TeacherOutputs, ...] = ()  # in the order of `Context.teachers`, those wanted, on the same images
     companions: CompanionOutputs | None = None  # where the method asked for them
     students: tuple[nn.Module, ...] = ()  # the networks themselves, for what neither logits nor features tell
 
@@ -183,6 +183,8 @@ class EpochResult:
 
     training: TrainingStatistics
     holdout: HoldoutMetrics | None
+    holdout_by_class: tuple[float, ...] | None = None
+    """Top-1 on the held-out images of each class; NaN for a class of which none were judged."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,8 @@ class Method(ABC):
     """Of the moving average of the weights that gives `StepBatch.slow_logits`; None where the method reads none."""
     teachers: tuple[int, int | None] = (0, 0)
     """The fewest and the most teachers that it learns from; None: any number."""
+    wanted_teachers: tuple[int, ...] | None = None
+    """Which of `Context.teachers` look at the batches of the present phase, ascending; None: all."""
     needs_features: bool = False
     """Whether `StepBatch.features` and those of the teachers are read."""
     companions: Companions | None = None
@@ -247,6 +251,9 @@ class Method(ABC):
     """What is captured in one phase does not serve another: `network` or `loss` takes another path."""
     complete: bool = True
     """Whether `network` has all of the student in it, so that what it is judged by says how good the student is."""
+    known_labels: tuple[int, ...] | None = None
+    """Which classes `network` tells apart in the present phase: after an epoch it is judged by held-out images of
+    these only. None: all."""
 
     def __init__(self, settings: Any, context: Context) -> None:  # noqa: B027, what it is built from
         """From the tables of a recipe that are the method's own, and what it may know of the run."""

@@ -17,7 +17,8 @@ from tfkd_fast.targets import InstanceMemory
 class PSKDLoss(Settings):
     """The `[loss]` table, by the settings of the authors' code."""
 
-    alpha: float = Field(default=0.8, ge=0, le=1)  # alpha_E: of the earlier prediction in the last epoch
+    alpha: float = Field(default=0.8, ge=0, le=1)
+    """alpha_E: of the earlier prediction in the last epoch."""
 
 
 class PSKDSettings(Settings):

@@ -36,6 +36,7 @@ class TaughtSettings(Settings):
 
     teachers: TeacherSettings = TeacherSettings()
     professor: ProfessorSettings | None = None
+    """What refines the teachers' logits; `tfkd-fast methods professor` explains it. Unset: nothing does."""
 
 
 class TaughtStudent(OneStudent):

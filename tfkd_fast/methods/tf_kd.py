@@ -25,14 +25,14 @@ from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings
 from tfkd_fast.targets.smoothed import smoothed_tables
 
-Convention = Literal["paper", "reference"]
-
 
 class TfKDLoss(Settings):
     """What the `[loss]` tables share."""
 
-    convention: Convention = "paper"
-    multiplier: float | None = Field(default=None, gt=0)  # kappa; without it the authors' value
+    convention: Literal["paper", "reference"] = "paper"
+    """Whether as the paper's equations or as the authors' code has it."""
+    multiplier: float | None = Field(default=None, gt=0)
+    """Reference: kappa; without it the authors' value."""
 
     @model_validator(mode="after")
     def _a_multiplier_is_read(self) -> Self:
@@ -45,7 +45,8 @@ class TfKDSelfLoss(TfKDLoss):
     """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
 
     temperature: float = Field(default=6.0, gt=0)
-    alpha: float = Field(default=0.95, ge=0, le=1)  # of the teacher; the label has the rest
+    alpha: float = Field(default=0.95, ge=0, le=1)
+    """Of the teacher; the label has the rest."""
 
 
 class TfKDSelfSettings(TaughtSettings):
@@ -56,8 +57,10 @@ class TfKDRegLoss(TfKDLoss):
     """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
 
     temperature: float = Field(default=20.0, gt=0)
-    alpha: float = Field(default=0.1, ge=0, le=1)  # of the virtual teacher; the label has the rest
-    true_mass: float = Field(default=0.99, gt=0, le=1)  # of the virtual teacher, before it is softened
+    alpha: float = Field(default=0.1, ge=0, le=1)
+    """Of the virtual teacher; the label has the rest."""
+    true_mass: float = Field(default=0.99, gt=0, le=1)
+    """Of the virtual teacher, before it is softened: the probability of the label."""
 
 
 class TfKDRegSettings(Settings):

@@ -23,9 +23,12 @@ class USKDLoss(Settings):
     For ImageNet they have alpha 1, beta 0.1 and mu 0.005.
     """
 
-    alpha: float = Field(default=0.1, ge=0)  # of the label's class
-    beta: float = Field(default=0.1, ge=0)  # of the wrong classes
-    mu: float = Field(default=0.1, ge=0)  # of the weak head
+    alpha: float = Field(default=0.1, ge=0)
+    """Of the label's class, on top of the cross-entropy."""
+    beta: float = Field(default=0.1, ge=0)
+    """Of the wrong classes."""
+    mu: float = Field(default=0.1, ge=0)
+    """Of the cross-entropy of the weak head."""
 
 
 class USKDSettings(Settings):

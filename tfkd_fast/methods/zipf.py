@@ -23,9 +23,12 @@ class ZipfLoss(Settings):
 
     rank: Literal["dense", "logits"] = "dense"
     """By the votes of all places in the image, or by the prediction for the image."""
-    weight: float = Field(default=0.1, ge=0)  # lambda
-    power: float = Field(default=1.0, ge=0)  # of the rank
-    upsample: int = Field(default=2, ge=1)  # dense: what the height and width of the last map are multiplied by
+    weight: float = Field(default=0.1, ge=0)
+    """lambda, of the wrong classes; the label has 1."""
+    power: float = Field(default=1.0, ge=0)
+    """Of the rank: a wrong class is taught in proportion to 1 / rank ** power."""
+    upsample: int = Field(default=2, ge=1)
+    """Dense: what the height and width of the last map are multiplied by."""
 
 
 class ZipfSettings(Settings):

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from tfkd_fast.report.drawing import (
+    DASHED,
+    DOTTED,
     HALF,
     LIGHT,
     Chart,
@@ -19,8 +21,6 @@ from tfkd_fast.report.drawing import (
     markers,
 )
 from tfkd_fast.report.run import Epoch, Run
-
-DASHED, DOTTED = (0.0, (4.0, 1.5)), (0.0, (1.0, 1.0))
 
 
 def accuracy_chart(run: Run) -> Chart | None:
@@ -38,6 +38,7 @@ def accuracy_chart(run: Run) -> Chart | None:
             axes.plot(epochs, holdout, color=LIGHT["blue"], label="held-out", **markers(epochs))
         _draw_rivals(axes, run, _holdout_top1)
         _draw_drops(axes, run)
+        _draw_grades(run, axes)
         axes.set_ylabel("top-1, %")
         epoch_axis(axes)
         legend_above(axes)
@@ -66,6 +67,7 @@ def loss_chart(run: Run) -> Chart | None:
             axes.plot(epochs, calibrated, color=LIGHT["blue"], label="calibrated", **markers(epochs))
         _draw_rivals(axes, run, _calibrated_nll)
         _draw_drops(axes, run)
+        _draw_grades(run, axes)
         log_axis(axes, [*train, *nll, *calibrated])
         axes.set_ylabel("nats")
         epoch_axis(axes)
@@ -75,7 +77,7 @@ def loss_chart(run: Run) -> Chart | None:
     if run.start.holdout_images:
         label += f" Held-out NLL: {course(epochs, nll)}. Calibrated: {course(epochs, calibrated)}."
     note = (
-        "Training: divergence from the target of the epoch, so it moves with the target as well. "
+        "Training: what was minimised, all its terms together, so it moves with the target as well. "
         "Held-out: NLL, as it is and after temperature calibration."
     )
     return Chart("Loss", note, inline_svg("loss", label, (HALF, 3.3), paint))
@@ -92,6 +94,7 @@ def calibration_chart(run: Run) -> Chart | None:
 
     def paint(figure: Figure) -> None:
         top, bottom = figure.subplots(2, sharex=True)
+        _draw_grades(run, top, bottom)
         top.plot(epochs, ece, color=LIGHT["blue"], **markers(epochs))
         top.set_ylim(bottom=0)
         top.set_ylabel("ECE")
@@ -118,6 +121,7 @@ def pace_chart(run: Run) -> Chart | None:
 
     def paint(figure: Figure) -> None:
         top, bottom = figure.subplots(2, sharex=True)
+        _draw_grades(run, top, bottom)
         top.plot(epochs, rates, color=LIGHT["purple"], drawstyle="steps-mid", **markers(epochs))
         log_axis(top, rates)
         top.set_ylabel("learning rate")
@@ -147,6 +151,25 @@ def _draw_drops(axes: Axes, run: Run) -> None:
     for number, epoch in enumerate(learning_rate_drops(run)):
         label = "rate drops" if number == 0 else None
         axes.axvline(epoch - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle=DASHED, label=label, zorder=1)
+
+
+def _draw_grades(run: Run, named: Axes, *others: Axes) -> None:
+    """Where each grade begins, on axes that share their epochs; the names stand above the curves of the first."""
+    if run.grades:
+        named.set_ymargin(0.18)
+    for grade in run.grades:
+        start = grade.first_epoch - 0.5
+        for axes in (named, *others):
+            axes.axvline(start, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+        named.annotate(
+            f"grade {grade.grade}",
+            (start, 1),
+            xycoords=named.get_xaxis_transform(),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="top",
+            color=LIGHT["muted"],
+        )
 
 
 def _draw_rivals(axes: Axes, run: Run, value: Callable[[Epoch], float]) -> None:

@@ -13,8 +13,12 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 
 LIGHT = {
     "ink": "#1c2127",
@@ -81,6 +85,10 @@ STYLE: Any = {  # the type of its keys differs between versions of matplotlib
     "svg.hashsalt": "tfkd_fast",
 }
 
+LINES = ("blue", "vermilion", "green", "purple")
+"""The colours of lines, in the order of their use."""
+DASHED, DOTTED = (0.0, (4.0, 1.5)), (0.0, (1.0, 1.0))
+
 HALF, FULL = 5.4, 11.0
 """Widths in inches of a chart in one column, and of one across the page."""
 
@@ -143,6 +151,33 @@ def log_axis(axes: Axes, values: Sequence[float]) -> None:
 def log_locator(low: float, high: float) -> LogLocator:
     """Ticks at the decades, and at 2 and 5 times them over a narrow range."""
     return LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,), numticks=12)
+
+
+def heat_map(
+    axes: Axes, scale: Axes, values: Array, extent: tuple[float, float], norm: Normalize, label: str = ""
+) -> None:
+    """Rows of positive values from the top down, over the epochs of `extent`, with their scale and what it measures.
+
+    The page shows through where a value is zero or not known. `norm` is fitted to the others.
+    """
+    shown = np.ma.masked_less_equal(np.ma.masked_invalid(values), 0.0)
+    low, high = (float(shown.min()), float(shown.max())) if shown.count() else (0.5, 1.0)
+    norm.vmin, norm.vmax = (low, high) if high > 1.001 * low else (0.9 * low, 1.1 * high)
+    image = axes.imshow(shown, aspect="auto", interpolation="none", extent=(*extent, len(values), 0), norm=norm)
+    axes.grid(visible=False)
+    bar = axes.figure.colorbar(image, cax=scale)
+    bar.outline.set_visible(False)
+    assert bar.solids is not None
+    bar.solids.set_rasterized(True)
+    bar.minorticks_off()
+    bar.ax.grid(visible=False)
+    if label:
+        bar.set_label(label)
+    if isinstance(norm, LogNorm):
+        bar.ax.yaxis.set_major_locator(log_locator(low, high))
+    else:
+        bar.set_ticks([norm.vmin, norm.vmax])
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
 
 
 def legend_above(axes: Axes) -> None:

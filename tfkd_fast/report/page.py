@@ -11,9 +11,10 @@ from tfkd_fast.engine import RunFolder
 from tfkd_fast.engine.checkpoint import write_atomically
 from tfkd_fast.report.curves import accuracy_chart, calibration_chart, loss_chart, pace_chart
 from tfkd_fast.report.drawing import DARK, LIGHT, Chart
-from tfkd_fast.report.run import Run, read_run
+from tfkd_fast.report.run import Professor, Run, read_run
 from tfkd_fast.report.steering import (
     action_chart,
+    band_name,
     candidate_names,
     ranking_chart,
     reward_chart,
@@ -21,6 +22,7 @@ from tfkd_fast.report.steering import (
     target_chart,
     wins,
 )
+from tfkd_fast.report.teaching import pathway_chart, pathway_words, teacher_chart
 
 UNKNOWN = "–"
 
@@ -43,6 +45,27 @@ class RankingRow:
     cells: list[tuple[str, str]]
     score: str
     won: bool
+
+
+@dataclass(frozen=True)
+class ProfessorRow:
+    """A professor beside its teacher, as text."""
+
+    teacher: str
+    verdict: str
+    warning: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class GradeRow:
+    """What was taught in a grade, and how much of the network took part."""
+
+    number: int
+    epochs: str
+    stages: int
+    classes: int
+    new: str
 
 
 def write_report(run_folder: Path) -> Path:
@@ -77,6 +100,10 @@ def render(run: Run) -> str:
         figures=_test_figures(run, run.summary) if run.summary else _latest_figures(run),
         facts=_facts(run),
         training=_present(accuracy_chart(run), loss_chart(run), calibration_chart(run), pace_chart(run)),
+        grades=_grades(run),
+        teaching=_present(teacher_chart(run), pathway_chart(run)),
+        teaching_words=_teaching_words(run),
+        professors=[_professor(professor) for professor in run.professors],
         steering=_present(target_chart(run), action_chart(run), reward_chart(run)),
         steering_words=_steering_words(run),
         ranking=_present(ranking_chart(run)),
@@ -130,13 +157,13 @@ def _latest_figures(run: Run) -> list[Figure]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """What was trained, on what and how, for the top of the page."""
     start = run.start
-    target, controller = (run.recipe.get(table, {}) for table in ("target", "controller"))
+    tables = {"Target": ("target", "family"), "Controller": ("controller", "name")}
     held_out = f", {start.holdout_images:,} held out" if start.holdout_images else ", none held out"
     facts = [
         ("Student", f"{start.model}, {start.parameters:,} parameters"),
         ("Data", f"{start.dataset}: {len(start.classes)} classes, {start.train_images:,} to fit{held_out}"),
-        ("Target", target.get("family", UNKNOWN)),
-        ("Controller", controller.get("name", UNKNOWN)),
+        *((term, run.recipe[table].get(key, UNKNOWN)) for term, (table, key) in tables.items() if table in run.recipe),
+        *([(_teachers(run).capitalize(), ", ".join(start.teachers))] if start.teachers else []),
         ("Candidates", f"up to {start.candidates} at a time" if start.candidates > 1 else "one"),
         ("Machine", f"{start.device_name} ({start.device}), {start.precision}"),
         ("Loader and operators", f"{start.loader}, {start.ops}"),
@@ -148,6 +175,53 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     if run.resumes:
         facts.append(("Resumed", "after epoch " + ", ".join(str(resume.epoch) for resume in run.resumes)))
     return facts
+
+
+def _teachers(run: Run) -> str:
+    return "teachers" if len(run.start.teachers) > 1 else "teacher"
+
+
+def _grades(run: Run) -> list[GradeRow]:
+    """The grades so far."""
+    known: set[int] = set()
+    rows = []
+    for grade in run.grades:
+        new = [run.start.classes[label] for label in grade.labels if label not in known]
+        known.update(grade.labels)
+        epochs = band_name(grade.first_epoch, grade.last_epoch)
+        rows.append(GradeRow(grade.grade, epochs, grade.stages, len(grade.labels), ", ".join(new)))
+    return rows
+
+
+def _teaching_words(run: Run) -> str:
+    """What the teachers counted for at last."""
+    sentences = []
+    if run.teacher_weights:
+        last = run.teacher_weights[-1]
+        shares = [
+            " and ".join(f"{_fixed(weight)} for {name}" for name, weight in zip(last.names, weights, strict=True))
+            for weights in (last.logit_weights, last.feature_weights)
+        ]
+        sentences.append(f"Mean weights in epoch {last.epoch}: of predictions {shares[0]}, of features {shares[1]}.")
+    if run.pathway_weights:
+        epoch = run.pathway_weights[-1]
+        sentences.append(f"Pathways at the beginning of epoch {epoch.epoch}: {pathway_words(epoch)}.")
+    return " ".join(sentences)
+
+
+def _professor(professor: Professor) -> ProfessorRow:
+    gain = professor.professor_top1 - professor.teacher_top1
+    difference = f"{gain:+.2f} ± {_fixed(professor.margin)}" if math.isfinite(gain) else UNKNOWN
+    cells = [
+        _fixed(professor.teacher_top1),
+        _fixed(professor.professor_top1),
+        difference,
+        f"{professor.kept_images:,}",
+        _fixed(professor.spearman, 3),
+        f"{professor.images:,}",
+        _fixed(professor.teacher_error, 1),
+    ]
+    return ProfessorRow(professor.teacher, professor.verdict, professor.warning, cells)
 
 
 def _steering_words(run: Run) -> str:
@@ -203,10 +277,25 @@ def _measurement(run: Run) -> list[str]:
     lines = []
     if holdout:
         steered = [name for name, events in (("controller", run.rewards), ("selection", run.selections)) if events]
+        steered = steered or ["method"] * run.start.steered_by_holdout
         use = f"steered the {' and the '.join(steered)}" if steered else "were only watched: they steered nothing"
         lines.append(f"{holdout:,} images held out of the training set {use}. No student was fitted to them.")
     else:
         lines.append("No images were held out, so nothing was steered or selected.")
+    if run.start.teachers:
+        lines.append(
+            f"The student learned from the {_teachers(run)} as well, whose training is in none of the figures."
+        )
+    if run.start.teachers_saw_holdout:
+        lines.append(
+            "A teacher was trained on images that are held out here, so held-out figures look better than they are. "
+            "The test set is not concerned."
+        )
+    if run.start.teachers_saw_holdout is None:
+        lines.append(
+            "It is not known whether a teacher was trained on images that are held out here: held-out figures may look "
+            "better than they are."
+        )
     if run.summary is None:
         lines.append("The test set has not been read yet: that happens after the last epoch only.")
         return lines
@@ -272,8 +361,10 @@ def _value(name: str, value: Any) -> str:
     """A value of the summary as text, with its unit where the name tells it."""
     if value is None:
         return UNKNOWN
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(key, part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(_value(name, part) for part in value)
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     unit = " %" if name.endswith(("top1", "top5")) else " s" if name.endswith("seconds") else ""
     return text + unit

@@ -48,6 +48,11 @@ class Start(Record):
     classes: tuple[str, ...]
     candidates: int
     """The most that one interval trains."""
+    teachers: tuple[str, ...] = ()
+    """By the names of their run folders."""
+    teachers_saw_holdout: bool | None = False
+    """Whether one was trained on images that are held out here; None where that is not known."""
+    steered_by_holdout: bool = False
 
 
 class Holdout(Record):
@@ -122,6 +127,63 @@ class Reward(Record):
     update: dict[str, Number] | None
 
 
+class TeacherWeights(Record):
+    """What each of M teachers counted for, as means over the images of an epoch; each adds up to 1."""
+
+    epoch: int
+    names: tuple[str, ...]
+    logit_weights: tuple[Number, ...]
+    feature_weights: tuple[Number, ...]
+    updates: int
+    """Of what weighs them, so far."""
+    skipped: int
+    """Updates that were left out, so far."""
+
+
+class PathwayWeights(Record):
+    """What each of K pathways, from features of the teacher to features of the student, counts for at the beginning of
+    an epoch; 0 where it is not computed."""
+
+    epoch: int
+    names: tuple[str, ...]
+    weights: tuple[Number, ...]
+
+
+class Professor(Record):
+    """What refines the predictions of a teacher, judged beside it by images that neither learned from."""
+
+    teacher: str
+    images: int
+    """That it learned from."""
+    teacher_error: Number
+    """Percent of them, as they were shown, that the teacher got wrong."""
+    kept_images: int
+    """That both are judged by."""
+    teacher_top1: Number
+    professor_top1: Number
+    margin: Number
+    """Half of the 95 % interval of the difference."""
+    spearman: Number
+    """Rank correlation between the two, over the wrong classes."""
+    verdict: str
+    warning: str = ""
+
+
+class Grade(Record):
+    """A part of the run in which the first stages of the student learn some of the classes."""
+
+    grade: int
+    first_epoch: int
+    """Both from 1."""
+    epochs: int
+    stages: int
+    labels: tuple[int, ...]
+
+    @property
+    def last_epoch(self) -> int:
+        return self.first_epoch + self.epochs - 1
+
+
 class Resume(Record):
     """A new process went on from the end of an epoch."""
 
@@ -134,6 +196,10 @@ KINDS: dict[str, type[Record]] = {
     "decision": Decision,
     "selection": Selection,
     "reward": Reward,
+    "teachers": TeacherWeights,
+    "pathways": PathwayWeights,
+    "professor": Professor,
+    "grade": Grade,
     "resume": Resume,
 }
 """Kinds of events by name. One more, "finish", repeats summary.json."""
@@ -151,6 +217,10 @@ class Run:
     decisions: list[Decision]
     selections: list[Selection]
     rewards: list[Reward]
+    teacher_weights: list[TeacherWeights]
+    pathway_weights: list[PathwayWeights]
+    professors: list[Professor]
+    grades: list[Grade]
     resumes: list[Resume]
     seconds: float
     """From the start to the last event."""
@@ -235,6 +305,10 @@ def read_run(run_folder: Path) -> Run:
         decisions=events["decision"],
         selections=events["selection"],
         rewards=events["reward"],
+        teacher_weights=events["teachers"],
+        pathway_weights=events["pathways"],
+        professors=events["professor"],
+        grades=events["grade"],
         resumes=events["resume"],
         seconds=seconds,
         summary=summary,

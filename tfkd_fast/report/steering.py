@@ -10,23 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import NDArray
 
 from tfkd_fast.report.drawing import (
     FULL,
     HALF,
     LIGHT,
+    Array,
     Chart,
     course,
     epoch_axis,
+    heat_map,
     inline_svg,
-    log_locator,
     markers,
     row_label,
 )
 from tfkd_fast.report.run import DecidedCandidate, Decision, Run
-
-Array = NDArray[np.float64]
 
 RANKS = LinearSegmentedColormap.from_list("ranks", [(0.1, 0.45, 0.72, 1.0), (0.1, 0.45, 0.72, 0.06)])
 """From the best to the worst: fades into the page, be it light or dark."""
@@ -53,10 +51,10 @@ def target_chart(run: Run) -> Chart | None:
     def paint(figure: Figure) -> None:
         grid = figure.add_gridspec(4, 2, width_ratios=(80, 1), height_ratios=(0.3, band_inches, 1.0, 1.0))
         true_class, others, true_mass, divergence = (figure.add_subplot(grid[row, 0]) for row in range(4))
-        _draw_masses(true_class, figure.add_subplot(grid[0, 1]), mass[:1], extent, Normalize())
+        heat_map(true_class, figure.add_subplot(grid[0, 1]), mass[:1], extent, Normalize())
         true_class.set_yticks([0.5], ["true class"])
         rows = np.array([mass[start] for start, _ in bands])
-        _draw_masses(others, figure.add_subplot(grid[1, 1]), rows, extent, LogNorm())
+        heat_map(others, figure.add_subplot(grid[1, 1]), rows, extent, LogNorm(), "mass a class")
         others.set_yticks(*_band_ticks(bands))
         others.set_title("other classes, by similarity rank")
         _draw_steps(true_mass, run, lambda candidate: candidate.true_mass, LIGHT["blue"])
@@ -242,27 +240,6 @@ def wins(run: Run) -> dict[str, int]:
 
 def band_name(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}–{last}"
-
-
-def _draw_masses(axes: Axes, scale: Axes, mass: Array, extent: tuple[float, float], norm: Normalize) -> None:
-    """Rows of masses from the top down, with their scale; the page shows through where a mass is zero or not known."""
-    shown = np.ma.masked_less_equal(np.ma.masked_invalid(mass), 0.0)
-    low, high = (float(shown.min()), float(shown.max())) if shown.count() else (0.5, 1.0)
-    norm.vmin, norm.vmax = (low, high) if high > 1.001 * low else (0.9 * low, 1.1 * high)
-    image = axes.imshow(shown, aspect="auto", interpolation="none", extent=(*extent, len(mass), 0), norm=norm)
-    axes.grid(visible=False)
-    bar = axes.figure.colorbar(image, cax=scale)
-    bar.outline.set_visible(False)
-    assert bar.solids is not None
-    bar.solids.set_rasterized(True)
-    bar.minorticks_off()
-    bar.ax.grid(visible=False)
-    if isinstance(norm, LogNorm):
-        bar.set_label("mass a class")
-        bar.ax.yaxis.set_major_locator(log_locator(low, high))
-    else:
-        bar.set_ticks([norm.vmin, norm.vmax])
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
 
 
 def _band_ticks(bands: list[tuple[int, int]]) -> tuple[list[float], list[str]]:

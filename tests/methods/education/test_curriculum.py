@@ -81,6 +81,32 @@ def test_intervals_are_epochs_of_the_classes_so_far_at_a_learning_rate_of_their_
     ]
 
 
+@pytest.mark.parametrize(
+    ("teachers", "replay", "wanted"),
+    [
+        (GROUPS, True, [(0,), (0, 1), (0, 1, 2)]),
+        (GROUPS, False, [(0,), (1,), (2,)]),
+        ((ALL,), True, [(0,), (0,), (0,)]),
+    ],
+)
+def test_teachers_of_later_groups_need_not_look(
+    build: Build, teachers: tuple[tuple[int, ...], ...], replay: bool, wanted: list[tuple[int, ...]]
+) -> None:
+    education = build(teachers, grades={"replay": replay})
+    for epoch, expected in zip((0, 8, 13), wanted, strict=True):
+        education.begin_interval(epoch)
+        assert education.wanted_teachers == expected
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_grade_is_judged_by_all_classes_that_it_knows(build: Build, replay: bool) -> None:
+    """Also by those that it is taught no more."""
+    education = build(grades={"replay": replay})
+    for epoch, expected in ((0, (0, 4)), (7, (0, 4)), (8, (0, 2, 4, 5, 6)), (13, None)):
+        education.begin_interval(epoch)
+        assert education.known_labels == expected
+
+
 def test_the_schedule_of_the_paper_is_that_of_the_run(build: Build) -> None:
     education = build(grades={"schedule": "paper"})
     assert [education.begin_interval(epoch).schedule for epoch in (0, 11, 12, 15)] == [None] * 4

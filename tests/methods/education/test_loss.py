@@ -5,10 +5,13 @@ import torch
 from torch import Tensor
 
 from tests.methods.education.conftest import CLASSES, GROUPS, Build, build_student
+from tfkd_fast.methods.education import Education
 from tfkd_fast.methods.protocol import StepBatch, TeacherOutputs
 
 BATCH = 12
 ONE = (tuple(range(CLASSES)),)
+LAST = 19
+"""Of 20 epochs: every teacher is listened to."""
 
 
 def random_step(teachers: tuple[tuple[int, ...], ...], seed: int = 0) -> tuple[Tensor, StepBatch]:
@@ -31,6 +34,12 @@ def kl(teacher: list[Tensor], student: list[Tensor], temperature: float) -> Tens
     return temperature**2 * sum(p * (p / q).log() for p, q in pairs)
 
 
+def heard(education: Education, batch: StepBatch) -> StepBatch:
+    """As the engine hands it over: with the teachers that are wanted."""
+    assert education.wanted_teachers is not None
+    return batch._replace(teachers=tuple(batch.teachers[number] for number in education.wanted_teachers))
+
+
 def own_teacher(batch: StepBatch, teachers: tuple[tuple[int, ...], ...], sample: int) -> tuple[list[int], list[Tensor]]:
     """The classes of the group of a sample, and what its teacher makes of them."""
     label = int(batch.labels[0, sample])
@@ -47,6 +56,7 @@ def test_each_sample_learns_from_its_own_teacher_on_the_classes_of_its_group(
 ) -> None:
     groups = None if len(teachers) > 1 else [list(map(str, group)) for group in GROUPS]
     education = build(teachers, loss={"alpha": alpha, "temperature": 3.0}, grades={"groups": groups})
+    education.begin_interval(LAST)
     logits, batch = random_step(teachers)
     losses, statistics = education.loss(logits, batch, slice(0, 1))
     expected = torch.zeros((), dtype=torch.float64)
@@ -70,6 +80,7 @@ def test_a_teacher_moves_no_logit_outside_of_its_group(
 ) -> None:
     groups = None if len(teachers) > 1 else [list(map(str, group)) for group in GROUPS]
     education = build(teachers, loss={"alpha": 1.0}, grades={"groups": groups})
+    education.begin_interval(LAST)
     logits, batch = random_step(teachers)
     logits = logits.detach().to(dtype).requires_grad_()
     losses, _ = education.loss(logits, batch, slice(0, 1))
@@ -81,9 +92,38 @@ def test_a_teacher_moves_no_logit_outside_of_its_group(
         assert (gradient[0, i, group].abs() > 1e-6).all()
 
 
+@pytest.mark.parametrize(("epoch", "replay"), [(0, True), (8, True), (8, False), (13, False)])
+def test_an_early_grade_learns_from_the_teachers_of_its_classes_alone(build: Build, epoch: int, replay: bool) -> None:
+    education = build(loss={"alpha": 1.0}, grades={"replay": replay})
+    taught = education.begin_interval(epoch).labels
+    assert taught is not None
+    logits, batch = random_step(GROUPS)
+    labels = torch.tensor(taught)[batch.labels % len(taught)]
+    batch = batch._replace(labels=labels)
+    losses, _ = education.loss(logits, heard(education, batch), slice(0, 1))
+    expected = torch.zeros((), dtype=torch.float64)
+    for i in range(BATCH):
+        group, says = own_teacher(batch, GROUPS, i)
+        expected = expected + kl(says, [logits[0, i, c] for c in group], 4.0) / BATCH
+    torch.testing.assert_close(losses[0], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", [-20.0, 3.0])
+def test_the_level_of_a_specialists_logits_does_not_matter(build: Build, level: float) -> None:
+    """They cannot be compared across groups: no softmax sees two groups of them."""
+    education = build()
+    education.begin_interval(LAST)
+    logits, batch = random_step(GROUPS)
+    first, *others = batch.teachers
+    louder = batch._replace(teachers=(first._replace(logits=first.logits + level), *others))
+    losses = [education.loss(logits, each, slice(0, 1))[0] for each in (batch, louder)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0.0)  # float32 roundings of the sum
+
+
 def test_the_cross_entropy_of_the_authors_has_the_same_gradient(build: Build) -> None:
     """H(p,q) is KL(p||q) and the entropy of p."""
     education = build(loss={"alpha": 1.0})
+    education.begin_interval(LAST)
     logits, batch = random_step(GROUPS)
     losses, _ = education.loss(logits, batch, slice(0, 1))
     entropy = torch.zeros((), dtype=torch.float64)
@@ -112,7 +152,7 @@ def test_a_promoted_student_keeps_to_what_its_last_head_says_for_some_epochs(bui
             education.network(student).train()(images)
             given = student.run_stages(images, 1 + number)[-1]
             remembered = head.eval()(given).detach().double()[:, taught]
-            losses, _ = education.loss(logits, batch, slice(0, 1))
+            losses, _ = education.loss(logits, heard(education, batch), slice(0, 1))
             expected = torch.zeros((), dtype=torch.float64)
             for i in range(BATCH):
                 z = logits[0, i]

@@ -85,6 +85,33 @@ class Dataset:
         return self._given_statistics or channel_statistics(self._train)
 
 
+class PartOfDataset(Dataset):
+    """Some images of another data set, normalised as the whole is: networks of the two see the same."""
+
+    def __init__(
+        self,
+        whole: Dataset,
+        classes: list[str],
+        *,
+        read_train: Callable[[], ImageSet],
+        read_test: Callable[[], ImageSet],
+    ) -> None:
+        super().__init__(
+            whole.name, classes, whole.image_shape, flip=whole.flip, read_train=read_train, read_test=read_test
+        )
+        self.whole = whole
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the whole data set."""
+        return self.whole.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of the whole data set."""
+        return self.whole.std
+
+
 def channel_statistics(images: ImageSet) -> ChannelStatistics:
     """Population mean and standard deviation of each channel, exact sums over all pixels of all images.
 

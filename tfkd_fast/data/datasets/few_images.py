@@ -2,15 +2,15 @@
 
 import torch
 
-from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.datasets.base import Dataset, PartOfDataset
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.split import SPLIT_SEED
 from tfkd_fast.errors import UserError
 from tfkd_fast.randomness import Purpose, random_keys
 
 
-class FewImages(Dataset):
-    """Some training images of every class, in their order, and all test images; normalised as the whole is.
+class FewImages(PartOfDataset):
+    """Some training images of every class, in their order, and all test images.
 
     Which ones depends on their places in the whole set and on nothing else; those of a smaller number are among those
     of a larger one. (The first ones may be like each other: files are often sorted.)
@@ -22,28 +22,11 @@ class FewImages(Dataset):
         Raises:
             UserError, when images are read: for a class that has fewer.
         """
-        super().__init__(
-            whole.name,
-            whole.classes,
-            whole.image_shape,
-            flip=whole.flip,
-            read_train=self._chosen,
-            read_test=whole.read_test,
-        )
-        self._whole, self._per_class = whole, per_class
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Of the whole data set."""
-        return self._whole.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Of the whole data set."""
-        return self._whole.std
+        super().__init__(whole, whole.classes, read_train=self._chosen, read_test=whole.read_test)
+        self._per_class = per_class
 
     def _chosen(self) -> ImageSet:
-        images = self._whole.read_train()
+        images = self.whole.read_train()
         keys = random_keys(len(images), Purpose.SUBSET, seed=SPLIT_SEED, epoch=0, stream=0, device=images.labels.device)
         chosen = []
         for label, name in enumerate(self.classes):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.datasets.base import Dataset, PartOfDataset
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.errors import UserError, nearest
 
@@ -37,11 +37,8 @@ def find_labels(choice: Sequence[str], classes: Sequence[str], setting: str) -> 
     return sorted(chosen)
 
 
-class SomeClasses(Dataset):
-    """The images of some classes, relabelled 0, 1, ... in the order that they have in the whole data set.
-
-    They are normalised as the whole is, so that a student of all classes and a teacher of these see the same.
-    """
+class SomeClasses(PartOfDataset):
+    """The images of some classes, relabelled 0, 1, ... in the order that they have in the whole data set."""
 
     def __init__(self, whole: Dataset, labels: Sequence[int]) -> None:
         """
@@ -49,25 +46,12 @@ class SomeClasses(Dataset):
             labels: of the whole data set, ascending.
         """
         super().__init__(
-            whole.name,
+            whole,
             [whole.classes[label] for label in labels],
-            whole.image_shape,
-            flip=whole.flip,
             read_train=lambda: self._chosen(whole.read_train(), "training"),
             read_test=lambda: self._chosen(whole.read_test(), "test"),
         )
-        self._whole = whole
         self._labels = torch.tensor(labels)
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Of the whole data set."""
-        return self._whole.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Of the whole data set."""
-        return self._whole.std
 
     def _chosen(self, images: ImageSet, part: str) -> ImageSet:
         places = torch.isin(images.labels, self._labels).nonzero().squeeze(1)

@@ -18,9 +18,12 @@ Transform = Literal["identity-1x1", "complex"]
 class PathwaySettings(Settings):
     """The `[pathways]` table."""
 
-    all_pairs: bool = False  # also those from a deep stage of the teacher to a shallower one of the student
+    all_pairs: bool = False
+    """Whether deep stages of the teacher also lead to shallower ones of the student."""
     transforms: tuple[Transform, ...] = Field(default=("identity-1x1", "complex"), min_length=1)
-    skip_below: float = Field(default=0.5, ge=0, lt=1)  # of the equal share; a pathway of less weight is not computed
+    """What brings the student's features into the teacher's space, a pathway each."""
+    skip_below: float = Field(default=0.5, ge=0, lt=1)
+    """Of the equal share; a pathway of less weight is not computed."""
 
     @field_validator("transforms")
     @classmethod

@@ -20,7 +20,8 @@ SPANS = 8
 class ProcessSettings(Settings):
     """The `[process]` table."""
 
-    file: str | None = None  # of a run of distpro-search, or the folder of the run
+    file: str | None = None
+    """That of a run of distpro-search, or the folder of the run."""
 
 
 class DistProSettings(PathwaysSettings):

@@ -29,9 +29,13 @@ class SearchSettings(Settings):
     """The `[search]` table."""
 
     order: Literal["second", "first"] = "second"
-    learning_rate: float = Field(default=0.1, gt=0)  # of Adam on alpha (the authors' code)
-    record_every: int = Field(default=50, ge=1)  # steps (our choice)
-    smoothing: float = Field(default=0.9, ge=0, lt=1)  # decay of the average over what is recorded (our choice)
+    """Of the gradient in the weights of pathways; by the first order it is always 0, so that is refused."""
+    learning_rate: float = Field(default=0.1, gt=0)
+    """Of Adam on alpha (the authors' code)."""
+    record_every: int = Field(default=50, ge=1)
+    """Steps from one record of alpha to the next (our choice)."""
+    smoothing: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the average over what is recorded (our choice)."""
 
     @field_validator("order")
     @classmethod

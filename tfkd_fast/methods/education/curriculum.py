@@ -1,6 +1,5 @@
 """What is taught in which grade: groups of classes, stages of the network, epochs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -10,6 +9,7 @@ from pydantic import Field
 from tfkd_fast.data import ClassChoice, find_labels
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.protocol import Context
+from tfkd_fast.methods.specialists import check_partition, specialist_groups
 from tfkd_fast.settings import Settings
 
 GRADES = 3
@@ -21,15 +21,17 @@ PROMOTIONS = {"restart": (0.4, 0.65), "paper": (0.625, 0.75)}
 class GradesSettings(Settings):
     """The `[grades]` table."""
 
-    # restart: the learning rate starts again in every grade (our choice). paper: it goes on falling, so that the stages
-    # of the last grade never train at a high one (the authors' code, which forgets the momenta at a promotion; here
-    # they stay).
     schedule: Literal["restart", "paper"] = "restart"
-    promotions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None  # when; None: as above, or evenly
-    groups: tuple[ClassChoice, ...] | None = Field(
-        default=None, min_length=2
-    )  # for one teacher of all; None: 3 by label
-    replay: bool = True  # what was taught before is taught again; without, one sees what is forgotten
+    """restart: the learning rate starts again in every grade (our choice). paper: it goes on falling, so that the
+    stages of the last grade never train at a high one (the authors' code, which forgets the momenta at a promotion;
+    here they stay)."""
+    promotions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    """When grades begin after the first, as shares of the run. Unset: for three grades at 0.4 and 0.65 (restart), at
+    0.625 and 0.75 (paper); for others evenly."""
+    groups: tuple[ClassChoice, ...] | None = Field(default=None, min_length=2)
+    """For one teacher of all classes. Unset: three, in the order of the labels."""
+    replay: bool = True
+    """Whether what was taught before is taught again; without, one sees what is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -79,34 +81,20 @@ def _groups(settings: GradesSettings, context: Context) -> list[list[int]]:
     if len(teachers) > 1:
         if settings.groups is not None:
             raise UserError(f"grades.groups is for one teacher, and {len(teachers)} bring their own: leave it out")
-        groups = [sorted(teacher.labels) for teacher in teachers]
-        sources = [f"teacher {teacher.name}" for teacher in teachers]
-    elif len(teachers[0].labels) < classes:
+        return specialist_groups(context)
+    if len(teachers[0].labels) < classes:
         raise UserError(
             f"teacher {teachers[0].name} knows {len(teachers[0].labels)} of the {classes} classes: education wants "
             "several that know all of them together, or one that knows them all"
         )
-    elif settings.groups is None:
+    if settings.groups is None:
         groups = [list(range(i * classes // GRADES, (i + 1) * classes // GRADES)) for i in range(GRADES)]
         sources = [f"group {i} of {GRADES}" for i in range(1, GRADES + 1)]
     else:
         groups = [find_labels(group, context.classes, "grades.groups") for group in settings.groups]
         sources = [f"group {i} of grades.groups" for i in range(1, len(groups) + 1)]
-    _check_partition(groups, sources, context)
+    check_partition(groups, sources, context)
     return groups
-
-
-def _check_partition(groups: Sequence[Sequence[int]], sources: Sequence[str], context: Context) -> None:
-    for label in range(context.num_classes):
-        name = context.classes[label] if context.classes else str(label)
-        owners = [source for group, source in zip(groups, sources, strict=True) if label in group]
-        if len(owners) > 1:
-            raise UserError(f"class {name!r} is in {owners[0]} and in {owners[1]}: no two groups may share a class")
-        if not owners:
-            raise UserError(f"class {name!r} is in none of {', '.join(sources)}: together they must have all classes")
-    for group, source in zip(groups, sources, strict=True):
-        if len(group) < 2:
-            raise UserError(f"{source} has {len(group)} of {context.num_classes} classes: a group needs two or more")
 
 
 def _first_epochs(settings: GradesSettings, grades: int, epochs: int) -> list[int]:

@@ -9,8 +9,18 @@ from torch import Tensor, nn
 
 from tfkd_fast import ops
 from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades
+from tfkd_fast.methods.education.marks import Marks
 from tfkd_fast.methods.education.network import Grade, Head
-from tfkd_fast.methods.protocol import Context, Interval, Plan, StepBatch
+from tfkd_fast.methods.protocol import (
+    Context,
+    EpochResult,
+    Interval,
+    IntervalResult,
+    Outcome,
+    Plan,
+    StepBatch,
+)
+from tfkd_fast.methods.specialists import SideBySide
 from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.randomness import Purpose, random_words
@@ -21,9 +31,12 @@ class EducationLoss(Settings):
     """The `[loss]` table. Temperature and alpha are those of the authors' code."""
 
     temperature: float = Field(default=4.0, gt=0)
-    alpha: float = Field(default=0.7, ge=0, le=1)  # of the teacher; the label has the rest
-    self_reference: float = Field(default=0.0, ge=0)  # weight of the head of the grade before, once promoted; 0: none
-    self_reference_epochs: int = Field(default=5, ge=1)  # for how long after a promotion
+    alpha: float = Field(default=0.7, ge=0, le=1)
+    """Of the teacher; the label has the rest."""
+    self_reference: float = Field(default=0.0, ge=0)
+    """Weight of the head of the grade before, once promoted; 0: none."""
+    self_reference_epochs: int = Field(default=5, ge=1)
+    """For how long after a promotion."""
 
 
 class EducationSettings(TaughtSettings):
@@ -67,9 +80,10 @@ class Education(TaughtStudent):
         self.adapters = nn.ModuleList(self._heads)
         grade_of = {label: i for i, grade in enumerate(self._grades) for label in grade.group}
         self._grade_of = torch.tensor([grade_of[label] for label in range(context.num_classes)], device=context.device)
-        known = [label for teacher in context.teachers for label in teacher.labels]
-        self._column_of = torch.tensor(known, device=context.device).argsort()  # a label's, of all teachers' logits
+        self._listened = [self._wanted_in(number) for number in range(len(self._grades))]
+        self._side_by_side = [SideBySide(context, teachers) for teachers in self._listened]
         self._recalled: Tensor | None = None  # (B,C), what the head of the grade before makes of a batch
+        self._marks = Marks([grade.group for grade in self._grades])
         self._enter(0)
 
     def _build_head(self, number: int, grade: GradePlan) -> Head:
@@ -82,6 +96,12 @@ class Education(TaughtStudent):
             head = Head(maps[grade.stages - 1][0], 4 * maps[0][0], grade.labels, self.context.num_classes)
         return head.to(self.context.device)
 
+    def _wanted_in(self, grade: int) -> tuple[int, ...]:
+        """Numbers of the teachers whose groups are taught in a grade."""
+        if len(self.context.teachers) == 1:
+            return (0,)
+        return tuple(range(grade + 1)) if self._replay else (grade,)
+
     def _enter(self, epoch: int) -> None:
         """The grade of a 0-based epoch."""
         self._epoch = epoch
@@ -91,6 +111,8 @@ class Education(TaughtStudent):
         self._recalls &= self._settings.self_reference > 0
         self.phase = (self._number, self._recalls)
         self.complete = self._number == len(self._heads)
+        self.known_labels = None if self.complete else self._grades[self._number].labels
+        self.wanted_teachers = self._listened[self._number]
 
     def begin_interval(self, epoch: int) -> Plan:
         self._enter(epoch)
@@ -124,7 +146,7 @@ class Education(TaughtStudent):
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
         settings = self._settings
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        taught = torch.cat([teacher.logits for teacher in batch.teachers], -1).index_select(-1, self._column_of)
+        taught = self._side_by_side[self._number](batch.teachers)
         own = self._grade_of[batch.labels].unsqueeze(-1) == self._grade_of
         soft = _divergence(logits, taught, own, settings.temperature)
         loss = settings.alpha * soft + (1.0 - settings.alpha) * hard
@@ -133,10 +155,24 @@ class Education(TaughtStudent):
             loss = loss + settings.self_reference * _divergence(logits, self._recalled, before, 1.0)
         return loss, statistics
 
+    def end_epoch(self, results: Sequence[EpochResult]) -> None:
+        self._marks.see(results[0].holdout_by_class)
+
+    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
+        if self._epoch + 1 == self._grades[self._number].end:
+            self._marks.end_grade()
+        top1 = self._marks.latest()
+        event = {"event": "groups", "epoch": self._epoch + 1, "grade": self._number + 1, "holdout_top1": top1}
+        return Outcome((0,), [event] if top1 else [])
+
+    def summary(self) -> dict[str, Any]:
+        return super().summary() | self._marks.summary()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch}
+        return {"epoch": self._epoch, "marks": self._marks.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._marks.load_state_dict(state["marks"])
         self._enter(state["epoch"])
 
 

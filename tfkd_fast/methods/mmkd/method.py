@@ -25,19 +25,28 @@ class MMKDLoss(Settings):
     """The `[loss]` table, by the authors' command for VGG-8."""
 
     temperature: float = Field(default=4.0, gt=0)
-    alpha: float = Field(default=1.0, ge=0)  # of the teachers' predictions; the label has 1
-    beta: float = Field(default=100.0, ge=0)  # of their features; what is right depends on the networks
-    warmup_epochs: float = Field(default=1.0, ge=0)  # in which beta rises from 0, as phi is random: our choice
+    alpha: float = Field(default=1.0, ge=0)
+    """Of the teachers' predictions; the label has 1."""
+    beta: float = Field(default=100.0, ge=0)
+    """Of their features; what is right depends on the networks."""
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    """In which beta rises from 0, as the connectors are random at first (our choice)."""
     connector: ConnectorName = "deep"
+    """What brings the student's map to as many channels as a teacher's has. deep: three convolutions; linear: one."""
     gram_norm: GramNorm = "rows"
+    """Of the Gram matrices by which features are weighed. rows: each row has length 1 (our choice); none: as they are,
+    as in the authors' code."""
 
 
 class MMKDMeta(Settings):
     """The `[meta]` table: how the weights of teachers are learned. The authors' values."""
 
-    period: int = Field(default=5, ge=1)  # steps of training from one look-ahead to the next
-    buffer: int = Field(default=256, ge=1)  # misclassified images that are kept
-    learning_rate: float = Field(default=1e-3, gt=0)  # of Adam
+    period: int = Field(default=5, ge=1)
+    """Steps of training from one look-ahead to the next."""
+    buffer: int = Field(default=256, ge=1)
+    """Misclassified images that are kept."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of Adam."""
     weight_decay: float = Field(default=1e-4, ge=0)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from tfkd_fast.methods.mmkd.matching import Seen
 
 GramNorm = Literal["rows", "none"]
-"""rows: each row of a Gram matrix has length 1 (our choice); none: as the authors have it."""
 
 
 class TeacherWeights(nn.Module):

@@ -15,6 +15,8 @@ from tfkd_fast.randomness import Purpose, Words, below, random_words
 
 KEPT = 0.2
 """The share of the images that no professor learns from, to judge it by (our choice)."""
+CHOICE = 0.1
+"""The share that its epoch is chosen by (our choice)."""
 
 
 class Draw(IntEnum):
@@ -28,26 +30,31 @@ class Draw(IntEnum):
 
 
 class Lessons:
-    """The images of `unseen`, which gives augmented batches of an epoch, without those that are kept to judge by."""
+    """The images of `unseen`, which gives augmented batches of an epoch, in three parts."""
 
     def __init__(self, unseen: Callable[[int], Iterable[Batch]], settings: ProfessorSettings, seed: int) -> None:
         self._unseen, self._settings, self._seed = unseen, settings, seed
 
     def kept(self) -> Iterator[Batch]:
-        """Augmented as the student will see them."""
-        return self._part(0, kept=True)
+        """To judge by; augmented as the student will see them."""
+        return self._part(0, 0.0, KEPT)
+
+    def choice(self) -> Iterator[Batch]:
+        """To choose an epoch by, likewise."""
+        return self._part(0, KEPT, KEPT + CHOICE)
 
     def learned(self, epoch: int) -> Iterator[Batch]:
         """Cutout and colour jitter on top of the augmentation. Batches of two images at least, for batch norm."""
-        for batch in self._part(epoch, kept=False):
+        for batch in self._part(epoch, KEPT + CHOICE, 1.0):
             if len(batch.labels) > 1:
                 images = harder(batch.images, batch.indices, self._settings, seed=self._seed, epoch=epoch)
                 yield batch._replace(images=images)
 
-    def _part(self, epoch: int, *, kept: bool) -> Iterator[Batch]:
+    def _part(self, epoch: int, start: float, end: float) -> Iterator[Batch]:
+        """The images whose random number in 0 .. 1 is from `start` to `end`."""
         for batch in self._unseen(epoch):
             words = random_words(batch.indices, Purpose.PROFESSOR, seed=self._seed, stream=Draw.KEPT)[0]
-            rows = ((words < KEPT * 2**32) == kept).nonzero().squeeze(1)
+            rows = ((words >= start * 2**32) & (words < end * 2**32)).nonzero().squeeze(1)
             if len(rows):
                 yield Batch(*(column[rows] for column in batch))
 

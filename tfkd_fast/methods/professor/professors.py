@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tfkd_fast.data import Batch
@@ -49,6 +50,7 @@ class Professors:
         lessons = Lessons(material.unseen, settings, context.seed)
         trainings = self._trainings()
         kept = list(lessons.kept())
+        choice = [(batch, material.teach(batch.images)) for batch in lessons.choice()]
 
         def taught(epoch: int) -> Iterator[tuple[Training, TeacherOutputs, Batch]]:
             for batch in lessons.learned(epoch):
@@ -62,15 +64,15 @@ class Professors:
                 "the teachers held out too few images for a professor to learn from and to be judged by: train them "
                 "with a larger data.holdout"
             )
-        for professor in self._professors:
-            professor.train().requires_grad_(True)
+        self._choose(trainings, choice, 0)
         for epoch in range(settings.epochs):
             for training in trainings:
                 training.begin_epoch(epoch)
             for training, outputs, batch in taught(epoch):
                 training.step(pooled(outputs)[0], outputs.logits[0], batch.labels, batch.indices, epoch)
-        for professor in self._professors:
-            professor.eval().requires_grad_(False)
+            self._choose(trainings, choice, epoch + 1)
+        for training in trainings:
+            training.take_best()
         self._reports = self._judged(kept, material, trainings)
         yield from (report.event() for report in self._reports)
 
@@ -133,6 +135,19 @@ class Professors:
             )
             for professor, outputs in zip(self._professors, teachers, strict=True)
         ]
+
+    def _choose(
+        self, trainings: list[Training], choice: list[tuple[Batch, tuple[TeacherOutputs, ...]]], epochs: int
+    ) -> None:
+        """Keep each professor as it is after so many epochs, if it is the best so far on the images to choose by."""
+        for training in trainings:
+            training.professor.eval()
+        losses = [0.0] * len(trainings)
+        for batch, teachers in choice:
+            for number, refined in enumerate(self._refined(teachers, batch.labels.unsqueeze(0))):
+                losses[number] += float(F.cross_entropy(refined[0], batch.labels, reduction="sum"))
+        for training, loss in zip(trainings, losses, strict=True):
+            training.keep_if_best(loss, epochs)
 
     def _judged(self, kept: list[Batch], material: Material, trainings: list[Training]) -> list[Report]:
         said: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in trainings]

@@ -1,5 +1,6 @@
 """How one professor is trained, and what came of it."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,14 +50,32 @@ class Training:
         self._shown = 0
         self.images = 0
         """That it learns from."""
+        self.best_epochs = 0
+        """After which it was the best."""
+        self._best_loss = math.inf
+        self._best: dict[str, Tensor] = {}
 
     def look(self, logits: Tensor, labels: Tensor) -> None:
         """Before the first step: what the teacher says of a batch, (B,C) and (B,), enters the class prototypes."""
         self._prototypes.add(logits, labels)
         self.images += len(labels)
 
+    def keep_if_best(self, loss: float, epochs: int) -> None:
+        """After so many epochs, by a loss on images that it does not learn from. One that is told the label is kept as
+        it is last, because its loss says nothing. Untrained it is its teacher, so that it ends no worse by this loss.
+        """
+        if loss < self._best_loss or self.professor.told:
+            self._best_loss, self.best_epochs = loss, epochs
+            self._best = {name: value.clone() for name, value in self.professor.state_dict().items()}
+
+    def take_best(self) -> None:
+        """At the end of its training."""
+        self.professor.load_state_dict(self._best)
+        self.professor.eval().requires_grad_(False)
+
     def begin_epoch(self, epoch: int) -> None:
         """0-based; the last third of the epochs has a tenth of the learning rate."""
+        self.professor.train().requires_grad_(True)
         self._others = self._prototypes.others()
         late = 3 * epoch >= 2 * self._settings.epochs
         for optimizer in (self._learner, self._judges):
@@ -108,6 +127,7 @@ class Report:
 
     teacher: str
     images: int  # that it learned from
+    epochs: int  # after which it was the best on images of their own; 0: it is its teacher
     teacher_error: float  # on them, as they were shown
     kept_images: int  # that neither learned from
     teacher_top1: float  # on them, as below
@@ -125,6 +145,8 @@ class Report:
             return "the professor is told the label, so its accuracy says nothing"
         gain = self.professor_top1 - self.teacher_top1
         measured = f"{gain:+.1f} ± {self.margin:.1f} points on {self.kept_images} images that neither learned from"
+        if not self.epochs:
+            return f"the professor was never better than its teacher and is that teacher, {measured}"
         if gain <= 0:
             return f"the professor is no better than its teacher, {measured}"
         clearly = "" if gain > self.margin else "not clearly "
@@ -151,6 +173,7 @@ def judge(teacher: str, training: Training, said: list[tuple[Tensor, Tensor, Ten
     return Report(
         teacher,
         training.images,
+        training.best_epochs,
         training.teacher_error,
         len(labels),
         100.0 * float(right.double().mean()),

@@ -1,0 +1,93 @@
+"""What a person reads while a run goes on."""
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tfkd_fast.cli import display
+from tfkd_fast.cli.display import Display
+
+START: dict[str, Any] = {
+    "event": "start",
+    "method": "ce",
+    "model": "vgg8",
+    "parameters": 62_330,
+    "dataset": "digits",
+    "train_images": 1000,
+    "holdout_images": 200,
+    "seed": 0,
+    "epochs": 4,
+    "device_name": "CPU",
+    "precision": "fp32",
+    "loader": "resident",
+    "ops": "cpp",
+    "candidates": 1,
+    "teachers": [],
+}
+EPOCH: dict[str, Any] = {
+    "event": "epoch",
+    "epoch": 1,
+    "candidate": 0,
+    "train_loss": 1.0,
+    "train_top1": 50.0,
+    "learning_rate": 0.1,
+    "images_per_second": 100.0,
+    "holdout": None,
+}
+
+
+def shown(*events: dict[str, Any]) -> list[str]:
+    text = io.StringIO()
+    with Display(Console(file=text, width=200)) as listener:
+        for event in (START, *events):
+            listener.event(event)
+    return text.getvalue().splitlines()[2:]
+
+
+@pytest.mark.parametrize("saw", [False, True, None])
+def test_the_teachers_are_named_at_the_start(saw: bool | None) -> None:
+    (line,) = shown(START | {"teachers": ["deep", "wide"], "teachers_saw_holdout": saw})[2:]
+    assert line == "taught by deep, wide" + " · trained on images that are held out here" * bool(saw)
+
+
+def test_grades_pathways_and_weights_of_teachers_take_a_line_each() -> None:
+    grade = {"event": "grade", "grade": 2, "first_epoch": 3, "epochs": 2, "stages": 3, "labels": [0, 1, 2]}
+    names = ["0>0", "0>1", "0>2", "1>1", "1>2"]
+    pathways = {"event": "pathways", "epoch": 1, "names": names, "weights": [0.1, 0.0, 0.25, 0.1, 0.4]}
+    weights = {"names": ["a", "b"], "logit_weights": [0.25, 0.75], "feature_weights": [0.5, 0.5]}
+    assert shown(grade, pathways, {"event": "teachers", "epoch": 1, "updates": 3, "skipped": 0} | weights) == [
+        "grade 2 · epochs 3 to 4 · 3 stages · 3 classes",
+        "pathways 4 of 5 · 1>2 0.400 · 0>2 0.250 · 0>0 0.100",
+        "  weights of predictions a 0.25 b 0.75 · of features a 0.50 b 0.50",
+    ]
+
+
+def test_the_time_left_counts_training_only_and_the_images_that_an_epoch_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(display, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    text = io.StringIO()
+    with Display(Console(file=text, width=200, force_terminal=True)) as listener:
+        listener.event(START)
+        clock.now += 1000.0  # what a method prepares
+        listener.event({"event": "something", "time": clock.now})
+        clock.now += 2.0
+        listener.batch(200)  # 100 images a second
+        assert status_of(listener).endswith("0:00:38 left")  # 3,800 of four epochs of 1,000
+        clock.now += 3.0
+        listener.batch(300)
+        clock.now += 500.0  # evaluation
+        listener.event(EPOCH)
+        clock.now += 1.0
+        listener.batch(100)
+        assert status_of(listener).endswith("0:00:14 left")  # 1,400 of three epochs of 500
+
+
+def status_of(listener: Display) -> str:
+    """Beside the bar."""
+    assert listener._bar is not None
+    return str(listener._bar.tasks[0].fields["status"])

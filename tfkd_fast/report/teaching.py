@@ -1,0 +1,135 @@
+"""What teachers counted for: weights of teachers and of pathways. Each chart is None where a run has none of them."""
+
+import math
+from operator import itemgetter
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from tfkd_fast.report.drawing import (
+    DASHED,
+    DOTTED,
+    FULL,
+    LIGHT,
+    LINES,
+    Chart,
+    course,
+    epoch_axis,
+    heat_map,
+    inline_svg,
+    legend_above,
+    markers,
+)
+from tfkd_fast.report.run import PathwayWeights, Run
+
+MOST_PATHWAYS = 36
+"""Rows of the heat map."""
+
+
+def teacher_chart(run: Run) -> Chart | None:
+    """The weight of each teacher for its predictions and for its features, over epochs."""
+    if not run.teacher_weights:
+        return None
+    epochs = [record.epoch for record in run.teacher_weights]
+    names = run.teacher_weights[0].names
+    of_logits = np.array([record.logit_weights for record in run.teacher_weights]).T
+    of_features = np.array([record.feature_weights for record in run.teacher_weights]).T
+    panels = {"predictions": of_logits, "features": of_features}
+
+    def paint(figure: Figure) -> None:
+        stack = figure.subplots(1, len(panels), sharey=True)
+        for axes, (title, lines) in zip(stack, panels.items(), strict=True):
+            for number, (name, weights) in enumerate(zip(names, lines, strict=True)):
+                turn, colour = divmod(number, len(LINES))
+                dashes = ("-", DASHED, DOTTED)[turn % 3]
+                axes.plot(epochs, weights, color=LIGHT[LINES[colour]], linestyle=dashes, label=name, **markers(epochs))
+            axes.axhline(1 / len(names), color=LIGHT["muted"], linewidth=0.8, label="equal share", zorder=1)
+            axes.set_ylabel(f"weight of {title}")
+            axes.yaxis.set_tick_params(labelleft=True)
+            epoch_axis(axes)
+        stack[0].set_ylim(bottom=0)
+        legend_above(stack[0])
+
+    courses = [
+        f"{name} {course(epochs, weights)}"
+        for lines in panels.values()
+        for name, weights in zip(names, lines.tolist(), strict=True)
+    ]
+    half = len(names)
+    label = (
+        f"Line charts of the teachers' weights. Predictions: {'; '.join(courses[:half])}. "
+        f"Features: {'; '.join(courses[half:])}."
+    )
+    last = run.teacher_weights[-1]
+    note = (
+        "Means over the images of each epoch; an image has weights of its own, which add up to 1. "
+        f"What weighs them was updated {_times(last.updates)}"
+        + (f", and {_times(last.skipped)} an update was skipped." if last.skipped else ".")
+    )
+    return Chart("Weights of the teachers", note, inline_svg("teachers", label, (FULL, 3.0), paint), wide=True)
+
+
+def pathway_chart(run: Run) -> Chart | None:
+    """The weight of each pathway over epochs, and of all together."""
+    rows = shown_pathways(run)
+    if not rows:
+        return None
+    epochs = [record.epoch for record in run.pathway_weights]
+    names = run.pathway_weights[0].names
+    first, last = epochs[0], epochs[-1]
+    weights = np.full((len(names), last - first + 1), np.nan)
+    for record in run.pathway_weights:
+        weights[:, record.epoch - first] = record.weights
+    together = [math.fsum(record.weights) for record in run.pathway_weights]
+    rest = [number for number in range(len(names)) if number not in rows]
+    extent = (first - 0.5, last + 0.5)
+    inches = 0.3 + 0.16 * len(rows)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.add_gridspec(2, 2, width_ratios=(80, 1), height_ratios=(inches, 1.0))
+        each, total = (figure.add_subplot(grid[row, 0]) for row in range(2))
+        heat_map(each, figure.add_subplot(grid[0, 1]), weights[rows], extent, LogNorm(), "weight")
+        each.set_yticks(np.arange(len(rows)) + 0.5, [names[number] for number in rows])
+        total.axhline(0, color=LIGHT["muted"], linewidth=0.6)
+        total.plot(epochs, together, color=LIGHT["blue"], **markers(epochs))
+        total.set_title("all together")
+        each.sharex(total)
+        each.tick_params(labelbottom=False)
+        total.set_xlim(*extent)
+        epoch_axis(total)
+
+    label = (
+        f"Heat map of the weights of {len(rows)} pathways, epochs {first} to {last}, over a curve of their sum: "
+        f"{course(epochs, together)}. In the last of these epochs: {pathway_words(run.pathway_weights[-1])}."
+    )
+    note = (
+        "A name tells the stage of the teacher, the stage of the student that it teaches, both counted from 0, and "
+        "what lies between. The weights at the beginning of each epoch; empty where a pathway is not computed."
+    )
+    if rest:
+        most = np.nan_to_num(weights[rest]).max()
+        why = f"of at most {most:.2g}" if most else "as never used"
+        note += f" Left out, {why}: {len(rest)}."
+    svg = inline_svg("pathways", label, (FULL, 1.6 + inches), paint)
+    return Chart("Weights of the pathways", note, svg, wide=True)
+
+
+def shown_pathways(run: Run) -> list[int]:
+    """The numbers of those that ever had a weight, of very many those that had the most; in the order of the log."""
+    if not run.pathway_weights:
+        return []
+    peaks = np.nan_to_num([record.weights for record in run.pathway_weights]).max(axis=0)
+    strongest = np.argsort(-peaks, kind="stable")[:MOST_PATHWAYS]
+    return sorted(int(number) for number in strongest if peaks[number] > 0)
+
+
+def pathway_words(record: PathwayWeights, most: int = 3) -> str:
+    """The strongest pathways of an epoch."""
+    weights = sorted(zip(record.names, record.weights, strict=True), key=itemgetter(1), reverse=True)
+    used = [f"{name} {weight:.3f}" for name, weight in weights if weight > 0]
+    return f"{len(used)} of {len(weights)} in use" + (f", the strongest {', '.join(used[:most])}" if used else "")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
