@@ -151,9 +151,9 @@ def test_pathways_of_which_none_is_used_are_told_in_words(make_run: MakeRun) -> 
 
 
 REPORTS = {
-    "no better": Report("deep", 220, 11.0, 68, 98.53, 97.06, 2.04, 0.972),
-    "not clearly better": Report("deep", 220, 11.0, 68, 97.06, 98.53, 2.04, 0.972),
-    "is better": Report("deep", 220, 11.0, 1068, 95.0, 98.0, 1.1, 0.972),
+    "no better": Report("deep", 220, 7, 11.0, 68, 98.53, 97.06, 2.04, 0.972),
+    "not clearly better": Report("deep", 220, 7, 11.0, 68, 97.06, 98.53, 2.04, 0.972),
+    "is better": Report("deep", 220, 7, 11.0, 1068, 95.0, 98.0, 1.1, 0.972),
 }
 
 
@@ -166,7 +166,7 @@ def test_a_professor_is_judged_in_words_and_figures(make_run: MakeRun, verdict: 
 
 
 def test_the_figures_of_each_professor_stand_in_a_row(make_run: MakeRun) -> None:
-    told = Report("wide", 221, 2.0, 69, 90.0, None, None, None)
+    told = Report("wide", 221, 7, 2.0, 69, 90.0, None, None, None)
     page = page_of(taught_run(make_run, REPORTS["no better"].event(), told.event()))
     assert table_rows(page, "Professors") == [
         ["deep", "98.53", "97.06", "-1.47 ± 2.04", "68", "0.972", "220", "11.0"],
@@ -191,6 +191,17 @@ def test_grades_are_marked_on_every_curve_where_they_begin(make_run: MakeRun) ->
         (mark,), (before,), (first,) = (places(chart, text) for text in ("grade 2", "2", "3"))
         assert before < mark < first
         assert max(places(chart, "[^<]*", "end")) < places(chart, "grade 1")[0] < before
+
+
+def test_the_accuracy_of_each_group_of_classes(make_run: MakeRun) -> None:
+    groups = [
+        {"event": "groups", "epoch": epoch, "grade": 1 + (epoch > 2), "holdout_top1": [10.0 * epoch, second]}
+        for epoch, second in enumerate((None, None, 5.0, 25.0, 15.0, 20.0), start=1)
+    ]
+    page = page_of(taught_run(make_run, grade(1, 1, 2, [1]), grade(2, 3, 4, [0, 1, 2]), *groups))
+    label = label_of(page, "Line chart of held-out accuracy by group: ")
+    assert "group 1 10 at epoch 1, 60 at epoch 6, between 10 and 60" in label
+    assert "group 2 5 at epoch 3, 20 at epoch 6, between 5 and 25" in label
 
 
 def places(chart: str, text: str, anchor: str = "start|middle") -> list[float]:

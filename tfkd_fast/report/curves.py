@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter
 from tfkd_fast.report.drawing import (
     DASHED,
     DOTTED,
+    FULL,
     HALF,
     LIGHT,
     Chart,
@@ -19,6 +20,7 @@ from tfkd_fast.report.drawing import (
     legend_above,
     log_axis,
     markers,
+    several_lines,
 )
 from tfkd_fast.report.run import Epoch, Run
 
@@ -151,6 +153,28 @@ def _draw_drops(axes: Axes, run: Run) -> None:
     for number, epoch in enumerate(learning_rate_drops(run)):
         label = "rate drops" if number == 0 else None
         axes.axvline(epoch - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle=DASHED, label=label, zorder=1)
+
+
+def groups_chart(run: Run) -> Chart | None:
+    """Held-out accuracy of each group of classes that a grade brought; None where there are no groups."""
+    if not run.groups:
+        return None
+    epochs = [record.epoch for record in run.groups]
+    courses = list(zip(*(record.holdout_top1 for record in run.groups), strict=True))
+    names = [f"group {number}" for number in range(1, len(courses) + 1)]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        several_lines(axes, epochs, names, courses)
+        axes.set_ylabel("held-out top-1, %")
+        epoch_axis(axes)
+        _draw_grades(run, axes)
+        legend_above(axes)
+
+    words = [f"{name} {course(epochs, accuracies)}" for name, accuracies in zip(names, courses, strict=True)]
+    label = f"Line chart of held-out accuracy by group: {'; '.join(words)}."
+    note = "Means over the classes of each group, from the grade that brings it. What falls is forgotten."
+    return Chart("Groups of classes", note, inline_svg("groups", label, (FULL, 2.6), paint), wide=True)
 
 
 def _draw_grades(run: Run, named: Axes, *others: Axes) -> None:

@@ -5,7 +5,7 @@ The same figure gives the same text, whatever the user's matplotlibrc says.
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +193,16 @@ def row_label(axes: Axes, text: str) -> None:
 def markers(points: Sequence[object]) -> dict[str, Any]:
     """Points are marked where they are few: a single one would not show as a line."""
     return {"marker": "o", "markersize": 3.0} if len(points) <= 24 else {}
+
+
+def several_lines(
+    axes: Axes, epochs: Sequence[float], names: Sequence[str], courses: Iterable[Sequence[float]]
+) -> None:
+    """A line for each name, told apart by its colour, then by its dashes."""
+    for number, (name, values) in enumerate(zip(names, courses, strict=True)):
+        turn, colour = divmod(number, len(LINES))
+        dashes = ("-", DASHED, DOTTED)[turn % 3]
+        axes.plot(epochs, values, color=LIGHT[LINES[colour]], linestyle=dashes, label=name, **markers(epochs))
 
 
 def course(epochs: Sequence[float], values: Sequence[float], unit: str = "") -> str:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tfkd_fast.engine import RunFolder
 from tfkd_fast.engine.checkpoint import write_atomically
-from tfkd_fast.report.curves import accuracy_chart, calibration_chart, loss_chart, pace_chart
+from tfkd_fast.report.curves import accuracy_chart, calibration_chart, groups_chart, loss_chart, pace_chart
 from tfkd_fast.report.drawing import DARK, LIGHT, Chart
 from tfkd_fast.report.run import Professor, Run, read_run
 from tfkd_fast.report.steering import (
@@ -101,6 +101,7 @@ def render(run: Run) -> str:
         facts=_facts(run),
         training=_present(accuracy_chart(run), loss_chart(run), calibration_chart(run), pace_chart(run)),
         grades=_grades(run),
+        groups=_present(groups_chart(run)),
         teaching=_present(teacher_chart(run), pathway_chart(run)),
         teaching_words=_teaching_words(run),
         professors=[_professor(professor) for professor in run.professors],

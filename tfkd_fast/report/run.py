@@ -184,6 +184,14 @@ class Grade(Record):
         return self.first_epoch + self.epochs - 1
 
 
+class Groups(Record):
+    """Held-out accuracy of each group of classes after an epoch."""
+
+    epoch: int
+    holdout_top1: tuple[Number, ...]
+    """Percent; NaN before the grade of a group."""
+
+
 class Resume(Record):
     """A new process went on from the end of an epoch."""
 
@@ -200,6 +208,7 @@ KINDS: dict[str, type[Record]] = {
     "pathways": PathwayWeights,
     "professor": Professor,
     "grade": Grade,
+    "groups": Groups,
     "resume": Resume,
 }
 """Kinds of events by name. One more, "finish", repeats summary.json."""
@@ -221,6 +230,7 @@ class Run:
     pathway_weights: list[PathwayWeights]
     professors: list[Professor]
     grades: list[Grade]
+    groups: list[Groups]
     resumes: list[Resume]
     seconds: float
     """From the start to the last event."""
@@ -309,6 +319,7 @@ def read_run(run_folder: Path) -> Run:
         pathway_weights=events["pathways"],
         professors=events["professor"],
         grades=events["grade"],
+        groups=events["groups"],
         resumes=events["resume"],
         seconds=seconds,
         summary=summary,

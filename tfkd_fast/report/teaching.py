@@ -8,11 +8,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from tfkd_fast.report.drawing import (
-    DASHED,
-    DOTTED,
     FULL,
     LIGHT,
-    LINES,
     Chart,
     course,
     epoch_axis,
@@ -20,6 +17,7 @@ from tfkd_fast.report.drawing import (
     inline_svg,
     legend_above,
     markers,
+    several_lines,
 )
 from tfkd_fast.report.run import PathwayWeights, Run
 
@@ -40,10 +38,7 @@ def teacher_chart(run: Run) -> Chart | None:
     def paint(figure: Figure) -> None:
         stack = figure.subplots(1, len(panels), sharey=True)
         for axes, (title, lines) in zip(stack, panels.items(), strict=True):
-            for number, (name, weights) in enumerate(zip(names, lines, strict=True)):
-                turn, colour = divmod(number, len(LINES))
-                dashes = ("-", DASHED, DOTTED)[turn % 3]
-                axes.plot(epochs, weights, color=LIGHT[LINES[colour]], linestyle=dashes, label=name, **markers(epochs))
+            several_lines(axes, epochs, names, lines)
             axes.axhline(1 / len(names), color=LIGHT["muted"], linewidth=0.8, label="equal share", zorder=1)
             axes.set_ylabel(f"weight of {title}")
             axes.yaxis.set_tick_params(labelleft=True)
