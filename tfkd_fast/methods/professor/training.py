@@ -143,10 +143,10 @@ class Report:
     def verdict(self) -> str:
         if self.professor_top1 is None or self.margin is None:
             return "the professor is told the label, so its accuracy says nothing"
+        if not self.epochs:
+            return "the professor was never better than its teacher, and is that teacher"
         gain = self.professor_top1 - self.teacher_top1
         measured = f"{gain:+.1f} ± {self.margin:.1f} points on {self.kept_images} images that neither learned from"
-        if not self.epochs:
-            return f"the professor was never better than its teacher and is that teacher, {measured}"
         if gain <= 0:
             return f"the professor is no better than its teacher, {measured}"
         clearly = "" if gain > self.margin else "not clearly "
