@@ -96,6 +96,7 @@ def test_every_shipped_study_is_valid(name: str) -> None:
         (BASE + CE + '[rows.b]\nreplay = "cee"', "row b: it replays 'cee', which is no row: did you mean 'ce'"),
         (BASE + CE + '[rows.b]\nreplay = "ce"\nepochs = 1', "row b: .* must not set 'epochs'"),
         (BASE + CE + '[rows.b]\nreplay = "ce"\n[rows.c]\nreplay = "b"', "row c: .* is a replay itself"),
+        (BASE + CE + "compared = false", "the baseline 'ce' is what all are compared with"),
         (BASE + CE + '[rows.b]\nreplay = "ce"\nseed_offset = 2', "row b: .* must not set 'seed_offset'"),
         (BASE + CE + KD.replace("row:ce", "row:cee"), "row kd: it refers to 'cee', which is no row: did you mean 'ce'"),
         (BASE + CE + KD.replace("row:ce", "row:kd"), "row kd: it waits for itself, by way of 'kd'"),

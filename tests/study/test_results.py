@@ -55,6 +55,15 @@ def test_differences_are_paired_by_seed_as_scipy_pairs_them() -> None:
     assert found.p == pytest.approx(expected.pvalue)
 
 
+def test_what_others_learn_from_is_not_compared_with_the_baseline() -> None:
+    """And takes nothing from the others' p."""
+    done = runs(ce={0: 10.0, 1: 20.0}, a={0: 11.0, 1: 21.5}, b={0: 12.0, 1: 25.0})
+    alone = lines(make_study("s", TEXT.replace("[rows.b]", "[rows.b]\ncompared = false")), done)
+    assert alone[2].difference is None
+    assert alone[2].test_top1 == lines(make_study("s", TEXT), done)[2].test_top1
+    assert alone[1].adjusted_p == alone[1].difference.p
+
+
 def test_a_contrast_is_the_mean_over_its_pairs_for_each_seed() -> None:
     study = make_study("s", TEXT + '[contrasts]\nselection = [["a", "ce"], ["b", "ce"]]\nlater = [["b", "a"]]\n')
     done = runs(ce={0: 10.0, 1: 20.0, 2: 5.0}, a={0: 11.0, 1: 21.0}, b={0: 11.0, 1: 25.0, 2: 9.0})

@@ -19,6 +19,7 @@ replay = "tfkd"
 
 [rows.teacher]
 seed_offset = 100      # this row's runs have the study's seeds and so much more
+compared = false       # it is there for others to learn from
 method = "ce"
 model.name = "vgg13"
 
@@ -59,6 +60,7 @@ class RowTable(BaseModel):
     title: str | None = None
     replay: str | None = None
     seed_offset: int = Field(default=0, ge=0, lt=2**32)
+    compared: bool = True
 
     @property
     def recipe(self) -> Table:
@@ -107,6 +109,8 @@ class Row:
     table: Table = field(hash=False)
     replay: str | None
     seed_offset: int = 0
+    compared: bool = True
+    """With the baseline."""
 
     @property
     def sources(self) -> list[str]:
@@ -173,6 +177,10 @@ def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
     if file.baseline not in file.rows:
         hint = nearest(file.baseline, file.rows)
         raise UserError(f"study {name}: the baseline {file.baseline!r} is no row: {hint}")
+    if not file.rows[file.baseline].compared:
+        raise UserError(
+            f"study {name}: the baseline {file.baseline!r} is what all are compared with: set compared = true"
+        )
     for contrast, pairs in file.contrasts.items():
         for row_name in (row_name for pair in pairs for row_name in pair if row_name not in file.rows):
             hint = nearest(row_name, file.rows)
@@ -199,7 +207,7 @@ def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Ro
         table = merge(file.base, row.recipe)
         if "seed" in table:
             raise UserError("its seed is one of the study's seeds, so its recipe must not set one")
-        result = Row(name, row.title or name, merge(table, overrides), None, row.seed_offset)
+        result = Row(name, row.title or name, merge(table, overrides), None, row.seed_offset, row.compared)
         result.recipe(file.seeds[0])  # refuses what is wrong with it
         return result
     if own := [*row.recipe, *(["seed_offset"] if row.seed_offset else [])]:
@@ -208,7 +216,7 @@ def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Ro
         raise UserError(f"it replays {row.replay!r}, which is no row: {nearest(row.replay, file.rows)}")
     if file.rows[row.replay].replay is not None:
         raise UserError(f"it replays {row.replay!r}, which is a replay itself")
-    return Row(name, row.title or name, {}, row.replay)
+    return Row(name, row.title or name, {}, row.replay, compared=row.compared)
 
 
 def _refuse_circles(rows: dict[str, Row]) -> None:

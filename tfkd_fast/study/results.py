@@ -57,7 +57,7 @@ class Line:
     student_epochs: Mean | None
     test_top1: Mean | None
     difference: Difference | None
-    """None for the baseline, too."""
+    """None for the baseline, too, and for rows that are there for others to learn from."""
     adjusted_p: float | None
     """Holm's, over the rows that have a p."""
     holdout_top1: Mean | None
@@ -75,7 +75,8 @@ def lines(study: Study, runs: Runs) -> list[Line]:
 
     top1 = {row: {seed: summary["test_top1"] for seed, summary in runs.get(row, {}).items()} for row in study.rows}
     baseline = study.baseline.name
-    differences = {row: paired_difference(top1[row], top1[baseline]) for row in study.rows if row != baseline}
+    compared = [row.name for row in study.rows.values() if row.compared and row.name != baseline]
+    differences = {row: paired_difference(top1[row], top1[baseline]) for row in compared}
     tested = {row: found.p for row, found in differences.items() if found and found.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [
