@@ -13,7 +13,9 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -25,10 +27,11 @@ from tfkd_fast.bench.training import CLASSES, in_turns
 from tfkd_fast.engine.device import resolve_compute
 from tfkd_fast.engine.epoch import EpochTrainer
 from tfkd_fast.engine.population import Population
+from tfkd_fast.engine.recipe import merge
 from tfkd_fast.engine.schedule import OptimizerSettings
 from tfkd_fast.engine.teachers import Teacher, Teachers
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods import METHODS, Context, MethodEntry, find_method
+from tfkd_fast.methods import METHODS, Context, Method, find_method
 from tfkd_fast.methods.protocol import Material, TeacherFacts
 from tfkd_fast.models import ModelSettings, build_model, feature_shapes
 
@@ -38,6 +41,13 @@ SEVERAL = 3
 """Teachers of a method that takes any number, as in the tables of CA-MKD and MMKD."""
 EPOCHS = 3
 """Of the run that a method believes in: too short for a warm-up on the one-hot label."""
+
+
+OWN: dict[str, dict[str, Any]] = {"professor": {"professor": {"epochs": 1}}}
+"""What the recipe of a method has beside its name: the training of a professor is not measured."""
+
+Taught = tuple[int, str]
+"""How many teachers, and of which kind: networks of all classes, specialists, or of the student's own kind."""
 
 
 class Cost(NamedTuple):
@@ -63,6 +73,7 @@ class Variant:
     run: Callable[[], object]
     steps: int
     """Of all candidates together."""
+    method: Method
 
 
 def measure(
@@ -73,29 +84,29 @@ def measure(
     refused: dict[str, str] = {}
     for name in methods:
         try:
-            variants[name] = epoch_of(name, workload, _teachers(workload, teacher, number_of_teachers(METHODS[name])))
+            variants[name] = epoch_of(name, workload, _teachers(workload, teacher, taught_by(name)))
         except UserError as error:
             refused[name] = str(error)
         except ValidationError as error:
             refused[name] = error.errors()[0]["msg"]
-    counts = {name: number_of_teachers(METHODS[name]) for name in variants}
-    for count in {0, *counts.values()}:
-        variants[_beside(count)] = epoch_of(BASELINE, workload, _teachers(workload, teacher, count))
+    taught = {name: taught_by(name) for name in variants}
+    for teachers in {ALONE, *taught.values()}:
+        variants[_beside(teachers)] = epoch_of(BASELINE, workload, _teachers(workload, teacher, teachers))
     rows = in_turns({name: variant.run for name, variant in variants.items()}, workload.images, rounds)
     seconds = {row.variant: [time / variants[row.variant].steps for time in row.seconds] for row in rows}
-    return costs(seconds, counts), refused
+    return costs(seconds, taught), refused
 
 
-def costs(seconds: Mapping[str, Sequence[float]], teachers: Mapping[str, int]) -> list[Cost]:
+def costs(seconds: Mapping[str, Sequence[float]], taught: Mapping[str, Taught]) -> list[Cost]:
     """From the seconds of a step in each round, of methods and of the baseline beside teachers."""
     found = []
-    for name, count in teachers.items():
-        own, alone, beside = seconds[name], seconds[_beside(0)], seconds[_beside(count)]
+    for name, teachers in taught.items():
+        own, alone, beside = seconds[name], seconds[_beside(ALONE)], seconds[_beside(teachers)]
         low, median, high = statistics.quantiles(own, n=4)
         found.append(
             Cost(
                 name,
-                count,
+                teachers[0],
                 1e3 * median,
                 (high - low) / 2 / median,
                 statistics.median(time / other for time, other in zip(own, alone, strict=True)),
@@ -106,10 +117,17 @@ def costs(seconds: Mapping[str, Sequence[float]], teachers: Mapping[str, int]) -
     return found
 
 
-def number_of_teachers(entry: MethodEntry) -> int:
-    """With how many a method is measured."""
-    fewest, most = entry.build.teachers
-    return max(fewest, SEVERAL if most is None else min(most, SEVERAL))
+ALONE: Taught = (0, "teachers")
+
+
+def taught_by(name: str) -> Taught:
+    """The teachers that a method is measured with."""
+    method = METHODS[name].build
+    fewest, most = method.teachers
+    count = max(fewest, SEVERAL if most is None else min(most, SEVERAL))
+    if getattr(method, "specialists", False):
+        return count, "specialists"
+    return count, "networks like the student" if name == "tf-kd-self" else "teachers"
 
 
 def epoch_of(name: str, workload: bench.Workload, teachers: Sequence[Teacher]) -> Variant:
@@ -127,10 +145,16 @@ def epoch_of(name: str, workload: bench.Workload, teachers: Sequence[Teacher]) -
         shapes=feature_shapes(workload.build(), IMAGE_SHAPE),
         teachers=tuple(teacher.facts for teacher in teachers),
     )
-    method = entry.build(entry.settings.model_validate(entry.preset), context)
-    taught_by = Teachers(teachers, compute, workload.batch_size, features=method.needs_features)
-    list(method.prepare(Material(loader.epoch, None, lambda images: taught_by.look(images.unsqueeze(0)))))
-    plan = method.begin_interval(0)
+    settings = merge(
+        {key: entry.preset[key] for key in entry.preset.keys() & entry.settings.model_fields}, OWN.get(name, {})
+    )
+    with TemporaryDirectory() as folder:
+        if name == "distpro":
+            settings["process"] = {"file": str(_searched(workload, teachers, Path(folder)))}
+        method = entry.build(entry.settings.model_validate(settings), context)
+    looking = Teachers(teachers, compute, workload.batch_size, features=method.needs_features)
+    list(method.prepare(Material(loader.epoch, loader.epoch, lambda images: looking.look(images.unsqueeze(0)))))
+    plan = method.begin_interval(EPOCHS - 1)  # in an early grade there is less to do
     candidates = plan.interval.candidates
     trainer = EpochTrainer(
         Population(workload.build, method.max_candidates, slow=method.slow_decay is not None),
@@ -140,27 +164,42 @@ def epoch_of(name: str, workload: bench.Workload, teachers: Sequence[Teacher]) -
         OptimizerSettings(),
         "sequential",
         lambda images: None,
-        teachers=taught_by,
+        teachers=looking,
         holdout=workload.loader(),
     )
     steps = trainer.steps(plan.labels)
     rates = [[0.01] * steps] * candidates
-    return Variant(lambda: trainer.run(candidates, 0, rates, average=False, labels=plan.labels), candidates * steps)
+    return Variant(
+        lambda: trainer.run(candidates, 0, rates, average=False, labels=plan.labels), candidates * steps, method
+    )
 
 
-def _beside(teachers: int) -> str:
-    """The baseline that so many teachers look on."""
-    return f"{BASELINE} beside {teachers} teachers"
+def _searched(workload: bench.Workload, teachers: Sequence[Teacher], folder: Path) -> Path:
+    """The process of a search of one epoch."""
+    search = epoch_of("distpro-search", workload, teachers)
+    search.run()
+    for name, content in search.method.files().items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
-def _teachers(workload: bench.Workload, settings: ModelSettings, count: int) -> list[Teacher]:
-    return [_teacher(workload, settings, seed) for seed in range(count)]
+def _beside(teachers: Taught) -> str:
+    """The baseline that such teachers look on."""
+    return f"{BASELINE} beside {teachers[0]} {teachers[1]}"
 
 
-def _teacher(workload: bench.Workload, settings: ModelSettings, seed: int) -> Teacher:
-    network = build_model(settings, CLASSES, IMAGE_SHAPE[0], seed).requires_grad_(False)
+def _teachers(workload: bench.Workload, settings: ModelSettings, teachers: Taught) -> list[Teacher]:
+    count, kind = teachers
+    labels = torch.arange(CLASSES)
+    groups = labels.tensor_split(count) if kind == "specialists" else [labels] * count
+    settings = workload.model if kind == "networks like the student" else settings
+    return [_teacher(workload, settings, seed, group.tolist()) for seed, group in enumerate(groups)]
+
+
+def _teacher(workload: bench.Workload, settings: ModelSettings, seed: int, labels: Sequence[int]) -> Teacher:
+    network = build_model(settings, len(labels), IMAGE_SHAPE[0], seed).requires_grad_(False)
     network = workload.compute.place(network).eval()
-    facts = TeacherFacts(f"teacher {seed}", settings.name, tuple(range(CLASSES)), feature_shapes(network, IMAGE_SHAPE))
+    facts = TeacherFacts(f"teacher {seed}", settings.name, tuple(labels), feature_shapes(network, IMAGE_SHAPE))
     return Teacher(facts, network, checksum="", training_data="", holdout=0.0)
 
 
@@ -179,7 +218,7 @@ def show(found: list[Cost], refused: dict[str, str], title: str, console: Consol
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=float, default=0.25, help="of the student, VGG-8")
-    parser.add_argument("--teacher", default="vgg13", help="the network of its teachers; tf-kd-self wants vgg8")
+    parser.add_argument("--teacher", default="vgg13", help="the network of its teachers")
     parser.add_argument("--teacher-width", type=float, default=0.25)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="of one measurement; MMKD looks ahead in each fifth")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import method_steps
-from benchmarks.method_steps import costs, measure, number_of_teachers
+from benchmarks.method_steps import costs, measure, taught_by
 from tfkd_fast import bench
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.methods import METHODS
@@ -19,20 +19,33 @@ def test_a_step_is_compared_with_the_baseline_and_with_the_baseline_beside_its_t
         "ce beside 0 teachers": [0.02, 0.2, 0.01],
         "ce beside 1 teachers": [0.03, 0.4, 0.048],
     }
-    (cost,) = costs(seconds, {"kd": 1})
+    (cost,) = costs(seconds, {"kd": (1, "teachers")})
     assert cost.milliseconds == pytest.approx(60)
     assert cost.times_baseline == pytest.approx(2.5)  # of 2, 2.5 and 6
     assert cost.own_share == pytest.approx(0.2)  # of 1/4, 1/5 and 1/5
     assert cost.seconds == seconds["kd"]
 
 
-def test_as_many_teachers_as_a_method_needs() -> None:
-    counts = {name: number_of_teachers(METHODS[name]) for name in ("ce", "kd", "kd-average")}
-    assert counts == {"ce": 0, "kd": 1, "kd-average": 3}
+def test_the_teachers_that_a_method_needs() -> None:
+    assert [taught_by(name) for name in ("ce", "kd", "kd-average", "kd-specialists", "tf-kd-self")] == [
+        (0, "teachers"),
+        (1, "teachers"),
+        (3, "teachers"),
+        (3, "specialists"),
+        (1, "networks like the student"),
+    ]
 
 
-def test_every_method_is_measured_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with its teachers, which look at every image of an epoch, of the baseline, too."""
+def test_every_method_can_be_measured() -> None:
+    workload = bench.Workload(SMALL.compute, SMALL.model, batch_size=16, steps=2)
+    narrow = ModelSettings(name="vgg13", width=0.125)
+    found, refused = measure(workload, narrow, rounds=2, methods=METHODS)
+    assert not refused
+    assert [cost.method for cost in found] == list(METHODS)
+
+
+def test_teachers_look_at_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the methods, and of the baseline beside as many."""
     looks: list[int] = []
     outputs = method_steps.Teachers.outputs
 
