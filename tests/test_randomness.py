@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tfkd_fast.randomness import Purpose, below, normal, permutation, philox, random_keys, random_words
+from tfkd_fast.randomness import Purpose, below, normal, permutation, philox, random_keys, random_words, seeded
 
 # Random123 (Salmon et al.), file kat_vectors, lines "philox4x32 10": counter, key, result.
 KNOWN_ANSWERS = [
@@ -119,3 +119,18 @@ def test_normal_numbers_by_hand() -> None:
 def test_normal_numbers_are_normal() -> None:
     radii, angles, *_ = random_words(torch.arange(20_000), Purpose.LEARNING_RATE, seed=1)
     assert stats.kstest(normal(radii, angles).numpy(), "norm").pvalue > 0.01
+
+
+def test_seeded_layers_are_those_of_torch_and_leave_no_trace() -> None:
+    torch.manual_seed(7)
+    expected = torch.nn.Linear(3, 4).weight
+    following = torch.rand(2)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    with seeded(7):
+        assert torch.equal(torch.nn.Linear(3, 4).weight, expected)
+        assert torch.equal(torch.rand(2), following)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ZeroDivisionError), seeded(7):
+        torch.rand(1) / (1 // 0)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -5,6 +5,8 @@ goes on exactly, and no generator state is kept anywhere. Words are integers 0 .
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import torch
@@ -104,3 +106,15 @@ def normal(radii: Tensor, angles: Tensor) -> Tensor:
     """
     radius = (-2.0 * ((radii.double() + 0.5) / 2**32).log()).sqrt()  # half a step away from log(0)
     return radius * (angles.double() * (2.0 * math.pi / 2**32)).cos()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """While it is open torch draws from `seed` on the CPU, as initial weights are drawn. At its end the global random
+    state is what it was, and that of GPUs is never touched."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

@@ -10,6 +10,7 @@ from tfkd_fast.methods.protocol import Context, StepBatch
 from tfkd_fast.methods.zipf import wrong_class_divergence
 from tfkd_fast.models.layers import Classifier, average_pool
 from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.randomness import seeded
 from tfkd_fast.settings import Settings
 from tfkd_fast.targets.zipf import zipf_targets
 
@@ -53,8 +54,7 @@ class USKD(OneStudent):
         super().__init__(context)
         assert context.shapes is not None
         self._settings = settings.loss
-        with torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        with seeded(context.seed):
             head = Classifier(context.shapes.maps[-2][0], context.num_classes)
         self.adapters = self._weak_head = head.to(context.device)
         self._smoothed = (1.0 - SMOOTHING) * self._one_hot + SMOOTHING / context.num_classes

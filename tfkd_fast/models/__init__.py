@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from pydantic import Field, field_validator
 from torch import nn
 
@@ -12,6 +11,7 @@ from tfkd_fast.models.residual import ResidualNetwork
 from tfkd_fast.models.resnet import ResNet, resnet8x4, resnet20, resnet32, resnet32x4, resnet56, resnet110
 from tfkd_fast.models.vgg import VGG, vgg8, vgg13
 from tfkd_fast.models.wide_resnet import WideResNet, wrn_16_2, wrn_40_2
+from tfkd_fast.randomness import seeded
 from tfkd_fast.settings import Settings
 
 __all__ = [
@@ -58,6 +58,5 @@ class ModelSettings(Settings):
 
 def build_model(settings: ModelSettings, num_classes: int, in_channels: int, seed: int) -> nn.Module:
     """The network of a recipe, initialised from `seed` without touching the global random state."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return MODELS[settings.name](num_classes, in_channels=in_channels, width=settings.width)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tfkd_fast.methods.distpro.pathways import Pathway
 from tfkd_fast.models import FeatureShapes
 from tfkd_fast.models.layers import BatchNorm, Conv, averaged, norm_relu_pool
+from tfkd_fast.randomness import seeded
 
 MOST_CHANNELS = 512
 """Between the convolutions of a complex connector (the authors' code)."""
@@ -64,8 +65,7 @@ class Connectors(nn.Module):
     def __init__(self, pathways: Sequence[Pathway], teacher: FeatureShapes, student: FeatureShapes, seed: int) -> None:
         super().__init__()
         kinds = {"identity-1x1": LinearConnector, "complex": ComplexConnector}
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.connectors = nn.ModuleList(
                 kinds[pathway.transform](student.maps[pathway.student_stage][0], teacher.maps[pathway.teacher_stage][0])
                 for pathway in pathways

@@ -23,7 +23,7 @@ from tfkd_fast.methods.protocol import (
 from tfkd_fast.methods.specialists import SideBySide
 from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
 from tfkd_fast.ops import SoftTargetStats
-from tfkd_fast.randomness import Purpose, random_words
+from tfkd_fast.randomness import Purpose, random_words, seeded
 from tfkd_fast.settings import Settings
 
 
@@ -91,8 +91,7 @@ class Education(TaughtStudent):
         assert self.context.shapes is not None
         maps = self.context.shapes.maps
         seed = int(random_words(torch.tensor(1 + number), Purpose.WEIGHTS, seed=self.context.seed)[0])
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             head = Head(maps[grade.stages - 1][0], 4 * maps[0][0], grade.labels, self.context.num_classes)
         return head.to(self.context.device)
 

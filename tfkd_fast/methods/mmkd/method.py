@@ -18,6 +18,7 @@ from tfkd_fast.methods.mmkd.weights import GramNorm, TeacherWeights
 from tfkd_fast.methods.protocol import Context, IntervalResult, Outcome, Plan, StepBatch, TrainingStep
 from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
 from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.randomness import seeded
 from tfkd_fast.settings import Settings
 
 
@@ -87,8 +88,7 @@ class MMKD(TaughtStudent):
             raise ValueError("the context must tell the shapes of the student's features")
         teacher_widths = [facts.shapes.maps[-1][0] for facts in context.teachers]
         width, count = context.shapes.maps[-1][0], len(teacher_widths)
-        with torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        with seeded(context.seed):
             connectors = [Connector(settings.loss.connector, width, wanted) for wanted in teacher_widths]
             weights = TeacherWeights(context.num_classes, count, context.batch_size, settings.loss.gram_norm)
         self.adapters = self._connectors = nn.ModuleList(connectors).to(context.device)

@@ -22,6 +22,7 @@ from tfkd_fast.methods.professor.networks import Professor
 from tfkd_fast.methods.professor.settings import ProfessorSettings
 from tfkd_fast.methods.professor.training import Report, Training, judge
 from tfkd_fast.methods.protocol import Context, Event, Material, StepBatch, TeacherOutputs
+from tfkd_fast.randomness import seeded
 
 
 class Professors:
@@ -103,8 +104,7 @@ class Professors:
     def _built(self) -> list[Professor]:
         """Initialised from the seed of the run without touching the global random state."""
         settings, context = self._settings, self._context
-        with torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        with seeded(context.seed):
             professors = [
                 Professor(
                     teacher.shapes.pooled,
@@ -119,8 +119,7 @@ class Professors:
 
     def _trainings(self) -> list[Training]:
         settings, context = self._settings, self._context
-        with torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        with seeded(context.seed):
             return [
                 Training(professor, settings, context.num_classes, seed=context.seed, number=number)
                 for number, professor in enumerate(self._professors)
