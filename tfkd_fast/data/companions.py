@@ -27,10 +27,10 @@ def companion_order(
     visited = order.sort().values
     by_class = visited[labels[visited].argsort(stable=True)]
     counts = labels[visited].bincount(minlength=int(labels.max()) + 1)
-    own = counts[labels[order]]
+    starts = counts.cumsum(0) - counts
+    own, first = counts[labels[order]], starts[labels[order]]
     place = torch.empty_like(labels)
-    place[by_class] = torch.arange(len(by_class), device=labels.device) - (counts.cumsum(0) - counts)[labels[by_class]]
+    place[by_class] = torch.arange(len(by_class), device=labels.device) - starts[labels[by_class]]
     words = random_words(order, Purpose.COMPANION, seed=seed, epoch=epoch, stream=stream)[0]
     ahead = 1 + (words * (own - 1) >> 32)  # uniform on 1 .. own - 1; an image alone in its class is its own companion
-    first = (counts.cumsum(0) - counts)[labels[order]]
     return by_class[first + (place[order] + ahead) % own]

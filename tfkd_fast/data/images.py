@@ -20,9 +20,8 @@ class ImageSet(ABC):
 
     labels: Tensor
     image_shape: tuple[int, int, int]  # channels, height, width
-    places: Tensor | None = (
-        None  # (N,) int64, ascending: their indices in the set of all classes, if it is some of them
-    )
+    places: Tensor | None = None
+    """(N,) int64, ascending: their indices in the set of all classes, if it is some of them."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.population import Population
 from tfkd_fast.methods.protocol import Method
-from tfkd_fast.models import Features
+from tfkd_fast.models import Features, logits_and_features
 
 Forward = Callable[[Tensor], tuple[Tensor, Features | None]]
 """Images (1,B,C,H,W) that all see, or (n,B,C,H,W), to logits (n,B,classes), and features where they are wanted."""
@@ -137,7 +137,9 @@ def _member(slot: int, making: Making) -> Member:
 
 def _one_by_one(networks: Sequence[nn.Module], making: Making, *, features: bool) -> Forward:
     compute = making.compute
-    forwards = [compute.compiled(partial(_run, network, features), making.batch_size) for network in networks]
+    forwards = [
+        compute.compiled(partial(logits_and_features, network, features), making.batch_size) for network in networks
+    ]
 
     def forward(images: Tensor) -> tuple[Tensor, Features | None]:
         with compute.autocast():
@@ -145,13 +147,6 @@ def _one_by_one(networks: Sequence[nn.Module], making: Making, *, features: bool
         return stack([logits for logits, _ in results]), stack_features([inner for _, inner in results])
 
     return forward
-
-
-def _run(network: nn.Module, features: bool, images: Tensor) -> tuple[Tensor, Features | None]:
-    if not features:
-        return network(images), None
-    logits, inner = network(images, return_features=True)
-    return logits, inner
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,6 @@ from tfkd_fast.engine.schedule import OptimizerSettings
 from tfkd_fast.engine.sgd import sgd_step
 from tfkd_fast.engine.teachers import Teachers
 from tfkd_fast.methods.protocol import CompanionOutputs, Method, StepBatch, TeacherOutputs
-from tfkd_fast.models import Features
 from tfkd_fast.ops import SoftTargetStats
 
 
@@ -98,7 +97,7 @@ def look(group: Group, shown: Shown, taught: tuple[TeacherOutputs, ...], method:
     elif method.companion_gradient:
         both, features = group.forward(torch.cat([images, shown.companions.images], dim=1))
         logits, of_companions = both[:, :size], both[:, size:]
-        features = features and _first(features, size)
+        features = features and features.map(lambda part: part[:, :size])
     else:
         with torch.no_grad():
             of_companions, _ = group.forward(shown.companions.images)
@@ -129,12 +128,6 @@ def loss_of(
     labels = shown.mixed.labels.expand(len(logits), -1)
     others, _ = method.loss(logits, batch._replace(labels=labels), candidates)
     return shown.mixed.share * losses + (1.0 - shown.mixed.share) * others, statistics
-
-
-def _first(features: Features, size: int) -> Features:
-    """Of the first images of each candidate."""
-    maps = [[part[:, :size] for part in parts] for parts in (features.before_relu, features.after_relu)]
-    return Features(maps[0], maps[1], features.pooled[:, :size])
 
 
 def _update(

@@ -28,12 +28,21 @@ class CachedTeachers(Teachers):
     Tables (V*N,...) keep their place on the device: logits float32, features in the dtype of the run.
     """
 
-    def __init__(self, teachers: Teachers, tables: dict[str, Tensor], images: int, device: torch.device) -> None:
-        self.__dict__.update(teachers.__dict__)
-        self._tables = {name: table.to(device) for name, table in tables.items()}
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        compute: Compute,
+        batch_size: int,
+        *,
+        features: bool,
+        tables: dict[str, Tensor],
+        images: int,
+    ) -> None:
+        super().__init__(teachers, compute, batch_size, features=features)
+        self._tables = {name: table.to(compute.device) for name, table in tables.items()}
         self._images = images
         self._views = len(tables["0.logits"]) // images
-        self._first = torch.zeros((), dtype=torch.int64, device=device)
+        self._first = torch.zeros((), dtype=torch.int64, device=compute.device)
 
     def start(self, epoch: int, wanted: Sequence[int] | None = None) -> None:
         super().start(epoch, wanted)
@@ -63,7 +72,8 @@ def gather_teachers(
     Raises:
         UserError: for a cache of other teachers, images or augmentations, and where every epoch has new augmentations.
     """
-    present = Teachers(teachers, compute, recipe.data.batch_size, features=method.needs_features)
+    batch_size, features = recipe.data.batch_size, method.needs_features
+    present = Teachers(teachers, compute, batch_size, features=features)
     if not teachers or recipe.teachers.cache is None:
         return present
     if recipe.data.augment and not recipe.repeated_views:
@@ -83,7 +93,7 @@ def gather_teachers(
         "teachers.views": views,
         "seed": recipe.seed if recipe.data.augment else None,
         "precision": compute.precision,
-        "features": method.needs_features,
+        "features": features,
     }
     if path.exists():
         tables = _read(path, wanted)
@@ -97,7 +107,7 @@ def gather_teachers(
     needed = sum(table.nbytes for table in tables.values())
     if compute.device.type == "cuda" and needed > free_memory(compute.device):
         raise UserError(f"teachers.cache {path} needs {needed / 2**30:.1f} GiB, more than is free: leave it out")
-    return CachedTeachers(present, tables, images, compute.device)
+    return CachedTeachers(teachers, compute, batch_size, features=features, tables=tables, images=images)
 
 
 def _look_at_all(teachers: Teachers, loader: Loader, views: int) -> dict[str, Tensor]:

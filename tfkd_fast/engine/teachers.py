@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tfkd_fast.engine.run_folder import RunFolder
 from tfkd_fast.engine.student import load_student
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.protocol import TeacherFacts, TeacherOutputs
-from tfkd_fast.models import Features, ModelSettings, feature_shapes
+from tfkd_fast.models import ModelSettings, feature_shapes, logits_and_features
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,11 @@ class Teachers:
 
     def __init__(self, teachers: Sequence[Teacher], compute: Compute, batch_size: int, *, features: bool) -> None:
         self.teachers = list(teachers)
-        self._compute, self._features = compute, features
-        self._forwards = [compute.compiled(self._forward_of(teacher.network), batch_size) for teacher in teachers]
+        self._compute = compute
+        self._forwards = [
+            compute.compiled(partial(logits_and_features, teacher.network, features), batch_size)
+            for teacher in teachers
+        ]
         self.checksums = [teacher.checksum for teacher in teachers]
         self._wanted: Sequence[int] = range(len(self.teachers))
 
@@ -66,18 +70,8 @@ class Teachers:
         n, size = images.shape[:2]
         with self._compute.autocast():
             logits, features = self._forwards[number](images.flatten(0, 1))
-        maps = [[part.unflatten(0, (n, size)) for part in parts] for parts in (features or ((), ()))[:2]]
-        inner = Features(maps[0], maps[1], features.pooled.unflatten(0, (n, size))) if features else None
+        inner = features and features.map(lambda part: part.unflatten(0, (n, size)))
         return TeacherOutputs(logits.float().unflatten(0, (n, size)), inner)
-
-    def _forward_of(self, network: nn.Module) -> Any:
-        def forward(images: Tensor) -> tuple[Tensor, Features | None]:
-            if self._features:
-                logits, features = network(images, return_features=True)
-                return logits, features
-            return network(images), None
-
-        return forward
 
 
 class Restandardised(nn.Module):

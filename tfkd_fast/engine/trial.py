@@ -12,6 +12,7 @@ from tfkd_fast.engine.groups import Group, stack_features
 from tfkd_fast.engine.holdout import HoldoutBatches
 from tfkd_fast.engine.step import Records, Training, loss_of
 from tfkd_fast.methods.protocol import StepBatch, TeacherOutputs
+from tfkd_fast.models import logits_and_features
 
 
 class Trial:
@@ -41,11 +42,7 @@ class Trial:
 
     def loss(self) -> Tensor:
         method = self._training.method
-        network = method.network(self.student)
-        if method.needs_features:
-            logits, inner = network(self.batch.images, return_features=True)
-        else:
-            logits, inner = network(self.batch.images), None
+        logits, inner = logits_and_features(method.network(self.student), method.needs_features, self.batch.images)
         batch = StepBatch(
             self._shown.batch.labels,
             self._shown.batch.indices,

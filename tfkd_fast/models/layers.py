@@ -5,7 +5,7 @@ are. The first convolution takes the images to the dtype of the region, by its o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,18 @@ class Features(NamedTuple):
     before_relu: list[Tensor]  # one (B, width, H, W) a stage
     after_relu: list[Tensor]
     pooled: Tensor  # (B, width of the last stage)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        """Each of them changed."""
+        return Features(list(map(change, self.before_relu)), list(map(change, self.after_relu)), change(self.pooled))
+
+
+def logits_and_features(network: nn.Module, features: bool, images: Tensor) -> tuple[Tensor, Features | None]:
+    """What a network makes of images (B,C,H,W), with its features if they are wanted."""
+    if not features:
+        return network(images), None
+    logits, inner = network(images, return_features=True)
+    return logits, inner
 
 
 class FeatureShapes(NamedTuple):
