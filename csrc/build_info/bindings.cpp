@@ -20,7 +20,7 @@ std::string vector_level() {
 }
 
 std::string stable_abi() {
-  constexpr unsigned long long kVersion = TORCH_TARGET_VERSION;
+  constexpr unsigned long long kVersion = STABLE_ABI;
   return std::to_string(kVersion >> 56) + "." + std::to_string(kVersion >> 48 & 0xff);
 }
 

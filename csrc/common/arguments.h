@@ -2,6 +2,8 @@
 // operator from reading foreign memory.
 #pragma once
 
+#include "shim.h"
+
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -72,11 +74,11 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 inline Tensor new_strided(const Tensor& like, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
                           ScalarType type) {
   int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TFKD_FAST_CHECK_SHIM(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                                         static_cast<int32_t>(type), device_type,
-                                                         like.get_device_index(), &handle));
+  TFKD_FAST_CHECK_SHIM(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                                static_cast<int32_t>(type), device_type, like.get_device_index(),
+                                                &handle));
   return Tensor(handle);
 }
 

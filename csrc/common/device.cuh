@@ -3,6 +3,8 @@
 // the kernels on the processor that way, with a cuda_runtime.h of their own.
 #pragma once
 
+#include "shim.h"
+
 #include <cuda_runtime.h>
 
 #include <torch/csrc/stable/accelerator.h>
@@ -40,7 +42,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
             const torch::stable::Tensor& tensor, Arguments&&... arguments) {
   const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TFKD_FAST_CHECK_SHIM(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   constexpr size_t kWithoutRequest = 40 * 1024;  // above 48 KB, static memory included, it has to be asked for
   if (shared_bytes > kWithoutRequest) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));

@@ -227,10 +227,9 @@ Tensor convolved(const Tensor& x, const WalkedWeight& weight, const std::vector<
       const Tensor left = view(inputs, 0, {rows, columns}, {columns, 1}), right = weight.matrix(kind);
       const Tensor product = view(outputs, 0, {rows, out_channels}, {out_channels, 1});
       if (bias) {
-        STABLE_TORCH_ERROR_CODE_CHECK(
-            aoti_torch_cpu_addmm_out(product.get(), bias->get(), left.get(), right.get(), 1.0, 1.0));
+        TFKD_FAST_CHECK_SHIM(aoti_torch_cpu_addmm_out(product.get(), bias->get(), left.get(), right.get(), 1.0, 1.0));
       } else {
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(product.get(), left.get(), right.get()));
+        TFKD_FAST_CHECK_SHIM(aoti_torch_cpu_mm_out(product.get(), left.get(), right.get()));
       }
       for_each_position(kind, first, last, out_channels, [&](int64_t row, int64_t b, int64_t i, int64_t j) {
         std::copy_n(computed + row * out_channels, out_channels, to + pixel(b, i, j) * out_channels);
@@ -281,7 +280,7 @@ Tensor weight_gradients(const Tensor& gradient, const Tensor& x) {
       const Tensor left = view(of_outputs, rows.outputs * line * outputs, {outputs, terms}, {1, outputs});
       const Tensor right = view(of_inputs, rows.inputs * line * inputs, {terms, inputs}, {inputs, 1});
       const Tensor product = view(sums, tap * outputs * inputs, {outputs, inputs}, {inputs, 1});
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(product.get(), left.get(), right.get()));
+      TFKD_FAST_CHECK_SHIM(aoti_torch_cpu_mm_out(product.get(), left.get(), right.get()));
     }
   }
   return sums;

@@ -112,6 +112,24 @@ OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
 }
 
 
+def make_all(namespace: str, device: str) -> None:
+    """Every call on a device; the name of an operator is printed before its calls."""
+    for name, calls_of in OPERATORS.items():
+        print(name, flush=True)
+        for arguments in calls_of():
+            getattr(getattr(torch.ops, namespace), name)(*(_moved(argument, device) for argument in arguments))
+
+
+def _moved(argument: Any, device: str) -> Any:
+    """A tensor keeps its strides and its distance from the start of its memory."""
+    if not isinstance(argument, Tensor) or argument.device.type == device:
+        return argument
+    memory = argument.untyped_storage().to(device=device)
+    return argument.new_empty(0, device=device).set_(
+        memory, argument.storage_offset(), argument.shape, argument.stride()
+    )
+
+
 def _losses() -> Iterator[tuple[Tensor, Tensor, str]]:
     """Logits, labels, reduction."""
     torch.manual_seed(0)

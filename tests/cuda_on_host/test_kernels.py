@@ -53,13 +53,9 @@ def test_every_result_is_written_and_no_input(name: str):
 def test_foreign_memory_is_not_touched():
     """The same calls under the address sanitizer, which knows where each tensor ends."""
     script = f"""
-import torch
 from tests.cuda_on_host import build, calls
 assert build.load(address_sanitizer=True) == {{}}
-for name in calls.OPERATORS:
-    print(name, flush=True)
-    for arguments in calls.OPERATORS[name]():
-        getattr(torch.ops.{build.NAMESPACE}, name)(*arguments)
+calls.make_all("{build.NAMESPACE}", "cpu")
 """
     result = build.run_under_address_sanitizer(script)
     met = result.stdout.split()

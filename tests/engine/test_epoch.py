@@ -1,8 +1,10 @@
 """Epochs of several candidates: the three ways to train them side by side, host waits, and CUDA graphs."""
 
 import copy
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,6 +43,7 @@ SETTINGS = OptimizerSettings()
 def make(
     way: str, device: str = "cpu", *, candidates: int = 3, order: str = "own", dtype: torch.dtype = torch.float32,
     loader: str = "resident", compile: bool = False, width: float = 0.125, sources: tuple[str, ...] = (),
+    on_batch: Callable[[int], None] = lambda images: None,
 ) -> tuple[EpochTrainer, Population, Method]:  # fmt: skip
     """A population on digits whose candidates differ by their targets, and by their data if `order` is own."""
     compute = Compute(torch.device(device), dtype, compile)
@@ -63,7 +66,7 @@ def make(
 
     population = Population(build, candidates, slow=method.slow_decay is not None)
     return (
-        EpochTrainer(population, method, made_loader, compute, SETTINGS, way, lambda images: None),
+        EpochTrainer(population, method, made_loader, compute, SETTINGS, way, on_batch),
         population,
         method,
     )
@@ -324,6 +327,29 @@ def test_compiled_it_learns_the_same(way: str, device: str) -> None:
         assert run.training.loss == pytest.approx(wanted.training.loss, rel=1e-3)
         assert run.images < IMAGES  # what was trained on while compiling is timed apart
     assert results[0].set_up_seconds > results[0].seconds
+
+
+def test_on_threads_nobody_trains_while_another_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch 2.11, what is compiled may not be called meanwhile."""
+    compiling = threading.Event()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        compiling.set()
+        time.sleep(0.2)
+        compiling.clear()
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    trainer, _, _ = make("streams", compile=True, on_batch=lambda images: trained.append(compiling.is_set()))
+    trained: list[bool] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        train(trainer, epochs=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(trained) == 2 * 3 * 6
+    assert not any(trained)
 
 
 def test_a_loss_that_is_not_finite_is_named() -> None:

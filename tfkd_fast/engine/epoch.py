@@ -110,12 +110,14 @@ class EpochTrainer:
             self._holdout.start(epoch)
         data_streams = [self._method.data_stream(slot) for slot in range(candidates)]
         kind = candidates, average, len(set(data_streams)) == 1, labels, self._method.phase
-        if kind not in self._lanes:
+        is_new = kind not in self._lanes
+        if is_new:
             self._lanes[kind] = self._make_lanes(*kind[:4])
         lanes = self._lanes[kind]
         runs = [partial(lane.run, epoch, data_streams, learning_rates) for lane in lanes]
         at_once = self.side_by_side == "streams" and len(lanes) > 1
-        results = _on_threads(runs) if at_once else [run() for run in runs]
+        compiles = is_new and self._compute.compile
+        results = _on_threads(runs, in_turn=compiles) if at_once else [run() for run in runs]
         if average:
             self._population.epoch_average.count = len(learning_rates[0])
         return [result for of_lane in results for result in of_lane]
@@ -223,14 +225,19 @@ class Lane:
         return TrainingStatistics(loss, correct, true_probability, entropy)
 
 
-def _on_threads(runs: Sequence[Callable[..., list[EpochRun]]]) -> list[list[EpochRun]]:
-    """Run at the same time, on as many threads as torch uses, which share its cores. The first error stops all."""
+def _on_threads(runs: Sequence[Callable[..., list[EpochRun]]], *, in_turn: bool) -> list[list[EpochRun]]:
+    """Run at the same time, on as many threads as torch uses, which share its cores. The first error stops all.
+
+    `in_turn`: one after the other, each with its share of the cores all the same, so that the numbers are the same. In
+    some versions of torch (2.11) no thread may call what is compiled while another compiles.
+    """
     threads, started = torch.get_num_threads(), time.perf_counter()
     workers = min(threads, len(runs))
     stop = Event()
     try:
         # new threads each time: in MKL a number of threads is set for the whole process
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+        at_once = 1 if in_turn else workers
+        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
             futures = [pool.submit(run, stop=stop) for run in runs]
             try:
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
