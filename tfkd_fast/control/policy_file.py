@@ -1,15 +1,11 @@
 """Policies that travel: a learned policy as a file, and a policy that starts from one, also for another target."""
 
-import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from tfkd_fast.control.observation import PROGRESS_ENTRIES
@@ -17,31 +13,31 @@ from tfkd_fast.control.policy import MLP, GaussianPolicy
 from tfkd_fast.errors import UserError
 from tfkd_fast.settings import Settings
 from tfkd_fast.targets import ActionSpace
-
-FORMAT = 1
-"""Of the file, the meaning of the observation included: a policy cannot see with another one."""
+from tfkd_fast.tensor_file import FileKind
 
 
 class Header(Settings):
     """What a policy file says of its policy."""
 
-    format: int
     controller: str
     family: str
     action_names: tuple[str, ...]
     observation_entries: int
 
 
+# Of the format is the meaning of the observation, too: a policy cannot see with another one.
+FILES = FileKind("policy", Header, 1, "controller.policy", "give the policy.safetensors of a run")
+
+
 def policy_bytes(controller: str, policy: GaussianPolicy, value: MLP, space: ActionSpace) -> bytes:
     """A policy and its value network in the safetensors format, with a `Header` as JSON."""
     header = Header(
-        format=FORMAT,
         controller=controller,
         family=space.family,
         action_names=space.action_names,
         observation_entries=PROGRESS_ENTRIES + space.action_size,
     )
-    return safetensors.torch.save(_tensors(policy, value), metadata={"policy": header.model_dump_json()})
+    return FILES.to_bytes(header, _tensors(policy, value))
 
 
 def find_policy(name: str) -> Path:
@@ -84,24 +80,7 @@ def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: Ac
 
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     """The content of a policy file, checked."""
-    foreign = UserError(f"{path} is no policy file of tfkd-fast, or is damaged: give the policy.safetensors of a run")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            values = json.loads((file.metadata() or {})["policy"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            version = values["format"]
-    except FileNotFoundError:
-        raise UserError(f"controller.policy names {path}, which does not exist") from None
-    except OSError as error:
-        raise UserError(f"controller.policy names {path}, which cannot be read: {error}") from None
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
-        raise foreign from None
-    if version != FORMAT:
-        raise UserError(f"the policy {path} has format {version}, but this version of tfkd-fast reads format {FORMAT}")
-    try:
-        header = Header.model_validate(values)
-    except ValidationError:
-        raise foreign from None
+    header, tensors = FILES.read(path)
     size, generator = len(header.action_names), torch.Generator()
     observed = PROGRESS_ENTRIES + size
     expected = _tensors(GaussianPolicy(observed, size, 1.0, generator), MLP(observed, 1, generator))
@@ -111,7 +90,7 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
         and all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values())
     )
     if not fits:
-        raise foreign
+        raise FILES.foreign(path)
     return header, tensors
 
 

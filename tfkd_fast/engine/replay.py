@@ -8,6 +8,7 @@ from tfkd_fast.engine.recipe import Recipe, Table, make_recipe
 from tfkd_fast.engine.run import read_recipe
 from tfkd_fast.engine.run_folder import RunFolder
 from tfkd_fast.errors import UserError
+from tfkd_fast.methods import find_method
 from tfkd_fast.methods.controlled_targets import ControlledTargetsSettings
 
 
@@ -45,7 +46,7 @@ def replay_table(run_dir: Path) -> Table:
             f"the run in {run_dir} is of an older version, which did not record what its student was taught"
         )
     table = recipe.table()
-    table["method"] = {"tfkd-mrs": "tfkd"}.get(recipe.method, recipe.method)
+    table["method"] = find_method(recipe.method).one_trajectory or recipe.method
     table["data"]["holdout"] = 0.0
     table["selection"]["budget"] = "none"
     warm = [event for event in taught if not steered or event["action"] is not None]  # after the one-hot warm-up

@@ -1,24 +1,23 @@
-"""The trained network as a file that anyone can load: safetensors, with what is needed to use it in the header."""
+"""The trained network as a file that anyone can load, with what is needed to use it in the header."""
 
-import json
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from torch import nn
 
+from tfkd_fast import tensor_file
 from tfkd_fast.data import Dataset
 from tfkd_fast.engine.checkpoint import write_atomically
 from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.tensor_file import ForeignFile
+
+STUDENT = "student"
+"""The kind of the file."""
 
 
 def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> bytes:
     """Weights and buffers of a network; in the header, as JSON, its settings, classes, input shape and normalisation,
-    and which training images it has seen: all of `dataset` but the share `holdout`.
-
-    The header has one entry: safetensors writes several in an order that changes from process to process.
-    """
+    and which training images it has seen: all of `dataset` but the share `holdout`."""
     header = {
         **settings.model_dump(),
         "classes": list(dataset.classes),
@@ -29,7 +28,7 @@ def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, h
         "holdout": holdout,
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(weights, metadata={"student": json.dumps(header)})
+    return tensor_file.to_bytes(STUDENT, header, weights)
 
 
 def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> None:
@@ -41,9 +40,9 @@ def load_student(path: Path, settings: ModelSettings, num_classes: int, in_chann
     """The network of a run folder, with the weights of `path`."""
     model = build_model(settings, num_classes, in_channels, seed=0)
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
+        model.load_state_dict(tensor_file.read_tensors(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the run is not finished, go on with --resume {path.parent}") from None
-    except (safetensors.SafetensorError, RuntimeError):
+    except (ForeignFile, RuntimeError):
         raise UserError(f"{path} does not hold the weights of a {settings.name} for {num_classes} classes") from None
     return model

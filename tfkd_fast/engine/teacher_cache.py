@@ -1,16 +1,14 @@
 """What teachers make of the training images, looked up in a file instead of worked out in every step."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfkd_fast import tensor_file
 from tfkd_fast.data import Dataset, Loader
 from tfkd_fast.data.loaders import free_memory
 from tfkd_fast.engine.checkpoint import write_atomically
@@ -20,6 +18,10 @@ from tfkd_fast.engine.teachers import Teacher, Teachers
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.protocol import Method, TeacherOutputs
 from tfkd_fast.models import Features
+from tfkd_fast.tensor_file import ForeignFile
+
+CACHE = "cache"
+"""The kind of the file."""
 
 
 class CachedTeachers(Teachers):
@@ -99,7 +101,7 @@ def gather_teachers(
         tables = _read(path, wanted)
     else:
         tables = _look_at_all(present, loader, views)
-        content = safetensors.torch.save(tables, metadata={"cache": json.dumps(wanted)})
+        content = tensor_file.to_bytes(CACHE, wanted, tables)
         try:
             write_atomically(path, lambda file: file.write(content))
         except OSError as error:
@@ -129,11 +131,10 @@ def _look_at_all(teachers: Teachers, loader: Loader, views: int) -> dict[str, Te
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Tensor]:
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            made_of = json.loads((file.metadata() or {})["cache"])
-            different = [name for name in wanted if made_of.get(name) != wanted[name]]
-            if not different:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, AttributeError):
+        made_of = tensor_file.read_header(path, CACHE)
+        different = [name for name in wanted if made_of.get(name) != wanted[name]]
+        if not different:
+            return tensor_file.read_tensors(path)
+    except (OSError, ForeignFile):
         raise UserError(f"{path} is no cache of teachers' outputs: name another file as teachers.cache") from None
     raise UserError(f"teachers.cache {path} was made with another {different[0]}: delete it, or name another file")

@@ -1,26 +1,26 @@
 """Teachers: networks of finished runs, which look at the images that students train on."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
+from tfkd_fast import tensor_file
 from tfkd_fast.data import Dataset
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.engine.device import Compute
 from tfkd_fast.engine.recipe import Recipe
 from tfkd_fast.engine.run_folder import RunFolder
-from tfkd_fast.engine.student import load_student
+from tfkd_fast.engine.student import STUDENT, load_student
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.protocol import TeacherFacts, TeacherOutputs
 from tfkd_fast.models import ModelSettings, feature_shapes, logits_and_features
+from tfkd_fast.tensor_file import ForeignFile
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,8 @@ def saw_holdout(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -
 def read_header(path: Path) -> dict[str, Any]:
     """What `student_bytes` wrote beside the weights."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {})["student"])
+        return tensor_file.read_header(path, STUDENT)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: that run is not finished, go on with --resume {path.parent}") from None
-    except (safetensors.SafetensorError, KeyError, ValueError):
+    except (OSError, ForeignFile):
         raise UserError(f"{path} holds no student of tfkd-fast: name the folder of a finished run") from None

@@ -37,12 +37,19 @@ class MethodEntry:
     preset: dict[str, dict[str, Any]] = field(default_factory=dict)
     named_for: tuple[str, str] | None = None
     """Table and key of the preset that the name stands for: with another value it would be another method."""
+    one_trajectory: str | None = None
+    """What it is called without selection, if not the same."""
 
 
 def _controlled(
-    summary: str, source: str, *, named_for: tuple[str, str] | None = None, **preset: dict[str, Any]
+    summary: str,
+    source: str,
+    *,
+    named_for: tuple[str, str] | None = None,
+    one_trajectory: str | None = None,
+    **preset: dict[str, Any],
 ) -> MethodEntry:
-    return MethodEntry(summary, source, ControlledTargetsSettings, ControlledTargets, preset, named_for)
+    return MethodEntry(summary, source, ControlledTargetsSettings, ControlledTargets, preset, named_for, one_trajectory)
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -127,6 +134,7 @@ METHODS: dict[str, MethodEntry] = {
     "tfkd-mrs": _controlled(
         "the same controller over several candidates, with multi-ranking selection among them",
         "Jiang et al., IEEE Access 2024; parameterisation, controller and rankings are our choice",
+        one_trajectory="tfkd",
         target={"family": "rank-binned"},
         controller={"name": "ppo"},
         selection={"budget": "full"},

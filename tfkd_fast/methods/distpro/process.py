@@ -4,20 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import safetensors
-import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.distpro.pathways import Pathway
 from tfkd_fast.settings import Settings
-
-FORMAT = 1
-"""Of the file."""
+from tfkd_fast.tensor_file import FileKind
 
 FILE = "process.safetensors"
 
@@ -25,10 +20,12 @@ FILE = "process.safetensors"
 class Header(Settings):
     """What a file says of its process."""
 
-    format: int
     teacher: str
     student: str
     pathways: tuple[Pathway, ...]
+
+
+FILES = FileKind("process", Header, 1, "process.file", "give the folder of a finished run of distpro-search")
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,8 @@ class Process:
 
     def to_bytes(self, teacher: str, student: str) -> bytes:
         """In the safetensors format, with a `Header` as JSON; `teacher` and `student` name the networks."""
-        header = Header(format=FORMAT, teacher=teacher, student=student, pathways=self.pathways)
-        tensors = {"times": self.times, "alpha": self.alpha}
-        return safetensors.torch.save(tensors, metadata={"process": header.model_dump_json()})
+        header = Header(teacher=teacher, student=student, pathways=self.pathways)
+        return FILES.to_bytes(header, {"times": self.times, "alpha": self.alpha})
 
 
 def _nearest(pathway: Pathway, known: Sequence[Pathway]) -> int:
@@ -89,28 +85,10 @@ def load_process(path: Path) -> Process:
         UserError: if it is missing, unreadable, damaged, of another kind or format.
     """
     path = path / FILE if path.is_dir() else path
-    foreign = UserError(
-        f"{path} is no process file of tfkd-fast, or is damaged: give the {FILE} of a run of distpro-search"
-    )
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            values: dict[str, Any] = json.loads((file.metadata() or {})["process"])
-            times, alpha = file.get_tensor("times"), file.get_tensor("alpha")
-            version = values["format"]
-    except FileNotFoundError:
-        raise UserError(
-            f"process.file names {path}, which does not exist: give the folder of a finished run of distpro-search"
-        ) from None
-    except OSError as error:
-        raise UserError(f"process.file names {path}, which cannot be read: {error}") from None
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
-        raise foreign from None
-    if version != FORMAT:
-        raise UserError(f"the process {path} has format {version}, but this version of tfkd-fast reads format {FORMAT}")
-    try:
-        header = Header.model_validate(values)
-    except ValidationError:
-        raise foreign from None
+    header, tensors = FILES.read(path)
+    if tensors.keys() != {"times", "alpha"}:
+        raise FILES.foreign(path)
+    times, alpha = tensors["times"], tensors["alpha"]
     fits = (
         len(times) > 0
         and times.dtype == torch.float64
@@ -120,5 +98,5 @@ def load_process(path: Path) -> Process:
         and bool(alpha.isfinite().all())
     )
     if not fits:
-        raise foreign
+        raise FILES.foreign(path)
     return Process(header.pathways, times, alpha)
