@@ -45,6 +45,7 @@ def _show(
 
     first = tl.program_id(0) % parts * (VALUES * ROUNDS)
     image = images + tl.where(in_range, index, 0) * values
+    readable = tl.where(in_range, values, 0)
     for start in range(first, min(first + VALUES * ROUNDS, values), VALUES):
         value = start + tl.arange(0, VALUES)
         pixel, channel = value // CHANNELS, value % CHANNELS
@@ -54,9 +55,7 @@ def _show(
         y += top
         x += left
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        shown = tl.load(
-            image + (y * width + x) * CHANNELS + channel, mask=inside & in_range & (value < values), other=0
-        )
+        shown = tl.load(image + (y * width + x) * CHANNELS + channel, mask=inside & (value < readable), other=0)
         normalised = tl.div_rn(shown.to(tl.float32) - tl.load(mean + channel), tl.load(std + channel))
         normalised = tl.where(in_range, normalised, float("nan"))
         tl.store(out + place * values + value, normalised.to(out.dtype.element_ty), mask=value < values)
