@@ -1,5 +1,7 @@
 """Methods without an engine: how to build one, and a step to hand to it."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,3 +45,13 @@ def assert_teaches(method: Method, logits: Tensor, batch: StepBatch, expected: T
     (wanted,) = torch.autograd.grad(expected.sum(), logits)
     torch.testing.assert_close(gradient, wanted, rtol=tolerance, atol=tolerance / BATCH)
     assert statistics.correct.tolist() == (logits.argmax(-1) == batch.labels).sum(-1).tolist()
+
+
+@contextmanager
+def undone(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """`TrainingStep.undone` of a step that may change these."""
+    before = [tensor.detach().clone() for tensor in tensors]
+    yield
+    with torch.no_grad():
+        for tensor, saved in zip(tensors, before, strict=True):
+            tensor.copy_(saved)

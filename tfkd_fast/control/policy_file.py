@@ -25,7 +25,7 @@ class Header(Settings):
     observation_entries: int
 
 
-# Of the format is the meaning of the observation, too: a policy cannot see with another one.
+# The format includes what the entries of the observation mean: a policy cannot see with others.
 FILES = FileKind("policy", Header, 1, "controller.policy", "give the policy.safetensors of a run")
 
 

@@ -28,9 +28,9 @@ class KD(TaughtStudent):
     def __init__(self, settings: KDSettings, context: Context) -> None:
         super().__init__(settings, context, temperature=settings.loss.temperature)
         self._settings = settings.loss
+        self._soft_weight = settings.loss.alpha
 
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        temperature, alpha = self._settings.temperature, self._settings.alpha
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        soft = ops.distillation_loss(logits, self.teacher_logits(batch), temperature=temperature)
-        return alpha * soft + (1.0 - alpha) * hard, statistics
+        soft = ops.distillation_loss(logits, self.teacher_logits(batch), temperature=self._settings.temperature)
+        return self._soft_weight * soft + (1.0 - self._settings.alpha) * hard, statistics

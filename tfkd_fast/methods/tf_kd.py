@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.errors import UserError
+from tfkd_fast.methods.kd import KD, KDLoss, KDSettings
 from tfkd_fast.methods.one_student import OneStudent
 from tfkd_fast.methods.protocol import Context, StepBatch
-from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings
 from tfkd_fast.targets.smoothed import smoothed_tables
@@ -41,7 +41,7 @@ class TfKDLoss(Settings):
         return self
 
 
-class TfKDSelfLoss(TfKDLoss):
+class TfKDSelfLoss(TfKDLoss, KDLoss):
     """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
 
     temperature: float = Field(default=6.0, gt=0)
@@ -49,7 +49,7 @@ class TfKDSelfLoss(TfKDLoss):
     """Of the teacher; the label has the rest."""
 
 
-class TfKDSelfSettings(TaughtSettings):
+class TfKDSelfSettings(KDSettings):
     loss: TfKDSelfLoss = TfKDSelfLoss()
 
 
@@ -76,7 +76,7 @@ def multiplier(loss: TfKDLoss, default: float, num_classes: int) -> float:
     return 1.0 if loss.convention == "paper" else (loss.multiplier or default) / num_classes
 
 
-class TfKDSelf(TaughtStudent):
+class TfKDSelf(KD):
     """Tf-KD_self. With p' the softened prediction of the earlier run, for logits z:
 
     paper:     alpha T^2 KL(p' || softmax(z/T))           + (1-alpha) CE(y, softmax(z))
@@ -88,7 +88,7 @@ class TfKDSelf(TaughtStudent):
         Raises:
             UserError: for a teacher of another architecture, or another width, and see `TaughtStudent`.
         """
-        super().__init__(settings, context, temperature=settings.loss.temperature)
+        super().__init__(settings, context)
         for teacher in context.teachers:
             if (teacher.model, teacher.shapes) != (context.model, context.shapes):
                 width = " of another width" if teacher.model == context.model else ""
@@ -96,13 +96,7 @@ class TfKDSelf(TaughtStudent):
                     f"teacher {teacher.name} is a {teacher.model}{width} and the student a {context.model}: tf-kd-self "
                     "learns from an earlier run of the same network; choose one, or method kd"
                 )
-        self._settings = settings.loss
         self._soft_weight = settings.loss.alpha * multiplier(settings.loss, SELF_MULTIPLIER, context.num_classes)
-
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        hard, statistics = self.cross_entropy(logits, batch.labels)
-        soft = ops.distillation_loss(logits, self.teacher_logits(batch), temperature=self._settings.temperature)
-        return self._soft_weight * soft + (1.0 - self._settings.alpha) * hard, statistics
 
 
 class TfKDReg(OneStudent):

@@ -1,11 +1,12 @@
 """Steps of training on random images, for methods that look ahead: a small student, a small teacher."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
+from tests.methods.steps import undone
 from tfkd_fast.data import Batch
 from tfkd_fast.methods import Context
 from tfkd_fast.methods.distpro.student import PathwayStudent
@@ -95,13 +96,8 @@ class Step:
         """All that a step may change."""
         return [*self.weights, *self.momenta, *self.student.buffers(), *self.method.adapters.buffers()]
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        before = [tensor.detach().clone() for tensor in self.tensors()]
-        yield
-        with torch.no_grad():
-            for tensor, value in zip(self.tensors(), before, strict=True):
-                tensor.copy_(value)
+    def undone(self) -> AbstractContextManager[None]:
+        return undone(self.tensors())
 
     def take(self) -> None:
         """The step itself."""

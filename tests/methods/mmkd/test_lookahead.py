@@ -1,7 +1,7 @@
 """The gradient through steps of training: against finite differences and against torch's double backward."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import pytest
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tests.methods.steps import undone
 from tfkd_fast import ops
 from tfkd_fast.data import Batch
-from tfkd_fast.methods.mmkd.lookahead import PERTURBATION, meta_gradient
+from tfkd_fast.methods.differences import PERTURBATION
+from tfkd_fast.methods.mmkd.lookahead import meta_gradient
 from tfkd_fast.methods.protocol import TeacherOutputs
 from tfkd_fast.models import ModelSettings, build_model
 
@@ -41,14 +43,8 @@ class Step:
     def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
         raise NotImplementedError
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        tensors = [*self.weights, *self.momenta]
-        before = [tensor.detach().clone() for tensor in tensors]
-        yield
-        with torch.no_grad():
-            for tensor, saved in zip(tensors, before, strict=True):
-                tensor.copy_(saved)
+    def undone(self) -> AbstractContextManager[None]:
+        return undone([*self.weights, *self.momenta])
 
 
 Weights = list[Tensor]

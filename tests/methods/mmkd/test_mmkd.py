@@ -2,8 +2,8 @@
 
 import copy
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.methods.steps import undone
 from tfkd_fast import ops
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
@@ -198,13 +199,8 @@ class Step:
     def holdout(self) -> Batch:
         raise NotImplementedError
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        before = [tensor.detach().clone() for tensor in self.tensors()]
-        yield
-        with torch.no_grad():
-            for tensor, saved in zip(self.tensors(), before, strict=True):
-                tensor.copy_(saved)
+    def undone(self) -> AbstractContextManager[None]:
+        return undone(self.tensors())
 
     def take(self, batch: Batch) -> None:
         self.batch = batch

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from tfkd_fast.methods.differences import derivatives_along
 from tfkd_fast.methods.distpro.pathways import Pathway, biased_softmax, without_small
 from tfkd_fast.methods.distpro.process import FILE, Process
 from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways
@@ -20,9 +21,6 @@ BETAS = (0.5, 0.999)
 
 LONGEST_STEP = 0.5
 """The most that alpha of a pathway moves at once (our choice)."""
-
-PERTURBATION = 1e-2
-"""Length of the step along which pathway losses are differentiated (DARTS: Liu et al., ICLR 2019, section 2.3)."""
 
 
 class SearchSettings(Settings):
@@ -118,6 +116,7 @@ def influences(step: TrainingStep, pathway_losses: Callable[[], Tensor]) -> Tens
     weights, momenta = step.weights[:count], step.momenta[:count]
     gain = step.learning_rate * (1.0 + step.momentum * step.nesterov)
     with step.undone():
+        here = [weight.detach().clone() for weight in weights]
         gradient = torch.autograd.grad(step.loss(), weights)
         with torch.no_grad():
             update = torch._foreach_add(gradient, weights, alpha=step.weight_decay)
@@ -128,14 +127,8 @@ def influences(step: TrainingStep, pathway_losses: Callable[[], Tensor]) -> Tens
         held_out = step.holdout()
         direction = torch.autograd.grad(F.cross_entropy(step.student(held_out.images), held_out.labels), weights)
         with torch.no_grad():
-            distance = PERTURBATION / torch.stack(torch._foreach_norm(direction)).norm()
-            along = torch._foreach_mul(direction, distance)
-            torch._foreach_add_(update, along)
-            torch._foreach_add_(weights, update)
-            above = pathway_losses()
-            torch._foreach_sub_(weights, along, alpha=2.0)
-            below = pathway_losses()
-            return -gain * (above - below) / (2.0 * distance)
+            (slopes,) = derivatives_along(direction, weights, here, lambda: [pathway_losses()])
+            return -gain * slopes
 
 
 class LearnedAlpha:

@@ -7,15 +7,10 @@ import torch
 from torch import Tensor
 
 from tfkd_fast import ops
+from tfkd_fast.methods.differences import PERTURBATION, Tensors, derivatives_along
 from tfkd_fast.methods.protocol import TrainingStep
 
 MATCHING_STEPS = 2
-
-PERTURBATION = 1e-2
-"""Length of the step along which is differentiated, as in DARTS (Liu et al., ICLR 2019, section 2.3)."""
-
-Tensors = list[Tensor] | tuple[Tensor, ...]
-"""One a weight."""
 
 Matching = Callable[[], tuple[Tensor, Tensor]]
 """By the present weights: terms, with gradient in the weights, and shares of the same shape, with gradient in Theta.
@@ -66,7 +61,7 @@ def meta_gradient(
 
         adjoint = _Adjoint(step, _gradients(outer(), weights))
         direction = adjoint.direction()
-        curvature = _along(direction, weights, here, lambda: [*_gradients(outer(), weights)], perturbation)
+        curvature = derivatives_along(direction, weights, here, lambda: [*_gradients(outer(), weights)], perturbation)
         adjoint.go_back(direction, curvature)
         products = []
         while path:
@@ -74,10 +69,10 @@ def meta_gradient(
             direction = adjoint.direction()
             if path:
                 together = partial(terms_and_gradients, shares.detach())
-                slopes, *curvature = _along(direction, weights, here, together, perturbation)
+                slopes, *curvature = derivatives_along(direction, weights, here, together, perturbation)
                 adjoint.go_back(direction, curvature)
             else:  # what came before does not depend on Theta
-                (slopes,) = _along(direction, weights, here, terms_alone, perturbation)
+                (slopes,) = derivatives_along(direction, weights, here, terms_alone, perturbation)
             products.append((shares * slopes).sum())
     return torch.autograd.grad(torch.stack(products).sum(), theta)
 
@@ -103,25 +98,6 @@ class _Adjoint:
         torch._foreach_mul_(self._momenta, step.momentum)
         self._weights = torch._foreach_add(self._weights, curvature)
         torch._foreach_add_(self._weights, direction, alpha=step.weight_decay)
-
-
-def _along(
-    direction: Tensors,
-    weights: list[Tensor],
-    here: list[Tensor],
-    values: Callable[[], list[Tensor]],
-    perturbation: float,
-) -> list[Tensor]:
-    """Derivatives along `direction` of what depends on the weights, where they are `here`. The weights stay changed."""
-    length = torch.stack([part.square().sum() for part in direction]).sum().sqrt()
-    small = perturbation / length
-    shift = torch._foreach_mul(direction, small)
-    ends = []
-    for move in (torch._foreach_add, torch._foreach_sub):
-        with torch.no_grad():
-            torch._foreach_copy_(weights, move(here, shift))
-        ends.append(values())
-    return [(above - below) / (2.0 * small) for above, below in zip(*ends, strict=True)]
 
 
 def _descend(step: TrainingStep, loss: Tensor) -> None:
