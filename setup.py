@@ -201,14 +201,10 @@ class PlatformWheel(bdist_wheel):
 setup(
     # A build dependency only where the environment has none: any torch >= 2.11 serves, and a second copy is large.
     setup_requires=["torch>=2.11"] if find_compiler() and not find_torch() else [],
-    packages=[
-        *find_packages(include=["tfkd_fast*"]),
-        "tfkd_fast.kernels",
-        "tfkd_fast.recipes",
-        "tfkd_fast.recipes.studies",
-    ],
-    package_dir={"tfkd_fast.kernels": "kernels", "tfkd_fast.recipes": "recipes"},
+    package_dir={"": "."},  # so that an editable installation is a path, which type checkers and editors follow
+    packages=find_packages(include=["tfkd_fast*"]),
     package_data={
+        "tfkd_fast": ["py.typed"],
         "tfkd_fast.recipes": ["*.toml", "policies/*.safetensors"],
         "tfkd_fast.recipes.studies": ["*.toml"],
         "tfkd_fast.report": ["*.html"],

@@ -22,18 +22,18 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from tfkd_fast import bench
-from tfkd_fast.bench.training import CLASSES, in_turns
-from tfkd_fast.engine.device import resolve_compute
-from tfkd_fast.engine.epoch import EpochTrainer
-from tfkd_fast.engine.population import Population
-from tfkd_fast.engine.recipe import merge
-from tfkd_fast.engine.schedule import OptimizerSettings
-from tfkd_fast.engine.teachers import Teacher, Teachers
+from tfkd_fast import throughput as bench
+from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS, Context, Method, find_method
-from tfkd_fast.methods.protocol import Material, TeacherFacts
+from tfkd_fast.methods.base.method import Material, TeacherFacts
 from tfkd_fast.models import ModelSettings, build_model, feature_shapes
+from tfkd_fast.runs.recipe import merge
+from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.teachers.teacher import Teacher, Teachers
+from tfkd_fast.throughput.measure import CLASSES, in_turns
+from tfkd_fast.training.epoch import EpochTrainer
+from tfkd_fast.training.population import Population
 
 BASELINE = "ce"
 IMAGE_SHAPE = (3, 32, 32)

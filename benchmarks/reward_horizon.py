@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from tfkd_fast.data import open_dataset
-from tfkd_fast.engine import Recipe, load_recipe
-from tfkd_fast.engine.cooldown import cooled
-from tfkd_fast.engine.device import resolve_compute
-from tfkd_fast.engine.epoch import EpochTrainer
-from tfkd_fast.engine.groups import choose_side_by_side
-from tfkd_fast.engine.judge import Judge
-from tfkd_fast.engine.population import Population
-from tfkd_fast.engine.setup import build_student, load_images, method_context
-from tfkd_fast.methods.controlled_targets import ControlledTargetsSettings
-from tfkd_fast.methods.external import ExternalTargets
-from tfkd_fast.methods.protocol import HoldoutMetrics
+from tfkd_fast.device import resolve_compute
+from tfkd_fast.judging.judge import Judge
+from tfkd_fast.methods.base.method import HoldoutMetrics
+from tfkd_fast.methods.controlled.external import ExternalTargets
+from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
+from tfkd_fast.runs.recipe import Recipe, load_recipe
+from tfkd_fast.training.assemble import build_student, load_images, method_context
+from tfkd_fast.training.cooldown import cooled
+from tfkd_fast.training.epoch import EpochTrainer
+from tfkd_fast.training.groups import choose_side_by_side
+from tfkd_fast.training.population import Population
 
 COPIES = 4
 
@@ -49,7 +49,7 @@ class Branching:
         self.recipe, self.steps = recipe, len(images.fit)
         self.method = ExternalTargets(settings, method_context(recipe, dataset, images.num_fit, compute), COPIES)
         self.population = Population(build, COPIES)
-        self.judge = Judge(images, compute, build)
+        self.judge = Judge(images.fit, images.holdout, compute, build)
         side_by_side = choose_side_by_side(recipe.population)
         self.trainer = EpochTrainer(
             self.population, self.method, images.fit, compute, recipe.optimizer, side_by_side, lambda images: None

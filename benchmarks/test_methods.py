@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import method_steps
 from benchmarks.recorded import DEVICE, clock
-from tfkd_fast import bench
-from tfkd_fast.engine.device import resolve_compute
+from tfkd_fast import throughput as bench
+from tfkd_fast.device import resolve_compute
 from tfkd_fast.methods import METHODS
 from tfkd_fast.models import ModelSettings
 

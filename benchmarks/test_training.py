@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from benchmarks.recorded import DEVICE, clock
-from tfkd_fast import bench
-from tfkd_fast.engine.device import resolve_compute
+from tfkd_fast import throughput as bench
+from tfkd_fast.device import resolve_compute
 from tfkd_fast.models import ModelSettings
 
 BATCH_SIZE, STEPS, ROUNDS = (512, 90, 5) if DEVICE.type == "cuda" else (128, 10, 5)

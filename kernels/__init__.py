@@ -1,1 +1,1 @@
-"""Triton kernels, one module an operator; installed as `tfkd_fast.kernels`."""
+"""Triton kernels, one module an operator; imported as `tfkd_fast.kernels`, a link to this folder."""

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs
 needs_cpp = pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
 
 ENTRIES = ["setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"]
-ENTRIES += ["csrc", "kernels", "recipes", "tfkd_fast"]
+ENTRIES += ["csrc", "kernels", "tfkd_fast"]
 NO_CUDA = {"CUDACXX": "/nonexistent/nvcc"}
 
 

@@ -5,8 +5,8 @@ import torch
 
 from benchmarks import method_steps
 from benchmarks.method_steps import costs, measure, taught_by
-from tfkd_fast import bench
-from tfkd_fast.engine.device import Compute
+from tfkd_fast import throughput as bench
+from tfkd_fast.device import Compute
 from tfkd_fast.methods import METHODS
 from tfkd_fast.models import ModelSettings
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tfkd_fast import engine
-from tfkd_fast.engine import learn_policy, make_recipe
+from tfkd_fast import api
 from tfkd_fast.errors import UserError
+from tfkd_fast.policies.learn import learn_policy
+from tfkd_fast.runs.recipe import make_recipe
 
 SMALL = {
     "method": "tfkd",
@@ -44,7 +45,7 @@ def test_a_search_goes_on_and_its_policy_starts_a_run(tmp_path: Path) -> None:
     assert all(len(line["qualities"]) == 4 and line["best"] == max(line["qualities"]) for line in lines)
 
     policy = {"controller": {"policy": str(whole / "policy.safetensors")}}
-    summary = engine.train(make_recipe(SMALL, policy), tmp_path / "run", listeners=[])
+    summary = api.train(make_recipe(SMALL, policy), tmp_path / "run", listeners=[])
     assert summary["method"] == "tfkd"
 
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from tests.cli.test_train import refusal, run
 from tfkd_fast.cli.app import app
 from tfkd_fast.cli.methods import FIXED, NEEDED, UNSET, Option, options_of
-from tfkd_fast.engine.recipe import make_recipe, set_override
 from tfkd_fast.methods import METHODS
+from tfkd_fast.runs.recipe import make_recipe, set_override
 from tfkd_fast.settings import Settings
 
 

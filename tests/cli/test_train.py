@@ -17,10 +17,10 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from tfkd_fast.cli import main
-from tfkd_fast.engine.checkpoint import load_checkpoint
-from tfkd_fast.engine.loop import PARTS
-from tfkd_fast.engine.student import load_student
 from tfkd_fast.models import ModelSettings
+from tfkd_fast.runs.checkpoint import load_checkpoint
+from tfkd_fast.runs.student import load_student
+from tfkd_fast.training.trainer import PARTS
 
 SMALL = ["--device", "cpu", "--precision", "fp32", "--set", "model.width=0.125", "--batch-size", "128"]
 MRS = ["--method", "tfkd-mrs", "--set", "selection.interval=2", "--set", "selection.candidates=2"]

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.test_resume import few_images, without_clocks
+from tests.training.test_resume import few_images, without_clocks
 from tfkd_fast.data import Dataset, make_loader
 from tfkd_fast.data.datasets.some_classes import SomeClasses
-from tfkd_fast.engine import RunFolder, load_recipe, run_folder
-from tfkd_fast.engine.device import Compute
-from tfkd_fast.engine.evaluate import metrics_of
-from tfkd_fast.engine.loop import Trainer
-from tfkd_fast.engine.recipe import merge
+from tfkd_fast.device import Compute
+from tfkd_fast.judging.metrics import metrics_of
 from tfkd_fast.methods import METHODS
 from tfkd_fast.report import read_run
+from tfkd_fast.runs import folder as run_folder
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.recipe import load_recipe, merge
+from tfkd_fast.training.trainer import Trainer
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 EPOCHS = 8

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine import test_epoch
-from tests.engine.test_epoch import watch_steps
-from tests.engine.test_resume import few_images, log
 from tests.methods import test_every_method
 from tests.methods.test_every_method import tables_of
+from tests.training import test_epoch
+from tests.training.test_epoch import watch_steps
+from tests.training.test_resume import few_images, log
 from tfkd_fast import ops
-from tfkd_fast.engine import Recipe, RunFolder, capture, load_recipe
-from tfkd_fast.engine.device import Compute
-from tfkd_fast.engine.loop import Trainer
-from tfkd_fast.engine.recipe import merge
+from tfkd_fast.device import Compute
 from tfkd_fast.methods import METHODS
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.recipe import Recipe, load_recipe, merge
+from tfkd_fast.training import capture
+from tfkd_fast.training.trainer import Trainer
 
 runs_of = test_every_method.runs_of
 exact_products = test_epoch.exact_products

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfkd_fast.engine.recipe import make_recipe
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Context, Method, find_method
-from tfkd_fast.methods.protocol import StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base.method import StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.models import FeatureShapes
+from tfkd_fast.runs.recipe import make_recipe
 
 CLASSES, BATCH, EPOCHS = 6, 9, 24
 NAMES = ["kd", "dkd", "kd-average", "kd-entropy", "ca-mkd"]

@@ -1,4 +1,4 @@
-"""Commands and their options. Each is a few calls into the engine; what a person reads is printed here."""
+"""Commands and their options. Each is a few calls into the package; what a person reads is printed here."""
 
 import json
 import sys
@@ -12,18 +12,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tfkd_fast import engine
+from tfkd_fast import api
 from tfkd_fast.cli.bench import measure, show
 from tfkd_fast.cli.display import Display
 from tfkd_fast.cli.doctor import examine
 from tfkd_fast.cli.methods import show_method, show_methods
 from tfkd_fast.cli.study import train_study
-from tfkd_fast.control.policy_search import Generation
 from tfkd_fast.data import LoaderName
-from tfkd_fast.engine.device import resolve_compute
+from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings
+from tfkd_fast.policies import learn_policy
 from tfkd_fast.report import write_report
+from tfkd_fast.runs.export import export_student
+from tfkd_fast.runs.recipe import load_recipe, set_override
+from tfkd_fast.runs.replay import replay_recipe
+from tfkd_fast.steering.control.policy_search import Generation
 from tfkd_fast.study import load_study
 
 app = typer.Typer(
@@ -98,11 +102,11 @@ def train(
     if resume is not None:
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
-        out, run = resume, partial(engine.resume, resume)
+        out, run = resume, partial(api.resume, resume)
     else:
-        resolved = engine.load_recipe(recipe, overrides)
+        resolved = load_recipe(recipe, overrides)
         out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
-        run = partial(engine.train, resolved, out, overwrite=overwrite, download=download)
+        run = partial(api.train, resolved, out, overwrite=overwrite, download=download)
     _watch(run, out)
 
 
@@ -117,9 +121,9 @@ def replay(
     """Train again on all training images, none held out, by the targets that a finished run was taught with."""
     overrides = _given({"seed": seed})
     _assign(overrides, assignments)
-    recipe = engine.replay_recipe(run_dir, overrides)
+    recipe = replay_recipe(run_dir, overrides)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
-    _watch(partial(engine.train, recipe, out, overwrite=overwrite), out)
+    _watch(partial(api.train, recipe, out, overwrite=overwrite), out)
 
 
 @app.command()
@@ -163,8 +167,8 @@ def learn(
         best, mean = max(generation.qualities), sum(generation.qualities) / students
         print(f"generation {number + 1}/{generations} · quality {mean:.3f} in the mean, {best:.3f} at best", flush=True)
 
-    resolved = engine.load_recipe(recipe, overrides)
-    path = engine.learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
+    resolved = load_recipe(recipe, overrides)
+    path = learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
     print(f"policy {path}")
 
 
@@ -175,7 +179,7 @@ def evaluate(
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option()] = "auto",
 ) -> None:
     """Test accuracy, NLL and ECE of a finished run, as JSON."""
-    print(json.dumps(engine.evaluate(run_dir, device=device, precision=precision), indent=2))
+    print(json.dumps(api.evaluate(run_dir, device=device, precision=precision), indent=2))
 
 
 @app.command()
@@ -187,7 +191,7 @@ def report(run_dir: RunDir) -> None:
 @app.command()
 def export(run_dir: RunDir) -> None:
     """Write the student of a finished run for torch.export and as ONNX."""
-    for path in engine.export(run_dir):
+    for path in export_student(run_dir):
         print(path)
 
 
@@ -260,7 +264,7 @@ def _watch(train: Callable[..., dict[str, Any]], out: Path) -> None:
 
 def _assign(overrides: dict[str, Any], assignments: list[str] | None) -> None:
     for assignment in assignments or []:
-        engine.set_override(overrides, assignment)
+        set_override(overrides, assignment)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 import tfkd_fast
-from tfkd_fast import bench
+from tfkd_fast import throughput as bench
 from tfkd_fast.data import LoaderName, missing_loaders
-from tfkd_fast.engine.device import Compute
+from tfkd_fast.device import Compute
 from tfkd_fast.models import ModelSettings
 
 Figures = dict[str, Any]

@@ -9,7 +9,7 @@ import torch
 import tfkd_fast
 from tfkd_fast import ops
 from tfkd_fast.data import missing_loaders
-from tfkd_fast.engine.device import cpu_capabilities, resolve_compute
+from tfkd_fast.device import cpu_capabilities, resolve_compute
 from tfkd_fast.ops import native
 
 EXTRAS = {

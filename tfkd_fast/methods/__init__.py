@@ -1,26 +1,26 @@
-"""Training methods by name, all behind `tfkd_fast.methods.protocol.Method`."""
+"""Training methods by name, all behind `tfkd_fast.methods.base.method.Method`."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
-from tfkd_fast.methods.averages import AverageSettings, ConfidenceAverage, EntropyAverage, EqualAverage
-from tfkd_fast.methods.confidence_penalty import ConfidencePenalty, ConfidencePenaltySettings
-from tfkd_fast.methods.controlled_targets import ControlledTargets, ControlledTargetsSettings
-from tfkd_fast.methods.cs_kd import CSKD, CSKDSettings
+from tfkd_fast.methods.base.method import Context, Method
+from tfkd_fast.methods.controlled.method import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
-from tfkd_fast.methods.dkd import DKD, DKDSettings
-from tfkd_fast.methods.dlb import DLB, DLBSettings
 from tfkd_fast.methods.education import Education, EducationSettings
-from tfkd_fast.methods.kd import KD, KDSettings
-from tfkd_fast.methods.kd_specialists import SpecialistsKD
-from tfkd_fast.methods.mmkd import MMKD, MMKDSettings
-from tfkd_fast.methods.ols import OLS, OLSSettings
-from tfkd_fast.methods.protocol import Context, Method
-from tfkd_fast.methods.ps_kd import PSKD, PSKDSettings
-from tfkd_fast.methods.tf_kd import TfKDReg, TfKDRegSettings, TfKDSelf, TfKDSelfSettings
-from tfkd_fast.methods.uskd import USKD, USKDSettings
-from tfkd_fast.methods.zipf import Zipf, ZipfSettings
+from tfkd_fast.methods.education.kd_specialists import SpecialistsKD
+from tfkd_fast.methods.label.confidence_penalty import ConfidencePenalty, ConfidencePenaltySettings
+from tfkd_fast.methods.label.ols import OLS, OLSSettings
+from tfkd_fast.methods.label.tf_kd import TfKDReg, TfKDRegSettings, TfKDSelf, TfKDSelfSettings
+from tfkd_fast.methods.label.zipf import Zipf, ZipfSettings
+from tfkd_fast.methods.one_teacher.dkd import DKD, DKDSettings
+from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
+from tfkd_fast.methods.self_distillation.cs_kd import CSKD, CSKDSettings
+from tfkd_fast.methods.self_distillation.dlb import DLB, DLBSettings
+from tfkd_fast.methods.self_distillation.ps_kd import PSKD, PSKDSettings
+from tfkd_fast.methods.self_distillation.uskd import USKD, USKDSettings
+from tfkd_fast.methods.several_teachers.averages import AverageSettings, ConfidenceAverage, EntropyAverage, EqualAverage
+from tfkd_fast.methods.several_teachers.mmkd import MMKD, MMKDSettings
 from tfkd_fast.settings import Settings
 
 __all__ = ["METHODS", "Context", "Method", "MethodEntry", "find_method"]
@@ -141,7 +141,7 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "tfkd-extended": _controlled(
         "the same, mixed with predictions of the student itself: earlier ones, its peers', those of averaged weights",
-        "our extension of Jiang et al., IEEE Access 2024; the sources are named in tfkd_fast.targets.settings",
+        "our extension of Jiang et al., IEEE Access 2024; the sources are named in tfkd_fast.steering.targets.settings",
         target={"family": "rank-binned", "sources": ("memory", "peers", "slow-self"), "source_share": 0.1},
         controller={"name": "ppo"},
         selection={"budget": "full"},

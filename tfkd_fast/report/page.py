@@ -7,8 +7,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tfkd_fast.engine import RunFolder
-from tfkd_fast.engine.checkpoint import write_atomically
 from tfkd_fast.report.curves import accuracy_chart, calibration_chart, groups_chart, loss_chart, pace_chart
 from tfkd_fast.report.drawing import DARK, LIGHT, Chart
 from tfkd_fast.report.run import Professor, Run, read_run
@@ -23,6 +21,8 @@ from tfkd_fast.report.steering import (
     wins,
 )
 from tfkd_fast.report.teaching import pathway_chart, pathway_words, teacher_chart
+from tfkd_fast.runs.checkpoint import write_atomically
+from tfkd_fast.runs.folder import RunFolder
 
 UNKNOWN = "–"
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from tfkd_fast.engine import RunFolder
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.folder import RunFolder
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 

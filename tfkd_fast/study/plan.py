@@ -39,9 +39,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tfkd_fast.engine import Recipe, make_recipe
-from tfkd_fast.engine.recipe import Table, merge, shipped
 from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.runs.recipe import Recipe, Table, make_recipe, merge, shipped
 from tfkd_fast.settings import Settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tfkd_fast.engine import Recipe, RunFolder, read_recipe, replay_recipe
-from tfkd_fast.engine.checkpoint import write_atomically
-from tfkd_fast.engine.device import resolve_compute
-from tfkd_fast.engine.run_folder import finite
+from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.checkpoint import write_atomically
+from tfkd_fast.runs.folder import RunFolder, finite
+from tfkd_fast.runs.recipe import Recipe, read_recipe
+from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 
 from tests.methods.distpro.steps import shapes
-from tfkd_fast.engine.recipe import make_recipe
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.distpro.pathways import (
     Pathway,
@@ -18,6 +17,7 @@ from tfkd_fast.methods.distpro.pathways import (
     without_small,
 )
 from tfkd_fast.models import FeatureShapes
+from tfkd_fast.runs.recipe import make_recipe
 
 
 def stages(teacher: str, student: str, *, all_pairs: bool = False) -> list[tuple[int, int]]:

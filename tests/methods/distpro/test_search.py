@@ -21,14 +21,14 @@ from tests.methods.distpro.steps import (
     outputs,
 )
 from tfkd_fast.data import Batch
-from tfkd_fast.engine.recipe import make_recipe
 from tfkd_fast.errors import UserError
+from tfkd_fast.methods.base.method import StepBatch, TeacherOutputs
 from tfkd_fast.methods.distpro import DistProSearch, DistProSearchSettings
 from tfkd_fast.methods.distpro.connectors import hierarchical_context_loss
 from tfkd_fast.methods.distpro.pathways import biased_softmax
 from tfkd_fast.methods.distpro.search import LearnedAlpha, SearchSettings, influences
-from tfkd_fast.methods.protocol import StepBatch, TeacherOutputs
 from tfkd_fast.models import Features, FeatureShapes
+from tfkd_fast.runs.recipe import make_recipe
 
 
 def build(**tables: dict[str, object]) -> DistProSearch:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from tests.methods.education.conftest import CLASSES, GROUPS, Build, build_student
+from tfkd_fast.methods.base.method import StepBatch, TeacherOutputs
 from tfkd_fast.methods.education import Education
-from tfkd_fast.methods.protocol import StepBatch, TeacherOutputs
 
 BATCH = 12
 ONE = (tuple(range(CLASSES)),)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.methods.education.conftest import Build
+from tfkd_fast.methods.base.method import EpochResult, IntervalResult, TrainingStatistics
 from tfkd_fast.methods.education import Education
-from tfkd_fast.methods.protocol import EpochResult, IntervalResult, TrainingStatistics
 
 NAN = math.nan
 TRAINING = TrainingStatistics(1.0, 0.5, 0.5, 1.0)

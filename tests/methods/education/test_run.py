@@ -9,12 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from tfkd_fast.api import train
 from tfkd_fast.data import DataSettings, make_loader, open_dataset, split_holdout
-from tfkd_fast.engine import load_recipe, train
-from tfkd_fast.engine.device import Compute
-from tfkd_fast.engine.evaluate import predict
-from tfkd_fast.engine.student import load_student
+from tfkd_fast.device import Compute
+from tfkd_fast.judging.metrics import predict
 from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.runs.recipe import load_recipe
+from tfkd_fast.runs.student import load_student
 
 MODEL = {"name": "vgg8", "width": 0.125}
 

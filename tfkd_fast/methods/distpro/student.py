@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfkd_fast.methods.base.method import Context, Plan, StepBatch
 from tfkd_fast.methods.distpro.connectors import Connectors
 from tfkd_fast.methods.distpro.pathways import Pathway, PathwaySettings, find_pathways
-from tfkd_fast.methods.protocol import Context, Plan, StepBatch
-from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
+from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.models import FeatureShapes
 from tfkd_fast.ops import SoftTargetStats
 

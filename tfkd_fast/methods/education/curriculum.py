@@ -8,8 +8,8 @@ from pydantic import Field
 
 from tfkd_fast.data import ClassChoice, find_labels
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.protocol import Context
-from tfkd_fast.methods.specialists import check_partition, specialist_groups
+from tfkd_fast.methods.base.method import Context
+from tfkd_fast.methods.taught.specialists import check_partition, specialist_groups
 from tfkd_fast.settings import Settings
 
 GRADES = 3

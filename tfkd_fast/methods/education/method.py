@@ -8,20 +8,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, EpochResult, Interval, IntervalResult, Outcome, Plan, StepBatch
 from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades
 from tfkd_fast.methods.education.marks import Marks
 from tfkd_fast.methods.education.network import Grade, Head
-from tfkd_fast.methods.protocol import (
-    Context,
-    EpochResult,
-    Interval,
-    IntervalResult,
-    Outcome,
-    Plan,
-    StepBatch,
-)
-from tfkd_fast.methods.specialists import SideBySide
-from tfkd_fast.methods.taught import TaughtSettings, TaughtStudent
+from tfkd_fast.methods.taught.specialists import SideBySide
+from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.randomness import Purpose, random_words, seeded
 from tfkd_fast.settings import Settings

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.adjusted import mixed
+from tfkd_fast.methods.base.method import Context, Event, Material, StepBatch, TeacherOutputs
 from tfkd_fast.methods.professor.lessons import Lessons
 from tfkd_fast.methods.professor.networks import Professor
 from tfkd_fast.methods.professor.settings import ProfessorSettings
 from tfkd_fast.methods.professor.training import Report, Training, judge
-from tfkd_fast.methods.protocol import Context, Event, Material, StepBatch, TeacherOutputs
+from tfkd_fast.methods.taught.corrections import mixed
 from tfkd_fast.randomness import seeded
 
 

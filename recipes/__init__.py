@@ -1,1 +1,0 @@
-"""Experiment recipes (TOML), one file an experiment; installed as `tfkd_fast.recipes`."""

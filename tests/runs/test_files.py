@@ -1,0 +1,121 @@
+"""Checkpoints and run folders: atomic, checksummed, refused when damaged."""
+
+import json
+import math
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from tfkd_fast.runs.checkpoint import MAGIC, load_checkpoint, save_checkpoint
+from tfkd_fast.runs.folder import EventLog, RunFolder
+from tfkd_fast.errors import UserError
+
+STATE = {"weights": torch.arange(1000.0), "epoch": 3, "names": ["a", "b"], "nested": {"none": None}}
+
+
+def test_a_checkpoint_comes_back_as_it_went(tmp_path: Path) -> None:
+    path = tmp_path / "epoch.ckpt"
+    save_checkpoint(path, STATE)
+    state = load_checkpoint(path)
+    assert torch.equal(state.pop("weights"), STATE["weights"])
+    assert state == {key: value for key, value in STATE.items() if key != "weights"}
+    assert [file.name for file in tmp_path.iterdir()] == ["epoch.ckpt"]
+
+
+@pytest.mark.parametrize("cut", [1, 100, 4000])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "epoch.ckpt"
+    save_checkpoint(path, STATE)
+    os.truncate(path, path.stat().st_size - cut)
+    with pytest.raises(UserError, match=r"epoch.ckpt is truncated or damaged: delete it"):
+        load_checkpoint(path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "epoch.ckpt"
+    save_checkpoint(path, STATE)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_a_foreign_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "owned",))
+
+    path = tmp_path / "epoch.ckpt"
+    path.write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(UserError, match="no checkpoint of tfkd-fast"):
+        load_checkpoint(path)
+    assert not (tmp_path / "owned").exists()
+    assert not path.read_bytes().startswith(MAGIC)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "epoch.ckpt"
+    save_checkpoint(path, {"epoch": 1})
+    path.with_name("epoch.ckpt.part").mkdir()  # the neighbour cannot be opened for writing
+    with pytest.raises(UserError, match=r"cannot write .*epoch.ckpt: .*untouched"):
+        save_checkpoint(path, {"epoch": 2})
+    assert load_checkpoint(path) == {"epoch": 1}
+
+
+def test_a_run_folder_keeps_two_checkpoints_and_finds_the_newest(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create("method = 'ce'")
+    assert run.newest_state() is None
+    for epoch in (1, 2, 9, 10):
+        run.save_checkpoint(epoch, {"epoch": epoch})
+    assert [path.name for path in run.checkpoint_files()] == ["epoch-00009.ckpt", "epoch-00010.ckpt"]
+    assert run.newest_state() == {"epoch": 10}
+
+
+def test_an_existing_run_is_refused_and_replaced_only_on_request(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.refuse_if_taken()
+    run.create("a = 1")
+    run.save_checkpoint(1, {"epoch": 1})
+    with pytest.raises(UserError, match=r"holds an unfinished run: go on with --resume"):
+        run.refuse_if_taken()
+    run.write_json(run.summary, {"test_top1": 1.0})
+    with pytest.raises(UserError, match=r"already holds a finished run: .*--overwrite"):
+        run.refuse_if_taken()
+    assert run.recipe.read_text() == "a = 1"
+    assert run.checkpoint_files()
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("mine")
+    run.create("a = 2")
+    assert run.read_summary() is None
+    assert not run.checkpoint_files()
+    assert foreign.read_text() == "mine"
+
+
+def test_a_folder_without_a_recipe_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        RunFolder(tmp_path).require_run()
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=r"run is a file"):
+        RunFolder(tmp_path / "run").refuse_if_taken()
+
+
+def test_the_log_is_cut_back_to_the_checkpoint_and_has_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = EventLog(path)
+    log.write({"event": "epoch", "nll": math.nan, "values": [1.0, math.inf]})
+    kept = log.size()
+    log.write({"event": "after the checkpoint"})
+    log.close()
+    log = EventLog(path, keep=kept)
+    log.write({"event": "resume"})
+    log.close()
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert events == [{"event": "epoch", "nll": None, "values": [1.0, None]}, {"event": "resume"}]

@@ -1,0 +1,381 @@
+"""Epochs of several candidates: the three ways to train them side by side, host waits, and CUDA graphs."""
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tfkd_fast import ops
+from tfkd_fast.data import DataSettings, Loader, make_loader, open_dataset
+from tfkd_fast.device import Compute
+from tfkd_fast.methods import Context, Method, find_method
+from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.training.epoch import Diverged, EpochRun, EpochTrainer, Lane
+from tfkd_fast.training.population import Population
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+BATCH = 32
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    """float32 with all its bits, always by the same kernels, and no limit on what earlier tests compiled."""
+    allowed, fixed = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    torch.compiler.reset()
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = allowed, fixed
+
+
+IMAGES = 5 * BATCH + 7  # the last batch is smaller
+SOURCES = ("memory", "peers", "slow-self")
+SETTINGS = OptimizerSettings()
+
+
+def make(
+    way: str, device: str = "cpu", *, candidates: int = 3, order: str = "own", dtype: torch.dtype = torch.float32,
+    loader: str = "resident", compile: bool = False, width: float = 0.125, sources: tuple[str, ...] = (),
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> tuple[EpochTrainer, Population, Method]:  # fmt: skip
+    """A population on digits whose candidates differ by their targets, and by their data if `order` is own."""
+    compute = Compute(torch.device(device), dtype, compile)
+    settings = DataSettings(batch_size=BATCH, loader=loader)
+    digits = open_dataset(settings)
+    images = digits.read_train().subset(torch.arange(IMAGES))
+    made_loader = make_loader(images, digits, settings, compute.device, dtype, seed=3)
+    entry = find_method("tfkd-mrs")
+    target = {"family": "scalar", "sources": sources, "source_share": 0.2, "slow_self_decay": 0.9}
+    options: dict[str, Any] = {"target": target, "controller": {"name": "random", "warmup_epochs": 0}}
+    if candidates > 1:
+        options["selection"] = {"budget": "full", "candidates": candidates, "data_order": order}
+    context = Context(10, IMAGES, 4, 0, compute.device, lambda epoch: 1.0)
+    method = entry.build(entry.settings.model_validate(options), context)
+    method.begin_interval(0)
+
+    def build() -> torch.nn.Module:
+        model = compute.place(build_model(ModelSettings(width=width), 10, 1, seed=0))
+        return model.double() if dtype is torch.float64 else model
+
+    population = Population(build, candidates, slow=method.slow_decay is not None)
+    return (
+        EpochTrainer(population, method, made_loader, compute, SETTINGS, way, on_batch),
+        population,
+        method,
+    )
+
+
+def rates_of(epoch: int, candidates: int, rate: float) -> list[list[float]]:
+    """For each candidate and step: every candidate has its own, and none is the rate of the step before."""
+    steps = -(-IMAGES // BATCH)
+    schedule = [rate / (1 + epoch + step / steps) for step in range(steps)]
+    return [[(1 + 0.1 * slot) * value for value in schedule] for slot in range(candidates)]
+
+
+def train(trainer: EpochTrainer, epochs: int = 2, candidates: int = 3, rate: float = 0.05) -> list[EpochRun]:
+    """The runs of the last epoch."""
+    for epoch in range(epochs):
+        runs = trainer.run(candidates, epoch, rates_of(epoch, candidates, rate), average=epoch == epochs - 1)
+    return runs
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_epoch_is_the_loop_that_one_writes_by_hand(device: str) -> None:
+    trainer, population, method = make("sequential", device, candidates=1)
+    loader: Loader = trainer._loader
+    model = copy.deepcopy(population.models[0]).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
+    total, correct, average = 0.0, 0, None
+    runs = train(trainer, candidates=1)
+    for epoch in range(2):
+        total, correct, weights = 0.0, 0, []
+        for step, batch in enumerate(loader.epoch(epoch)):
+            optimizer.param_groups[0]["lr"] = 0.05 / (1 + epoch + step / len(loader))
+            logits = model(batch.images)
+            loss = F.cross_entropy(logits, method._teaching._tables[0][batch.labels])
+            entropy = -(method._teaching._tables[0] * method._teaching._tables[0].log()).nansum(1)[0]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += (loss.item() - entropy.item()) * len(batch.labels)
+            correct += (logits.argmax(1) == batch.labels).sum().item()
+            weights.append([parameter.detach().clone() for parameter in model.parameters()])
+        average = [torch.stack(values).mean(0) for values in zip(*weights, strict=True)]
+    # the loss' own gradient is rounded otherwise than torch's; 12 steps at a high rate carry that on
+    for ours, theirs in zip(population.models[0].parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(population.epoch_average.of(0).values(), average, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert runs[0].training.loss == pytest.approx(total / IMAGES, rel=1e-3)
+    assert runs[0].training.top1 == pytest.approx(correct / IMAGES, abs=1.01 / IMAGES)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("order", ["own", "shared"])
+@pytest.mark.parametrize("way", ["streams", "stacked"])
+def test_candidates_side_by_side_learn_what_they_learn_alone(way: str, order: str, device: str) -> None:
+    # In float64 sums in another order differ by 1e-16 a step, which 12 steps carry on. CUDA has float32 only: 1e-7 a
+    # step, at a rate that carries little of it on.
+    dtype, rate, close = (torch.float64, 0.05, 1e-9) if device == "cpu" else (torch.float32, 1e-3, 1e-4)
+    trainer, population, _ = make("sequential", device, order=order, dtype=dtype)
+    expected = train(trainer, rate=rate)
+    other, others, _ = make(way, device, order=order, dtype=dtype)
+    started = time.perf_counter()
+    results = train(other, rate=rate)
+    assert sum(run.seconds + run.set_up_seconds for run in results) <= time.perf_counter() - started
+    for run, wanted in zip(results, expected, strict=True):
+        assert run.training.loss == pytest.approx(wanted.training.loss, rel=max(close, 1e-6))  # kept in float32
+        assert run.training.top1 == pytest.approx(wanted.training.top1, abs=1.01 / IMAGES)
+        assert run.images == wanted.images
+    for slot in range(3):
+        for part in ("weights", "buffers", "momenta"):
+            ours, theirs = others.candidate(slot)[part], population.candidate(slot)[part]
+            for name, value in theirs.items():
+                torch.testing.assert_close(ours[name], value, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
+        averages = (each.epoch_average.of(slot) for each in (others, population))
+        for ours, theirs in zip(*(average.values() for average in averages), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
+    losses = [run.training.loss for run in results]
+    assert len(set(losses)) == 3, "the candidates must differ, or the test shows nothing"
+
+
+def soft_cross_entropy(teacher: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || softmax(logits)) up to what no gradient reaches, mean over the batch."""
+    return -(teacher * logits.log_softmax(-1)).sum(-1).mean()
+
+
+@pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
+def test_candidates_that_teach_each_other_are_the_loop_that_one_writes_by_hand(way: str) -> None:
+    """All sources at once, in float64: each candidate has a network, a slow copy of it and a memory.
+
+    Only what the method computed in float32 before the epoch is taken over: tables, shares, temperatures."""
+    trainer, population, method = make(way, sources=SOURCES, dtype=torch.float64)
+    models, slow_models = ([copy.deepcopy(population.models[0]).train() for _ in range(3)] for _ in range(2))
+    optimizers = [torch.optim.SGD(m.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4) for m in models]
+    remembered = torch.zeros(3, IMAGES, 10, dtype=torch.float64)
+    teaching: Any = method._teaching
+    tables, shares, temperatures = (t.double() for t in (teaching._tables, teaching._shares, teaching._temperatures))
+    for epoch in range(2):
+        rates = torch.tensor(rates_of(epoch, 3, 0.05)).tolist()  # float32 on the device
+        for step, batch in enumerate(trainer._loader.epoch(epoch)):
+            logits = [model(batch.images) for model in models]
+            with torch.no_grad():
+                slow_logits = [model(batch.images) for model in slow_models]
+            for slot in range(3):
+                own, share = logits[slot], shares[slot]
+                memory, shared, slow = temperatures[slot]
+                peers = torch.stack([(each.detach() / shared).softmax(-1) for each in logits]).mean(0)
+                loss = (
+                    share[0] * soft_cross_entropy(tables[slot][batch.labels], own)
+                    + share[1] * memory**2
+                    * soft_cross_entropy((remembered[slot, batch.indices] / memory).softmax(-1), own / memory)
+                    + share[2] * shared**2 * soft_cross_entropy(peers, own / shared)
+                    + share[3] * slow**2 * soft_cross_entropy((slow_logits[slot] / slow).softmax(-1), own / slow)
+                )  # fmt: skip
+                optimizers[slot].param_groups[0]["lr"] = rates[slot][step]
+                optimizers[slot].zero_grad()
+                loss.backward()
+                optimizers[slot].step()
+                remembered[slot, batch.indices] = own.detach().half().double()
+                with torch.no_grad():
+                    for follower, weight in zip(slow_models[slot].parameters(), models[slot].parameters(), strict=True):
+                        follower.copy_(0.9 * follower + 0.1 * weight)
+    slow_forwards: list[tuple[bool, bool]] = []
+    for model in population.slow_models:
+        model.register_forward_hook(lambda of, _, out: slow_forwards.append((of.training, out.requires_grad)))
+    train(trainer)
+    assert slow_forwards == ([] if way == "stacked" else [(True, False)] * (2 * 6 * 3))  # stacked: as one network
+    close = {"rtol": 1e-9, "atol": 1e-9}  # sums in another order differ by 1e-16 a step, which 12 steps carry on
+    for slot in range(3):
+        for ours, theirs in ((population.models, models), (population.slow_models, slow_models)):
+            for name, value in theirs[slot].state_dict().items():  # weights, and what batch norm saw
+                torch.testing.assert_close(ours[slot].state_dict()[name], value, **close)
+    torch.testing.assert_close(teaching._instances.logits.double(), remembered, **close)
+    for a, b in ((0, 1), (1, 2)):
+        difference = (models[a].classifier.weight - models[b].classifier.weight).abs().max()
+        assert difference > 1e-4, "the candidates must differ, or the test shows nothing"
+
+
+@pytest.mark.parametrize("way", ["sequential", "stacked"])
+@pytest.mark.parametrize("sources", [(), ("peers",)])
+def test_a_candidate_whose_learning_rate_is_zero_stays_where_it_is(way: str, sources: tuple[str, ...]) -> None:
+    trainer, population, _ = make(way, sources=sources)
+    start = population.candidate(0)["weights"]
+    rates = rates_of(0, 3, 0.05)
+    rates[1] = [0.0] * len(rates[1])
+    trainer.run(3, 0, rates, average=False)
+    for slot in range(3):
+        moved = [not torch.equal(value, start[name]) for name, value in population.candidate(slot)["weights"].items()]
+        assert all(moved) if slot != 1 else not any(moved)
+
+
+def test_in_bf16_the_stack_computes_in_bf16() -> None:
+    losses = {}
+    for way in ("sequential", "stacked"):
+        trainer, _, _ = make(way, dtype=torch.bfloat16)
+        losses[way] = [run.training.loss for run in train(trainer, epochs=1)]
+    exact = [run.training.loss for run in train(make("sequential")[0], epochs=1)]
+    for stacked, sequential, fp32 in zip(losses["stacked"], losses["sequential"], exact, strict=True):
+        assert stacked != fp32
+        assert stacked == pytest.approx(sequential, rel=2e-2)  # bf16 has 8 bits, and the losses of 6 steps are averaged
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts the operations that make the host wait for a device: values that Python reads, sizes that depend on data,
+    tensors that are made from numbers of the host."""
+
+    NAMES = (
+        "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "masked_scatter", "repeat_interleave",
+        "unique_consecutive", "unique_dim", "_unique", "_unique2", "bincount", "histc", "lift_fresh",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.NAMES:
+            self.seen.append(name)
+        if name.strip("_").removeprefix("unsafe_").startswith("index") and isinstance(args[1], (list, tuple)):
+            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+            self.seen += [f"{name} by a mask"] * len(masks)
+        return func(*args, **kwargs or {})
+
+
+def watch_steps(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Lane, int], list[str]]:
+    """From now on, what makes the host wait in the first step of every kind."""
+    seen: dict[tuple[Lane, int], list[str]] = {}
+    take_step = Lane._step
+
+    def watched(lane: Lane, size: int) -> None:
+        if (lane, size) in seen:
+            take_step(lane, size)
+            return
+        with HostWaits() as waits:
+            take_step(lane, size)
+        seen[lane, size] = waits.seen
+
+    monkeypatch.setattr(Lane, "_step", watched)
+    monkeypatch.setattr("tfkd_fast.training.step.sgd_step", lambda *arguments: None)  # reads the rate on the CPU alone
+    return seen
+
+
+@pytest.mark.parametrize("way", ["sequential", "stacked"])
+@pytest.mark.parametrize("sources", [(), SOURCES])
+def test_the_steps_of_an_epoch_never_wait_for_the_device(
+    way: str, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU as a stand-in: what is left out looks at values there alone, where that costs no wait."""
+    waits = watch_steps(monkeypatch)
+    trainer, _, _ = make(way, sources=sources)
+    with ops.using_backend("reference"):
+        train(trainer, epochs=1)
+    lanes = 3 if way == "sequential" and not sources else 1  # peers step together
+    assert len(waits) == 2 * lanes  # a smaller last batch is a kind of its own
+    assert not any(waits.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
+@pytest.mark.parametrize("loader", ["resident", "torchvision"])
+def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
+    trainer, _, _ = make(way, "cuda", loader=loader)
+    train(trainer, epochs=6)  # the set-up may wait
+    for lane in trainer._lanes[3, False, False, None, 0]:
+        lane._records.restart([[0.01] * len(lane._sizes)] * len(lane._slots))
+        lane._feed.start(1, lane._slots)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for size in lane._sizes:
+                lane._feed.advance()
+                lane._steps[size]()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
+@pytest.mark.parametrize("sources", [(), SOURCES])
+def test_a_captured_step_is_the_step(way: str, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, population, _ = make(way, "cuda", sources=sources)
+    train(captured, epochs=4)
+    monkeypatch.setattr("tfkd_fast.training.capture.UNCAPTURED", 10**6)
+    uncaptured, others, _ = make(way, "cuda", sources=sources)
+    train(uncaptured, epochs=4)
+    for slot in range(3):
+        for name, value in others.candidate(slot)["weights"].items():
+            torch.testing.assert_close(population.candidate(slot)["weights"][name], value, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", ["sequential", "stacked"])
+def test_compiled_it_learns_the_same(way: str, device: str) -> None:
+    plain, _, _ = make(way, device)
+    expected = train(plain, epochs=1)
+    compiled, _, _ = make(way, device, compile=True)
+    results = train(compiled, epochs=1)
+    for run, wanted in zip(results, expected, strict=True):
+        assert run.training.loss == pytest.approx(wanted.training.loss, rel=1e-3)
+        assert run.images < IMAGES  # what was trained on while compiling is timed apart
+    assert results[0].set_up_seconds > results[0].seconds
+
+
+def test_on_threads_nobody_trains_while_another_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch 2.11, what is compiled may not be called meanwhile."""
+    compiling = threading.Event()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        compiling.set()
+        time.sleep(0.2)
+        compiling.clear()
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    trainer, _, _ = make("streams", compile=True, on_batch=lambda images: trained.append(compiling.is_set()))
+    trained: list[bool] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        train(trainer, epochs=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(trained) == 2 * 3 * 6
+    assert not any(trained)
+
+
+def test_a_loss_that_is_not_finite_is_named() -> None:
+    trainer, population, _ = make("sequential")
+    with torch.no_grad():
+        population.models[1].classifier.bias[0] = torch.inf
+    with pytest.raises(Diverged, match=r"the loss became (nan|inf) in epoch 1, step 1, candidate 1"):
+        train(trainer, epochs=1)
+
+
+def test_on_threads_the_first_error_stops_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _, _ = make("streams")
+    taken: list[int] = []
+
+    def fail_once(images: int) -> None:
+        taken.append(images)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+
+    trainer._on_batch = fail_once
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(trainer, epochs=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(taken) < 3 * 6  # the steps of all candidates

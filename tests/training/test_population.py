@@ -1,0 +1,134 @@
+"""Candidates: copying a winner, averages, and a state that comes back bit for bit."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.training.population import Population, Tree
+
+
+def build() -> torch.nn.Module:
+    model = build_model(ModelSettings(width=0.125), num_classes=4, in_channels=1, seed=0)
+    return model.to(memory_format=torch.channels_last)
+
+
+def train(population: Population, slot: int, seed: int, steps: int = 3) -> None:
+    """Plain momentum, with torch's own gradients, on the slot's network."""
+    generator = torch.Generator().manual_seed(seed)
+    model = population.models[slot].train()
+    for _ in range(steps):
+        images = torch.randn(8, 1, 32, 32, generator=generator)
+        labels = torch.randint(4, (8,), generator=generator)
+        gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
+        with torch.no_grad():
+            for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
+                weight -= 0.05 * population.momenta[name][slot].mul_(0.9).add_(gradient)
+
+
+def tensors(tree: Tree) -> list[torch.Tensor]:
+    return [tensor for part in ("weights", "buffers", "momenta", "interval_sums") for tensor in tree[part].values()]
+
+
+def assert_equal(first: Tree, second: Tree) -> None:
+    for a, b in zip(tensors(first), tensors(second), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_slots_start_equal_and_are_networks_as_they_were_built() -> None:
+    population = Population(build, 3)
+    assert_equal(population.candidate(0), population.candidate(2))
+    for name, tensor in build().state_dict().items():
+        assert torch.equal(population.models[1].state_dict()[name], tensor)
+
+
+def test_networks_are_slices_that_keep_their_memory_layout() -> None:
+    population = Population(build, 2)
+    for name, parameter in population.models[1].named_parameters():
+        assert parameter.data_ptr() == population.weights[name][1].data_ptr()
+        if parameter.dim() == 4:
+            assert parameter.is_contiguous(memory_format=torch.channels_last)
+    for name, buffer in population.models[1].named_buffers():
+        assert buffer.data_ptr() == population.buffers[name][1].data_ptr()
+
+
+@pytest.mark.parametrize("winner", [0, 1, 2])
+def test_after_selection_all_slots_are_the_winner_and_train_alike(winner: int) -> None:
+    population = Population(build, 3)
+    for slot in range(3):
+        train(population, slot, seed=slot)
+    expected = population.candidate(winner)
+    population.continue_from([winner])
+    for slot in range(3):
+        assert_equal(population.candidate(slot), expected)
+        train(population, slot, seed=7)
+    assert_equal(population.candidate(0), population.candidate(1))
+    assert_equal(population.candidate(0), population.candidate(2))
+    # copies, not shared storage
+    train(population, 0, seed=8)
+    assert not torch.equal(tensors(population.candidate(0))[0], tensors(population.candidate(1))[0])
+
+
+def test_several_survivors_share_the_slots() -> None:
+    """Successive halving: the best come first, and the others are their copies."""
+    population = Population(build, 5, slow=True)
+    for slot in range(5):
+        train(population, slot, seed=slot)
+        population.slow["classifier.bias"][slot] += slot
+    trees = [population.candidate(slot) for slot in range(5)]
+    population.continue_from([3, 1])
+    for slot, parent in enumerate([3, 1, 3, 1, 3]):
+        assert_equal(population.candidate(slot), trees[parent])
+    restored = Population(build, 5, slow=True)
+    restored.load_state_dict(copy.deepcopy(population.state_dict(2)))
+    for slot in range(5):
+        assert_equal(restored.candidate(slot), population.candidate(slot))
+
+
+def test_state_comes_back_and_training_goes_on_alike() -> None:
+    population = Population(build, 3)
+    population.interval_average.restart()
+    for slot in range(2):
+        train(population, slot, seed=slot)
+    population.interval_average.add(2)
+    state = copy.deepcopy(population.state_dict(2))
+    restored = Population(build, 3)
+    restored.load_state_dict(state)
+    for slot in range(2):
+        for each in (population, restored):
+            train(each, slot, seed=5)
+    for each in (population, restored):
+        each.interval_average.add(2)
+    for slot in range(2):
+        assert_equal(population.candidate(slot), restored.candidate(slot))
+        averages = (each.interval_average.of(slot).values() for each in (population, restored))
+        for a, b in zip(*averages, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_slots_that_were_not_saved_are_copies_of_the_first() -> None:
+    population, restored = Population(build, 2), Population(build, 2)
+    train(population, 0, seed=0)
+    restored.load_state_dict(population.state_dict(1))
+    assert_equal(restored.candidate(1), population.candidate(0))
+
+
+def test_a_saved_candidate_holds_its_own_tensors_only() -> None:
+    for tensor in tensors(Population(build, 4).candidate(1)):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_the_average_is_the_mean_of_the_weights() -> None:
+    population, sums = Population(build, 1), None
+    average = population.interval_average
+    average.restart()
+    for seed in range(3):
+        train(population, 0, seed)
+        average.add(1)
+        weights = [p.detach().double() for p in population.models[0].parameters()]
+        sums = weights if sums is None else [a + b for a, b in zip(sums, weights, strict=True)]
+    for mean, total in zip(average.of(0).values(), sums, strict=True):
+        # three float32 roundings of values of order 1
+        torch.testing.assert_close(mean.double(), total / 3, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,223 @@
+"""Going on from any checkpoint ends with the same student, bit for bit. A full disk or a locked folder loses none."""
+
+import ctypes
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.test_trainer import log, recipe, trainer
+from tfkd_fast import api
+from tfkd_fast.data import Dataset, missing_loaders, open_dataset
+from tfkd_fast.device import Compute
+from tfkd_fast.methods.base.method import Event
+from tfkd_fast.runs import folder as run_folder
+from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.training.trainer import PARTS, Trainer
+
+EPOCHS = 4
+CLOCKS = {"time", "seconds", "images_per_second", *(f"{part}_seconds" for part in PARTS)}
+WARMED = {"warmup_epochs": 1}
+MRS: dict[str, Any] = {"selection": {"candidates": 2, "interval": 2}}
+
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ce": ("ce", {}),
+    "label-smoothing": ("label-smoothing", {}),
+    "tfkd, ppo": ("tfkd", {"controller": {"name": "ppo", "single_buffer": 2, **WARMED}}),
+    "tfkd, reinforce": ("tfkd", {"controller": {"name": "reinforce", "single_buffer": 2, **WARMED}}),
+    "tfkd, random": ("tfkd", {"controller": {"name": "random", **WARMED}}),
+    "tfkd, progressive": ("tfkd", {"controller": {"name": "progressive", **WARMED}}),
+    "tfkd, schedule": ("tfkd", {"controller": {"name": "schedule", "true_mass": [0.9, 0.6, 0.9]}}),
+    "tfkd, full matrix": ("tfkd", {"target": {"family": "full-matrix"}}),
+    "tfkd, scalar": ("tfkd", {"target": {"family": "scalar"}}),
+    "mrs, ppo": ("tfkd-mrs", {"controller": {"name": "ppo", **WARMED}, **MRS}),
+    "mrs, reinforce": ("tfkd-mrs", {"controller": {"name": "reinforce", **WARMED}, **MRS}),
+    "mrs, probe": ("tfkd-mrs", {"selection": {"budget": "probe", "candidates": 2, "interval": 2, "events": [0.4]}}),
+    "mrs, streams": ("tfkd-mrs", {"population": "streams", **MRS}),
+    "mrs, stacked": ("tfkd-mrs", {"population": "stacked", **MRS}),
+    "halving, learning rates": (  # stopped before a round, between its rungs and within the last one
+        "tfkd-mrs",
+        {"controller": WARMED, "selection": {"budget": "halving", "candidates": 2, "learning_rate_spread": 0.5}},
+    ),
+    "mrs, all sources, one order": (
+        "tfkd-mrs",
+        {
+            "target": {"sources": ["memory", "peers", "slow-self"], "source_share": 0.2, "slow_self_decay": 0.9},
+            "selection": {"candidates": 2, "interval": 2, "data_order": "shared"},
+        },
+    ),
+    "peers without selection": ("tfkd", {"target": {"sources": ["peers"]}, "selection": {"candidates": 2}}),
+    "memory and slow self, hypergradient": (
+        "tfkd",
+        {"target": {"sources": ["memory", "slow-self"]}, "controller": {"name": "hypergradient", **WARMED}},
+    ),
+    "mrs, cooldown": ("tfkd-mrs", {"controller": {"cooldown_epochs": 1, **WARMED}, **MRS}),
+    "ce, torchvision": ("ce", {"data": {"loader": "torchvision"}}),
+    "ce, dali": ("ce", {"data": {"loader": "dali"}}),
+    "mrs, dali": ("tfkd-mrs", {"data": {"loader": "dali"}, "population": "streams", **MRS}),
+    "ce, bf16": ("ce", {"precision": "bf16"}),
+}
+
+
+def without_clocks(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in event.items() if k not in CLOCKS} for event in log(folder) if event["event"] != "resume"]
+
+
+def few_images() -> Dataset:
+    """Every fourth digit: an epoch of six batches of 64, the last of them smaller."""
+    digits = open_dataset(recipe("ce").data)
+    images = digits.read_train().subset(torch.arange(0, len(digits.read_train()), 4))
+    return Dataset(
+        "digits", digits.classes, digits.image_shape, flip=False, read_train=lambda: images, read_test=digits.read_test
+    )
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_from_any_epoch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "KEPT_CHECKPOINTS", EPOCHS)
+    method, tables = RUNS[name]
+    if "dali" in name and (reason := missing_loaders()["dali"]):
+        pytest.skip(f"the loader dali {reason}")
+    small = {"data": {"batch_size": 64} | tables.get("data", {})}
+    settings = recipe(method, epochs=EPOCHS, **tables | small)
+    whole, images = tmp_path / "whole", few_images()
+    trainer(settings, whole, images).run()
+    for epoch in range(1, EPOCHS):
+        part = tmp_path / f"from-{epoch}"
+        shutil.copytree(whole, part)
+        (part / "student.safetensors").unlink()
+        for later in range(epoch + 1, EPOCHS + 1):
+            (part / "checkpoints" / f"epoch-{later:05d}.ckpt").unlink()
+        compute = Compute(torch.device("cpu"), torch.float32)
+        Trainer(settings, images, compute, RunFolder(part), []).run()
+        assert (part / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes(), epoch
+        assert without_clocks(part) == without_clocks(whole), epoch
+
+
+def test_a_run_goes_on_with_the_loader_that_it_chose(tmp_path: Path) -> None:
+    """Even if `auto` would come to another one today."""
+    api.train(recipe("ce", epochs=EPOCHS), tmp_path, listeners=[])
+    (choice,) = (event for event in log(tmp_path) if event["event"] == "loader")
+    assert choice["chosen"] == "resident"
+    (tmp_path / "summary.json").unlink()
+    newest(tmp_path).unlink()
+    state = load_checkpoint(newest(tmp_path))
+    assert state["loader"] == "resident"
+    save_checkpoint(newest(tmp_path), state | {"loader": "torchvision"})
+    assert api.resume(tmp_path, [])["loader"] == "torchvision"
+    used = [event["loader"] for event in log(tmp_path) if event["event"] in ("start", "resume")]
+    assert used == ["resident", "torchvision"]
+    assert api.evaluate(tmp_path)["test_images"] > 0
+
+
+# What goes wrong on a disk.
+
+TRAIN = [sys.executable, "-m", "tfkd_fast", "train"]
+SMALL = ["digits", "--device", "cpu", "--method", "ce", "--epochs", "400", "--set", "model.width=0.125"]
+
+
+def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
+    """A run that has written its first checkpoint."""
+    process = subprocess.Popen(
+        [*TRAIN, *SMALL, "--out", str(folder)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+    while not (folder / "checkpoints" / "epoch-00002.ckpt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    return process
+
+
+class StopAfter:
+    """A listener that interrupts a run when an epoch's checkpoint is written and the next epoch trained."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def event(self, event: Event) -> None:
+        if event["event"] == "epoch" and event["epoch"] > self.epoch:
+            raise KeyboardInterrupt
+
+    def batch(self, images: int) -> None:
+        pass
+
+
+def newest(folder: Path) -> Path:
+    return RunFolder(folder).checkpoint_files()[-1]
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="no limits on a running process here")
+@pytest.mark.parametrize("what", ["checkpoint", "log"])
+def test_a_disk_that_is_full_stops_the_run_with_one_sentence(tmp_path: Path, what: str) -> None:
+    """A limit on the size of files stands for the disk: the write fails in the same place, with another reason."""
+    folder = tmp_path / "run"
+    process = start(folder)
+    size = (newest(folder) if what == "checkpoint" else folder / "metrics.jsonl").stat().st_size
+    limit = size // 2 if what == "checkpoint" else size + 2000
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert message.startswith("error: cannot write ")
+    assert "File too large; " in message
+    assert len(message.splitlines()) == 1
+    assert not list(folder.rglob("*.part"))
+    state = RunFolder(folder).newest_state()  # the checksum is right
+    assert state is not None
+    with pytest.raises(KeyboardInterrupt):
+        api.resume(folder, [StopAfter(state["epoch"] + 2)])
+    assert newest(folder).name == f"epoch-{state['epoch'] + 2:05d}.ckpt"
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def lock_out_root() -> None:
+    """In a new process: permissions hold for root, too (PR_CAPBSET_DROP of CAP_DAC_OVERRIDE)."""
+    if os.geteuid() == 0 and ctypes.CDLL(None, use_errno=True).prctl(24, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes a capability away, as Linux has them")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        api.train(recipe("ce", epochs=400), folder, listeners=[StopAfter(2)])
+    last = newest(folder)
+    before = last.read_bytes()
+    (folder / "metrics.jsonl").chmod(0o444)
+    for path in (folder, folder / "checkpoints"):
+        path.chmod(0o555)
+    refused = {"capture_output": True, "text": True, "check": False, "preexec_fn": lock_out_root}
+    for arguments in (["--resume", str(folder)], [*SMALL, "--out", str(folder / "new")]):
+        result = subprocess.run([*TRAIN, *arguments], **refused)
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert result.stderr.startswith(f"error: cannot write {folder}") or "cannot write to" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert last.read_bytes() == before
+    for path in (folder, folder / "checkpoints"):
+        path.chmod(0o755)
+
+
+def test_a_crash_in_the_middle_of_a_write_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """What a killed process leaves: a part of the next file, beside the one before it."""
+    settings = recipe("ce", epochs=3)
+    run = trainer(settings, tmp_path)
+    run.run()
+    folder = RunFolder(tmp_path)
+    newest(tmp_path).unlink()
+    whole = newest(tmp_path).read_bytes()
+    (tmp_path / "checkpoints" / "epoch-00003.ckpt.part").write_bytes(whole[: len(whole) // 2])
+    state = folder.newest_state()
+    assert state is not None
+    assert state["epoch"] == 2
+    compute = Compute(torch.device("cpu"), torch.float32)
+    Trainer(settings, open_dataset(settings.data), compute, folder, []).run()
+    assert not list(tmp_path.rglob("*.part"))

@@ -1,0 +1,229 @@
+"""What a method can ask of a step: features, companions, adapters, mixing, a look ahead; against loops by hand."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tfkd_fast.data import Batch, DataSettings, Loader, Mixing, make_loader, missing_loaders, open_dataset
+from tfkd_fast.device import Compute
+from tfkd_fast.methods import Context
+from tfkd_fast.methods.base.method import StepBatch, TrainingStep
+from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.training.epoch import EpochTrainer
+from tfkd_fast.training.population import Population
+
+COMPUTE = Compute(torch.device("cpu"), torch.float32)
+COUNT, BATCH, RATE = 40, 16, 0.05
+SETTINGS = OptimizerSettings(nesterov=True)
+
+
+class Probe(OneStudent):
+    """Cross-entropy; what a test wants to see of a step is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(Context(10, COUNT, 4, 0, COMPUTE.device, lambda epoch: 1.0))
+        self.steps: list[tuple[Tensor, StepBatch]] = []
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        self.steps.append((logits, batch))
+        return self.cross_entropy(logits, batch.labels)
+
+
+def a_student() -> nn.Module:
+    return COMPUTE.place(build_model(ModelSettings(width=0.125), 10, 1, seed=0))
+
+
+def a_loader(loader: str = "resident", count: int = COUNT) -> Loader:
+    if reason := missing_loaders()[loader]:
+        pytest.skip(f"the loader {loader} {reason}")
+    settings = DataSettings(batch_size=BATCH, loader=loader, workers=0)
+    digits = open_dataset(settings)
+    images = digits.read_train().subset(torch.arange(count))
+    return make_loader(images, digits, settings, COMPUTE.device, COMPUTE.dtype, seed=3)
+
+
+def train(method: OneStudent, *, epochs: int = 1, loader: Loader | None = None, **parts: Any) -> Population:
+    loader = loader or a_loader()
+    population = Population(a_student, 1)
+    trainer = EpochTrainer(population, method, loader, COMPUTE, SETTINGS, "sequential", lambda images: None, **parts)
+    for epoch in range(epochs):
+        trainer.run(1, epoch, [[RATE] * len(loader)], average=False)
+    return population
+
+
+def reference_step(student: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def an_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+def assert_same_weights(population: Population, student: nn.Module) -> None:
+    for name, value in student.state_dict().items():
+        found = dict(population.models[0].state_dict())[name]
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6)  # sums in another order, through three steps
+
+
+def test_features_are_those_of_the_batch() -> None:
+    method = Probe()
+    method.needs_features = True
+    train(method)
+    logits, batch = method.steps[0]
+    shown = next(a_loader().epoch(0))
+    expected, features = a_student()(shown.images, return_features=True)
+    torch.testing.assert_close(logits[0], expected, rtol=1e-5, atol=1e-6)
+    for found, map in zip(batch.features.before_relu, features.before_relu, strict=True):
+        torch.testing.assert_close(found[0], map, rtol=1e-4, atol=1e-5)
+    assert batch.students[0].classifier.weight.shape == (10, batch.features.pooled.shape[-1])
+
+
+@pytest.mark.parametrize("loader", ["resident", "torchvision", "dali"])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("kind", ["same-class", "previous"])
+def test_companions_are_shown_beside_the_batch(loader: str, gradient: bool, kind: Any) -> None:
+    method, made = Probe(), a_loader(loader)
+    method.companions, method.companion_gradient = kind, gradient
+    population = train(method, loader=made)
+    order = made.order(0)
+    batches, beside = made.epoch(0), made.visit(made.companion_order(kind, order, 0), 0, 2**31)
+    student = a_student().train()
+    optimizer = an_optimizer(student.parameters())
+    for (logits, step), batch, companions in zip(method.steps, batches, beside, strict=True):
+        if gradient:
+            both = student(torch.cat([batch.images, companions.images]))
+            expected, of_companions = both.split(len(batch.labels))
+        else:
+            with torch.no_grad():
+                of_companions = student(companions.images)
+            expected = student(batch.images)
+        torch.testing.assert_close(logits[0], expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(step.companions.logits[0], of_companions, rtol=1e-3, atol=1e-4)
+        assert step.companions.indices[0].tolist() == companions.indices.tolist()
+        assert step.companions.logits.requires_grad == gradient
+        reference_step(student, optimizer, F.cross_entropy(expected, batch.labels))
+    assert_same_weights(population, student)
+
+
+def test_companions_are_augmented_differently() -> None:
+    digits = a_loader()
+    order = digits.order(0)
+    shown = torch.cat([batch.images for batch in digits.visit(order, 0)])
+    beside = torch.cat([batch.images for batch in digits.visit(order, 0, 2**31)])
+    assert sum(not torch.equal(a, b) for a, b in zip(shown, beside, strict=True)) > 30  # one crop in 81 is the same
+
+
+class WithHead(Probe):
+    """A second classifier, on the map of a middle stage; a layer that the loss never uses stands beside it."""
+
+    needs_features = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.adapters = nn.ModuleDict({"head": nn.Linear(16, 10), "unused": nn.Linear(2, 2)})
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        hard, statistics = super().loss(logits, batch, candidates)
+        weak = self.adapters["head"](batch.features.after_relu[1].mean(dim=(-1, -2)))
+        return hard + 0.5 * F.cross_entropy(weak[0], batch.labels[0]), statistics
+
+
+def test_adapters_train_with_the_student() -> None:
+    method = WithHead()
+    head, unused = copy.deepcopy(method.adapters["head"]), copy.deepcopy(method.adapters["unused"])
+    population = train(method)
+    student = a_student().train()
+    optimizer = an_optimizer([*student.parameters(), *head.parameters()])
+    for batch in a_loader().epoch(0):
+        logits, features = student(batch.images, return_features=True)
+        weak = head(features.after_relu[1].mean(dim=(-1, -2)))
+        loss = F.cross_entropy(logits, batch.labels) + 0.5 * F.cross_entropy(weak, batch.labels)
+        reference_step(student, optimizer, loss)
+    assert_same_weights(population, student)
+    torch.testing.assert_close(method.adapters["head"].weight, head.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(method.adapters["unused"].weight, unused.weight, rtol=0, atol=0)  # not even decayed
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+@pytest.mark.parametrize("loader", ["resident", "torchvision"])
+def test_a_mixed_image_counts_both_labels(name: Any, loader: str) -> None:
+    method, made, mixing = Probe(), a_loader(loader), Mixing(name, 1.0, seed=3)
+    population = train(method, loader=made, mixing=mixing)
+    student = a_student().train()
+    optimizer = an_optimizer(student.parameters())
+    plans = mixing.plan(len(made), 0, 0)
+    for plan, batch in zip(plans, made.epoch(0), strict=True):
+        batch = Batch(*(tensor.unsqueeze(0) for tensor in batch))
+        shown, mixed = mixing.mix(batch, plan.unsqueeze(0))
+        logits, share = student(shown.images[0]), float(mixed.share)
+        loss = share * F.cross_entropy(logits, batch.labels[0]) + (1 - share) * F.cross_entropy(logits, mixed.labels[0])
+        reference_step(student, optimizer, loss)
+    assert_same_weights(population, student)
+
+
+class LooksAhead(WithHead):
+    """Tries a step of its own before every step, and notes what it saw."""
+
+    looks_ahead = True
+
+    def __init__(self, *, tries: bool) -> None:
+        super().__init__()
+        self._tries = tries
+        self.losses: list[tuple[float, float, float]] = []
+        self.held_out: list[Batch] = []
+
+    def before_step(self, step: TrainingStep) -> None:
+        assert (step.learning_rate, step.momentum, step.nesterov) == (pytest.approx(RATE), 0.9, True)
+        self.held_out.append(step.holdout())
+        if not self._tries:
+            return
+        with step.undone():
+            first = step.loss()
+            gradients = torch.autograd.grad(first, step.weights, allow_unused=True)
+            with torch.no_grad():
+                for weight, gradient, momentum in zip(step.weights, gradients, step.momenta, strict=True):
+                    if gradient is not None:
+                        weight -= 0.01 * gradient
+                        momentum += gradient
+            second = step.loss()
+        self.losses.append((first.item(), second.item(), step.loss().item()))
+
+
+def test_a_look_ahead_leaves_no_trace() -> None:
+    """Weights, momenta and buffers, of student and adapters, bit for bit."""
+    quiet, trying = LooksAhead(tries=False), LooksAhead(tries=True)
+    populations = [train(method, epochs=2, holdout=a_loader(count=24)) for method in (quiet, trying)]
+    for tree, other in (
+        (populations[0].candidate(0)["weights"], populations[1].candidate(0)["weights"]),
+        (populations[0].candidate(0)["momenta"], populations[1].candidate(0)["momenta"]),
+    ):
+        for name, tensor in tree.items():
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=0)
+    for a, b in zip(quiet.adapters.state_dict().values(), trying.adapters.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    for before, after, again in trying.losses:
+        assert after < before  # a small step downhill
+        assert again == pytest.approx(before, rel=1e-6)
+
+
+def test_held_out_batches_come_without_end_and_are_told_by_the_epoch() -> None:
+    method = LooksAhead(tries=False)
+    train(method, epochs=2, holdout=a_loader(count=24))
+    sizes = [len(batch.labels) for batch in method.held_out]
+    assert sizes == [16, 8, 16] * 2
+    seen = torch.cat([batch.indices for batch in method.held_out[:2]])
+    assert sorted(seen.tolist()) == list(range(24))
+    again = LooksAhead(tries=False)
+    train(again, epochs=2, holdout=a_loader(count=24))
+    for a, b in zip(method.held_out, again.held_out, strict=True):
+        torch.testing.assert_close(a.images, b.images, rtol=0, atol=0)

@@ -1,0 +1,225 @@
+"""Runs inside one process: what training may read, what it refuses, and what listeners see."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tfkd_fast import api
+from tfkd_fast.data import Dataset, ImageSet, loaders, missing_loaders, open_dataset
+from tfkd_fast.device import Compute
+from tfkd_fast.errors import UserError
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.recipe import Recipe, make_recipe
+from tfkd_fast.training.trainer import Trainer
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+
+
+def recipe(method: str, **tables: Any) -> Recipe:
+    small: dict[str, Any] = {"method": method, "epochs": 2, "device": "cpu", "precision": "fp32"}
+    small |= {"model": {"width": 0.125}, "data": {"dataset": "digits", "batch_size": 256}}
+    return make_recipe(small, tables)
+
+
+def trainer(recipe: Recipe, path: Path, dataset: Dataset | None = None) -> Trainer:
+    folder = RunFolder(path)
+    made = Trainer(recipe, dataset or open_dataset(recipe.data), CPU, folder, [])
+    folder.create(recipe.to_toml())
+    return made
+
+
+def log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["ce", "tfkd", "tfkd-mrs"])
+def test_training_never_reads_the_test_images(tmp_path: Path, method: str) -> None:
+    digits = open_dataset(recipe(method).data)
+
+    def read_test() -> ImageSet:
+        raise AssertionError("the test images were read")
+
+    guarded = Dataset(
+        "digits", digits.classes, digits.image_shape, flip=False, read_train=digits.read_train, read_test=read_test
+    )
+    summary = trainer(recipe(method), tmp_path, guarded).run()
+    assert summary["student_epochs"] == {"ce": 2, "tfkd": 2, "tfkd-mrs": 8}[method]
+    with pytest.raises(AssertionError, match="the test images were read"):
+        guarded.read_test()
+
+
+def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
+    run = trainer(recipe("ce"), tmp_path)
+    seen = torch.cat([batch.indices for batch in run.loader.epoch(0)])
+    assert sorted(seen.tolist()) == list(range(run.train_images))
+    assert run.train_images + run.holdout_images == len(run.dataset.read_train())
+
+
+def test_without_a_held_out_split_ce_trains_on_everything(tmp_path: Path) -> None:
+    run = trainer(recipe("ce", data={"holdout": 0}), tmp_path)
+    summary = run.run()
+    assert (summary["train_images"], summary["holdout_images"]) == (len(run.dataset.read_train()), 0)
+    assert summary["best_epoch"] is None
+    assert all(event["holdout"] is None for event in log(tmp_path) if event["event"] == "epoch")
+
+
+@pytest.mark.parametrize("method", ["tfkd", "tfkd-mrs"])
+def test_what_is_steered_needs_held_out_images(tmp_path: Path, method: str) -> None:
+    with pytest.raises(UserError, match=rf"method {method} is steered by held-out images: set data.holdout above 0"):
+        trainer(recipe(method, data={"holdout": 0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    run = trainer(recipe("ce", epochs=30, optimizer={"learning_rate": 1e30}), tmp_path)
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch \d+, step \d+, candidate 0; .*checkpoint"):
+        run.run()
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_equal_compute_control_selects_among_candidates_of_plain_cross_entropy(tmp_path: Path) -> None:
+    control = recipe("ce", selection={"budget": "full", "candidates": 2, "interval": 1})
+    trainer(control, tmp_path).run()
+    kinds = [event["event"] for event in log(tmp_path)]
+    assert kinds.count("selection") == 2
+    assert "decision" not in kinds
+    selection = next(event for event in log(tmp_path) if event["event"] == "selection")
+    assert selection["values"][0] != selection["values"][1]  # candidates differ by their data order
+
+
+def test_the_log_holds_all_that_a_decision_was_made_and_judged_by(tmp_path: Path) -> None:
+    selection = {"candidates": 2, "interval": 1, "learning_rate_spread": 0.5}
+    trainer(recipe("tfkd-mrs", epochs=4, controller={"warmup_epochs": 1}, selection=selection), tmp_path).run()
+    decisions, rewards, epochs, taught = (
+        [event for event in log(tmp_path) if event["event"] == kind]
+        for kind in ("decision", "reward", "epoch", "taught")
+    )
+    warmup, *decided = decisions
+    assert warmup["observation"] is None
+    assert [candidate["role"] for candidate in warmup["candidates"]] == ["warm-up"]
+    assert [event["interval"] for event in decided] == [event["interval"] for event in rewards] == [1, 2, 3]
+    for decision, reward in zip(decided, rewards, strict=True):
+        size = len(decision["action_names"])
+        assert len(decision["observation"]) == 13 + size
+        assert all(-1 <= entry <= 1 for entry in decision["observation"])
+        assert [candidate["role"] for candidate in decision["candidates"]] == ["mean", "sample"]
+        for candidate in decision["candidates"]:
+            assert len(candidate["action"]) == size
+            assert isinstance(candidate["log_probability"], float)
+            assert candidate["true_mass"] == pytest.approx(math.exp(-candidate["divergence"]))
+        assert len(reward["rewards"]) == len(reward["advantages"]) == 2
+        assert sum(reward["rewards"]) == pytest.approx(0, abs=1e-9)
+        assert set(reward["update"]) >= {"entropy", "std"}
+        first, second = (event["learning_rate"] for event in epochs if event["epoch"] == decision["first_epoch"])
+        factors = [candidate["learning_rate_factor"] for candidate in decision["candidates"]]
+        assert [1.0, second / first] == pytest.approx(factors)
+        assert first != second
+    assert [(event["first_epoch"], event["epochs"]) for event in taught] == [(1, 1), (2, 1), (3, 1), (4, 1)]
+
+
+def test_candidates_with_one_action_and_one_order_are_the_same_student(tmp_path: Path) -> None:
+    """Targets act through the table alone: same seed, same action, same data order, bit for bit the same weights."""
+    same = {"budget": "full", "candidates": 2, "interval": 2, "data_order": "shared"}
+    bandit = {"name": "ucb", "arms": [[0.0] * 4]}  # of one arm: candidates that nothing tells apart are refused
+    trainer(recipe("tfkd-mrs", controller=bandit, selection=same), tmp_path).run()
+    epochs = [event for event in log(tmp_path) if event["event"] == "epoch"]
+    for first, second in zip(epochs[::2], epochs[1::2], strict=True):
+        assert first["train_loss"] == second["train_loss"]
+        assert first["holdout"] == second["holdout"]
+
+
+def test_checkpoints_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    trainer(recipe("ce"), tmp_path).run()
+    other = recipe("ce", seed=1)
+    (tmp_path / "recipe.toml").write_text(other.to_toml())
+    with pytest.raises(UserError, match=r"written with another recipe.toml"):
+        Trainer(other, open_dataset(other.data), CPU, RunFolder(tmp_path), []).run()
+
+
+def test_tensorboard_gets_every_curve(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    api.train(recipe("tfkd-mrs", tensorboard=True), tmp_path, listeners=[])
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    wanted = {"train_loss/candidate_0", "holdout_top1/candidate_3", "true_mass/candidate_1", "reward/candidate_2"}
+    assert wanted <= scalars
+    logged = [event for event in log(tmp_path) if event["event"] == "epoch" and event["candidate"] == 3]
+    assert [s.value for s in events.Scalars("holdout_top1/candidate_3")] == pytest.approx(
+        [event["holdout"]["top1"] for event in logged]
+    )
+
+
+def test_a_run_does_not_depend_on_the_loader(tmp_path: Path) -> None:
+    """Not for arrays, and not for PNG files of the right size."""
+    names = [name for name, reason in missing_loaders().items() if reason is None]
+    for loader in names:
+        trainer(recipe("ce", data={"loader": loader}), tmp_path / loader).run()
+    students = {(tmp_path / loader / "student.safetensors").read_bytes() for loader in names}
+    assert len(students) == 1
+
+
+def test_auto_logs_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "FEW_IMAGES", 0)  # as if these were many
+    run = trainer(recipe("ce"), tmp_path)
+    summary = run.run()
+    (event,) = (event for event in log(tmp_path) if event["event"] == "loader")
+    speeds = event["images_per_second"]
+    assert set(speeds) | set(event["refused"]) == {"resident", "dali", "torchvision"}
+    assert speeds[event["chosen"]] == max(speeds.values())
+    assert run.holdout_loader is not None
+    assert event["chosen"] == summary["loader"] == run.loader.name == run.holdout_loader.name
+    trainer(recipe("ce", data={"loader": "resident"}), tmp_path / "named").run()
+    assert not [event for event in log(tmp_path / "named") if event["event"] == "loader"]
+
+
+def test_deterministic_changes_nothing_on_the_cpu_and_is_forgotten_after_the_run(tmp_path: Path) -> None:
+    for wanted in (False, True):
+        api.train(recipe("tfkd", deterministic=wanted), tmp_path / str(wanted), listeners=[])
+        assert not torch.are_deterministic_algorithms_enabled()
+    students = [(tmp_path / str(wanted) / "student.safetensors").read_bytes() for wanted in (False, True)]
+    assert students[0] == students[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["ce", "tfkd", "tfkd-mrs"])
+def test_deterministic_gives_the_same_bits_again_on_cuda(tmp_path: Path, method: str) -> None:
+    for run in ("first", "second"):
+        api.train(recipe(method, device="cuda", deterministic=True), tmp_path / run, listeners=[])
+    students = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("first", "second")]
+    assert students[0] == students[1]
+
+
+WARM_START = """
+import sys
+from pathlib import Path
+import torch
+from tfkd_fast import api
+from tfkd_fast.engine import make_recipe
+small = {"method": "ce", "epochs": 1, "device": "cpu", "precision": "fp32", "compile": "on", "model": {"width": 0.125}}
+recipe = make_recipe(small | {"data": {"dataset": "digits", "batch_size": 512}})
+summary = api.train(recipe, Path(sys.argv[1]), listeners=[])
+counters = torch._dynamo.utils.counters["inductor"]
+print(summary["compile_seconds"] > 0, counters["fxgraph_cache_hit"], counters["fxgraph_cache_miss"])
+"""
+
+
+def test_a_second_process_finds_what_the_first_one_compiled(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    printed = []
+    for run in ("cold", "warm"):
+        command = [sys.executable, "-c", WARM_START, str(tmp_path / run)]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        printed.append(result.stdout.split())
+    assert printed[0][0] == printed[1][0] == "True"
+    assert int(printed[0][2]) > 0
+    assert int(printed[1][1]) > 0
+    assert printed[1][2] == "0"

@@ -1,0 +1,91 @@
+"""Whole runs: train, go on after a kill, and test. The test set is read here, after training, and nowhere else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tfkd_fast import ops
+from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_test_images, split_holdout
+from tfkd_fast.device import Compute, determinism, resolve_compute
+from tfkd_fast.errors import UserError
+from tfkd_fast.judging.metrics import metrics_of
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.recipe import Recipe, read_recipe
+from tfkd_fast.runs.student import load_student
+from tfkd_fast.runs.tensorboard import TensorBoardWriter
+from tfkd_fast.training.trainer import Listener, Trainer, in_percent
+
+
+def train(
+    recipe: Recipe, out: Path, *, overwrite: bool = False, download: bool = False, listeners: list[Listener]
+) -> dict[str, Any]:
+    """Run a recipe into the folder `out`; returns the summary. Bad input is refused before `out` is touched."""
+    folder = RunFolder(out)
+    if not overwrite:
+        folder.refuse_if_taken()
+    with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
+        dataset = open_dataset(recipe.data, download=download)
+        return _run(recipe, dataset, folder, listeners, before=lambda: folder.create(recipe.to_toml()))
+
+
+def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
+    """Go on with an unfinished run from its newest checkpoint; returns the summary."""
+    folder = RunFolder(out)
+    recipe = read_recipe(folder)
+    if folder.summary.exists():
+        raise UserError(f"the run in {out} is finished: see {folder.summary}")
+    state = folder.newest_state()
+    if state is not None:
+        recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
+    with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
+        return _run(recipe, open_dataset(recipe.data), folder, listeners)
+
+
+def evaluate(out: Path, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+    """Test metrics of a finished run's student, of the last epoch and of the best on held-out images."""
+    folder = RunFolder(out)
+    recipe = read_recipe(folder)
+    if summary := folder.read_summary():
+        recipe = recipe.with_loader(summary["loader"])  # pixels of image files may depend on it
+    return _test(recipe, open_dataset(recipe.data), resolve_compute(device, precision), folder)
+
+
+def _run(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: RunFolder,
+    listeners: list[Listener],
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Train to the end, then test. `before` is called when nothing is left that could be refused."""
+    if recipe.tensorboard:
+        listeners = [*listeners, TensorBoardWriter(folder)]
+    compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
+    ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
+    with sealed_test_images():
+        trainer = Trainer(recipe, dataset, compute, folder, listeners)
+        before()
+        summary = trainer.run()
+    summary |= _test(trainer.recipe, dataset, compute, folder)
+    folder.write_json(folder.summary, summary)
+    trainer.finish(summary)
+    return summary
+
+
+def _test(recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder) -> dict[str, Any]:
+    """Held-out and test figures of the student, top-1 and top-5 in percent."""
+
+    def measure(weights: Path, images: ImageSet) -> dict[str, float]:
+        model = load_student(weights, recipe.model, len(dataset.classes), dataset.image_shape[0])
+        loader = make_loader(images, dataset, recipe.data, compute.device, compute.dtype, recipe.seed)
+        return in_percent(metrics_of([compute.place(model)], loader, compute)[0])
+
+    test_images = dataset.read_test()
+    figures: dict[str, Any] = {"holdout_top1": None, "test_images": len(test_images)}
+    if recipe.data.holdout:
+        _, holdout = split_holdout(dataset.read_train(), recipe.data.holdout)
+        figures["holdout_top1"] = measure(folder.student, holdout)["top1"]
+    figures |= {f"test_{name}": value for name, value in measure(folder.student, test_images).items()}
+    if folder.best.exists():
+        figures["best_test_top1"] = measure(folder.best, test_images)["top1"]
+    return figures

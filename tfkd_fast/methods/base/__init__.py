@@ -1,0 +1,1 @@
+"""What every training method is built on."""

@@ -1,0 +1,1 @@
+"""Methods whose targets a controller sets, with or without selection among candidates."""

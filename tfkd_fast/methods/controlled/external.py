@@ -1,0 +1,110 @@
+"""Targets that somebody outside sets before each interval: students side by side that all live on."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.base.method import (
+    Context,
+    EpochResult,
+    Interval,
+    IntervalResult,
+    Method,
+    Outcome,
+    Plan,
+    StepBatch,
+)
+from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
+from tfkd_fast.methods.controlled.standing import Standing, progress_of
+from tfkd_fast.methods.controlled.teaching import Teaching
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.steering import selection
+from tfkd_fast.steering.control import Snapshot
+from tfkd_fast.steering.selection import SelectionSettings
+
+
+class ExternalTargets(Method):
+    """Of the settings, the target and the interval, warm-up and cooldown of a decision hold; nobody decides and selects
+    here."""
+
+    needs_holdout = True
+    needs_interval_average = False
+
+    def __init__(self, settings: ControlledTargetsSettings, context: Context, students: int) -> None:
+        """
+        Raises:
+            UserError: for a target that takes no action, or one by which students teach each other.
+        """
+        if "peers" in settings.target.sources:
+            raise UserError("students that are steered from outside learn alone: take peers out of target.sources")
+        self._context, self.max_candidates = context, students
+        self._interval = settings.controller.interval
+        self.cooldown_epochs = settings.controller.cooldown_epochs
+        self.needs_epoch_average = not self.cooldown_epochs
+        self._teaching = Teaching(settings.target, context, students)
+        if not self._teaching.space.action_size:
+            raise UserError(
+                f"there is nothing to steer in the {self._teaching.space.family} target: "
+                "choose target.family scalar, rank-binned or full-matrix"
+            )
+        self.slow_decay, self.mixes = self._teaching.slow_decay, self._teaching.mixes
+        self.space = self._teaching.space
+        self.warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
+        """Epochs that are trained on the one-hot label before the first decision."""
+        self.actions: Tensor | None = None
+        """(P,A) float32: of what begins after the warm-up; set before every interval."""
+        self.data_streams = list(range(students))
+        """Of each student's data order and augmentation; set between runs."""
+        self._standings = [Standing.untrained(context.num_classes)] * students
+        self._before = self._standings  # one interval earlier
+
+    def data_stream(self, candidate: int) -> int:
+        return self.data_streams[candidate]
+
+    def begin_interval(self, epoch: int) -> Plan:
+        epochs = selection.next_interval(
+            epoch, self._context.epochs, self.warmup, SelectionSettings(budget="none"), self._interval
+        ).epochs
+        self._teaching.set(None if epoch < self.warmup else self.actions, self.max_candidates)
+        return Plan(Interval(epoch, epochs, self.max_candidates))
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        return self._teaching.loss(logits, batch, candidates)
+
+    def end_epoch(self, results: Sequence[EpochResult]) -> None:
+        self._teaching.end_epoch()
+
+    def cooldown(self) -> AbstractContextManager[None]:
+        return self._teaching.cooldown()
+
+    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
+        self._before = self._standings
+        self._standings = [
+            Standing.after(result, self._teaching.true_mass(slot)) for slot, result in enumerate(results)
+        ]
+        return Outcome(tuple(range(self.max_candidates)))
+
+    def snapshots(self, epoch: int) -> list[Snapshot]:
+        """The students as they stand before the interval that starts at `epoch`."""
+        return [
+            Snapshot(epoch, progress_of(self._context, epoch, now, before), taught["divergence"])
+            for now, before, taught in zip(self._standings, self._before, self._teaching.describe(), strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "teaching": self._teaching.state_dict(self.max_candidates),
+            "standings": [asdict(standing) for standing in self._standings],
+            "before": [asdict(standing) for standing in self._before],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of a moment between two intervals."""
+        self._teaching.load_state_dict(state["teaching"])
+        self._teaching.set(None, self.max_candidates)
+        self._standings = [Standing.from_state_dict(values) for values in state["standings"]]
+        self._before = [Standing.from_state_dict(values) for values in state["before"]]

@@ -1,0 +1,322 @@
+"""Teacher-free distillation from a target table that a controller sets, with or without selection among candidates.
+
+Cross-entropy and label smoothing are the same method under a fixed controller. The frame (a free-form,
+non-progressive target set by reinforcement learning; Multi-Ranking Selection) is that of Jiang et al., "Teacher-free
+knowledge distillation based on non-progressive meta-learned reinforcement learning", IEEE Access 12, 2024. How the
+paper parameterises targets, states, rewards and rankings is not public: those here are our choice.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.base.method import (
+    Context,
+    EpochResult,
+    Event,
+    Interval,
+    IntervalResult,
+    Method,
+    Outcome,
+    Plan,
+    StepBatch,
+)
+from tfkd_fast.methods.controlled.standing import Standing, progress_of
+from tfkd_fast.methods.controlled.teaching import Teaching
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+from tfkd_fast.steering import control, selection
+from tfkd_fast.steering.control import ControllerSettings, Decision, Progress
+from tfkd_fast.steering.selection import CandidateScore, PlannedInterval, Selection, SelectionSettings
+from tfkd_fast.steering.targets import TargetSettings
+
+DROP = 0.5
+"""A learning rate below this share of the epoch before is a drop, and makes held-out figures jump (our choice)."""
+
+
+class ControlledTargetsSettings(Settings):
+    """The tables of a recipe that belong to these methods."""
+
+    target: TargetSettings = TargetSettings()
+    controller: ControllerSettings = ControllerSettings()
+    selection: SelectionSettings = SelectionSettings()
+
+
+LEAST_RISE = 1e-6
+"""Nats by which a divergence must grow to count as a rise: more than rounding."""
+
+
+class ControlledTargets(Method):
+    """A target family, a controller that acts on it, and a selection among candidates."""
+
+    def __init__(self, settings: ControlledTargetsSettings, context: Context) -> None:
+        self._settings, self._context = settings, context
+        self._selects = settings.selection.budget != "none"
+        self._peers = "peers" in settings.target.sources
+        several = settings.selection.candidates if self._peers and not self._selects else 1
+        self.max_candidates = max(several, selection.max_candidates(settings.selection))
+        self._teaching = Teaching(settings.target, context, self.max_candidates)
+        self._controller = control.build_controller(settings.controller, self._teaching.space, context.seed)
+        self._refuse_equal_candidates()
+        self._one_action = settings.selection.target == "shared" or not self._selects
+        self.needs_joint_steps = self._peers
+        self.mixes = self._teaching.mixes
+        self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
+        self.slow_decay = self._teaching.slow_decay
+        self.needs_holdout = self._selects or self._controller.learns
+        self.cooldown_epochs = settings.controller.cooldown_epochs if self.needs_holdout else 0
+        self.needs_epoch_average = self.needs_holdout and not self.cooldown_epochs
+        self.needs_interval_average = settings.selection.needs_average
+        self._warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
+        self._standings = [Standing.untrained(context.num_classes)]  # of those alive, best first
+        self._before = self._standings[0]  # of the best, one interval earlier
+        self._number = -1
+        self._interval = Interval(0, 0, 0)
+        self._round_start = 0
+        self._decision: Decision | None = None  # None during the warm-up
+        self._histories: list[tuple[float, ...]] = []
+        self._divergences: list[float] = []  # from one-hot, of what the surviving student was taught with
+
+    def data_stream(self, candidate: int) -> int:
+        own = self._settings.selection.data_order == "own" and not self._peers
+        return candidate if own else 0
+
+    def begin_interval(self, epoch: int) -> Plan:
+        """Warm-up on one-hot labels first, so that the class similarities mean something; then one decision a round."""
+        planned = self._planned(epoch)
+        candidates = planned.candidates
+        if self._peers and not self._selects:
+            candidates = self.max_candidates  # they train beside each other to the end
+        self._number += 1
+        self._interval = Interval(epoch, planned.epochs, candidates)
+        if planned.starts_round:
+            self._round_start = epoch
+            self._decision = None if epoch < self._warmup else self._decide(epoch, candidates)
+        self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
+        self._teach()
+        events = [self._decision_event()] if planned.starts_round and self._teaching.space.action_size else []
+        return Plan(self._interval, events, self._decision.learning_rate_factors if self._decision else None)
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        return self._teaching.loss(logits, batch, candidates)
+
+    def end_epoch(self, results: Sequence[EpochResult]) -> None:
+        self._teaching.end_epoch()
+        self._histories = [
+            (*history, result.holdout.calibrated_nll) if result.holdout else history
+            for history, result in zip(self._histories, results, strict=True)
+        ]
+
+    def cooldown(self) -> AbstractContextManager[None]:
+        return self._teaching.cooldown()
+
+    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
+        standings = [
+            Standing.after(result, self._teaching.true_mass(slot), self._histories[slot])
+            for slot, result in enumerate(results)
+        ]
+        events: list[Event] = []
+        if not self._selects:
+            survivors: tuple[int, ...] = tuple(range(len(results)))
+        elif len(results) == 1:
+            survivors = (0,)
+        else:
+            scores = [self._score(standing, result) for standing, result in zip(standings, results, strict=True)]
+            choice = selection.select(scores, self._settings.selection)
+            survivors = choice.order[: self._planned(self._interval.first_epoch).survivors]
+            events.append(self._selection_event(choice, survivors))
+        best, parent = survivors[0], self._standings[0]
+        if not self._selects or len(survivors) == 1:
+            events += self._taught_event(best)
+        if self._decision is not None and self._controller.learns:
+            gradient = self._action_gradient(best, results[best]) if self._controller.needs_gradient else None
+            events.append(self._learn(self._decision, standings, best, parent, gradient))
+        if self._decision is not None:
+            self._decision = self._decision.subset(survivors)
+        self._before, self._standings = parent, [standings[survivor] for survivor in survivors]
+        self._teaching.continue_from(survivors)
+        return Outcome(survivors, events)
+
+    def summary(self) -> dict[str, Any]:
+        """How the target moved, as it was taught to the surviving student: above 0 rises is non-progressive."""
+        if not self._divergences:
+            return {}
+        steps = [after - before for before, after in pairwise(self._divergences)]
+        return {
+            "divergence_first": self._divergences[0],
+            "divergence_last": self._divergences[-1],
+            "divergence_rises": sum(step > LEAST_RISE for step in steps),
+            "divergence_rise_nats": sum(step for step in steps if step > LEAST_RISE),
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """The policy, for runs that are to start with it."""
+        policy = self._controller.policy_bytes()
+        return {"policy.safetensors": policy} if policy else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        decision, alive = self._decision, max(len(self._standings), self._interval.candidates)
+        return {
+            "controller": self._controller.state_dict(),
+            "teaching": self._teaching.state_dict(alive),
+            "number": self._number,
+            "interval": list(asdict(self._interval).values()),
+            "round_start": self._round_start,
+            "decision": decision and decision.state_dict(),
+            "histories": [list(history) for history in self._histories],
+            "standings": [asdict(standing) for standing in self._standings],
+            "before": asdict(self._before),
+            "divergences": self._divergences,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._controller.load_state_dict(state["controller"])
+        self._teaching.load_state_dict(state["teaching"])
+        self._number = state["number"]
+        self._interval = Interval(*state["interval"])
+        self._round_start = state["round_start"]
+        self._decision = state["decision"] and Decision.from_state_dict(state["decision"])
+        self._histories = [tuple(history) for history in state["histories"]]
+        self._standings = [Standing.from_state_dict(values) for values in state["standings"]]
+        self._before = Standing.from_state_dict(state["before"])
+        self._divergences = list(state["divergences"])
+        if self._decision is None or len(self._decision.actions) == self._interval.candidates:
+            self._teach()  # within an interval
+
+    def _refuse_equal_candidates(self) -> None:
+        """Candidates of one parent that differ in nothing would be the same student, trained several times."""
+        chosen = self._settings.selection
+        same_target = chosen.target == "shared" or not (self._controller.explores and self._teaching.space.action_size)
+        same_data = chosen.data_order == "shared" or self._peers
+        if self._selects and same_target and same_data and not chosen.learning_rate_spread:
+            raise UserError(
+                "all candidates would be alike: set selection.learning_rate_spread above 0, selection.data_order own "
+                "(which peers cannot have), or choose a controller that gives each an action of its own"
+            )
+
+    def _planned(self, epoch: int) -> PlannedInterval:
+        return selection.next_interval(
+            epoch, self._context.epochs, self._warmup, self._settings.selection, self._settings.controller.interval
+        )
+
+    def _decide(self, epoch: int, candidates: int) -> Decision:
+        """One action each, or one for all; and the learning rates, where candidates differ in them."""
+        progress = self._progress(epoch)
+        if self._one_action:
+            decision = self._controller.decide(progress, 1).subset([0] * candidates)
+        else:
+            decision = self._controller.decide(progress, candidates)
+        asked = decision.learning_rate_factors or (1.0,) * candidates
+        drawn = selection.learning_rate_factors(self._settings.selection, self._context.seed, self._number, candidates)
+        factors = tuple(a * b for a, b in zip(asked, drawn, strict=True))
+        return replace(decision, learning_rate_factors=factors)
+
+    def _teach(self) -> None:
+        self._teaching.set(self._decision.actions if self._decision else None, self._interval.candidates)
+
+    def _progress(self, epoch: int) -> Progress:
+        """Before the interval that starts at `epoch`."""
+        return progress_of(self._context, epoch, self._standings[0], self._before)
+
+    def _score(self, standing: Standing, result: IntervalResult) -> CandidateScore:
+        return CandidateScore(
+            top1=standing.top1,
+            nll=standing.nll,
+            averaged_top1=result.interval_average.top1 if result.interval_average else None,
+            train_top1=standing.training.top1,
+            nll_history=standing.nll_history,
+        )
+
+    def _learn(
+        self, decision: Decision, standings: list[Standing], best: int, parent: Standing, gradient: Tensor | None
+    ) -> Event:
+        """Reward the controller for what it decided. One action for all candidates is judged by the best of them."""
+        ratio, interval = self._context.learning_rate_ratio, self._interval
+        drops = any(
+            ratio(epoch) < DROP * ratio(epoch - 1) for epoch in range(max(1, interval.first_epoch), interval.end)
+        )
+        if self._one_action:
+            decision, standings, best = decision.subset([best]), [standings[best]], 0
+        judged = control.Outcome(
+            top1=tuple(standing.top1 for standing in standings),
+            nll=tuple(standing.nll for standing in standings),
+            parent_top1=parent.top1,
+            parent_nll=parent.nll,
+            winner=best,
+            comparable=not drops or self.cooldown_epochs > 0,  # a cooldown has every drop behind it
+            action_gradient=gradient,
+        )
+        after = progress_of(self._context, interval.end, standings[best], parent)
+        feedback = self._controller.learn(decision, judged, after)
+        return {
+            "event": "reward",
+            "interval": self._number,
+            "rewards": list(feedback.rewards),
+            "advantages": feedback.advantages and list(feedback.advantages),
+            "buffer_advantages": feedback.buffer_advantages and list(feedback.buffer_advantages),
+            "update": feedback.update,
+        }
+
+    def _action_gradient(self, slot: int, result: IntervalResult) -> Tensor | None:
+        return None if result.influence is None else self._teaching.action_gradient(slot, result.influence())
+
+    def _decision_event(self) -> Event:
+        decision = self._decision
+        progress = self._progress(self._interval.first_epoch)
+        return {
+            "event": "decision",
+            "interval": self._number,
+            "first_epoch": self._interval.first_epoch + 1,
+            "epochs": self._interval.epochs,
+            "action_names": self._teaching.space.action_names,
+            "progress": asdict(progress),
+            "observation": decision.observation() if decision else None,
+            "candidates": [
+                {
+                    "role": decision.roles[slot] if decision else "warm-up",
+                    "action": decision.actions[slot].tolist() if decision else [],
+                    "log_probability": decision.log_probability(slot) if decision else None,
+                    "learning_rate_factor": _factor(decision, slot),
+                    **taught,
+                }
+                for slot, taught in enumerate(self._teaching.describe())
+            ],
+        }
+
+    def _selection_event(self, choice: Selection, survivors: tuple[int, ...]) -> Event:
+        return {
+            "event": "selection",
+            "interval": self._number,
+            "epoch": self._interval.end,
+            **asdict(choice),
+            "survivors": survivors,
+        }
+
+    def _taught_event(self, slot: int) -> list[Event]:
+        """What the surviving student was taught with since the decision: a schedule that can be taught again."""
+        if not self._teaching.space.action_size and not self._selects:
+            return []  # the same from the first epoch to the last
+        decision, taught = self._decision, self._teaching.describe()[slot]
+        if decision is not None and self._teaching.space.action_size:
+            self._divergences.append(taught["divergence"])
+        return [
+            {
+                "event": "taught",
+                "interval": self._number,
+                "first_epoch": self._round_start + 1,
+                "epochs": self._interval.end - self._round_start,
+                "action": decision.actions[slot].tolist() if decision else None,
+                "learning_rate_factor": _factor(decision, slot),
+                "true_mass": taught["true_mass"],
+                "divergence": taught["divergence"],
+            }
+        ]
+
+
+def _factor(decision: Decision | None, slot: int) -> float:
+    return decision.learning_rate_factors[slot] if decision and decision.learning_rate_factors else 1.0

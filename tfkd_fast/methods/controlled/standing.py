@@ -1,0 +1,56 @@
+"""Where a student stands between two intervals: what a controller observes of it, and what it is compared by."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tfkd_fast.methods.base.method import Context, IntervalResult, TrainingStatistics
+from tfkd_fast.steering.control import Progress
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A student at the end of an interval: what the next one is compared with."""
+
+    training: TrainingStatistics
+    top1: float  # held-out, fraction
+    nll: float  # held-out, temperature-calibrated
+    true_mass: float  # of the target that it was taught with
+    nll_history: tuple[float, ...] = ()  # calibrated held-out NLL after each epoch of its lineage
+
+    @classmethod
+    def untrained(cls, classes: int) -> Self:
+        """As good as chance."""
+        training = TrainingStatistics(math.log(classes), 1 / classes, 1 / classes, math.log(classes))
+        return cls(training, 1 / classes, math.log(classes), true_mass=1.0)
+
+    @classmethod
+    def after(cls, result: IntervalResult, true_mass: float, nll_history: tuple[float, ...] = ()) -> Self:
+        """Judged after a cooldown or by averaged weights, where there are any: the last iterate is noisy."""
+        judged = result.cooled or result.epoch_average or result.last
+        top1, nll = (judged.top1, judged.calibrated_nll) if judged else (math.nan, math.nan)
+        return cls(result.training, top1, nll, true_mass, nll_history)
+
+    @classmethod
+    def from_state_dict(cls, values: dict[str, Any]) -> Self:
+        """The counterpart of `dataclasses.asdict`."""
+        training, history = TrainingStatistics(**values["training"]), tuple(values["nll_history"])
+        return cls(**values | {"training": training, "nll_history": history})
+
+
+def progress_of(context: Context, epoch: int, now: Standing, before: Standing) -> Progress:
+    """What a controller observes before the interval that starts at `epoch`, and what came one interval before it."""
+    return Progress(
+        num_classes=context.num_classes,
+        epoch_fraction=epoch / context.epochs,
+        learning_rate_ratio=context.learning_rate_ratio(epoch),
+        train_loss=now.training.loss,
+        train_top1=now.training.top1,
+        holdout_top1=now.top1,
+        holdout_nll=now.nll,
+        delta_top1=now.top1 - before.top1,
+        delta_nll=now.nll - before.nll,
+        entropy=now.training.entropy,
+        true_probability=now.training.true_probability,
+        true_mass=now.true_mass,
+    )

@@ -1,0 +1,1 @@
+"""Methods whose target is made from the label."""

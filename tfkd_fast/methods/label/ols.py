@@ -1,0 +1,71 @@
+"""Online label smoothing: a class is taught with what the student made of it in the epoch before."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, EpochResult, StepBatch
+from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+
+
+class OLSLoss(Settings):
+    """The `[loss]` table, by the settings of the authors' code."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Of the soft label; the one-hot label has the rest."""
+
+
+class OLSSettings(Settings):
+    loss: OLSLoss = OLSLoss()
+
+
+class OLS(OneStudent):
+    """(1-alpha) CE(e_y, softmax(z)) + alpha CE(S[y], softmax(z)), where row y of S is the mean prediction of the epoch
+    before for those samples of label y that were classified correctly, uniform if there were none: Zhang et al.,
+    "Delving deep into label smoothing", TIP 2021.
+
+    Computed with KL(S[y] || softmax(z)) in place of the second cross-entropy, which is less by the entropy of S[y], a
+    constant of the epoch. In the first epoch all rows are uniform (our choice, the rule for a class without samples;
+    the authors' code leaves the second term out).
+    """
+
+    mixes = False  # what is predicted for a mixed image tells of no class (our choice)
+
+    def __init__(self, settings: OLSSettings, context: Context) -> None:
+        super().__init__(context)
+        self._hard_weight = 1.0 - settings.loss.alpha
+        self._uniform = 1.0 / context.num_classes
+        shape = (1, context.num_classes, context.num_classes)
+        self._soft_labels = torch.full(shape, self._uniform, device=context.device)
+        self._sums = torch.zeros(shape, device=context.device)  # of this epoch's predictions; each adds 1 to its row
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        self._remember(logits.detach(), batch.labels.unsqueeze(-1), candidates)
+        return ops.soft_target_loss_with_stats(
+            logits, batch.labels, self._soft_labels[candidates], hard_weight=self._hard_weight
+        )
+
+    def _remember(self, logits: Tensor, labels: Tensor, candidates: slice) -> None:
+        """Logits (n,B,C), labels (n,B,1)."""
+        correct = logits.argmax(-1, keepdim=True) == labels
+        predictions = logits.softmax(-1).to(self._sums.dtype).where(correct, 0.0)
+        self._sums[candidates].scatter_add_(1, labels.expand_as(logits), predictions)
+
+    def end_epoch(self, results: Sequence[EpochResult]) -> None:
+        counts = self._sums.sum(-1, keepdim=True)
+        self._soft_labels.copy_((self._sums / counts).where(counts > 0, self._uniform))
+        self._sums.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state between epochs, where the sums are empty."""
+        return {"soft_labels": self._soft_labels.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._soft_labels.copy_(state["soft_labels"])
+        self._sums.zero_()

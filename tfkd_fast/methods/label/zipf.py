@@ -1,0 +1,81 @@
+"""Zipf's label smoothing: the wrong classes are taught by their ranks in what the student itself predicts."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, StepBatch
+from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+from tfkd_fast.steering.targets.zipf import zipf_targets
+
+
+class ZipfLoss(Settings):
+    """The `[loss]` table; defaults of the authors' CIFAR-100 commands (megvii-research/zipfls).
+
+    Their `--alpha 0.1` weighs classifiers at earlier stages, which those commands leave out (`--deeplayer 1`).
+    """
+
+    rank: Literal["dense", "logits"] = "dense"
+    """By the votes of all places in the image, or by the prediction for the image."""
+    weight: float = Field(default=0.1, ge=0)
+    """lambda, of the wrong classes; the label has 1."""
+    power: float = Field(default=1.0, ge=0)
+    """Of the rank: a wrong class is taught in proportion to 1 / rank ** power."""
+    upsample: int = Field(default=2, ge=1)
+    """Dense: what the height and width of the last map are multiplied by."""
+
+
+class ZipfSettings(Settings):
+    loss: ZipfLoss = ZipfLoss()
+
+
+class Zipf(OneStudent):
+    """CE(y, p) + lambda KL(zipf || p~), p~ the softmax without the label's class: Liang et al., ECCV 2022.
+
+    The ranks of `zipf_targets` are by the number of votes: the classifier is applied at each place of the last feature
+    map, and each votes for its best class. The classes without votes share the rank after those that have some.
+    """
+
+    def __init__(self, settings: ZipfSettings, context: Context) -> None:
+        super().__init__(context)
+        self._settings = settings.loss
+        self.needs_features = settings.loss.rank == "dense"
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        scores = self._votes(batch) if self._settings.rank == "dense" else logits
+        soft = wrong_class_divergence(logits, batch.labels, zipf_targets(scores, batch.labels, self._settings.power))
+        return hard + self._settings.weight * soft, statistics
+
+    @torch.no_grad()
+    def _votes(self, batch: StepBatch) -> Tensor:
+        """How many places vote for each class, (n,B,C)."""
+        assert batch.features is not None
+        maps = batch.features.after_relu[-1].permute(0, 1, 3, 4, 2)
+        networks = [student.get_submodule("classifier") for student in batch.students]
+        logits = torch.stack([network(own) for network, own in zip(networks, maps, strict=True)])
+        logits = logits.flatten(0, 1).permute(0, 3, 1, 2)
+        if self._settings.upsample > 1:  # of the maps, as theirs, it would come to the same: both are linear
+            logits = F.interpolate(logits, scale_factor=self._settings.upsample, mode="bilinear")
+        votes = logits.argmax(dim=1).flatten(1)
+        counts = logits.new_zeros(logits.shape[:2])
+        counts.scatter_add_(1, votes, torch.ones_like(votes, dtype=counts.dtype))
+        return counts.unflatten(0, maps.shape[:2])
+
+
+def wrong_class_divergence(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """KL(targets || softmax(logits)) over the classes that are not the label, (n,), mean over the batch.
+
+    Args:
+        logits: (n,B,C).
+        labels: (n,B) int64.
+        targets: (n,B,C), 0 for the label.
+    """
+    without_label = logits.scatter(-1, labels.unsqueeze(-1), -torch.inf)
+    return ops.soft_target_loss(without_label, labels, targets, rows="sample")

@@ -1,9 +1,0 @@
-"""Several teachers, weighed for each sample by two small networks that learn how to weigh them (MMKD).
-
-Source: Zhang, Chen, Wang, "Adaptive Multi-Teacher Knowledge Distillation with Meta-Learning", ICME 2023, and the
-authors' code; what is our choice is marked so.
-"""
-
-from tfkd_fast.methods.mmkd.method import MMKD, MMKDSettings
-
-__all__ = ["MMKD", "MMKDSettings"]

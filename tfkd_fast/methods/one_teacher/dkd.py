@@ -1,0 +1,68 @@
+"""Decoupled distillation: what a teacher says of the label, apart from what it says of the other classes."""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, Plan, StepBatch
+from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+
+
+class DKDLoss(Settings):
+    """The `[loss]` table, by mdistiller's configuration for VGG-13 and VGG-8 on CIFAR-100 (the authors' own)."""
+
+    temperature: float = Field(default=4.0, gt=0)
+    ce_weight: float = Field(default=1.0, ge=0)
+    alpha: float = Field(default=1.0, ge=0)
+    """Of the label against all other classes together."""
+    beta: float = Field(default=6.0, ge=0)
+    """Of the other classes among themselves; the best one depends on the pair of networks."""
+    warmup: float = Field(default=20 / 240, ge=0, le=1)
+    """The share of the run over which alpha and beta grow from 0."""
+
+
+class DKDSettings(TaughtSettings):
+    loss: DKDLoss = DKDLoss()
+
+
+class DKD(TaughtStudent):
+    """ce_weight CE(y, softmax(z)) + w (alpha TCKD + beta NCKD): Zhao et al., CVPR 2022, equation 7.
+
+    TCKD = T^2 KL of (p_y, 1 - p_y) of the teacher from that of the student, and NCKD = T^2 KL of the probabilities of
+    all classes but y, made to sum to 1; both at temperature T. w grows by equal steps to 1, an epoch a step, as in the
+    authors' code: there over 20 epochs of 240. That it is a share of shorter and longer runs is our choice.
+    """
+
+    def __init__(self, settings: DKDSettings, context: Context) -> None:
+        super().__init__(settings, context, temperature=settings.loss.temperature)
+        self._settings = settings.loss
+        self._warmth = torch.ones((), device=context.device)
+
+    def begin_interval(self, epoch: int) -> Plan:
+        warmup = self._settings.warmup * self.context.epochs
+        self._warmth.fill_(min((epoch + 1) / warmup, 1.0) if warmup else 1.0)
+        return super().begin_interval(epoch)
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        settings, temperature = self._settings, self._settings.temperature
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        binary, others = _decoupled(logits, batch.labels, temperature)
+        teacher_binary, teacher_others = _decoupled(self.teacher_logits(batch), batch.labels.unsqueeze(1), temperature)
+        target = ops.distillation_loss(binary, teacher_binary, temperature=temperature)
+        non_target = ops.distillation_loss(others, teacher_others, temperature=temperature)
+        soft = settings.alpha * target + settings.beta * non_target
+        return settings.ce_weight * hard + self._warmth * soft, statistics
+
+
+def _decoupled(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits (...,B,2) of the label and of all other classes together, whose softmax at this temperature is (p_y,
+    1 - p_y), and the logits (...,B,C) without the label; labels (...,B)."""
+    index = labels.unsqueeze(-1)
+    others = logits.scatter(-1, index, -math.inf)  # probability 0, which adds nothing to a divergence
+    together = temperature * (others / temperature).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(-1, index), together], -1), others

@@ -1,0 +1,36 @@
+"""Knowledge distillation as it began: one teacher, softened predictions, the label beside them."""
+
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, StepBatch
+from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+
+
+class KDLoss(Settings):
+    """The `[loss]` table, by the settings of RepDistiller (Tian et al., ICLR 2020)."""
+
+    temperature: float = Field(default=4.0, gt=0)
+    alpha: float = Field(default=0.9, ge=0, le=1)
+    """Of the teacher; the label has the rest."""
+
+
+class KDSettings(TaughtSettings):
+    loss: KDLoss = KDLoss()
+
+
+class KD(TaughtStudent):
+    """alpha T^2 KL(softmax(t/T) || softmax(z/T)) + (1-alpha) CE(y, softmax(z)): Hinton, Vinyals, Dean, 2015."""
+
+    def __init__(self, settings: KDSettings, context: Context) -> None:
+        super().__init__(settings, context, temperature=settings.loss.temperature)
+        self._settings = settings.loss
+        self._soft_weight = settings.loss.alpha
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        soft = ops.distillation_loss(logits, self.teacher_logits(batch), temperature=self._settings.temperature)
+        return self._soft_weight * soft + (1.0 - self._settings.alpha) * hard, statistics

@@ -1,0 +1,44 @@
+"""Class-wise self-distillation: an image is taught with what the student makes of another image of its class."""
+
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, StepBatch
+from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+
+
+class CSKDLoss(Settings):
+    """The `[loss]` table; defaults of the authors' code (alinlab/cs-kd, train.py)."""
+
+    temperature: float = Field(default=4.0, gt=0)
+    weight: float = Field(default=1.0, ge=0)
+    """lambda, of the companion's prediction; the label has 1. Theirs is 3 for fine-grained images."""
+
+
+class CSKDSettings(Settings):
+    loss: CSKDLoss = CSKDLoss()
+
+
+class CSKD(OneStudent):
+    """CE(y, p) + lambda T^2 KL(p'^T || p^T), p' of another image of class y and constant: Yun et al., CVPR 2020.
+
+    Their batch holds images and companions, half of each. Here a batch has as many images as for any other method, and
+    their companions come on top (our choice).
+    """
+
+    companions = "same-class"
+    mixes = False
+
+    def __init__(self, settings: CSKDSettings, context: Context) -> None:
+        super().__init__(context)
+        self._settings = settings.loss
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        assert batch.companions is not None
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        companions = batch.companions.logits.unsqueeze(1)  # one teacher for each candidate
+        soft = ops.distillation_loss(logits, companions, temperature=self._settings.temperature)
+        return hard + self._settings.weight * soft, statistics

@@ -1,0 +1,73 @@
+"""Self-distillation from the last mini-batch: each image is shown again one step later, and taught with what the
+student made of it then."""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, StepBatch
+from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+
+NOBODY = -1
+"""The index of a row that holds no image."""
+
+
+class DLBLoss(Settings):
+    """The `[loss]` table. The authors' code (Meta-knowledge-Lab/DLB, dlb.py) has no defaults: these are our choice."""
+
+    temperature: float = Field(default=3.0, gt=0)
+    alpha: float = Field(default=1.0, ge=0)
+    """Of what the last step predicted; the label has 1."""
+
+
+class DLBSettings(Settings):
+    loss: DLBLoss = DLBLoss()
+
+
+class DLB(OneStudent):
+    """CE of all images + alpha T^2 KL(p_last^T || p^T) of those shown again, p_last constant: Shen et al., CVPR 2022.
+
+    The paper fills one half of each batch with images of the last. Here, as in the authors' code, a batch is of fresh
+    images and the whole last one comes beside it; it is seen in the same pass (our choice: theirs are two). In the
+    first step of an epoch, what comes beside the batch was not shown in the step before: it counts in the
+    cross-entropy alone (our choice: they carry the batch over, and begin with none).
+    """
+
+    companions = "previous"
+    companion_gradient = True
+    mixes = False
+
+    def __init__(self, settings: DLBSettings, context: Context) -> None:
+        super().__init__(context)
+        self._settings = settings.loss
+        shape = (self.max_candidates, context.batch_size)
+        self._logits = torch.zeros(*shape, context.num_classes, device=context.device)
+        self._indices = torch.full(shape, NOBODY, device=context.device)
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        again = batch.companions
+        assert again is not None
+        size = logits.shape[1]  # of the last batch of an epoch it is less
+        fresh, statistics = self.cross_entropy(logits, batch.labels)
+        hard = (fresh + ops.soft_target_loss(again.logits, again.labels, self._one_hot)) / 2
+
+        last = self._logits[candidates, :size].unsqueeze(1)  # one teacher for each candidate
+        soft = ops.distillation_loss(again.logits, last, temperature=self._settings.temperature, reduction="none")
+        soft = torch.where(again.indices == self._indices[candidates, :size], soft, 0.0).mean(-1)
+
+        self._logits[candidates, :size] = logits.detach().float()
+        self._indices[candidates, :size] = batch.indices
+        self._indices[candidates, size:].fill_(NOBODY)
+        return hard + self._settings.alpha * soft, statistics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"logits": self._logits.clone(), "indices": self._indices.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._logits.copy_(state["logits"])
+        self._indices.copy_(state["indices"])

@@ -1,0 +1,62 @@
+"""Progressive self-knowledge distillation: the label, softened by what the student predicted one epoch earlier."""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, Plan, StepBatch
+from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+from tfkd_fast.steering.targets import InstanceMemory
+
+
+class PSKDLoss(Settings):
+    """The `[loss]` table, by the settings of the authors' code."""
+
+    alpha: float = Field(default=0.8, ge=0, le=1)
+    """alpha_E: of the earlier prediction in the last epoch."""
+
+
+class PSKDSettings(Settings):
+    loss: PSKDLoss = PSKDLoss()
+
+
+class PSKD(OneStudent):
+    """CE((1-alpha_t) e_y + alpha_t p', softmax(z)) in epoch t = 1..E, where p' is the prediction for the same image in
+    epoch t-1, under another augmentation, and alpha_t = alpha_E t/E: Kim et al., ICCV 2021.
+
+    Computed as (1-alpha_t) CE(e_y, softmax(z)) + alpha_t KL(p' || softmax(z)), which is less by alpha_t times the
+    entropy of p', a constant. In the first epoch there is no p', and alpha_1 is 0: an empty memory would teach the
+    uniform distribution. The authors' code puts e_y in the place of p', which comes to the same. From then on there is
+    a p' for every image, because every epoch shows all of them. It is kept as logits in half precision (our choice;
+    the authors keep probabilities in float32).
+    """
+
+    mixes = False  # what is predicted for a mixed image is of neither one
+
+    def __init__(self, settings: PSKDSettings, context: Context) -> None:
+        super().__init__(context)
+        self._last_alpha = settings.loss.alpha
+        self._memory = InstanceMemory(1, context.num_images, context.num_classes, context.device)
+        self._hard_weight = torch.ones((), device=context.device)  # 1 - alpha_t
+
+    def begin_interval(self, epoch: int) -> Plan:
+        alpha = self._last_alpha * (epoch + 1) / self.context.epochs if epoch > 0 else 0.0
+        self._hard_weight.fill_(1.0 - alpha)
+        return super().begin_interval(epoch)
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        before = self._memory.exchange(candidates, batch.indices, logits).softmax(-1, dtype=torch.float32)
+        return ops.soft_target_loss_with_stats(
+            logits, batch.labels, before, hard_weight=self._hard_weight, rows="sample"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"memory": self._memory.state_dict(active=1)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._memory.load_state_dict(state["memory"])

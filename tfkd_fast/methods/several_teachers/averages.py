@@ -1,0 +1,83 @@
+"""Several teachers at once, each weighed anew for every sample."""
+
+from abc import abstractmethod
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.methods.base.method import Context, StepBatch
+from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import Settings
+
+
+class AverageLoss(Settings):
+    """The `[loss]` table, by the commands of CA-MKD's code (Rorozhl/CA-MKD, scripts/run.sh)."""
+
+    temperature: float = Field(default=4.0, gt=0)
+    ce_weight: float = Field(default=1.0, ge=0)
+    kd_weight: float = Field(default=1.0, ge=0)
+
+
+class AverageSettings(TaughtSettings):
+    loss: AverageLoss = AverageLoss()
+
+
+class Average(TaughtStudent):
+    """ce_weight CE(y, softmax(z)) + kd_weight sum_m v_m T^2 KL(softmax(t_m/T) || softmax(z/T)), where the v_m of a
+    sample sum to 1: a subclass says what they are."""
+
+    teachers = (2, None)
+
+    def __init__(self, settings: AverageSettings, context: Context) -> None:
+        super().__init__(settings, context, temperature=settings.loss.temperature)
+        self._settings = settings.loss
+
+    @abstractmethod
+    def weights(self, teachers: Tensor, labels: Tensor) -> Tensor | None:
+        """v, (n,B,M), of teachers with logits (n,M,B,C), for labels (n,B); None: equal weights."""
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        settings, teachers = self._settings, self.teacher_logits(batch)
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        weights = self.weights(teachers, batch.labels)
+        soft = ops.distillation_loss(logits, teachers, temperature=settings.temperature, teacher_weights=weights)
+        return settings.ce_weight * hard + settings.kd_weight * soft, statistics
+
+
+class EqualAverage(Average):
+    """AVER, the usual baseline of several teachers: the mean of their losses (You et al., KDD 2017)."""
+
+    def weights(self, teachers: Tensor, labels: Tensor) -> None:
+        return None
+
+
+class EntropyAverage(Average):
+    """EBKD: a teacher counts for less where it is less certain, v_m = (1 - H_m / sum_k H_k) / (M-1), with the entropies
+    H of softmax(t) (after Kwon et al., ICASSP 2020, as CA-MKD's code has it).
+
+    That code divides by M instead of M-1; our choice are weights that sum to 1, so that the averages differ in nothing
+    but how they weigh.
+    """
+
+    def weights(self, teachers: Tensor, labels: Tensor) -> Tensor:
+        entropy = torch.special.entr(teachers.softmax(-1)).sum(-1).transpose(-1, -2)  # (n,B,M)
+        entropy = entropy.clamp(min=torch.finfo(entropy.dtype).tiny)  # teachers without a doubt are equal
+        return (1.0 - entropy / entropy.sum(-1, keepdim=True)) / (entropy.shape[-1] - 1)
+
+
+class ConfidenceAverage(Average):
+    """The logit part of CA-MKD: a teacher counts for less where it is further from the label,
+    v_m = (1 - softmax_m(CE(y, softmax(t_m)))) / (M-1) (Zhang, Chen, Wang, ICASSP 2022).
+
+    The paper also matches the last feature maps, weighed by how well each teacher's own classifier reads the student's
+    map; that part is not here. The authors' code divides the weighted sum by M once more; our choice is not to, as for
+    the other averages.
+    """
+
+    def weights(self, teachers: Tensor, labels: Tensor) -> Tensor:
+        index = labels.unsqueeze(1).unsqueeze(-1).expand(*teachers.shape[:-1], 1)
+        cross_entropy = -teachers.log_softmax(-1).gather(-1, index).squeeze(-1).transpose(-1, -2)  # (n,B,M)
+        return (1.0 - cross_entropy.softmax(-1)) / (cross_entropy.shape[-1] - 1)

@@ -1,0 +1,196 @@
+"""The method: its settings, its loss, and when it looks ahead."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tfkd_fast.data import Batch
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.base.method import Context, IntervalResult, Outcome, Plan, StepBatch, TrainingStep
+from tfkd_fast.methods.several_teachers.mmkd.buffer import HardBuffer
+from tfkd_fast.methods.several_teachers.mmkd.lookahead import meta_gradient
+from tfkd_fast.methods.several_teachers.mmkd.matching import Connector, ConnectorName, Seen, distances, divergences
+from tfkd_fast.methods.several_teachers.mmkd.weights import GramNorm, TeacherWeights
+from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
+from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.randomness import seeded
+from tfkd_fast.settings import Settings
+
+
+class MMKDLoss(Settings):
+    """The `[loss]` table, by the authors' command for VGG-8."""
+
+    temperature: float = Field(default=4.0, gt=0)
+    alpha: float = Field(default=1.0, ge=0)
+    """Of the teachers' predictions; the label has 1."""
+    beta: float = Field(default=100.0, ge=0)
+    """Of their features; what is right depends on the networks."""
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    """In which beta rises from 0, as the connectors are random at first (our choice)."""
+    connector: ConnectorName = "deep"
+    """What brings the student's map to as many channels as a teacher's has. deep: three convolutions; linear: one."""
+    gram_norm: GramNorm = "rows"
+    """Of the Gram matrices by which features are weighed. rows: each row has length 1 (our choice); none: as they are,
+    as in the authors' code."""
+
+
+class MMKDMeta(Settings):
+    """The `[meta]` table: how the weights of teachers are learned. The authors' values."""
+
+    period: int = Field(default=5, ge=1)
+    """Steps of training from one look-ahead to the next."""
+    buffer: int = Field(default=256, ge=1)
+    """Misclassified images that are kept."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of Adam."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+
+
+class MMKDSettings(TaughtSettings):
+    loss: MMKDLoss = MMKDLoss()
+    meta: MMKDMeta = MMKDMeta()
+
+
+class MMKD(TaughtStudent):
+    """CE + alpha L_KD + beta L_feat, with weights for each sample and teacher by two networks Theta.
+
+    L_KD = mean_x sum_m omega_m(x) T^2 KL(softmax(z_m/T) || softmax(z/T)) and L_feat = mean_x sum_m v_m(x)
+    mean((phi_m(F) - F_m)^2), F the last maps, phi_m connectors that train with the student.
+
+    Theta learns every few steps of training, from the cross-entropy of a batch of hard images after steps that follow
+    the teachers alone (`lookahead.meta_gradient`). Our choice: not before the buffer of hard images is full; at the end
+    of an epoch only where a period ends, while the authors always do; and a gradient that is not finite is skipped.
+    """
+
+    teachers = (2, None)
+    needs_features = True
+    looks_ahead = True
+    mixes = False  # a hard image has one label
+
+    def __init__(self, settings: MMKDSettings, context: Context) -> None:
+        """
+        Raises:
+            UserError: for a teacher that does not know all classes, and a buffer that is smaller than a batch.
+        """
+        super().__init__(settings, context)
+        self._loss, self._meta = settings.loss, settings.meta
+        if self._meta.buffer < context.batch_size:
+            raise UserError(
+                f"meta.buffer = {self._meta.buffer} is smaller than a batch of {context.batch_size} images: "
+                "the teachers' weights are learned from whole batches of it"
+            )
+        if context.shapes is None:
+            raise ValueError("the context must tell the shapes of the student's features")
+        teacher_widths = [facts.shapes.maps[-1][0] for facts in context.teachers]
+        width, count = context.shapes.maps[-1][0], len(teacher_widths)
+        with seeded(context.seed):
+            connectors = [Connector(settings.loss.connector, width, wanted) for wanted in teacher_widths]
+            weights = TeacherWeights(context.num_classes, count, context.batch_size, settings.loss.gram_norm)
+        self.adapters = self._connectors = nn.ModuleList(connectors).to(context.device)
+        self._weights = weights.to(context.device)
+        self._optimizer = torch.optim.Adam(
+            self._weights.parameters(), self._meta.learning_rate, weight_decay=self._meta.weight_decay
+        )
+        self._hard = HardBuffer(self._meta.buffer, context.seed)
+        self._shown: Batch | None = None  # to the step that is being taken
+        self._steps = 0  # of training, with the one that is being taken
+        self._epoch = 0  # for the log, which counts from 1
+        self._updates = self._skipped = 0  # of Theta
+        self._shares = torch.zeros(2, count, dtype=torch.float64, device=context.device)  # sums over an epoch's samples
+        self._samples = 0
+
+    def begin_interval(self, epoch: int) -> Plan:
+        self._epoch = epoch + 1
+        return super().begin_interval(epoch)
+
+    def before_step(self, step: TrainingStep) -> None:
+        self._shown = step.batch
+        self._steps += 1
+        if self._hard.full and self._steps % self._meta.period == 0:
+            self._learn_weights(step)
+
+    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+        assert batch.features is not None
+        hard, statistics = self.cross_entropy(logits, batch.labels)
+        seen = Seen.of(logits, batch.features.after_relu[-1], batch.teachers)
+        with torch.no_grad():
+            shares = self._weights(seen)
+            self._shares += shares.sum((1, 2))
+            self._samples += batch.labels.numel()
+            if self._shown is not None:  # one candidate sees it
+                self._hard.add(self._shown, logits[0].argmax(-1) != self._shown.labels, self._steps)
+                self._shown = None
+        return hard + (self._terms(seen) * shares).sum((0, 2, 3)), statistics
+
+    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
+        omega, v = (self._shares / max(1, self._samples)).tolist()
+        event = {
+            "event": "teachers",
+            "epoch": self._epoch,
+            "names": [facts.name for facts in self.context.teachers],
+            "logit_weights": omega,  # means over the epoch
+            "feature_weights": v,
+            "updates": self._updates,  # so far
+            "skipped": self._skipped,
+        }
+        self._shares.zero_()
+        self._samples = 0
+        return Outcome((0,), [event])
+
+    def state_dict(self) -> dict[str, Any]:
+        """As between two epochs. The engine keeps the adapters."""
+        return {
+            "weights": copy.deepcopy(self._weights.state_dict()),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "hard": self._hard.state_dict(),
+            "steps": self._steps,
+            "updates": self._updates,
+            "skipped": self._skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._weights.load_state_dict(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._hard.load_state_dict(state["hard"], self.context.device)
+        self._steps, self._updates, self._skipped = state["steps"], state["updates"], state["skipped"]
+
+    def _terms(self, seen: Seen) -> Tensor:
+        """What each sample and teacher adds to alpha L_KD + beta L_feat, unweighed: (2,n,B,M)."""
+        of_logits = self._loss.alpha * divergences(seen, self._loss.temperature)
+        of_features = self._beta() * distances(seen, self._connectors)
+        return torch.stack([of_logits, of_features]) / seen.logits.shape[1]
+
+    def _beta(self) -> float:
+        """At the present step."""
+        epoch = -(-self.context.num_images // self.context.batch_size)
+        warmup = max(1.0, self._loss.warmup_epochs * epoch)
+        return self._loss.beta * min(1.0, self._steps / warmup)
+
+    def _learn_weights(self, step: TrainingStep) -> None:
+        """One update of Theta."""
+        batch = self._hard.draw(self.context.batch_size, self._steps)
+        images = batch.images.to(step.weights[0].dtype, memory_format=torch.channels_last)
+        teachers = step.teach(batch.images)
+
+        def matching() -> tuple[Tensor, Tensor]:
+            logits, features = step.student(images, return_features=True)
+            seen = Seen.of(logits.unsqueeze(0), features.after_relu[-1].unsqueeze(0), teachers)
+            return self._terms(seen), self._weights(seen)
+
+        def outer() -> Tensor:
+            return F.cross_entropy(step.student(images), batch.labels)
+
+        theta = list(self._weights.parameters())
+        gradients = meta_gradient(step, matching, outer, theta)
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            for parameter, gradient in zip(theta, gradients, strict=True):
+                parameter.grad = gradient
+            self._optimizer.step()
+            self._updates += 1
+        else:
+            self._skipped += 1

@@ -1,0 +1,136 @@
+"""What methods have in common whose student learns from teachers: networks of finished runs."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.base.method import Context, Event, Material, Plan, StepBatch
+from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.methods.professor import Professors, ProfessorSettings
+from tfkd_fast.methods.taught.corrections import label_mixed, swapped
+from tfkd_fast.settings import Settings
+
+
+class TeacherSettings(Settings):
+    """The `[teachers]` table of a recipe."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders."""
+    cache: str | None = None
+    """A file of what the teachers make of the images; without it they look at every batch."""
+    views: int = Field(default=0, ge=0)
+    """Epochs after which the augmentation of images repeats; 0: never."""
+    adjust: Literal["none", "label-mix", "swap"] = "none"
+    """What the label corrects in the teachers' logits: label-mix mixes it into the softened predictions, swap exchanges
+    the largest logit for that of the label where the teacher errs (Wen et al., arXiv 1911.07471)."""
+    label_share: float = Field(default=0.1, gt=0, lt=1)
+    """Of the label, for label-mix."""
+
+
+class TaughtSettings(Settings):
+    """The tables of a recipe that all these methods have."""
+
+    teachers: TeacherSettings = TeacherSettings()
+    professor: ProfessorSettings | None = None
+    """What refines the teachers' logits; `tfkd-fast methods professor` explains it. Unset: nothing does."""
+
+
+class TaughtStudent(OneStudent):
+    """One student and its teachers, which know all classes unless a subclass says otherwise.
+
+    Between them there may stand what refines the teachers' logits: a correction by the label, or a professor each. A
+    method that reads nothing of the teachers but `teacher_logits` need not know.
+    """
+
+    teachers: tuple[int, int | None] = (1, 1)
+    specialists = False
+    """Whether a teacher may know some of the classes only."""
+
+    def __init__(self, settings: TaughtSettings, context: Context, *, temperature: float | None = None) -> None:
+        """`temperature`: at which `teacher_logits` are softened; None for a method that reads anything else of the
+        teachers.
+
+        Raises:
+            UserError: for another number of teachers than the method has, for one that does not know all classes, and
+                for refinements that do not go together or not with the method.
+        """
+        super().__init__(context)
+        fewest, most = self.teachers
+        count = len(context.teachers)
+        if count < fewest or (most is not None and count > most):
+            raise UserError(
+                f"this method learns from {_some(fewest, most)}, and {count} were named: --teacher RUN_DIR names one"
+            )
+        for teacher in context.teachers:
+            if len(teacher.labels) < context.num_classes and not self.specialists:
+                raise UserError(
+                    f"teacher {teacher.name} knows {len(teacher.labels)} of the {context.num_classes} classes: "
+                    "this method learns from teachers of all of them"
+                )
+        self._adjust, self._label_share = settings.teachers.adjust, settings.teachers.label_share
+        self._temperature = temperature
+        self._professors: Professors | None = None
+        if self._adjust == "none" and settings.professor is None:
+            return
+        if temperature is None:
+            raise UserError(
+                "this method learns from more than softened predictions, so its teachers are taken as they are: set "
+                "teachers.adjust to none and leave out the [professor] table"
+            )
+        if settings.professor is not None:
+            if self._adjust != "none":
+                raise UserError(
+                    f"teachers.adjust {self._adjust} is what a professor is compared with: set it to none, or leave "
+                    "out the [professor] table"
+                )
+            self._professors = Professors(settings.professor, context, temperature)
+            self.needs_features = True
+
+    def teacher_logits(self, batch: StepBatch) -> Tensor:
+        """(n,M,B,C) float32, from all M teachers, refined."""
+        if self._professors is not None:
+            return self._professors.refine(batch)
+        if len(batch.teachers) == 1:
+            return self._adjusted(batch.teachers[0].logits, batch.labels).unsqueeze(1)
+        return torch.stack([self._adjusted(teacher.logits, batch.labels) for teacher in batch.teachers], dim=1)
+
+    def prepare(self, material: Material) -> Iterable[Event]:
+        return () if self._professors is None else self._professors.fit(material)
+
+    def begin_interval(self, epoch: int) -> Plan:
+        if self._professors is not None:
+            self._professors.begin_epoch(epoch)
+        return super().begin_interval(epoch)
+
+    def summary(self) -> dict[str, Any]:
+        return super().summary() | ({} if self._professors is None else {"professors": self._professors.summary()})
+
+    def state_dict(self) -> dict[str, Any]:
+        professors = {} if self._professors is None else {"professors": self._professors.state_dict()}
+        return super().state_dict() | professors
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self._professors is not None:
+            self._professors.load_state_dict(state["professors"])
+
+    def _adjusted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(n,B,C), for labels (n,B)."""
+        match self._adjust:
+            case "label-mix":
+                assert self._temperature is not None
+                return label_mixed(logits, labels, self._label_share, self._temperature)
+            case "swap":
+                return swapped(logits, labels)
+            case _:
+                return logits
+
+
+def _some(fewest: int, most: int | None) -> str:
+    if fewest == most:
+        return "one teacher" if fewest == 1 else f"{fewest} teachers"
+    return f"{fewest} or more teachers" if most is None else f"{fewest} to {most} teachers"

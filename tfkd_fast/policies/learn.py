@@ -1,0 +1,56 @@
+"""Learn a policy over whole runs, into a folder that the search can go on from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
+from tfkd_fast.policies.students import Students
+from tfkd_fast.runs.folder import EventLog, RunFolder
+from tfkd_fast.runs.recipe import Recipe
+from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_line
+
+LOG = "generations.jsonl"
+
+
+def learn_policy(
+    recipe: Recipe, out: Path, *, generations: int, students: int, on_generation: Callable[[int, Generation], None]
+) -> Path:
+    """Search for a policy of the recipe's target; returns its file, `policy.safetensors` in `out`.
+
+    The file is written after every generation. A folder with fewer generations than asked for goes on.
+
+    Raises:
+        UserError: for a folder that holds another search, and for a recipe that leaves nothing to steer.
+    """
+    folder, log = RunFolder(out), out / LOG
+    wanted = recipe.to_toml()
+    finished = ""
+    if folder.recipe.exists():
+        if not log.exists() or folder.recipe.read_text() != wanted:
+            raise UserError(f"{out} holds something else than this search: choose another --out")
+        finished = "".join(line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n"))
+    done = [_generation(json.loads(line)) for line in finished.splitlines()]
+    if any(len(generation.qualities) != students for generation in done):
+        raise UserError(f"the search in {out} has {len(done[0].qualities)} students at a time: give as many")
+    fleet = Students(recipe, students)
+    settings = recipe.options
+    assert isinstance(settings, ControlledTargetsSettings)  # Students refuses others
+    search = PolicySearch(fleet.space, settings.controller, students, recipe.seed)
+    search.restore(done)
+    if not done:
+        folder.create(wanted)
+    lines = EventLog(log, keep=len(finished.encode()))
+    for number in range(len(done), generations):
+        generation = search.run_generation(fleet)
+        lines.write({"event": "generation", "number": number} | as_line(generation))
+        folder.write_bytes(folder.policy.name, search.policy_bytes())
+        on_generation(number, generation)
+    lines.close()
+    return folder.policy
+
+
+def _generation(line: dict[str, Any]) -> Generation:
+    return Generation(line["seed"], line["parameters"], line["qualities"])

@@ -1,0 +1,164 @@
+"""Students that somebody outside teaches, interval by interval: the engine under `control.TargetControlEnv`."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
+from functools import partial
+
+from torch import Tensor
+
+from tfkd_fast import ops
+from tfkd_fast.data import mixing_of, open_dataset, sealed_test_images
+from tfkd_fast.device import determinism, resolve_compute
+from tfkd_fast.errors import UserError
+from tfkd_fast.judging.judge import Judge
+from tfkd_fast.methods.base.method import EpochResult, HoldoutMetrics, IntervalResult
+from tfkd_fast.methods.controlled.external import ExternalTargets
+from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
+from tfkd_fast.runs.recipe import Recipe
+from tfkd_fast.steering.control import Snapshot
+from tfkd_fast.steering.targets import ActionSpace
+from tfkd_fast.training.assemble import build_student, load_images, method_context
+from tfkd_fast.training.cooldown import cooled
+from tfkd_fast.training.epoch import Diverged, EpochTrainer
+from tfkd_fast.training.groups import choose_side_by_side
+from tfkd_fast.training.population import Population
+
+
+class Students:
+    """`count` students of a recipe, as `control.Students` wants them: each a trajectory of its own, without selection.
+
+    Data, network, optimiser, schedule and target are the recipe's, and so are interval, warm-up and cooldown; its
+    controller and its selection are not used. A student of seed s has the weights of a run of seed s, and data order
+    and augmentation of the random stream s under the recipe's seed. It is judged on held-out images by averaged weights
+    or after the cooldown, as a controller would see it; test images stay sealed while it trains.
+    """
+
+    def __init__(self, recipe: Recipe, count: int = 1) -> None:
+        """
+        Raises:
+            UserError: for a recipe that holds nothing out, or whose target leaves nothing to steer.
+        """
+        if count < 1:
+            raise ValueError(f"count must be 1 or more, got {count}")
+        if not recipe.data.holdout:
+            raise UserError("students are judged on held-out images: set data.holdout above 0")
+        settings = recipe.options
+        if not isinstance(settings, ControlledTargetsSettings):
+            raise UserError(f"there is nothing to steer in method {recipe.method}: choose tfkd, or one of its kind")
+        self.count, self.epochs = count, recipe.epochs
+        self._recipe = recipe
+        compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
+        with self._training():
+            ops.backend_of("soft_target_loss", compute.device)  # refuses a backend that cannot serve this device
+            dataset = open_dataset(recipe.data)
+            images = load_images(recipe, dataset, compute)
+            self._loader = images.fit
+            self._method = ExternalTargets(settings, method_context(recipe, dataset, images.num_fit, compute), count)
+            if recipe.data.mix != "none" and not self._method.mixes:
+                raise UserError("the memory of single images cannot teach mixed ones: set data.mix to none")
+            self._build = partial(build_student, recipe, dataset, compute)
+            self._population = self._untrained_population(0, count)
+            self._judge = Judge(images.fit, images.holdout, compute, partial(self._build, 0))
+            self._trainer = EpochTrainer(
+                self._population,
+                self._method,
+                self._loader,
+                compute,
+                recipe.optimizer,
+                choose_side_by_side(recipe.population),
+                lambda images: None,
+                mixing=mixing_of(recipe.data, recipe.seed),
+            )
+        self._untaught = self._method.state_dict()
+        self._epoch = 0
+        self._snapshots: list[Snapshot] = []  # none before the start, and after somebody diverged
+
+    @property
+    def space(self) -> ActionSpace:
+        """What an action steers."""
+        return self._method.space
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        return self.space.action_names
+
+    def start(self, seeds: Sequence[int]) -> list[Snapshot]:
+        """New students, after the warm-up where the recipe has one. What was captured and compiled serves them, too.
+
+        Raises:
+            UserError: the loss was not finite in the warm-up, which knows no actions.
+        """
+        if len(seeds) != self.count or not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError(f"seeds must be {self.count} numbers in 0 .. 2**32 - 1, got {list(seeds)}")
+        candidates = [self._untrained_population(seed, 1).candidate(0) for seed in seeds]
+        self._population.load_state_dict({"candidates": candidates, "epochs_averaged": 0})
+        self._method.load_state_dict(self._untaught)
+        self._method.data_streams = list(seeds)
+        self._epoch, self._snapshots = 0, self._method.snapshots(0)
+        if self._method.warmup:
+            self._train_interval()
+            self._snapshots = self._method.snapshots(self._epoch)
+        return self._snapshots
+
+    def train(self, actions: Tensor) -> list[Snapshot | None]:
+        """One decision interval under actions (P,A), see `control.Students.train`."""
+        if not self._snapshots or self._epoch == self.epochs:
+            raise RuntimeError("the students have not started, or are through: call start")
+        if actions.shape != (self.count, len(self.action_names)):
+            raise ValueError(f"actions must be ({self.count},{len(self.action_names)}), got {tuple(actions.shape)}")
+        self._method.actions = actions
+        before = self._snapshots
+        try:
+            self._train_interval()
+        except Diverged as error:
+            diverged = {error.candidate}
+        else:
+            self._snapshots = self._method.snapshots(self._epoch)
+            diverged = {slot for slot, snapshot in enumerate(self._snapshots) if not _is_finite(snapshot)}
+        if not diverged:
+            return list(self._snapshots)
+        self._snapshots = []
+        return [None if slot in diverged else snapshot for slot, snapshot in enumerate(before)]
+
+    def _train_interval(self) -> None:
+        with self._training():
+            interval = self._method.begin_interval(self._epoch).interval
+            for epoch in range(interval.first_epoch, interval.end):
+                rates = [self._recipe.learning_rates(epoch, len(self._loader))] * self.count
+                average = epoch + 1 == interval.end and self._method.needs_epoch_average
+                runs = self._trainer.run(self.count, epoch, rates, average=average)
+                self._method.end_epoch([EpochResult(run.training, None) for run in runs])
+            averages = self._judge.average_metrics(self._population.epoch_average, self.count, interval.end)
+            cooled_metrics = self._cooled(interval.end)
+            self._method.end_interval(
+                [
+                    IntervalResult(run.training, None, average, None, cooled=metrics)
+                    for run, average, metrics in zip(runs, averages, cooled_metrics, strict=True)
+                ]
+            )
+            self._epoch = interval.end
+
+    def _cooled(self, epoch: int) -> list[HoldoutMetrics | None]:
+        if not self._method.cooldown_epochs:
+            return [None] * self.count
+
+        def train(epoch: int, rates: list[float]) -> None:
+            self._trainer.run(self.count, epoch, [rates] * self.count, average=False)
+
+        place = self.count, epoch, len(self._loader)
+        with cooled(self._population, self._method, self._recipe, *place, train):
+            return self._judge.metrics(self._population.models)
+
+    def _untrained_population(self, seed: int, size: int) -> Population:
+        return Population(partial(self._build, seed), size, slow=self._method.slow_decay is not None)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        with ops.using_backend(self._recipe.ops), determinism(self._recipe.deterministic), sealed_test_images():
+            yield
+
+
+def _is_finite(snapshot: Snapshot) -> bool:
+    return all(map(math.isfinite, astuple(snapshot.progress)))

@@ -1,0 +1,1 @@
+"""Experiment recipes (TOML), one file an experiment."""

@@ -1,0 +1,1 @@
+"""Studies (TOML), one file a table of results."""

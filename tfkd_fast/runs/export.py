@@ -1,0 +1,34 @@
+"""A finished student in the formats that other programs load. Inference needs nothing of this package."""
+
+from pathlib import Path
+
+import torch
+
+from tfkd_fast.data import open_dataset
+from tfkd_fast.runs.recipe import read_recipe
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.student import load_student
+from tfkd_fast.errors import UserError
+
+
+def export_student(out: Path) -> list[Path]:
+    """Write student.pt2 (`torch.export`) and student.onnx beside student.safetensors; returns the three paths.
+
+    The network takes normalised images (B,C,H,W) float32, any B, and gives logits (B, classes). Mean, standard
+    deviation and class names stand in the header of student.safetensors.
+    """
+    folder = RunFolder(out)
+    recipe = read_recipe(folder)
+    dataset = open_dataset(recipe.data)
+    channels, height, width = dataset.image_shape
+    model = load_student(folder.student, recipe.model, len(dataset.classes), channels).eval()
+    example = torch.zeros(2, channels, height, width)
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (example,), dynamic_shapes=shapes)
+    archive, onnx = folder.student.with_suffix(".pt2"), folder.student.with_suffix(".onnx")
+    torch.export.save(program, archive)
+    try:
+        torch.onnx.export(program, f=onnx, verbose=False, external_data=False)
+    except ImportError:
+        raise UserError(f"wrote {archive}, but ONNX needs more: pip install 'tfkd-fast[export]'") from None
+    return [folder.student, archive, onnx]

@@ -1,0 +1,81 @@
+"""Who sets the target: controllers that choose an action for a target family as training goes."""
+
+from typing import TYPE_CHECKING, Any
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.steering.control.bandit import ThompsonController, UCBController
+from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.evolution import EvolutionController
+from tfkd_fast.steering.control.hypergradient import HypergradientController
+from tfkd_fast.steering.control.observation import observation
+from tfkd_fast.steering.control.open_loop import FixedController, RecordedController, ScheduleController
+from tfkd_fast.steering.control.policy_controller import PolicyController
+from tfkd_fast.steering.control.settings import ControllerSettings, RecordedAction
+from tfkd_fast.steering.control.students import Snapshot, Students
+from tfkd_fast.steering.targets import ActionSpace
+
+if TYPE_CHECKING:  # they need gymnasium, which is an extra
+    from tfkd_fast.steering.control.environment import TargetControlEnv, TargetControlVectorEnv
+
+ENVIRONMENTS = ("TargetControlEnv", "TargetControlVectorEnv")
+
+__all__ = [
+    "ACTION_LIMIT",
+    "Controller",
+    "ControllerSettings",
+    "Decision",
+    "Feedback",
+    "Outcome",
+    "Progress",
+    "RecordedAction",
+    "Snapshot",
+    "Students",
+    "TargetControlEnv",
+    "TargetControlVectorEnv",
+    "build_controller",
+    "observation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The environments, imported when somebody asks for one."""
+    if name not in ENVIRONMENTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from tfkd_fast.steering.control import environment
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gymnasium":
+            raise
+        raise UserError(f"{name} needs gymnasium: pip install 'tfkd-fast[gym]'") from None
+    return getattr(environment, name)
+
+
+def build_controller(settings: ControllerSettings, space: ActionSpace, seed: int) -> Controller:
+    """The controller that the settings name, for a target family.
+
+    Raises:
+        UserError: for a controller that this target gives nothing to decide, an action that does not fit it, or a
+            policy file that cannot be used.
+    """
+    match settings.name:
+        case "fixed":
+            return FixedController(settings.action, space)
+        case "schedule" | "progressive":
+            return ScheduleController(settings.true_mass, space)
+        case "recorded":
+            return RecordedController(settings.recorded, space)
+        case _ if space.action_size == 0:
+            raise UserError(
+                f"the {settings.name} controller has nothing to set in the {space.family} target: "
+                "choose controller.name fixed, or target.family scalar, rank-binned or full-matrix"
+            )
+        case "policy" | "random" | "ppo" | "reinforce":
+            return PolicyController(settings, space, seed)
+        case "thompson":
+            return ThompsonController(settings, space, seed)
+        case "ucb":
+            return UCBController(settings, space, seed)
+        case "cma-es":
+            return EvolutionController(settings, space, seed)
+        case "hypergradient":
+            return HypergradientController(settings, space)

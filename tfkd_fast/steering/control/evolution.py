@@ -1,0 +1,120 @@
+"""A controller that searches by evolution."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from cmaes import CMA
+from torch import Tensor
+
+from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.rewards import Rewards
+from tfkd_fast.steering.control.settings import ControllerSettings
+from tfkd_fast.steering.targets import ActionSpace
+
+SMALLEST_POPULATION = 4
+"""Below, the covariance update has the weight zero, which its own formulas divide by."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What the optimiser was told, a population of n."""
+
+    asked: int  # draws since the generation before, with those that were never told
+    actions: Tensor  # (n,A) float32
+    losses: Tensor  # (n,) float64
+
+
+class EvolutionController(Controller):
+    """CMA-ES (Hansen, The CMA evolution strategy: a tutorial, 2016) over actions, started at the neutral one.
+
+    The candidates of the first decision say how large a population is, where there are at least four; otherwise, as in
+    a single trajectory, it has the usual size, 4 + 3 ln A. Draws are collected over decisions until they fill one:
+    rewards of different decisions compare because they are standardised (`Rewards`). A draw without reward is not told.
+
+    The package offers its state as a pickle only, and without its random numbers. Ours is the history: what was asked
+    and told is asked and told again.
+    """
+
+    learns = True
+
+    def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
+        self._std, self._action_size = settings.initial_std, space.action_size
+        self._seed = seed % 2**32  # all that numpy's generator takes
+        self._rewards = Rewards(settings.top1_share)
+        self._optimizer: CMA | None = None  # until the first decision says how many candidates there are
+        self._generations: list[Generation] = []
+        self._asked = 0  # since the latest generation
+        self._actions = torch.zeros(0, space.action_size)  # those that will be told, with their losses
+        self._losses = torch.zeros(0, dtype=torch.float64)
+
+    def decide(self, progress: Progress, candidates: int) -> Decision:
+        if self._optimizer is None:
+            usual = 4 + math.floor(3 * math.log(self._action_size))
+            self._optimizer = self._new(candidates if candidates >= SMALLEST_POPULATION else usual)
+        self._asked += candidates
+        return Decision(_ask(self._optimizer, candidates), ("sample",) * candidates)
+
+    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
+        rewards = self._rewards.of(outcome)
+        if rewards is None:
+            return Feedback((math.nan,), None, None)
+        if self._optimizer is None:
+            raise ValueError("nothing was decided yet that could have an outcome")
+        self._actions = torch.cat([self._actions, decision.actions])
+        self._losses = torch.cat([self._losses, -rewards])
+        figures = None
+        size = self._optimizer.population_size
+        while len(self._losses) >= size:
+            generation = Generation(self._asked, self._actions[:size], self._losses[:size])
+            self._actions, self._losses, self._asked = self._actions[size:], self._losses[size:], 0
+            self._generations.append(generation)
+            _tell(self._optimizer, generation)
+            figures = {
+                "generation": float(self._optimizer.generation),
+                "std": generation.actions.std(dim=0).mean().item(),
+                "mean_norm": float(np.linalg.norm(self._optimizer.mean)),
+            }
+        return Feedback(tuple(rewards.tolist()), None, figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "population": self._optimizer and self._optimizer.population_size,
+            "generations": [vars(generation) for generation in self._generations],
+            "asked": self._asked,
+            "actions": self._actions,
+            "losses": self._losses,
+            "rewards": self._rewards.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seed, self._asked = state["seed"], state["asked"]
+        self._actions, self._losses = state["actions"], state["losses"]
+        self._rewards.load_state_dict(state["rewards"])
+        self._generations = [Generation(**generation) for generation in state["generations"]]
+        self._optimizer = None
+        if state["population"] is not None:
+            self._optimizer = self._new(state["population"])
+            for generation in self._generations:
+                _ask(self._optimizer, generation.asked)
+                _tell(self._optimizer, generation)
+            _ask(self._optimizer, self._asked)
+
+    def _new(self, population: int) -> CMA:
+        bounds = np.full((self._action_size, 2), (-ACTION_LIMIT, ACTION_LIMIT))
+        mean = np.zeros(self._action_size)
+        return CMA(mean, self._std, bounds=bounds, seed=self._seed, population_size=population)
+
+
+def _ask(optimizer: CMA, count: int) -> Tensor:
+    """(count,A) float32."""
+    asked = [optimizer.ask() for _ in range(count)]
+    return torch.tensor(np.reshape(asked, (count, optimizer.dim)), dtype=torch.float32)
+
+
+def _tell(optimizer: CMA, generation: Generation) -> None:
+    actions, losses = generation.actions.double().numpy(), generation.losses.tolist()
+    optimizer.tell(list(zip(actions, losses, strict=True)))

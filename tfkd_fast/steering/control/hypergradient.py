@@ -1,0 +1,53 @@
+"""A controller that follows the gradient of the held-out loss in the action."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.settings import ControllerSettings
+from tfkd_fast.steering.targets import ActionSpace
+
+
+class HypergradientController(Controller):
+    """One action for all candidates, moved by Adam against the held-out loss after one look-ahead step.
+
+    The gradient through a training step is that of learning to teach (Wu et al., NeurIPS 2018: L2T-DLF), through one
+    step only as in MetaDistil (Zhou et al., ACL 2022). There is no network here: the action itself is what is learned.
+    """
+
+    learns = True
+    explores = False
+    needs_gradient = True
+
+    def __init__(self, settings: ControllerSettings, space: ActionSpace) -> None:
+        self._action = nn.Parameter(torch.zeros(space.action_size))
+        self._optimizer = torch.optim.Adam([self._action], settings.hypergradient_rate)
+
+    def decide(self, progress: Progress, candidates: int) -> Decision:
+        return Decision(self._action.detach().repeat(candidates, 1), ("hypergradient",) * candidates)
+
+    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
+        """Rewards play no part. A gradient that is not finite, of a student that diverged, is skipped."""
+        if outcome.action_gradient is None:
+            raise ValueError("the hypergradient controller learns from outcome.action_gradient, which is None")
+        gradient = outcome.action_gradient.to(self._action)
+        finite = bool(gradient.isfinite().all())
+        if finite:
+            self._action.grad = gradient
+            self._optimizer.step()
+            with torch.no_grad():
+                self._action.clamp_(-ACTION_LIMIT, ACTION_LIMIT)
+        figures = {"gradient_norm": gradient.norm().item(), "skipped": float(not finite)}
+        return Feedback((math.nan,) * len(decision.actions), None, figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"action": self._action.detach().clone(), "optimizer": copy.deepcopy(self._optimizer.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self._action.copy_(state["action"])
+        self._optimizer.load_state_dict(state["optimizer"])

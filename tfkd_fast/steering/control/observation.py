@@ -1,0 +1,55 @@
+"""What a policy sees of the run."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.steering.control.controller import ACTION_LIMIT, Progress
+
+PROGRESS_ENTRIES = 13
+
+
+def observation(progress: Progress, previous_action: Tensor) -> Tensor:
+    """The state of the decision process (our choice): (13+A,) float32, every entry within -1..1.
+
+    ====  =====================================================================================================
+    0     fraction of the run that has passed
+    1     learning rate over the initial one
+    2     decades that the learning rate has fallen, 0..3, over 3
+    3     training loss over log C
+    4, 5  training and held-out top-1
+    6     held-out calibrated NLL over log C
+    7, 8  change of held-out top-1 and of calibrated NLL over the latest interval: 1 is 10 points, 0.1 log C nats
+    9     generalisation gap: training minus held-out top-1
+    10    mean predictive entropy over log C
+    11    mean probability of the true class
+    12    true-class mass of the latest target
+    13..  the action that the surviving student was taught with last, over the limit of 4
+    ====  =====================================================================================================
+
+    Shares of 0..1 (entries 0, 1, 3-6 and 10-12) are stretched to -1..1; what leaves its interval is clipped.
+
+    Raises:
+        ValueError: for a progress that holds a number that is not finite.
+    """
+    log_classes = math.log(progress.num_classes)
+    decades = -math.log10(max(progress.learning_rate_ratio, 1e-3))
+    entries = [
+        2.0 * progress.epoch_fraction - 1.0,
+        2.0 * progress.learning_rate_ratio - 1.0,
+        decades / 3.0,
+        2.0 * progress.train_loss / log_classes - 1.0,
+        2.0 * progress.train_top1 - 1.0,
+        2.0 * progress.holdout_top1 - 1.0,
+        2.0 * progress.holdout_nll / log_classes - 1.0,
+        10.0 * progress.delta_top1,
+        10.0 * progress.delta_nll / log_classes,
+        progress.train_top1 - progress.holdout_top1,
+        2.0 * progress.entropy / log_classes - 1.0,
+        2.0 * progress.true_probability - 1.0,
+        2.0 * progress.true_mass - 1.0,
+    ]
+    if not all(map(math.isfinite, entries)):
+        raise ValueError(f"a policy observes finite numbers only, got {progress}")
+    return torch.cat([torch.tensor(entries), previous_action / ACTION_LIMIT]).clamp(-1.0, 1.0)

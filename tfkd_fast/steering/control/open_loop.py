@@ -1,0 +1,100 @@
+"""Controllers that follow a plan, whatever comes of it."""
+
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.steering.control.controller import Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.settings import RecordedAction
+from tfkd_fast.steering.targets import ActionSpace
+
+
+def check_length(what: str, action: Sequence[float], space: ActionSpace, remedy: str) -> None:
+    """Refuse an action that the target does not take."""
+    if len(action) != space.action_size:
+        raise UserError(
+            f"{what} has {len(action)} numbers but the {space.family} target takes {space.action_size}: {remedy}"
+        )
+
+
+class OpenLoopController(Controller):
+    """The same action for every candidate; nothing is learned and nothing remembered."""
+
+    learns = False
+    explores = False
+    role: str
+
+    @abstractmethod
+    def action(self, progress: Progress) -> Tensor:
+        """The action (A,) float32 at a moment of the run."""
+
+    def decide(self, progress: Progress, candidates: int) -> Decision:
+        return Decision(self.action(progress).repeat(candidates, 1), (self.role,) * candidates)
+
+    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
+        return Feedback(rewards=(), advantages=None, update=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class FixedController(OpenLoopController):
+    """One action for the whole run: a fixed free-form target, or a target that takes no action."""
+
+    role = "fixed"
+
+    def __init__(self, action: tuple[float, ...], space: ActionSpace) -> None:
+        if action:
+            check_length("controller.action", action, space, "give as many, or none for the neutral action")
+        self._action = torch.tensor(action) if action else torch.zeros(space.action_size)
+
+    def action(self, progress: Progress) -> Tensor:
+        return self._action
+
+
+class ScheduleController(OpenLoopController):
+    """True-class mass along straight lines over the run, e.g. rising to the one-hot label (progressive)."""
+
+    role = "schedule"
+
+    def __init__(self, true_mass: tuple[float, ...], space: ActionSpace) -> None:
+        for mass in true_mass:
+            space.action_for_true_mass(mass)  # refuses now what it cannot give later
+        self._space, self._true_mass = space, true_mass
+
+    def action(self, progress: Progress) -> Tensor:
+        knots = np.linspace(0.0, 1.0, len(self._true_mass))
+        return self._space.action_for_true_mass(float(np.interp(progress.epoch_fraction, knots, self._true_mass)))
+
+
+class RecordedController(OpenLoopController):
+    """The actions and learning-rate factors of an earlier run, played again at the same shares of this run."""
+
+    role = "recorded"
+
+    def __init__(self, recorded: tuple[RecordedAction, ...], space: ActionSpace) -> None:
+        for number, entry in enumerate(recorded):
+            check_length(f"controller.recorded[{number}].action", entry.action, space, "give as many")
+        self._recorded = recorded
+
+    def decide(self, progress: Progress, candidates: int) -> Decision:
+        factor = self._entry(progress).learning_rate_factor
+        return replace(super().decide(progress, candidates), learning_rate_factors=(factor,) * candidates)
+
+    def action(self, progress: Progress) -> Tensor:
+        return torch.tensor(self._entry(progress).action)
+
+    def _entry(self, progress: Progress) -> RecordedAction:
+        """The latest that has begun, up to rounding; before any has, the first."""
+        begun = bisect_right(self._recorded, progress.epoch_fraction + 1e-9, key=lambda entry: entry.start)
+        return self._recorded[max(begun - 1, 0)]

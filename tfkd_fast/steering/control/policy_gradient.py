@@ -1,0 +1,163 @@
+"""How a policy learns from rewards: PPO and REINFORCE on very few decisions."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tfkd_fast.steering.control.policy import MLP, GaussianPolicy
+from tfkd_fast.steering.control.rewards import generalized_advantages, standardize
+from tfkd_fast.steering.control.settings import ControllerSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """n draws of a policy and what they were worth."""
+
+    observations: Tensor  # (n,O)
+    draws: Tensor  # (n,A)
+    log_probabilities: Tensor  # (n,) at the time of the draw
+    advantages: Tensor  # (n,)
+
+
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """One decision of a single trajectory."""
+
+    observation: Tensor  # (O,)
+    draw: Tensor  # (A,)
+    log_probability: Tensor  # ()
+    reward: float
+    next_observation: Tensor  # (O,)
+    continues: bool = True  # whether the transition behind it in the buffer starts where this one ended
+
+
+class PolicyGradient:
+    """The optimiser of a policy, its value network and its buffers.
+
+    PPO maximises the clipped surrogate of Schulman et al. (2017, eq. 7). REINFORCE follows A * grad log pi (Williams,
+    1992) with the ratio of new to old probability as weight, truncated above at 1 + clip (Ionides, 2008), because its
+    buffer holds draws of slightly older policies.
+
+    Decisions over several candidates of one parent are one-step problems: the reward, already centred in its group, is
+    the advantage. Each such decision is followed by an update from the latest `group_buffer` of them. Decisions of a
+    single trajectory use generalized advantages, standardised over the buffer, and an update every `single_buffer`.
+    """
+
+    def __init__(
+        self, settings: ControllerSettings, policy: GaussianPolicy, observation_size: int, generator: torch.Generator
+    ) -> None:
+        self._settings, self._policy = settings, policy
+        self.value = MLP(observation_size, 1, generator)
+        self._optimizer = torch.optim.Adam(
+            [
+                {"params": policy.fast_parameters(), "lr": settings.learning_rate},
+                {
+                    "params": [*policy.network_parameters(), *self.value.parameters()],
+                    "lr": settings.network_learning_rate,
+                },
+            ]
+        )
+        self._groups: list[Batch] = []
+        self._transitions: list[Transition] = []
+
+    def learn_group(self, batch: Batch) -> dict[str, float]:
+        """Take in the candidates of one decision, and update."""
+        self._groups = [*self._groups, batch][-self._settings.group_buffer :]
+        return self._update(_join(self._groups), returns=None)
+
+    def learn_single(self, transition: Transition) -> tuple[dict[str, float], Tensor] | None:
+        """Take in one transition of the single trajectory, and update once the buffer is full.
+
+        Returns:
+            The figures of the update and the advantages (n,) of the buffer, where there was one.
+        """
+        self._transitions.append(transition)
+        if len(self._transitions) < self._settings.single_buffer:
+            return None
+        observations = torch.stack([step.observation for step in self._transitions])
+        with torch.no_grad():
+            values = self.value(observations).squeeze(-1)
+            next_values = self.value(torch.stack([step.next_observation for step in self._transitions])).squeeze(-1)
+        advantages = generalized_advantages(
+            torch.tensor([step.reward for step in self._transitions]),
+            values,
+            next_values,
+            torch.tensor([step.continues for step in self._transitions]),
+            self._settings.discount,
+            self._settings.gae_lambda,
+        )
+        batch = Batch(
+            observations,
+            torch.stack([step.draw for step in self._transitions]),
+            torch.stack([step.log_probability for step in self._transitions]),
+            standardize(advantages),
+        )
+        self._transitions = []
+        return self._update(batch, returns=advantages + values), batch.advantages
+
+    def end_segment(self) -> None:
+        """The next transition will not start where the latest one ended."""
+        if self._transitions:
+            self._transitions[-1] = replace(self._transitions[-1], continues=False)
+
+    def _update(self, batch: Batch, returns: Tensor | None) -> dict[str, float]:
+        settings, policy = self._settings, self._policy
+        bounds = math.log(settings.min_std), math.log(settings.max_std)
+        figures = {"draws": float(len(batch.draws))}
+        for _ in range(settings.epochs):
+            log_probabilities = policy.log_probability(batch.observations, batch.draws)
+            objective = self._objective(log_probabilities, batch)
+            loss = -objective - settings.entropy_bonus * policy.entropy()
+            if returns is not None:
+                value_loss = (self.value(batch.observations).squeeze(-1) - returns).square().mean()
+                loss = loss + value_loss
+                figures["value_loss"] = value_loss.item()
+            self._optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(policy.parameters(), settings.max_gradient_norm)
+            nn.utils.clip_grad_norm_(self.value.parameters(), settings.max_gradient_norm)
+            self._optimizer.step()
+            with torch.no_grad():
+                policy.log_std.clamp_(*bounds)
+        with torch.no_grad():
+            log_ratio = policy.log_probability(batch.observations, batch.draws) - batch.log_probabilities
+            return figures | {
+                "objective": objective.item(),
+                "log_ratio": log_ratio.abs().mean().item(),
+                "std": policy.log_std.exp().mean().item(),
+                "entropy": policy.entropy().item(),
+            }
+
+    def _objective(self, log_probabilities: Tensor, batch: Batch) -> Tensor:
+        ratio = (log_probabilities - batch.log_probabilities).exp()
+        clip = self._settings.clip
+        if self._settings.name == "ppo":
+            clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+            return torch.minimum(ratio * batch.advantages, clipped * batch.advantages).mean()
+        weight = ratio.detach().clamp(max=1.0 + clip)
+        return (weight * batch.advantages * log_probabilities).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            "value": self.value.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "groups": [vars(batch) for batch in self._groups],
+            "transitions": [vars(step) for step in self._transitions],
+        }
+        return copy.deepcopy(state)  # torch hands out the living tensors
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value.load_state_dict(state["value"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._groups = [Batch(**batch) for batch in state["groups"]]
+        self._transitions = [Transition(**step) for step in state["transitions"]]
+
+
+def _join(batches: Sequence[Batch]) -> Batch:
+    names = ("observations", "draws", "log_probabilities", "advantages")
+    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))

@@ -1,0 +1,24 @@
+"""Multi-Ranking Selection (MRS): when several candidates run, what they differ in, how they are ranked, which live on.
+
+The name is from Jiang et al., IEEE Access 2024; criteria, aggregation and instants are our choice.
+"""
+
+from tfkd_fast.steering.selection.criteria import CRITERIA, CandidateScore, Criterion, find_criterion
+from tfkd_fast.steering.selection.plan import PlannedInterval, max_candidates, next_interval
+from tfkd_fast.steering.selection.ranking import Selection, select
+from tfkd_fast.steering.selection.settings import SelectionSettings
+from tfkd_fast.steering.selection.variation import learning_rate_factors
+
+__all__ = [
+    "CRITERIA",
+    "CandidateScore",
+    "Criterion",
+    "PlannedInterval",
+    "Selection",
+    "SelectionSettings",
+    "find_criterion",
+    "learning_rate_factors",
+    "max_candidates",
+    "next_interval",
+    "select",
+]

@@ -1,0 +1,90 @@
+"""When several candidates run: a pure function of the epoch, so that a resumed run finds the same intervals."""
+
+import math
+from typing import NamedTuple
+
+from tfkd_fast.steering.selection.settings import SelectionSettings
+
+
+class PlannedInterval(NamedTuple):
+    """The epochs until candidates are compared, or until the next decision where there is but one student."""
+
+    epochs: int
+    candidates: int
+    starts_round: bool = True
+    """Whether a new decision is taken at its start; the later rungs of successive halving go on with the last one."""
+    survivors: int = 1
+    """How many candidates live on at its end."""
+
+
+def max_candidates(settings: SelectionSettings) -> int:
+    """The most candidates that an interval trains."""
+    match settings.budget:
+        case "none":
+            return 1
+        case "full" | "probe":
+            return settings.candidates
+        case "halving":
+            return 2 * settings.candidates
+
+
+def next_interval(
+    epoch: int, epochs: int, warmup: int, settings: SelectionSettings, single_interval: int
+) -> PlannedInterval:
+    """The interval that begins at `epoch` (0-based) of a run of `epochs`; followed to the end, intervals tile the run.
+
+    The warm-up is one interval of one student. After it, budget "full" trains candidates in intervals back to back.
+    Budget "probe" trains one student in intervals of `single_interval` epochs, cut short where an event begins: at the
+    first epoch that is no less than the event's fraction of the run, or later, as soon as the warm-up and the events
+    before it have ended. The last interval ends with the run.
+
+    Budget "halving" puts rounds back to back: with 4 candidates and 1 epoch, 8 train 1 epoch, the best 4 of them 2 more
+    and the best 2 of these 4 more. The run may end within the last rung of the last round, which is then cut short.
+    Where it would end before that rung, no round begins: one student trains what is left as under budget "none".
+
+    Raises:
+        ValueError: for an epoch outside the run, a negative warm-up, or a single interval below 1.
+    """
+    if not 0 <= epoch < epochs:
+        raise ValueError(f"epoch must be in [0, {epochs}), got {epoch}")
+    if warmup < 0 or single_interval < 1:
+        raise ValueError(f"warmup must be >= 0 and single_interval >= 1, got {warmup} and {single_interval}")
+    if epoch < warmup:
+        return PlannedInterval(min(warmup, epochs) - epoch, 1)
+    single = PlannedInterval(min(single_interval, epochs - epoch), 1)
+    several = PlannedInterval(min(settings.interval, epochs - epoch), settings.candidates)
+    match settings.budget:
+        case "none":
+            return single
+        case "full":
+            return several
+        case "probe":
+            starts = _event_starts(epochs, warmup, settings)
+            until_event = min((start - epoch for start in starts if start >= epoch), default=epochs)
+            return several if until_event == 0 else PlannedInterval(min(single.epochs, until_event), 1)
+        case "halving":
+            return _rung(epoch - warmup, epochs - warmup, settings) or single
+
+
+def _event_starts(epochs: int, warmup: int, settings: SelectionSettings) -> list[int]:
+    """The epoch of each event; those of the last may lie beyond the run."""
+    starts: list[int] = []
+    free_from = warmup
+    for fraction in settings.events:
+        due = math.ceil(fraction * epochs - 1e-9)  # 0.07 * 100 is a little more than 7
+        starts.append(max(due, free_from))
+        free_from = starts[-1] + settings.interval
+    return starts
+
+
+def _rung(epoch: int, epochs: int, settings: SelectionSettings) -> PlannedInterval | None:
+    """The rung, or the rest of it, from `epoch` on of `epochs` after the warm-up; None where no round fits."""
+    first, last = settings.halving_epochs, settings.halving_epochs * settings.candidates
+    before_last, round_epochs = last - first, 2 * last - first  # sums of first, 2 first, 4 first, ...
+    within = epoch % round_epochs
+    if epochs - (epoch - within) <= before_last:
+        return None
+    candidates, end = 2 * settings.candidates, first
+    while within >= end:
+        candidates, end = candidates // 2, 2 * end + first
+    return PlannedInterval(min(end - within, epochs - epoch), candidates, within == 0, candidates // 2)

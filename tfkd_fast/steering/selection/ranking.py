@@ -1,0 +1,76 @@
+"""Choose the candidate that training continues from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tfkd_fast.ops import rank_candidates
+from tfkd_fast.steering.selection.aggregation import pareto_fronts, z_sums
+from tfkd_fast.steering.selection.criteria import CandidateScore, find_criterion
+from tfkd_fast.steering.selection.settings import DECISIVE, SelectionSettings
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One selection among N candidates by R criteria, in plain numbers."""
+
+    criteria: tuple[str, ...]
+    higher_is_better: tuple[bool, ...]
+    values: tuple[tuple[float, ...], ...]
+    """N x R, the criteria as measured."""
+    ranks: tuple[tuple[float, ...], ...]
+    """N x R, 1 is best."""
+    front: tuple[int, ...]
+    """N, the Pareto front of each candidate by these criteria: 1 where no other dominates it."""
+    aggregate: str
+    scores: tuple[float, ...]
+    """N, lower is better: what the aggregate goes by, which is the weighted sum of ranks ("borda"), that of
+    standardised values ("z-sum"), the rank under holdout-top1 ("accuracy") or the front ("pareto")."""
+    order: tuple[int, ...]
+    """Candidates, best first."""
+    winner: int
+    """The first of `order`."""
+
+
+def select(scores: Sequence[CandidateScore], settings: SelectionSettings) -> Selection:
+    """Rank the candidates by every criterion of `settings` and order them by the aggregate.
+
+    Candidates that the aggregate leaves equal stay in the Borda order (see `ops.rank_candidates`). Where one candidate
+    dominates another, no aggregate gives it the worse score and the Borda order has it first: no aggregate chooses a
+    candidate that another one dominates.
+
+    Raises:
+        ValueError: for no candidates, or for averaged-top1 without averaged accuracies.
+    """
+    if not scores:
+        raise ValueError("scores must hold one candidate at least, got none")
+    criteria = [find_criterion(name) for name in settings.criteria]
+    higher_is_better = tuple(criterion.higher_is_better for criterion in criteria)
+    values = tuple(tuple(float(criterion.value(score)) for criterion in criteria) for score in scores)
+    borda = rank_candidates(torch.tensor(values, dtype=torch.float64), higher_is_better, settings.weights)
+    ranks = tuple(map(tuple, borda.ranks.tolist()))
+    front = pareto_fronts(ranks)
+    aggregated: tuple[float, ...]
+    match settings.aggregate:
+        case "borda":
+            aggregated = tuple(borda.scores.tolist())
+        case "z-sum":
+            aggregated = z_sums(values, higher_is_better, settings.weights or [1.0] * len(criteria))
+        case "accuracy":
+            decisive = settings.criteria.index(DECISIVE)
+            aggregated = tuple(row[decisive] for row in ranks)
+        case "pareto":
+            aggregated = tuple(map(float, front))
+    order = tuple(sorted(borda.order.tolist(), key=aggregated.__getitem__))  # stable
+    return Selection(
+        criteria=settings.criteria,
+        higher_is_better=higher_is_better,
+        values=values,
+        ranks=ranks,
+        front=front,
+        aggregate=settings.aggregate,
+        scores=aggregated,
+        order=order,
+        winner=order[0],
+    )

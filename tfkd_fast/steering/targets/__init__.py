@@ -1,0 +1,63 @@
+"""Target distributions: the class table that a student is taught with, as a function of a controller's action."""
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.steering.targets.full_matrix import FullMatrixTarget
+from tfkd_fast.steering.targets.instances import InstanceMemory
+from tfkd_fast.steering.targets.mixture import TargetMixture
+from tfkd_fast.steering.targets.rank_binned import RankBinnedTarget
+from tfkd_fast.steering.targets.settings import TargetSettings
+from tfkd_fast.steering.targets.similarity import SimilarityMemory
+from tfkd_fast.steering.targets.smoothed import ConstantTarget, ScalarTarget, one_hot_table
+from tfkd_fast.steering.targets.summary import TargetSummary, describe
+from tfkd_fast.steering.targets.superclass import Superclasses, SuperclassTarget
+from tfkd_fast.steering.targets.target import ActionSpace, Target
+from tfkd_fast.steering.targets.true_mass import TrueMassRange
+
+__all__ = [
+    "ActionSpace",
+    "InstanceMemory",
+    "SimilarityMemory",
+    "Superclasses",
+    "Target",
+    "TargetMixture",
+    "TargetSettings",
+    "TargetSummary",
+    "build_mixture",
+    "build_target",
+    "describe",
+    "one_hot_table",
+]
+
+
+def build_mixture(
+    settings: TargetSettings, num_classes: int, superclasses: Superclasses | None = None
+) -> TargetMixture:
+    """The class target and the sources beside it that the settings name; see `build_target`."""
+    return TargetMixture(build_target(settings, num_classes, superclasses), settings)
+
+
+def build_target(settings: TargetSettings, num_classes: int, superclasses: Superclasses | None = None) -> Target:
+    """The target family that the settings name, for C = `num_classes` >= 2; `superclasses` are the data set's.
+
+    Raises:
+        UserError: for the superclass family where the data set has no superclasses.
+    """
+    mass_range = TrueMassRange(settings.true_mass_min, settings.true_mass_max)
+    match settings.family:
+        case "one-hot":
+            return ConstantTarget("one-hot", 1.0)
+        case "label-smoothing":
+            return ConstantTarget("label-smoothing", 1.0 - settings.smoothing)
+        case "scalar":
+            return ScalarTarget(mass_range)
+        case "rank-binned":
+            return RankBinnedTarget(mass_range, settings.bins, num_classes)
+        case "full-matrix":
+            return FullMatrixTarget(mass_range, num_classes)
+        case "superclass":
+            if superclasses is None:
+                raise UserError(
+                    "the superclass target needs superclasses, and this data set has none: choose data.dataset "
+                    "cifar100, an npz or folder with its class names, or another target.family"
+                )
+            return SuperclassTarget(mass_range, superclasses, num_classes)

@@ -1,0 +1,1 @@
+"""Teachers: networks of finished runs, and a cache of their outputs."""

@@ -1,0 +1,222 @@
+"""Images a second of whole training steps, augmentation and update included.
+
+Variants are measured in turns, each first in its turn, so that a slow moment of the machine hits all of them; the
+figure is the median. An epoch of each comes first, uncounted: it compiles, captures and fills the caches.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tfkd_fast import ops
+from tfkd_fast.data import Dataset, DataSettings, Loader, LoaderName, make_loader
+from tfkd_fast.data.images import ArrayImages
+from tfkd_fast.device import Compute, determinism
+from tfkd_fast.methods import Context, find_method
+from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.throughput import plain_loop
+from tfkd_fast.training.epoch import EpochTrainer
+from tfkd_fast.training.groups import SideBySide
+from tfkd_fast.training.population import Population
+
+CLASSES = 100
+ENGINE = "tfkd-fast"
+
+
+class Row(NamedTuple):
+    """What was measured of one variant."""
+
+    variant: str
+    images_per_second: float
+    spread: float
+    """Half the distance of the quartiles, as a share of the median."""
+    seconds: list[float]
+    """What each round took."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained: random images of CIFAR's shape, which cost what real ones cost."""
+
+    compute: Compute
+    model: ModelSettings
+    batch_size: int
+    steps: int
+    """Of an epoch, which is one measurement."""
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.batch_size
+
+    def build(self) -> nn.Module:
+        return self.compute.place(build_model(self.model, CLASSES, 3, seed=0))
+
+    def image_set(self) -> ArrayImages:
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (self.images, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return ArrayImages(pixels, torch.randint(CLASSES, (self.images,), generator=generator))
+
+    def loader(self, name: LoaderName = "resident") -> Loader:
+        images = self.image_set()
+        dataset = Dataset(
+            "random images",
+            list(map(str, range(CLASSES))),
+            images.image_shape,
+            flip=True,
+            read_train=lambda: images,
+            read_test=lambda: images,
+        )
+        settings = DataSettings(batch_size=self.batch_size, loader=name)
+        return make_loader(images, dataset, settings, self.compute.device, self.compute.dtype, seed=0)
+
+
+def training(workload: Workload, rounds: int, *, compiled: bool) -> list[Row]:
+    """The engine, with plain cross-entropy, beside loops written by hand; `compiled` adds those that torch compiles."""
+    careful = f"by hand, {workload.compute.precision}, channels-last, batched augmentation"
+    variants = {
+        ENGINE: engine_epoch(workload, 1, "sequential"),
+        "by hand, fp32, DataLoader": _what_people_run(workload),
+        careful: _with_care(workload),
+    }
+    if compiled:
+        variants[f"{careful}, torch.compile"] = _with_care(workload, compiled=True)
+    return in_turns(variants, workload.images, rounds)
+
+
+def population_curve(
+    workload: Workload, sizes: Sequence[int], ways: Sequence[SideBySide], rounds: int
+) -> dict[int, list[Row]]:
+    """For each number of candidates, images a second of all of them together, a row a way to train them."""
+    curve = {}
+    for size in sizes:
+        torch.compiler.reset()  # each size is compiled anew, and torch allows few
+        variants: dict[str, Callable[[], None]] = {way: engine_epoch(workload, size, way) for way in ways}
+        curve[size] = in_turns(variants, size * workload.images, rounds)
+    return curve
+
+
+def loaders(workload: Workload, names: Sequence[LoaderName], rounds: int) -> list[Row]:
+    """Augmented batches alone, ready to train on."""
+
+    def epoch_of(loader: Loader) -> Callable[[], None]:
+        def run() -> None:
+            for _ in loader.epoch(0):
+                pass
+
+        return run
+
+    variants = {f"loader {name} alone": epoch_of(workload.loader(name)) for name in names}
+    return in_turns(variants, workload.images, rounds)
+
+
+def flops_per_image(workload: Workload) -> int:
+    """Floating-point operations of forward and backward, as torch counts them (products with padding included)."""
+    model, images = workload.build(), torch.zeros(2, 3, 32, 32, device=workload.compute.device)
+    with ops.using_backend("reference"), FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    return int(counter.get_total_flops()) // 2
+
+
+def matrix_rate(compute: Compute, rounds: int = 10, size: int = 4096) -> float:
+    """Floating-point operations a second of a product of two square matrices, in the precision of training."""
+    size = size if compute.device.type == "cuda" else size // 2
+    a, b = torch.randn(2, size, size, device=compute.device).to(compute.dtype)
+    products = 20  # so that a GPU does not wait for the host
+
+    def multiply() -> None:
+        for _ in range(products):
+            torch.mm(a, b)
+
+    rows = in_turns({"products": multiply}, products * 2 * size**3, rounds)
+    return rows[0].images_per_second
+
+
+def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callable[[], None]:
+    """One epoch of the engine under cross-entropy, as `tfkd-fast train` runs it; every candidate has its own data."""
+    entry = find_method("ce")
+    options = {"selection": {"budget": "full", "candidates": candidates}} if candidates > 1 else {}
+    settings = entry.settings.model_validate(entry.preset | options)
+    loader = workload.loader()
+    images = sum(loader.batch_sizes())
+    method = entry.build(settings, Context(CLASSES, images, 1, 0, workload.compute.device, lambda epoch: 1.0))
+    method.begin_interval(0)
+    population = Population(workload.build, candidates)
+    trainer = EpochTrainer(population, method, loader, workload.compute, OptimizerSettings(), way, lambda images: None)
+    rates = [[0.01] * workload.steps] * candidates
+
+    def run() -> None:
+        trainer.run(candidates, 0, rates, average=False)
+
+    return run
+
+
+def in_turns(variants: Mapping[str, Callable[[], object]], work: int, rounds: int) -> list[Row]:
+    """Measure variants that each do `work`; rows in their order."""
+
+    def timed(run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    names = list(variants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with determinism(False):  # as a run has it: libraries may look for the fastest kernel
+        for run in variants.values():
+            timed(run)
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                seconds[name].append(timed(variants[name]))
+    return [_row(name, work, values) for name, values in seconds.items()]
+
+
+def _row(name: str, work: int, seconds: list[float]) -> Row:
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return Row(name, work / median, (high - low) / 2 / median, seconds)
+
+
+def _what_people_run(workload: Workload) -> Callable[[], None]:
+    """float32, torch's default memory format, a DataLoader over PIL images."""
+    return _plain(workload, plain_loop.dataloader, bf16=False, memory_format=torch.contiguous_format)
+
+
+def _with_care(workload: Workload, *, compiled: bool = False) -> Callable[[], None]:
+    """The precision of the workload, channels-last, whole batches augmented by indexing."""
+    return _plain(
+        workload,
+        plain_loop.whole_batches,
+        bf16=workload.compute.dtype is torch.bfloat16,
+        memory_format=torch.channels_last,
+        compiled=compiled,
+    )
+
+
+def _plain(
+    workload: Workload,
+    batches_of: Callable[..., Callable[[], plain_loop.Batches]],
+    *,
+    bf16: bool,
+    memory_format: torch.memory_format,
+    compiled: bool = False,
+) -> Callable[[], None]:
+    images, device = workload.image_set(), workload.compute.device
+    pixels, labels = images.all_images().to(device), images.labels.to(device)
+    batches = batches_of(pixels, labels, workload.batch_size, device)
+    model = workload.build().to(memory_format=memory_format).train()
+    optimizer = plain_loop.make_sgd(model)
+    network = torch.compile(model) if compiled else model
+
+    def run() -> None:
+        with ops.using_backend("reference"):  # the network's plain modules
+            plain_loop.train_epoch(network, optimizer, batches(), bf16=bf16, memory_format=memory_format)
+
+    return run

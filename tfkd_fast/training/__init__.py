@@ -1,0 +1,1 @@
+"""Trains the candidates of a run: set-up, intervals, epochs, steps."""

@@ -1,0 +1,196 @@
+"""Candidates that take their steps at once: one alone, several with a forward pass each, or as one stacked network."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from tfkd_fast.device import Compute
+from tfkd_fast.methods.base.method import Method
+from tfkd_fast.models import Features, logits_and_features
+from tfkd_fast.training.population import Population
+
+Forward = Callable[[Tensor], tuple[Tensor, Features | None]]
+"""Images (1,B,C,H,W) that all see, or (n,B,C,H,W), to logits (n,B,classes), and features where they are wanted."""
+
+SideBySide = Literal["sequential", "streams", "stacked"]
+"""How P candidates train:
+
+* sequential: an epoch of one after an epoch of the other;
+* streams: at the same time, each on its own: branches of one graph on CUDA, on the CPU threads that share the cores;
+* stacked: in one forward pass over stacked weights.
+
+They compute the same for a candidate, up to the order of sums.
+"""
+
+FASTEST: SideBySide = "streams"
+"""What `auto` takes: see docs/decisions.md."""
+
+
+def choose_side_by_side(wanted: SideBySide | Literal["auto"]) -> SideBySide:
+    return FASTEST if wanted == "auto" else wanted
+
+
+@dataclass(frozen=True)
+class Member:
+    """The tensors of one candidate that a step changes, in the order of its parameters."""
+
+    weights: list[Tensor]
+    momenta: list[Tensor]
+    sums: list[Tensor]
+    """Of the weights after each step of the epoch; empty where no average is wanted."""
+    slow: list[Tensor]
+    """Weights that follow; empty where none do."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a step differentiates and updates."""
+
+    candidates: slice
+    members: list[Member]
+    leaves: list[Tensor]
+    """What the losses are differentiated in."""
+    split: Callable[[tuple[Tensor, ...]], list[list[Tensor]]]
+    """The gradients of the leaves, for each member in the order of its parameters."""
+    students: tuple[nn.Module, ...]
+    forward: Forward
+    slow_forward: Forward | None
+    """That of the slow networks, where there are any; without gradient and without features."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """What all groups of an epoch are made of."""
+
+    population: Population
+    method: Method
+    compute: Compute
+    batch_size: int
+    """Of the images that one forward pass sees; a smaller last one is not compiled."""
+    average: bool
+
+
+def alone(slot: int, making: Making) -> Group:
+    """One candidate."""
+    return together(range(slot, slot + 1), making)
+
+
+def together(slots: range, making: Making) -> Group:
+    """Candidates that take a step at once, each with a forward pass of its own."""
+    population, method = making.population, making.method
+    models = [population.models[slot] for slot in slots]
+    parameters = [list(model.parameters()) for model in models]
+    count = len(parameters[0])
+
+    def split(gradients: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        return [list(gradients[start : start + count]) for start in range(0, len(gradients), count)]
+
+    return Group(
+        slice(slots.start, slots.stop),
+        [_member(slot, making) for slot in slots],
+        [parameter for of_model in parameters for parameter in of_model],
+        split,
+        tuple(models),
+        _one_by_one([method.network(model) for model in models], making, features=method.needs_features),
+        without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], making, features=False))
+        if population.slow
+        else None,
+    )
+
+
+def stacked(slots: range, making: Making) -> Group:
+    """The first candidates as one network."""
+    population = making.population
+    n, model = len(slots), population.models[0]
+    weights = {name: stack[:n].detach().requires_grad_() for name, stack in population.weights.items()}
+    buffers = {name: stack[:n] for name, stack in population.buffers.items()}
+    slow = {name: stack[:n] for name, stack in population.slow.items()}
+
+    def split(gradients: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        return [[gradient[row] for gradient in gradients] for row in range(n)]
+
+    return Group(
+        slice(0, n),
+        [_member(slot, making) for slot in slots],
+        list(weights.values()),
+        split,
+        tuple(population.models[:n]),
+        _at_once(model, weights | buffers, making),
+        without_gradient(_at_once(model, slow, making)) if slow else None,
+    )
+
+
+def _member(slot: int, making: Making) -> Member:
+    population = making.population
+
+    def slices(stacks: dict[str, Tensor]) -> list[Tensor]:
+        return [stacks[name][slot] for name in population.weights] if stacks else []
+
+    sums = population.epoch_average.sums if making.average else {}
+    return Member(slices(population.weights), slices(population.momenta), slices(sums), slices(population.slow))
+
+
+def _one_by_one(networks: Sequence[nn.Module], making: Making, *, features: bool) -> Forward:
+    compute = making.compute
+    forwards = [
+        compute.compiled(partial(logits_and_features, network, features), making.batch_size) for network in networks
+    ]
+
+    def forward(images: Tensor) -> tuple[Tensor, Features | None]:
+        with compute.autocast():
+            results = [run(images[row % len(images)]) for row, run in enumerate(forwards)]
+        return stack([logits for logits, _ in results]), stack_features([inner for _, inner in results])
+
+    return forward
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Of one tensor no copy is made."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def stack_features(several: Sequence[Features | None]) -> Features | None:
+    """Features of n networks with an axis of n in front; None of none."""
+    known = [features for features in several if features is not None]
+    if not known:
+        return None
+    before = [stack(maps) for maps in zip(*(features.before_relu for features in known), strict=True)]
+    after = [stack(maps) for maps in zip(*(features.after_relu for features in known), strict=True)]
+    return Features(before, after, stack([features.pooled for features in known]))
+
+
+def _at_once(model: nn.Module, tensors: dict[str, Tensor], making: Making) -> Forward:
+    """`tensors`: weights and buffers (n,...) by name."""
+    compute = making.compute
+
+    def one(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, tensors, (images,))
+        return logits
+
+    def all_of_them(images: Tensor) -> Tensor:
+        if len(images) == 1:
+            return vmap(one, in_dims=(0, None))(tensors, images[0])
+        return vmap(one)(tensors, images)
+
+    compiled = compute.compiled(all_of_them, making.batch_size)
+
+    def forward(images: Tensor) -> tuple[Tensor, Features | None]:
+        with compute.autocast():
+            return compiled(images), None
+
+    return forward
+
+
+def without_gradient(forward: Forward) -> Forward:
+    """The same forward pass, of which no gradient is wanted."""
+
+    def run(images: Tensor) -> tuple[Tensor, Features | None]:
+        with torch.no_grad():
+            return forward(images)
+
+    return run

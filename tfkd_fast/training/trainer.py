@@ -1,0 +1,384 @@
+"""Run a method from the first epoch to the last, from a fresh start or from a checkpoint.
+
+The trainer sees the training part of a data set only, split into images to fit and held-out images to judge by.
+"""
+
+import gc
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+import tfkd_fast
+from tfkd_fast import ops
+from tfkd_fast.data import Dataset, mixing_of
+from tfkd_fast.device import Compute
+from tfkd_fast.errors import UserError
+from tfkd_fast.judging.judge import Judge
+from tfkd_fast.methods import find_method
+from tfkd_fast.methods.base.method import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult, Material
+from tfkd_fast.runs.folder import EventLog, RunFolder
+from tfkd_fast.runs.recipe import Recipe
+from tfkd_fast.runs.student import save_student
+from tfkd_fast.teachers.cache import gather_teachers
+from tfkd_fast.teachers.teacher import load_teachers, saw_holdout, unseen_by
+from tfkd_fast.training.adapters import Adapters
+from tfkd_fast.training.assemble import build_student, load_images, method_context, seed_of
+from tfkd_fast.training.cooldown import cooled
+from tfkd_fast.training.epoch import Diverged, EpochRun, EpochTrainer
+from tfkd_fast.training.groups import choose_side_by_side
+from tfkd_fast.training.population import Population
+
+PARTS = ("training", "compile", "evaluation", "steering", "saving")
+"""What a run's seconds go to: steps, their set-up, held-out metrics, method and log, checkpoints."""
+
+
+class Listener(Protocol):
+    """Watches a run: a progress display, TensorBoard."""
+
+    def event(self, event: Event) -> None:
+        """One line of metrics.jsonl, as it is written."""
+
+    def batch(self, images: int) -> None:
+        """So many more images were trained on."""
+
+
+class Trainer:
+    """A run in progress: `run()` trains what is left of it."""
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, listeners: list[Listener]
+    ) -> None:
+        self.dataset, self.compute, self.folder = dataset, compute, folder
+        self._listeners = listeners
+        images = load_images(recipe, dataset, compute)
+        self.loader, self.holdout_loader = images.fit.repeating(recipe.repeated_views), images.holdout
+        self.train_images, self.holdout_images = images.num_fit, images.num_holdout
+        self._loader_choice = images.choice
+        self.recipe = recipe.with_loader(self.loader.name)  # from here on the recipe names it
+        teachers = load_teachers(recipe, dataset, compute)
+        context = method_context(recipe, dataset, self.train_images, compute, teachers)
+        self.method = find_method(recipe.method).build(recipe.options, context)
+        if recipe.data.mix != "none" and not self.method.mixes:
+            raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
+        if self.method.needs_holdout and self.holdout_loader is None:
+            raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
+        slow = self.method.slow_decay is not None
+        build = partial(build_student, recipe, dataset, compute, recipe.seed)
+        self.population = Population(build, self.method.max_candidates, slow=slow)
+        if self.method.own_initial_weights:
+            for slot in range(1, self.method.max_candidates):
+                model = build_student(recipe, dataset, compute, seed_of(recipe.seed, slot))
+                self.population.start_from(slot, model)
+        self._judge = Judge(images.fit, images.holdout, compute, build)
+        self._adapters = Adapters(self.method.adapters)
+        self._teachers = gather_teachers(teachers, self.method, self.recipe, dataset, self.loader, compute)
+        self._saw_holdout = saw_holdout(teachers, dataset, recipe.data.holdout)
+        self._unseen = unseen_by(teachers, dataset, recipe.data.holdout)
+        self._epochs = EpochTrainer(
+            self.population,
+            self.method,
+            self.loader,
+            compute,
+            recipe.optimizer,
+            choose_side_by_side(recipe.population),
+            self._on_batch,
+            adapters=self._adapters,
+            teachers=self._teachers,
+            holdout=self.holdout_loader,
+            mixing=mixing_of(recipe.data, recipe.seed),
+        )
+        self._epoch = 0
+        self._interval: Interval | None = None
+        self._factors: list[float] = []  # of the learning rate, one a candidate of the interval
+        self._labels: tuple[int, ...] | None = None  # of the images that the interval is trained on
+        self._schedule: tuple[int, int] | None = None  # of the learning rate: first epoch and end, if not the run's own
+        self._alive = 1  # slots that hold a candidate of their own between intervals
+        self._student_epochs = 0
+        self._cooling = False
+        self._images_trained = 0
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._earlier_seconds = 0.0  # of this run, in processes before this one
+        self._best_epoch, self._best_top1 = 0, -1.0
+        self._log: EventLog  # opened by run()
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last epoch; returns what training adds to the summary. The test set is not read."""
+        self._started = time.perf_counter()
+        self._restore()
+        while self._epoch < self.recipe.epochs:
+            if self._interval is None:
+                with self._timed("steering"):
+                    plan = self.method.begin_interval(self._epoch)
+                    self._interval = plan.interval
+                    self._factors = list(plan.learning_rate_factors or [1.0] * plan.interval.candidates)
+                    self._labels, self._schedule = plan.labels, plan.schedule
+                    if plan.schedule is not None and plan.schedule[0] == self._epoch:
+                        self.population.forget_momenta()
+                        self._adapters.forget_momenta()
+                    self._write(plan.events)
+            self._run_epoch(self._interval)
+            if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
+                with self._timed("saving"):
+                    self._save()
+        self._save_student(self.folder.student, self.population.models[0])
+        for name, content in self.method.files().items():
+            self.folder.write_bytes(name, content)
+        summary = self._summary() | self.method.summary()
+        del self.method, self._epochs  # no controller lives on into the test,
+        gc.collect()  # and none waits in a cycle
+        return summary
+
+    def _run_epoch(self, interval: Interval) -> None:
+        """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
+        last = self._epoch + 1 == interval.end
+        runs = self._train(
+            interval.candidates,
+            self._epoch,
+            self.recipe.learning_rates(self._epoch, self._epochs.steps(self._labels), self._schedule),
+            average=last and self.method.needs_epoch_average,
+        )
+        if self.method.needs_interval_average and interval.candidates > 1:
+            if self._epoch == interval.first_epoch:
+                self.population.interval_average.restart()
+            self.population.interval_average.add(interval.candidates)
+        with self._timed("evaluation"):
+            models = self.population.models[: interval.candidates]
+            networks = [self.method.network(model) for model in models]
+            judged = self._judge.judgements(networks, self.method.known_labels)
+            holdout = [judgement and judgement.metrics for judgement in judged]
+        self._epoch += 1
+        with self._timed("steering"):
+            self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
+            pairs = zip(runs, judged, strict=True)
+            self.method.end_epoch([EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs])
+        if last:
+            self._end_interval(runs, holdout)
+
+    def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
+        population, models = self.population, self.population.models[: len(runs)]
+        cooled_metrics = self._cooled(len(runs))
+        with self._timed("evaluation"):
+            epoch_averages = self._judge.average_metrics(population.epoch_average, len(runs), self._epoch)
+            interval_averages = self._judge.average_metrics(population.interval_average, len(runs), self._epoch)
+        with self._timed("steering"):
+            outcome = self.method.end_interval(
+                [
+                    IntervalResult(
+                        runs[slot].training,
+                        holdout[slot],
+                        epoch_averages[slot],
+                        interval_averages[slot],
+                        cooled_metrics[slot],
+                        self._judge.influence(model, self._epoch),
+                    )
+                    for slot, model in enumerate(models)
+                ]
+            )
+            self._write(outcome.events)
+        best = outcome.survivors[0]
+        if self.method.complete:
+            self._keep_best(self.population.models[best], holdout[best])
+        self.population.continue_from(outcome.survivors)
+        self._alive = len(outcome.survivors)
+        self._interval = None
+
+    def _cooled(self, candidates: int) -> list[HoldoutMetrics | None]:
+        if not self.method.cooldown_epochs:
+            return [None] * candidates
+
+        def train(epoch: int, rates: list[float]) -> None:
+            self._cooling = True
+            self._train(candidates, epoch, rates, average=False)
+            self._cooling = False
+
+        place = candidates, self._epoch, len(self.loader)
+        with cooled(self.population, self.method, self.recipe, *place, train), self._timed("evaluation"):
+            return self._judge.metrics(self.population.models[:candidates])
+
+    def _train(self, candidates: int, epoch: int, schedule: list[float], *, average: bool) -> list[EpochRun]:
+        """One epoch on the images of the 0-based `epoch`, with a learning rate for every step."""
+        learning_rates = [[factor * rate for rate in schedule] for factor in self._factors]
+        try:
+            runs = self._epochs.run(candidates, epoch, learning_rates, average=average, labels=self._labels)
+        except Diverged as error:
+            saved = self.folder.checkpoint_files()
+            last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+            raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
+        self._student_epochs += len(runs)
+        self._images_trained += sum(run.images for run in runs)
+        self._seconds["training"] += sum(run.seconds for run in runs)
+        set_up = sum(run.set_up_seconds for run in runs)
+        if set_up:
+            self._seconds["compile"] += set_up
+            self._write([{"event": "compile", "epoch": self._epoch + 1, "seconds": set_up}])
+        return runs
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the last line of the log."""
+        self._write([{"event": "finish"} | summary])
+        self._log.close()
+
+    def _on_batch(self, images: int) -> None:
+        if not self._cooling:  # progress is that of the run itself
+            for listener in self._listeners:
+                listener.batch(images)
+
+    def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
+        if holdout is not None and holdout.top1 > self._best_top1:
+            self._best_epoch, self._best_top1 = self._epoch, holdout.top1
+            self._save_student(self.folder.best, model)
+
+    def _save_student(self, path: Path, model: nn.Module) -> None:
+        save_student(path, model, self.recipe.model, self.dataset, self.recipe.data.holdout)
+
+    # Set-up, checkpoints, log.
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint, or write the first line of a new log."""
+        state = self.folder.newest_state()
+        if state is None:
+            self._log = EventLog(self.folder.metrics)
+            self._write([{"event": "start", **self._facts(), "classes": list(self.dataset.classes)}])
+            if self._loader_choice is not None:
+                self._write([{"event": "loader", **asdict(self._loader_choice)}])
+            with self._timed("steering"):
+                self._write(self.method.prepare(self._material()))
+            return
+        if state["recipe"] != self.folder.recipe.read_text():
+            raise UserError(f"the checkpoints in {self.folder.path} were written with another recipe.toml: restore it")
+        if state["teachers"] != self._teachers.checksums:
+            raise UserError(
+                f"the teachers of the run in {self.folder.path} are not those that it began with: restore them"
+            )
+        self.population.load_state_dict(state["population"])
+        self._adapters.load_state_dict(state["adapters"])
+        self.method.load_state_dict(state["method"])
+        self._epoch = state["epoch"]
+        self._interval = Interval(*state["interval"]) if state["interval"] else None
+        self._factors, self._alive = state["learning_rate_factors"], state["alive"]
+        self._labels, self._schedule = (
+            state["labels"] and tuple(state["labels"]),
+            state["schedule"] and tuple(state["schedule"]),
+        )
+        self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
+        self._seconds = state["seconds_of"]
+        self._earlier_seconds = state["seconds"]
+        self._best_epoch, self._best_top1 = state["best_epoch"], state["best_top1"]
+        self._log = EventLog(self.folder.metrics, keep=state["log_bytes"])
+        self._write([{"event": "resume", "epoch": self._epoch, **self._facts()}])
+
+    def _save(self) -> None:
+        interval = self._interval
+        self.folder.save_checkpoint(
+            self._epoch,
+            {
+                "recipe": self.folder.recipe.read_text(),
+                "population": self.population.state_dict(interval.candidates if interval else self._alive),
+                "adapters": self._adapters.state_dict(),
+                "teachers": self._teachers.checksums,
+                "method": self.method.state_dict(),
+                "loader": self.loader.name,
+                "epoch": self._epoch,
+                "interval": list(asdict(interval).values()) if interval else None,
+                "learning_rate_factors": self._factors,
+                "labels": self._labels and list(self._labels),
+                "schedule": self._schedule and list(self._schedule),
+                "alive": self._alive,
+                "student_epochs": self._student_epochs,
+                "images_trained": self._images_trained,
+                "seconds_of": dict(self._seconds),
+                "seconds": self._elapsed(),
+                "best_epoch": self._best_epoch,
+                "best_top1": self._best_top1,
+                "log_bytes": self._log.size(),
+            },
+        )
+
+    def _material(self) -> Material:
+        unseen = None if self._unseen is None else self.loader.restricted(self._unseen).epoch
+        return Material(self.loader.epoch, unseen, lambda images: self._teachers.look(images.unsqueeze(0)))
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - started
+
+    def _elapsed(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    def _write(self, events: Iterable[Event]) -> None:
+        for event in events:
+            event = {"event": event["event"], "time": round(self._elapsed(), 3)} | event
+            self._log.write(event)
+            for listener in self._listeners:
+                listener.event(event)
+
+    def _facts(self) -> Event:
+        """What identifies a run, in the log and in the summary."""
+        recipe = self.recipe
+        return {
+            "method": recipe.method,
+            "dataset": self.dataset.name,
+            "model": recipe.model.name,
+            "seed": recipe.seed,
+            "epochs": recipe.epochs,
+            "device": self.compute.device.type,
+            "device_name": self.compute.device_name,
+            "precision": self.compute.precision,
+            "loader": self.loader.name,
+            "ops": ops.backend_of("soft_target_loss", self.compute.device),
+            "parameters": sum(p.numel() for p in self.population.models[0].parameters()),
+            "train_images": self.train_images,
+            "holdout_images": self.holdout_images,
+            "steered_by_holdout": self.method.needs_holdout,
+            "candidates": self.method.max_candidates,
+            "teachers": [teacher.facts.name for teacher in self._teachers.teachers],
+            "teachers_saw_holdout": self._saw_holdout,
+            "population": self._epochs.side_by_side,
+            "compile": self.compute.compile,
+            "version": tfkd_fast.__version__,
+            "torch": str(torch.__version__),
+        }
+
+    def _epoch_event(self, slot: int, run: EpochRun, holdout: HoldoutMetrics | None) -> Event:
+        """Accuracies leave the engine in percent."""
+        training = run.training
+        return {
+            "event": "epoch",
+            "epoch": self._epoch,
+            "candidate": slot,
+            "learning_rate": self._factors[slot] * self.recipe.learning_rate(self._epoch - 1, self._schedule),
+            "train_loss": training.loss,
+            "train_top1": 100 * training.top1,
+            "true_probability": training.true_probability,
+            "entropy": training.entropy,
+            "images_per_second": run.images / run.seconds,
+            "seconds": run.seconds,
+            "holdout": in_percent(holdout) if holdout else None,
+            "holdout_classes": len(self.method.known_labels or self.dataset.classes) if holdout else None,
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        return self._facts() | {
+            "epoch_rule": "last",
+            "best_epoch": self._best_epoch or None,
+            "best_holdout_top1": 100 * self._best_top1 if self._best_epoch else None,
+            "student_epochs": self._student_epochs,
+            "images_per_second": self._images_trained / self._seconds["training"],
+            **{f"{part}_seconds": seconds for part, seconds in self._seconds.items()},
+            "seconds": self._elapsed(),
+        }
+
+
+def in_percent(metrics: HoldoutMetrics) -> dict[str, float]:
+    """The figures by name, top-1 and top-5 in percent as users of timm expect, the others as they are."""
+    values = asdict(metrics)
+    return values | {name: 100 * values[name] for name in ("top1", "top5")}
