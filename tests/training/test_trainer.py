@@ -201,7 +201,7 @@ import sys
 from pathlib import Path
 import torch
 from tfkd_fast import api
-from tfkd_fast.engine import make_recipe
+from tfkd_fast.runs.recipe import make_recipe
 small = {"method": "ce", "epochs": 1, "device": "cpu", "precision": "fp32", "compile": "on", "model": {"width": 0.125}}
 recipe = make_recipe(small | {"data": {"dataset": "digits", "batch_size": 512}})
 summary = api.train(recipe, Path(sys.argv[1]), listeners=[])
