@@ -18,16 +18,17 @@ ROUNDS = 8  # of a program at most
 
 
 @triton.jit
-def _below(word, bound):
+def _below(word: tl.tensor, bound: tl.tensor) -> tl.tensor:
     return (word.to(tl.uint64) * bound >> 32).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["count", "batch", "indices_stride", "draw_stride", "pad"])
 def _show(
-    images, indices, draw, mean, std, out,
-    count, batch, height, width, indices_stride, draw_stride, pad,
+    images: tl.tensor, indices: tl.tensor, draw: tl.tensor, mean: tl.tensor, std: tl.tensor, out: tl.tensor,
+    count: tl.tensor, batch: tl.tensor, height: tl.tensor, width: tl.tensor, indices_stride: tl.tensor,
+    draw_stride: tl.tensor, pad: tl.tensor,
     FLIP: tl.constexpr, CHANNELS: tl.constexpr, VALUES: tl.constexpr, ROUNDS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """A program shows up to ROUNDS * VALUES values of an image; for an index that is out of range they are NaN."""
     values = height * width * CHANNELS
     parts = tl.cdiv(values, VALUES * ROUNDS)

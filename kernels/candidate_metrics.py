@@ -44,7 +44,10 @@ BRIER, ENTROPY, CONFIDENCE, GAPS = tl.constexpr(4), tl.constexpr(5), tl.constexp
 
 
 @triton.jit
-def _load_tile(logits, row, first, classes, present, T: tl.constexpr, COLUMNS: tl.constexpr):
+def _load_tile(
+    logits: tl.tensor, row: tl.tensor, first: tl.tensor, classes: tl.tensor, present: tl.tensor, T: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Logits of some classes of some rows, and the classes; -infinity beyond the last."""
     c = first + tl.arange(0, COLUMNS)
     inside = present[:, None] & (c < classes)[None, :]
@@ -52,12 +55,12 @@ def _load_tile(logits, row, first, classes, present, T: tl.constexpr, COLUMNS: t
 
 
 @triton.jit
-def _below(logits, highest):
+def _below(logits: tl.tensor, highest: tl.tensor) -> tl.tensor:
     return tl.maximum(logits - highest[:, None], FAR)
 
 
 @triton.jit
-def _sums_over_blocks(parts, blocks, BLOCKS: tl.constexpr):
+def _sums_over_blocks(parts: tl.tensor, blocks: tl.tensor, BLOCKS: tl.constexpr) -> tl.tensor:
     """(SUMS,) from (SUMS, blocks)."""
     block = tl.arange(0, BLOCKS)[None, :]
     at = tl.arange(0, SUMS)[:, None] * blocks + block
@@ -65,7 +68,10 @@ def _sums_over_blocks(parts, blocks, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS: tl.constexpr):
+def _brackets(
+    lows: tl.tensor, slopes: tl.tensor, candidate: tl.tensor, candidates: tl.tensor, pass_: tl.tensor, block: tl.tensor,
+    blocks: tl.tensor, BLOCKS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Where the brackets begin in this pass, by search, and how wide they are; from the slopes of the pass before."""
     search = tl.arange(0, SUMS // SECTIONS)
     searches: tl.constexpr = SUMS // SECTIONS
@@ -82,7 +88,10 @@ def _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS:
 
 
 @triton.jit
-def _slope(logits, row, classes, highest, own, b, present, T: tl.constexpr, COLUMNS: tl.constexpr):
+def _slope(
+    logits: tl.tensor, row: tl.tensor, classes: tl.tensor, highest: tl.tensor, own: tl.tensor, b: tl.tensor,
+    present: tl.tensor, T: tl.constexpr, COLUMNS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """The derivative of the NLL in b for a tile of rows, at a b a row."""
     scale = b * LOG2_E
     total = tl.zeros_like(highest)
@@ -98,9 +107,10 @@ def _slope(logits, row, classes, highest, own, b, present, T: tl.constexpr, COLU
 
 @triton.jit(do_not_specialize=["samples", "blocks"])
 def _survey(
-    logits, labels, highest_of, parts, samples, classes, blocks,
+    logits: tl.tensor, labels: tl.tensor, highest_of: tl.tensor, parts: tl.tensor, samples: tl.tensor,
+    classes: tl.tensor, blocks: tl.tensor,
     ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     classes = classes // ALIGNMENT * ALIGNMENT
     index = tl.arange(0, SUMS)
@@ -161,9 +171,10 @@ def _survey(
 
 @triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
 def _narrow(
-    logits, labels, highest_of, lows, slopes, pass_, candidates, samples, classes, blocks,
+    logits: tl.tensor, labels: tl.tensor, highest_of: tl.tensor, lows: tl.tensor, slopes: tl.tensor, pass_: tl.tensor,
+    candidates: tl.tensor, samples: tl.tensor, classes: tl.tensor, blocks: tl.tensor,
     ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     classes = classes // ALIGNMENT * ALIGNMENT
     index = tl.arange(0, SUMS)
@@ -191,9 +202,10 @@ def _narrow(
 
 @triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
 def _cross(
-    logits, labels, highest_of, lows, slopes, crossed, pass_, candidates, samples, classes, blocks,
+    logits: tl.tensor, labels: tl.tensor, highest_of: tl.tensor, lows: tl.tensor, slopes: tl.tensor, crossed: tl.tensor,
+    pass_: tl.tensor, candidates: tl.tensor, samples: tl.tensor, classes: tl.tensor, blocks: tl.tensor,
     ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     classes = classes // ALIGNMENT * ALIGNMENT
     search, low, width = _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
@@ -219,12 +231,15 @@ def _cross(
 
 
 @triton.jit
-def _write(metrics, at, candidates, value, broken):
+def _write(metrics: tl.tensor, at: tl.tensor, candidates: tl.tensor, value: tl.tensor, broken: tl.tensor) -> None:
     tl.store(metrics + at * candidates, tl.where(broken, float("nan"), value).to(metrics.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
-def _finish(parts, lows, crossed, metrics, pass_, candidates, samples, blocks, BLOCKS: tl.constexpr):
+def _finish(
+    parts: tl.tensor, lows: tl.tensor, crossed: tl.tensor, metrics: tl.tensor, pass_: tl.tensor, candidates: tl.tensor,
+    samples: tl.tensor, blocks: tl.tensor, BLOCKS: tl.constexpr,
+) -> None:  # fmt: skip
     """The metrics (9,K), one program a candidate."""
     candidate = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, SUMS)

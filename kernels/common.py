@@ -5,6 +5,9 @@ float64 logits; sums over samples are float64, in a fixed order.
 
 A label out of range is not noticed by a kernel in Triton's normal mode: no memory is read or written for it, and what
 is computed from it is NaN.
+
+Every value of a kernel is annotated as `tl.tensor`: pointers, numbers, tiles, and what may be None. The compiler reads
+no annotation but `tl.constexpr`. A dtype such as `tl.int32` must not stand there: it would fix the type of an argument.
 """
 
 from collections.abc import Sequence
@@ -24,13 +27,15 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def weighted(weight, value):
+def weighted(weight: tl.tensor, value: tl.tensor) -> tl.tensor:
     """weight * value, and 0 for a weight of 0 even where the value is infinite or NaN."""
     return tl.where(weight == 0.0, 0.0, weight * value)
 
 
 @triton.jit
-def softmax_terms(logits, highest, temperature):
+def softmax_terms(
+    logits: tl.tensor, highest: tl.tensor, temperature: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Of a tile of rows: log2 of the softmax without its normaliser, the same as a power of 2, and the normaliser.
 
     Classes beyond the last have the logit -infinity. A row without a softmax, because it has a NaN, an infinity or no
@@ -42,7 +47,7 @@ def softmax_terms(logits, highest, temperature):
 
 
 @triton.jit
-def add_to_softmax(logits, highest, total, scale):
+def add_to_softmax(logits: tl.tensor, highest: tl.tensor, total: tl.tensor, scale: tl.tensor) -> tl.tensor:
     """Online softmax: what `total` is with another logit in each place, and one exponential for it.
 
     `total` is a sum of exp2((logit - highest) * scale). It begins with highest = LOWEST and total = 0.
@@ -52,19 +57,21 @@ def add_to_softmax(logits, highest, total, scale):
 
 
 @triton.jit
-def total_softmax(highest, total, scale):
+def total_softmax(highest: tl.tensor, total: tl.tensor, scale: tl.tensor) -> tl.tensor:
     """The online sums of all places together; 0 or NaN for a row without a softmax."""
     return tl.sum(total * tl.exp2((highest - tl.max(highest, 0)) * scale), 0)
 
 
 @triton.jit
-def pick(values, index, at):
+def pick(values: tl.tensor, index: tl.tensor, at: tl.tensor) -> tl.tensor:
     """The entry `at` of a small vector, where `index` counts its entries."""
     return tl.sum(tl.where(index == at, values, 0.0), 0)
 
 
 @triton.jit
-def setting(values, candidate, stride, default: tl.constexpr, T: tl.constexpr):
+def setting(
+    values: tl.tensor, candidate: tl.tensor, stride: tl.tensor, default: tl.constexpr, T: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """A candidate's value of a setting; None has the default."""
     if values is None:
         value = tl.full((), default, T)
@@ -74,7 +81,10 @@ def setting(values, candidate, stride, default: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def load_labels(labels, candidate, stride, samples, present, classes):
+def load_labels(
+    labels: tl.tensor, candidate: tl.tensor, stride: tl.tensor, samples: tl.tensor, present: tl.tensor,
+    classes: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Labels of samples, 0 for those that are out of range, and which are in range."""
     label = tl.load(labels + candidate * stride + samples, mask=present, other=0)
     in_range = (label >= 0) & (label < classes)
@@ -82,13 +92,13 @@ def load_labels(labels, candidate, stride, samples, present, classes):
 
 
 @triton.jit
-def sum_of_present(values, present):
+def sum_of_present(values: tl.tensor, present: tl.tensor) -> tl.tensor:
     """In float64, over the samples of a tile."""
     return tl.sum(tl.where(present, values.to(tl.float64), 0.0), 0)
 
 
 @triton.jit
-def gradient_scale(batch, in_range, MEAN: tl.constexpr, T: tl.constexpr):
+def gradient_scale(batch: tl.tensor, in_range: tl.tensor, MEAN: tl.constexpr, T: tl.constexpr) -> tl.tensor:
     """1, or 1/B for the mean over the batch; NaN where the label is out of range."""
     scale = tl.full((), 1.0, T)
     if MEAN:
@@ -100,7 +110,7 @@ def gradient_scale(batch, in_range, MEAN: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def write_loss(loss, candidate, total, batch, MEAN: tl.constexpr):
+def write_loss(loss: tl.tensor, candidate: tl.tensor, total: tl.tensor, batch: tl.tensor, MEAN: tl.constexpr) -> None:
     """The mean of no samples is NaN."""
     if loss is not None:
         if MEAN:
@@ -110,9 +120,11 @@ def write_loss(loss, candidate, total, batch, MEAN: tl.constexpr):
 
 @triton.jit
 def write_sums(
-    candidate, block, blocks, batch, loss_sum, correct_sum, true_probability_sum, entropy_sum,
-    loss, correct, true_probability, entropy, partial, MEAN: tl.constexpr,
-):  # fmt: skip
+    candidate: tl.tensor, block: tl.tensor, blocks: tl.tensor, batch: tl.tensor, loss_sum: tl.tensor,
+    correct_sum: tl.tensor, true_probability_sum: tl.tensor, entropy_sum: tl.tensor,
+    loss: tl.tensor, correct: tl.tensor, true_probability: tl.tensor, entropy: tl.tensor, partial: tl.tensor,
+    MEAN: tl.constexpr,
+) -> None:  # fmt: skip
     """The results, where one program has the whole batch; or else one program's part of them."""
     with_stats: tl.constexpr = correct is not None
     if partial is None:
@@ -132,7 +144,7 @@ def write_sums(
 
 
 @triton.jit
-def sum_of_blocks(partial, blocks, stride, BLOCKS: tl.constexpr):
+def sum_of_blocks(partial: tl.tensor, blocks: tl.tensor, stride: tl.tensor, BLOCKS: tl.constexpr) -> tl.tensor:
     """The sum of one number of each block; `stride` is from a block to the next."""
     index = tl.arange(0, BLOCKS)
     total = tl.zeros((BLOCKS,), tl.float64)
@@ -144,8 +156,9 @@ def sum_of_blocks(partial, blocks, stride, BLOCKS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["blocks", "batch"])
 def _add_partial_sums(
-    partial, loss, correct, true_probability, entropy, blocks, batch, MEAN: tl.constexpr, BLOCKS: tl.constexpr
-):
+    partial: tl.tensor, loss: tl.tensor, correct: tl.tensor, true_probability: tl.tensor, entropy: tl.tensor,
+    blocks: tl.tensor, batch: tl.tensor, MEAN: tl.constexpr, BLOCKS: tl.constexpr,
+) -> None:  # fmt: skip
     """One program a candidate."""
     candidate = tl.program_id(0).to(tl.int64)
     sums: tl.constexpr = 1 if correct is None else 4

@@ -37,7 +37,10 @@ from tfkd_fast.kernels.common import (
 
 
 @triton.jit
-def _load_weight(weights, candidate, sample, teacher, teachers, stride_p, stride_b, stride_m, present, T: tl.constexpr):
+def _load_weight(
+    weights: tl.tensor, candidate: tl.tensor, sample: tl.tensor, teacher: tl.tensor, teachers: tl.tensor,
+    stride_p: tl.tensor, stride_b: tl.tensor, stride_m: tl.tensor, present: tl.tensor, T: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """A teacher's weight for samples; 1/M where no weights are given."""
     if weights is None:
         weight = tl.where(present, 1.0 / teachers.to(T), 0.0)
@@ -54,12 +57,14 @@ def _load_weight(weights, candidate, sample, teacher, teachers, stride_p, stride
     ]
 )  # fmt: skip
 def _rows_in_registers(
-    logits, teacher_logits, labels, weights, temperature, alpha, gradient, sample_loss, loss, partial,
-    batch, classes, blocks, teachers, labels_stride, teachers_stride, temperature_stride, alpha_stride,
-    weights_stride_p, weights_stride_b, weights_stride_m,
+    logits: tl.tensor, teacher_logits: tl.tensor, labels: tl.tensor, weights: tl.tensor, temperature: tl.tensor,
+    alpha: tl.tensor, gradient: tl.tensor, sample_loss: tl.tensor, loss: tl.tensor, partial: tl.tensor,
+    batch: tl.tensor, classes: tl.tensor, blocks: tl.tensor, teachers: tl.tensor, labels_stride: tl.tensor,
+    teachers_stride: tl.tensor, temperature_stride: tl.tensor, alpha_stride: tl.tensor,
+    weights_stride_p: tl.tensor, weights_stride_b: tl.tensor, weights_stride_m: tl.tensor,
     MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     TEACHERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """`blocks` programs a candidate; each takes every `blocks`-th tile of ROWS samples."""
     candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     classes = classes // ALIGNMENT * ALIGNMENT  # the same number, which the compiler now knows to be divisible
@@ -132,12 +137,14 @@ def _rows_in_registers(
     ]
 )  # fmt: skip
 def _rows_in_blocks(
-    logits, teacher_logits, labels, weights, temperature, alpha, gradient, sample_loss, loss, partial,
-    batch, classes, blocks, teachers, labels_stride, teachers_stride, temperature_stride, alpha_stride,
-    weights_stride_p, weights_stride_b, weights_stride_m,
+    logits: tl.tensor, teacher_logits: tl.tensor, labels: tl.tensor, weights: tl.tensor, temperature: tl.tensor,
+    alpha: tl.tensor, gradient: tl.tensor, sample_loss: tl.tensor, loss: tl.tensor, partial: tl.tensor,
+    batch: tl.tensor, classes: tl.tensor, blocks: tl.tensor, teachers: tl.tensor, labels_stride: tl.tensor,
+    teachers_stride: tl.tensor, temperature_stride: tl.tensor, alpha_stride: tl.tensor,
+    weights_stride_p: tl.tensor, weights_stride_b: tl.tensor, weights_stride_m: tl.tensor,
     MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     TEACHERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """`blocks` programs a candidate; each takes every `blocks`-th sample, COLUMNS classes at a time.
 
     What is known of each teacher's row is in vectors of TEACHERS, a power of 2.

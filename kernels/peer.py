@@ -41,7 +41,9 @@ from tfkd_fast.kernels.common import (
 
 
 @triton.jit
-def _add_prediction(prediction, candidate, rest, highest, owner):
+def _add_prediction(
+    prediction: tl.tensor, candidate: tl.tensor, rest: tl.tensor, highest: tl.tensor, owner: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """`rest` is the sum of all predictions but the highest."""
     above = prediction > highest
     rest += tl.where(above, highest, prediction)
@@ -49,7 +51,10 @@ def _add_prediction(prediction, candidate, rest, highest, owner):
 
 
 @triton.jit
-def _mean_prediction(prediction, candidate, candidates, rest, highest, owner, INCLUDE_SELF: tl.constexpr):
+def _mean_prediction(
+    prediction: tl.tensor, candidate: tl.tensor, candidates: tl.tensor, rest: tl.tensor, highest: tl.tensor,
+    owner: tl.tensor, INCLUDE_SELF: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """What teaches a candidate, from the sums over all and its own prediction."""
     if INCLUDE_SELF:
         mean = (rest + highest) / candidates.to(rest.dtype)
@@ -59,7 +64,10 @@ def _mean_prediction(prediction, candidate, candidates, rest, highest, owner, IN
 
 
 @triton.jit
-def _write_losses(loss, partial, losses, index, candidates, block, blocks, batch, MEAN: tl.constexpr):
+def _write_losses(
+    loss: tl.tensor, partial: tl.tensor, losses: tl.tensor, index: tl.tensor, candidates: tl.tensor, block: tl.tensor,
+    blocks: tl.tensor, batch: tl.tensor, MEAN: tl.constexpr,
+) -> None:  # fmt: skip
     """Sums over the batch, or over a program's part of it, of all candidates."""
     present = index < candidates
     if partial is not None:
@@ -71,11 +79,13 @@ def _write_losses(loss, partial, losses, index, candidates, block, blocks, batch
 
 @triton.jit(do_not_specialize=["candidates", "batch", "blocks", "labels_stride", "alpha_stride"])
 def _rows_in_registers(
-    logits, labels, temperature, alpha, gradient, sample_loss, loss, partial,
-    candidates, batch, classes, blocks, labels_stride, alpha_stride,
+    logits: tl.tensor, labels: tl.tensor, temperature: tl.tensor, alpha: tl.tensor, gradient: tl.tensor,
+    sample_loss: tl.tensor, loss: tl.tensor, partial: tl.tensor,
+    candidates: tl.tensor, batch: tl.tensor, classes: tl.tensor, blocks: tl.tensor, labels_stride: tl.tensor,
+    alpha_stride: tl.tensor,
     INCLUDE_SELF: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     CANDIDATES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Each program takes every `blocks`-th tile of ROWS samples. CANDIDATES is a power of 2, at least `candidates`."""
     block = tl.program_id(0)
     classes = classes // ALIGNMENT * ALIGNMENT  # the same number, which the compiler now knows to be divisible
@@ -133,11 +143,13 @@ def _rows_in_registers(
 
 @triton.jit(do_not_specialize=["candidates", "batch", "blocks", "labels_stride", "alpha_stride"])
 def _rows_in_blocks(
-    logits, labels, temperature, alpha, gradient, sample_loss, loss, partial,
-    candidates, batch, classes, blocks, labels_stride, alpha_stride,
+    logits: tl.tensor, labels: tl.tensor, temperature: tl.tensor, alpha: tl.tensor, gradient: tl.tensor,
+    sample_loss: tl.tensor, loss: tl.tensor, partial: tl.tensor,
+    candidates: tl.tensor, batch: tl.tensor, classes: tl.tensor, blocks: tl.tensor, labels_stride: tl.tensor,
+    alpha_stride: tl.tensor,
     INCLUDE_SELF: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     CANDIDATES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Each program takes every `blocks`-th sample, COLUMNS classes at a time; before that it reads the rows once more.
 
     What is known of each candidate's row is in vectors of CANDIDATES.

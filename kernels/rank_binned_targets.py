@@ -16,7 +16,7 @@ CLASSES, OTHERS = 128, 32
 
 
 @triton.jit
-def _share(true_mass, bin_mass, size, S: tl.constexpr, T: tl.constexpr):
+def _share(true_mass: tl.tensor, bin_mass: tl.tensor, size: tl.tensor, S: tl.constexpr, T: tl.constexpr) -> tl.tensor:
     """The mass of a class in a bin; every step is rounded to the type of the table, S."""
     rest = (1.0 - true_mass.to(T)).to(S)
     in_bin = (rest.to(T) * bin_mass.to(T)).to(S)
@@ -29,10 +29,11 @@ def _share(true_mass, bin_mass, size, S: tl.constexpr, T: tl.constexpr):
 
 @triton.jit(do_not_specialize=["bins", "tables_of_similarity", "true_mass_stride", "bin_masses_stride"])
 def _fill_tables(
-    similarity, true_mass, bin_masses, starts, table,
-    classes, bins, tables_of_similarity, true_mass_stride, bin_masses_stride,
+    similarity: tl.tensor, true_mass: tl.tensor, bin_masses: tl.tensor, starts: tl.tensor, table: tl.tensor,
+    classes: tl.tensor, bins: tl.tensor, tables_of_similarity: tl.tensor, true_mass_stride: tl.tensor,
+    bin_masses_stride: tl.tensor,
     T: tl.constexpr, CLASSES: tl.constexpr, OTHERS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """A program has CLASSES classes of a row of similarities, and serves all tables made from it."""
     S: tl.constexpr = table.dtype.element_ty
     parts = tl.cdiv(classes, CLASSES)

@@ -15,7 +15,7 @@ CANDIDATES, OTHERS = 64, 32  # compared with each other at a time: 16 comparison
 
 
 @triton.jit
-def _round_to_9_decimals(value):
+def _round_to_9_decimals(value: tl.tensor) -> tl.tensor:
     """To the nearest, as torch.round(decimals=9), for a value that is not negative.
 
     Beside 2^52 float64 has no digits after the point; a number above it has none anyway.
@@ -27,9 +27,10 @@ def _round_to_9_decimals(value):
 
 @triton.jit(do_not_specialize=["candidates", "criteria"])
 def _rank(
-    values, signs, weights, ranks, scores, candidates, criteria,
+    values: tl.tensor, signs: tl.tensor, weights: tl.tensor, ranks: tl.tensor, scores: tl.tensor, candidates: tl.tensor,
+    criteria: tl.tensor,
     T: tl.constexpr, CANDIDATES: tl.constexpr, OTHERS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Ranks and scores of CANDIDATES candidates of a population."""
     parts = tl.cdiv(candidates, CANDIDATES)
     base = (tl.program_id(0) // parts).to(tl.int64) * candidates
@@ -56,7 +57,10 @@ def _rank(
 
 
 @triton.jit(do_not_specialize=["candidates", "criteria"])
-def _order(ranks, scores, order, winner, candidates, criteria, CANDIDATES: tl.constexpr, OTHERS: tl.constexpr):
+def _order(
+    ranks: tl.tensor, scores: tl.tensor, order: tl.tensor, winner: tl.tensor, candidates: tl.tensor,
+    criteria: tl.tensor, CANDIDATES: tl.constexpr, OTHERS: tl.constexpr,
+) -> None:  # fmt: skip
     """The places of CANDIDATES candidates: by score, then by the ranks in turn, then by index."""
     parts = tl.cdiv(candidates, CANDIDATES)
     population = (tl.program_id(0) // parts).to(tl.int64)

@@ -43,13 +43,16 @@ from tfkd_fast.kernels.common import (
     ]
 )  # fmt: skip
 def _rows_in_registers(
-    logits, labels, targets, temperature, hard_weight, similarity,
-    gradient, sample_loss, loss, correct, true_probability, entropy, partial,
-    batch, classes, blocks, labels_stride, targets_stride, temperature_stride, hard_weight_stride,
-    similarity_stride_p, similarity_stride_y, similarity_stride_c,
+    logits: tl.tensor, labels: tl.tensor, targets: tl.tensor, temperature: tl.tensor, hard_weight: tl.tensor,
+    similarity: tl.tensor,
+    gradient: tl.tensor, sample_loss: tl.tensor, loss: tl.tensor, correct: tl.tensor, true_probability: tl.tensor,
+    entropy: tl.tensor, partial: tl.tensor,
+    batch: tl.tensor, classes: tl.tensor, blocks: tl.tensor, labels_stride: tl.tensor, targets_stride: tl.tensor,
+    temperature_stride: tl.tensor, hard_weight_stride: tl.tensor,
+    similarity_stride_p: tl.tensor, similarity_stride_y: tl.tensor, similarity_stride_c: tl.tensor,
     CLASS_ROWS: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """`blocks` programs a candidate; each takes every `blocks`-th tile of ROWS samples."""
     candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     classes = classes // ALIGNMENT * ALIGNMENT  # the same number, which the compiler now knows to be divisible
@@ -124,13 +127,16 @@ def _rows_in_registers(
     ]
 )  # fmt: skip
 def _rows_in_blocks(
-    logits, labels, targets, temperature, hard_weight, similarity,
-    gradient, sample_loss, loss, correct, true_probability, entropy, partial,
-    batch, classes, blocks, labels_stride, targets_stride, temperature_stride, hard_weight_stride,
-    similarity_stride_p, similarity_stride_y, similarity_stride_c,
+    logits: tl.tensor, labels: tl.tensor, targets: tl.tensor, temperature: tl.tensor, hard_weight: tl.tensor,
+    similarity: tl.tensor,
+    gradient: tl.tensor, sample_loss: tl.tensor, loss: tl.tensor, correct: tl.tensor, true_probability: tl.tensor,
+    entropy: tl.tensor, partial: tl.tensor,
+    batch: tl.tensor, classes: tl.tensor, blocks: tl.tensor, labels_stride: tl.tensor, targets_stride: tl.tensor,
+    temperature_stride: tl.tensor, hard_weight_stride: tl.tensor,
+    similarity_stride_p: tl.tensor, similarity_stride_y: tl.tensor, similarity_stride_c: tl.tensor,
     CLASS_ROWS: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """`blocks` programs a candidate; each takes every `blocks`-th sample, COLUMNS classes at a time."""
     candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     classes = classes // ALIGNMENT * ALIGNMENT
@@ -273,7 +279,7 @@ def _run(
     if blocks > 1 and (with_stats or not each):
         partial = logits.new_empty((shape.candidates, blocks, 1 + len(stats)), dtype=torch.float64)
 
-    similarity_strides = (0, 0, 0)
+    similarity_strides: tuple[int, ...] = (0, 0, 0)
     if similarity is not None:
         similarity_strides = (stride_of_candidates(similarity, 2), *similarity.stride()[-2:])
     kernel = _rows_in_registers if shape.in_registers else _rows_in_blocks
