@@ -26,7 +26,7 @@ from tfkd_fast import throughput as bench
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS, Context, Method, find_method
-from tfkd_fast.methods.base.method import Material, TeacherFacts
+from tfkd_fast.methods.base import Material, TeacherFacts
 from tfkd_fast.models import ModelSettings, build_model, feature_shapes
 from tfkd_fast.runs.recipe import merge
 from tfkd_fast.runs.schedule import OptimizerSettings

@@ -20,7 +20,7 @@ from rich.table import Table
 from tfkd_fast.data import open_dataset
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.judging.judge import Judge
-from tfkd_fast.methods.base.method import HoldoutMetrics
+from tfkd_fast.methods.base import HoldoutMetrics
 from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.recipe import Recipe, load_recipe

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.methods import Context, Method, find_method
-from tfkd_fast.methods.base.method import StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.models import FeatureShapes
 
 CLASSES, IMAGES, BATCH, EPOCHS = 5, 12, 7, 4

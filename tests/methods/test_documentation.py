@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tests.methods.steps import CLASSES, SHAPES, assert_teaches, build, random_step
 from tfkd_fast.methods import METHODS
-from tfkd_fast.methods.base.method import TeacherFacts
+from tfkd_fast.methods.base import TeacherFacts
 from tfkd_fast.study.plan import make_study
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Context, Method, find_method
-from tfkd_fast.methods.base.method import StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.models import FeatureShapes
 from tfkd_fast.runs.recipe import make_recipe
 

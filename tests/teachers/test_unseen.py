@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tfkd_fast.data import DataSettings, open_dataset, split_holdout
-from tfkd_fast.methods.base.method import TeacherFacts
+from tfkd_fast.methods.base import TeacherFacts
 from tfkd_fast.models import FeatureShapes
 from tfkd_fast.teachers.teacher import Teacher, unseen_by
 

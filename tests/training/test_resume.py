@@ -18,7 +18,7 @@ from tests.training.test_trainer import log, recipe, trainer
 from tfkd_fast import api
 from tfkd_fast.data import Dataset, missing_loaders, open_dataset
 from tfkd_fast.device import Compute
-from tfkd_fast.methods.base.method import Event
+from tfkd_fast.methods.base import Event
 from tfkd_fast.runs import folder as run_folder
 from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import RunFolder

@@ -10,7 +10,7 @@ from tests.training.test_trainer import recipe
 from tfkd_fast import api
 from tfkd_fast.data import Dataset, ImageSet, ImagesSealed, open_dataset
 from tfkd_fast.methods import Method
-from tfkd_fast.methods.base.method import Event
+from tfkd_fast.methods.base import Event
 from tfkd_fast.steering.control import Controller
 
 SMALL: dict[str, Any] = {"epochs": 2, "selection": {"candidates": 2, "interval": 1}}

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from tfkd_fast.data import Batch, DataSettings, Loader, Mixing, make_loader, missing_loaders, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import Context
-from tfkd_fast.methods.base.method import StepBatch, TrainingStep
-from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.methods.base import OneStudent, StepBatch, TrainingStep
 from tfkd_fast.models import ModelSettings, build_model
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.runs.schedule import OptimizerSettings

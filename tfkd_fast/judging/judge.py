@@ -11,7 +11,7 @@ from tfkd_fast.data import Loader
 from tfkd_fast.device import Compute
 from tfkd_fast.judging.influence import influence
 from tfkd_fast.judging.metrics import Judgement, judge, take_average
-from tfkd_fast.methods.base.method import HoldoutMetrics
+from tfkd_fast.methods.base import HoldoutMetrics
 
 CALIBRATION_IMAGES = 2000
 """Training images on which the batch norm of averaged weights is re-estimated (our choice)."""

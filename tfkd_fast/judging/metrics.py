@@ -10,7 +10,7 @@ from torch.optim.swa_utils import update_bn
 from tfkd_fast import ops
 from tfkd_fast.data import Batch, Loader
 from tfkd_fast.device import Compute
-from tfkd_fast.methods.base.method import HoldoutMetrics
+from tfkd_fast.methods.base import HoldoutMetrics
 
 
 class Judgement(NamedTuple):

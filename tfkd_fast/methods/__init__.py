@@ -1,10 +1,10 @@
-"""Training methods by name, all behind `tfkd_fast.methods.base.method.Method`."""
+"""Training methods by name, all behind `tfkd_fast.methods.base.Method`."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
-from tfkd_fast.methods.base.method import Context, Method
+from tfkd_fast.methods.base import Context, Method
 from tfkd_fast.methods.controlled.method import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
 from tfkd_fast.methods.education import Education, EducationSettings

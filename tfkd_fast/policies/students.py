@@ -13,7 +13,7 @@ from tfkd_fast.data import mixing_of, open_dataset, sealed_test_images
 from tfkd_fast.device import determinism, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.judge import Judge
-from tfkd_fast.methods.base.method import EpochResult, HoldoutMetrics, IntervalResult
+from tfkd_fast.methods.base import EpochResult, HoldoutMetrics, IntervalResult
 from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.recipe import Recipe

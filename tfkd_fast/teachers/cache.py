@@ -13,7 +13,7 @@ from tfkd_fast.data import Dataset, Loader
 from tfkd_fast.data.loaders import free_memory
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import Method, TeacherOutputs
+from tfkd_fast.methods.base import Method, TeacherOutputs
 from tfkd_fast.models import Features
 from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.runs.recipe import Recipe

@@ -15,7 +15,7 @@ from tfkd_fast.data import Dataset
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import TeacherFacts, TeacherOutputs
 from tfkd_fast.models import ModelSettings, feature_shapes, logits_and_features
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tfkd_fast.methods.base.method import Method
+from tfkd_fast.methods.base import Method
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.training.population import Population
 

@@ -13,7 +13,7 @@ import torch
 from tfkd_fast.data import Loader, Mixing
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import Method, TrainingStatistics
+from tfkd_fast.methods.base import Method, TrainingStatistics
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
 from tfkd_fast.training.adapters import Adapters

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tfkd_fast.device import Compute
-from tfkd_fast.methods.base.method import Method
+from tfkd_fast.methods.base import Method
 from tfkd_fast.models import Features, logits_and_features
 from tfkd_fast.training.population import Population
 

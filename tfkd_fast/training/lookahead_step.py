@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.data import Batch
-from tfkd_fast.methods.base.method import StepBatch, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherOutputs
 from tfkd_fast.models import logits_and_features
 from tfkd_fast.training.feed import Shown
 from tfkd_fast.training.groups import Group, stack_features
@@ -16,7 +16,7 @@ from tfkd_fast.training.step import Records, Training, loss_of
 
 
 class Trial:
-    """`methods.protocol.TrainingStep` over one candidate of a run."""
+    """`methods.base.TrainingStep` over one candidate of a run."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tfkd_fast.methods.base.method import CompanionOutputs, Method, StepBatch, TeacherOutputs
+from tfkd_fast.methods.base import CompanionOutputs, Method, StepBatch, TeacherOutputs
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers

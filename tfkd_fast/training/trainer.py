@@ -22,7 +22,7 @@ from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import find_method
-from tfkd_fast.methods.base.method import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult, Material
+from tfkd_fast.methods.base import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult, Material
 from tfkd_fast.runs.folder import EventLog, RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import save_student

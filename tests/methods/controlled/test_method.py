@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Context, Method, find_method
-from tfkd_fast.methods.base.method import (
+from tfkd_fast.methods.base import (
     EpochResult,
     Event,
     HoldoutMetrics,

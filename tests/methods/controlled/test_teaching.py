@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfkd_fast.methods import Context
-from tfkd_fast.methods.base.method import StepBatch
+from tfkd_fast.methods.base import StepBatch
 from tfkd_fast.methods.controlled.teaching import Teaching
 from tfkd_fast.steering.targets import TargetSettings
 

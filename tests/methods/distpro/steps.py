@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.methods.steps import undone
 from tfkd_fast.data import Batch
 from tfkd_fast.methods import Context
-from tfkd_fast.methods.base.method import StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.methods.distpro.student import PathwayStudent
 from tfkd_fast.models import Features, FeatureShapes, ModelSettings, build_model, feature_shapes
 

@@ -22,7 +22,7 @@ from tests.methods.distpro.steps import (
 )
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import StepBatch, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherOutputs
 from tfkd_fast.methods.distpro import DistProSearch, DistProSearchSettings
 from tfkd_fast.methods.distpro.connectors import hierarchical_context_loss
 from tfkd_fast.methods.distpro.pathways import biased_softmax

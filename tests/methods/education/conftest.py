@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tfkd_fast.methods import Context
-from tfkd_fast.methods.base.method import TeacherFacts
+from tfkd_fast.methods.base import TeacherFacts
 from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.models import FeatureShapes, ModelSettings, build_model, feature_shapes
 

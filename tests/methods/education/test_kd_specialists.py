@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.methods.steps import BATCH, CLASSES, CPU, EPOCHS, IMAGES, SHAPES, assert_teaches, random_step
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Context, find_method
-from tfkd_fast.methods.base.method import StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.methods.education.kd_specialists import SpecialistsKD
 from tfkd_fast.runs.recipe import make_recipe
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.methods.education.conftest import CLASSES, GROUPS, Build, build_student
-from tfkd_fast.methods.base.method import StepBatch, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherOutputs
 from tfkd_fast.methods.education import Education
 
 BATCH = 12

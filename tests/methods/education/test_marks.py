@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.methods.education.conftest import Build
-from tfkd_fast.methods.base.method import EpochResult, IntervalResult, TrainingStatistics
+from tfkd_fast.methods.base import EpochResult, IntervalResult, TrainingStatistics
 from tfkd_fast.methods.education import Education
 
 NAN = math.nan

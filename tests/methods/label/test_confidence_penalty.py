@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.methods.steps import BATCH, CLASSES, assert_teaches, build, random_step
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import StepBatch
+from tfkd_fast.methods.base import StepBatch
 from tfkd_fast.runs.recipe import make_recipe
 
 

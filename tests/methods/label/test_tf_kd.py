@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.methods.steps import CLASSES, SHAPES, assert_teaches, build, random_step
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import StepBatch, TeacherFacts
+from tfkd_fast.methods.base import StepBatch, TeacherFacts
 from tfkd_fast.models import FeatureShapes
 from tfkd_fast.runs.recipe import make_recipe
 

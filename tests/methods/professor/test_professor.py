@@ -13,7 +13,7 @@ from torch import Tensor
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS, Context
-from tfkd_fast.methods.base.method import Event, Material, StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import Event, Material, StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
 from tfkd_fast.methods.professor import Professors, ProfessorSettings, losses, professors, training
 from tfkd_fast.methods.professor.lessons import Lessons, harder

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.methods.steps import BATCH, CLASSES, EPOCHS, IMAGES, assert_teaches, build, random_step
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Method
-from tfkd_fast.methods.base.method import StepBatch
+from tfkd_fast.methods.base import StepBatch
 from tfkd_fast.runs.recipe import make_recipe
 
 ALL = slice(0, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.methods.steps import BATCH, CLASSES, SHAPES, assert_teaches, build, random_step
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import Method
-from tfkd_fast.methods.base.method import CompanionOutputs, StepBatch
+from tfkd_fast.methods.base import CompanionOutputs, StepBatch
 from tfkd_fast.methods.self_distillation.dlb import DLB
 from tfkd_fast.models import Features, vgg8
 from tfkd_fast.runs.recipe import make_recipe

@@ -1,1 +1,35 @@
-"""What every training method is built on."""
+"""What every training method is built on: what it asks for, plans, computes and is told.
+
+The files in the order in which they are read: needs, plan, batch, results, context, lookahead, method, single_student.
+"""
+
+from tfkd_fast.methods.base.batch import CompanionOutputs, StepBatch, TeacherOutputs
+from tfkd_fast.methods.base.context import Context, Material, TeacherFacts
+from tfkd_fast.methods.base.lookahead import TrainingStep
+from tfkd_fast.methods.base.method import Method
+from tfkd_fast.methods.base.needs import Needs, TeacherCount
+from tfkd_fast.methods.base.plan import Event, Interval, Plan
+from tfkd_fast.methods.base.results import EpochResult, HoldoutMetrics, IntervalResult, Outcome, TrainingStatistics
+from tfkd_fast.methods.base.single_student import OneStudent
+
+__all__ = [
+    "CompanionOutputs",
+    "Context",
+    "EpochResult",
+    "Event",
+    "HoldoutMetrics",
+    "Interval",
+    "IntervalResult",
+    "Material",
+    "Method",
+    "Needs",
+    "OneStudent",
+    "Outcome",
+    "Plan",
+    "StepBatch",
+    "TeacherCount",
+    "TeacherFacts",
+    "TeacherOutputs",
+    "TrainingStatistics",
+    "TrainingStep",
+]

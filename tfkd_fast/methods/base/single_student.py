@@ -6,7 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base.method import Context, EpochResult, Interval, IntervalResult, Method, Outcome, Plan
+from tfkd_fast.methods.base.context import Context
+from tfkd_fast.methods.base.method import Method
+from tfkd_fast.methods.base.plan import Interval, Plan
+from tfkd_fast.methods.base.results import EpochResult, IntervalResult, Outcome
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.steering.targets import one_hot_table
 

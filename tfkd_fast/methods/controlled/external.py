@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import (
+from tfkd_fast.methods.base import (
     Context,
     EpochResult,
     Interval,

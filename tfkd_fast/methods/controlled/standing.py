@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from tfkd_fast.methods.base.method import Context, IntervalResult, TrainingStatistics
+from tfkd_fast.methods.base import Context, IntervalResult, TrainingStatistics
 from tfkd_fast.steering.control import Progress
 
 

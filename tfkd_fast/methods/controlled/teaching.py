@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base.method import Context, StepBatch
+from tfkd_fast.methods.base import Context, StepBatch
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.steering import targets
 from tfkd_fast.steering.targets import InstanceMemory, SimilarityMemory, TargetSettings

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import Context, Plan
+from tfkd_fast.methods.base import Context, Plan
 from tfkd_fast.methods.distpro.pathways import biased_softmax, without_small
 from tfkd_fast.methods.distpro.process import load_process
 from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from tfkd_fast.methods.base import Context, StepBatch, TrainingStep
 from tfkd_fast.methods.base.differences import derivatives_along
-from tfkd_fast.methods.base.method import Context, StepBatch, TrainingStep
 from tfkd_fast.methods.distpro.pathways import Pathway, biased_softmax, without_small
 from tfkd_fast.methods.distpro.process import FILE, Process
 from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfkd_fast.methods.base.method import Context, Plan, StepBatch
+from tfkd_fast.methods.base import Context, Plan, StepBatch
 from tfkd_fast.methods.distpro.connectors import Connectors
 from tfkd_fast.methods.distpro.pathways import Pathway, PathwaySettings, find_pathways
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent

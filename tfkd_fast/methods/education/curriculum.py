@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tfkd_fast.data import ClassChoice, find_labels
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import Context
+from tfkd_fast.methods.base import Context
 from tfkd_fast.methods.taught.specialists import check_partition, specialist_groups
 from tfkd_fast.settings import Settings
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import Context, StepBatch
+from tfkd_fast.methods.base import Context, StepBatch
 from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
 from tfkd_fast.methods.taught.specialists import SideBySide, specialist_groups
 

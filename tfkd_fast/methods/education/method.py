@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base.method import Context, EpochResult, Interval, IntervalResult, Outcome, Plan, StepBatch
+from tfkd_fast.methods.base import Context, EpochResult, Interval, IntervalResult, Outcome, Plan, StepBatch
 from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades
 from tfkd_fast.methods.education.marks import Marks
 from tfkd_fast.methods.education.network import Grade, Head

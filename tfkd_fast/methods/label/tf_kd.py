@@ -18,8 +18,7 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import Context, StepBatch
-from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.methods.base import Context, OneStudent, StepBatch
 from tfkd_fast.methods.one_teacher.kd import KD, KDLoss, KDSettings
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings

@@ -4,7 +4,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base.method import Context, StepBatch
+from tfkd_fast.methods.base import Context, StepBatch
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings

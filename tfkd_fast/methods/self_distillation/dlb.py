@@ -8,8 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base.method import Context, StepBatch
-from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.methods.base import Context, OneStudent, StepBatch
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings
 

@@ -7,8 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base.method import Context, Plan, StepBatch
-from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.methods.base import Context, OneStudent, Plan, StepBatch
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings
 from tfkd_fast.steering.targets import InstanceMemory

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import Context, TeacherOutputs
+from tfkd_fast.methods.base import Context, TeacherOutputs
 
 
 def specialist_groups(context: Context) -> list[list[int]]:

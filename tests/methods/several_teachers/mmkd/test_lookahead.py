@@ -13,8 +13,8 @@ from torch.func import functional_call
 from tests.methods.steps import undone
 from tfkd_fast import ops
 from tfkd_fast.data import Batch
+from tfkd_fast.methods.base import TeacherOutputs
 from tfkd_fast.methods.base.differences import PERTURBATION
-from tfkd_fast.methods.base.method import TeacherOutputs
 from tfkd_fast.methods.several_teachers.mmkd.lookahead import meta_gradient
 from tfkd_fast.models import ModelSettings, build_model
 
@@ -25,7 +25,7 @@ OPTIMIZERS = [(0.0, 0.0, False), (0.9, 5e-4, False), (0.9, 5e-4, True)]
 
 @dataclass
 class Step:
-    """`methods.protocol.TrainingStep` of weights that belong to no network."""
+    """`methods.base.TrainingStep` of weights that belong to no network."""
 
     weights: list[Tensor]
     momenta: list[Tensor]

@@ -16,7 +16,7 @@ from tfkd_fast import ops
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS, Context
-from tfkd_fast.methods.base.method import StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.methods.several_teachers.mmkd import MMKD
 from tfkd_fast.models import Features, FeatureShapes, ModelSettings, build_model, feature_shapes
 
@@ -180,7 +180,7 @@ PATTERNS = torch.randn(CLASSES, 1, 32, 32, generator=torch.Generator().manual_se
 
 
 class Step:
-    """`methods.protocol.TrainingStep`, and the step itself."""
+    """`methods.base.TrainingStep`, and the step itself."""
 
     learning_rate, momentum, weight_decay, nesterov = RATE, MOMENTUM, DECAY, True
 

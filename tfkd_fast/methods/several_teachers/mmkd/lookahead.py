@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tfkd_fast import ops
+from tfkd_fast.methods.base import TrainingStep
 from tfkd_fast.methods.base.differences import PERTURBATION, Tensors, derivatives_along
-from tfkd_fast.methods.base.method import TrainingStep
 
 MATCHING_STEPS = 2
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base.method import TeacherOutputs
+from tfkd_fast.methods.base import TeacherOutputs
 from tfkd_fast.models.layers import BatchNorm, Conv, averaged, norm_relu_pool
 
 ConnectorName = Literal["deep", "linear"]

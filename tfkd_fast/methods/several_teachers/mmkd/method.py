@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base.method import Context, IntervalResult, Outcome, Plan, StepBatch, TrainingStep
+from tfkd_fast.methods.base import Context, IntervalResult, Outcome, Plan, StepBatch, TrainingStep
 from tfkd_fast.methods.several_teachers.mmkd.buffer import HardBuffer
 from tfkd_fast.methods.several_teachers.mmkd.lookahead import meta_gradient
 from tfkd_fast.methods.several_teachers.mmkd.matching import Connector, ConnectorName, Seen, distances, divergences

@@ -1,0 +1,73 @@
+"""What a method is told: facts of the run that it serves, and images and teachers to prepare itself with."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tfkd_fast.data import Batch
+from tfkd_fast.methods.base.batch import TeacherOutputs
+from tfkd_fast.models import FeatureShapes
+from tfkd_fast.steering.targets import Superclasses
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """A teacher as a method may know it before it sees any of its outputs."""
+
+    name: str
+    """The name of the teacher's run folder."""
+    model: str
+    """The name of the teacher's network."""
+    labels: tuple[int, ...]
+    """Labels of the student's data set in the order of the teacher's logits: 0 .. C-1, or fewer for a specialist."""
+    shapes: FeatureShapes
+    """The shapes of the teacher's features."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know of the run that it serves."""
+
+    num_classes: int
+    num_images: int
+    """The number of training images, without those that are held out."""
+    epochs: int
+    """The length of the run."""
+    seed: int
+    device: torch.device
+    learning_rate_ratio: Callable[[int], float]
+    """The learning rate at the start of a 0-based epoch, divided by the initial one."""
+    superclasses: Superclasses | None = None
+    classes: tuple[str, ...] = ()
+    """The names of the classes, in the order of the labels."""
+    model: str = "vgg8"
+    """The name of the student's network."""
+    shapes: FeatureShapes | None = None
+    """The shapes of the student's features; None where the network has none."""
+    teachers: tuple[TeacherFacts, ...] = ()
+    batch_size: int = 64
+    """The batch size of the student's training; the last batch of an epoch may be smaller."""
+
+    def need_shapes(self) -> FeatureShapes:
+        """The shapes of the student's features, for a method that cannot do without them.
+
+        Raises:
+            ValueError: for a context that was built without them.
+        """
+        if self.shapes is None:
+            raise ValueError("this method reads features of the student: give the context their shapes")
+        return self.shapes
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a method may prepare itself with before the first epoch. Every 0-based epoch augments images anew."""
+
+    fit: Callable[[int], Iterable[Batch]]
+    """The training images of an epoch, batch by batch."""
+    unseen: Callable[[int], Iterable[Batch]] | None
+    """Those training images that every teacher held out from its own training; None where there are none."""
+    teach: Callable[[Tensor], tuple[TeacherOutputs, ...]]
+    """The teachers' outputs for images (B,C,H,W), with n = 1."""

@@ -1,0 +1,38 @@
+"""The step that is about to be taken, as a method sees it that tries out others before it."""
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from tfkd_fast.data import Batch
+from tfkd_fast.methods.base.batch import TeacherOutputs
+
+
+class TrainingStep(Protocol):
+    """A step that is about to be taken, for a method that tries out others before it. One student, no autocast.
+
+    `weights` are the parameters of the student, then those of the method's adapters, and `momenta` theirs: the tensors
+    that the step itself will change. The student is in training mode.
+    """
+
+    student: nn.Module
+    weights: list[Tensor]
+    momenta: list[Tensor]
+    batch: Batch  # without an axis of candidates
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    nesterov: bool
+
+    def loss(self) -> Tensor:
+        """The loss of the step by the present weights, () with gradient, in float32."""
+
+    def holdout(self) -> Batch:
+        """The next batch of held-out images, augmented as the training images are."""
+
+    def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
+        """The teachers' outputs for images (B,C,H,W), with n = 1."""
+
+    def undone(self) -> AbstractContextManager[None]:
+        """At its end weights, momenta and buffers, of student and adapters, are what they were, bit for bit."""

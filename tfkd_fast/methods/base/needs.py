@@ -1,0 +1,57 @@
+"""What a method asks of the engine for a whole run: fixed once its settings are known."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tfkd_fast.data import Companions
+
+Average = Literal["epoch", "interval"]
+"""Averages of the weights: over the steps of an interval's last epoch, or over the ends of its epochs."""
+
+
+class TeacherCount(NamedTuple):
+    """The fewest and the most teachers that a method learns from."""
+
+    fewest: int
+    most: int | None
+    """None: any number."""
+
+
+NO_TEACHERS = TeacherCount(0, 0)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the engine for a whole run. The defaults are those of one student that learns alone."""
+
+    candidates: int = 1
+    """The most candidates that one interval trains."""
+    holdout: bool = False
+    """Whether a held-out split is needed to steer."""
+    teachers: TeacherCount = NO_TEACHERS
+    """How many teachers the method learns from."""
+    specialists: bool = False
+    """Whether a teacher may know some of the classes only."""
+    features: bool = False
+    """Whether `StepBatch.features` and those of the teachers are read."""
+    companions: Companions | None = None
+    """Which images are shown beside each batch, see `StepBatch.companions`; None for none."""
+    companion_gradient: bool = False
+    """Whether the gradient flows through the logits of companions, too. If so, the student sees both in one pass."""
+    averages: frozenset[Average] = frozenset()
+    """Which averages of the weights candidates are judged by at the end of an interval, see `IntervalResult`. That over
+    an interval is kept where several candidates train."""
+    cooldown_epochs: int = 0
+    """For how many epochs a copy of each candidate trains on before it is judged, while the learning rate falls to zero
+    along a straight line; `IntervalResult.cooled` is then read. 0 for no cooldown."""
+    joint_steps: bool = False
+    """Whether `loss` wants all candidates of the interval at once, on the same batch."""
+    own_weights: bool = False
+    """Whether candidates start from different weights rather than from the same."""
+    slow_decay: float | None = None
+    """The decay of the moving average of the weights that gives `StepBatch.slow_logits`; None where it is not read."""
+    mixing: bool = True
+    """Whether mixed images may be trained on, whose loss is that of their first label and that of their second in
+    shares. A method that keeps or compares predictions for single images cannot."""
+    look_ahead: bool = False
+    """Whether `before_step` is called before every step, which then is not captured."""

@@ -1,0 +1,67 @@
+"""What came of an epoch and of an interval, and what a method that selects makes of it. Accuracies are fractions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tfkd_fast.methods.base.plan import Event
+
+
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """Means over the training samples that one candidate saw in one epoch, as it trained (augmented)."""
+
+    loss: float
+    top1: float
+    true_probability: float
+    entropy: float  # nats
+
+
+@dataclass(frozen=True)
+class HoldoutMetrics:
+    """The figures of `ops.candidate_metrics` for one candidate on the held-out split."""
+
+    top1: float
+    top5: float
+    nll: float
+    calibrated_nll: float
+    temperature: float
+    brier: float
+    ece: float
+    entropy: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One candidate after one epoch."""
+
+    training: TrainingStatistics
+    holdout: HoldoutMetrics | None
+    """None for a run that holds no images out."""
+    holdout_by_class: tuple[float, ...] | None = None
+    """Top-1 on the held-out images of each class; NaN for a class of which none were judged."""
+
+
+@dataclass(frozen=True)
+class IntervalResult:
+    """One candidate at the end of an interval, judged by averaged weights where the method asked for them."""
+
+    training: TrainingStatistics
+    last: HoldoutMetrics | None  # the weights as they are
+    epoch_average: HoldoutMetrics | None  # their running average over the interval's last epoch
+    interval_average: HoldoutMetrics | None  # the average of the interval's end-of-epoch weights
+    cooled: HoldoutMetrics | None = None  # a copy after the epochs of a cooldown
+    influence: Callable[[], Tensor] | None = None
+    """Works out (C,C) float64: entry (y,c) is by how much one step of training would raise (above 0: spoil) the
+    held-out loss, per unit of mass that the target of label y gives to class c, learning rate 1."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Which candidates live on, and what to write into the log about it."""
+
+    survivors: tuple[int, ...]
+    """The best first: slot s continues from survivor s modulo their number."""
+    events: list[Event] = field(default_factory=list)
