@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,16 @@ def unpack(name: str, per_class: int, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp(name)
     subprocess.run([sys.executable, UNPACK, name, out, "--limit", str(per_class)], check=True)
     return out / f"{name}.npz"
+
+
+@pytest.fixture
+def exact_products() -> Iterator[None]:
+    """float32 with all its bits, always by the same kernels, and no limit on what earlier tests compiled."""
+    allowed, fixed = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    torch.compiler.reset()
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = allowed, fixed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

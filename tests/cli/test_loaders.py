@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.test_train import command, events, refusal, run, strip_times, wait_for
+from tests.support.command import command, refusal, run, wait_for
+from tests.support.runs import without_clocks
 from tfkd_fast.data import missing_loaders
 
 if reason := missing_loaders()["dali"]:
@@ -47,7 +48,7 @@ def test_killed_and_resumed_under_dali_ends_with_the_same_student(photos: Path, 
     run("train", "--resume", killed)
     for name in ("student.safetensors", "best.safetensors"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert strip_times(events(killed)) == strip_times(events(whole))
+    assert without_clocks(killed) == without_clocks(whole)
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["loader"] == "dali"
     figures = json.loads(run("eval", whole, "--device", "cpu", "--precision", "fp32").stdout)

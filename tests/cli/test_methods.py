@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 from typer.testing import CliRunner
 
-from tests.cli.test_train import refusal, run
+from tests.support.command import refusal, run
 from tfkd_fast.cli.app import app
 from tfkd_fast.cli.methods import FIXED, NEEDED, UNSET, Option, options_of
 from tfkd_fast.methods import METHODS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_train import run
+from tests.support.command import run
 
 
 @pytest.mark.parametrize("method", ["ce", "tfkd-mrs"])

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.test_train import command, events, refusal, run, wait_for
+from tests.support.command import command, refusal, run, wait_for
+from tests.support.runs import log
 
 HEAD = """
 seeds = [0, 1]
@@ -140,7 +141,7 @@ def test_a_killed_run_goes_on_when_the_study_is_given_again(tmp_path: Path) -> N
     assert process.wait() == 1
     assert "ce-seed0: ended by SIGKILL" in (out / "table.md").read_text()
     run("study", study, "--out", out)
-    assert [event["event"] for event in events(out / "runs" / "ce-seed0")].count("resume") == 1
+    assert [event["event"] for event in log(out / "runs" / "ce-seed0")].count("resume") == 1
     assert "Missing" not in (out / "table.md").read_text()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_train import SMALL, refusal, run
+from tests.support.command import SMALL, refusal, run
 
 FEW = ("--set", "data.per_class=20", "--epochs", "1")
 

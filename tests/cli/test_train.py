@@ -4,74 +4,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from tfkd_fast.cli import main
+from tests.support.command import SMALL, command, refusal, run, run_alone, sentence_of, wait_for
+from tests.support.runs import log, without_clocks
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.runs.checkpoint import load_checkpoint
 from tfkd_fast.runs.student import load_student
-from tfkd_fast.training.trainer import PARTS
 
-SMALL = ["--device", "cpu", "--precision", "fp32", "--set", "model.width=0.125", "--batch-size", "128"]
 MRS = ["--method", "tfkd-mrs", "--set", "selection.interval=2", "--set", "selection.candidates=2"]
-
-
-class Ended(NamedTuple):
-    """What a command leaves behind beside its files."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def command(*arguments: str | Path) -> list[str]:
-    """For a process of its own."""
-    return [sys.executable, "-m", "tfkd_fast", *map(str, arguments)]
-
-
-def run(*arguments: str | Path, ok: bool = True) -> Ended:
-    """The command, in this process, which has imported all that takes long to import."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["tfkd-fast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-    result = Ended(end.value.code, out.getvalue(), err.getvalue())
-    assert result.returncode == 0 or not ok, result.stdout + result.stderr
-    return result
-
-
-def run_alone(*arguments: str | Path, ok: bool = True) -> Ended:
-    """The command, in a process of its own."""
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
-    assert done.returncode == 0 or not ok, done.stdout + done.stderr
-    return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def refusal(*arguments: str | Path) -> str:
-    """The one sentence of a refused command."""
-    return sentence_of(run(*arguments, ok=False))
-
-
-def sentence_of(refused: Ended) -> str:
-    assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
-    return refused.stderr.strip()
-
-
-def events(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +42,9 @@ def test_a_run_leaves_everything_a_person_needs(finished: tuple[Path, str]) -> N
 
 def test_the_log_shows_actions_candidates_ranks_and_the_winner(finished: tuple[Path, str]) -> None:
     folder, printed = finished
-    log = events(folder)
-    decisions = [event for event in log if event["event"] == "decision"]
-    selections = [event for event in log if event["event"] == "selection"]
+    events = log(folder)
+    decisions = [event for event in events if event["event"] == "decision"]
+    selections = [event for event in events if event["event"] == "selection"]
     assert len(decisions) == 1 + 3  # the warm-up, then three intervals of two epochs
     assert len(selections) == 3
     assert decisions[1]["candidates"][0]["role"] == "mean"
@@ -152,21 +98,7 @@ def test_killed_and_resumed_ends_with_the_same_student(finished: tuple[Path, str
     run("train", "--resume", folder)
     for name in ("student.safetensors", "best.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
-    assert strip_times(events(folder)) == strip_times(events(whole))
-
-
-def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def strip_times(log: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Events without what may differ: clocks, and the line that says a run went on."""
-    clocks = {"time", "seconds", "images_per_second", *(f"{part}_seconds" for part in PARTS)}
-    return [{k: v for k, v in event.items() if k not in clocks} for event in log if event["event"] != "resume"]
+    assert without_clocks(folder) == without_clocks(whole)
 
 
 def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_serves(tmp_path: Path) -> None:

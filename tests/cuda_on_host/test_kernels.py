@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from . import build, calls
+from tests.cuda_on_host import build, calls
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.training.test_resume import few_images
-from tests.training.test_trainer import CPU, recipe
+from tests.support.runs import CPU, few_images, recipe
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.judging.metrics import judge, top1_by_class
 from tfkd_fast.training.assemble import build_student, load_images

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.methods import test_every_method
-from tests.methods.test_every_method import tables_of
-from tests.training import test_epoch
-from tests.training.test_epoch import watch_steps
-from tests.training.test_resume import few_images, log
+from tests.methods.short_runs import tables_of
+from tests.support.host_waits import watch_steps
+from tests.support.runs import few_images, log
 from tfkd_fast import ops
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import METHODS
@@ -22,9 +20,9 @@ from tfkd_fast.runs.recipe import Recipe, load_recipe, merge
 from tfkd_fast.training import capture
 from tfkd_fast.training.trainer import Trainer
 
-runs_of = test_every_method.runs_of
-exact_products = test_epoch.exact_products
 Runs = Callable[[str], Path]
+
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 EPOCHS = 4  # of nine steps and one of a smaller batch, which is captured in the fourth
 SMALL: dict[str, Any] = {

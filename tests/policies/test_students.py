@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_trainer import log, recipe, trainer
+from tests.support.runs import log, recipe, trainer
 from tfkd_fast import policies
 from tfkd_fast.data import ImagesSealed, open_dataset
 from tfkd_fast.errors import UserError

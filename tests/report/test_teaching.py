@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.test_page import Page, edit, nulled, page_of
+from tests.report.pages import Page, edit, nulled, page_of
 from tfkd_fast.methods.professor.training import Report
 from tfkd_fast.report import read_run
 from tfkd_fast.report.teaching import MOST_PATHWAYS, shown_pathways

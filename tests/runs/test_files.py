@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tfkd_fast.errors import UserError
 from tfkd_fast.runs.checkpoint import MAGIC, load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import EventLog, RunFolder
-from tfkd_fast.errors import UserError
 
 STATE = {"weights": torch.arange(1000.0), "epoch": 3, "names": ["a", "b"], "nested": {"none": None}}
 

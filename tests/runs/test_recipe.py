@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tfkd_fast.runs.recipe import load_recipe, make_recipe, set_override, shipped_recipes
-from tfkd_fast.runs.recipe import parse
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.recipe import load_recipe, make_recipe, parse, set_override, shipped_recipes
 
 
 def test_no_name_and_no_data_set_is_the_digits_recipe() -> None:

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
+from tfkd_fast.errors import UserError
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import make_recipe
-from tfkd_fast.runs.replay import replay_recipe
-from tfkd_fast.runs.replay import replay_table
-from tfkd_fast.errors import UserError
+from tfkd_fast.runs.replay import replay_recipe, replay_table
 
 EPOCHS = 8
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.training.test_resume import without_clocks
-from tests.training.test_trainer import CPU, log, recipe, trainer
+from tests.support.runs import CPU, log, recipe, trainer, without_clocks
 from tfkd_fast.data import open_dataset
 from tfkd_fast.judging.metrics import metrics_of
 from tfkd_fast.runs.folder import RunFolder

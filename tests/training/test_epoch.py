@@ -3,41 +3,31 @@
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.host_waits import watch_steps
 from tfkd_fast import ops
 from tfkd_fast.data import DataSettings, Loader, make_loader, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import Context, Method, find_method
 from tfkd_fast.models import ModelSettings, build_model
 from tfkd_fast.runs.schedule import OptimizerSettings
-from tfkd_fast.training.epoch import Diverged, EpochRun, EpochTrainer, Lane
+from tfkd_fast.training.epoch import Diverged, EpochRun, EpochTrainer
 from tfkd_fast.training.population import Population
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BATCH = 32
-
-
-@pytest.fixture(autouse=True)
-def exact_products() -> Iterator[None]:
-    """float32 with all its bits, always by the same kernels, and no limit on what earlier tests compiled."""
-    allowed, fixed = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
-    torch.compiler.reset()
-    yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = allowed, fixed
-
-
 IMAGES = 5 * BATCH + 7  # the last batch is smaller
 SOURCES = ("memory", "peers", "slow-self")
 SETTINGS = OptimizerSettings()
+
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 def make(
@@ -225,47 +215,6 @@ def test_in_bf16_the_stack_computes_in_bf16() -> None:
     for stacked, sequential, fp32 in zip(losses["stacked"], losses["sequential"], exact, strict=True):
         assert stacked != fp32
         assert stacked == pytest.approx(sequential, rel=2e-2)  # bf16 has 8 bits, and the losses of 6 steps are averaged
-
-
-class HostWaits(TorchDispatchMode):
-    """Counts the operations that make the host wait for a device: values that Python reads, sizes that depend on data,
-    tensors that are made from numbers of the host."""
-
-    NAMES = (
-        "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "masked_scatter", "repeat_interleave",
-        "unique_consecutive", "unique_dim", "_unique", "_unique2", "bincount", "histc", "lift_fresh",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in self.NAMES:
-            self.seen.append(name)
-        if name.strip("_").removeprefix("unsafe_").startswith("index") and isinstance(args[1], (list, tuple)):
-            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
-            self.seen += [f"{name} by a mask"] * len(masks)
-        return func(*args, **kwargs or {})
-
-
-def watch_steps(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Lane, int], list[str]]:
-    """From now on, what makes the host wait in the first step of every kind."""
-    seen: dict[tuple[Lane, int], list[str]] = {}
-    take_step = Lane._step
-
-    def watched(lane: Lane, size: int) -> None:
-        if (lane, size) in seen:
-            take_step(lane, size)
-            return
-        with HostWaits() as waits:
-            take_step(lane, size)
-        seen[lane, size] = waits.seen
-
-    monkeypatch.setattr(Lane, "_step", watched)
-    monkeypatch.setattr("tfkd_fast.training.step.sgd_step", lambda *arguments: None)  # reads the rate on the CPU alone
-    return seen
 
 
 @pytest.mark.parametrize("way", ["sequential", "stacked"])

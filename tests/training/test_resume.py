@@ -14,18 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_trainer import log, recipe, trainer
+from tests.support.runs import few_images, log, recipe, trainer, without_clocks
 from tfkd_fast import api
-from tfkd_fast.data import Dataset, missing_loaders, open_dataset
+from tfkd_fast.data import missing_loaders, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.methods.base import Event
 from tfkd_fast.runs import folder as run_folder
 from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.training.trainer import PARTS, Trainer
+from tfkd_fast.training.trainer import Trainer
 
 EPOCHS = 4
-CLOCKS = {"time", "seconds", "images_per_second", *(f"{part}_seconds" for part in PARTS)}
 WARMED = {"warmup_epochs": 1}
 MRS: dict[str, Any] = {"selection": {"candidates": 2, "interval": 2}}
 
@@ -66,19 +65,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "mrs, dali": ("tfkd-mrs", {"data": {"loader": "dali"}, "population": "streams", **MRS}),
     "ce, bf16": ("ce", {"precision": "bf16"}),
 }
-
-
-def without_clocks(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in event.items() if k not in CLOCKS} for event in log(folder) if event["event"] != "resume"]
-
-
-def few_images() -> Dataset:
-    """Every fourth digit: an epoch of six batches of 64, the last of them smaller."""
-    digits = open_dataset(recipe("ce").data)
-    images = digits.read_train().subset(torch.arange(0, len(digits.read_train()), 4))
-    return Dataset(
-        "digits", digits.classes, digits.image_shape, flip=False, read_train=lambda: images, read_test=digits.read_test
-    )
 
 
 @pytest.mark.parametrize("name", RUNS)

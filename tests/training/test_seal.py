@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.test_trainer import recipe
+from tests.support.runs import recipe
 from tfkd_fast import api
 from tfkd_fast.data import Dataset, ImageSet, ImagesSealed, open_dataset
 from tfkd_fast.methods import Method

@@ -1,42 +1,20 @@
 """Runs inside one process: what training may read, what it refuses, and what listeners see."""
 
-import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from tests.support.runs import CPU, log, recipe, trainer
 from tfkd_fast import api
 from tfkd_fast.data import Dataset, ImageSet, loaders, missing_loaders, open_dataset
-from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.recipe import Recipe, make_recipe
 from tfkd_fast.training.trainer import Trainer
-
-CPU = Compute(torch.device("cpu"), torch.float32)
-
-
-def recipe(method: str, **tables: Any) -> Recipe:
-    small: dict[str, Any] = {"method": method, "epochs": 2, "device": "cpu", "precision": "fp32"}
-    small |= {"model": {"width": 0.125}, "data": {"dataset": "digits", "batch_size": 256}}
-    return make_recipe(small, tables)
-
-
-def trainer(recipe: Recipe, path: Path, dataset: Dataset | None = None) -> Trainer:
-    folder = RunFolder(path)
-    made = Trainer(recipe, dataset or open_dataset(recipe.data), CPU, folder, [])
-    folder.create(recipe.to_toml())
-    return made
-
-
-def log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("method", ["ce", "tfkd", "tfkd-mrs"])

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from tfkd_fast.data import open_dataset
-from tfkd_fast.runs.recipe import read_recipe
-from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.student import load_student
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.recipe import read_recipe
+from tfkd_fast.runs.student import load_student
 
 
 def export_student(out: Path) -> list[Path]:

@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 
 KEPT_CHECKPOINTS = 2
 

@@ -16,12 +16,12 @@ from pydantic import Field, SerializeAsAny, ValidationError
 from pydantic.fields import FieldInfo
 
 from tfkd_fast.data import DataSettings
-from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods import MethodEntry, find_method
 from tfkd_fast.methods.taught.student import TaughtSettings, TeacherSettings
 from tfkd_fast.models import ModelSettings
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
 from tfkd_fast.settings import Settings
 
 Table = dict[str, Any]

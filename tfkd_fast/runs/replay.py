@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tfkd_fast.runs.recipe import Recipe, Table, make_recipe
-from tfkd_fast.runs.recipe import read_recipe
-from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.recipe import Recipe, Table, make_recipe, read_recipe
 
 
 def replay_recipe(run_dir: Path, overrides: Table | None = None) -> Recipe:

@@ -6,9 +6,9 @@ from torch import nn
 
 from tfkd_fast import tensor_file
 from tfkd_fast.data import Dataset
-from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.tensor_file import ForeignFile
 
 STUDENT = "student"

@@ -3,8 +3,8 @@
 import importlib.util
 from typing import Any
 
-from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.folder import RunFolder
 
 
 class TensorBoardWriter:

@@ -8,21 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.data_files import arrays
 from tfkd_fast.data import DataSettings, open_dataset
 from tfkd_fast.errors import UserError
-
-Arrays = dict[str, Any]
-
-
-def arrays(size: int = 32, channels: int = 3) -> Arrays:
-    random = np.random.default_rng(0)
-    return {
-        "train_images": random.integers(0, 256, (6, size, size, channels), dtype=np.uint8),
-        "train_labels": np.array([0, 1, 2, 2, 1, 0], np.uint8),
-        "test_images": random.integers(0, 256, (3, size, size, channels), dtype=np.uint8),
-        "test_labels": np.array([2, 0, 0], np.uint8),
-        "classes": np.array(["ant", "bee", "cow"]),
-    }
 
 
 def settings(file: Path) -> DataSettings:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.loaders.test_loaders import COUNT, CPU, assert_same, dataset_of, loader_of
+from tests.data.loaders.batches import COUNT, CPU, assert_same, dataset_of, loader_of
 from tfkd_fast.cli.doctor import examine
 from tfkd_fast.data import DataSettings, LoaderChoice, choose_loader, loaders, missing_loaders, open_dataset
 from tfkd_fast.errors import UserError

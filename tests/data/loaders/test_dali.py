@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.loaders.test_loaders import COUNT, SHAPES, assert_same, collect, dataset_of, loader_of
+from tests.data.loaders.batches import COUNT, SHAPES, assert_same, collect, dataset_of, loader_of
 from tfkd_fast.data import Dataset, DataSettings, make_loader, missing_loaders, open_dataset
 from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets.base import ChannelStatistics

@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.datasets.test_npz import arrays
-from tests.data.datasets.test_torchvision_files import Written
-from tests.data.loaders.test_loaders import assert_same, collect, loader_of, normalised
+from tests.data.loaders.batches import assert_same, collect, loader_of, normalised
+from tests.support.data_files import Written, arrays
 from tfkd_fast.data import Dataset, DataSettings, missing_loaders, open_dataset
 
 

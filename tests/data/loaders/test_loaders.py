@@ -2,50 +2,20 @@
 
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 
-from tfkd_fast.data import Batch, Dataset, DataSettings, ImageSet, Loader, loaders, make_loader, open_dataset
+from tests.data.loaders.batches import COUNT, CPU, SHAPES, assert_same, collect, dataset_of, loader_of, normalised
+from tfkd_fast.data import Dataset, DataSettings, ImageSet, loaders, make_loader, open_dataset
 from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.errors import UserError
 from tfkd_fast.randomness import Purpose, permutation, random_words
 
-CPU = torch.device("cpu")
 DEVICES = [CPU] + [torch.device("cuda")] * torch.cuda.is_available()
-SHAPES = [(3, 32, 32), (1, 32, 32), (3, 64, 64), (1, 64, 64)]
-COUNT = 23  # a prime: the last batch is smaller
-
-
-def dataset_of(shape: tuple[int, int, int], flip: bool = True) -> Dataset:
-    """Random images, two classes."""
-    pixels = np.random.default_rng(sum(shape)).integers(0, 256, (COUNT, *shape), dtype=np.uint8)
-    images = ArrayImages(torch.from_numpy(pixels), torch.arange(COUNT) % 2)
-    return Dataset("random", ["a", "b"], shape, flip=flip, read_train=lambda: images, read_test=lambda: images)
-
-
-def loader_of(
-    dataset: Dataset, loader: str, *, seed: int = 5, dtype: torch.dtype = torch.float32, **change: Any
-) -> Loader:
-    settings = DataSettings(**({"loader": loader, "batch_size": 5, "workers": 0} | change))
-    return make_loader(dataset.read_train(), dataset, settings, CPU, dtype, seed)
-
-
-def collect(batches: Iterable[Batch]) -> Batch:
-    return Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))
-
-
-def assert_same(first: Iterable[Batch], second: Iterable[Batch]) -> None:
-    for a, b in zip(first, second, strict=True):
-        for x, y in zip(a, b, strict=True):
-            assert x.dtype == y.dtype
-            assert torch.equal(x, y)
 
 
 def expected_pixels(images: ImageSet, index: int, flip: bool, seed: int, epoch: int, stream: int) -> np.ndarray:
@@ -60,12 +30,6 @@ def expected_pixels(images: ImageSet, index: int, flip: bool, seed: int, epoch: 
     top, left = (word * (2 * pad + 1) // 2**32 for word in words[:2])
     window = padded[:, top : top + size, left : left + size]
     return window[:, :, ::-1] if flip and words[2] >= 2**31 else window
-
-
-def normalised(pixels: np.ndarray, dataset: Dataset) -> torch.Tensor:
-    """As torchvision does it."""
-    image = v2.functional.to_dtype(torch.from_numpy(np.ascontiguousarray(pixels)), torch.float32, scale=True)
-    return v2.functional.normalize(image, list(dataset.mean), list(dataset.std))
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)

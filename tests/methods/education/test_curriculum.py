@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.methods.education.conftest import CLASSES, GROUPS, Build, context_for
+from tests.methods.education.students import CLASSES, GROUPS, Build, context_for
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.education import EducationSettings
 from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades

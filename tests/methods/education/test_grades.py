@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.methods.education.conftest import CLASSES, GROUPS, Build, build_student
+from tests.methods.education.students import CLASSES, GROUPS, Build, build_student
 from tfkd_fast.methods.education import Education
 from tfkd_fast.methods.education.network import ABSENT
 from tfkd_fast.models import ModelSettings, build_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.education.conftest import CLASSES, GROUPS, Build, build_student
+from tests.methods.education.students import CLASSES, GROUPS, Build, build_student
 from tfkd_fast.methods.base import StepBatch, TeacherOutputs
 from tfkd_fast.methods.education import Education
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.methods.education.conftest import Build
+from tests.methods.education.students import Build
 from tfkd_fast.methods.base import EpochResult, IntervalResult, TrainingStatistics
 from tfkd_fast.methods.education import Education
 

@@ -5,63 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-import tfkd_fast
-from tfkd_fast.ops import backends, native
+from tests.wheel.builds import NO_CUDA, ROOT, build_wheel, needs_cpp, unpacked_wheel
+from tfkd_fast.ops import native
 
-ROOT = Path(tfkd_fast.__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree, not an installation")
-needs_cpp = pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
-
-ENTRIES = ["setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"]
-ENTRIES += ["csrc", "kernels", "tfkd_fast"]
-NO_CUDA = {"CUDACXX": "/nonexistent/nvcc"}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A copy of the source tree, so that a build leaves no trace in the original."""
-    copy = tmp_path / "source"
-    copy.mkdir()
-    for entry in ENTRIES:
-        if (ROOT / entry).is_dir():
-            shutil.copytree(ROOT / entry, copy / entry, ignore=shutil.ignore_patterns("__pycache__", "native"))
-        else:
-            shutil.copy(ROOT / entry, copy / entry)
-    return copy
-
-
-@pytest.fixture
-def small_source(source: Path) -> Path:
-    """The same with a single, empty operator, which compiles in seconds."""
-    for folder in source.glob("csrc/*"):
-        if folder.name != "build_info":
-            shutil.rmtree(folder)
-    (source / "csrc" / "empty").mkdir()
-    (source / "csrc" / "empty" / "cpu.cpp").write_text("#include <torch/csrc/stable/library.h>\n")
-    return source
-
-
-def build_wheel(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The hook that pip calls, without isolation."""
-    code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-    kept = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "CUDAARCHS")}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=source, env=kept | environment, capture_output=True, text=True
-    )
-
-
-def unpacked_wheel(source: Path) -> Path:
-    (wheel,) = (source / "dist").glob("*.whl")
-    assert wheel.name.startswith(f"tfkd_fast-{tfkd_fast.__version__}-py3-none-")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(source / "installed")
-    return source / "installed"
 
 
 def run_in(folder: Path, code: str, **environment: str) -> str:

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.wheel.builds import ROOT, build_wheel, needs_cpp, unpacked_wheel
 from tfkd_fast.ops import backends, native
-
-from .test_build import ROOT, build_wheel, needs_cpp, small_source, source, unpacked_wheel  # noqa: F401
 
 NOT_BUILT = native.not_built("the CUDA library")
 needs_nvcc = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
@@ -62,7 +61,7 @@ __global__ void holds_little(float* out) { out[threadIdx.x] = 1; }
 
 
 @needs_nvcc
-def test_the_report_tells_which_kernel_spills(small_source: Path) -> None:  # noqa: F811
+def test_the_report_tells_which_kernel_spills(small_source: Path) -> None:
     (small_source / "csrc" / "empty" / "cuda.cu").write_text(SPILLS)
     build = build_wheel(small_source)
     assert build.returncode == 0, build.stdout + build.stderr
@@ -87,7 +86,7 @@ def test_the_report_tells_which_kernel_spills(small_source: Path) -> None:  # no
 
 
 @needs_nvcc
-def test_an_error_in_a_cuda_source_stops_the_build(small_source: Path) -> None:  # noqa: F811
+def test_an_error_in_a_cuda_source_stops_the_build(small_source: Path) -> None:
     (small_source / "csrc" / "empty" / "cuda.cu").write_text("not CUDA\n")
     build = build_wheel(small_source)
     assert build.returncode != 0
