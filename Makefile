@@ -6,7 +6,7 @@ TORCH  := torch==2.14.1 torchvision==0.29.2
 BIN    := $(VENV)/bin
 OUT    := build/benchmarks
 
-.PHONY: train test lint bench gpu-check clean
+.PHONY: train test lint benchmarks docs gpu-check clean
 
 train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
@@ -20,8 +20,11 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed
+benchmarks: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --out $(OUT)
+
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 # Needs no network and no package of ours: PYTHON is the Python of a machine that has a GPU and torch.
 gpu-check:
@@ -35,6 +38,10 @@ $(VENV)/torch:
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[docs]"
 	touch $@
 
 clean:
