@@ -1,5 +1,38 @@
-"""Teacher-free knowledge distillation, fast: see README.md for the command, `tfkd_fast.ops` for the operators."""
+"""Teacher-free knowledge distillation: training runs, trained students and fused operators.
 
+What is public stands here. Importing the package loads none of it: each name is imported when it is first used.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfkd_fast import ops
+    from tfkd_fast.api import evaluate, resume, train
+    from tfkd_fast.runs.stored import load_run
+
+__all__ = ["__version__", "evaluate", "load_run", "ops", "resume", "train"]
 
 __version__ = version("tfkd-fast")
+
+_MODULES = {
+    "evaluate": "tfkd_fast.api",
+    "load_run": "tfkd_fast.runs.stored",
+    "resume": "tfkd_fast.api",
+    "train": "tfkd_fast.api",
+}
+"""The module that defines each public function."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name == "ops":
+        return import_module("tfkd_fast.ops")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES, "ops"]

@@ -1,6 +1,6 @@
 """Whole runs: train, go on after a kill, and test. The test set is read here, after training, and nowhere else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,40 @@ from tfkd_fast.device import Compute, determinism, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.metrics import metrics_of
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.recipe import Recipe, read_recipe
+from tfkd_fast.runs.recipe import Recipe, Table, load_recipe, make_recipe, merge, read_recipe
 from tfkd_fast.runs.student import load_student
 from tfkd_fast.runs.tensorboard import TensorBoardWriter
 from tfkd_fast.training.trainer import Listener, Trainer, in_percent
 
 
 def train(
-    recipe: Recipe, out: Path, *, overwrite: bool = False, download: bool = False, listeners: list[Listener]
+    recipe: Recipe | Table | str,
+    out: Path | str,
+    *,
+    overrides: Table | None = None,
+    overwrite: bool = False,
+    download: bool = False,
+    listeners: Sequence[Listener] = (),
 ) -> dict[str, Any]:
-    """Run a recipe into the folder `out`; returns the summary. Bad input is refused before `out` is touched."""
-    folder = RunFolder(out)
+    """Train a student into a run folder, then test it once.
+
+    Args:
+        recipe: a recipe; the name of a shipped recipe or the path of a recipe file; or nested values by table, as
+            `{"method": "kd", "data": {"batch_size": 32}}`, over the shipped recipe of their data set if there is one.
+        out: the run folder, which is made.
+        overrides: nested values by table that go before those of the recipe.
+        overwrite: whether a run that is in `out` may be replaced.
+        download: whether a data set that is missing may be fetched.
+        listeners: told of every event and every batch while the run goes on.
+
+    Returns:
+        The summary, as in `summary.json`. Top-1 and top-5 are percent.
+
+    Raises:
+        UserError: for bad input, before `out` is touched, and for a loss that is no longer finite.
+    """
+    recipe = _resolved(recipe, overrides or {})
+    folder = RunFolder(Path(out))
     if not overwrite:
         folder.refuse_if_taken()
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
@@ -28,9 +51,20 @@ def train(
         return _run(recipe, dataset, folder, listeners, before=lambda: folder.create(recipe.to_toml()))
 
 
-def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
-    """Go on with an unfinished run from its newest checkpoint; returns the summary."""
-    folder = RunFolder(out)
+def resume(out: Path | str, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
+    """Go on with an unfinished run from its newest checkpoint, to the bits that it would have had without the break.
+
+    Args:
+        out: the run folder.
+        listeners: told of every event and every batch while the run goes on.
+
+    Returns:
+        The summary, as in `summary.json`. Top-1 and top-5 are percent.
+
+    Raises:
+        UserError: if the folder holds no run, or a finished one.
+    """
+    folder = RunFolder(Path(out))
     recipe = read_recipe(folder)
     if folder.summary.exists():
         raise UserError(f"the run in {out} is finished: see {folder.summary}")
@@ -41,20 +75,41 @@ def resume(out: Path, listeners: list[Listener]) -> dict[str, Any]:
         return _run(recipe, open_dataset(recipe.data), folder, listeners)
 
 
-def evaluate(out: Path, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
-    """Test metrics of a finished run's student, of the last epoch and of the best on held-out images."""
-    folder = RunFolder(out)
+def evaluate(out: Path | str, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+    """Test the student of a finished run again, that of the last epoch and that of the best epoch on held-out images.
+
+    Args:
+        out: the run folder.
+        device: "cpu", "cuda", or "auto" for CUDA where there is one.
+        precision: "fp32", "bf16", or "auto" for what suits the device.
+
+    Returns:
+        The test figures by name, as in `summary.json`. Top-1 and top-5 are percent.
+
+    Raises:
+        UserError: if the folder holds no finished run.
+    """
+    folder = RunFolder(Path(out))
     recipe = read_recipe(folder)
     if summary := folder.read_summary():
         recipe = recipe.with_loader(summary["loader"])  # pixels of image files may depend on it
     return _test(recipe, open_dataset(recipe.data), resolve_compute(device, precision), folder)
 
 
+def _resolved(recipe: Recipe | Table | str, overrides: Table) -> Recipe:
+    """The recipe that an argument stands for, under other values."""
+    if isinstance(recipe, Recipe):
+        return make_recipe(recipe.table(), overrides) if overrides else recipe
+    if isinstance(recipe, str):
+        return load_recipe(recipe, overrides)
+    return load_recipe(None, merge(recipe, overrides))
+
+
 def _run(
     recipe: Recipe,
     dataset: Dataset,
     folder: RunFolder,
-    listeners: list[Listener],
+    listeners: Sequence[Listener],
     before: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train to the end, then test. `before` is called when nothing is left that could be refused."""
@@ -63,7 +118,7 @@ def _run(
     compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
     ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
     with sealed_test_images():
-        trainer = Trainer(recipe, dataset, compute, folder, listeners)
+        trainer = Trainer(recipe, dataset, compute, folder, list(listeners))
         before()
         summary = trainer.run()
     summary |= _test(trainer.recipe, dataset, compute, folder)

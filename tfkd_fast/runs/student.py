@@ -1,6 +1,7 @@
 """The trained network as a file that anyone can load, with what is needed to use it in the header."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,6 +35,20 @@ def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, h
 def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> None:
     content = student_bytes(model, settings, dataset, holdout)
     write_atomically(path, lambda file: file.write(content))
+
+
+def read_student_header(path: Path) -> dict[str, Any]:
+    """What `student_bytes` wrote beside the weights.
+
+    Raises:
+        UserError: if the file is missing, damaged or no student.
+    """
+    try:
+        return tensor_file.read_header(path, STUDENT)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: that run is not finished, go on with --resume {path.parent}") from None
+    except (OSError, ForeignFile):
+        raise UserError(f"{path} holds no student of tfkd-fast: name the folder of a finished run") from None
 
 
 def load_student(path: Path, settings: ModelSettings, num_classes: int, in_channels: int) -> nn.Module:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tfkd_fast import tensor_file
 from tfkd_fast.data import Dataset
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
@@ -19,8 +18,7 @@ from tfkd_fast.methods.base import TeacherFacts, TeacherOutputs
 from tfkd_fast.models import ModelSettings, feature_shapes, logits_and_features
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
-from tfkd_fast.runs.student import STUDENT, load_student
-from tfkd_fast.tensor_file import ForeignFile
+from tfkd_fast.runs.student import load_student, read_student_header
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
     folder = RunFolder(run_dir)
     folder.require_run()
     path = folder.student
-    header = read_header(path)
+    header = read_student_header(path)
     classes, shape = header["classes"], tuple(header["image_shape"])
     unknown = [name for name in classes if name not in dataset.classes]
     if unknown:
@@ -179,13 +177,3 @@ def saw_holdout(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -
     if any(teacher.training_data != dataset.fingerprint for teacher in teachers):
         return None
     return any(teacher.holdout < holdout for teacher in teachers)
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """What `student_bytes` wrote beside the weights."""
-    try:
-        return tensor_file.read_header(path, STUDENT)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: that run is not finished, go on with --resume {path.parent}") from None
-    except (OSError, ForeignFile):
-        raise UserError(f"{path} holds no student of tfkd-fast: name the folder of a finished run") from None

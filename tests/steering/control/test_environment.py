@@ -23,7 +23,7 @@ from tfkd_fast.runs.recipe import Recipe, make_recipe  # noqa: E402
 from tfkd_fast.steering import control  # noqa: E402
 from tfkd_fast.steering.control import TargetControlEnv, TargetControlVectorEnv  # noqa: E402
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "environment.md"
+EXAMPLE = Path(__file__).parents[3] / "docs" / "environment.md"
 
 SMALL: dict[str, Any] = {
     "method": "tfkd",

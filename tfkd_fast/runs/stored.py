@@ -1,0 +1,133 @@
+"""A run that is read from its folder: recipe, log, summary, and its student as a network."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.models import ModelSettings
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.recipe import Recipe, read_recipe
+from tfkd_fast.runs.student import load_student, read_student_header
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished or unfinished run. Files are read when they are asked for."""
+
+    folder: RunFolder
+    recipe: Recipe
+    """The resolved recipe: every value of the run."""
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any] | None:
+        """The figures of a finished run, top-1 and top-5 in percent; None as long as the run is not finished."""
+        return self.folder.read_summary()
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of the log in their order; `event` names the kind of each, `time` is in seconds since the start.
+
+        A last line that was cut off by a kill is left out.
+
+        Raises:
+            UserError: if another line is damaged.
+        """
+        lines = self.folder.metrics.read_bytes().splitlines(keepends=True) if self.folder.metrics.exists() else []
+        events = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                if line.endswith(b"\n"):
+                    raise UserError(f"line {number} of {self.folder.metrics} is damaged: delete that line") from None
+        return events
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the student's logits."""
+        return tuple(self._header["classes"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (C,H,W) of the images that the student was trained on."""
+        channels, height, width = self._header["image_shape"]
+        return channels, height, width
+
+    def student(self) -> nn.Module:
+        """The student of the last epoch, on the CPU in float32 and in evaluation mode.
+
+        It takes normalised images (B,C,H,W) float32, see `normalised`, and gives logits (B, number of classes).
+
+        Raises:
+            UserError: if the run is not finished.
+        """
+        return self._network(self.folder.student)
+
+    def best(self) -> nn.Module:
+        """The student of the epoch that was best on held-out images, otherwise like `student`.
+
+        Raises:
+            UserError: if no epoch was judged on held-out images, or none yet.
+        """
+        if not self.folder.best.exists():
+            raise UserError(f"{self.path} has no best epoch: none was judged on held-out images; use student()")
+        return self._network(self.folder.best)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Images as the student takes them: pixels less the mean of the training images, over their deviation.
+
+        Args:
+            pixels: (B,C,H,W), uint8 between 0 and 255, or floating point between 0 and 1.
+
+        Returns:
+            (B,C,H,W) float32 on the device of `pixels`.
+
+        Raises:
+            UserError: if (C,H,W) is not `image_shape`.
+        """
+        if tuple(pixels.shape[1:]) != self.image_shape:
+            raise UserError(
+                f"the student of {self.path} takes images of shape {self.image_shape}, not {tuple(pixels.shape[1:])}: "
+                "resize them, and give a batch of them"
+            )
+        scaled = pixels.float() / (1 if pixels.is_floating_point() else 255)
+        mean, deviation = (
+            torch.tensor(self._header[key], device=pixels.device).reshape(-1, 1, 1) for key in ("mean", "std")
+        )
+        return (scaled - mean) / deviation
+
+    @cached_property
+    def _header(self) -> dict[str, Any]:
+        """The header of the student, or before the end of the run that of its best epoch."""
+        finished, best = self.folder.student, self.folder.best
+        return read_student_header(best if best.exists() and not finished.exists() else finished)
+
+    def _network(self, weights: Path) -> nn.Module:
+        header = read_student_header(weights)
+        settings = ModelSettings(name=header["name"], width=header["width"])
+        return load_student(weights, settings, len(header["classes"]), header["image_shape"][0]).eval()
+
+
+def load_run(path: Path | str) -> StoredRun:
+    """A finished or unfinished run, read from its folder.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        UserError: if the folder holds no run, or its recipe is damaged.
+    """
+    folder = RunFolder(Path(path))
+    return StoredRun(folder, read_recipe(folder))
