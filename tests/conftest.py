@@ -3,14 +3,15 @@
 import gc
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.support.once import Once
+from tests.support.real_images import real_images
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
@@ -21,28 +22,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's backgroun
 settings.register_profile("untimed", deadline=None)  # speed belongs in benchmarks
 settings.load_profile("untimed")
 
-UNPACK = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
-PER_CLASS = 200
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """What is made once for all tests of a session, in whichever processes they run."""
+    return Once(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_cifar10(once: Once) -> Path:
     """An .npz file of real CIFAR-10 images, 200 of each class to train on and 200 to test on."""
-    return unpack("cifar10", PER_CLASS, tmp_path_factory)
+    return real_images("cifar10", once)
 
 
 @pytest.fixture(scope="session", params=["cifar10", "cifar100"])
-def real_cifar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An .npz file of real images, 1,000 to train on and 1,000 to test on."""
-    return unpack(request.param, {"cifar10": 100, "cifar100": 10}[request.param], tmp_path_factory)
-
-
-def unpack(name: str, per_class: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not UNPACK.is_file():
-        pytest.skip(f"no packed {name} images beside the checkout")
-    out = tmp_path_factory.mktemp(name)
-    subprocess.run([sys.executable, UNPACK, name, out, "--limit", str(per_class)], check=True)
-    return out / f"{name}.npz"
+def real_cifar(request: pytest.FixtureRequest, once: Once) -> Path:
+    """An .npz file of real images: of CIFAR-10 as above, or of CIFAR-100, 10 of each class."""
+    return real_images(request.param, once)
 
 
 @pytest.fixture

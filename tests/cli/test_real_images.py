@@ -1,4 +1,4 @@
-"""Training on real CIFAR-10 images, where they are at hand beside the checkout."""
+"""Training on real CIFAR-10 images."""
 
 import json
 from pathlib import Path
