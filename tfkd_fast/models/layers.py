@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfkd_fast import ops
+from tfkd_fast.ops import fused
 
 
 class Features(NamedTuple):
@@ -76,7 +77,7 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch norm, also of bfloat16 images that torch.func maps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype or not torch._C._are_functorch_transforms_active():
+        if x.dtype == self.weight.dtype or not fused.inside_torch_func():
             return super().forward(x)
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)  # it maps no batch norm of two dtypes
 

@@ -29,8 +29,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     _check(x, weight, bias)
-    transformed = torch._C._are_functorch_transforms_active()  # by torch.func, which knows torch's own operators
-    if backend is None and (transformed or not _gains(x, weight)):
+    # torch.func knows torch's own operators
+    if backend is None and (fused.inside_torch_func() or not _gains(x, weight)):
         backend = "reference"
     result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
     return result

@@ -55,7 +55,7 @@ def distillation_loss(
     return loss
 
 
-class _Call(NamedTuple):
+class _DistillationCall(NamedTuple):
     """The arguments of one call."""
 
     logits: Tensor
@@ -77,7 +77,7 @@ def _checked(
     alpha: float | Tensor | None,
     weights: Tensor | None,
     reduction: Reduction,
-) -> _Call:
+) -> _DistillationCall:
     losses.check_logits(logits, labels)
     losses.check_temperature(temperature, logits)
     losses.check_reduction(reduction)
@@ -111,10 +111,10 @@ def _checked(
                 f"teacher_weights must be (M,), (B,M) or (P,B,M) for M = {count} teachers and B = {batch} samples, "
                 f"got {tuple(weights.shape)}"
             )
-    return _Call(logits, teachers, labels, weights, temperature, alpha, reduction)
+    return _DistillationCall(logits, teachers, labels, weights, temperature, alpha, reduction)
 
 
-def _reference(call: _Call) -> Tensor:
+def _reference(call: _DistillationCall) -> Tensor:
     logits = call.logits.to(losses.loss_dtype(call.logits))
     temperature = losses.as_tensor(call.temperature, logits)  # () or (P,)
     softened = logits / temperature.reshape(*temperature.shape, 1, 1)
@@ -135,7 +135,7 @@ def _reference(call: _Call) -> Tensor:
     return losses.reduced(loss, call.reduction)
 
 
-def _fused(operator: OpOverload, call: _Call) -> Tensor:
+def _fused(operator: OpOverload, call: _DistillationCall) -> Tensor:
     logits, teachers = call.logits, call.teachers
     if (teachers.dtype == torch.float64) != (logits.dtype == torch.float64):
         teachers = teachers.to(losses.loss_dtype(logits))

@@ -120,6 +120,15 @@ def _refuses_device(tensor: Tensor) -> str | None:
     return None
 
 
+def inside_torch_func() -> bool:
+    """Whether the caller runs inside of a transform of torch.func, as vmap and grad are.
+
+    Torch has no public function for it. This private one is what its own autograd.Function asks in every call.
+    """
+    inside: bool = torch._C._are_functorch_transforms_active()
+    return inside
+
+
 class NoSecondDerivative(torch.autograd.Function):
     """A gradient that depends on the inputs in a way that nobody knows: a derivative of it must not silently be 0."""
 

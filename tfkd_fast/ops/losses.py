@@ -58,7 +58,7 @@ def loss_with_gradient(operator: OpOverload, logits: Tensor, *args: Any, reducti
     late_mean = reduction == "mean" and logits.dtype == torch.float16
     loss, gradient, *others = operator(logits.detach(), *args, "sum" if late_mean else reduction)
     if logits.requires_grad:
-        mapped = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        mapped = torch.compiler.is_compiling() or fused.inside_torch_func()
         attach = _AttachGradientMapped if mapped else _AttachGradient
         loss = attach.apply(logits, loss, gradient)
     return (loss / logits.shape[-2] if late_mean else loss), others

@@ -1,6 +1,6 @@
 """Batch norm in training, ReLU and max-pooling as one operator: what lies between two convolutions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,16 +45,30 @@ def norm_relu_pool(
     Raises:
         ValueError: for shapes that do not fit, and for a batch of one position; TypeError for dtypes.
     """
-    _check(x, weight, bias, running_mean, running_var, pool)
-    mapped = torch._C._are_functorch_transforms_active()  # cpp writes to tensors, which vmap cannot map
+    call = _NormReluPoolCall(x, weight, bias, running_mean, running_var, momentum, eps, pool)
+    _check(call)
+    mapped = fused.inside_torch_func()  # cpp writes to tensors, which vmap cannot map
     if backend is None and (mapped or (x.dtype == torch.float32 and not pool)):  # where torch is the faster one
         backend = "reference"
-    function = backends.select("norm_relu_pool", backend, x)
-    result: Tensor = function(x, weight, bias, running_mean, running_var, momentum, eps, pool)
+    result: Tensor = backends.select("norm_relu_pool", backend, x)(call)
     return result
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, pool: bool) -> None:
+class _NormReluPoolCall(NamedTuple):
+    """The arguments of one call, in the order of the operator's."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
+    eps: float
+    pool: bool
+
+
+def _check(call: _NormReluPoolCall) -> None:
+    x, pool = call.x, call.pool
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be bfloat16, float32 or float64, got {x.dtype}")
     smallest = 2 if pool else 1
@@ -62,8 +76,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, runnin
         raise ValueError(f"x must be (B,C,H,W) with C >= 1 and H, W >= {smallest}, got {tuple(x.shape)}")
     if x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"x must have more than one value a channel, got {tuple(x.shape)}")
-    named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, tensor in named.items():
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensor: Tensor = getattr(call, name)
         if tensor.shape != x.shape[1:2]:
             raise ValueError(f"{name} must be ({x.shape[1]},) for this x, got {tuple(tensor.shape)}")
         if tensor.dtype != DTYPES[x.dtype]:
@@ -75,18 +89,10 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, runnin
 # The definition.
 
 
-def _reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float,
-    eps: float,
-    pool: bool,
-) -> Tensor:
+def _reference(call: _NormReluPoolCall) -> Tensor:
+    x, weight, bias, running_mean, running_var, momentum, eps, pool = call
     # torch.func maps no batch norm of one dtype with parameters of another; inside, torch computes in theirs anyway
-    wide = x.to(weight.dtype) if torch._C._are_functorch_transforms_active() else x
+    wide = x.to(weight.dtype) if fused.inside_torch_func() else x
     y = F.batch_norm(wide, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
     y = F.relu(y.to(x.dtype))
     return F.max_pool2d(y, 2) if pool else y
@@ -95,26 +101,16 @@ def _reference(
 # The compiled backend.
 
 
-def _fused(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float,
-    eps: float,
-    pool: bool,
-) -> Tensor:
+def _fused(call: _NormReluPoolCall) -> Tensor:
+    x, weight, bias, *settings = call
     x = x.contiguous(memory_format=torch.channels_last)
-    y, *saved = _operators.norm_relu_pool(
-        x.detach(), weight.detach(), bias.detach(), running_mean, running_var, momentum, eps, pool
-    )
+    y, *saved = _operators.norm_relu_pool(x.detach(), weight.detach(), bias.detach(), *settings)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
-        return _AttachGradient.apply(pool, y, x, weight, bias, *saved)
+        return _AttachImageGradient.apply(call.pool, y, x, weight, bias, *saved)
     return y
 
 
-class _AttachGradient(torch.autograd.Function):
+class _AttachImageGradient(torch.autograd.Function):
     """Gives the result its gradient. (torch.library.register_autograd takes no operator that writes to an argument.)"""
 
     @staticmethod
@@ -133,16 +129,8 @@ class _AttachGradient(torch.autograd.Function):
         return None, None, *gradients, None, None, None
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float,
-    eps: float,
-    pool: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    pool = others[-1]
     batch, channels, height, width = x.shape
     if pool:
         height, width = height // 2, width // 2

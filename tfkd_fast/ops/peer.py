@@ -47,13 +47,13 @@ def peer_loss(
         IndexError, or torch's own RuntimeError from the reference: for a label out of range, on the CPU. A CUDA device
             reports it by an assertion.
     """
-    call = _Call(logits, labels, temperature, alpha, include_self, reduction)
+    call = _PeerCall(logits, labels, temperature, alpha, include_self, reduction)
     _check(call)
     loss: Tensor = backends.select("peer_loss", backend, logits)(call)
     return loss
 
 
-class _Call(NamedTuple):
+class _PeerCall(NamedTuple):
     """The arguments of one call."""
 
     logits: Tensor
@@ -64,7 +64,7 @@ class _Call(NamedTuple):
     reduction: Reduction
 
 
-def _check(call: _Call) -> None:
+def _check(call: _PeerCall) -> None:
     logits = call.logits
     losses.check_logits(logits, call.labels)
     fewest = 1 if call.include_self else 2
@@ -78,7 +78,7 @@ def _check(call: _Call) -> None:
     losses.check_reduction(call.reduction)
 
 
-def _reference(call: _Call) -> Tensor:
+def _reference(call: _PeerCall) -> Tensor:
     logits = call.logits.to(losses.loss_dtype(call.logits))
     temperature = losses.as_tensor(call.temperature, logits)
     alpha = losses.as_tensor(call.alpha, logits).unsqueeze(-1)
@@ -94,7 +94,7 @@ def _reference(call: _Call) -> Tensor:
     )
 
 
-def _fused(operator: OpOverload, call: _Call) -> Tensor:
+def _fused(operator: OpOverload, call: _PeerCall) -> Tensor:
     loss, _ = losses.loss_with_gradient(
         operator,
         call.logits,

@@ -62,7 +62,7 @@ def soft_target_loss(
         IndexError, or torch's own RuntimeError from the reference: for a label out of range, on the CPU. A CUDA device
             reports it by an assertion.
     """
-    call = _Call(logits, labels, targets, temperature, hard_weight, rows, reduction)
+    call = _SoftTargetCall(logits, labels, targets, temperature, hard_weight, rows, reduction)
     _check(call)
     loss: Tensor = backends.select("soft_target_loss", backend, logits)(call)
     return loss
@@ -86,7 +86,7 @@ def soft_target_loss_with_stats(
         similarity: (C,C), or (P,C,C) for P candidates, float32. In place, each sample adds softmax(z) to row y.
         logits, labels, targets, temperature, hard_weight, rows, reduction, backend: see `soft_target_loss`.
     """
-    call = _Call(logits, labels, targets, temperature, hard_weight, rows, reduction)
+    call = _SoftTargetCall(logits, labels, targets, temperature, hard_weight, rows, reduction)
     _check(call)
     _check_similarity(similarity, logits)
     if backend is None and similarity is not None and logits.is_cuda and torch.are_deterministic_algorithms_enabled():
@@ -96,7 +96,7 @@ def soft_target_loss_with_stats(
     return result
 
 
-class _Call(NamedTuple):
+class _SoftTargetCall(NamedTuple):
     """The arguments of one call."""
 
     logits: Tensor
@@ -108,7 +108,7 @@ class _Call(NamedTuple):
     reduction: Reduction
 
 
-def _check(call: _Call) -> None:
+def _check(call: _SoftTargetCall) -> None:
     logits = call.logits
     losses.check_logits(logits, call.labels)
     if not call.targets.is_floating_point():
@@ -136,7 +136,7 @@ def _check_similarity(similarity: Tensor | None, logits: Tensor) -> None:
 # The definition.
 
 
-def _reference(call: _Call) -> Tensor:
+def _reference(call: _SoftTargetCall) -> Tensor:
     logits = call.logits.to(losses.loss_dtype(call.logits))
     target = call.targets.detach().to(logits.dtype)
     if call.rows == "class":
@@ -150,7 +150,7 @@ def _reference(call: _Call) -> Tensor:
     return losses.reduced(loss, call.reduction)
 
 
-def _reference_with_stats(call: _Call, similarity: Tensor | None) -> tuple[Tensor, SoftTargetStats]:
+def _reference_with_stats(call: _SoftTargetCall, similarity: Tensor | None) -> tuple[Tensor, SoftTargetStats]:
     loss = _reference(call)
     with torch.no_grad():
         logits = call.logits.to(losses.loss_dtype(call.logits))
@@ -170,23 +170,25 @@ def _reference_with_stats(call: _Call, similarity: Tensor | None) -> tuple[Tenso
 _SETTINGS = "Tensor? temperature, Tensor? hard_weight, bool class_rows, str reduction"
 
 
-def _fused(operator: OpOverload, call: _Call) -> Tensor:
+def _fused(operator: OpOverload, call: _SoftTargetCall) -> Tensor:
     loss, _ = losses.loss_with_gradient(operator, *_inputs(call), *_settings(call), reduction=call.reduction)
     return loss
 
 
-def _fused_with_stats(operator: OpOverload, call: _Call, similarity: Tensor | None) -> tuple[Tensor, SoftTargetStats]:
+def _fused_with_stats(
+    operator: OpOverload, call: _SoftTargetCall, similarity: Tensor | None
+) -> tuple[Tensor, SoftTargetStats]:
     loss, stats = losses.loss_with_gradient(
         operator, *_inputs(call), similarity, *_settings(call), reduction=call.reduction
     )
     return loss, SoftTargetStats(*stats)
 
 
-def _inputs(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(call: _SoftTargetCall) -> tuple[Tensor, Tensor, Tensor]:
     return call.logits, call.labels, losses.as_tensor(call.targets, call.logits)
 
 
-def _settings(call: _Call) -> tuple[Tensor | None, Tensor | None, bool]:
+def _settings(call: _SoftTargetCall) -> tuple[Tensor | None, Tensor | None, bool]:
     temperature, hard_weight = (
         # The operator's own default costs no tensor.
         None if not isinstance(value, Tensor) and value == default else losses.as_tensor(value, call.logits)
