@@ -1,8 +1,9 @@
 """What a training step costs under every method: `python -m benchmarks.method_steps`.
 
 Steps are taken as `tfkd-fast train` takes them: by the engine, on resident images, with teachers that look at every
-batch. All methods are measured in turns in one process (`bench.in_turns`), and the figures are medians: ratios those of
-the ratios within a turn. Random images cost what real ones cost, and so do networks that have learned nothing.
+batch. All methods are measured in turns in one process (`bench.measure_interleaved`), and the figures are medians:
+ratios those of the ratios within a turn. Random images cost what real ones cost, and so do networks that have learned
+nothing.
 
 In the same turns stand plain cross-entropy, and cross-entropy beside teachers whose outputs nobody reads. What a step
 takes beyond the latter with as many teachers is the method's own: its loss, and what it asks for beside logits, such as
@@ -31,7 +32,7 @@ from tfkd_fast.models import ModelSettings, build_model, feature_shapes
 from tfkd_fast.runs.recipe import merge
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teacher, Teachers
-from tfkd_fast.throughput.measure import CLASSES, in_turns
+from tfkd_fast.throughput.measure import CLASSES, measure_interleaved
 from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.population import Population
 
@@ -92,7 +93,7 @@ def measure(
     taught = {name: taught_by(name) for name in variants}
     for teachers in {ALONE, *taught.values()}:
         variants[_beside(teachers)] = epoch_of(BASELINE, workload, _teachers(workload, teacher, teachers))
-    rows = in_turns({name: variant.run for name, variant in variants.items()}, workload.images, rounds)
+    rows = measure_interleaved({name: variant.run for name, variant in variants.items()}, workload.images, rounds)
     seconds = {row.variant: [time / variants[row.variant].steps for time in row.seconds] for row in rows}
     return costs(seconds, taught), refused
 
@@ -153,7 +154,7 @@ def epoch_of(name: str, workload: bench.Workload, teachers: Sequence[Teacher]) -
             settings["process"] = {"file": str(_searched(workload, teachers, Path(folder)))}
         method = entry.build(entry.settings.model_validate(settings), context)
     looking = Teachers(teachers, compute, workload.batch_size, features=method.needs_features)
-    list(method.prepare(Material(loader.epoch, loader.epoch, lambda images: looking.look(images.unsqueeze(0)))))
+    list(method.prepare(Material(loader.epoch, loader.epoch, lambda images: looking.predict(images.unsqueeze(0)))))
     plan = method.begin_interval(EPOCHS - 1)  # in an early grade there is less to do
     candidates = plan.interval.candidates
     trainer = EpochTrainer(

@@ -20,16 +20,16 @@ def workload() -> bench.Workload:
 
 
 @cache
-def loops() -> list[bench.Row]:
-    return bench.training(workload(), ROUNDS, compiled=True)
+def loops() -> list[bench.Measurement]:
+    return bench.measure_training(workload(), ROUNDS, compiled=True)
 
 
 @cache
-def side_by_side(candidates: int) -> list[bench.Row]:
-    return bench.population_curve(workload(), [candidates], WAYS, ROUNDS)[candidates]
+def side_by_side(candidates: int) -> list[bench.Measurement]:
+    return bench.measure_populations(workload(), [candidates], WAYS, ROUNDS)[candidates]
 
 
-def show(benchmark: Any, rows: list[bench.Row], row: bench.Row) -> None:
+def show(benchmark: Any, rows: list[bench.Measurement], row: bench.Measurement) -> None:
     benchmark.extra_info["images_per_second"] = row.images_per_second
     benchmark.extra_info["ratios"] = {rival.variant: row.images_per_second / rival.images_per_second for rival in rows}
     clock.replay(benchmark, row.seconds)

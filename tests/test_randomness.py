@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tfkd_fast.randomness import Purpose, below, normal, permutation, philox, random_keys, random_words, seeded
+from tfkd_fast.randomness import (
+    Purpose,
+    bounded_integers,
+    normal,
+    permutation,
+    philox,
+    random_keys,
+    random_words,
+    seeded,
+)
 
 # Random123 (Salmon et al.), file kat_vectors, lines "philox4x32 10": counter, key, result.
 KNOWN_ANSWERS = [
@@ -92,11 +101,11 @@ def test_orders_of_consecutive_epochs_are_unrelated() -> None:
 
 @given(bound=st.integers(1, 2**31), word=st.integers(0, 2**32 - 1))
 def test_below_scales_a_word_to_the_bound(bound: int, word: int) -> None:
-    assert int(below(torch.tensor([word]), bound)) == word * bound // 2**32
+    assert int(bounded_integers(torch.tensor([word]), bound)) == word * bound // 2**32
 
 
 def test_below_is_uniform() -> None:
-    values = below(random_words(torch.arange(90_000), Purpose.AUGMENT, seed=0)[0], 9)
+    values = bounded_integers(random_words(torch.arange(90_000), Purpose.AUGMENT, seed=0)[0], 9)
     assert stats.chisquare(torch.bincount(values, minlength=9).numpy()).pvalue > 0.01
 
 

@@ -8,7 +8,7 @@ from tfkd_fast import ops
 from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.device import Compute, determinism, resolve_compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.judging.metrics import metrics_of
+from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe, Table, load_recipe, make_recipe, merge, read_recipe
 from tfkd_fast.runs.student import load_student
@@ -133,7 +133,7 @@ def _test(recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder)
     def measure(weights: Path, images: ImageSet) -> dict[str, float]:
         model = load_student(weights, recipe.model, len(dataset.classes), dataset.image_shape[0])
         loader = make_loader(images, dataset, recipe.data, compute.device, compute.dtype, recipe.seed)
-        return in_percent(metrics_of([compute.place(model)], loader, compute)[0])
+        return in_percent(holdout_metrics([compute.place(model)], loader, compute)[0])
 
     test_images = dataset.read_test()
     figures: dict[str, Any] = {"holdout_top1": None, "test_images": len(test_images)}

@@ -46,7 +46,7 @@ class Compute:
         """The model on the device, channels-last."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def compiled(self, network: Callable[[Tensor], Result], batch_size: int) -> Callable[[Tensor], Result]:
+    def compile_network(self, network: Callable[[Tensor], Result], batch_size: int) -> Callable[[Tensor], Result]:
         """The network, compiled for full batches if compiling was asked for; a smaller last batch runs as it is."""
         if not self.compile:
             return network
@@ -90,7 +90,7 @@ def cpu_capabilities() -> dict[str, Any]:
     return dict(tell()) if tell else {}
 
 
-def resolve_compute(device: str, precision: str, compile: str = "off") -> Compute:
+def resolve_compute(device: str, precision: str, compile_mode: str = "off") -> Compute:
     """`auto` takes CUDA where there is a device, bf16 where the hardware multiplies it natively, and compiles for CUDA.
 
     (On the CPU the operators of this package and torch's own are faster than compiled code.)
@@ -100,7 +100,7 @@ def resolve_compute(device: str, precision: str, compile: str = "off") -> Comput
     chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
     if precision == "auto":
         precision = "bf16" if _has_native_bf16(chosen) else "fp32"
-    compiles = compile == "on" or (compile == "auto" and chosen.type == "cuda")
+    compiles = compile_mode == "on" or (compile_mode == "auto" and chosen.type == "cuda")
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32, compiles)
 
 

@@ -91,7 +91,7 @@ def permutation(
     return keys.argsort(stable=True)
 
 
-def below(words: Tensor, bound: int) -> Tensor:
+def bounded_integers(words: Tensor, bound: int) -> Tensor:
     """Uniform integers 0 .. bound - 1 from words; no value is off by more than bound / 2**32 in relative frequency.
 
     Source: Lemire, "Fast Random Integer Generation in an Interval", 2019, without the rejection step. bound <= 2**31.

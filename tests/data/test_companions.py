@@ -55,7 +55,7 @@ def test_a_restricted_loader_shows_the_same_pixels_of_fewer_images(loader: str) 
     images = digits.read_train().subset(torch.arange(120))
     whole = make_loader(images, digits, settings, CPU, torch.float32, seed=2)
     wanted = images.labels < 3
-    part = whole.of_labels((0, 1, 2))
+    part = whole.with_labels((0, 1, 2))
     assert len(part) == len(part.batch_sizes()) == -(-int(wanted.sum()) // 16)
     shown = {
         int(index): pixels
@@ -78,7 +78,7 @@ def test_repeated_augmentation_in_new_orders(loader: str) -> None:
     settings = DataSettings(batch_size=16, loader=loader, workers=0)
     digits = open_dataset(settings)
     images = digits.read_train().subset(torch.arange(48))
-    repeating = make_loader(images, digits, settings, CPU, torch.float32, seed=2).repeating(2)
+    repeating = make_loader(images, digits, settings, CPU, torch.float32, seed=2).with_augmentation_period(2)
 
     def epoch(number: int) -> tuple[list[int], torch.Tensor]:
         indices, pixels = zip(*((b.indices, b.images) for b in repeating.epoch(number)), strict=True)

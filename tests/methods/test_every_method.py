@@ -10,7 +10,7 @@ import pytest
 from tests.methods.short_runs import EPOCHS, tables_of, train
 from tests.support.runs import CPU, without_clocks
 from tfkd_fast.data import make_loader
-from tfkd_fast.judging.metrics import metrics_of
+from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.methods import METHODS
 from tfkd_fast.report import read_run
 from tfkd_fast.runs import folder as run_folder
@@ -25,7 +25,7 @@ def test_it_learns_and_goes_on_from_any_epoch(
     trainer = train(whole, name, tables)
     digits, settings = trainer.dataset, trainer.recipe.data
     loader = make_loader(digits.read_test(), digits, settings, CPU.device, CPU.dtype, seed=0)
-    (metrics,) = metrics_of([trainer.population.models[0]], loader, CPU)
+    (metrics,) = holdout_metrics([trainer.population.models[0]], loader, CPU)
     assert read_run(whole).start.method == name  # a log that its report can be made of
     assert metrics.top1 > 0.25  # chance is 0.10 with a standard error of 0.016
     for epoch in (3, 6):

@@ -18,7 +18,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.teachers.cache import gather_teachers
-from tfkd_fast.teachers.teacher import Teachers, load_teacher, load_teachers, saw_holdout, unseen_by
+from tfkd_fast.teachers.teacher import Teachers, load_teacher, load_teachers, trained_on_holdout, unseen_indices
 from tfkd_fast.training.assemble import method_context
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -75,7 +75,7 @@ def test_a_teacher_is_the_student_of_its_run(teacher: Path, images: Path) -> Non
     loaded = load_teacher(teacher, dataset, CPU)
     assert (loaded.facts.name, loaded.facts.model, loaded.facts.labels) == ("teacher", "resnet20", (0, 1, 2, 3, 4))
     loader = make_loader(dataset.read_test(), dataset, DataSettings(loader="resident"), CPU.device, CPU.dtype, seed=0)
-    outputs = [Teachers([loaded], CPU, 64, features=True).look(b.images.unsqueeze(0))[0] for b in loader.in_order()]
+    outputs = [Teachers([loaded], CPU, 64, features=True).predict(b.images.unsqueeze(0))[0] for b in loader.in_order()]
     logits = torch.cat([output.logits[0] for output in outputs])
     labels = torch.cat([batch.labels for batch in loader.in_order()])
     summary = json.loads((teacher / "summary.json").read_text())
@@ -91,9 +91,9 @@ def test_logits_come_in_the_order_of_the_students_classes(teacher: Path, images:
     names["classes"] = names["classes"][::-1]
     np.savez(tmp_path / "backwards.npz", **names)
     pixels = torch.randn(1, 4, 3, 32, 32)
-    expected = Teachers([load_teacher(teacher, opened(images), CPU)], CPU, 4, features=False).look(pixels)[0].logits
+    expected = Teachers([load_teacher(teacher, opened(images), CPU)], CPU, 4, features=False).predict(pixels)[0].logits
     backwards = load_teacher(teacher, opened(tmp_path / "backwards.npz"), CPU)
-    found = Teachers([backwards], CPU, 4, features=False).look(pixels)[0].logits
+    found = Teachers([backwards], CPU, 4, features=False).predict(pixels)[0].logits
     torch.testing.assert_close(found, expected.flip(-1), rtol=0, atol=0)
     assert backwards.facts.labels == (0, 1, 2, 3, 4)
 
@@ -110,7 +110,7 @@ def test_a_teacher_sees_images_standardised_as_in_its_training(teacher: Path, im
         loader = make_loader(dataset.read_test(), dataset, DataSettings(loader="resident"), CPU.device, CPU.dtype, 0)
         loaded = load_teacher(teacher, dataset, CPU)
         batch = next(loader.in_order())
-        results.append(Teachers([loaded], CPU, 64, features=False).look(batch.images.unsqueeze(0))[0].logits)
+        results.append(Teachers([loaded], CPU, 64, features=False).predict(batch.images.unsqueeze(0))[0].logits)
     assert opened(images).mean != opened(tmp_path / "darker.npz").mean
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)  # float32 roundings through twenty layers
 
@@ -152,7 +152,7 @@ def test_unseen_images_are_those_that_the_teachers_held_out(
 ) -> None:
     dataset = opened(images)
     loaded = load_teacher(teacher, dataset, CPU)
-    found = unseen_by([loaded], dataset, own)
+    found = unseen_indices([loaded], dataset, own)
     assert (found is not None) == expected
     if found is not None:
         labels = dataset.read_train().labels
@@ -166,16 +166,16 @@ def test_whether_a_teacher_was_trained_on_what_the_student_holds_out(
     teacher: Path, images: Path, tmp_path: Path, own: float, seen: bool
 ) -> None:
     dataset = opened(images)
-    assert saw_holdout([load_teacher(teacher, dataset, CPU)], dataset, own) is seen
+    assert trained_on_holdout([load_teacher(teacher, dataset, CPU)], dataset, own) is seen
     other = opened(write_images(tmp_path / "other.npz", CLASSES, seed=1))
-    assert saw_holdout([load_teacher(teacher, other, CPU)], other, own) is (None if own else False)
-    assert saw_holdout([], dataset, own) is False
+    assert trained_on_holdout([load_teacher(teacher, other, CPU)], other, own) is (None if own else False)
+    assert trained_on_holdout([], dataset, own) is False
 
 
 def test_of_a_teacher_of_other_images_nothing_is_known_to_be_unseen(teacher: Path, tmp_path: Path) -> None:
     other = opened(write_images(tmp_path / "other.npz", CLASSES, seed=1))
-    assert unseen_by([load_teacher(teacher, other, CPU)], other, 0.0) is None
-    assert unseen_by([], other, 0.0) is None
+    assert unseen_indices([load_teacher(teacher, other, CPU)], other, 0.0) is None
+    assert unseen_indices([], other, 0.0) is None
 
 
 def gathered(images: Path, teacher: Path, *, features: bool = False, **tables: Any) -> tuple[Teachers, Any]:
@@ -185,7 +185,7 @@ def gathered(images: Path, teacher: Path, *, features: bool = False, **tables: A
     recipe = load_recipe(None, {"method": "kd", "data": data, "teachers": teachers} | tables)
     dataset = opened(images)
     loader = make_loader(dataset.read_train(), dataset, recipe.data, CPU.device, CPU.dtype, recipe.seed)
-    loader = loader.repeating(recipe.repeated_views)
+    loader = loader.with_augmentation_period(recipe.repeated_views)
     loaded = load_teachers(recipe, dataset, CPU)
     entry = find_method("kd")
     method = entry.build(entry.settings(), method_context(recipe, dataset, COUNT, CPU, loaded[:1]))
@@ -203,7 +203,7 @@ def test_the_cache_tells_what_the_teachers_would(teacher: Path, images: Path, tm
         cached.start(epoch)
         for batch in loader.epoch(epoch):
             shown, indices = batch.images.unsqueeze(0), batch.indices.unsqueeze(0)
-            for found, expected in zip(cached.outputs(shown, indices), cached.look(shown), strict=True):
+            for found, expected in zip(cached.outputs(shown, indices), cached.predict(shown), strict=True):
                 # Batches of other images: sums of float32 in another order.
                 torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(found.features.pooled, expected.features.pooled, rtol=1e-4, atol=1e-5)
@@ -225,7 +225,7 @@ def test_teachers_that_are_not_wanted_do_not_look(teacher: Path, images: Path, t
         found = teachers.outputs(shown, indices)
         assert len(found) == (2 if wanted is None else 1)
         assert looks == ([0, 0] if cached else expected)
-    assert len(teachers.look(shown)) == 2
+    assert len(teachers.predict(shown)) == 2
 
 
 @pytest.mark.parametrize(

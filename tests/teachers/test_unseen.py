@@ -6,7 +6,7 @@ from torch import nn
 from tfkd_fast.data import DataSettings, open_dataset, split_holdout
 from tfkd_fast.methods.base import TeacherFacts
 from tfkd_fast.models import FeatureShapes
-from tfkd_fast.teachers.teacher import Teacher, unseen_by
+from tfkd_fast.teachers.teacher import Teacher, unseen_indices
 
 
 def test_images_that_a_teacher_of_the_same_classes_held_out() -> None:
@@ -16,7 +16,7 @@ def test_images_that_a_teacher_of_the_same_classes_held_out() -> None:
     train = dataset.read_train()
     fit, own_holdout = split_holdout(train, 0.1)
     _, unseen = split_holdout(train, 0.3)
-    found = unseen_by([teacher], dataset, 0.1)
+    found = unseen_indices([teacher], dataset, 0.1)
     assert found is not None
     images = torch.cat([fit.subset(found).all_images(), own_holdout.all_images()]).flatten(1)
     assert torch.equal(images.unique(dim=0), unseen.all_images().flatten(1).unique(dim=0))

@@ -15,7 +15,7 @@ from tfkd_fast.cli.app import app
 from tfkd_fast.device import Compute
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.throughput import plain_loop
-from tfkd_fast.throughput.measure import engine_epoch, in_turns
+from tfkd_fast.throughput.measure import engine_epoch, measure_interleaved
 
 SMALL = bench.Workload(Compute(torch.device("cpu"), torch.float32), ModelSettings(width=0.125), batch_size=32, steps=2)
 
@@ -23,7 +23,7 @@ SMALL = bench.Workload(Compute(torch.device("cpu"), torch.float32), ModelSetting
 def test_variants_take_turns_and_the_median_counts() -> None:
     calls: list[str] = []
     variants = {name: lambda name=name: calls.append(name) for name in "abc"}
-    rows = in_turns(variants, work=10, rounds=3)
+    rows = measure_interleaved(variants, work=10, rounds=3)
     assert calls == list("abcabcbcacab")  # the first of each is not counted
     assert [row.variant for row in rows] == list("abc")
     for row in rows:

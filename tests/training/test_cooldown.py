@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tests.support.runs import CPU, log, recipe, trainer, without_clocks
 from tfkd_fast.data import open_dataset
-from tfkd_fast.judging.metrics import metrics_of
+from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ def test_what_is_judged_is_a_copy_trained_to_the_end_by_hand(tmp_path: Path) -> 
             F.cross_entropy(model(batch.images), table[batch.labels]).backward()
             optimizer.step()
     assert run.holdout_loader is not None
-    (expected,) = metrics_of([model], run.holdout_loader, CPU)
+    (expected,) = holdout_metrics([model], run.holdout_loader, CPU)
     assert second["progress"]["holdout_top1"] == pytest.approx(expected.top1, abs=1.01 / run.holdout_images)
     assert second["progress"]["holdout_nll"] == pytest.approx(expected.calibrated_nll, rel=1e-3)
     uncooled = next(event for event in events if event["event"] == "epoch")["holdout"]["calibrated_nll"]

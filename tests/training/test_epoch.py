@@ -101,7 +101,7 @@ def test_an_epoch_is_the_loop_that_one_writes_by_hand(device: str) -> None:
     # the loss' own gradient is rounded otherwise than torch's; 12 steps at a high rate carry that on
     for ours, theirs in zip(population.models[0].parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
-    for ours, theirs in zip(population.epoch_average.of(0).values(), average, strict=True):
+    for ours, theirs in zip(population.epoch_average.mean_weights(0).values(), average, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert runs[0].training.loss == pytest.approx(total / IMAGES, rel=1e-3)
     assert runs[0].training.top1 == pytest.approx(correct / IMAGES, abs=1.01 / IMAGES)
@@ -129,7 +129,7 @@ def test_candidates_side_by_side_learn_what_they_learn_alone(way: str, order: st
             ours, theirs = others.candidate(slot)[part], population.candidate(slot)[part]
             for name, value in theirs.items():
                 torch.testing.assert_close(ours[name], value, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
-        averages = (each.epoch_average.of(slot) for each in (others, population))
+        averages = (each.epoch_average.mean_weights(slot) for each in (others, population))
         for ours, theirs in zip(*(average.values() for average in averages), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
     losses = [run.training.loss for run in results]

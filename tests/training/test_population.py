@@ -103,7 +103,7 @@ def test_state_comes_back_and_training_goes_on_alike() -> None:
         each.interval_average.add(2)
     for slot in range(2):
         assert_equal(population.candidate(slot), restored.candidate(slot))
-        averages = (each.interval_average.of(slot).values() for each in (population, restored))
+        averages = (each.interval_average.mean_weights(slot).values() for each in (population, restored))
         for a, b in zip(*averages, strict=True):
             assert torch.equal(a, b)
 
@@ -129,6 +129,6 @@ def test_the_average_is_the_mean_of_the_weights() -> None:
         average.add(1)
         weights = [p.detach().double() for p in population.models[0].parameters()]
         sums = weights if sums is None else [a + b for a, b in zip(sums, weights, strict=True)]
-    for mean, total in zip(average.of(0).values(), sums, strict=True):
+    for mean, total in zip(average.mean_weights(0).values(), sums, strict=True):
         # three float32 roundings of values of order 1
         torch.testing.assert_close(mean.double(), total / 3, rtol=1e-6, atol=1e-6)

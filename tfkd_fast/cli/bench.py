@@ -27,10 +27,10 @@ def measure(
 ) -> Figures:
     """Everything that the tables show, as JSON takes it."""
     workload = bench.Workload(compute, model, batch_size, steps)
-    loops = bench.training(workload, rounds, compiled=compiled)
+    loops = bench.measure_training(workload, rounds, compiled=compiled)
     whole_batches: tuple[LoaderName, ...] = ("resident", "dali")
     installed = [name for name in whole_batches if missing_loaders()[name] is None]
-    ways = bench.population_curve(workload, candidates, ("sequential", "streams", "stacked"), rounds)
+    ways = bench.measure_populations(workload, candidates, ("sequential", "streams", "stacked"), rounds)
     return {
         "device": compute.device_name,
         "threads": torch.get_num_threads(),
@@ -40,7 +40,7 @@ def measure(
         "version": tfkd_fast.__version__,
         "torch": str(torch.__version__),
         "training": [row._asdict() for row in loops],
-        "loaders": [row._asdict() for row in bench.loaders(workload, installed, rounds)],
+        "loaders": [row._asdict() for row in bench.measure_loaders(workload, installed, rounds)],
         "flops_per_image": bench.flops_per_image(workload),
         "matrix_flops_per_second": bench.matrix_rate(compute),
         "population": {size: [row._asdict() for row in rows] for size, rows in ways.items()},

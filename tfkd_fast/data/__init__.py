@@ -4,7 +4,7 @@ from tfkd_fast.data.companions import Companions
 from tfkd_fast.data.datasets import Dataset, ImagesSealed, find_labels, open_dataset, sealed_test_images
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
-from tfkd_fast.data.mixing import Mixed, Mixing, mixing_of
+from tfkd_fast.data.mixing import Mixing, MixPartners, make_mixing
 from tfkd_fast.data.settings import ClassChoice, DataSettings, LoaderName
 from tfkd_fast.data.split import split_holdout
 
@@ -19,13 +19,13 @@ __all__ = [
     "Loader",
     "LoaderChoice",
     "LoaderName",
-    "Mixed",
+    "MixPartners",
     "Mixing",
     "choose_loader",
     "find_labels",
     "make_loader",
+    "make_mixing",
     "missing_loaders",
-    "mixing_of",
     "open_dataset",
     "sealed_test_images",
     "split_holdout",

@@ -15,7 +15,7 @@ from tfkd_fast.data.settings import DataSettings, MixName
 from tfkd_fast.randomness import Purpose, random_words
 
 
-class Mixed(NamedTuple):
+class MixPartners(NamedTuple):
     """With what the images of a batch were mixed."""
 
     labels: Tensor  # (n,B) int64, of the images mixed in
@@ -35,7 +35,7 @@ class Mixing:
         uniform[:, 0] = torch.from_numpy(betaincinv(self._alpha, self._alpha, uniform[:, 0].numpy()))
         return uniform.float()
 
-    def mix(self, batch: Batch, plan: Tensor) -> tuple[Batch, Mixed]:
+    def mix(self, batch: Batch, plan: Tensor) -> tuple[Batch, MixPartners]:
         """Mix a batch with n in front, by one row of each candidate's plan, (n,3) on the device."""
         images, others = batch.images, batch.images.roll(1, dims=1)
         share = plan[:, 0]
@@ -45,7 +45,7 @@ class Mixing:
             kept = 1.0 - _box(plan, *images.shape[-2:]).reshape(len(plan), 1, 1, *images.shape[-2:])
             share = kept.mean(dim=(1, 2, 3, 4))
         mixed = torch.lerp(others, images, kept.to(images.dtype))
-        return batch._replace(images=mixed), Mixed(batch.labels.roll(1, dims=1), share)
+        return batch._replace(images=mixed), MixPartners(batch.labels.roll(1, dims=1), share)
 
 
 def _box(plan: Tensor, height: int, width: int) -> Tensor:
@@ -62,6 +62,6 @@ def _box(plan: Tensor, height: int, width: int) -> Tensor:
     return (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).float()
 
 
-def mixing_of(settings: DataSettings, seed: int) -> Mixing | None:
+def make_mixing(settings: DataSettings, seed: int) -> Mixing | None:
     """What the `[data]` table asks for."""
     return None if settings.mix == "none" else Mixing(settings.mix, settings.mix_alpha, seed)

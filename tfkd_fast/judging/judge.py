@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tfkd_fast.data import Loader
 from tfkd_fast.device import Compute
 from tfkd_fast.judging.influence import influence
-from tfkd_fast.judging.metrics import Judgement, judge, take_average
+from tfkd_fast.judging.metrics import Judgement, judge, load_averaged_weights
 from tfkd_fast.methods.base import HoldoutMetrics
 
 CALIBRATION_IMAGES = 2000
@@ -23,7 +23,7 @@ class Averages(Protocol):
     count: int
     """How many moments were averaged; 0 for none."""
 
-    def of(self, slot: int) -> dict[str, Tensor]:
+    def mean_weights(self, slot: int) -> dict[str, Tensor]:
         """The averaged weights of one candidate by name."""
 
 
@@ -38,7 +38,7 @@ class Judge:
         """By the weights as they are; with `labels`, by images of these only."""
         if self._holdout is None:
             return [None for _ in models]
-        holdout = self._holdout if labels is None else self._holdout.of_labels(labels)
+        holdout = self._holdout if labels is None else self._holdout.with_labels(labels)
         return list(judge(models, holdout, self._compute))
 
     def metrics(self, models: Iterable[nn.Module]) -> list[HoldoutMetrics | None]:
@@ -54,7 +54,9 @@ class Judge:
             return [None] * candidates
         batches = -(-CALIBRATION_IMAGES // self._fit.batch_size)
         return self.metrics(
-            take_average(self._scratch, average.of(slot), islice(self._fit.epoch(epoch), batches), self._compute)
+            load_averaged_weights(
+                self._scratch, average.mean_weights(slot), islice(self._fit.epoch(epoch), batches), self._compute
+            )
             for slot in range(candidates)
         )
 

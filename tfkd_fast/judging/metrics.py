@@ -46,7 +46,7 @@ def judge(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list
     ]
 
 
-def metrics_of(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[HoldoutMetrics]:
+def holdout_metrics(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[HoldoutMetrics]:
     """The metrics alone, see `judge`."""
     return [judgement.metrics for judgement in judge(models, loader, compute)]
 
@@ -60,7 +60,9 @@ def top1_by_class(logits: Tensor, labels: Tensor) -> Tensor:
     return counts[..., 1] / counts.sum(-1)
 
 
-def take_average(model: nn.Module, weights: dict[str, Tensor], batches: Iterable[Batch], compute: Compute) -> nn.Module:
+def load_averaged_weights(
+    model: nn.Module, weights: dict[str, Tensor], batches: Iterable[Batch], compute: Compute
+) -> nn.Module:
     """Fill a model with averaged weights, and re-estimate its batch norm on training images; returns the model.
 
     An average of weights needs statistics of its own: Izmailov et al., "Averaging Weights Leads to Wider Optima", 2018.

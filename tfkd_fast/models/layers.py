@@ -99,7 +99,7 @@ def average_pool(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # its gradient is channels-last, too
 
 
-def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def average_pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """(B,C,H,W) to (B,C,*size). Where the sizes divide, by the pooling whose gradient is deterministic on CUDA."""
     height, width = maps.shape[-2:]
     if height % size[0] or width % size[1]:
@@ -125,7 +125,7 @@ def initialise_convolutions(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def scaled(channels: Sequence[int], width: float) -> list[int]:
+def scale_widths(channels: Sequence[int], width: float) -> list[int]:
     """Channel counts times `width`, rounded to a multiple of 8, at least 8: for small machines."""
     if width <= 0:
         raise ValueError(f"width must be positive, got {width}")

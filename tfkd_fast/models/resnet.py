@@ -8,14 +8,14 @@ batch norm, and the wide networks, x4, begin with twice the channels.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions, norm_relu_pool, scaled
+from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions, norm_relu_pool, scale_widths
 from tfkd_fast.models.residual import ResidualNetwork
 
 THIN = (16, 16, 32, 64)
 X4 = (32, 64, 128, 256)
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two convolutions with batch norm beside a shortcut; ReLU between them and after the sum."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -43,35 +43,35 @@ class ResNet(ResidualNetwork):
     def __init__(self, depth: int, widths: list[int], num_classes: int, in_channels: int = 3) -> None:
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth must be 6n + 2 with n >= 1, got {depth}")
-        super().__init__(Block, widths, (depth - 2) // 6, num_classes, in_channels)
+        super().__init__(BasicBlock, widths, (depth - 2) // 6, num_classes, in_channels)
         initialise_convolutions(self)  # as RepDistiller does; the linear layer is as torch makes it
 
 
 def resnet20(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """ResNet-20: 278,324 parameters for 100 classes. `width` as in `layers.scaled`, here and below."""
-    return ResNet(20, scaled(THIN, width), num_classes, in_channels)
+    """ResNet-20: 278,324 parameters for 100 classes. `width` as in `layers.scale_widths`, here and below."""
+    return ResNet(20, scale_widths(THIN, width), num_classes, in_channels)
 
 
 def resnet32(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """ResNet-32: 472,756 parameters for 100 classes."""
-    return ResNet(32, scaled(THIN, width), num_classes, in_channels)
+    return ResNet(32, scale_widths(THIN, width), num_classes, in_channels)
 
 
 def resnet56(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """ResNet-56: 861,620 parameters for 100 classes."""
-    return ResNet(56, scaled(THIN, width), num_classes, in_channels)
+    return ResNet(56, scale_widths(THIN, width), num_classes, in_channels)
 
 
 def resnet110(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """ResNet-110: 1,736,564 parameters for 100 classes."""
-    return ResNet(110, scaled(THIN, width), num_classes, in_channels)
+    return ResNet(110, scale_widths(THIN, width), num_classes, in_channels)
 
 
 def resnet8x4(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """ResNet-8x4: 1,233,540 parameters for 100 classes."""
-    return ResNet(8, scaled(X4, width), num_classes, in_channels)
+    return ResNet(8, scale_widths(X4, width), num_classes, in_channels)
 
 
 def resnet32x4(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """ResNet-32x4: 7,433,860 parameters for 100 classes."""
-    return ResNet(32, scaled(X4, width), num_classes, in_channels)
+    return ResNet(32, scale_widths(X4, width), num_classes, in_channels)

@@ -16,7 +16,7 @@ from tfkd_fast.models.layers import (
     average_pool,
     initialise_convolutions,
     norm_relu_pool,
-    scaled,
+    scale_widths,
 )
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -92,10 +92,10 @@ class VGG(nn.Module):
 
 
 def vgg8(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
-    """VGG-8: 3,965,028 parameters for 100 classes, 3,918,858 for 10. `width` as in `layers.scaled`, here and below."""
-    return VGG([[channels] for channels in scaled(WIDTHS, width)], num_classes, in_channels)
+    """VGG-8: 3,965,028 parameters for 100 classes, 3,918,858 for 10; see `layers.scale_widths` for `width`."""
+    return VGG([[channels] for channels in scale_widths(WIDTHS, width)], num_classes, in_channels)
 
 
 def vgg13(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
     """VGG-13: 9,462,180 parameters for 100 classes."""
-    return VGG([[channels] * 2 for channels in scaled(WIDTHS, width)], num_classes, in_channels)
+    return VGG([[channels] * 2 for channels in scale_widths(WIDTHS, width)], num_classes, in_channels)

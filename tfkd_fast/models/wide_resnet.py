@@ -7,11 +7,11 @@ the block's first convolution sees, after batch norm and ReLU; any other passes 
 
 from torch import Tensor, nn
 
-from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions, norm_relu_pool, scaled
+from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions, norm_relu_pool, scale_widths
 from tfkd_fast.models.residual import ResidualNetwork
 
 
-class Block(nn.Module):
+class WideBlock(nn.Module):
     """Two convolutions beside a shortcut, then the batch norm and ReLU that the literature counts to the next block.
 
     So a stage ends with the ReLU of its features. The tensors and their order are those of the literature.
@@ -39,16 +39,16 @@ class WideResNet(ResidualNetwork):
     def __init__(self, depth: int, widths: list[int], num_classes: int, in_channels: int = 3) -> None:
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 with n >= 1, got {depth}")
-        super().__init__(Block, widths, (depth - 4) // 6, num_classes, in_channels)
+        super().__init__(WideBlock, widths, (depth - 4) // 6, num_classes, in_channels)
         initialise_convolutions(self)  # as RepDistiller does; the linear layer's weight is as torch makes it
         nn.init.zeros_(self.classifier.bias)
 
 
 def wrn_16_2(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
-    """WRN-16-2: 703,284 parameters for 100 classes. `width` as in `layers.scaled`, here and below."""
-    return WideResNet(16, scaled((16, 32, 64, 128), width), num_classes, in_channels)
+    """WRN-16-2: 703,284 parameters for 100 classes. `width` as in `layers.scale_widths`, here and below."""
+    return WideResNet(16, scale_widths((16, 32, 64, 128), width), num_classes, in_channels)
 
 
 def wrn_40_2(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
     """WRN-40-2: 2,255,156 parameters for 100 classes."""
-    return WideResNet(40, scaled((16, 32, 64, 128), width), num_classes, in_channels)
+    return WideResNet(40, scale_widths((16, 32, 64, 128), width), num_classes, in_channels)

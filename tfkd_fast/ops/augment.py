@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from tfkd_fast.ops import backends, fused
-from tfkd_fast.randomness import Purpose, below, random_words
+from tfkd_fast.randomness import Purpose, bounded_integers, random_words
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -65,8 +65,8 @@ def random_windows(
     """
     vertical, horizontal, mirror, _ = random_words(indices, Purpose.AUGMENT, seed=seed, epoch=epoch, stream=stream)
     places = 2 * pad + 1
-    mirrored = below(mirror, 2).bool() if flip else torch.zeros_like(mirror, dtype=torch.bool)
-    return below(vertical, places), below(horizontal, places), mirrored
+    mirrored = bounded_integers(mirror, 2).bool() if flip else torch.zeros_like(mirror, dtype=torch.bool)
+    return bounded_integers(vertical, places), bounded_integers(horizontal, places), mirrored
 
 
 def _check(

@@ -59,12 +59,12 @@ def loss_with_gradient(operator: OpOverload, logits: Tensor, *args: Any, reducti
     loss, gradient, *others = operator(logits.detach(), *args, "sum" if late_mean else reduction)
     if logits.requires_grad:
         mapped = torch.compiler.is_compiling() or fused.inside_torch_func()
-        attach = _AttachGradientMapped if mapped else _AttachGradient
+        attach = _AttachLossGradientMapped if mapped else _AttachLossGradient
         loss = attach.apply(logits, loss, gradient)
     return (loss / logits.shape[-2] if late_mean else loss), others
 
 
-class _AttachGradient(torch.autograd.Function):
+class _AttachLossGradient(torch.autograd.Function):
     """Gives a loss the gradient that was computed with it: d(loss of a sample) / d(its logits).
 
     torch.library.register_autograd takes no operator that writes to an argument, so the operators have no autograd of
@@ -85,7 +85,7 @@ class _AttachGradient(torch.autograd.Function):
         return scaled, None, None
 
 
-class _AttachGradientMapped(_AttachGradient):
+class _AttachLossGradientMapped(_AttachLossGradient):
     """The same in the form that torch.func and torch.compile need; it costs an eager call 10 us more."""
 
     generate_vmap_rule = True

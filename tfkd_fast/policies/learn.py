@@ -10,7 +10,7 @@ from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.policies.students import Students
 from tfkd_fast.runs.folder import EventLog, RunFolder
 from tfkd_fast.runs.recipe import Recipe
-from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_line
+from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
 
 LOG = "generations.jsonl"
 
@@ -45,7 +45,7 @@ def learn_policy(
     lines = EventLog(log, keep=len(finished.encode()))
     for number in range(len(done), generations):
         generation = search.run_generation(fleet)
-        lines.write({"event": "generation", "number": number} | as_line(generation))
+        lines.write({"event": "generation", "number": number} | as_record(generation))
         folder.write_bytes(folder.policy.name, search.policy_bytes())
         on_generation(number, generation)
     lines.close()

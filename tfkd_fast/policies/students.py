@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.data import mixing_of, open_dataset, sealed_test_images
+from tfkd_fast.data import make_mixing, open_dataset, sealed_test_images
 from tfkd_fast.device import determinism, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.judge import Judge
@@ -27,7 +27,7 @@ from tfkd_fast.training.population import Population
 
 
 class Students:
-    """`count` students of a recipe, as `control.Students` wants them: each a trajectory of its own, without selection.
+    """A `control.StudentFleet` of `count` students of a recipe: each is a trajectory of its own, without selection.
 
     Data, network, optimiser, schedule and target are the recipe's, and so are interval, warm-up and cooldown; its
     controller and its selection are not used. A student of seed s has the weights of a run of seed s, and data order
@@ -69,7 +69,7 @@ class Students:
                 recipe.optimizer,
                 choose_side_by_side(recipe.population),
                 lambda images: None,
-                mixing=mixing_of(recipe.data, recipe.seed),
+                mixing=make_mixing(recipe.data, recipe.seed),
             )
         self._untaught = self._method.state_dict()
         self._epoch = 0
@@ -103,7 +103,7 @@ class Students:
         return self._snapshots
 
     def train(self, actions: Tensor) -> list[Snapshot | None]:
-        """One decision interval under actions (P,A), see `control.Students.train`."""
+        """One decision interval under actions (P,A), see `control.StudentFleet.train`."""
         if not self._snapshots or self._epoch == self.epochs:
             raise RuntimeError("the students have not started, or are through: call start")
         if actions.shape != (self.count, len(self.action_names)):

@@ -118,7 +118,7 @@ def _look_at_all(teachers: Teachers, loader: Loader, views: int) -> dict[str, Te
     columns: dict[str, list[Tensor]] = {}
     for view in range(views):
         for batch in loader.visit(order, view):
-            for number, outputs in enumerate(teachers.look(batch.images.unsqueeze(0))):
+            for number, outputs in enumerate(teachers.predict(batch.images.unsqueeze(0))):
                 parts = {"logits": outputs.logits}
                 if outputs.features is not None:
                     parts["pooled"] = outputs.features.pooled

@@ -43,7 +43,7 @@ class Teachers:
         self.teachers = list(teachers)
         self._compute = compute
         self._forwards = [
-            compute.compiled(partial(logits_and_features, teacher.network, features), batch_size)
+            compute.compile_network(partial(logits_and_features, teacher.network, features), batch_size)
             for teacher in teachers
         ]
         self.checksums = [teacher.checksum for teacher in teachers]
@@ -60,7 +60,7 @@ class Teachers:
         return tuple(self._look(images, number) for number in self._wanted)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
+    def predict(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
         """What all make of any images (n,B,C,H,W)."""
         return tuple(self._look(images, number) for number in range(len(self.teachers)))
 
@@ -151,7 +151,7 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
     return Teacher(facts, network, checksum, header.get("training_data", ""), header.get("holdout", 0.0))
 
 
-def unseen_by(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> Tensor | None:
+def unseen_indices(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> Tensor | None:
     """Indices, among the images to fit, of those that no teacher was trained on; None where that is not known, or none.
 
     Args:
@@ -169,7 +169,7 @@ def unseen_by(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> 
     return found if teachers and len(found) else None
 
 
-def saw_holdout(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> bool | None:
+def trained_on_holdout(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> bool | None:
     """Whether a teacher was trained on images that the student holds out, which makes held-out figures look better than
     they are; None where it is not known, because a teacher's data set was another."""
     if not holdout or not teachers:

@@ -1,13 +1,21 @@
-"""What this machine trains in a second: the engine beside loops written by hand, and the limit."""
+"""Training throughput of this machine: the engine beside loops written by hand, loaders, and the machine's limit."""
 
 from tfkd_fast.throughput.measure import (
-    Row,
+    Measurement,
     Workload,
     flops_per_image,
-    loaders,
     matrix_rate,
-    population_curve,
-    training,
+    measure_loaders,
+    measure_populations,
+    measure_training,
 )
 
-__all__ = ["Row", "Workload", "flops_per_image", "loaders", "matrix_rate", "population_curve", "training"]
+__all__ = [
+    "Measurement",
+    "Workload",
+    "flops_per_image",
+    "matrix_rate",
+    "measure_loaders",
+    "measure_populations",
+    "measure_training",
+]

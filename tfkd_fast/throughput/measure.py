@@ -30,7 +30,7 @@ CLASSES = 100
 ENGINE = "tfkd-fast"
 
 
-class Row(NamedTuple):
+class Measurement(NamedTuple):
     """What was measured of one variant."""
 
     variant: str
@@ -77,32 +77,32 @@ class Workload:
         return make_loader(images, dataset, settings, self.compute.device, self.compute.dtype, seed=0)
 
 
-def training(workload: Workload, rounds: int, *, compiled: bool) -> list[Row]:
+def measure_training(workload: Workload, rounds: int, *, compiled: bool) -> list[Measurement]:
     """The engine, with plain cross-entropy, beside loops written by hand; `compiled` adds those that torch compiles."""
     careful = f"by hand, {workload.compute.precision}, channels-last, batched augmentation"
     variants = {
         ENGINE: engine_epoch(workload, 1, "sequential"),
-        "by hand, fp32, DataLoader": _what_people_run(workload),
-        careful: _with_care(workload),
+        "by hand, fp32, DataLoader": _dataloader_epoch(workload),
+        careful: _whole_batches_epoch(workload),
     }
     if compiled:
-        variants[f"{careful}, torch.compile"] = _with_care(workload, compiled=True)
-    return in_turns(variants, workload.images, rounds)
+        variants[f"{careful}, torch.compile"] = _whole_batches_epoch(workload, compiled=True)
+    return measure_interleaved(variants, workload.images, rounds)
 
 
-def population_curve(
+def measure_populations(
     workload: Workload, sizes: Sequence[int], ways: Sequence[SideBySide], rounds: int
-) -> dict[int, list[Row]]:
+) -> dict[int, list[Measurement]]:
     """For each number of candidates, images a second of all of them together, a row a way to train them."""
     curve = {}
     for size in sizes:
         torch.compiler.reset()  # each size is compiled anew, and torch allows few
         variants: dict[str, Callable[[], None]] = {way: engine_epoch(workload, size, way) for way in ways}
-        curve[size] = in_turns(variants, size * workload.images, rounds)
+        curve[size] = measure_interleaved(variants, size * workload.images, rounds)
     return curve
 
 
-def loaders(workload: Workload, names: Sequence[LoaderName], rounds: int) -> list[Row]:
+def measure_loaders(workload: Workload, names: Sequence[LoaderName], rounds: int) -> list[Measurement]:
     """Augmented batches alone, ready to train on."""
 
     def epoch_of(loader: Loader) -> Callable[[], None]:
@@ -113,7 +113,7 @@ def loaders(workload: Workload, names: Sequence[LoaderName], rounds: int) -> lis
         return run
 
     variants = {f"loader {name} alone": epoch_of(workload.loader(name)) for name in names}
-    return in_turns(variants, workload.images, rounds)
+    return measure_interleaved(variants, workload.images, rounds)
 
 
 def flops_per_image(workload: Workload) -> int:
@@ -134,7 +134,7 @@ def matrix_rate(compute: Compute, rounds: int = 10, size: int = 4096) -> float:
         for _ in range(products):
             torch.mm(a, b)
 
-    rows = in_turns({"products": multiply}, products * 2 * size**3, rounds)
+    rows = measure_interleaved({"products": multiply}, products * 2 * size**3, rounds)
     return rows[0].images_per_second
 
 
@@ -157,7 +157,7 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
     return run
 
 
-def in_turns(variants: Mapping[str, Callable[[], object]], work: int, rounds: int) -> list[Row]:
+def measure_interleaved(variants: Mapping[str, Callable[[], object]], work: int, rounds: int) -> list[Measurement]:
     """Measure variants that each do `work`; rows in their order."""
 
     def timed(run: Callable[[], object]) -> float:
@@ -179,19 +179,19 @@ def in_turns(variants: Mapping[str, Callable[[], object]], work: int, rounds: in
     return [_row(name, work, values) for name, values in seconds.items()]
 
 
-def _row(name: str, work: int, seconds: list[float]) -> Row:
+def _row(name: str, work: int, seconds: list[float]) -> Measurement:
     low, median, high = statistics.quantiles(seconds, n=4)
-    return Row(name, work / median, (high - low) / 2 / median, seconds)
+    return Measurement(name, work / median, (high - low) / 2 / median, seconds)
 
 
-def _what_people_run(workload: Workload) -> Callable[[], None]:
+def _dataloader_epoch(workload: Workload) -> Callable[[], None]:
     """float32, torch's default memory format, a DataLoader over PIL images."""
-    return _plain(workload, plain_loop.dataloader, bf16=False, memory_format=torch.contiguous_format)
+    return _plain_epoch(workload, plain_loop.dataloader, bf16=False, memory_format=torch.contiguous_format)
 
 
-def _with_care(workload: Workload, *, compiled: bool = False) -> Callable[[], None]:
+def _whole_batches_epoch(workload: Workload, *, compiled: bool = False) -> Callable[[], None]:
     """The precision of the workload, channels-last, whole batches augmented by indexing."""
-    return _plain(
+    return _plain_epoch(
         workload,
         plain_loop.whole_batches,
         bf16=workload.compute.dtype is torch.bfloat16,
@@ -200,7 +200,7 @@ def _with_care(workload: Workload, *, compiled: bool = False) -> Callable[[], No
     )
 
 
-def _plain(
+def _plain_epoch(
     workload: Workload,
     batches_of: Callable[..., Callable[[], plain_loop.Batches]],
     *,

@@ -149,7 +149,7 @@ class EpochTrainer:
         train_step(group, shown, taught, records, self._training)
 
     def _loader_of(self, labels: tuple[int, ...] | None) -> Loader:
-        return self._loader if labels is None else self._loader.of_labels(labels)
+        return self._loader if labels is None else self._loader.with_labels(labels)
 
 
 class Lane:

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tfkd_fast.data import Batch, Companions, Loader, Mixed, Mixing
+from tfkd_fast.data import Batch, Companions, Loader, Mixing, MixPartners
 from tfkd_fast.data.companions import COMPANION_STREAM
 
 
@@ -16,7 +16,7 @@ class Shown(NamedTuple):
     batch: Batch
     companions: Batch | None = None
     """As many images as in the batch."""
-    mixed: Mixed | None = None
+    mixed: MixPartners | None = None
     """With what the images of the batch were mixed."""
 
     def of(self, rows: slice) -> "Shown":
@@ -26,7 +26,7 @@ class Shown(NamedTuple):
         return Shown(
             Batch(*(tensor[rows] for tensor in self.batch)),
             self.companions and Batch(*(tensor[rows] for tensor in self.companions)),
-            self.mixed and Mixed(*(tensor[rows] for tensor in self.mixed)),
+            self.mixed and MixPartners(*(tensor[rows] for tensor in self.mixed)),
         )
 
 

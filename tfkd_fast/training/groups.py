@@ -138,7 +138,8 @@ def _member(slot: int, making: Making) -> Member:
 def _one_by_one(networks: Sequence[nn.Module], making: Making, *, features: bool) -> Forward:
     compute = making.compute
     forwards = [
-        compute.compiled(partial(logits_and_features, network, features), making.batch_size) for network in networks
+        compute.compile_network(partial(logits_and_features, network, features), making.batch_size)
+        for network in networks
     ]
 
     def forward(images: Tensor) -> tuple[Tensor, Features | None]:
@@ -177,7 +178,7 @@ def _at_once(model: nn.Module, tensors: dict[str, Tensor], making: Making) -> Fo
             return vmap(one, in_dims=(0, None))(tensors, images[0])
         return vmap(one)(tensors, images)
 
-    compiled = compute.compiled(all_of_them, making.batch_size)
+    compiled = compute.compile_network(all_of_them, making.batch_size)
 
     def forward(images: Tensor) -> tuple[Tensor, Features | None]:
         with compute.autocast():

@@ -61,7 +61,7 @@ class Trial:
         return next(self._holdout)
 
     def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
-        return self._training.teachers.look(images.to(self._shown.batch.images.dtype).unsqueeze(0))
+        return self._training.teachers.predict(images.to(self._shown.batch.images.dtype).unsqueeze(0))
 
     @contextmanager
     def undone(self) -> Iterator[None]:

@@ -106,7 +106,7 @@ class WeightAverage:
             total[:candidates] += self._weights[name][:candidates]
         self.count += 1
 
-    def of(self, slot: int) -> dict[str, Tensor]:
+    def mean_weights(self, slot: int) -> dict[str, Tensor]:
         """The average of one slot by name."""
         return {name: total[slot] / self.count for name, total in self.sums.items()}
 

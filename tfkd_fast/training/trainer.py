@@ -17,7 +17,7 @@ from torch import nn
 
 import tfkd_fast
 from tfkd_fast import ops
-from tfkd_fast.data import Dataset, mixing_of
+from tfkd_fast.data import Dataset, make_mixing
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.judge import Judge
@@ -27,7 +27,7 @@ from tfkd_fast.runs.folder import EventLog, RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import save_student
 from tfkd_fast.teachers.cache import gather_teachers
-from tfkd_fast.teachers.teacher import load_teachers, saw_holdout, unseen_by
+from tfkd_fast.teachers.teacher import load_teachers, trained_on_holdout, unseen_indices
 from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.assemble import build_student, load_images, method_context, seed_of
 from tfkd_fast.training.cooldown import cooled
@@ -58,7 +58,7 @@ class Trainer:
         self.dataset, self.compute, self.folder = dataset, compute, folder
         self._listeners = listeners
         images = load_images(recipe, dataset, compute)
-        self.loader, self.holdout_loader = images.fit.repeating(recipe.repeated_views), images.holdout
+        self.loader, self.holdout_loader = images.fit.with_augmentation_period(recipe.repeated_views), images.holdout
         self.train_images, self.holdout_images = images.num_fit, images.num_holdout
         self._loader_choice = images.choice
         self.recipe = recipe.with_loader(self.loader.name)  # from here on the recipe names it
@@ -79,8 +79,8 @@ class Trainer:
         self._judge = Judge(images.fit, images.holdout, compute, build)
         self._adapters = Adapters(self.method.adapters)
         self._teachers = gather_teachers(teachers, self.method, self.recipe, dataset, self.loader, compute)
-        self._saw_holdout = saw_holdout(teachers, dataset, recipe.data.holdout)
-        self._unseen = unseen_by(teachers, dataset, recipe.data.holdout)
+        self._saw_holdout = trained_on_holdout(teachers, dataset, recipe.data.holdout)
+        self._unseen = unseen_indices(teachers, dataset, recipe.data.holdout)
         self._epochs = EpochTrainer(
             self.population,
             self.method,
@@ -92,7 +92,7 @@ class Trainer:
             adapters=self._adapters,
             teachers=self._teachers,
             holdout=self.holdout_loader,
-            mixing=mixing_of(recipe.data, recipe.seed),
+            mixing=make_mixing(recipe.data, recipe.seed),
         )
         self._epoch = 0
         self._interval: Interval | None = None
@@ -302,8 +302,8 @@ class Trainer:
         )
 
     def _material(self) -> Material:
-        unseen = None if self._unseen is None else self.loader.restricted(self._unseen).epoch
-        return Material(self.loader.epoch, unseen, lambda images: self._teachers.look(images.unsqueeze(0)))
+        unseen = None if self._unseen is None else self.loader.with_indices(self._unseen).epoch
+        return Material(self.loader.epoch, unseen, lambda images: self._teachers.predict(images.unsqueeze(0)))
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from tests.methods.distpro.steps import shapes
 from tfkd_fast.methods.distpro.connectors import Connectors, hierarchical_context_loss
 from tfkd_fast.methods.distpro.pathways import PathwaySettings, Transform, find_pathways
 from tfkd_fast.models import FeatureShapes
-from tfkd_fast.models.layers import averaged
+from tfkd_fast.models.layers import average_pool_to
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -63,7 +63,7 @@ def test_averages_are_those_of_torch_whether_or_not_the_sizes_divide() -> None:
     maps = draw(2, 3, 12, 8)
     for size in ((4, 4), (6, 2), (5, 3)):
         expected = torch.nn.functional.adaptive_avg_pool2d(maps, size)
-        torch.testing.assert_close(averaged(maps, size), expected, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(average_pool_to(maps, size), expected, rtol=1e-12, atol=1e-15)
 
 
 def build(transform: Transform, student: tuple[int, int, int], teacher: tuple[int, int, int]) -> torch.nn.Module:

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from tfkd_fast.steering.control import Controller, ControllerSettings, Decision, Outcome, Progress, build_controller
+from tfkd_fast.steering.control import (
+    Controller,
+    ControllerSettings,
+    Decision,
+    DecisionOutcome,
+    Progress,
+    build_controller,
+)
 from tfkd_fast.steering.targets import TargetSettings, build_target
 
 
@@ -13,11 +20,11 @@ def build(name: str, seed: int = 0, target: dict[str, object] | None = None, **v
     return build_controller(ControllerSettings.model_validate({"name": name, **values}), space, seed)
 
 
-def outcome(scores: list[float], comparable: bool = True, action_gradient: Tensor | None = None) -> Outcome:
+def outcome(scores: list[float], comparable: bool = True, action_gradient: Tensor | None = None) -> DecisionOutcome:
     """Candidates whose gains in top-1 and in NLL are the same scores."""
     best = max(range(len(scores)), key=scores.__getitem__)
     nll = tuple(-score for score in scores)
-    return Outcome(tuple(scores), nll, 0.0, 0.0, best, comparable, action_gradient)
+    return DecisionOutcome(tuple(scores), nll, 0.0, 0.0, best, comparable, action_gradient)
 
 
 def best_action(seed: int) -> Tensor:

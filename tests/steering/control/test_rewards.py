@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tfkd_fast.steering.control import Outcome
+from tfkd_fast.steering.control import DecisionOutcome
 from tfkd_fast.steering.control.rewards import (
     RunningScale,
     generalized_advantages,
@@ -18,7 +18,7 @@ from tfkd_fast.steering.control.rewards import (
 
 def test_group_rewards_by_hand() -> None:
     """Deviations of top-1: -3, -1, 1, 3 (root mean square sqrt 5); of the NLL: 1, 1, -1, -1 (root mean square 1)."""
-    outcome = Outcome((0.47, 0.49, 0.51, 0.53), (1.6, 1.6, 1.4, 1.4), 0.3, 2.0, winner=3)
+    outcome = DecisionOutcome((0.47, 0.49, 0.51, 0.53), (1.6, 1.6, 1.4, 1.4), 0.3, 2.0, winner=3)
     top1 = np.array([-3, -1, 1, 3]) / math.sqrt(5)
     nll = np.array([-1, -1, 1, 1])
     np.testing.assert_allclose(group_rewards(outcome, 0.25).numpy(), 0.25 * top1 + 0.75 * nll, rtol=1e-12)
@@ -27,15 +27,15 @@ def test_group_rewards_by_hand() -> None:
 def test_group_rewards_ignore_what_hits_all_alike() -> None:
     """A drop of the learning rate shifts and scales every score."""
     top1, nll = np.array([0.4, 0.45, 0.43]), np.array([2.0, 1.9, 2.1])
-    before = group_rewards(Outcome(tuple(top1), tuple(nll), 0.3, 2.5, winner=1), 0.5)
-    after = group_rewards(Outcome(tuple(0.5 * top1 + 0.4), tuple(0.5 * nll - 0.3), 0.3, 2.5, winner=1), 0.5)
+    before = group_rewards(DecisionOutcome(tuple(top1), tuple(nll), 0.3, 2.5, winner=1), 0.5)
+    after = group_rewards(DecisionOutcome(tuple(0.5 * top1 + 0.4), tuple(0.5 * nll - 0.3), 0.3, 2.5, winner=1), 0.5)
     torch.testing.assert_close(before, after)
 
 
 def test_equal_candidates_earn_nothing() -> None:
     """Also where subtracting the parent's score leaves rounding in them."""
-    assert not group_rewards(Outcome((0.7,) * 3, (1.1,) * 3, 0.1, 0.3, winner=0), 0.5).any()
-    rewards = group_rewards(Outcome((0.7,) * 3, (1.0, 1.1, 1.2), 0.1, 0.3, winner=0), 0.5)
+    assert not group_rewards(DecisionOutcome((0.7,) * 3, (1.1,) * 3, 0.1, 0.3, winner=0), 0.5).any()
+    rewards = group_rewards(DecisionOutcome((0.7,) * 3, (1.0, 1.1, 1.2), 0.1, 0.3, winner=0), 0.5)
     np.testing.assert_allclose(rewards.numpy(), 0.5 * np.array([1, 0, -1]) * math.sqrt(1.5), atol=1e-12)
 
 
@@ -52,24 +52,26 @@ def test_running_scale_is_a_weighted_root_mean_square() -> None:
     for n, gain in enumerate(gains, start=1):
         weights = 0.9 ** np.arange(n - 1, -1, -1.0)
         expected = gain / math.sqrt(np.average(np.square(gains[:n]), weights=weights))
-        assert scale.scaled(gain) == pytest.approx(expected, rel=1e-12)
+        assert scale.normalize(gain) == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_gain_is_no_reward() -> None:
-    assert RunningScale().scaled(0.0) == 0.0
+    assert RunningScale().normalize(0.0) == 0.0
 
 
 def test_a_scaled_gain_is_bounded() -> None:
     scale = RunningScale()
     for _ in range(1000):
-        scale.scaled(1e-9)
-    assert scale.scaled(1.0) == pytest.approx(math.sqrt(10), rel=1e-6)
+        scale.normalize(1e-9)
+    assert scale.normalize(1.0) == pytest.approx(math.sqrt(10), rel=1e-6)
 
 
 def test_single_reward_mixes_scaled_gains() -> None:
     top1, nll = RunningScale(), RunningScale()
-    single_reward(Outcome((0.5,), (1.0,), 0.4, 1.2, winner=0), 0.25, top1, nll)  # gains 0.1 and 0.2
-    reward = single_reward(Outcome((0.47,), (1.1,), 0.5, 1.0, winner=0), 0.25, top1, nll)  # gains -0.03 and -0.1
+    single_reward(DecisionOutcome((0.5,), (1.0,), 0.4, 1.2, winner=0), 0.25, top1, nll)  # gains 0.1 and 0.2
+    reward = single_reward(
+        DecisionOutcome((0.47,), (1.1,), 0.5, 1.0, winner=0), 0.25, top1, nll
+    )  # gains -0.03 and -0.1
     root_mean_square = [math.sqrt((0.9 * a**2 + b**2) / 1.9) for a, b in ((0.1, 0.03), (0.2, 0.1))]
     assert reward == pytest.approx(0.25 * -0.03 / root_mean_square[0] + 0.75 * -0.1 / root_mean_square[1])
 

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import zscore
 
-from tfkd_fast.steering.selection.aggregation import pareto_fronts, standardised
+from tfkd_fast.steering.selection.aggregation import pareto_fronts, z_scores
 
 NAN, INF = math.nan, math.inf
 
 
 @given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=8).filter(lambda values: len(set(values)) > 1))
 def test_standardised_against_scipy(values: list[int]) -> None:
-    assert standardised(values) == pytest.approx(zscore([float(value) for value in values]), abs=1e-12)
+    assert z_scores(values) == pytest.approx(zscore([float(value) for value in values]), abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_standardised_against_scipy(values: list[int]) -> None:
     ],
 )
 def test_standardised_by_hand(column: list[float], expected: list[float]) -> None:
-    assert standardised(column) == pytest.approx(expected, abs=1e-12)
+    assert z_scores(column) == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.lists(st.one_of(st.floats(), st.sampled_from([0.0, 1.0])), min_size=1, max_size=8))
 def test_standardised_keeps_the_order_and_is_always_a_number(column: list[float]) -> None:
-    scores = standardised(column)
+    scores = z_scores(column)
     assert all(map(math.isfinite, scores))
     keys = [INF if math.isnan(value) else value for value in column]
     for i, key in enumerate(keys):

@@ -47,7 +47,7 @@ class DaliPixels:
         self._batch_size, self._threads = batch_size, workers or torch.get_num_threads()
         # a batch is one gather; handed over image by image, a batch of small ones would take twice as long
         self._arrays = None if isinstance(images, FileImages) else images.all_images().permute(0, 2, 3, 1).contiguous()
-        self._idle: list[FedPipeline] = []
+        self._idle: list[DaliPipeline] = []
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
         try:
@@ -77,8 +77,8 @@ class DaliPixels:
         assert self._arrays is not None
         return self._arrays[indices].numpy()
 
-    def _build(self) -> "FedPipeline":
-        return FedPipeline(
+    def _build(self) -> "DaliPipeline":
+        return DaliPipeline(
             self._images.image_shape[1],
             from_files=isinstance(self._images, FileImages),
             batch_size=self._batch_size,
@@ -97,7 +97,7 @@ class DaliPixels:
         return UserError(f"DALI cannot read an image that Pillow can ({reason}): use --loader torchvision")
 
 
-class Feed:
+class InputSource:
     """What a pipeline draws from. It does not know the pipeline, so that one that is dropped is freed at once."""
 
     inputs: Iterator[Input] = iter(())
@@ -106,13 +106,13 @@ class Feed:
         return next(self.inputs)
 
 
-class FedPipeline:
+class DaliPipeline:
     """A pipeline and the inputs that it draws from."""
 
     def __init__(self, size: int, *, from_files: bool, batch_size: int, threads: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
         device_id = torch.empty(0, device=device).get_device() if on_gpu else None  # `device` may lack an index
-        self._feed = Feed()
+        self._feed = InputSource()
         self._pipeline = Pipeline(batch_size, threads, device_id, prefetch_queue_depth=AHEAD)
         with self._pipeline:
             layout = ["" if from_files else "HWC", "", ""]

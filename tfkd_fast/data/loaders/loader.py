@@ -71,18 +71,18 @@ class Loader:
         """Of each batch of an epoch: all the same but the last, which may be smaller."""
         return [len(batch) for batch in self._visited.split(self.batch_size)]
 
-    def restricted(self, indices: Tensor) -> Self:
+    def with_indices(self, indices: Tensor) -> Self:
         """A loader that visits the images at `indices` (M,) int64 only; indices in its batches are as before."""
         other = copy.copy(self)
         other._visited = indices.to(self._device)
         return other
 
-    def of_labels(self, labels: Sequence[int]) -> Self:
+    def with_labels(self, labels: Sequence[int]) -> Self:
         """A loader that visits the images of these labels only; indices in its batches are as before."""
         wanted = torch.isin(self._labels[self._visited], torch.tensor(labels, device=self._device))
-        return self.restricted(self._visited[wanted])
+        return self.with_indices(self._visited[wanted])
 
-    def repeating(self, epochs: int) -> Self:
+    def with_augmentation_period(self, epochs: int) -> Self:
         """A loader whose augmentation, though not its order, repeats after so many epochs; 0 is never."""
         other = copy.copy(self)
         other._repeat_after = epochs

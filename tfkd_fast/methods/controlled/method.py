@@ -242,7 +242,7 @@ class ControlledTargets(Method):
         )
         if self._one_action:
             decision, standings, best = decision.subset([best]), [standings[best]], 0
-        judged = control.Outcome(
+        judged = control.DecisionOutcome(
             top1=tuple(standing.top1 for standing in standings),
             nll=tuple(standing.nll for standing in standings),
             parent_top1=parent.top1,

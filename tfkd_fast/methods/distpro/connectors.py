@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tfkd_fast.methods.distpro.pathways import Pathway
 from tfkd_fast.models import FeatureShapes
-from tfkd_fast.models.layers import BatchNorm, Conv, averaged, norm_relu_pool
+from tfkd_fast.models.layers import BatchNorm, Conv, average_pool_to, norm_relu_pool
 from tfkd_fast.randomness import seeded
 
 MOST_CHANNELS = 512
@@ -52,7 +52,7 @@ class ComplexConnector(nn.Module):
 def _shrunk(x: Tensor, size: tuple[int, int]) -> Tensor:
     """A map larger than the teacher's is averaged before the convolutions: they would compute what is thrown away (our
     choice; the code has nearest neighbours after them)."""
-    return averaged(x, size) if x.shape[-2] > size[0] else x
+    return average_pool_to(x, size) if x.shape[-2] > size[0] else x
 
 
 def _grown(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -104,7 +104,7 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
             continue
         # a map that a level divides evenly has the same averages from the level before
         even = all(length % (2 * level) == 0 for length in difference.shape[-2:])
-        coarse = averaged(coarse if even else difference, (level, level))
+        coarse = average_pool_to(coarse if even else difference, (level, level))
         coefficient /= 2.0
         total = total + coefficient * _mean_square(coarse)
         coefficients += coefficient

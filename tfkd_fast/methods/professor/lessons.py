@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tfkd_fast.data import Batch
 from tfkd_fast.methods.professor.settings import ProfessorSettings
-from tfkd_fast.randomness import Purpose, Words, below, random_words
+from tfkd_fast.randomness import Purpose, Words, bounded_integers, random_words
 
 KEPT = 0.2
 """The share of the images that no professor learns from, to judge it by (our choice)."""
@@ -90,7 +90,7 @@ def _jittered(images: Tensor, words: Words, jitter: float) -> Tensor:
 def _cut(images: Tensor, words: Words, size: int) -> Tensor:
     inside = []
     for word, extent in zip(words[:2], images.shape[2:], strict=True):
-        first = below(word, extent) - size // 2
+        first = bounded_integers(word, extent) - size // 2
         place = torch.arange(extent, device=images.device) - first.unsqueeze(1)  # (B,extent)
         inside.append((place >= 0) & (place < size))
     rows, columns = inside

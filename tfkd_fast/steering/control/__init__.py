@@ -4,14 +4,21 @@ from typing import TYPE_CHECKING, Any
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.control.bandit import ThompsonController, UCBController
-from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.controller import (
+    ACTION_LIMIT,
+    Controller,
+    Decision,
+    DecisionOutcome,
+    Feedback,
+    Progress,
+)
 from tfkd_fast.steering.control.evolution import EvolutionController
 from tfkd_fast.steering.control.hypergradient import HypergradientController
 from tfkd_fast.steering.control.observation import observation
 from tfkd_fast.steering.control.open_loop import FixedController, RecordedController, ScheduleController
 from tfkd_fast.steering.control.policy_controller import PolicyController
 from tfkd_fast.steering.control.settings import ControllerSettings, RecordedAction
-from tfkd_fast.steering.control.students import Snapshot, Students
+from tfkd_fast.steering.control.students import Snapshot, StudentFleet
 from tfkd_fast.steering.targets import ActionSpace
 
 if TYPE_CHECKING:  # they need gymnasium, which is an extra
@@ -24,12 +31,12 @@ __all__ = [
     "Controller",
     "ControllerSettings",
     "Decision",
+    "DecisionOutcome",
     "Feedback",
-    "Outcome",
     "Progress",
     "RecordedAction",
     "Snapshot",
-    "Students",
+    "StudentFleet",
     "TargetControlEnv",
     "TargetControlVectorEnv",
     "build_controller",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfkd_fast.steering.control.controller import Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.controller import Controller, Decision, DecisionOutcome, Feedback, Progress
 from tfkd_fast.steering.control.open_loop import check_length
 from tfkd_fast.steering.control.rewards import Rewards
 from tfkd_fast.steering.control.settings import ControllerSettings
@@ -44,8 +44,8 @@ class BanditController(Controller):
         chosen = ranked[torch.arange(candidates) % len(ranked)]
         return Decision(self._arms[chosen], tuple(f"arm {arm}" for arm in chosen.tolist()))
 
-    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
-        rewards = self._rewards.of(outcome)
+    def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:
+        rewards = self._rewards.compute(outcome)
         if rewards is None:
             return Feedback((math.nan,), None, None)
         played = (decision.actions.unsqueeze(1) == self._arms).all(dim=-1).double()  # (P,K)

@@ -75,7 +75,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DecisionOutcome:
     """What came of a decision: P held-out scores at the interval's end, and those of the parent at its start."""
 
     top1: tuple[float, ...]  # fractions
@@ -111,14 +111,14 @@ class Controller(ABC):
     explores: bool = True
     """Whether the candidates of one decision get different actions."""
     needs_gradient: bool = False
-    """Whether it reads `Outcome.action_gradient`."""
+    """Whether it reads `DecisionOutcome.action_gradient`."""
 
     @abstractmethod
     def decide(self, progress: Progress, candidates: int) -> Decision:
         """The actions of the interval that starts at `progress`."""
 
     @abstractmethod
-    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
+    def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:
         """Take in the outcome of the latest decision; `progress_after` is what the next one will start at."""
 
     def policy_bytes(self) -> bytes | None:

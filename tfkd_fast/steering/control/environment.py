@@ -1,4 +1,4 @@
-"""Students as gymnasium environments: any agent library can set their targets. See docs/environment.md.
+"""StudentFleet as gymnasium environments: any agent library can set their targets. See docs/environment.md.
 
 One step is one decision interval. The action lies in -1..1; times the limit of 4 it is the action of the target, and
 zero is the neutral one. The observation is that of our own policies, `control.observation`.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tfkd_fast.steering.control.controller import ACTION_LIMIT
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
-from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, Students, quality
+from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, StudentFleet, quality
 
 Floats = NDArray[Any]
 """Float32; gymnasium's own types of a Box say less."""
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 class Episode:
     """One run of P students: actions in, rewards out."""
 
-    def __init__(self, students: Students) -> None:
+    def __init__(self, students: StudentFleet) -> None:
         self._students = students
         self.size = len(students.action_names)
         self.over = True
@@ -108,7 +108,7 @@ class TargetControlEnv(gymnasium.Env[Floats, Floats]):
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  # as gymnasium has it
 
-    def __init__(self, students: Students, render_mode: str | None = None) -> None:
+    def __init__(self, students: StudentFleet, render_mode: str | None = None) -> None:
         if students.count != 1:
             raise ValueError(f"students must be one, got {students.count}: TargetControlVectorEnv takes several")
         _check_render_mode(render_mode, self.metadata)
@@ -139,7 +139,7 @@ class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
 
     metadata = {**TargetControlEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
-    def __init__(self, students: Students, render_mode: str | None = None) -> None:
+    def __init__(self, students: StudentFleet, render_mode: str | None = None) -> None:
         _check_render_mode(render_mode, self.metadata)
         self.render_mode = render_mode
         self.num_envs = students.count

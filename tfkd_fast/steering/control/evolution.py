@@ -9,7 +9,14 @@ import torch
 from cmaes import CMA
 from torch import Tensor
 
-from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.controller import (
+    ACTION_LIMIT,
+    Controller,
+    Decision,
+    DecisionOutcome,
+    Feedback,
+    Progress,
+)
 from tfkd_fast.steering.control.rewards import Rewards
 from tfkd_fast.steering.control.settings import ControllerSettings
 from tfkd_fast.steering.targets import ActionSpace
@@ -19,7 +26,7 @@ SMALLEST_POPULATION = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Generation:
+class EvaluatedPopulation:
     """What the optimiser was told, a population of n."""
 
     asked: int  # draws since the generation before, with those that were never told
@@ -45,7 +52,7 @@ class EvolutionController(Controller):
         self._seed = seed % 2**32  # all that numpy's generator takes
         self._rewards = Rewards(settings.top1_share)
         self._optimizer: CMA | None = None  # until the first decision says how many candidates there are
-        self._generations: list[Generation] = []
+        self._generations: list[EvaluatedPopulation] = []
         self._asked = 0  # since the latest generation
         self._actions = torch.zeros(0, space.action_size)  # those that will be told, with their losses
         self._losses = torch.zeros(0, dtype=torch.float64)
@@ -57,8 +64,8 @@ class EvolutionController(Controller):
         self._asked += candidates
         return Decision(_ask(self._optimizer, candidates), ("sample",) * candidates)
 
-    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
-        rewards = self._rewards.of(outcome)
+    def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:
+        rewards = self._rewards.compute(outcome)
         if rewards is None:
             return Feedback((math.nan,), None, None)
         if self._optimizer is None:
@@ -68,7 +75,7 @@ class EvolutionController(Controller):
         figures = None
         size = self._optimizer.population_size
         while len(self._losses) >= size:
-            generation = Generation(self._asked, self._actions[:size], self._losses[:size])
+            generation = EvaluatedPopulation(self._asked, self._actions[:size], self._losses[:size])
             self._actions, self._losses, self._asked = self._actions[size:], self._losses[size:], 0
             self._generations.append(generation)
             _tell(self._optimizer, generation)
@@ -94,7 +101,7 @@ class EvolutionController(Controller):
         self._seed, self._asked = state["seed"], state["asked"]
         self._actions, self._losses = state["actions"], state["losses"]
         self._rewards.load_state_dict(state["rewards"])
-        self._generations = [Generation(**generation) for generation in state["generations"]]
+        self._generations = [EvaluatedPopulation(**generation) for generation in state["generations"]]
         self._optimizer = None
         if state["population"] is not None:
             self._optimizer = self._new(state["population"])
@@ -115,6 +122,6 @@ def _ask(optimizer: CMA, count: int) -> Tensor:
     return torch.tensor(np.reshape(asked, (count, optimizer.dim)), dtype=torch.float32)
 
 
-def _tell(optimizer: CMA, generation: Generation) -> None:
+def _tell(optimizer: CMA, generation: EvaluatedPopulation) -> None:
     actions, losses = generation.actions.double().numpy(), generation.losses.tolist()
     optimizer.tell(list(zip(actions, losses, strict=True)))

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.controller import (
+    ACTION_LIMIT,
+    Controller,
+    Decision,
+    DecisionOutcome,
+    Feedback,
+    Progress,
+)
 from tfkd_fast.steering.control.settings import ControllerSettings
 from tfkd_fast.steering.targets import ActionSpace
 
@@ -30,7 +37,7 @@ class HypergradientController(Controller):
     def decide(self, progress: Progress, candidates: int) -> Decision:
         return Decision(self._action.detach().repeat(candidates, 1), ("hypergradient",) * candidates)
 
-    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
+    def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:
         """Rewards play no part. A gradient that is not finite, of a student that diverged, is skipped."""
         if outcome.action_gradient is None:
             raise ValueError("the hypergradient controller learns from outcome.action_gradient, which is None")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.steering.control.controller import Controller, Decision, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.controller import Controller, Decision, DecisionOutcome, Feedback, Progress
 from tfkd_fast.steering.control.settings import RecordedAction
 from tfkd_fast.steering.targets import ActionSpace
 
@@ -38,7 +38,7 @@ class OpenLoopController(Controller):
     def decide(self, progress: Progress, candidates: int) -> Decision:
         return Decision(self.action(progress).repeat(candidates, 1), (self.role,) * candidates)
 
-    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
+    def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:
         return Feedback(rewards=(), advantages=None, update=None)
 
     def state_dict(self) -> dict[str, Any]:

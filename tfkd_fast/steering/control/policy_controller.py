@@ -7,11 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller, Decision, Draws, Feedback, Outcome, Progress
+from tfkd_fast.steering.control.controller import (
+    ACTION_LIMIT,
+    Controller,
+    Decision,
+    DecisionOutcome,
+    Draws,
+    Feedback,
+    Progress,
+)
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
 from tfkd_fast.steering.control.policy import GaussianPolicy
 from tfkd_fast.steering.control.policy_file import find_policy, load_policy, policy_bytes
-from tfkd_fast.steering.control.policy_gradient import Batch, PolicyGradient, Transition
+from tfkd_fast.steering.control.policy_gradient import PolicyGradient, Rollout, Transition
 from tfkd_fast.steering.control.rewards import Rewards
 from tfkd_fast.steering.control.settings import ControllerSettings
 from tfkd_fast.steering.targets import ActionSpace
@@ -82,8 +90,8 @@ class PolicyController(Controller):
         actions = draws.clamp(-ACTION_LIMIT, ACTION_LIMIT)
         return Decision(actions, tuple(roles), Draws(state, draws, log_probabilities))
 
-    def learn(self, decision: Decision, outcome: Outcome, progress_after: Progress) -> Feedback:
-        rewards = self._rewards.of(outcome)
+    def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:
+        rewards = self._rewards.compute(outcome)
         self._previous_action = decision.actions[outcome.winner]
         if len(decision.actions) > 1:
             self._elite = self._previous_action
@@ -100,7 +108,7 @@ class PolicyController(Controller):
         gradient.end_segment()
         draws = _draws(decision)
         entering = torch.tensor([role != "mean" for role in decision.roles])
-        batch = Batch(
+        batch = Rollout(
             draws.observation.expand(int(entering.sum()), -1),
             draws.values[entering],
             draws.log_probabilities[entering],

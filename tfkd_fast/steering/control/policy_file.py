@@ -16,7 +16,7 @@ from tfkd_fast.steering.targets import ActionSpace
 from tfkd_fast.tensor_file import FileKind
 
 
-class Header(Settings):
+class PolicyHeader(Settings):
     """What a policy file says of its policy."""
 
     controller: str
@@ -26,12 +26,12 @@ class Header(Settings):
 
 
 # The format includes what the entries of the observation mean: a policy cannot see with others.
-FILES = FileKind("policy", Header, 1, "controller.policy", "give the policy.safetensors of a run")
+FILES = FileKind("policy", PolicyHeader, 1, "controller.policy", "give the policy.safetensors of a run")
 
 
 def policy_bytes(controller: str, policy: GaussianPolicy, value: MLP, space: ActionSpace) -> bytes:
-    """A policy and its value network in the safetensors format, with a `Header` as JSON."""
-    header = Header(
+    """A policy and its value network in the safetensors format, with a `PolicyHeader` as JSON."""
+    header = PolicyHeader(
         controller=controller,
         family=space.family,
         action_names=space.action_names,
@@ -78,7 +78,7 @@ def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: Ac
         value.load_state_dict(_under("value.", tensors))
 
 
-def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[PolicyHeader, dict[str, Tensor]]:
     """The content of a policy file, checked."""
     header, tensors = FILES.read(path)
     size, generator = len(header.action_names), torch.Generator()

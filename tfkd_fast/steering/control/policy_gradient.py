@@ -15,7 +15,7 @@ from tfkd_fast.steering.control.settings import ControllerSettings
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Rollout:
     """n draws of a policy and what they were worth."""
 
     observations: Tensor  # (n,O)
@@ -62,10 +62,10 @@ class PolicyGradient:
                 },
             ]
         )
-        self._groups: list[Batch] = []
+        self._groups: list[Rollout] = []
         self._transitions: list[Transition] = []
 
-    def learn_group(self, batch: Batch) -> dict[str, float]:
+    def learn_group(self, batch: Rollout) -> dict[str, float]:
         """Take in the candidates of one decision, and update."""
         self._groups = [*self._groups, batch][-self._settings.group_buffer :]
         return self._update(_join(self._groups), returns=None)
@@ -91,7 +91,7 @@ class PolicyGradient:
             self._settings.discount,
             self._settings.gae_lambda,
         )
-        batch = Batch(
+        batch = Rollout(
             observations,
             torch.stack([step.draw for step in self._transitions]),
             torch.stack([step.log_probability for step in self._transitions]),
@@ -105,7 +105,7 @@ class PolicyGradient:
         if self._transitions:
             self._transitions[-1] = replace(self._transitions[-1], continues=False)
 
-    def _update(self, batch: Batch, returns: Tensor | None) -> dict[str, float]:
+    def _update(self, batch: Rollout, returns: Tensor | None) -> dict[str, float]:
         settings, policy = self._settings, self._policy
         bounds = math.log(settings.min_std), math.log(settings.max_std)
         figures = {"draws": float(len(batch.draws))}
@@ -133,7 +133,7 @@ class PolicyGradient:
                 "entropy": policy.entropy().item(),
             }
 
-    def _objective(self, log_probabilities: Tensor, batch: Batch) -> Tensor:
+    def _objective(self, log_probabilities: Tensor, batch: Rollout) -> Tensor:
         ratio = (log_probabilities - batch.log_probabilities).exp()
         clip = self._settings.clip
         if self._settings.name == "ppo":
@@ -154,10 +154,10 @@ class PolicyGradient:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.value.load_state_dict(state["value"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._groups = [Batch(**batch) for batch in state["groups"]]
+        self._groups = [Rollout(**batch) for batch in state["groups"]]
         self._transitions = [Transition(**step) for step in state["transitions"]]
 
 
-def _join(batches: Sequence[Batch]) -> Batch:
+def _join(batches: Sequence[Rollout]) -> Rollout:
     names = ("observations", "draws", "log_probabilities", "advantages")
-    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
+    return Rollout(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))

@@ -18,7 +18,7 @@ from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
 from tfkd_fast.steering.control.policy import MLP, GaussianPolicy
 from tfkd_fast.steering.control.policy_file import policy_bytes
 from tfkd_fast.steering.control.settings import ControllerSettings
-from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, Students, quality
+from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, StudentFleet, quality
 from tfkd_fast.steering.targets import ActionSpace
 
 FEATURES = (0, 1)
@@ -65,7 +65,7 @@ class PolicySearch:
         self._optimizer = CMA(np.zeros(size), INITIAL_STD, bounds=bounds, seed=seed % 2**32, population_size=population)
         self.generations: list[Generation] = []
 
-    def run_generation(self, students: Students) -> Generation:
+    def run_generation(self, students: StudentFleet) -> Generation:
         """Train the students to the end, and learn from what became of them."""
         parameters = self._ask()
         seed = self._seed + len(self.generations)
@@ -105,7 +105,7 @@ class PolicySearch:
         self.generations.append(generation)
 
 
-def _final_qualities(students: Students, parameters: Tensor, seed: int) -> list[float]:
+def _final_qualities(students: StudentFleet, parameters: Tensor, seed: int) -> list[float]:
     """Of P students, taught by the policies (P,3A) from the same start; a divergence ends the run for all."""
     count, size = len(parameters), len(students.action_names)
     bias, *weights = parameters.view(count, 1 + len(FEATURES), size).unbind(1)
@@ -122,7 +122,7 @@ def _final_qualities(students: Students, parameters: Tensor, seed: int) -> list[
     return [quality(old.progress) if new else DIVERGENCE_PENALTY for new, old in reached]
 
 
-def as_line(generation: Generation) -> dict[str, Any]:
+def as_record(generation: Generation) -> dict[str, Any]:
     """A generation as plain values, with the best and the mean quality in front."""
     qualities = generation.qualities
     return {"best": max(qualities), "mean": sum(qualities) / len(qualities)} | asdict(generation)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfkd_fast.steering.control.controller import Outcome
+from tfkd_fast.steering.control.controller import DecisionOutcome
 
 
 def standardize(values: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def standardize(values: Tensor) -> Tensor:
     return centred / deviation if deviation > negligible else torch.zeros_like(values)
 
 
-def group_rewards(outcome: Outcome, top1_share: float) -> Tensor:
+def group_rewards(outcome: DecisionOutcome, top1_share: float) -> Tensor:
     """(P,) float64: standardised gains in top-1 and in calibrated NLL, mixed, among candidates of one parent.
 
     What hits all candidates alike, a drop of the learning rate above all, cancels.
@@ -41,7 +41,7 @@ class RunningScale:
     mean_square: float = 0.0
     count: int = 0
 
-    def scaled(self, gain: float) -> float:
+    def normalize(self, gain: float) -> float:
         """Take in one gain and return it in units of the scale."""
         self.mean_square = self.DECAY * self.mean_square + (1.0 - self.DECAY) * gain**2
         self.count += 1
@@ -49,10 +49,12 @@ class RunningScale:
         return gain / scale if scale > 0.0 else 0.0
 
 
-def single_reward(outcome: Outcome, top1_share: float, top1_scale: RunningScale, nll_scale: RunningScale) -> float:
+def single_reward(
+    outcome: DecisionOutcome, top1_share: float, top1_scale: RunningScale, nll_scale: RunningScale
+) -> float:
     """The same mixture for a single trajectory: each gain of the interval over its running scale."""
-    gain_top1 = top1_scale.scaled(outcome.top1[0] - outcome.parent_top1)
-    gain_nll = nll_scale.scaled(outcome.parent_nll - outcome.nll[0])
+    gain_top1 = top1_scale.normalize(outcome.top1[0] - outcome.parent_top1)
+    gain_nll = nll_scale.normalize(outcome.parent_nll - outcome.nll[0])
     return top1_share * gain_top1 + (1.0 - top1_share) * gain_nll
 
 
@@ -64,7 +66,7 @@ class Rewards:
         self._top1_share = top1_share
         self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
 
-    def of(self, outcome: Outcome) -> Tensor | None:
+    def compute(self, outcome: DecisionOutcome) -> Tensor | None:
         """(P,) float64; None for a single trajectory whose learning rate dropped: the jump cannot be told from a gain.
 
         Such a drop changes the size of the gains to come, so the scales begin anew.

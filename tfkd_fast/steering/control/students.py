@@ -34,7 +34,7 @@ class Snapshot:
     divergence: float  # of the target that it was taught with last from the one-hot label, nats
 
 
-class Students(Protocol):
+class StudentFleet(Protocol):
     """P students that train side by side over one run, each from a seed and under actions of its own."""
 
     @property

@@ -13,7 +13,7 @@ def z_sums(values: Sequence[Row], higher_is_better: Sequence[bool], weights: Seq
     Sums count as equal to 9 decimals, as Borda scores do.
     """
     columns = [
-        standardised([-value if higher else value for value in column])
+        z_scores([-value if higher else value for value in column])
         for column, higher in zip(zip(*values, strict=True), higher_is_better, strict=True)
     ]
     return tuple(
@@ -22,7 +22,7 @@ def z_sums(values: Sequence[Row], higher_is_better: Sequence[bool], weights: Seq
     )
 
 
-def standardised(column: Row) -> list[float]:
+def z_scores(column: Row) -> list[float]:
     """N values, lower is better, less their mean and over their (population) standard deviation.
 
     Mean and deviation are of the finite values; where these are all equal, each is 0. An infinite value or NaN stands

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tfkd_fast import ops
 from tfkd_fast.methods.base import TeacherOutputs
-from tfkd_fast.models.layers import BatchNorm, Conv, averaged, norm_relu_pool
+from tfkd_fast.models.layers import BatchNorm, Conv, average_pool_to, norm_relu_pool
 
 ConnectorName = Literal["deep", "linear"]
 """deep: 1x1, 3x3 and 1x1 convolutions with half of the student's channels between them; linear: one of 1x1. Batch norm
@@ -73,4 +73,4 @@ def distances(seen: Seen, connectors: nn.ModuleList) -> Tensor:
 
 
 def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return maps if maps.shape[-2:] == size else averaged(maps, size)
+    return maps if maps.shape[-2:] == size else average_pool_to(maps, size)
