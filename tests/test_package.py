@@ -35,7 +35,7 @@ loss("no tensor", 3, None)
 
 def loaded_by(statement: str) -> set[str]:
     """The top-level packages, and the modules of this one, that a statement loads in a new process."""
-    code = f"import json, sys\nbefore = {{*sys.modules}}\n{statement}\nprint(json.dumps([*sys.modules.keys() - before]))"
+    code = f"import json, sys\nold = {{*sys.modules}}\n{statement}\nprint(json.dumps([*sys.modules.keys() - old]))"
     modules = json.loads(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     )
