@@ -1,1 +1,1 @@
-"""What sets the targets of a run and chooses among its candidates: controllers, target families, selection."""
+"""Steering: controllers that set the targets of a run, the target families, and the selection among candidates."""

@@ -1,4 +1,4 @@
-"""Who sets the target: controllers that choose an action for a target family as training goes."""
+"""Controllers: they choose the action of a target family, and so the targets, while a run trains."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The environments, imported when somebody asks for one."""
+    """Import an environment class on first access, because gymnasium is an optional dependency.
+
+    Raises:
+        UserError: gymnasium is not installed.
+    """
     if name not in ENVIRONMENTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -58,11 +62,16 @@ def __getattr__(name: str) -> Any:
 
 
 def build_controller(settings: ControllerSettings, space: ActionSpace, seed: int) -> Controller:
-    """The controller that the settings name, for a target family.
+    """Build the controller that the settings name.
+
+    Args:
+        settings: the `[controller]` table of a recipe.
+        space: what an action steers: a target family, or a mixture of one with other sources.
+        seed: seeds the random numbers of the controller.
 
     Raises:
-        UserError: for a controller that this target gives nothing to decide, an action that does not fit it, or a
-            policy file that cannot be used.
+        UserError: the target leaves this controller nothing to decide, an action has the wrong length, or the policy
+            file cannot be used.
     """
     match settings.name:
         case "fixed":

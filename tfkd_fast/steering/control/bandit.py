@@ -1,4 +1,4 @@
-"""Bandits: controllers that choose among a few fixed actions, without a look at the state."""
+"""Bandits: controllers that choose among a few fixed actions and do not observe the state of training."""
 
 import math
 from abc import abstractmethod
@@ -15,10 +15,10 @@ from tfkd_fast.steering.targets import ActionSpace
 
 
 class BanditController(Controller):
-    """Of K arms, each candidate plays another of those that score best; what is known of an arm fades with time.
+    """A bandit of K arms: each candidate plays a different one of the arms with the highest scores.
 
     Counts and sums of rewards are discounted at every decision that is rewarded, as in discounted UCB (Garivier &
-    Moulines, ALT 2011): the target that serves a student best changes as it learns.
+    Moulines, ALT 2011), because the target that serves a student best changes while it learns.
     """
 
     learns = True
@@ -35,7 +35,13 @@ class BanditController(Controller):
 
     @abstractmethod
     def scores(self, counts: Tensor, sums: Tensor, generator: torch.Generator) -> Tensor:
-        """How much each arm wants to be played next: (K,) from discounted counts and sums of rewards (K,) float64."""
+        """Return the scores (K,) float64 that the next arms are chosen by; the highest come first.
+
+        Args:
+            counts: (K,) float64, discounted numbers of plays.
+            sums: (K,) float64, discounted sums of rewards.
+            generator: the source of random numbers.
+        """
 
     def decide(self, progress: Progress, candidates: int) -> Decision:
         scores = self.scores(self._counts, self._sums, self._generator)
@@ -73,10 +79,11 @@ class BanditController(Controller):
 
 
 class ThompsonController(BanditController):
-    """An arm is played as often as it is believed to be the best: the best of one draw from each arm's posterior.
+    """Thompson sampling: one draw from the posterior of each arm's mean reward; the highest draws win.
 
-    Thompson (Biometrika 25, 1933); Russo et al. (A tutorial on Thompson sampling, 2018). Gaussian rewards of unit
-    variance, prior N(0, 1) of an arm's mean: rewards are standardised, so both fit (our choice).
+    Source: Thompson (Biometrika 25, 1933); Russo et al. (A tutorial on Thompson sampling, 2018). The model is our
+    choice: Gaussian rewards of variance 1 and the prior N(0, 1) for the mean of an arm, because rewards are
+    standardised.
     """
 
     def scores(self, counts: Tensor, sums: Tensor, generator: torch.Generator) -> Tensor:
@@ -86,10 +93,10 @@ class ThompsonController(BanditController):
 
 
 class UCBController(BanditController):
-    """The arm that is best at the upper end of what is believed of it; what has not been tried yet comes first.
+    """Upper confidence bounds: the score of an arm is its mean reward plus c sqrt(log N / n) after n of N plays.
 
-    Mean + c sqrt(log N / n) after n of N draws: UCB1 (Auer et al., Machine Learning 47, 2002), with discounted counts
-    (Garivier & Moulines, ALT 2011).
+    An arm that was never played comes first. Source: UCB1 (Auer et al., Machine Learning 47, 2002), with discounted
+    counts (Garivier & Moulines, ALT 2011); c is `controller.exploration`.
     """
 
     def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
@@ -103,6 +110,6 @@ class UCBController(BanditController):
 
 
 def axis_grid(action_size: int, step: float) -> Tensor:
-    """(1+2A,A) float32: the neutral action, then each number moved up and down by `step`."""
+    """Return arms (1+2A,A) float32: the neutral action, then each number alone moved up and down by `step`."""
     axes = step * torch.eye(action_size)  # subtracted from 0 below, since a minus would leave -0.0 in logs
     return torch.cat([torch.zeros(1, action_size), torch.stack([axes, 0.0 - axes], dim=1).flatten(0, 1)])

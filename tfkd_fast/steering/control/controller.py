@@ -1,4 +1,4 @@
-"""What a controller is, and the small records that pass between it and a training method."""
+"""The controller interface, and the records that pass between a controller and a training method."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,50 +13,72 @@ ACTION_LIMIT = 4.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How training goes, before a decision or after it: the surviving student's numbers. Fractions lie in 0..1."""
+    """The state of training at a decision: the figures of the student that training continues from.
+
+    Accuracies, probabilities and masses are fractions in 0..1; losses and entropies are in nats.
+    """
 
     num_classes: int
+    """Number of classes C."""
     epoch_fraction: float
-    learning_rate_ratio: float  # over the initial (or peak) one
-    train_loss: float  # nats
+    """Share of the run's epochs that have passed, 0..1."""
+    learning_rate_ratio: float
+    """Scheduled learning rate of the next epoch over the initial (or peak) one."""
+    train_loss: float
+    """Mean training loss of the latest epoch, nats."""
     train_top1: float
+    """Training accuracy of the latest epoch."""
     holdout_top1: float
-    holdout_nll: float  # nats, temperature-calibrated
-    delta_top1: float  # held-out, over the latest interval
+    """Held-out accuracy at the end of the latest interval."""
+    holdout_nll: float
+    """Held-out negative log-likelihood after temperature calibration, nats."""
+    delta_top1: float
+    """Change of `holdout_top1` over the latest interval."""
     delta_nll: float
-    entropy: float  # nats, mean over the training samples
-    true_probability: float  # mean over the training samples
-    true_mass: float  # of the target that the student was taught with last
+    """Change of `holdout_nll` over the latest interval, nats."""
+    entropy: float
+    """Mean entropy of the predictions for the training samples, nats."""
+    true_probability: float
+    """Mean predicted probability of the label of a training sample."""
+    true_mass: float
+    """True-class mass of the latest target that the student was trained with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What a policy needs to remember of a decision in order to learn from it."""
+    """Samples of a policy at one decision, as its later update needs them."""
 
-    observation: Tensor  # (13+A,) float32
-    values: Tensor  # (P,A) float32, the actions before they were clipped
-    log_probabilities: Tensor  # (P,) float32, of `values` under the policy of that moment
+    observation: Tensor
+    """(13+A,) float32: the state that the policy observed."""
+    values: Tensor
+    """(P,A) float32: the actions before they were clipped."""
+    log_probabilities: Tensor
+    """(P,) float32: log-densities of `values` under the policy at the time of the decision."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """One action a candidate for the next interval."""
+    """The actions of P candidates for the next interval."""
 
-    actions: Tensor  # (P,A) float32
-    roles: tuple[str, ...]  # P, where each action comes from
-    draws: Draws | None = None  # None where there is no policy
-    learning_rate_factors: tuple[float, ...] | None = None  # P, on top of the schedule; None is 1 for all
+    actions: Tensor
+    """(P,A) float32: one action for each candidate."""
+    roles: tuple[str, ...]
+    """P words for the origin of each action, such as "mean", "sample" or "arm 3"."""
+    draws: Draws | None = None
+    """The samples behind the actions; None for a controller without a policy."""
+    learning_rate_factors: tuple[float, ...] | None = None
+    """P factors that multiply the scheduled learning rate; None for 1 each."""
 
     def log_probability(self, candidate: int) -> float | None:
-        """Log-density of one candidate's action under the policy, if there is one."""
+        """Return the log-density of one candidate's action under the policy, or None without a policy."""
         return float(self.draws.log_probabilities[candidate]) if self.draws else None
 
     def observation(self) -> tuple[float, ...] | None:
-        """What the policy saw (13+A numbers), if there is one."""
+        """Return the 13+A numbers that the policy observed, or None without a policy."""
         return tuple(self.draws.observation.tolist()) if self.draws else None
 
     def subset(self, candidates: Sequence[int]) -> "Decision":
-        """What was decided for some of the candidates, in that order."""
+        """Return the decision for some of the candidates only, in the given order."""
         rows, factors, draws = list(candidates), self.learning_rate_factors, self.draws
         return Decision(
             self.actions[rows],
@@ -70,64 +92,79 @@ class Decision:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Decision":
+        """Build the decision that `state_dict` described."""
         draws, factors = state["draws"], state["learning_rate_factors"]
         return cls(state["actions"], tuple(state["roles"]), draws and Draws(**draws), factors and tuple(factors))
 
 
 @dataclass(frozen=True)
 class DecisionOutcome:
-    """What came of a decision: P held-out scores at the interval's end, and those of the parent at its start."""
+    """The outcome of a decision: held-out scores of P candidates after the interval, and of their parent before it."""
 
-    top1: tuple[float, ...]  # fractions
-    nll: tuple[float, ...]  # nats, temperature-calibrated
+    top1: tuple[float, ...]
+    """P held-out accuracies, fractions."""
+    nll: tuple[float, ...]
+    """P held-out negative log-likelihoods after temperature calibration, nats."""
     parent_top1: float
+    """Held-out accuracy of the parent, a fraction."""
     parent_nll: float
+    """Held-out negative log-likelihood of the parent after temperature calibration, nats."""
     winner: int
-    """The candidate that training continues from."""
+    """Index of the candidate that training continues from."""
     comparable: bool = True
     """False where the learning rate dropped within the interval: the scores then jumped whatever the action was."""
     action_gradient: Tensor | None = None
-    """(A,) float32 for a controller that `needs_gradient`: of the held-out loss after one training step by the winner's
-    action, in that action."""
+    """Gradient (A,) float32 of the held-out loss after one training step under the winner's action, with respect to
+    that action; None unless the controller has `needs_gradient`."""
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a controller made of an outcome."""
+    """The result of `Controller.learn`, for the log of a run."""
 
-    rewards: tuple[float, ...]  # P; NaN where nothing can be said
-    advantages: tuple[float, ...] | None  # P, where this decision entered an update at once
-    update: dict[str, float] | None  # figures of the update of what was learned, where there was one
+    rewards: tuple[float, ...]
+    """P rewards; NaN where the outcome cannot be rewarded."""
+    advantages: tuple[float, ...] | None
+    """P advantages of the candidates, if this decision entered an update at once."""
+    update: dict[str, float] | None
+    """Figures of the update by name, such as "std" or "gradient_norm"; None if nothing was updated."""
     buffer_advantages: tuple[float, ...] | None = None
-    """Of the latest decisions over a single candidate that had a reward, oldest first and this one last, where this one
-    filled the buffer and they entered an update together."""
+    """Advantages of the buffered single-candidate decisions, oldest first and this one last, if this decision filled
+    the buffer and all of them entered one update."""
 
 
 class Controller(ABC):
-    """Chooses an action for each candidate before an interval and may learn from what came of it."""
+    """A controller chooses an action for each candidate before an interval, and may learn from its outcome after it."""
 
     learns: bool
-    """Whether it has a use for outcomes: `learn` then wants to be called after every decision."""
+    """Whether the controller uses outcomes: `learn` must then be called after every decision."""
     explores: bool = True
     """Whether the candidates of one decision get different actions."""
     needs_gradient: bool = False
-    """Whether it reads `DecisionOutcome.action_gradient`."""
+    """Whether the controller reads `DecisionOutcome.action_gradient`."""
 
     @abstractmethod
     def decide(self, progress: Progress, candidates: int) -> Decision:
-        """The actions of the interval that starts at `progress`."""
+        """Choose the actions of `candidates` students for the interval that starts at `progress`."""
 
     @abstractmethod
     def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:
-        """Take in the outcome of the latest decision; `progress_after` is what the next one will start at."""
+        """Learn from the outcome of the latest decision.
+
+        Args:
+            decision: the latest decision, or the part of it that was judged.
+            outcome: held-out scores of the candidates of `decision`.
+            progress_after: the state of training after the interval, at which the next decision will be taken.
+        """
 
     def policy_bytes(self) -> bytes | None:
-        """The content of a policy file, for `controller.policy` of a later run; None where no policy was learned."""
+        """Return a policy file, for `controller.policy` of a later run; None if no policy was learned."""
         return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as tensors, numbers and containers of them."""
+        """Return all that a resumed run needs, as tensors, numbers and containers of them."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""

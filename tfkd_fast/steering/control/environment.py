@@ -1,7 +1,7 @@
-"""StudentFleet as gymnasium environments: any agent library can set their targets. See docs/environment.md.
+"""Gymnasium environments in which an agent sets the targets that students are trained with; see docs/environment.md.
 
-One step is one decision interval. The action lies in -1..1; times the limit of 4 it is the action of the target, and
-zero is the neutral one. The observation is that of our own policies, `control.observation`.
+One step is one decision interval. An action lies in -1..1; multiplied by `ACTION_LIMIT` it is the action of the target,
+and zero is the neutral one. Observations are those of our own policies, see `control.observation`.
 """
 
 from collections.abc import Sequence
@@ -22,21 +22,26 @@ from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
 from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, StudentFleet, quality
 
 Floats = NDArray[Any]
-"""Float32; gymnasium's own types of a Box say less."""
+"""An array of float32, the type of observations and actions."""
 
 
 class Step(NamedTuple):
-    """What P students give back for their actions."""
+    """The result of one decision interval for P students."""
 
-    observations: Floats  # (P,13+A)
-    rewards: NDArray[np.float64]  # (P,)
-    terminated: NDArray[np.bool_]  # (P,)
-    truncated: NDArray[np.bool_]  # (P,)
+    observations: Floats
+    """(P,13+A) float32: the state of each student after the interval."""
+    rewards: NDArray[np.float64]
+    """(P,): the gain in `quality` over the interval, or `DIVERGENCE_PENALTY`."""
+    terminated: NDArray[np.bool_]
+    """(P,): whether the student is at the end of its run, or diverged."""
+    truncated: NDArray[np.bool_]
+    """(P,): whether the episode ends because another student diverged."""
     infos: list[dict[str, Any]]
+    """P dictionaries of figures for people and logs."""
 
 
 class Episode:
-    """One run of P students: actions in, rewards out."""
+    """One run of P students as a sequence of actions and rewards."""
 
     def __init__(self, students: StudentFleet) -> None:
         self._students = students
@@ -47,7 +52,7 @@ class Episode:
         self._actions = torch.zeros(students.count, self.size)
 
     def start(self, seeds: Sequence[int]) -> tuple[Floats, list[dict[str, Any]]]:
-        """Observations (P,13+A) and infos of new students."""
+        """Start new students of P seeds; return their observations (P,13+A) float32 and infos."""
         self._snapshots = self._students.start(seeds)
         self._actions = torch.zeros_like(self._actions)
         self._diverged = [False] * len(seeds)
@@ -55,7 +60,12 @@ class Episode:
         return self._observations(), self._infos()
 
     def step(self, actions: Floats) -> Step:
-        """Actions (P,A), clipped to -1..1."""
+        """Train for one decision interval under actions (P,A), which are clipped to -1..1.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode is over.
+            ValueError: an action is not finite.
+        """
         if self.over:
             raise ResetNeeded("the episode is over: call reset")
         if not np.isfinite(actions).all():
@@ -75,7 +85,7 @@ class Episode:
         return Step(self._observations(), np.array(rewards), diverged | ended, truncated, self._infos())
 
     def lines(self) -> tuple[str, ...]:
-        """One a student, for a person to read."""
+        """Return one line of text about each student."""
         return tuple(
             f"epoch {snapshot.epoch}/{self._students.epochs}  held-out top-1 {snapshot.progress.holdout_top1:.1%}  "
             f"true mass {snapshot.progress.true_mass:.3f}" + ("  diverged" if diverged else "")
@@ -104,7 +114,10 @@ def _box(size: int) -> Box:
 
 
 class TargetControlEnv(gymnasium.Env[Floats, Floats]):
-    """One student. The undiscounted return is the `quality` of the final student over that of the one at the reset."""
+    """Environment of one student.
+
+    The undiscounted return of an episode is the `quality` of the final student less its quality at the reset.
+    """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  # as gymnasium has it
 
@@ -118,24 +131,27 @@ class TargetControlEnv(gymnasium.Env[Floats, Floats]):
         self.observation_space = _box(PROGRESS_ENTRIES + self._episode.size)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
-        """A new student, of weights and data order of `seed` (0 .. 2**32 - 1), or else of a seed that is drawn."""
+        """Start a new student with the weights and data order of `seed`, 0 .. 2**32 - 1; None draws a seed."""
         super().reset(seed=seed)
         observations, infos = self._episode.start([_draw(self.np_random) if seed is None else seed])
         return observations[0], infos[0]
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """One decision interval."""
+        """Train for one decision interval under an action (A,); see `gymnasium.Env.step` for the result."""
         step = self._episode.step(np.asarray(action)[np.newaxis])
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         return step.observations[0], float(step.rewards[0]), terminated, truncated, step.infos[0]
 
     def render(self) -> str | None:
-        """A line about the student as it is."""
+        """Return a line of text about the student in render mode "ansi", else None."""
         return self._episode.lines()[0] if self.render_mode == "ansi" else None
 
 
 class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
-    """P students side by side. They end together: where one diverges, the others are truncated with reward 0."""
+    """Vector environment of P students that train side by side.
+
+    All episodes end together: if one student diverges, the others are truncated with reward 0.
+    """
 
     metadata = {**TargetControlEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
@@ -150,7 +166,7 @@ class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
-        """New students: of the seeds `seed`, `seed` + 1, ..., or else of seeds that are drawn."""
+        """Start new students with the seeds `seed`, `seed` + 1, ...; None draws all seeds."""
         super().reset(seed=seed)
         students = range(self.num_envs)
         seeds = [_draw(self.np_random) if seed is None else seed + student for student in students]
@@ -158,7 +174,7 @@ class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         return observations, self._batched(infos)
 
     def step(self, actions: Floats) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """One decision interval, or a reset where the episode has ended with the step before."""
+        """Train for one decision interval under actions (P,A), or reset if the step before ended the episode."""
         if self._episode.over:
             observations, batched = self.reset()
             nobody = np.zeros(self.num_envs, dtype=np.bool_)
@@ -167,7 +183,7 @@ class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         return step.observations, step.rewards, step.terminated, step.truncated, self._batched(step.infos)
 
     def render(self) -> tuple[str, ...] | None:
-        """A line about each student as it is."""
+        """Return a line of text about each student in render mode "ansi", else None."""
         return self._episode.lines() if self.render_mode == "ansi" else None
 
     def _batched(self, infos: list[dict[str, Any]]) -> dict[str, Any]:
@@ -178,7 +194,7 @@ class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
 
 
 def _draw(generator: np.random.Generator) -> int:
-    """A student's seed."""
+    """Draw the seed of a student."""
     return int(generator.integers(2**32))
 
 

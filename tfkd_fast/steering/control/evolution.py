@@ -1,4 +1,4 @@
-"""A controller that searches by evolution."""
+"""Evolution: a controller that searches for the best action by CMA-ES."""
 
 import math
 from dataclasses import dataclass
@@ -22,39 +22,43 @@ from tfkd_fast.steering.control.settings import ControllerSettings
 from tfkd_fast.steering.targets import ActionSpace
 
 SMALLEST_POPULATION = 4
-"""Below, the covariance update has the weight zero, which its own formulas divide by."""
+"""Smallest population of CMA-ES: below it, a weight of the covariance update is zero, and the formulas divide by it."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedPopulation:
-    """What the optimiser was told, a population of n."""
+    """A population of n actions with their losses, which the optimiser learned from."""
 
-    asked: int  # draws since the generation before, with those that were never told
-    actions: Tensor  # (n,A) float32
-    losses: Tensor  # (n,) float64
+    asked: int
+    """Number of draws since the population before, including those that never got a loss."""
+    actions: Tensor
+    """(n,A) float32: the actions of the population."""
+    losses: Tensor
+    """(n,) float64: the negated rewards of the actions."""
 
 
 class EvolutionController(Controller):
     """CMA-ES (Hansen, The CMA evolution strategy: a tutorial, 2016) over actions, started at the neutral one.
 
-    The candidates of the first decision say how large a population is, where there are at least four; otherwise, as in
-    a single trajectory, it has the usual size, 4 + 3 ln A. Draws are collected over decisions until they fill one:
-    rewards of different decisions compare because they are standardised (`Rewards`). A draw without reward is not told.
+    The population has as many members as the first decision has candidates if these are at least four; otherwise, as in
+    a single trajectory, it has the usual size 4 + 3 ln A. Draws are collected over decisions until they fill a
+    population: rewards of different decisions can be compared because they are standardised (`Rewards`). A draw
+    without a reward is left out.
 
-    The package offers its state as a pickle only, and without its random numbers. Ours is the history: what was asked
-    and told is asked and told again.
+    `cmaes` offers its state as a pickle only, and without its random numbers. The state here is the history: on
+    loading, all draws are made again and the optimiser learns from the same losses.
     """
 
     learns = True
 
     def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
         self._std, self._action_size = settings.initial_std, space.action_size
-        self._seed = seed % 2**32  # all that numpy's generator takes
+        self._seed = seed % 2**32  # the range of numpy's generator
         self._rewards = Rewards(settings.top1_share)
         self._optimizer: CMA | None = None  # until the first decision says how many candidates there are
         self._generations: list[EvaluatedPopulation] = []
         self._asked = 0  # since the latest generation
-        self._actions = torch.zeros(0, space.action_size)  # those that will be told, with their losses
+        self._actions = torch.zeros(0, space.action_size)  # of the population that is being collected
         self._losses = torch.zeros(0, dtype=torch.float64)
 
     def decide(self, progress: Progress, candidates: int) -> Decision:
@@ -117,7 +121,7 @@ class EvolutionController(Controller):
 
 
 def _ask(optimizer: CMA, count: int) -> Tensor:
-    """(count,A) float32."""
+    """Draw actions (count,A) float32."""
     asked = [optimizer.ask() for _ in range(count)]
     return torch.tensor(np.reshape(asked, (count, optimizer.dim)), dtype=torch.float32)
 

@@ -1,4 +1,4 @@
-"""A controller that follows the gradient of the held-out loss in the action."""
+"""Hypergradient: a controller that descends the gradient of the held-out loss with respect to the action."""
 
 import copy
 import math
@@ -20,10 +20,10 @@ from tfkd_fast.steering.targets import ActionSpace
 
 
 class HypergradientController(Controller):
-    """One action for all candidates, moved by Adam against the held-out loss after one look-ahead step.
+    """One action for all candidates, updated by Adam to lower the held-out loss after one look-ahead step.
 
-    The gradient through a training step is that of learning to teach (Wu et al., NeurIPS 2018: L2T-DLF), through one
-    step only as in MetaDistil (Zhou et al., ACL 2022). There is no network here: the action itself is what is learned.
+    Source: the gradient through a training step is that of learning to teach (Wu et al., NeurIPS 2018: L2T-DLF),
+    through one step only as in MetaDistil (Zhou et al., ACL 2022). There is no network: the action itself is learned.
     """
 
     learns = True
@@ -38,7 +38,13 @@ class HypergradientController(Controller):
         return Decision(self._action.detach().repeat(candidates, 1), ("hypergradient",) * candidates)
 
     def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:
-        """Rewards play no part. A gradient that is not finite, of a student that diverged, is skipped."""
+        """Take one step of Adam along `outcome.action_gradient`; rewards are not used.
+
+        A gradient that is not finite, as of a student that diverged, is skipped.
+
+        Raises:
+            ValueError: the outcome has no gradient.
+        """
         if outcome.action_gradient is None:
             raise ValueError("the hypergradient controller learns from outcome.action_gradient, which is None")
         gradient = outcome.action_gradient.to(self._action)

@@ -1,4 +1,4 @@
-"""What a policy sees of the run."""
+"""The observation of a policy: the state of training as numbers in -1..1."""
 
 import math
 
@@ -8,10 +8,11 @@ from torch import Tensor
 from tfkd_fast.steering.control.controller import ACTION_LIMIT, Progress
 
 PROGRESS_ENTRIES = 13
+"""Entries of an observation that do not depend on the action space; A entries for the previous action follow them."""
 
 
 def observation(progress: Progress, previous_action: Tensor) -> Tensor:
-    """The state of the decision process (our choice): (13+A,) float32, every entry within -1..1.
+    """Return the state of the decision process (our choice): (13+A,) float32, every entry within -1..1.
 
     ====  =====================================================================================================
     0     fraction of the run that has passed
@@ -25,13 +26,17 @@ def observation(progress: Progress, previous_action: Tensor) -> Tensor:
     10    mean predictive entropy over log C
     11    mean probability of the true class
     12    true-class mass of the latest target
-    13..  the action that the surviving student was taught with last, over the limit of 4
+    13..  the latest action of the student that training continues from, over `ACTION_LIMIT` = 4
     ====  =====================================================================================================
 
-    Shares of 0..1 (entries 0, 1, 3-6 and 10-12) are stretched to -1..1; what leaves its interval is clipped.
+    Fractions in 0..1 (entries 0, 1, 3-6 and 10-12) are mapped to -1..1; every entry is clipped to this interval.
+
+    Args:
+        progress: the state of training.
+        previous_action: (A,) float32, zeros before the first decision.
 
     Raises:
-        ValueError: for a progress that holds a number that is not finite.
+        ValueError: a number of `progress` is not finite.
     """
     log_classes = math.log(progress.num_classes)
     decades = -math.log10(max(progress.learning_rate_ratio, 1e-3))

@@ -1,4 +1,4 @@
-"""Controllers that follow a plan, whatever comes of it."""
+"""Open-loop controllers: their actions depend on the share of the run that has passed, not on its outcomes."""
 
 from abc import abstractmethod
 from bisect import bisect_right
@@ -17,7 +17,10 @@ from tfkd_fast.steering.targets import ActionSpace
 
 
 def check_length(what: str, action: Sequence[float], space: ActionSpace, remedy: str) -> None:
-    """Refuse an action that the target does not take."""
+    """Raise UserError unless `action` has as many numbers as an action of the target.
+
+    The message begins with `what`, the setting that gives the action, and ends with `remedy`.
+    """
     if len(action) != space.action_size:
         raise UserError(
             f"{what} has {len(action)} numbers but the {space.family} target takes {space.action_size}: {remedy}"
@@ -25,15 +28,16 @@ def check_length(what: str, action: Sequence[float], space: ActionSpace, remedy:
 
 
 class OpenLoopController(Controller):
-    """The same action for every candidate; nothing is learned and nothing remembered."""
+    """A controller that gives every candidate the same action and has no state."""
 
     learns = False
     explores = False
     role: str
+    """The role of its actions, see `Decision.roles`."""
 
     @abstractmethod
     def action(self, progress: Progress) -> Tensor:
-        """The action (A,) float32 at a moment of the run."""
+        """Return the action (A,) float32 for the share of the run that has passed."""
 
     def decide(self, progress: Progress, candidates: int) -> Decision:
         return Decision(self.action(progress).repeat(candidates, 1), (self.role,) * candidates)
@@ -49,7 +53,7 @@ class OpenLoopController(Controller):
 
 
 class FixedController(OpenLoopController):
-    """One action for the whole run: a fixed free-form target, or a target that takes no action."""
+    """One action for the whole run: a fixed free-form target, or a target without an action."""
 
     role = "fixed"
 
@@ -63,13 +67,13 @@ class FixedController(OpenLoopController):
 
 
 class ScheduleController(OpenLoopController):
-    """True-class mass along straight lines over the run, e.g. rising to the one-hot label (progressive)."""
+    """A true-class mass that is piecewise linear over the run, e.g. rising to the one-hot label (progressive)."""
 
     role = "schedule"
 
     def __init__(self, true_mass: tuple[float, ...], space: ActionSpace) -> None:
         for mass in true_mass:
-            space.action_for_true_mass(mass)  # refuses now what it cannot give later
+            space.action_for_true_mass(mass)  # raises now rather than in the middle of a run
         self._space, self._true_mass = space, true_mass
 
     def action(self, progress: Progress) -> Tensor:
@@ -78,7 +82,7 @@ class ScheduleController(OpenLoopController):
 
 
 class RecordedController(OpenLoopController):
-    """The actions and learning-rate factors of an earlier run, played again at the same shares of this run."""
+    """The actions and learning-rate factors of an earlier run, repeated at the same shares of this run."""
 
     role = "recorded"
 
@@ -95,6 +99,6 @@ class RecordedController(OpenLoopController):
         return torch.tensor(self._entry(progress).action)
 
     def _entry(self, progress: Progress) -> RecordedAction:
-        """The latest that has begun, up to rounding; before any has, the first."""
+        """Return the latest entry that has begun, up to rounding; before any has, the first."""
         begun = bisect_right(self._recorded, progress.epoch_fraction + 1e-9, key=lambda entry: entry.start)
         return self._recorded[max(begun - 1, 0)]

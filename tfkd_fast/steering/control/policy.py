@@ -1,4 +1,4 @@
-"""A Gaussian policy over actions, and the value network beside it."""
+"""The Gaussian policy over actions, and the network that its mean and the value function use."""
 
 import math
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Two hidden layers of 64 tanh units, and a linear path past them; output and path start at zero.
+    """Two hidden layers of 64 tanh units beside a linear path from input to output; path and output layer start at 0.
 
-    Only `generator` is drawn from: the global random state stays as it is.
+    The weights are drawn from `generator`; the global random state is not touched.
     """
 
     def __init__(self, inputs: int, outputs: int, generator: torch.Generator) -> None:
@@ -32,15 +32,15 @@ class MLP(nn.Module):
 
 
 def _empty_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """Not initialised, and so without a draw from the global random state."""
+    """Return a linear layer without initial weights, which does not draw from the global random state."""
     return nn.Linear(inputs, outputs, bias, device="meta").to_empty(device="cpu")
 
 
 class GaussianPolicy(nn.Module):
-    """Actions u ~ N(mean(s), diag std^2): the mean a network of the observation s, the std the same everywhere.
+    """Actions u ~ N(mean(s), diag std^2): the mean is a network of the observation s, the std does not depend on s.
 
-    The bias of the network's output is the part of the mean that depends on nothing: it learns at a rate of its own.
-    A new policy has mean 0, the neutral action.
+    The bias of the network's output is the constant part of the mean, which learns at a rate of its own. A new policy
+    has mean 0, the neutral action.
     """
 
     def __init__(self, observation_size: int, action_size: int, std: float, generator: torch.Generator) -> None:
@@ -49,19 +49,19 @@ class GaussianPolicy(nn.Module):
         self.log_std = nn.Parameter(torch.full((action_size,), math.log(std)))
 
     def log_probability(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Log-density (n,) of actions (n,A) given observations (n,O) or (O,)."""
+        """Return log-densities (n,) of actions (n,A) given observations (n,O) or (O,)."""
         scaled: Tensor = (actions - self.mean(observations)) / self.log_std.exp()
         return (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
 
     def entropy(self) -> Tensor:
-        """() nats."""
+        """Return the entropy of the policy, a scalar tensor in nats."""
         return (self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)).sum()
 
     def fast_parameters(self) -> list[nn.Parameter]:
-        """The bias of the mean, and the standard deviation."""
+        """Return the bias of the mean and the log standard deviations, which learn at `controller.learning_rate`."""
         return [self.get_parameter("mean.output.bias"), self.log_std]
 
     def network_parameters(self) -> list[nn.Parameter]:
-        """The others."""
+        """Return all parameters that are not in `fast_parameters`."""
         fast = set(self.fast_parameters())
         return [parameter for parameter in self.parameters() if parameter not in fast]

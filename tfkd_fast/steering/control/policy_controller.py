@@ -1,4 +1,4 @@
-"""A controller that plays a policy: as it is, at random around its mean, or learning by PPO or REINFORCE."""
+"""Policy controllers: they play a learned policy, sample around its mean, or learn it by PPO or REINFORCE."""
 
 import copy
 import math
@@ -26,18 +26,18 @@ from tfkd_fast.steering.targets import ActionSpace
 
 
 class PolicyController(Controller):
-    """Samples absolute actions, not increments, so that the target may jump in either direction.
+    """A controller that samples absolute actions, not increments, so that the target may jump in either direction.
 
-    One candidate plays a sample. Of several, the first plays the policy's mean, the second the action that won the
-    latest comparison ("elite"), the others samples. There is no elite before the first comparison, nor with two
-    candidates: without samples there would be nothing to learn from. A policy that is played as it is gives its mean
-    to all.
+    A single candidate plays a sample. Of several candidates, the first plays the policy's mean, the second the action
+    that won the latest comparison ("elite"), and the rest play samples. There is no elite before the first comparison,
+    nor with two candidates, because the update needs samples. The controller "policy" gives every candidate the mean.
 
-    The mean and the elite are no draws of the policy. All candidates shape the baseline of a decision; the elite then
-    enters the update as if it had just been drawn, and the mean does not: where the mean should move it cannot say, and
-    by beating most samples around it, it would only narrow the policy early. Compared in a stationary bandit (reward
-    -|u-u*|^2/d with noise as large as its spread within the group, u* ~ N(0,I), d = 5, 4 candidates, mean of 20 seeds),
-    as the root mean square error of the policy's mean, 1.05 at first, after 16 and 48 decisions:
+    The mean and the elite are not samples of the policy. All candidates enter the baseline of a decision. The elite
+    then enters the update like a sample. The mean does not: it carries no information on where the mean should move,
+    and because it beats most samples around it, it would only narrow the policy early. Three variants were compared in
+    a stationary bandit (reward -|u-u*|^2/d with noise as large as its spread within the group, u* ~ N(0,I), d = 5, 4
+    candidates, mean of 20 seeds), by the root mean square error of the policy's mean, 1.05 at first, after 16 and 48
+    decisions:
 
     ==================================  =============  ============
     candidates in the update            PPO            REINFORCE
@@ -52,7 +52,7 @@ class PolicyController(Controller):
     0.14 against 0.10 after 48 decisions.
     """
 
-    learns = True  # the others are told, too, which action won, and their rewards are logged for comparison
+    learns = True  # "policy" and "random" learn nothing, but need the winner, and their rewards are logged
 
     def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
         self._name, self._space = settings.name, space
@@ -70,7 +70,7 @@ class PolicyController(Controller):
             with torch.no_grad():
                 self._policy.log_std.clamp_(math.log(settings.min_std), math.log(settings.max_std))
         self._rewards = Rewards(settings.top1_share)
-        self._previous_action = torch.zeros(space.action_size)  # of the surviving student
+        self._previous_action = torch.zeros(space.action_size)  # of the student that training continues from
         self._elite: Tensor | None = None
 
     def decide(self, progress: Progress, candidates: int) -> Decision:
@@ -108,13 +108,13 @@ class PolicyController(Controller):
         gradient.end_segment()
         draws = _draws(decision)
         entering = torch.tensor([role != "mean" for role in decision.roles])
-        batch = Rollout(
+        rollout = Rollout(
             draws.observation.expand(int(entering.sum()), -1),
             draws.values[entering],
             draws.log_probabilities[entering],
             rewards[entering].float(),
         )
-        return Feedback(tuple(rewards.tolist()), tuple(rewards.tolist()), gradient.learn_group(batch))
+        return Feedback(tuple(rewards.tolist()), tuple(rewards.tolist()), gradient.learn_group(rollout))
 
     def _learn_single(
         self, gradient: PolicyGradient, decision: Decision, reward: float, progress_after: Progress
@@ -134,7 +134,7 @@ class PolicyController(Controller):
         return Feedback((reward,), None, figures, tuple(advantages.tolist()))
 
     def policy_bytes(self) -> bytes | None:
-        """Of the policy as it is now; those that do not learn have none to give."""
+        """Return the policy as a file, or None for a controller that does not learn one."""
         gradient = self._gradient
         return policy_bytes(self._name, self._policy, gradient.value, self._space) if gradient else None
 

@@ -1,4 +1,4 @@
-"""Policies that travel: a learned policy as a file, and a policy that starts from one, also for another target."""
+"""Policy files: learned policies in the safetensors format, and how a new policy starts from one."""
 
 import re
 from collections.abc import Sequence
@@ -17,20 +17,24 @@ from tfkd_fast.tensor_file import FileKind
 
 
 class PolicyHeader(Settings):
-    """What a policy file says of its policy."""
+    """The header of a policy file."""
 
     controller: str
+    """Name of the controller that learned the policy."""
     family: str
+    """Target family that the policy was learned for."""
     action_names: tuple[str, ...]
+    """Name of each number of an action."""
     observation_entries: int
+    """Number of entries of an observation."""
 
 
-# The format includes what the entries of the observation mean: a policy cannot see with others.
+# The format number stands for the meaning of the observation's entries, too: a policy cannot use others.
 FILES = FileKind("policy", PolicyHeader, 1, "controller.policy", "give the policy.safetensors of a run")
 
 
 def policy_bytes(controller: str, policy: GaussianPolicy, value: MLP, space: ActionSpace) -> bytes:
-    """A policy and its value network in the safetensors format, with a `PolicyHeader` as JSON."""
+    """Return the file of a policy and its value network: safetensors with a `PolicyHeader` as JSON."""
     header = PolicyHeader(
         controller=controller,
         family=space.family,
@@ -41,21 +45,27 @@ def policy_bytes(controller: str, policy: GaussianPolicy, value: MLP, space: Act
 
 
 def find_policy(name: str) -> Path:
-    """The file of a shipped policy, or else the path that `name` is."""
+    """Return the file of the shipped policy of this name, or else `name` as a path."""
     shipped = files("tfkd_fast.recipes") / "policies" / f"{name}.safetensors"
     return Path(str(shipped)) if shipped.is_file() else Path(name)
 
 
 def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: ActionSpace) -> None:
-    """Take over what a file says of the numbers that `space` has, too, found by their names.
+    """Load a policy, and a value network, from a file whose action space may be another one.
 
-    A number "rank K" that the file lacks is steered as the greatest rank below K in it: there, that bin held rank K, or
-    the classes ended before. Any other that it lacks starts as in a new policy, at the neutral action and the initial
-    standard deviation. Inputs for the previous action are found by the name alone, since one that stood in for another
-    would count twice; what the file never saw has no influence.
+    Numbers of an action are matched by name. A number "rank K" that the file lacks is initialised from the greatest
+    rank below K in the file: in the file's space that bin held rank K, or there were fewer classes. Any other missing
+    number starts as in a new policy, at the neutral action and the initial standard deviation. Inputs for the previous
+    action are matched by name only, because a substitute would count twice; an input that the file lacks has weight 0.
+
+    Args:
+        path: the policy file.
+        policy: overwritten.
+        value: the value network, overwritten; None if it is not needed.
+        space: the action space of `policy`.
 
     Raises:
-        UserError: if the file is missing, unreadable, damaged, of another kind or format, or steers nothing of `space`.
+        UserError: the file is missing, unreadable, damaged, of another kind or format, or has no number of `space`.
     """
     header, tensors = _read(path)
     names = header.action_names
@@ -79,7 +89,7 @@ def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: Ac
 
 
 def _read(path: Path) -> tuple[PolicyHeader, dict[str, Tensor]]:
-    """The content of a policy file, checked."""
+    """Read a policy file and check the shapes, dtypes and values of its tensors."""
     header, tensors = FILES.read(path)
     size, generator = len(header.action_names), torch.Generator()
     observed = PROGRESS_ENTRIES + size
@@ -99,18 +109,18 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _tensors(policy: GaussianPolicy, value: MLP) -> dict[str, Tensor]:
-    """All weights by the names that they have in the file."""
+    """Return all weights by their names in the file."""
     networks = (("policy", policy), ("value", value))
     return {f"{which}.{name}": tensor for which, network in networks for name, tensor in network.state_dict().items()}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _counterpart(name: str, names: Sequence[str]) -> int | None:
-    """Where in `names` stands that which `name` is steered as."""
+    """Return the index in `names` of the number that initialises `name`, or None."""
     if name in names:
         return names.index(name)
     ranks = {rank: index for index, other in enumerate(names) if (rank := _rank(other)) is not None}
@@ -119,12 +129,12 @@ def _counterpart(name: str, names: Sequence[str]) -> int | None:
 
 
 def _rank(name: str) -> int | None:
-    """K of "rank K"."""
+    """Return K of the name "rank K", or None for another name."""
     match = re.fullmatch(r"rank (\d+)", name)
     return int(match[1]) if match else None
 
 
 def _take(tensor: Tensor, rows: Sequence[int | None], default: float) -> Tensor:
-    """Rows of a tensor (n,...) by their numbers; one of `default` for None."""
+    """Return rows of a tensor (n,...) by index; None gives a row filled with `default`."""
     other = torch.full_like(tensor[0], default)
     return torch.stack([other if row is None else tensor[row] for row in rows])

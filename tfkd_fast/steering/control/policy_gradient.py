@@ -1,4 +1,4 @@
-"""How a policy learns from rewards: PPO and REINFORCE on very few decisions."""
+"""Policy gradients: PPO and REINFORCE for very few decisions."""
 
 import copy
 import math
@@ -16,36 +16,47 @@ from tfkd_fast.steering.control.settings import ControllerSettings
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """n draws of a policy and what they were worth."""
+    """A rollout of n samples of a policy with their advantages, all float32."""
 
-    observations: Tensor  # (n,O)
-    draws: Tensor  # (n,A)
-    log_probabilities: Tensor  # (n,) at the time of the draw
-    advantages: Tensor  # (n,)
+    observations: Tensor
+    """(n,O): the states in which the actions were sampled."""
+    draws: Tensor
+    """(n,A): the sampled actions before clipping."""
+    log_probabilities: Tensor
+    """(n,): log-densities of the samples when they were drawn."""
+    advantages: Tensor
+    """(n,): the advantage of each sample."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transition:
     """One decision of a single trajectory."""
 
-    observation: Tensor  # (O,)
-    draw: Tensor  # (A,)
-    log_probability: Tensor  # ()
+    observation: Tensor
+    """(O,) float32: the state in which the action was sampled."""
+    draw: Tensor
+    """(A,) float32: the sampled action before clipping."""
+    log_probability: Tensor
+    """() float32: log-density of the sample when it was drawn."""
     reward: float
-    next_observation: Tensor  # (O,)
-    continues: bool = True  # whether the transition behind it in the buffer starts where this one ended
+    """Reward of the interval."""
+    next_observation: Tensor
+    """(O,) float32: the state after the interval."""
+    continues: bool = True
+    """Whether the next transition in the buffer starts where this one ended."""
 
 
 class PolicyGradient:
-    """The optimiser of a policy, its value network and its buffers.
+    """Optimiser of a policy, with its value network and its buffers of samples.
 
     PPO maximises the clipped surrogate of Schulman et al. (2017, eq. 7). REINFORCE follows A * grad log pi (Williams,
-    1992) with the ratio of new to old probability as weight, truncated above at 1 + clip (Ionides, 2008), because its
-    buffer holds draws of slightly older policies.
+    1992), weighted with the ratio of new to old probability, truncated above at 1 + clip (Ionides, 2008), because its
+    buffer holds samples of slightly older policies.
 
     Decisions over several candidates of one parent are one-step problems: the reward, already centred in its group, is
-    the advantage. Each such decision is followed by an update from the latest `group_buffer` of them. Decisions of a
-    single trajectory use generalized advantages, standardised over the buffer, and an update every `single_buffer`.
+    the advantage, and each decision is followed by an update from the latest `group_buffer` of them. Decisions of a
+    single trajectory use generalized advantages, standardised over the buffer, with one update every `single_buffer`
+    decisions.
     """
 
     def __init__(
@@ -65,16 +76,16 @@ class PolicyGradient:
         self._groups: list[Rollout] = []
         self._transitions: list[Transition] = []
 
-    def learn_group(self, batch: Rollout) -> dict[str, float]:
-        """Take in the candidates of one decision, and update."""
-        self._groups = [*self._groups, batch][-self._settings.group_buffer :]
+    def learn_group(self, rollout: Rollout) -> dict[str, float]:
+        """Add the samples of one decision to the buffer and update the policy; return the figures of the update."""
+        self._groups = [*self._groups, rollout][-self._settings.group_buffer :]
         return self._update(_join(self._groups), returns=None)
 
     def learn_single(self, transition: Transition) -> tuple[dict[str, float], Tensor] | None:
-        """Take in one transition of the single trajectory, and update once the buffer is full.
+        """Add one transition of the single trajectory to the buffer, and update the policy once the buffer is full.
 
         Returns:
-            The figures of the update and the advantages (n,) of the buffer, where there was one.
+            The figures of the update and the advantages (n,) of the buffer; None if there was no update.
         """
         self._transitions.append(transition)
         if len(self._transitions) < self._settings.single_buffer:
@@ -91,30 +102,30 @@ class PolicyGradient:
             self._settings.discount,
             self._settings.gae_lambda,
         )
-        batch = Rollout(
+        rollout = Rollout(
             observations,
             torch.stack([step.draw for step in self._transitions]),
             torch.stack([step.log_probability for step in self._transitions]),
             standardize(advantages),
         )
         self._transitions = []
-        return self._update(batch, returns=advantages + values), batch.advantages
+        return self._update(rollout, returns=advantages + values), rollout.advantages
 
     def end_segment(self) -> None:
-        """The next transition will not start where the latest one ended."""
+        """Mark the latest transition as the last of its segment: the next one starts somewhere else."""
         if self._transitions:
             self._transitions[-1] = replace(self._transitions[-1], continues=False)
 
-    def _update(self, batch: Rollout, returns: Tensor | None) -> dict[str, float]:
+    def _update(self, rollout: Rollout, returns: Tensor | None) -> dict[str, float]:
         settings, policy = self._settings, self._policy
         bounds = math.log(settings.min_std), math.log(settings.max_std)
-        figures = {"draws": float(len(batch.draws))}
+        figures = {"draws": float(len(rollout.draws))}
         for _ in range(settings.epochs):
-            log_probabilities = policy.log_probability(batch.observations, batch.draws)
-            objective = self._objective(log_probabilities, batch)
+            log_probabilities = policy.log_probability(rollout.observations, rollout.draws)
+            objective = self._objective(log_probabilities, rollout)
             loss = -objective - settings.entropy_bonus * policy.entropy()
             if returns is not None:
-                value_loss = (self.value(batch.observations).squeeze(-1) - returns).square().mean()
+                value_loss = (self.value(rollout.observations).squeeze(-1) - returns).square().mean()
                 loss = loss + value_loss
                 figures["value_loss"] = value_loss.item()
             self._optimizer.zero_grad()
@@ -125,7 +136,7 @@ class PolicyGradient:
             with torch.no_grad():
                 policy.log_std.clamp_(*bounds)
         with torch.no_grad():
-            log_ratio = policy.log_probability(batch.observations, batch.draws) - batch.log_probabilities
+            log_ratio = policy.log_probability(rollout.observations, rollout.draws) - rollout.log_probabilities
             return figures | {
                 "objective": objective.item(),
                 "log_ratio": log_ratio.abs().mean().item(),
@@ -133,31 +144,31 @@ class PolicyGradient:
                 "entropy": policy.entropy().item(),
             }
 
-    def _objective(self, log_probabilities: Tensor, batch: Rollout) -> Tensor:
-        ratio = (log_probabilities - batch.log_probabilities).exp()
+    def _objective(self, log_probabilities: Tensor, rollout: Rollout) -> Tensor:
+        ratio = (log_probabilities - rollout.log_probabilities).exp()
         clip = self._settings.clip
         if self._settings.name == "ppo":
             clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
-            return torch.minimum(ratio * batch.advantages, clipped * batch.advantages).mean()
+            return torch.minimum(ratio * rollout.advantages, clipped * rollout.advantages).mean()
         weight = ratio.detach().clamp(max=1.0 + clip)
-        return (weight * batch.advantages * log_probabilities).mean()
+        return (weight * rollout.advantages * log_probabilities).mean()
 
     def state_dict(self) -> dict[str, Any]:
         state = {
             "value": self.value.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "groups": [vars(batch) for batch in self._groups],
+            "groups": [vars(rollout) for rollout in self._groups],
             "transitions": [vars(step) for step in self._transitions],
         }
-        return copy.deepcopy(state)  # torch hands out the living tensors
+        return copy.deepcopy(state)  # torch returns the tensors that training goes on changing
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.value.load_state_dict(state["value"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._groups = [Rollout(**batch) for batch in state["groups"]]
+        self._groups = [Rollout(**rollout) for rollout in state["groups"]]
         self._transitions = [Transition(**step) for step in state["transitions"]]
 
 
-def _join(batches: Sequence[Rollout]) -> Rollout:
+def _join(rollouts: Sequence[Rollout]) -> Rollout:
     names = ("observations", "draws", "log_probabilities", "advantages")
-    return Rollout(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
+    return Rollout(*(torch.cat([getattr(rollout, name) for rollout in rollouts]) for name in names))

@@ -1,7 +1,7 @@
-"""A policy learned from whole runs: what counts is how good a student is at the end, not after the next decision.
+"""Policy search: a policy is learned from whole runs by the quality of the final students.
 
-The gain of one decision says little of what it is worth: a soft target may slow a student down while the learning rate
-is high and serve it once the rate falls. A search that sees final students alone has no such horizon (our choice).
+The gain of one decision says little about its value: a soft target may slow a student down while the learning rate is
+high, and help it once the rate falls. A search that compares final students has no such horizon (our choice).
 """
 
 from dataclasses import asdict, dataclass
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.control.controller import ACTION_LIMIT
+from tfkd_fast.steering.control.evolution import SMALLEST_POPULATION
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
 from tfkd_fast.steering.control.policy import MLP, GaussianPolicy
 from tfkd_fast.steering.control.policy_file import policy_bytes
@@ -22,40 +23,44 @@ from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, St
 from tfkd_fast.steering.targets import ActionSpace
 
 FEATURES = (0, 1)
-"""Entries of the observation that the policy is a linear function of: how far the run is, and the learning rate."""
+"""Entries of the observation that the policy is a linear function of: share of the run passed, and learning rate."""
 
 INITIAL_STD = 2.0
-"""Of the parameters: half of what an action is limited to, so that a few generations see all of the range."""
-
-SMALLEST_POPULATION = 4
-"""As of the controller `cma-es`."""
+"""Initial standard deviation of the parameters: half of `ACTION_LIMIT`, so that a few generations cover the range."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One run of P students that differ in their policies alone."""
+    """One run of P students that differ only in their policies."""
 
     seed: int
-    """Of all students: what they differ in at the end is what their policies differ in, and the rest of chance."""
+    """Seed of all students, so that differences at the end come from their policies and not from initial weights."""
     parameters: list[list[float]]
-    """(P,3A) bias, weight of the time and weight of the learning rate, for each number of the action."""
+    """Parameters (P,3A) of the policies: A biases, A weights of the time and A weights of the learning rate each."""
     qualities: list[float]
-    """P, of the final students."""
+    """P values of `quality` of the final students."""
 
 
 class PolicySearch:
     """CMA-ES (Hansen, The CMA evolution strategy: a tutorial, 2016) over the parameters of a policy.
 
-    A generation is one run of as many students as the population has.
+    A generation is one run of as many students as the population has members.
 
-    The mean action is b + w_1 s_1 + w_2 s_2 of the observed time and learning rate, so that a target may be soft while
-    the rate is high and hard at the end, or the other way round: 3 parameters for each number of an action.
+    The mean action is b + w_1 s_1 + w_2 s_2 with the observed time s_1 and learning rate s_2, so that a target may be
+    soft while the rate is high and hard at the end, or the reverse: 3 parameters for each number of an action.
     """
 
     def __init__(self, space: ActionSpace, settings: ControllerSettings, population: int, seed: int) -> None:
-        """
+        """Start a search at the neutral action.
+
+        Args:
+            space: what an action steers.
+            settings: the `[controller]` table of a recipe, for the bounds of the standard deviation.
+            population: number of students of a generation, at least 4.
+            seed: seed of the search; generation g trains students of seed + g.
+
         Raises:
-            UserError: for a population that is too small.
+            UserError: the population is too small.
         """
         if population < SMALLEST_POPULATION:
             raise UserError(f"an evolution needs {SMALLEST_POPULATION} students or more at a time, got {population}")
@@ -64,9 +69,10 @@ class PolicySearch:
         bounds = np.full((size, 2), (-ACTION_LIMIT, ACTION_LIMIT))
         self._optimizer = CMA(np.zeros(size), INITIAL_STD, bounds=bounds, seed=seed % 2**32, population_size=population)
         self.generations: list[Generation] = []
+        """All generations so far, oldest first."""
 
     def run_generation(self, students: StudentFleet) -> Generation:
-        """Train the students to the end, and learn from what became of them."""
+        """Train a population of students to the end of their run and update the search by their qualities."""
         parameters = self._ask()
         seed = self._seed + len(self.generations)
         qualities = _final_qualities(students, torch.tensor(parameters, dtype=torch.float32), seed)
@@ -75,13 +81,13 @@ class PolicySearch:
         return generation
 
     def restore(self, generations: list[Generation]) -> None:
-        """Go on after generations of an earlier search under the same settings: they are asked and told again."""
+        """Continue an earlier search under the same settings by repeating its generations, without training."""
         for generation in generations:
             self._ask()
             self._tell(generation)
 
     def policy_bytes(self) -> bytes:
-        """A policy file whose mean is that of the search, and whose deviation is that of the latest biases."""
+        """Return a policy file: the mean is that of the search, the standard deviation that of the latest biases."""
         size, generator = self._space.action_size, torch.Generator().manual_seed(self._seed)
         settings = self._settings
         policy = GaussianPolicy(PROGRESS_ENTRIES + size, size, settings.initial_std, generator)
@@ -106,7 +112,7 @@ class PolicySearch:
 
 
 def _final_qualities(students: StudentFleet, parameters: Tensor, seed: int) -> list[float]:
-    """Of P students, taught by the policies (P,3A) from the same start; a divergence ends the run for all."""
+    """Return the final qualities of P students under policies (P,3A); a divergence ends the run for all."""
     count, size = len(parameters), len(students.action_names)
     bias, *weights = parameters.view(count, 1 + len(FEATURES), size).unbind(1)
     snapshots: list[Snapshot | None] = [*students.start([seed] * count)]
@@ -123,6 +129,6 @@ def _final_qualities(students: StudentFleet, parameters: Tensor, seed: int) -> l
 
 
 def as_record(generation: Generation) -> dict[str, Any]:
-    """A generation as plain values, with the best and the mean quality in front."""
+    """Return a generation as plain values for a log, with the best and the mean quality in front."""
     qualities = generation.qualities
     return {"best": max(qualities), "mean": sum(qualities) / len(qualities)} | asdict(generation)

@@ -1,4 +1,4 @@
-"""From held-out scores to rewards and advantages (the rewards are our choice)."""
+"""Rewards and advantages from held-out scores (the rewards are our choice)."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from tfkd_fast.steering.control.controller import DecisionOutcome
 
 
 def standardize(values: Tensor) -> Tensor:
-    """(n,) with mean 0 and population standard deviation 1; all zeros where the values are all equal."""
+    """Shift and scale values (n,) to mean 0 and population standard deviation 1; equal values give zeros."""
     centred = values - values.mean()
     deviation = centred.square().mean().sqrt()
     negligible = 1e-6 * values.abs().max()  # what rounding leaves of equal values
@@ -19,9 +19,13 @@ def standardize(values: Tensor) -> Tensor:
 
 
 def group_rewards(outcome: DecisionOutcome, top1_share: float) -> Tensor:
-    """(P,) float64: standardised gains in top-1 and in calibrated NLL, mixed, among candidates of one parent.
+    """Return rewards (P,) float64 of candidates of one parent: a mixture of standardised gains in top-1 and in NLL.
 
-    What hits all candidates alike, a drop of the learning rate above all, cancels.
+    Effects that all candidates share, such as a drop of the learning rate, cancel.
+
+    Args:
+        outcome: scores of P >= 2 candidates and of their parent.
+        top1_share: weight of the gain in top-1, 0..1; the gain in calibrated NLL has the rest.
     """
     gain_top1 = torch.tensor(outcome.top1, dtype=torch.float64) - outcome.parent_top1
     gain_nll = outcome.parent_nll - torch.tensor(outcome.nll, dtype=torch.float64)
@@ -30,19 +34,21 @@ def group_rewards(outcome: DecisionOutcome, top1_share: float) -> Tensor:
 
 @dataclass
 class RunningScale:
-    """Exponential root mean square of a stream of gains, with Adam's correction of the start.
+    """Exponential moving root mean square of a stream of gains, with Adam's bias correction.
 
-    Taken about zero rather than about the mean: no gain is the natural reference, the first gain already has a scale,
-    and a scaled gain stays below 1/sqrt(1 - DECAY) = 3.2 whatever comes.
+    It is taken about zero rather than about the mean: zero is the natural reference of a gain, the first gain already
+    has a scale, and a normalised gain never exceeds 1/sqrt(1 - DECAY) = 3.2.
     """
 
     DECAY = 0.9
 
     mean_square: float = 0.0
+    """Exponential moving mean of the squared gains, not bias-corrected."""
     count: int = 0
+    """Number of gains so far."""
 
     def normalize(self, gain: float) -> float:
-        """Take in one gain and return it in units of the scale."""
+        """Update the scale with one gain and return the gain in units of the scale; 0 if all gains were 0."""
         self.mean_square = self.DECAY * self.mean_square + (1.0 - self.DECAY) * gain**2
         self.count += 1
         scale = math.sqrt(self.mean_square / (1.0 - self.DECAY**self.count))
@@ -52,24 +58,25 @@ class RunningScale:
 def single_reward(
     outcome: DecisionOutcome, top1_share: float, top1_scale: RunningScale, nll_scale: RunningScale
 ) -> float:
-    """The same mixture for a single trajectory: each gain of the interval over its running scale."""
+    """Return the reward of a single trajectory: the mixture of `group_rewards`, each gain over its running scale."""
     gain_top1 = top1_scale.normalize(outcome.top1[0] - outcome.parent_top1)
     gain_nll = nll_scale.normalize(outcome.parent_nll - outcome.nll[0])
     return top1_share * gain_top1 + (1.0 - top1_share) * gain_nll
 
 
 class Rewards:
-    """What the candidates of each decision earn: in a group by comparison, alone by running scales, kept here."""
+    """Rewards of the candidates of a decision: by comparison in a group, by running scales for a single candidate."""
 
     def __init__(self, top1_share: float) -> None:
-        """`top1_share`, 0..1, is that of the gain in top-1; the gain in calibrated NLL has the rest."""
+        """Start with empty scales; `top1_share` in 0..1 is the weight of the gain in top-1 against that in NLL."""
         self._top1_share = top1_share
         self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
 
     def compute(self, outcome: DecisionOutcome) -> Tensor | None:
-        """(P,) float64; None for a single trajectory whose learning rate dropped: the jump cannot be told from a gain.
+        """Return rewards (P,) float64, or None for a single trajectory whose learning rate dropped.
 
-        Such a drop changes the size of the gains to come, so the scales begin anew.
+        The jump of the scores at such a drop cannot be told from a gain. It also changes the size of later gains, so
+        the scales start again.
         """
         if not outcome.comparable:
             self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
@@ -90,14 +97,17 @@ class Rewards:
 def generalized_advantages(
     rewards: Tensor, values: Tensor, next_values: Tensor, continues: Tensor, discount: float, gae_lambda: float
 ) -> Tensor:
-    """Generalized advantage estimation (Schulman et al., ICLR 2016, eq. 16) over a sequence cut into segments.
+    """Generalized advantage estimation (Schulman et al., ICLR 2016, eq. 16) over a sequence of segments.
 
     Args:
-        rewards, values, next_values: (n,); values of the state before and after each transition.
-        continues: (n,) bool; whether the next transition starts where this one ended. The last entry is not read.
+        rewards: (n,) reward of each transition.
+        values, next_values: (n,) value of the state before and after each transition.
+        continues: (n,) bool, whether the next transition starts where this one ended. The last entry is not read.
+        discount: the discount factor gamma, 0..1.
+        gae_lambda: the parameter lambda, 0..1.
 
     Returns:
-        (n,) advantages.
+        Advantages (n,) in the dtype of the values.
     """
     errors = rewards + discount * next_values - values
     advantages = errors.clone()

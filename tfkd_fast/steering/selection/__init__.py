@@ -1,6 +1,6 @@
-"""Multi-Ranking Selection (MRS): when several candidates run, what they differ in, how they are ranked, which live on.
+"""Multi-ranking selection (MRS): several candidates train, are ranked by several criteria, and the best survive.
 
-The name is from Jiang et al., IEEE Access 2024; criteria, aggregation and instants are our choice.
+The name is from Jiang et al., IEEE Access 2024; criteria, aggregation and times of selection are our choice.
 """
 
 from tfkd_fast.steering.selection.criteria import CRITERIA, CandidateScore, Criterion, find_criterion

@@ -1,4 +1,4 @@
-"""One number for a candidate out of its criteria: standardised sum and Pareto front; `ops` has the Borda count."""
+"""Aggregation of a candidate's criteria: standardised sum and Pareto front; the Borda count is in `ops`."""
 
 import math
 import statistics
@@ -8,9 +8,14 @@ Row = Sequence[float]
 
 
 def z_sums(values: Sequence[Row], higher_is_better: Sequence[bool], weights: Sequence[float]) -> tuple[float, ...]:
-    """Weighted sums of each candidate's standardised criteria (values N x R), turned so that lower is better.
+    """Return the weighted sum of each candidate's standardised criteria; lower is better.
 
-    Sums count as equal to 9 decimals, as Borda scores do.
+    Sums are rounded to 9 decimals, so that rounding errors break no tie, as in the Borda count.
+
+    Args:
+        values: N rows of R criteria.
+        higher_is_better: R directions.
+        weights: R non-negative weights.
     """
     columns = [
         z_scores([-value if higher else value for value in column])
@@ -23,10 +28,10 @@ def z_sums(values: Sequence[Row], higher_is_better: Sequence[bool], weights: Seq
 
 
 def z_scores(column: Row) -> list[float]:
-    """N values, lower is better, less their mean and over their (population) standard deviation.
+    """Return N values, of which lower is better, less their mean and over their population standard deviation.
 
-    Mean and deviation are of the finite values; where these are all equal, each is 0. An infinite value or NaN stands
-    one deviation beyond them: minus infinity below the lowest, infinity and NaN above the highest (our choice).
+    Mean and deviation are those of the finite values; equal values give 0. A value that is not finite is put one
+    deviation beyond them: minus infinity below the lowest, infinity and NaN above the highest (our choice).
     """
     finite = [value for value in column if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
@@ -41,8 +46,11 @@ def z_scores(column: Row) -> list[float]:
 
 
 def pareto_fronts(ranks: Sequence[Row]) -> tuple[int, ...]:
-    """The front of each candidate, from its ranks (N x R): 1 where no other dominates it, 2 where only those of front 1
-    do, and so on (non-dominated sorting: Goldberg, 1989)."""
+    """Return the Pareto front of each of N candidates from their R ranks each.
+
+    The front is 1 for a candidate that no other dominates, 2 if only candidates of front 1 dominate it, and so on
+    (non-dominated sorting: Goldberg, 1989).
+    """
     fronts = [0] * len(ranks)
     front, left = 0, set(range(len(ranks)))
     while left:
@@ -55,6 +63,6 @@ def pareto_fronts(ranks: Sequence[Row]) -> tuple[int, ...]:
 
 
 def dominates(one: Row, other: Row) -> bool:
-    """Whether no rank of `one` is behind that of `other`, and some rank is before it."""
+    """Return whether no rank of `one` is worse than that of `other`, and at least one is better."""
     pairs = list(zip(one, other, strict=True))
     return all(mine <= its for mine, its in pairs) and any(mine < its for mine, its in pairs)

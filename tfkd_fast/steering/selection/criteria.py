@@ -1,7 +1,7 @@
-"""What candidates are ranked by: one small function of a candidate's scores for each criterion.
+"""The criteria that rank candidates: each is a function of a candidate's scores.
 
-Other distributions may add criteria: an entry point `name = module:criterion` of group `tfkd_fast.criteria` makes the
-`Criterion` that it points to available to recipes by its name.
+Other distributions can add criteria: an entry point `name = module:criterion` of the group `tfkd_fast.criteria` makes
+a `Criterion` available to recipes by its name.
 """
 
 import importlib.metadata
@@ -13,49 +13,55 @@ from dataclasses import dataclass
 from tfkd_fast.errors import nearest
 
 ENTRY_POINTS = "tfkd_fast.criteria"
+"""Group of the entry points by which other distributions offer criteria."""
+
 SLOPE_EVALUATIONS = 3
+"""Number of evaluations that `nll_slope` fits a line to."""
 
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """A candidate at the end of an interval: accuracies are fractions, held-out figures are of evaluation mode."""
+    """The scores of a candidate at the end of an interval; accuracies are fractions."""
 
     top1: float
-    """Held-out accuracy."""
+    """Held-out accuracy in evaluation mode."""
     nll: float
     """Held-out negative log-likelihood after temperature calibration, nats."""
     averaged_top1: float | None
-    """Held-out accuracy of the average of the interval's end-of-epoch weights; None where no criterion reads it."""
+    """Held-out accuracy of the average of the interval's end-of-epoch weights; None if no criterion reads it."""
     train_top1: float
     """Accuracy on the training samples."""
     nll_history: tuple[float, ...]
-    """`nll` at the evaluations of the candidate and of the lineage that it continues: oldest first, its own last."""
+    """Values of `nll` at all evaluations of the candidate and of its ancestors, oldest first and its own last."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A figure of one candidate, and which way is good."""
+    """A figure of one candidate and its direction."""
 
     higher_is_better: bool
+    """Whether the highest value ranks first; else the lowest does."""
     value: Callable[[CandidateScore], float]
+    """The figure as a function of the candidate's scores."""
     needs_average: bool = False
-    """Whether it reads `CandidateScore.averaged_top1`."""
+    """Whether the criterion reads `CandidateScore.averaged_top1`."""
 
 
 def holdout_top1(score: CandidateScore) -> float:
-    """R1, held-out accuracy: the goal itself, but noisy on a small split."""
+    """Return criterion R1, the held-out accuracy: the goal itself, but noisy on a small split."""
     return score.top1
 
 
 def holdout_nll(score: CandidateScore) -> float:
-    """R2, calibrated held-out NLL: much less noisy than the accuracy."""
+    """Return criterion R2, the calibrated held-out NLL in nats: much less noisy than the accuracy."""
     return score.nll
 
 
 def nll_slope(score: CandidateScore) -> float:
-    """R3, least-squares slope of the calibrated NLL over the last three evaluations, nats an evaluation: potential.
+    """Return criterion R3, the least-squares slope of the calibrated NLL over three evaluations, nats per evaluation.
 
-    With fewer evaluations the slope is over those there are; a single one has none and gives NaN, which ranks last.
+    With two evaluations the slope is over these. A single one gives NaN, which ranks last, and so does a history that
+    is not finite.
     """
     history = score.nll_history[-SLOPE_EVALUATIONS:]
     if len(history) < 2 or not all(map(math.isfinite, history)):
@@ -64,14 +70,18 @@ def nll_slope(score: CandidateScore) -> float:
 
 
 def averaged_top1(score: CandidateScore) -> float:
-    """R4, held-out accuracy of the averaged weights: a cheap preview of the accuracy after the learning rate falls."""
+    """Return criterion R4, the held-out accuracy of averaged weights: a preview of the accuracy at a low learning rate.
+
+    Raises:
+        ValueError: the score has no averaged accuracy.
+    """
     if score.averaged_top1 is None:
         raise ValueError("criterion averaged-top1 needs CandidateScore.averaged_top1, got None")
     return score.averaged_top1
 
 
 def generalisation_gap(score: CandidateScore) -> float:
-    """R5, training accuracy minus held-out accuracy: a guard against over-fitting."""
+    """Return criterion R5, training accuracy minus held-out accuracy: a guard against over-fitting."""
     return score.train_top1 - score.top1
 
 
@@ -82,16 +92,16 @@ CRITERIA: dict[str, Criterion] = {
     "averaged-top1": Criterion(True, averaged_top1, needs_average=True),
     "generalisation-gap": Criterion(False, generalisation_gap),
 }
-"""The criteria of this package by the name that a recipe uses: R1 to R5 in order."""
+"""Criteria of this package by the names that recipes use, R1 to R5 in order."""
 
 
 def find_criterion(name: str) -> Criterion:
-    """The criterion of this name: one of this package, or else one that an installed distribution offers.
+    """Return the criterion of this name, from this package or else from an installed distribution.
 
-    Only the entry point that is named is imported. None takes the name of a criterion of this package.
+    Only the named entry point is imported. An entry point cannot replace a criterion of this package.
 
     Raises:
-        ValueError: for an unknown name, one that several distributions offer, or an entry point that is no criterion.
+        ValueError: the name is unknown, several distributions offer it, or the entry point is not a criterion.
     """
     if name in CRITERIA:
         return CRITERIA[name]
@@ -105,7 +115,7 @@ def find_criterion(name: str) -> Criterion:
     (offer,) = offers
     try:
         criterion = offer.load()
-    except Exception as error:  # whatever a module of somebody else raises
+    except Exception as error:  # a foreign module may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"criterion {name!r} of {_origin(offer)} cannot be imported ({reason})") from error
     if not isinstance(criterion, Criterion):

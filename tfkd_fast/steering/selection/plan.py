@@ -1,4 +1,4 @@
-"""When several candidates run: a pure function of the epoch, so that a resumed run finds the same intervals."""
+"""Times of selection: a pure function of the epoch, so that a resumed run finds the same intervals."""
 
 import math
 from typing import NamedTuple
@@ -7,18 +7,20 @@ from tfkd_fast.steering.selection.settings import SelectionSettings
 
 
 class PlannedInterval(NamedTuple):
-    """The epochs until candidates are compared, or until the next decision where there is but one student."""
+    """An interval: the epochs until candidates are compared or, for a single student, until the next decision."""
 
     epochs: int
+    """Number of epochs of the interval."""
     candidates: int
+    """Number of candidates that train in the interval."""
     starts_round: bool = True
-    """Whether a new decision is taken at its start; the later rungs of successive halving go on with the last one."""
+    """Whether a new decision is taken at its start; later rungs of successive halving keep that of the first."""
     survivors: int = 1
-    """How many candidates live on at its end."""
+    """Number of candidates that continue after its end."""
 
 
 def max_candidates(settings: SelectionSettings) -> int:
-    """The most candidates that an interval trains."""
+    """Return the largest number of candidates that any interval trains."""
     match settings.budget:
         case "none":
             return 1
@@ -31,19 +33,27 @@ def max_candidates(settings: SelectionSettings) -> int:
 def next_interval(
     epoch: int, epochs: int, warmup: int, settings: SelectionSettings, single_interval: int
 ) -> PlannedInterval:
-    """The interval that begins at `epoch` (0-based) of a run of `epochs`; followed to the end, intervals tile the run.
+    """Return the interval that begins at `epoch`; consecutive intervals cover the run without gaps.
 
-    The warm-up is one interval of one student. After it, budget "full" trains candidates in intervals back to back.
+    The warm-up is one interval of one student. After it, budget "full" trains candidates in consecutive intervals.
     Budget "probe" trains one student in intervals of `single_interval` epochs, cut short where an event begins: at the
     first epoch that is no less than the event's fraction of the run, or later, as soon as the warm-up and the events
     before it have ended. The last interval ends with the run.
 
-    Budget "halving" puts rounds back to back: with 4 candidates and 1 epoch, 8 train 1 epoch, the best 4 of them 2 more
-    and the best 2 of these 4 more. The run may end within the last rung of the last round, which is then cut short.
-    Where it would end before that rung, no round begins: one student trains what is left as under budget "none".
+    Budget "halving" runs consecutive rounds: with 4 candidates and 1 epoch, 8 train for 1 epoch, the best 4 of them
+    for 2 more and the best 2 of these for 4 more. The run may end within the last rung of the last round, which is
+    then cut short. A round that would end before its last rung does not begin: one student trains the remaining
+    epochs as under budget "none".
+
+    Args:
+        epoch: first epoch of the interval, counted from 0.
+        epochs: number of epochs of the run.
+        warmup: number of epochs of the warm-up.
+        settings: the `[selection]` table of the recipe.
+        single_interval: epochs of an interval with one student.
 
     Raises:
-        ValueError: for an epoch outside the run, a negative warm-up, or a single interval below 1.
+        ValueError: the epoch is outside the run, the warm-up is negative, or the single interval is below 1.
     """
     if not 0 <= epoch < epochs:
         raise ValueError(f"epoch must be in [0, {epochs}), got {epoch}")
@@ -67,7 +77,7 @@ def next_interval(
 
 
 def _event_starts(epochs: int, warmup: int, settings: SelectionSettings) -> list[int]:
-    """The epoch of each event; those of the last may lie beyond the run."""
+    """Return the first epoch of each event; the last events may lie beyond the run."""
     starts: list[int] = []
     free_from = warmup
     for fraction in settings.events:
@@ -78,7 +88,7 @@ def _event_starts(epochs: int, warmup: int, settings: SelectionSettings) -> list
 
 
 def _rung(epoch: int, epochs: int, settings: SelectionSettings) -> PlannedInterval | None:
-    """The rung, or the rest of it, from `epoch` on of `epochs` after the warm-up; None where no round fits."""
+    """Return the rung that holds `epoch`, from there on; None where no round fits. Epochs count from the warm-up."""
     first, last = settings.halving_epochs, settings.halving_epochs * settings.candidates
     before_last, round_epochs = last - first, 2 * last - first  # sums of first, 2 first, 4 first, ...
     within = epoch % round_epochs

@@ -1,4 +1,4 @@
-"""Choose the candidate that training continues from."""
+"""Selection of the candidate that training continues from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,35 +13,37 @@ from tfkd_fast.steering.selection.settings import DECISIVE, SelectionSettings
 
 @dataclass(frozen=True)
 class Selection:
-    """One selection among N candidates by R criteria, in plain numbers."""
+    """The result of one selection among N candidates by R criteria, in plain numbers."""
 
     criteria: tuple[str, ...]
+    """Names of the R criteria."""
     higher_is_better: tuple[bool, ...]
+    """Directions of the R criteria."""
     values: tuple[tuple[float, ...], ...]
-    """N x R, the criteria as measured."""
+    """N rows of R measured criteria."""
     ranks: tuple[tuple[float, ...], ...]
-    """N x R, 1 is best."""
+    """N rows of R ranks, of which 1 is best."""
     front: tuple[int, ...]
-    """N, the Pareto front of each candidate by these criteria: 1 where no other dominates it."""
+    """Pareto fronts of the N candidates: 1 for a candidate that no other dominates."""
     aggregate: str
+    """Name of the aggregate, see `SelectionSettings.aggregate`."""
     scores: tuple[float, ...]
-    """N, lower is better: what the aggregate goes by, which is the weighted sum of ranks ("borda"), that of
-    standardised values ("z-sum"), the rank under holdout-top1 ("accuracy") or the front ("pareto")."""
+    """N scores of the aggregate, lower is better: the weighted sum of ranks ("borda") or of standardised values
+    ("z-sum"), the rank under holdout-top1 ("accuracy"), or the front ("pareto")."""
     order: tuple[int, ...]
-    """Candidates, best first."""
+    """Indices of the candidates, best first."""
     winner: int
-    """The first of `order`."""
+    """Index of the best candidate."""
 
 
 def select(scores: Sequence[CandidateScore], settings: SelectionSettings) -> Selection:
     """Rank the candidates by every criterion of `settings` and order them by the aggregate.
 
-    Candidates that the aggregate leaves equal stay in the Borda order (see `ops.rank_candidates`). Where one candidate
-    dominates another, no aggregate gives it the worse score and the Borda order has it first: no aggregate chooses a
-    candidate that another one dominates.
+    Candidates of equal score stay in the Borda order (see `ops.rank_candidates`). If one candidate dominates another,
+    no aggregate gives it the worse score, and the Borda order has it first: a dominated candidate never wins.
 
     Raises:
-        ValueError: for no candidates, or for averaged-top1 without averaged accuracies.
+        ValueError: there are no candidates, or averaged-top1 is a criterion and a score has no averaged accuracy.
     """
     if not scores:
         raise ValueError("scores must hold one candidate at least, got none")

@@ -1,4 +1,4 @@
-"""What candidates differ in beside target and data order."""
+"""Variation among candidates beside target and data order: their learning rates."""
 
 import torch
 
@@ -7,11 +7,17 @@ from tfkd_fast.steering.selection.settings import SelectionSettings
 
 
 def learning_rate_factors(settings: SelectionSettings, seed: int, interval: int, candidates: int) -> tuple[float, ...]:
-    """What each candidate of an interval multiplies the schedule's learning rate with.
+    """Return the factor of each candidate on the scheduled learning rate.
 
-    Candidate 0 keeps the schedule; the others draw exp(spread * z), z standard normal, so that faster and slower are
-    equally likely. A pure function: `interval` is the number of the interval that starts the round, and a survivor of a
-    rung of successive halving keeps its factor. More candidates do not change those of the first.
+    Candidate 0 has the factor 1; every other one draws exp(spread * z), z standard normal, so that faster and slower
+    are equally likely. The factors are a function of the arguments: a survivor of a rung of successive halving keeps
+    its factor, and more candidates do not change the factors of the first ones.
+
+    Args:
+        settings: the `[selection]` table of the recipe, for `learning_rate_spread`.
+        seed: seed of the run.
+        interval: number of the interval that starts the round, counted from 0.
+        candidates: number of candidates.
     """
     words = random_words(torch.arange(candidates), Purpose.LEARNING_RATE, seed=seed, epoch=interval)
     factors = (settings.learning_rate_spread * normal(words[0], words[1])).exp()

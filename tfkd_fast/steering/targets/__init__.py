@@ -1,4 +1,4 @@
-"""Target distributions: the class table that a student is taught with, as a function of a controller's action."""
+"""Target distributions: the class table that a student is trained with, as a function of a controller's action."""
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.targets.full_matrix import FullMatrixTarget
@@ -32,15 +32,20 @@ __all__ = [
 def build_mixture(
     settings: TargetSettings, num_classes: int, superclasses: Superclasses | None = None
 ) -> TargetMixture:
-    """The class target and the sources beside it that the settings name; see `build_target`."""
+    """Build the class target and the sources beside it that the settings name; see `build_target` for the arguments."""
     return TargetMixture(build_target(settings, num_classes, superclasses), settings)
 
 
 def build_target(settings: TargetSettings, num_classes: int, superclasses: Superclasses | None = None) -> Target:
-    """The target family that the settings name, for C = `num_classes` >= 2; `superclasses` are the data set's.
+    """Build the target family that the settings name.
+
+    Args:
+        settings: the `[target]` table of a recipe.
+        num_classes: number of classes C, at least 2.
+        superclasses: those of the data set, if it has any.
 
     Raises:
-        UserError: for the superclass family where the data set has no superclasses.
+        UserError: the family is "superclass" and the data set has no superclasses.
     """
     mass_range = TrueMassRange(settings.true_mass_min, settings.true_mass_max)
     match settings.family:

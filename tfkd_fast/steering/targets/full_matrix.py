@@ -1,4 +1,4 @@
-"""A target that moves whole C x C logit matrices along a few fixed directions (our choice)."""
+"""The full-matrix target: C x C logits as a linear combination of a few fixed directions (our choice)."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,17 @@ from tfkd_fast.steering.targets.target import Target
 from tfkd_fast.steering.targets.true_mass import TrueMassRange
 
 NUM_DIRECTIONS = 16
+"""Number of directions, if C(C-1) is not smaller."""
+
 SEED = 0
-"""The directions are the same in every run, so that actions of several runs can be compared."""
+"""Seed of the directions: they are the same in every run, so that actions of several runs can be compared."""
 
 
 def logit_directions(num_classes: int) -> Tensor:
-    """Orthonormal matrices (D,C,C) float64 whose rows have mean zero, D = min(16, C(C-1)).
+    """Return orthonormal matrices (D,C,C) float64 whose rows have mean zero, D = min(16, C(C-1)).
 
-    The first is the diagonal that all classes share, so that one number moves every true-class mass, as in the other
-    families; random directions alone hardly reach it. The others are random.
+    The first one is the diagonal that all classes share, so that one number moves every true-class mass, as in the
+    other families; random directions alone hardly reach it. All following ones are random.
     """
     count = min(NUM_DIRECTIONS, num_classes * (num_classes - 1))
     generator = torch.Generator().manual_seed(SEED)
@@ -30,7 +32,8 @@ def logit_directions(num_classes: int) -> Tensor:
 class FullMatrixTarget(Target):
     """Logits L = sum_k u_k s_k E_k: the true mass of row y is a sigmoid of L[y,y], the rest a softmax of the others.
 
-    The scales s_k make one unit of action move the diagonal by 1 (first direction) or an entry by 1, root mean square.
+    The scales s_k are such that one unit of action moves the diagonal by 1 (first direction), or the entries by 1 in
+    the root mean square (other directions).
     """
 
     family = "full-matrix"

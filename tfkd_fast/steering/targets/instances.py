@@ -1,4 +1,4 @@
-"""What the student predicted for each training sample when it last saw it."""
+"""Instance memory: the latest predictions of the student for each training sample."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,25 @@ from torch import Tensor
 class InstanceMemory:
     """Logits (P,N,C) float16 of P candidates for N training samples, zero before the first visit.
 
-    Kim et al. (ICCV 2021, PS-KD) keep the probabilities; logits can be softened at any temperature. The tensor keeps
-    its place: a captured step may hold it.
+    Kim et al. (ICCV 2021, PS-KD) keep probabilities; logits can be softened at any temperature. The tensor keeps its
+    place in memory, because a captured CUDA graph may hold its address.
     """
 
     def __init__(self, candidates: int, num_images: int, num_classes: int, device: torch.device) -> None:
         self.logits = torch.zeros(candidates, num_images, num_classes, dtype=torch.float16, device=device)
 
     def exchange(self, candidates: slice, indices: Tensor, logits: Tensor) -> Tensor:
-        """Remember logits (n,B,C) for samples `indices` (n,B), and return those remembered before, in the same shape.
+        """Store the logits of a batch and return those stored before.
 
-        The samples of one candidate must be different ones. No gradient flows. Logits beyond the range of float16 are
-        clipped to it.
+        Logits beyond the range of float16 are clipped to it. No gradient.
+
+        Args:
+            candidates: the n candidates.
+            indices: (n,B) int64, the samples of each candidate; those of one candidate must be distinct.
+            logits: (n,B,C) floating point.
+
+        Returns:
+            (n,B,C) float16.
         """
         limit = torch.finfo(torch.float16).max
         own, rows = self.logits[candidates], indices.unsqueeze(-1).expand_as(logits)
@@ -30,10 +37,11 @@ class InstanceMemory:
         return before
 
     def continue_from(self, parents: Sequence[int]) -> None:
-        """Candidate s goes on with what `parents[s]` remembers."""
+        """Give each candidate s the memory of candidate `parents[s]`."""
         self.logits.copy_(self.logits[list(parents)])
 
     def state_dict(self, active: int) -> dict[str, Any]:
+        """Return the memory of the first `active` candidates."""
         return {"logits": self.logits[:active].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A class target mixed with the student's own predictions: how an action sets their shares and temperatures.
+"""Target mixtures: a class target and the student's own predictions, with shares and temperatures from an action.
 
 The mixture is our extension of the class-level frame of Jiang et al. (IEEE Access 12, 2024).
 """
@@ -13,11 +13,11 @@ from tfkd_fast.steering.targets.target import ActionSpace, Target
 
 
 class TargetMixture(ActionSpace):
-    """Action: what the class target takes, then a share and a temperature for each of K sources.
+    """A class target mixed with K sources: an action is that of the class target, then a share and a temperature each.
 
     The shares of class target and sources are softmax(0, u_1 + b, ..., u_K + b), with b such that the neutral action
-    gives every source `target.source_share`. A temperature is `target.source_temperature` times 2^(u/2), so that the
-    limit of 4 spans a quarter to four times of it (our choice).
+    gives every source `target.source_share`. A temperature is `target.source_temperature` times 2^(u/2), so that
+    actions of magnitude `ACTION_LIMIT` = 4 give a quarter to four times of it (our choice).
     """
 
     def __init__(self, target: Target, settings: TargetSettings) -> None:
@@ -30,16 +30,16 @@ class TargetMixture(ActionSpace):
         self._temperature = settings.source_temperature
 
     def class_actions(self, actions: Tensor) -> Tensor:
-        """What of actions (P,A) steers the class target."""
+        """Return the part of actions (P,A) that steers the class target, (P,A-2K)."""
         return actions[:, : self.target.action_size]
 
     def shares(self, actions: Tensor) -> Tensor:
-        """(P,1+K) that sum to 1: of the class target, then of each source."""
+        """Return the shares (P,1+K) of the class target and of each source; rows sum to 1."""
         steered = actions[:, self.target.action_size :: 2] + self._bias
         return torch.cat([actions.new_zeros(len(actions), 1), steered], dim=1).softmax(dim=1)
 
     def temperatures(self, actions: Tensor) -> Tensor:
-        """(P,K) of the sources."""
+        """Return the temperatures (P,K) of the sources."""
         return self._temperature * torch.exp2(0.5 * actions[:, self.target.action_size + 1 :: 2])
 
     def action_for_true_mass(self, mass: float) -> Tensor:

@@ -1,8 +1,8 @@
-"""The free-form target: the controller sets the true-class mass and how the rest falls over similarity ranks.
+"""The rank-binned target: a controller sets the true-class mass and the mass of each bin of similarity ranks.
 
-That the target is free-form is the idea of Jiang et al. (IEEE Access 12, 2024); this parameterisation is our choice.
-It is free in shape (any bin may hold any mass, so the shape need not fall with the rank), differs between classes
-through their ranks, and is small enough to be learned from tens of decisions.
+A free-form target is the idea of Jiang et al. (IEEE Access 12, 2024); this parameterisation is our choice. Its shape is
+free (any bin may hold any mass, so that the mass need not fall with the rank), it differs between classes through their
+ranks, and it has few enough numbers to be learned from tens of decisions.
 """
 
 from itertools import pairwise
@@ -15,17 +15,24 @@ from tfkd_fast.steering.targets.target import Target
 from tfkd_fast.steering.targets.true_mass import TrueMassRange
 
 COARSE_STARTS = (1, 2, 5, 17)
+"""First ranks of the coarse bins."""
 
 
 def bin_starts(bins: str, num_classes: int) -> list[int]:
-    """First rank of each bin of the ranks 1..C-1: "fine" doubles the width (1, 2, 3, 5, 9, ...), "coarse" is cut by
-    hand (1, 2, 5, 17). For C = 100 that is 8 and 4 bins, for C = 10 it is 5 and 3."""
+    """Return the first rank of each bin of the ranks 1..C-1.
+
+    "fine" bins double their width (1, 2, 3, 5, 9, ...), "coarse" bins are fixed (1, 2, 5, 17). For C = 100 these are 8
+    and 4 bins, for C = 10 they are 5 and 3.
+    """
     fine = [1] + [2**j + 1 for j in range(num_classes.bit_length())]
     return [start for start in (fine if bins == "fine" else COARSE_STARTS) if start < num_classes]
 
 
 class RankBinnedTarget(Target):
-    """Action (u_0, u_1..u_J): u_0 sets the true mass m, and bins of n_j ranks share 1-m by softmax(u_j + log n_j)."""
+    """A table from an action (u_0, u_1..u_J).
+
+    u_0 sets the true mass m, and J bins of n_j ranks share 1-m by softmax(u_j + log n_j).
+    """
 
     family = "rank-binned"
     uses_similarity = True

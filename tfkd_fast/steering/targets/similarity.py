@@ -1,4 +1,4 @@
-"""Which classes the student takes for which: a slowly moving memory of its mean softmax under each label."""
+"""Class similarities: an exponential moving average of the student's mean softmax under each label."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,8 @@ class SimilarityMemory:
 
     Row y of `similarity` (P,C,C) float32 is the mean softmax of the samples of label y, averaged exponentially over
     epochs, uniform at first. During an epoch the loss adds each softmax to row y of `accumulator` (P,C,C) float32, so
-    that a row's sum is its number of samples. Both tensors keep their place in memory: a captured step may hold them.
+    that a row's sum is its number of samples. Both tensors keep their place in memory, because a captured CUDA graph
+    may hold their addresses.
     """
 
     def __init__(self, candidates: int, num_classes: int, decay: float, device: torch.device) -> None:
@@ -21,18 +22,18 @@ class SimilarityMemory:
         self.accumulator = torch.zeros(shape, device=device)
 
     def end_epoch(self) -> None:
-        """Blend in the mean softmax of the epoch and empty the accumulator; a row without samples stays as it is."""
+        """Average in the mean softmax of the epoch and zero the accumulator; a row without samples does not change."""
         counts = self.accumulator.sum(dim=-1, keepdim=True)
         blended = self._decay * self.similarity + (1.0 - self._decay) * self.accumulator / counts
         self.similarity.copy_(torch.where(counts > 0, blended, self.similarity))
         self.accumulator.zero_()
 
     def continue_from(self, parents: Sequence[int]) -> None:
-        """Candidate s goes on with the similarities of `parents[s]`."""
+        """Give each candidate s the similarities of candidate `parents[s]`."""
         self.similarity.copy_(self.similarity[list(parents)])
 
     def state_dict(self) -> dict[str, Any]:
-        """The state between epochs, where the accumulator is empty."""
+        """Return the state between two epochs, when the accumulator is zero."""
         return {"similarity": self.similarity.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a table of targets amounts to, in a few numbers for logs and plots."""
+"""Summaries of target tables: a few numbers for logs and plots."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TargetSummary:
-    """One candidate's table q."""
+    """Summary of one candidate's table q."""
 
     true_mass: float
     """Mean over the classes y of q(y|y)."""
     divergence: float
     """Mean over y of KL(one-hot || q(.|y)) = -log q(y|y), in nats: 0 for the one-hot target."""
     mass_by_rank: list[float]
-    """C means over y: the true class, then the class of each similarity rank, most similar first."""
+    """C means over y: the mass of the true class, then of the class of each similarity rank, most similar first."""
 
 
 def describe(tables: Tensor, similarity: Tensor) -> list[TargetSummary]:
-    """Summaries of P tables (P,C,C) under class similarities (P,C,C); equal similarities rank by class index."""
+    """Summarise tables (P,C,C) under class similarities (P,C,C); equal similarities rank by class index."""
     true_class = torch.eye(tables.shape[-1], dtype=torch.bool, device=tables.device)
     true_class_first = similarity.masked_fill(true_class, torch.inf)
     order = true_class_first.argsort(dim=-1, descending=True, stable=True)

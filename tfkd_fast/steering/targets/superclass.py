@@ -1,4 +1,4 @@
-"""A target steered by superclass: the true-class mass of each, and how much of the rest stays within (our choice)."""
+"""The superclass target: a true-class mass for each superclass, and the share of its siblings (our choice)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,14 +9,14 @@ from tfkd_fast.steering.targets.target import Target
 from tfkd_fast.steering.targets.true_mass import TrueMassRange
 
 Superclasses = Mapping[str, Sequence[int]]
-"""Name -> its classes; every class 0..C-1 is in one superclass."""
+"""Superclass name -> its classes; every class 0..C-1 is in exactly one superclass."""
 
 
 class SuperclassTarget(Target):
-    """Action (u_1..u_G, s): u_g sets the true mass m of the classes of superclass g.
+    """A table from an action (u_1..u_G, s): u_g sets the true mass m of the classes of superclass g.
 
-    The n siblings of a class, the others of its superclass, and the C-1-n classes of the rest share 1-m by
-    softmax(s + log n, log(C-1-n)), evenly within each of the two blocks; where n is 0, the rest takes all of it.
+    The n siblings of a class (the other classes of its superclass) and the C-1-n remaining classes share 1-m by
+    softmax(s + log n, log(C-1-n)), evenly within each of the two blocks; for n = 0 the latter have all of it.
     """
 
     family = "superclass"

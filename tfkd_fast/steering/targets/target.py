@@ -1,4 +1,4 @@
-"""What a target family is."""
+"""The interface of target families and of what a controller steers."""
 
 from abc import ABC, abstractmethod
 
@@ -8,23 +8,23 @@ from tfkd_fast.errors import UserError
 
 
 class ActionSpace:
-    """What a controller needs to know of that which it steers."""
+    """The space of a controller's actions."""
 
     family: str
-    """The name in the recipe."""
+    """Name of the target family in the recipe."""
     action_names: tuple[str, ...] = ()
-    """What each of A numbers steers; none where there is nothing to set. All zeros is the neutral action."""
+    """A names, one for each number of an action; none for a target without one. All zeros is the neutral action."""
 
     @property
     def action_size(self) -> int:
-        """A."""
+        """The number A of numbers in an action."""
         return len(self.action_names)
 
     def action_for_true_mass(self, mass: float) -> Tensor:
-        """The action (A,) float32 that gives every true class `mass` and is otherwise neutral.
+        """Return the action (A,) float32 that gives every true class `mass` and is otherwise neutral.
 
         Raises:
-            UserError: if no action does.
+            UserError: the target has no such action.
         """
         raise UserError(
             f"the {self.family} target has a fixed true-class mass, so no schedule can set it: "
@@ -43,11 +43,11 @@ class Target(ActionSpace, ABC):
 
     @abstractmethod
     def tables(self, actions: Tensor, similarity: Tensor) -> Tensor:
-        """Row-stochastic class tables, one a candidate: row y is the target distribution that teaches label y.
+        """Return one row-stochastic class table for each candidate: row y is the target distribution for label y.
 
         Args:
             actions: (P,A), on the device of `similarity`.
-            similarity: (P,C,C) floating point; row y ranks the classes by how much label y looks like them.
+            similarity: (P,C,C) floating point; row y ranks the classes by their similarity to label y.
 
         Returns:
             (P,C,C) in the dtype and on the device of `similarity`.

@@ -1,4 +1,4 @@
-"""The mass of the true class as a function of one unbounded number."""
+"""The true-class mass as a function of one unbounded number."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ NEUTRAL_TRUE_MASS = 0.9
 """True-class mass of the neutral action: label smoothing 0.1."""
 
 ENDS = 1e-6
-"""How near, as a share of the range, an action may come to the ends, which lie at infinity."""
+"""Clamp of the inverse sigmoid: masses within 1e-6 of the range's width of a bound map to a finite action."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,21 @@ class TrueMassRange:
     """A sigmoid onto (low, high), shifted so that 0 gives the neutral mass (our choice)."""
 
     low: float
+    """Mass at an action of minus infinity."""
     high: float
+    """Mass at an action of plus infinity."""
 
     def mass(self, action: Tensor) -> Tensor:
-        """True-class mass of each entry of `action`, any shape."""
+        """Return the true-class mass of each entry of `action`, in its shape and dtype."""
         shift = _logit(self._share(NEUTRAL_TRUE_MASS))
         return self.low + (self.high - self.low) * torch.sigmoid(action + shift)
 
     def action(self, mass: float) -> float:
-        """The inverse of `mass`; the ends of the range are met to one millionth of it."""
+        """Return the action of a mass, the inverse of `mass`; at the bounds it is exact to one millionth of the range.
+
+        Raises:
+            UserError: the mass lies outside the range.
+        """
         if not self.low <= mass <= self.high:
             raise UserError(
                 f"true-class mass {mass:g} lies outside target.true_mass_min = {self.low:g} to "

@@ -1,18 +1,22 @@
-"""Mass over the wrong classes of a sample that falls with their rank, as word counts do (Zipf's law)."""
+"""Zipf targets: the mass of a wrong class falls with its rank as the frequency of a word does (Zipf's law)."""
 
 import torch
 from torch import Tensor
 
 
 def zipf_targets(scores: Tensor, labels: Tensor, power: float = 1.0) -> Tensor:
-    """Distributions (...,B,C) proportional to 1 / rank^power over the classes that are not the label, which gets 0.
+    """Return distributions proportional to 1 / rank^power over the wrong classes of each sample; the label gets 0.
 
-    Liang et al., ECCV 2022. The ranks are 1..C by descending score, the label's among them, and equal scores share the
-    smallest of theirs: both as in the authors' code (megvii-research/zipfls, losses.py). No gradient.
+    Ranks are 1..C by descending score, including that of the label, and equal scores share the smallest of their ranks:
+    both as in the authors' code (megvii-research/zipfls, losses.py). Source: Liang et al., ECCV 2022. No gradient.
 
     Args:
         scores: (...,B,C) floating point, C >= 2.
         labels: (...,B) int64.
+        power: exponent of the rank.
+
+    Returns:
+        (...,B,C) in the dtype of the scores.
     """
     falling = -scores.detach()
     better = torch.searchsorted(falling.sort(dim=-1).values, falling.contiguous())  # classes of a higher score
