@@ -60,7 +60,7 @@ def cuda_on_host() -> Iterator[None]:
     """While it is active, the backend "cuda" of every operator runs on CPU tensors."""
     failures = build.load()
     assert not failures, "\n".join(failures.values())
-    before = {operator: of["cuda"] for operator, of in backends._operators.items() if "cuda" in of}
+    before = {operator: of["cuda"] for operator, of in backends.operators.items() if "cuda" in of}
     for operator, cuda in before.items():
         function = partial(cuda.function.func, fused.overload(build.NAMESPACE, operator))
         backends.register(operator, "cuda", function, refuses=_refuses, about="on the processor")
@@ -68,7 +68,7 @@ def cuda_on_host() -> Iterator[None]:
         yield
     finally:
         for operator, cuda in before.items():
-            backends._operators[operator]["cuda"] = cuda
+            backends.operators[operator]["cuda"] = cuda
 
 
 def _refuses(tensor: Tensor) -> str | None:

@@ -42,7 +42,7 @@ def operator() -> Any:
         about="a test",
     )
     yield name
-    del backends._operators[name]
+    del backends.operators[name]
 
 
 def test_the_fastest_that_serves_is_chosen(operator: str) -> None:

@@ -16,7 +16,7 @@ from tfkd_fast import ops
 from tfkd_fast.ops import backends, conv3x3
 
 BF16 = torch.bfloat16
-CPP_MISSING = backends._operators["conv3x3"]["cpp"].refuses(torch.empty(0, dtype=BF16))
+CPP_MISSING = backends.operators["conv3x3"]["cpp"].refuses(torch.empty(0, dtype=BF16))
 needs_cpp = pytest.mark.skipif(CPP_MISSING is not None, reason=str(CPP_MISSING))
 BACKENDS = ["reference", pytest.param("cpp", marks=needs_cpp)]
 # B, C, K, H, W: every kind of position there is and is not, the last in three parts, of which one is smaller.

@@ -97,7 +97,7 @@ def test_an_error_in_a_cuda_source_stops_the_build(small_source: Path) -> None:
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")
 def test_the_cuda_library_has_every_operator() -> None:
     """In a new process: without a driver the library is not loaded into this one."""
-    names = [f"tfkd_fast::{name}" for name, implementations in backends._operators.items() if "cuda" in implementations]
+    names = [f"tfkd_fast::{name}" for name, implementations in backends.operators.items() if "cuda" in implementations]
     code = f"""
 import torch
 from tfkd_fast.ops import backends, native

@@ -47,7 +47,8 @@ class OperatorStatus(NamedTuple):
 native_library = native.load_cpp()
 cuda_library = native.load_cuda()
 
-_operators: dict[str, dict[str, Implementation]] = {}
+operators: dict[str, dict[str, Implementation]] = {}
+"""Operator -> backend -> its implementation; `register` fills it."""
 _forced = os.environ.get("TFKD_FAST_OPS", "auto")
 
 
@@ -60,7 +61,7 @@ def register(
     about: str = "plain PyTorch, the definition",
 ) -> None:
     """Add a backend to an operator. Every operator has the backend `reference`, which refuses nothing."""
-    _operators.setdefault(operator, {})[backend] = Implementation(function, refuses, about)
+    operators.setdefault(operator, {})[backend] = Implementation(function, refuses, about)
 
 
 def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., Any]:
@@ -78,7 +79,7 @@ def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., 
         ValueError: `backend` cannot serve.
         UserError: the forced backend cannot serve.
     """
-    return _operators[operator][_choose(operator, backend, tensor)].function
+    return operators[operator][_choose(operator, backend, tensor)].function
 
 
 def backend_of(operator: str, device: torch.device) -> str:
@@ -116,7 +117,7 @@ def status(device: torch.device | None = None, dtype: torch.dtype = torch.float3
     tensor = torch.empty(0, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return [
         OperatorStatus(operator, tuple(_backend_status(operator, backend, tensor) for backend in BACKENDS))
-        for operator in _operators
+        for operator in operators
     ]
 
 
@@ -129,7 +130,7 @@ def _backend_status(operator: str, backend: str, tensor: Tensor) -> BackendStatu
     except UserError:  # a forced backend that cannot serve: its own line says why
         chosen = None
     state = "chosen" if backend == chosen else "present"
-    return BackendStatus(backend, state, _operators[operator][backend].about)
+    return BackendStatus(backend, state, operators[operator][backend].about)
 
 
 def _choose(operator: str, backend: str | None, tensor: Tensor) -> str:
@@ -140,10 +141,10 @@ def _choose(operator: str, backend: str | None, tensor: Tensor) -> str:
         return backend
     if _forced != "auto":
         _check_forced(_forced)
-        if _forced in _operators[operator] and DEVICES.get(_forced, tensor.device.type) == tensor.device.type:
+        if _forced in operators[operator] and DEVICES.get(_forced, tensor.device.type) == tensor.device.type:
             _refuse_forced(operator, tensor)
             return _forced
-    implementations = _operators[operator]
+    implementations = operators[operator]
     for name in BACKENDS:
         if name in implementations and implementations[name].refuses(tensor) is None:
             return name
@@ -159,14 +160,14 @@ def _refuse_forced(operator: str, tensor: Tensor) -> None:
 def _refusal(operator: str, backend: str, tensor: Tensor) -> str | None:
     if backend not in BACKENDS:
         return f"there is no such backend, {nearest(backend, BACKENDS)}"
-    if backend not in _operators[operator]:
+    if backend not in operators[operator]:
         return f"this operator has no {BACKENDS[backend]} kernel"
-    return _operators[operator][backend].refuses(tensor)
+    return operators[operator][backend].refuses(tensor)
 
 
 def _check_forced(name: str) -> None:
     """A forced backend that no operator has would otherwise be ignored in silence."""
     if name not in BACKENDS:
         raise UserError(f"operator backend {name!r} does not exist: {nearest(name, ['auto', *BACKENDS])}")
-    if not any(name in implementations for implementations in _operators.values()):
+    if not any(name in implementations for implementations in operators.values()):
         raise UserError(f"operator backend {name!r} serves no operator yet: choose auto")

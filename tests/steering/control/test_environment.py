@@ -79,7 +79,7 @@ def test_spaces_and_the_neutral_action() -> None:
 
 def test_an_action_is_scaled_clipped_and_seen_again() -> None:
     env = environment(**SCALAR)
-    space = Students(recipe(**SCALAR))._method._teaching.space
+    space = Students(recipe(**SCALAR)).space
     masses = []
     for value in (-1.0, 0.5, 1.0, 7.0):
         env.reset(seed=0)
