@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     HARD_BATCH = 8
     PROFESSOR = 9
     SUBSET = 10
+    STRONG = 11
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

@@ -7,9 +7,14 @@ from torch import Tensor
 
 from tfkd_fast.randomness import Purpose, random_words
 
-Companions = Literal["same-class", "previous"]
-"""same-class: another image of the same class, another one in every epoch (Yun et al., CVPR 2020, CS-KD);
-previous: that of the same place in the step before, augmented anew (Shen et al., CVPR 2022, DLB)."""
+Companions = Literal["same-class", "previous", "weak", "strong"]
+"""Which image is shown beside an image:
+
+* same-class: another image of the same class, another one in every epoch (Yun et al., CVPR 2020, CS-KD);
+* previous: the image of the same place in the step before, augmented anew (Shen et al., CVPR 2022, DLB);
+* weak: the same image with another crop and mirroring; without `data.augment` that is the image as it is;
+* strong: the same, and on top of it `strong.strengthened`.
+"""
 
 COMPANION_STREAM = 2**31
 """Added to the random stream of a candidate: companions are augmented differently than the images of the batch."""
@@ -24,6 +29,8 @@ def companion_order(
     """
     if kind == "previous":
         return order.roll(batch_size)
+    if kind in ("weak", "strong"):
+        return order
     visited = order.sort().values
     by_class = visited[labels[visited].argsort(stable=True)]
     counts = labels[visited].bincount(minlength=int(labels.max()) + 1)

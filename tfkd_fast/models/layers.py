@@ -5,8 +5,8 @@ are. The first convolution takes the images to the dtype of the region, by its o
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,48 +15,141 @@ from torch import Tensor, nn
 from tfkd_fast import ops
 from tfkd_fast.ops import fused
 
+FeatureName = Literal["stages", "stem", "block_sums"]
+"""Which features a method may ask for; `Features.pooled` comes with any of them."""
+
 
 class Features(NamedTuple):
-    """Inner representations, for methods that distil them.
+    """Inner representations of a network, for methods that distil them.
 
-    The maps are what the last ReLU of a stage takes and gives, before pooling. Stages of different networks go together
+    The maps of a stage are what its last ReLU takes and gives, before pooling. Stages of different networks go together
     by the size of their maps: of 32x32 images those of a VGG are 32, 16, 8, 4 and 4 pixels wide, those of a residual
     network 32, 16 and 8, so that the first three of each are pairs; of images twice that size, too.
+
+    RepDistiller (Tian et al., 2020) calls the maps of a network feat_f and ends the list with `pooled`. For a VGG the
+    maps are `after_relu`. For a ResNet they are `stem` and `after_relu`. For a wide residual network, which normalises
+    and activates before a convolution, they are `stem` and `block_sums`. Its `preact=True` gives `before_relu` in place
+    of the maps of stages, for every network.
     """
 
-    before_relu: list[Tensor]  # one (B, width, H, W) a stage
-    after_relu: list[Tensor]
-    pooled: Tensor  # (B, width of the last stage)
+    before_relu: Sequence[Tensor]
+    """One (B, width, H, W) for each stage; () unless "stages" was asked for, like `after_relu`."""
+    after_relu: Sequence[Tensor]
+    pooled: Tensor
+    """(B, width of the last stage): the averaged last map, which the classifier takes."""
+    stem: Tensor | None = None
+    """(B, width, H, W), the map that the first stage of a residual network takes: that of its first convolution, in a
+    ResNet after batch norm and ReLU, in a wide residual network as it is. None for a VGG, which begins with its first
+    stage, and unless it was asked for."""
+    block_sums: Sequence[Tensor] = ()
+    """One (B, width, H, W) for each stage of a residual network: the sum that its last block ends with, before anything
+    is done to it. In a ResNet that is `before_relu`; a wide residual network normalises it before the ReLU, as a part
+    of what follows. () for a VGG, and unless it was asked for."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
-        """Each of them changed."""
-        return Features(list(map(change, self.before_relu)), list(map(change, self.after_relu)), change(self.pooled))
+        """The features with `change` applied to each tensor."""
+        stem = None if self.stem is None else change(self.stem)
+        before, after, sums = ([change(part) for part in parts] for parts in self._maps())
+        return Features(before, after, change(self.pooled), stem, sums)
+
+    def only(self, names: Collection[FeatureName]) -> "Features":
+        """The pooled features and those that are named."""
+        return Features(
+            self.before_relu if "stages" in names else (),
+            self.after_relu if "stages" in names else (),
+            self.pooled,
+            self.stem if "stem" in names else None,
+            self.block_sums if "block_sums" in names else (),
+        )
+
+    def in_float32(self) -> "Features":
+        """The same features in float32. A map of a stage is converted when it is first read, and once: gradients of
+        several readers are summed in float32."""
+        before, after, sums = (Float32Maps(parts) for parts in self._maps())
+        stem = None if self.stem is None else self.stem.float()
+        return Features(before, after, self.pooled.float(), stem, sums)
+
+    @classmethod
+    def stacked(cls, several: Sequence["Features"]) -> "Features":
+        """The features of n networks with an axis of n in front."""
+        first = several[0]
+        before, after, sums = (
+            [stack(maps) for maps in zip(*parts, strict=True)]
+            for parts in zip(*(features._maps() for features in several), strict=True)
+        )
+        stems = [features.stem for features in several if features.stem is not None]
+        pooled = stack([features.pooled for features in several])
+        return cls(before, after, pooled, None if first.stem is None else stack(stems), sums)
+
+    def _maps(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        return self.before_relu, self.after_relu, self.block_sums
 
 
-def logits_and_features(network: nn.Module, features: bool, images: Tensor) -> tuple[Tensor, Features | None]:
-    """What a network makes of images (B,C,H,W), with its features if they are wanted."""
-    if not features:
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """The n tensors as one (n,...); of one tensor no copy is made."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+class Float32Maps(Sequence[Tensor]):
+    """Maps in float32, each of which is converted when it is first read."""
+
+    def __init__(self, maps: Sequence[Tensor]) -> None:
+        self._maps = maps
+        self._converted: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        if places not in self._converted:
+            self._converted[places] = self._maps[places].float()
+        return self._converted[places]
+
+
+def logits_and_features(
+    network: nn.Module, names: Collection[FeatureName] | bool, images: Tensor
+) -> tuple[Tensor, Features | None]:
+    """The logits of images (B,C,H,W), and the features that are named, True for those of the stages; None for none."""
+    if not names:
         return network(images), None
-    logits, inner = network(images, return_features=True)
-    return logits, inner
+    logits, features = network(images, return_features=True)
+    return logits, features.only(("stages",) if names is True else names)
 
 
 class FeatureShapes(NamedTuple):
-    """Of the features of one image."""
+    """The shapes of the features of one image."""
 
-    maps: tuple[tuple[int, int, int], ...]  # width, H, W of each stage
+    maps: tuple[tuple[int, int, int], ...]
+    """Channels, height and width of the maps of each stage, which are the same before and after ReLU."""
     pooled: int
+    stem: tuple[int, int, int] | None = None
+    """None for a network without a stem apart from its first stage."""
+    block_sums: tuple[tuple[int, int, int], ...] = ()
+    """One for each stage of a residual network."""
 
 
 def feature_shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> FeatureShapes:
-    """Of a network that gives features, for images (channels, height, width)."""
+    """The shapes of the features that a network gives of images (channels, height, width)."""
     was_training, parameter = network.training, next(network.parameters())
     with torch.no_grad():
         images = torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
         _, features = network.eval()(images, return_features=True)
     network.train(was_training)
-    maps = tuple((int(map.shape[1]), int(map.shape[2]), int(map.shape[3])) for map in features.before_relu)
-    return FeatureShapes(maps, int(features.pooled.shape[1]))
+    stem = None if features.stem is None else _shape(features.stem)
+    maps, sums = (tuple(map(_shape, maps)) for maps in (features.before_relu, features.block_sums))
+    return FeatureShapes(maps, int(features.pooled.shape[1]), stem, sums)
+
+
+def _shape(maps: Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = maps.shape
+    return int(channels), int(height), int(width)
 
 
 class Conv(nn.Conv2d):

@@ -21,6 +21,9 @@ class ResidualNetwork(nn.Module):
         blocks: of each stage.
     """
 
+    preactivated = False
+    """Whether a block normalises and activates before its convolutions: the stem then ends with the convolution."""
+
     def __init__(
         self,
         block: Callable[[int, int, int], nn.Module],
@@ -43,30 +46,40 @@ class ResidualNetwork(nn.Module):
     @overload
     def forward(self, images: Tensor, return_features: Literal[True]) -> tuple[Tensor, Features]: ...
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Logits (B, num_classes) of images (B, in_channels, H, W) of any size; with features on request."""
-        before: list[Tensor] = []
-        after = self.run_stages(images, before_relu=before if return_features else None)
-        pooled = average_pool(after[-1])
-        logits = self.classifier(pooled)
-        return (logits, Features(before, after, pooled)) if return_features else logits
+        """Logits (B, num_classes) of images (B, in_channels, H, W) of any size; with all features on request."""
+        if not return_features:
+            return self.classifier(average_pool(self.run_stages(images)[-1]))
+        before, after, sums = [], [], []
+        x, active = self._stem(images)
+        stem = x if self.preactivated else active
+        for stage in self.stages:
+            x, inner = _run_stage(stage, x, active, activate=False)
+            active = F.relu(inner)
+            before.append(inner)
+            after.append(active)
+            sums.append(x)
+        pooled = average_pool(active)
+        return self.classifier(pooled), Features(before, after, pooled, stem, sums)
 
-    def run_stages(
-        self, images: Tensor, count: int | None = None, *, before_relu: list[Tensor] | None = None
-    ) -> list[Tensor]:
-        """What each of the first `count` stages (None: of all) gives to the next. The others are not run.
-
-        What the last ReLU of each takes is appended to `before_relu`, where it is wanted.
-        """
+    def run_stages(self, images: Tensor, count: int | None = None) -> list[Tensor]:
+        """What each of the first `count` stages (None: of all) gives to the next. The others are not run."""
         given: list[Tensor] = []
-        x = self.conv(images)
-        active = norm_relu_pool(self.norm, x)
+        x, active = self._stem(images)
         for stage in list(self.stages)[:count]:
-            *inner, last = stage.children()
-            for block in inner:
-                x, active = block(x, active)
-            x, active = last(x, active, activate=before_relu is None)
-            if before_relu is not None:
-                before_relu.append(active)
-                active = F.relu(active)
+            x, active = _run_stage(stage, x, active)
             given.append(active)
         return given
+
+    def _stem(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The map of the first convolution, and what batch norm and ReLU make of it."""
+        x = self.conv(images)
+        return x, norm_relu_pool(self.norm, x)
+
+
+def _run_stage(stage: nn.Module, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
+    """The last block's two results; the arguments are those of a block, see `ResidualNetwork`."""
+    *inner, last = stage.children()
+    for block in inner:
+        x, active = block(x, active)
+    x, active = last(x, active, activate=activate)
+    return x, active

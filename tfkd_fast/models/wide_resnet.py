@@ -36,6 +36,8 @@ class WideBlock(nn.Module):
 class WideResNet(ResidualNetwork):
     """Depth 6n + 4, the number of convolutions: n blocks a stage, the first one and three shortcuts 1x1."""
 
+    preactivated = True
+
     def __init__(self, depth: int, widths: list[int], num_classes: int, in_channels: int = 3) -> None:
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 with n >= 1, got {depth}")

@@ -54,6 +54,7 @@ class HostFeed:
         self._places: dict[int, list[Batch]] = {}  # by batch size
         self._batches: Iterator[tuple[Batch, ...]]
         self._current: list[Batch]
+        self._draws: Tensor  # (n,3), of the companions
 
     def start(self, epoch: int, streams: Sequence[int]) -> None:
         visits = []
@@ -64,10 +65,13 @@ class HostFeed:
                 beside = self._loader.companion_order(self._companions, order, epoch, stream)
                 visits.append(self._loader.visit(beside, epoch, stream + COMPANION_STREAM))
         self._batches = zip(*visits, strict=True)
+        self._draws = self._loader.draws(epoch, [stream + COMPANION_STREAM for stream in streams])
 
     def advance(self) -> None:
         batches, kinds = next(self._batches), 2 if self._companions else 1
         self._current = [_stacked(batches[kind::kinds]) for kind in range(kinds)]
+        if self._companions == "strong":
+            self._current[1] = self._loader.strengthened(self._current[1], self._draws)
         if self._in_place:
             size = self._current[0].labels.shape[1]
             if size not in self._places:
@@ -113,6 +117,8 @@ class ResidentFeed:
             self._loader.resident_batch(orders.index_select(1, positions), draws)
             for orders, draws in zip(self._plans[::2], self._plans[1::2], strict=True)
         ]
+        if self._companions == "strong":
+            batches[1] = self._loader.strengthened(batches[1], self._plans[3])
         return Shown(batches[0], batches[1] if self._companions else None)
 
     def _plan(self, epoch: int, streams: Sequence[int]) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from tfkd_fast.device import Compute
 from tfkd_fast.methods.base import Method
 from tfkd_fast.models import Features, logits_and_features
+from tfkd_fast.models.layers import stack
 from tfkd_fast.training.population import Population
 
 Forward = Callable[[Tensor], tuple[Tensor, Features | None]]
@@ -150,19 +151,10 @@ def _one_by_one(networks: Sequence[nn.Module], making: Making, *, features: bool
     return forward
 
 
-def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Of one tensor no copy is made."""
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
-
-
 def stack_features(several: Sequence[Features | None]) -> Features | None:
     """Features of n networks with an axis of n in front; None of none."""
     known = [features for features in several if features is not None]
-    if not known:
-        return None
-    before = [stack(maps) for maps in zip(*(features.before_relu for features in known), strict=True)]
-    after = [stack(maps) for maps in zip(*(features.after_relu for features in known), strict=True)]
-    return Features(before, after, stack([features.pooled for features in known]))
+    return Features.stacked(known) if known else None
 
 
 def _at_once(model: nn.Module, tensors: dict[str, Tensor], making: Making) -> Forward:

@@ -11,6 +11,7 @@ from tfkd_fast import ops
 from tfkd_fast.data.augmentation import Augmentation, Views
 from tfkd_fast.data.companions import Companions, companion_order
 from tfkd_fast.data.loaders.resident import ResidentImages
+from tfkd_fast.data.strong import strengthened
 from tfkd_fast.randomness import permutation
 
 
@@ -114,7 +115,7 @@ class Loader:
         return self._load(self._source, self._augmentation.views_of(order, **name))
 
     def draws(self, epoch: int, streams: Sequence[int]) -> Tensor:
-        """(n,3) int64 on the device: what `resident_batch` needs to augment as an epoch of n streams does."""
+        """(n,3) int64 on the device, for `resident_batch` and `strengthened`: how an epoch of n streams augments."""
         drawn = self._augmented_as(epoch)
         return torch.stack([self._draw(seed=self._seed, epoch=drawn, stream=stream) for stream in streams])
 
@@ -126,6 +127,11 @@ class Loader:
         if not isinstance(self._source, ResidentImages):
             raise ValueError(f"the images of loader {self.name} are not resident")
         return self._batch(self._augment(self._source.images, indices, draws, self._augmentation), indices)
+
+    def strengthened(self, batch: Batch, draws: Tensor) -> Batch:
+        """A batch with n in front under the strong augmentation of `data.strong`, by draws (n,3); see `draws`."""
+        images = strengthened(batch.images, batch.indices, draws, mean=self._mean / 255, std=self._std / 255)
+        return batch._replace(images=images)
 
     @property
     def is_resident(self) -> bool:
