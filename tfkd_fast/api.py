@@ -10,10 +10,11 @@ from tfkd_fast.device import Compute, determinism, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import Listener
 from tfkd_fast.runs.recipe import Recipe, Table, load_recipe, make_recipe, merge, read_recipe
 from tfkd_fast.runs.student import load_student
 from tfkd_fast.runs.tensorboard import TensorBoardWriter
-from tfkd_fast.training.trainer import Listener, Trainer, in_percent
+from tfkd_fast.training.trainer import Trainer, in_percent
 
 
 def train(

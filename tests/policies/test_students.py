@@ -44,7 +44,7 @@ def test_they_are_what_a_controller_sees_under_the_same_actions(tmp_path: Path, 
             assert snapshot is not None
         assert snapshot.epoch == 6
     assert seen == [(Progress(**decision["progress"]), decision["observation"]) for decision in decisions]
-    taught = [event for event in log(tmp_path) if event["event"] == "taught"][-1]
+    taught = [event for event in log(tmp_path) if event["event"] == "target"][-1]
     assert (snapshot.progress.true_mass, snapshot.divergence) == pytest.approx(
         (taught["true_mass"], taught["divergence"]), abs=1e-7
     )

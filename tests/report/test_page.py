@@ -116,7 +116,8 @@ def test_a_run_of_one_epoch_or_one_decision_has_a_page(make_run: MakeRun, traine
 def test_resumes_are_named(make_run: MakeRun) -> None:
     folder = make_run("ce", trained=9)
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"event": "resume", "time": 99.0, "epoch": 9}\n')
+        facts = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        file.write(json.dumps(facts | {"event": "resume", "time": 99.0, "epoch": 9}) + "\n")
     assert "after epoch 9" in page_of(folder).words
 
 

@@ -118,7 +118,7 @@ def test_a_last_line_that_only_lacks_its_end_counts(make_run: MakeRun) -> None:
         (b'{"time": 1.0}', "no 'event'"),
         (b'{"event": "epoch"}', "no 'time'"),
         (b'{"event": "epoch", "time": 1.0}', "epoch: Field required"),
-        (b'{"event": "resume", "time": 1.0, "epoch": "often"}', "epoch: Input should be a valid integer"),
+        (b'{"event": "compile", "time": 1.0, "epoch": "no", "seconds": 1}', "epoch: Input should be a valid integer"),
     ],
 )
 def test_a_damaged_line_is_named(make_run: MakeRun, line: bytes, reason: str) -> None:

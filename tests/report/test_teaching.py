@@ -9,24 +9,26 @@ from typing import Any
 import pytest
 
 from tests.report.pages import Page, edit, nulled, page_of
+from tfkd_fast.events import to_line
 from tfkd_fast.methods.professor.training import Report
 from tfkd_fast.report import read_run
 from tfkd_fast.report.teaching import MOST_PATHWAYS, shown_pathways
 
 MakeRun = Callable[..., Path]
-Event = dict[str, Any]
+Line = dict[str, Any]
+"""One line of a log."""
 
 
-def taught_run(make_run: MakeRun, *events: Event, **start: Any) -> Path:
-    """A run of 6 epochs and 3 classes, with these events and these facts at the start."""
+def taught_run(make_run: MakeRun, *lines: Line, **start: Any) -> Path:
+    """A run of 6 epochs and 3 classes, with these lines in its log and these facts at the start."""
     folder = make_run("ce", epochs=6, classes=["ant", "bee", "<i>cow"])
     edit(folder, lambda event: event.update(start if event["event"] == "start" else {}))
     with (folder / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps({"time": 0.0} | event) + "\n" for event in events)
+        file.writelines(json.dumps({"time": 0.0} | line) + "\n" for line in lines)
     return folder
 
 
-def shares(epoch: int, *, skipped: int = 0, names: tuple[str, ...] = ("deep", "wide")) -> Event:
+def shares(epoch: int, *, skipped: int = 0, names: tuple[str, ...] = ("deep", "wide")) -> Line:
     """Weights that move away from each other by epochs."""
     weights = [0.5 + 0.05 * epoch, 0.5 - 0.05 * epoch]
     return {
@@ -40,13 +42,13 @@ def shares(epoch: int, *, skipped: int = 0, names: tuple[str, ...] = ("deep", "w
     }
 
 
-def pathways(epoch: int, **weights: float) -> Event:
+def pathways(epoch: int, **weights: float) -> Line:
     """Names are written a_b for "a>b", as they are in a log."""
     names = [name.replace("_", ">") for name in weights]
     return {"event": "pathways", "epoch": epoch, "names": names, "weights": list(weights.values())}
 
 
-def grade(number: int, first_epoch: int, epochs: int, labels: list[int]) -> Event:
+def grade(number: int, first_epoch: int, epochs: int, labels: list[int]) -> Line:
     times = {"first_epoch": first_epoch, "epochs": epochs}
     return {"event": "grade", "grade": number, **times, "stages": 1 + number, "labels": labels}
 
@@ -73,7 +75,7 @@ def test_the_teachers_are_named(make_run: MakeRun, names: list[str], term: str) 
 def test_a_log_from_before_there_were_teachers_has_a_page(make_run: MakeRun) -> None:
     folder = make_run("ce", epochs=6)
 
-    def forget(event: Event) -> None:
+    def forget(event: Line) -> None:
         for name in ("teachers", "teachers_saw_holdout", "steered_by_holdout"):
             event.pop(name, None)
 
@@ -150,6 +152,11 @@ def test_pathways_of_which_none_is_used_are_told_in_words(make_run: MakeRun) -> 
     assert "Weights of the pathways" not in page.titles
 
 
+def line_of(report: Report) -> Line:
+    """What is logged of a professor."""
+    return json.loads(to_line(report.event(), 0.0))
+
+
 REPORTS = {
     "no better": Report("deep", 220, 7, 11.0, 68, 98.53, 97.06, 2.04, 0.972),
     "not clearly better": Report("deep", 220, 7, 11.0, 68, 97.06, 98.53, 2.04, 0.972),
@@ -159,7 +166,7 @@ REPORTS = {
 
 @pytest.mark.parametrize("verdict", REPORTS)
 def test_a_professor_is_judged_in_words_and_figures(make_run: MakeRun, verdict: str) -> None:
-    page = page_of(taught_run(make_run, REPORTS[verdict].event()))
+    page = page_of(taught_run(make_run, line_of(REPORTS[verdict])))
     assert verdict in page.words
     assert [other for other in REPORTS if other in page.words] == [verdict]
     assert "Teachers" not in page.titles
@@ -167,7 +174,7 @@ def test_a_professor_is_judged_in_words_and_figures(make_run: MakeRun, verdict: 
 
 def test_the_figures_of_each_professor_stand_in_a_row(make_run: MakeRun) -> None:
     told = Report("wide", 221, 7, 2.0, 69, 90.0, None, None, None)
-    page = page_of(taught_run(make_run, REPORTS["no better"].event(), told.event()))
+    page = page_of(taught_run(make_run, line_of(REPORTS["no better"]), line_of(told)))
     assert table_rows(page, "Professors") == [
         ["deep", "98.53", "97.06", "-1.47 ± 2.04", "68", "0.972", "220", "11.0"],
         ["wide", "90.00", "–", "–", "69", "–", "221", "2.0"],
@@ -212,14 +219,14 @@ def places(chart: str, text: str, anchor: str = "start|middle") -> list[float]:
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_but_nan_has_a_page(make_run: MakeRun) -> None:
-    events = [shares(1), pathways(1, **{"0_0": 0.5}), REPORTS["no better"].event()]
+    events = [shares(1), pathways(1, **{"0_0": 0.5}), line_of(REPORTS["no better"])]
     page = page_of(taught_run(make_run, *(nulled(event) | {"time": 0.0} for event in events)))
     assert not re.search(r"\bnan\b", page.words + " ".join(page.labels), re.IGNORECASE)
     assert "0 of 1 in use." in page.words
 
 
 def test_names_are_escaped(make_run: MakeRun) -> None:
-    professor = REPORTS["no better"].event() | {"teacher": "<b>", "verdict": "<u>", "warning": "<s>"}
+    professor = line_of(REPORTS["no better"]) | {"teacher": "<b>", "verdict": "<u>", "warning": "<s>"}
     events = [shares(1, names=("<b>", "$x$")), pathways(1, **{"0_0 <b>": 0.5}), professor, grade(1, 1, 6, [2])]
     page = page_of(taught_run(make_run, *events, teachers=["<b>"]))
     assert not page.tags.keys() & {"b", "u", "s", "i"}

@@ -1,6 +1,5 @@
 """Checkpoints and run folders: atomic, checksummed, refused when damaged."""
 
-import json
 import math
 import os
 import pickle
@@ -11,7 +10,7 @@ import torch
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.checkpoint import MAGIC, load_checkpoint, save_checkpoint
-from tfkd_fast.runs.folder import EventLog, RunFolder
+from tfkd_fast.runs.folder import RunFolder, finite
 
 STATE = {"weights": torch.arange(1000.0), "epoch": 3, "names": ["a", "b"], "nested": {"none": None}}
 
@@ -107,15 +106,9 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").refuse_if_taken()
 
 
-def test_the_log_is_cut_back_to_the_checkpoint_and_has_no_nan(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    log = EventLog(path)
-    log.write({"event": "epoch", "nll": math.nan, "values": [1.0, math.inf]})
-    kept = log.size()
-    log.write({"event": "after the checkpoint"})
-    log.close()
-    log = EventLog(path, keep=kept)
-    log.write({"event": "resume"})
-    log.close()
-    events = [json.loads(line) for line in path.read_text().splitlines()]
-    assert events == [{"event": "epoch", "nll": None, "values": [1.0, None]}, {"event": "resume"}]
+def test_a_summary_has_no_nan(tmp_path: Path) -> None:
+    values = {"nll": math.nan, "values": [1.0, math.inf], "parts": ({"a": -math.inf},), "name": "nan"}
+    assert finite(values) == {"nll": None, "values": [1.0, None], "parts": [{"a": None}], "name": "nan"}
+    run = RunFolder(tmp_path)
+    run.write_json(run.summary, values)
+    assert run.read_summary() == finite(values)

@@ -1,12 +1,12 @@
 """What a finished run becomes as a recipe for all training images, and which runs cannot be replayed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import TargetApplied, to_line
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.runs.replay import replay_recipe, replay_table
@@ -14,27 +14,31 @@ from tfkd_fast.runs.replay import replay_recipe, replay_table
 EPOCHS = 8
 
 
-def finished(folder: Path, table: dict[str, Any], taught: list[dict[str, Any]], *, summary: bool = True) -> Path:
+def finished(folder: Path, table: dict[str, Any], applied: list[TargetApplied], *, summary: bool = True) -> Path:
     """A run folder as the engine leaves it, as far as a replay reads it."""
     recipe = make_recipe({"epochs": EPOCHS, "seed": 4, **table})
     run = RunFolder(folder)
     run.create(recipe.to_toml())
-    start = {"event": "start", "classes": [str(digit) for digit in range(10)]}
-    lines = [start, *({"event": "taught", **event} for event in taught), {"event": "finish"}]
-    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.metrics.write_text("".join(to_line(event, 1.0) + "\n" for event in applied))
     if summary:
         run.write_json(run.summary, {})
     return folder
 
 
-def taught(interval: int, first_epoch: int, epochs: int, action: list[float] | None) -> dict[str, Any]:
-    return {
-        **{"interval": interval, "first_epoch": first_epoch, "epochs": epochs, "action": action},
-        **{"learning_rate_factor": 1.0 + 0.1 * interval, "true_mass": 0.9, "divergence": 0.1},
-    }
+def applied(interval: int, first_epoch: int, epochs: int, action: list[float] | None) -> TargetApplied:
+    """What the surviving student was trained with over an interval."""
+    return TargetApplied(
+        interval=interval,
+        first_epoch=first_epoch,
+        epochs=epochs,
+        action=None if action is None else tuple(action),
+        learning_rate_factor=1.0 + 0.1 * interval,
+        true_mass=0.9,
+        divergence=0.1,
+    )
 
 
-LINEAGE = [taught(0, 1, 2, None), taught(1, 3, 3, [0.5] * 5), taught(2, 6, 3, [-0.25] * 5)]
+LINEAGE = [applied(0, 1, 2, None), applied(1, 3, 3, [0.5] * 5), applied(2, 6, 3, [-0.25] * 5)]
 
 
 def test_the_recorded_intervals_become_the_controller(tmp_path: Path) -> None:
@@ -58,13 +62,13 @@ def test_a_run_that_was_steered_in_nothing_replays_as_itself(tmp_path: Path) -> 
     recipe = replay_recipe(finished(tmp_path / "run", tables, []), {"seed": 9})
     expected = make_recipe({"method": "ce", "epochs": EPOCHS, "seed": 9, "data": {"holdout": 0.0}})
     assert recipe == expected
-    one_hot = [taught(0, 1, 8, [])]  # interval 0: the factor is 1
+    one_hot = [applied(0, 1, 8, [])]  # interval 0: the factor is 1
     assert replay_recipe(finished(tmp_path / "again", tables, one_hot), {"seed": 9}) == expected
 
 
 def test_learning_rates_are_recorded_where_nothing_else_was_steered(tmp_path: Path) -> None:
     tables = {"method": "ce", "selection": {"budget": "full"}, "controller": {"warmup_epochs": 0}}
-    table = replay_table(finished(tmp_path / "run", tables, [taught(1, 1, 8, None)]))
+    table = replay_table(finished(tmp_path / "run", tables, [applied(1, 1, 8, None)]))
     assert table["controller"]["recorded"] == [{"start": 0.0, "action": [], "learning_rate_factor": 1.1}]
 
 
@@ -78,7 +82,7 @@ def test_learning_rates_are_recorded_where_nothing_else_was_steered(tmp_path: Pa
     ],
 )
 def test_a_run_that_cannot_be_replayed_is_refused(
-    tables: dict[str, Any], lineage: list[dict[str, Any]], summary: bool, sentence: str, tmp_path: Path
+    tables: dict[str, Any], lineage: list[TargetApplied], summary: bool, sentence: str, tmp_path: Path
 ) -> None:
     run = finished(tmp_path / "run", tables, lineage, summary=summary)
     with pytest.raises(UserError, match=sentence):

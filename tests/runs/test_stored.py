@@ -9,10 +9,12 @@ import torch
 from tfkd_fast import api
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import StepsCompiled, to_line
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.runs.stored import load_run
 
+COMPILED = StepsCompiled(epoch=1, seconds=0.25)
 SMALL = {"method": "ce", "epochs": 2, "device": "cpu", "precision": "fp32", "model": {"width": 0.125}}
 
 
@@ -28,7 +30,7 @@ def test_a_finished_run_has_what_its_folder_has(finished: Path) -> None:
     assert run.path == finished
     assert run.recipe == load_recipe("digits", SMALL)
     assert run.summary == json.loads((finished / "summary.json").read_text())
-    kinds = [event["event"] for event in run.events]
+    kinds = [event.kind for event in run.events]
     assert [kind for kind in kinds if kind != "loader"] == ["start", "epoch", "epoch", "finish"]
     assert run.classes == tuple("0123456789")
     assert run.image_shape == (1, 32, 32)
@@ -68,10 +70,10 @@ def test_images_of_another_shape_are_refused(finished: Path) -> None:
 def test_an_unfinished_run_has_a_recipe_and_a_log(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(load_recipe("digits", SMALL).to_toml())
-    folder.metrics.write_text('{"event": "start", "time": 0.0}\n{"event": "epo')
+    folder.metrics.write_text(to_line(COMPILED, 0.5) + '\n{"event": "epo')
     run = load_run(folder.path)
     assert run.summary is None
-    assert [event["event"] for event in run.events] == ["start"]
+    assert run.events == [COMPILED]
     with pytest.raises(UserError, match="not finished, go on with --resume"):
         run.student()
     with pytest.raises(UserError, match=r"has no best epoch.*use student\(\)"):
@@ -81,7 +83,7 @@ def test_an_unfinished_run_has_a_recipe_and_a_log(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(load_recipe("digits", SMALL).to_toml())
-    folder.metrics.write_text('{"event": "start"}\n{"event\n{"event": "epoch"}\n')
+    folder.metrics.write_text(to_line(COMPILED, 0.5) + '\n{"event\n' + to_line(COMPILED, 1.0) + "\n")
     with pytest.raises(UserError, match=r"line 2 of .* is damaged"):
         load_run(folder.path).events  # noqa: B018
 

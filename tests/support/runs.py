@@ -9,8 +9,9 @@ import torch
 from tfkd_fast.data import Dataset, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import PARTS
 from tfkd_fast.runs.recipe import Recipe, make_recipe
-from tfkd_fast.training.trainer import PARTS, Trainer
+from tfkd_fast.training.trainer import Trainer
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 

@@ -12,6 +12,7 @@ from tests.support.runs import CPU, log, recipe, trainer, without_clocks
 from tfkd_fast.data import open_dataset
 from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import Listener
 from tfkd_fast.training.trainer import Trainer
 
 
@@ -55,7 +56,7 @@ def test_training_goes_on_as_if_there_had_been_none(tmp_path: Path, selection: d
         controller = {"name": "random", "warmup_epochs": 1, "cooldown_epochs": epochs}
         trainer(recipe("tfkd-mrs", epochs=4, target=target, controller=controller, selection=selection), folder).run()
     assert (plain / "student.safetensors").read_bytes() == (cooled / "student.safetensors").read_bytes()
-    kinds = ("epoch", "taught", "selection")
+    kinds = ("epoch", "target", "selection")
     without, with_it = ([event for event in without_clocks(of) if event["event"] in kinds] for of in (plain, cooled))
     for event in (*without, *with_it):
         event.pop("values", None)  # of the criteria: all but the slope are those of the cooled
@@ -65,9 +66,7 @@ def test_training_goes_on_as_if_there_had_been_none(tmp_path: Path, selection: d
 def test_the_epochs_of_a_cooldown_are_counted_and_shown_to_nobody(tmp_path: Path) -> None:
     shown: list[int] = []
 
-    class Watching:
-        def event(self, event: dict[str, Any]) -> None: ...
-
+    class Watching(Listener):
         def batch(self, images: int) -> None:
             shown.append(images)
 

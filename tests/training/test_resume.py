@@ -18,10 +18,11 @@ from tests.support.runs import few_images, log, recipe, trainer, without_clocks
 from tfkd_fast import api
 from tfkd_fast.data import missing_loaders, open_dataset
 from tfkd_fast.device import Compute
-from tfkd_fast.methods.base import Event
+from tfkd_fast.events import EpochEnded, Event
 from tfkd_fast.runs import folder as run_folder
 from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import Listener
 from tfkd_fast.training.trainer import Trainer
 
 EPOCHS = 4
@@ -123,18 +124,15 @@ def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
     return process
 
 
-class StopAfter:
+class StopAfter(Listener):
     """A listener that interrupts a run when an epoch's checkpoint is written and the next epoch trained."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
     def event(self, event: Event) -> None:
-        if event["event"] == "epoch" and event["epoch"] > self.epoch:
+        if isinstance(event, EpochEnded) and event.epoch > self.epoch:
             raise KeyboardInterrupt
-
-    def batch(self, images: int) -> None:
-        pass
 
 
 def newest(folder: Path) -> Path:

@@ -9,14 +9,15 @@ import pytest
 from tests.support.runs import recipe
 from tfkd_fast import api
 from tfkd_fast.data import Dataset, ImageSet, ImagesSealed, open_dataset
+from tfkd_fast.events import Event
 from tfkd_fast.methods import Method
-from tfkd_fast.methods.base import Event
+from tfkd_fast.runs.log import Listener
 from tfkd_fast.steering.control import Controller
 
 SMALL: dict[str, Any] = {"epochs": 2, "selection": {"candidates": 2, "interval": 1}}
 
 
-class Curious:
+class Curious(Listener):
     """A listener that asks for the test images at every event and batch."""
 
     def __init__(self, own: Dataset) -> None:
@@ -25,7 +26,7 @@ class Curious:
 
     def event(self, event: Event) -> None:
         for dataset in (self.own, open_dataset(recipe("ce").data)):
-            self.seen.append((event["event"], self.refused(dataset)))
+            self.seen.append((event.kind, self.refused(dataset)))
 
     def batch(self, images: int) -> None:
         self.seen.append(("batch", self.refused(self.own)))
@@ -56,13 +57,10 @@ def test_a_listener_cannot_read_test_images_before_the_run_is_trained(
 
 
 def test_a_run_that_fails_leaves_nothing_sealed(tmp_path: Path) -> None:
-    class Interrupting:
+    class Interrupting(Listener):
         def event(self, event: Event) -> None:
-            if event["event"] == "epoch":
+            if event.kind == "epoch":
                 raise KeyboardInterrupt
-
-        def batch(self, images: int) -> None:
-            pass
 
     with pytest.raises(KeyboardInterrupt):
         api.train(recipe("tfkd-mrs", **SMALL), tmp_path, listeners=[Interrupting()])
@@ -95,12 +93,9 @@ def test_no_controller_lives_when_test_images_are_read(
         "digits", digits.classes, digits.image_shape, flip=False, read_train=digits.read_train, read_test=read_test
     )
 
-    class Watching:
+    class Watching(Listener):
         def event(self, event: Event) -> None:
-            look(event["event"])
-
-        def batch(self, images: int) -> None:
-            pass
+            look(event.kind)
 
     monkeypatch.setattr("tfkd_fast.api.open_dataset", lambda *arguments, **options: guarded)
     gc.disable()

@@ -77,7 +77,7 @@ def test_the_log_holds_all_that_a_decision_was_made_and_judged_by(tmp_path: Path
     trainer(recipe("tfkd-mrs", epochs=4, controller={"warmup_epochs": 1}, selection=selection), tmp_path).run()
     decisions, rewards, epochs, taught = (
         [event for event in log(tmp_path) if event["event"] == kind]
-        for kind in ("decision", "reward", "epoch", "taught")
+        for kind in ("decision", "reward", "epoch", "target")
     )
     warmup, *decided = decisions
     assert warmup["observation"] is None

@@ -1,11 +1,30 @@
 """What a person sees of a run: a line for every epoch and decision, and on a terminal a live status below them."""
 
+import math
 import time
 from operator import itemgetter
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from tfkd_fast.events import (
+    CandidateSelected,
+    CandidateTarget,
+    EpochEnded,
+    Event,
+    GradeStarted,
+    LoaderChosen,
+    PathwaysWeighed,
+    ProfessorJudged,
+    RunFacts,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    TargetsDecided,
+    TeachersWeighed,
+)
+from tfkd_fast.runs.log import Listener
 
 REFRESH = 0.1
 """Seconds between two movements of the bar."""
@@ -13,8 +32,8 @@ MOST_PATHWAYS = 3
 """In a line."""
 
 
-class Display:
-    """An engine listener that prints."""
+class Display(Listener):
+    """Prints a run: a line for every epoch and decision, and a status bar where the console is a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
@@ -23,9 +42,9 @@ class Display:
             columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[status]}"))
             self._bar = Progress(*columns, console=self._console, transient=True)
         self._task: TaskID | None = None
-        self._facts: dict[str, Any] = {}
-        self._latest: dict[str, Any] = {}  # the last epoch event
-        self._decided: list[dict[str, Any]] = []  # the candidates of the last decision
+        self._facts: RunFacts | None = None
+        self._latest: EpochEnded | None = None
+        self._targets: tuple[CandidateTarget, ...] = ()  # of the last decision
         self._ranking = ""
         self._images = 0
         self._share = 1.0  # of the images to fit that an epoch shows; fewer where only some classes are taught
@@ -39,6 +58,7 @@ class Display:
             self._bar.stop()
 
     def batch(self, images: int) -> None:
+        """Move the bar, a few times a second."""
         self._images += images
         now = time.perf_counter()
         if self._bar and self._task is not None and now - self._moved > REFRESH:
@@ -46,113 +66,128 @@ class Display:
             speed = self._images / (now - self._epoch_started)
             self._bar.update(
                 self._task,
-                description=f"epoch {self._latest.get('epoch', 0) + 1}/{self._facts['epochs']}",
+                description=f"epoch {self._epochs_done + 1}/{self._epochs}",
                 total=self._images_per_epoch(),
                 completed=self._images,
                 status=self._status(speed),
             )
 
-    def event(self, event: dict[str, Any]) -> None:
-        show = getattr(self, f"_show_{event['event']}", None)
-        if show:
-            show(event)
+    def event(self, event: Event) -> None:
+        """Print what the event says; a kind that is not shown only moves the clock."""
+        match event:
+            case RunStarted():
+                self._show_start(event)
+            case RunResumed():
+                self._facts = event
+                self._print(f"going on with {event.method} on {event.dataset} after epoch {event.epoch}")
+                self._start_bar()
+            case LoaderChosen():
+                self._show_loader(event)
+            case ProfessorJudged():
+                self._show_professor(event)
+            case GradeStarted():
+                self._show_grade(event)
+            case PathwaysWeighed():
+                self._show_pathways(event)
+            case TeachersWeighed():
+                self._show_teachers(event)
+            case TargetsDecided():
+                self._show_decision(event)
+            case EpochEnded():
+                self._show_epoch(event)
+            case CandidateSelected():
+                self._show_selection(event)
+            case RunFinished():
+                self._show_finish(event)
         self._epoch_started = time.perf_counter()  # what is done between epochs is not training
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
 
-    def _show_start(self, event: dict[str, Any]) -> None:
-        self._facts = event
+    def _show_start(self, start: RunStarted) -> None:
+        self._facts = start
         self._print(
-            f"{event['method']} · {event['model']} ({event['parameters']:,} parameters) · {event['dataset']}: "
-            f"{event['train_images']:,} images to fit, {event['holdout_images']:,} held out · seed {event['seed']}"
+            f"{start.method} · {start.model} ({start.parameters:,} parameters) · {start.dataset}: "
+            f"{start.train_images:,} images to fit, {start.holdout_images:,} held out · seed {start.seed}"
         )
-        self._print(
-            f"{event['device_name']} · {event['precision']} · loader {event['loader']} · operators {event['ops']}"
-        )
-        if event["teachers"]:
-            saw = " · trained on images that are held out here" if event["teachers_saw_holdout"] else ""
-            self._print(f"taught by {', '.join(event['teachers'])}{saw}")
+        self._print(f"{start.device_name} · {start.precision} · loader {start.loader} · operators {start.ops}")
+        if start.teachers:
+            saw = " · trained on images that are held out here" if start.teachers_saw_holdout else ""
+            self._print(f"taught by {', '.join(start.teachers)}{saw}")
         self._start_bar()
 
-    def _show_loader(self, event: dict[str, Any]) -> None:
-        if event["images_per_second"]:
-            speeds = (f"{name} {speed:,.0f}" for name, speed in event["images_per_second"].items())
-            self._print(f"loader {event['chosen']}, by images/s: {' · '.join(speeds)}")
+    def _show_loader(self, loader: LoaderChosen) -> None:
+        if loader.images_per_second:
+            speeds = (f"{name} {speed:,.0f}" for name, speed in loader.images_per_second.items())
+            self._print(f"loader {loader.chosen}, by images/s: {' · '.join(speeds)}")
 
-    def _show_professor(self, event: dict[str, Any]) -> None:
-        kept = "" if event["spearman"] is None else f" · rank correlation with it {event['spearman']:.2f}"
-        self._print(f"professor of {event['teacher']}: {event['verdict']}{kept}")
-        if "warning" in event:
-            self._print(f"warning: {event['warning']}")
+    def _show_professor(self, professor: ProfessorJudged) -> None:
+        correlation = professor.spearman
+        kept = "" if math.isnan(correlation) else f" · rank correlation with it {correlation:.2f}"
+        self._print(f"professor of {professor.teacher}: {professor.verdict}{kept}")
+        if professor.warning:
+            self._print(f"warning: {professor.warning}")
 
-    def _show_grade(self, event: dict[str, Any]) -> None:
-        first, last = event["first_epoch"], event["first_epoch"] + event["epochs"] - 1
+    def _show_grade(self, grade: GradeStarted) -> None:
         self._print(
-            f"grade {event['grade']} · epochs {first} to {last} · {event['stages']} stages · "
-            f"{len(event['labels'])} classes"
+            f"grade {grade.grade} · epochs {grade.first_epoch} to {grade.last_epoch} · {grade.stages} stages · "
+            f"{len(grade.labels)} classes"
         )
 
-    def _show_pathways(self, event: dict[str, Any]) -> None:
-        weights = sorted(zip(event["names"], event["weights"], strict=True), key=itemgetter(1), reverse=True)
+    def _show_pathways(self, pathways: PathwaysWeighed) -> None:
+        weights = sorted(zip(pathways.names, pathways.weights, strict=True), key=itemgetter(1), reverse=True)
         used = [f"{name} {weight:.3f}" for name, weight in weights if weight > 0]
         self._print(" · ".join([f"pathways {len(used)} of {len(weights)}", *used[:MOST_PATHWAYS]]))
 
-    def _show_teachers(self, event: dict[str, Any]) -> None:
+    def _show_teachers(self, teachers: TeachersWeighed) -> None:
         predictions, features = (
-            " ".join(f"{name} {weight:.2f}" for name, weight in zip(event["names"], weights, strict=True))
-            for weights in (event["logit_weights"], event["feature_weights"])
+            " ".join(f"{name} {weight:.2f}" for name, weight in zip(teachers.names, weights, strict=True))
+            for weights in (teachers.logit_weights, teachers.feature_weights)
         )
         self._print(f"  weights of predictions {predictions} · of features {features}")
 
-    def _show_resume(self, event: dict[str, Any]) -> None:
-        self._facts = event
-        self._print(f"going on with {event['method']} on {event['dataset']} after epoch {event['epoch']}")
-        self._start_bar()
-
-    def _show_decision(self, event: dict[str, Any]) -> None:
-        self._decided = event["candidates"]
-        first, last = event["first_epoch"], event["first_epoch"] + event["epochs"] - 1
-        self._print(f"decision {event['interval']} · epochs {first} to {last}")
-        for slot, candidate in enumerate(self._decided):
-            action = " ".join(f"{value:+.2f}" for value in candidate["action"])
+    def _show_decision(self, decision: TargetsDecided) -> None:
+        self._targets = decision.candidates
+        self._print(f"decision {decision.interval} · epochs {decision.first_epoch} to {decision.last_epoch}")
+        for slot, candidate in enumerate(decision.candidates):
+            action = " ".join(f"{value:+.2f}" for value in candidate.action)
             self._print(
-                f"  candidate {slot} · {candidate['role']:7} · action [{action}] · "
-                f"true-class mass {candidate['true_mass']:.3f}"
+                f"  candidate {slot} · {candidate.role:7} · action [{action}] · "
+                f"true-class mass {candidate.true_mass:.3f}"
             )
 
-    def _show_epoch(self, event: dict[str, Any]) -> None:
+    def _show_epoch(self, epoch: EpochEnded) -> None:
         if self._images:  # the first candidate that tells of the epoch
             self._share *= self._images / self._images_per_epoch()
-        self._latest, self._images = event, 0
-        holdout = event["holdout"]
-        judged = f"held-out {holdout['top1']:5.2f} % · NLL {holdout['nll']:.3f}" if holdout else "no held-out images"
-        slot = f" · candidate {event['candidate']}" if self._facts["candidates"] > 1 else ""
+        self._latest, self._images = epoch, 0
+        holdout = epoch.holdout
+        judged = f"held-out {holdout.top1:5.2f} % · NLL {holdout.nll:.3f}" if holdout else "no held-out images"
+        slot = f" · candidate {epoch.candidate}" if self._facts and self._facts.candidates > 1 else ""
         self._print(
-            f"epoch {event['epoch']}/{self._facts['epochs']}{slot} · loss {event['train_loss']:.4f} · "
-            f"train {event['train_top1']:5.2f} % · {judged} · lr {event['learning_rate']:.4g} · "
-            f"{event['images_per_second']:,.0f} images/s"
+            f"epoch {epoch.epoch}/{self._epochs}{slot} · loss {epoch.train_loss:.4f} · "
+            f"train {epoch.train_top1:5.2f} % · {judged} · lr {epoch.learning_rate:.4g} · "
+            f"{epoch.images_per_second:,.0f} images/s"
         )
 
-    def _show_selection(self, event: dict[str, Any]) -> None:
-        slots = range(len(event["scores"]))
-        width = max(map(len, event["criteria"]))
-        self._print(f"ranking after epoch {event['epoch']}" + "".join(f"{f'c{slot}':>13}" for slot in slots))
-        for column, name in enumerate(event["criteria"]):
-            cells = (f"{event['values'][s][column]:.4g} ({event['ranks'][s][column]:g})" for s in slots)
+    def _show_selection(self, selection: CandidateSelected) -> None:
+        slots = range(len(selection.scores))
+        width = max(map(len, selection.criteria))
+        self._print(f"ranking after epoch {selection.epoch}" + "".join(f"{f'c{slot}':>13}" for slot in slots))
+        for column, name in enumerate(selection.criteria):
+            cells = (f"{selection.values[s][column]:.4g} ({selection.ranks[s][column]:g})" for s in slots)
             self._print(f"  {name:{width}} " + " ".join(f"{cell:>12}" for cell in cells))
-        self._print(f"  {'score':{width}} " + " ".join(f"{score:>12g}" for score in event["scores"]))
-        self._print(f"  winner: candidate {event['winner']}")
-        self._ranking = " > ".join(f"c{slot}" for slot in event["order"])
+        self._print(f"  {'score':{width}} " + " ".join(f"{score:>12g}" for score in selection.scores))
+        self._print(f"  winner: candidate {selection.winner}")
+        self._ranking = " > ".join(f"c{slot}" for slot in selection.order)
 
-    def _show_finish(self, event: dict[str, Any]) -> None:
+    def _show_finish(self, finish: RunFinished) -> None:
         if self._bar:
             self._bar.stop()
-        judged = f"held-out {event['holdout_top1']:.2f} %, " if event["holdout_top1"] is not None else ""
+        judged = "" if finish.holdout_top1 is None else f"held-out {finish.holdout_top1:.2f} %, "
         self._print(
-            f"{event['student_epochs']} student-epochs in {event['seconds']:.0f} s · "
-            f"{event['images_per_second']:,.0f} images/s · last epoch: {judged}"
-            f"test {event['test_top1']:.2f} %, NLL {event['test_nll']:.3f}, ECE {event['test_ece']:.3f}"
+            f"{finish.student_epochs} student-epochs in {finish.seconds:.0f} s · "
+            f"{finish.images_per_second:,.0f} images/s · last epoch: {judged}"
+            f"test {finish.test_top1:.2f} %, NLL {finish.test_nll:.3f}, ECE {finish.test_ece:.3f}"
         )
 
     def _start_bar(self) -> None:
@@ -162,21 +197,30 @@ class Display:
 
     def _images_per_epoch(self) -> float:
         """Of all candidates of the present interval."""
-        images: int = self._facts["train_images"]
-        return self._share * images * max(1, len(self._decided))
+        images = self._facts.train_images if self._facts else 0
+        return self._share * images * max(1, len(self._targets))
+
+    @property
+    def _epochs(self) -> int:
+        """Number of epochs of the run."""
+        return self._facts.epochs if self._facts else 0
+
+    @property
+    def _epochs_done(self) -> int:
+        return self._latest.epoch if self._latest else 0
 
     def _status(self, speed: float) -> str:
         """Speed, loss, held-out accuracy, target, ranking and time left, as far as they are known."""
         parts = [f"{speed:,.0f} images/s"]
         if self._latest:
-            parts.append(f"loss {self._latest['train_loss']:.3f}")
-            if self._latest["holdout"]:
-                parts.append(f"held-out {self._latest['holdout']['top1']:.1f} %")
-        if self._decided:
-            parts.append("true mass " + "/".join(f"{c['true_mass']:.2f}" for c in self._decided))
+            parts.append(f"loss {self._latest.train_loss:.3f}")
+            if self._latest.holdout:
+                parts.append(f"held-out {self._latest.holdout.top1:.1f} %")
+        if self._targets:
+            parts.append("true mass " + "/".join(f"{target.true_mass:.2f}" for target in self._targets))
         if self._ranking:
             parts.append(self._ranking)
-        epochs_left = self._facts["epochs"] - self._latest.get("epoch", 0)
+        epochs_left = self._epochs - self._epochs_done
         left = int(max(0.0, epochs_left * self._images_per_epoch() - self._images) / speed)
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
         return " · ".join(parts)

@@ -8,7 +8,8 @@ from typing import Any
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.policies.students import Students
-from tfkd_fast.runs.folder import EventLog, RunFolder
+from tfkd_fast.runs.folder import RunFolder, finite
+from tfkd_fast.runs.log import LineFile
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
 
@@ -42,10 +43,10 @@ def learn_policy(
     search.restore(done)
     if not done:
         folder.create(wanted)
-    lines = EventLog(log, keep=len(finished.encode()))
+    lines = LineFile(log, keep=len(finished.encode()))
     for number in range(len(done), generations):
         generation = search.run_generation(fleet)
-        lines.write({"event": "generation", "number": number} | as_record(generation))
+        lines.write(json.dumps(finite({"event": "generation", "number": number} | as_record(generation))))
         folder.write_bytes(folder.policy.name, search.policy_bytes())
         on_generation(number, generation)
     lines.close()

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from tfkd_fast.events import EpochEnded
 from tfkd_fast.report.drawing import (
     DASHED,
     DOTTED,
@@ -22,10 +23,10 @@ from tfkd_fast.report.drawing import (
     markers,
     several_lines,
 )
-from tfkd_fast.report.run import Epoch, Run
+from tfkd_fast.report.run import RunRecord
 
 
-def accuracy_chart(run: Run) -> Chart | None:
+def accuracy_chart(run: RunRecord) -> Chart | None:
     """Training and held-out top-1 of the student, the other candidates' held-out top-1 behind it."""
     if not run.student:
         return None
@@ -52,7 +53,7 @@ def accuracy_chart(run: Run) -> Chart | None:
     return Chart("Accuracy", note, inline_svg("accuracy", label, (HALF, 3.3), paint))
 
 
-def loss_chart(run: Run) -> Chart | None:
+def loss_chart(run: RunRecord) -> Chart | None:
     """Training loss, held-out NLL and calibrated held-out NLL of the student."""
     if not run.student:
         return None
@@ -85,7 +86,7 @@ def loss_chart(run: Run) -> Chart | None:
     return Chart("Loss", note, inline_svg("loss", label, (HALF, 3.3), paint))
 
 
-def calibration_chart(run: Run) -> Chart | None:
+def calibration_chart(run: RunRecord) -> Chart | None:
     """Held-out calibration error, and the temperature that calibrates."""
     judged = [(record.epoch, record.holdout) for record in run.student if record.holdout]
     if not judged:
@@ -113,7 +114,7 @@ def calibration_chart(run: Run) -> Chart | None:
     return Chart("Held-out calibration", note, inline_svg("calibration", label, (HALF, 3.0), paint))
 
 
-def pace_chart(run: Run) -> Chart | None:
+def pace_chart(run: RunRecord) -> Chart | None:
     """Learning rate and training speed."""
     if not run.student:
         return None
@@ -141,7 +142,7 @@ def pace_chart(run: Run) -> Chart | None:
     return Chart("Learning rate and speed", note, inline_svg("pace", label, (HALF, 3.0), paint))
 
 
-def learning_rate_drops(run: Run) -> list[int]:
+def learning_rate_drops(run: RunRecord) -> list[int]:
     """Epochs that start at a lower rate after a plateau: the milestones of a step schedule, none of a smooth one."""
     rates = [record.learning_rate for record in run.student]
     return [
@@ -149,13 +150,13 @@ def learning_rate_drops(run: Run) -> list[int]:
     ]
 
 
-def _draw_drops(axes: Axes, run: Run) -> None:
+def _draw_drops(axes: Axes, run: RunRecord) -> None:
     for number, epoch in enumerate(learning_rate_drops(run)):
         label = "rate drops" if number == 0 else None
         axes.axvline(epoch - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle=DASHED, label=label, zorder=1)
 
 
-def groups_chart(run: Run) -> Chart | None:
+def groups_chart(run: RunRecord) -> Chart | None:
     """Held-out accuracy of each group of classes that a grade brought; None where there are no groups."""
     if not run.groups:
         return None
@@ -177,7 +178,7 @@ def groups_chart(run: Run) -> Chart | None:
     return Chart("Groups of classes", note, inline_svg("groups", label, (FULL, 2.6), paint), wide=True)
 
 
-def _draw_grades(run: Run, named: Axes, *others: Axes) -> None:
+def _draw_grades(run: RunRecord, named: Axes, *others: Axes) -> None:
     """Where each grade begins, on axes that share their epochs; the names stand above the curves of the first."""
     if run.grades:
         named.set_ymargin(0.18)
@@ -196,7 +197,7 @@ def _draw_grades(run: Run, named: Axes, *others: Axes) -> None:
         )
 
 
-def _draw_rivals(axes: Axes, run: Run, value: Callable[[Epoch], float]) -> None:
+def _draw_rivals(axes: Axes, run: RunRecord, value: Callable[[EpochEnded], float]) -> None:
     """Behind the student: one path for all tracks, with gaps between them."""
     points = [point for track in run.rivals for point in [*((e.epoch, value(e)) for e in track), (math.nan, math.nan)]]
     if any(math.isfinite(y) for _, y in points):
@@ -204,9 +205,9 @@ def _draw_rivals(axes: Axes, run: Run, value: Callable[[Epoch], float]) -> None:
         axes.plot(xs, ys, color=LIGHT["faint"], linewidth=0.7, label="others", zorder=1.5)
 
 
-def _holdout_top1(record: Epoch) -> float:
+def _holdout_top1(record: EpochEnded) -> float:
     return record.holdout.top1 if record.holdout else math.nan
 
 
-def _calibrated_nll(record: Epoch) -> float:
+def _calibrated_nll(record: EpochEnded) -> float:
     return record.holdout.calibrated_nll if record.holdout else math.nan

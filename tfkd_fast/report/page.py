@@ -7,9 +7,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tfkd_fast.events import ProfessorJudged
 from tfkd_fast.report.curves import accuracy_chart, calibration_chart, groups_chart, loss_chart, pace_chart
 from tfkd_fast.report.drawing import DARK, LIGHT, Chart
-from tfkd_fast.report.run import Professor, Run, read_run
+from tfkd_fast.report.run import RunRecord, read_run
 from tfkd_fast.report.steering import (
     action_chart,
     band_name,
@@ -82,7 +83,7 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def render(run: Run) -> str:
+def render(run: RunRecord) -> str:
     """The HTML of a run."""
     environment = Environment(
         loader=PackageLoader("tfkd_fast.report", "."),
@@ -119,7 +120,7 @@ def _present(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _test_figures(run: Run, summary: dict[str, Any]) -> list[Figure]:
+def _test_figures(run: RunRecord, summary: dict[str, Any]) -> list[Figure]:
     top1, images = _number(summary.get("test_top1")), summary.get("test_images")
     best_epoch = summary.get("best_epoch")
     error = f"± {_fixed(_standard_error(top1, images))} standard error" if images else "after the last epoch"
@@ -134,7 +135,7 @@ def _test_figures(run: Run, summary: dict[str, Any]) -> list[Figure]:
     ]
 
 
-def _latest_figures(run: Run) -> list[Figure]:
+def _latest_figures(run: RunRecord) -> list[Figure]:
     """Of an unfinished run: how the student stands now."""
     if not run.student:
         return [Figure("Time so far", *_duration(run.seconds), "no epoch finished yet")]
@@ -155,7 +156,7 @@ def _latest_figures(run: Run) -> list[Figure]:
     ]
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunRecord) -> list[tuple[str, str]]:
     """What was trained, on what and how, for the top of the page."""
     start = run.start
     tables = {"Target": ("target", "family"), "Controller": ("controller", "name")}
@@ -178,11 +179,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return facts
 
 
-def _teachers(run: Run) -> str:
+def _teachers(run: RunRecord) -> str:
     return "teachers" if len(run.start.teachers) > 1 else "teacher"
 
 
-def _grades(run: Run) -> list[GradeRow]:
+def _grades(run: RunRecord) -> list[GradeRow]:
     """The grades so far."""
     known: set[int] = set()
     rows = []
@@ -194,7 +195,7 @@ def _grades(run: Run) -> list[GradeRow]:
     return rows
 
 
-def _teaching_words(run: Run) -> str:
+def _teaching_words(run: RunRecord) -> str:
     """What the teachers counted for at last."""
     sentences = []
     if run.teacher_weights:
@@ -210,7 +211,7 @@ def _teaching_words(run: Run) -> str:
     return " ".join(sentences)
 
 
-def _professor(professor: Professor) -> ProfessorRow:
+def _professor(professor: ProfessorJudged) -> ProfessorRow:
     gain = professor.professor_top1 - professor.teacher_top1
     difference = f"{gain:+.2f} ± {_fixed(professor.margin)}" if math.isfinite(gain) else UNKNOWN
     cells = [
@@ -225,7 +226,7 @@ def _professor(professor: Professor) -> ProfessorRow:
     return ProfessorRow(professor.teacher, professor.verdict, professor.warning, cells)
 
 
-def _steering_words(run: Run) -> str:
+def _steering_words(run: RunRecord) -> str:
     """What the controller did, in a few sentences."""
     taught = [run.survivor(decision) for decision in run.decided]
     masses = [target.true_mass for target in taught]
@@ -240,7 +241,7 @@ def _steering_words(run: Run) -> str:
     )
 
 
-def _ranking_words(run: Run) -> str:
+def _ranking_words(run: RunRecord) -> str:
     """Who won the selections."""
     if not run.selections:
         return ""
@@ -248,7 +249,7 @@ def _ranking_words(run: Run) -> str:
     return f"{len(run.selections)} selections. Won by candidate {won}."
 
 
-def _last_selection(run: Run) -> list[RankingRow]:
+def _last_selection(run: RunRecord) -> list[RankingRow]:
     """The candidates of the last selection, best first."""
     if not run.selections:
         return []
@@ -272,7 +273,7 @@ def _last_selection(run: Run) -> list[RankingRow]:
     return [rows[slot] for slot in selection.order]
 
 
-def _measurement(run: Run) -> list[str]:
+def _measurement(run: RunRecord) -> list[str]:
     """What a reader has to know before believing the figures."""
     summary, holdout = run.summary or {}, run.start.holdout_images
     lines = []

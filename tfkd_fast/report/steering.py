@@ -11,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from tfkd_fast.events import CandidateTarget, TargetsDecided
 from tfkd_fast.report.drawing import (
     FULL,
     HALF,
@@ -24,7 +25,7 @@ from tfkd_fast.report.drawing import (
     markers,
     row_label,
 )
-from tfkd_fast.report.run import DecidedCandidate, Decision, Run
+from tfkd_fast.report.run import RunRecord
 
 RANKS = LinearSegmentedColormap.from_list("ranks", [(0.1, 0.45, 0.72, 1.0), (0.1, 0.45, 0.72, 0.06)])
 """From the best to the worst: fades into the page, be it light or dark."""
@@ -34,7 +35,7 @@ NOTICEABLE_RISE = 1e-6
 """Nats that a divergence has to grow by to have risen: above the rounding of single precision."""
 
 
-def target_chart(run: Run) -> Chart | None:
+def target_chart(run: RunRecord) -> Chart | None:
     """The target that the student was taught with over time, and where it moved away from the one-hot label."""
     if not run.decisions:
         return None
@@ -90,7 +91,7 @@ def target_chart(run: Run) -> Chart | None:
     return Chart("Target distribution", note, inline_svg("target", label, size, paint), wide=True)
 
 
-def ranking_chart(run: Run) -> Chart | None:
+def ranking_chart(run: RunRecord) -> Chart | None:
     """Every candidate's rank under every criterion at every selection."""
     if not run.selections:
         return None
@@ -136,7 +137,7 @@ def ranking_chart(run: Run) -> Chart | None:
     return Chart("Ranking of the candidates", note, inline_svg("ranking", label, (FULL, height), paint), wide=True)
 
 
-def action_chart(run: Run) -> Chart | None:
+def action_chart(run: RunRecord) -> Chart | None:
     """The controller's actions over time, one row a dimension."""
     decisions = [decision for decision in run.decisions if run.survivor(decision).action]
     if not decisions:
@@ -165,7 +166,7 @@ def action_chart(run: Run) -> Chart | None:
     return Chart("Actions", note, inline_svg("actions", label, size, paint))
 
 
-def reward_chart(run: Run) -> Chart | None:
+def reward_chart(run: RunRecord) -> Chart | None:
     """Every candidate's reward, and the figures of the policy's updates."""
     ends = {decision.interval: decision.last_epoch for decision in run.decisions}
     rewards = [reward for reward in run.rewards if reward.interval in ends]
@@ -205,7 +206,7 @@ def reward_chart(run: Run) -> Chart | None:
     return Chart("Rewards and learning", note, inline_svg("rewards", label, size, paint))
 
 
-def risen(run: Run) -> list[Decision]:
+def risen(run: RunRecord) -> list[TargetsDecided]:
     """The decisions that took the student's target further from the one-hot label than the decision before them."""
     return [
         now
@@ -221,7 +222,7 @@ def rank_bands(mass: Array) -> list[tuple[int, int]]:
     return [(first, following - 1) for first, following in pairwise([*firsts, len(mass) + 1])]
 
 
-def candidate_names(run: Run) -> list[str]:
+def candidate_names(run: RunRecord) -> list[str]:
     """The candidates of selections by number, and by role where a role was decided for them (the most frequent)."""
     roles: dict[int, Counter[str]] = {}
     for decision in run.decisions:
@@ -232,7 +233,7 @@ def candidate_names(run: Run) -> list[str]:
     return [f"{slot} · {roles[slot].most_common(1)[0][0]}" if slot in roles else str(slot) for slot in range(count)]
 
 
-def wins(run: Run) -> dict[str, int]:
+def wins(run: RunRecord) -> dict[str, int]:
     """How many selections each candidate won."""
     counts = Counter(run.winners.values())
     return {name: counts[slot] for slot, name in enumerate(candidate_names(run))}
@@ -249,7 +250,7 @@ def _band_ticks(bands: list[tuple[int, int]]) -> tuple[list[float], list[str]]:
     return [row + 0.5 for row in rows], [band_name(*bands[row]) for row in rows]
 
 
-def _draw_steps(axes: Axes, run: Run, value: Callable[[DecidedCandidate], float], colour: str) -> None:
+def _draw_steps(axes: Axes, run: RunRecord, value: Callable[[CandidateTarget], float], colour: str) -> None:
     """A level for each interval: the student's as one line, those of the other candidates as strokes behind it."""
     student: list[tuple[float, float]] = []
     others: list[tuple[float, float]] = []

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from tfkd_fast.events import PathwaysWeighed
 from tfkd_fast.report.drawing import (
     FULL,
     LIGHT,
@@ -19,13 +20,13 @@ from tfkd_fast.report.drawing import (
     markers,
     several_lines,
 )
-from tfkd_fast.report.run import PathwayWeights, Run
+from tfkd_fast.report.run import RunRecord
 
 MOST_PATHWAYS = 36
 """Rows of the heat map."""
 
 
-def teacher_chart(run: Run) -> Chart | None:
+def teacher_chart(run: RunRecord) -> Chart | None:
     """The weight of each teacher for its predictions and for its features, over epochs."""
     if not run.teacher_weights:
         return None
@@ -65,7 +66,7 @@ def teacher_chart(run: Run) -> Chart | None:
     return Chart("Weights of the teachers", note, inline_svg("teachers", label, (FULL, 3.0), paint), wide=True)
 
 
-def pathway_chart(run: Run) -> Chart | None:
+def pathway_chart(run: RunRecord) -> Chart | None:
     """The weight of each pathway over epochs, and of all together."""
     rows = shown_pathways(run)
     if not rows:
@@ -110,7 +111,7 @@ def pathway_chart(run: Run) -> Chart | None:
     return Chart("Weights of the pathways", note, svg, wide=True)
 
 
-def shown_pathways(run: Run) -> list[int]:
+def shown_pathways(run: RunRecord) -> list[int]:
     """The numbers of those that ever had a weight, of very many those that had the most; in the order of the log."""
     if not run.pathway_weights:
         return []
@@ -119,7 +120,7 @@ def shown_pathways(run: Run) -> list[int]:
     return sorted(int(number) for number in strongest if peaks[number] > 0)
 
 
-def pathway_words(record: PathwayWeights, most: int = 3) -> str:
+def pathway_words(record: PathwaysWeighed, most: int = 3) -> str:
     """The strongest pathways of an epoch."""
     weights = sorted(zip(record.names, record.weights, strict=True), key=itemgetter(1), reverse=True)
     used = [f"{name} {weight:.3f}" for name, weight in weights if weight > 0]

@@ -1,4 +1,4 @@
-"""The folder of a run: names, the event log, and who may write where.
+"""The folder of a run: the names of its files, and who may write where.
 
 recipe.toml (resolved) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
 best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) · summary.json ·
@@ -6,10 +6,8 @@ report.html · tensorboard/ when asked for.
 """
 
 import contextlib
-import errno
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,40 +90,6 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
         return json.loads(self.summary.read_text()) if self.summary.exists() else None
-
-
-class EventLog:
-    """metrics.jsonl, opened for appending; each line goes to the file as it is written."""
-
-    def __init__(self, path: Path, *, keep: int = 0) -> None:
-        """Keep the first `keep` bytes, those written before the checkpoint that a run goes on from."""
-        self._path = path
-        try:
-            path.touch()
-            os.truncate(path, min(keep, path.stat().st_size))
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise self._failure(error) from None
-
-    def write(self, event: dict[str, Any]) -> None:
-        line = (json.dumps(finite(event)) + "\n").encode()
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise self._failure(error) from None
-
-    def size(self) -> int:
-        return os.fstat(self._file.fileno()).st_size
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _failure(self, error: OSError) -> UserError:
-        return UserError(
-            f"cannot write {self._path}: {error.strerror}; the checkpoints are untouched: make it writable, then go on "
-            f"with --resume {self._path.parent}"
-        )
 
 
 def finite(value: Any) -> Any:

@@ -1,13 +1,13 @@
 """Replay: what the surviving student of a run was taught, interval by interval, as a recipe for all training images."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import TargetApplied
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.recipe import Recipe, Table, make_recipe, read_recipe
 
 
@@ -37,10 +37,9 @@ def replay_table(run_dir: Path) -> Table:
     if "peers" in settings.target.sources:
         raise UserError(f"the run in {run_dir} cannot be replayed: its target held predictions of peers, not recorded")
 
-    events = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    taught = [event for event in events if event["event"] == "taught"]
+    applied = [line.event for line in read_log(folder.metrics) if isinstance(line.event, TargetApplied)]
     steered = settings.target.takes_action
-    if steered and not taught:
+    if steered and not applied:
         raise UserError(
             f"the run in {run_dir} is of an older version, which did not record what its student was taught"
         )
@@ -48,7 +47,7 @@ def replay_table(run_dir: Path) -> Table:
     table["method"] = find_method(recipe.method).one_trajectory or recipe.method
     table["data"]["holdout"] = 0.0
     table["selection"]["budget"] = "none"
-    warm = [event for event in taught if not steered or event["action"] is not None]  # after the one-hot warm-up
+    warm = [event for event in applied if not steered or event.action is not None]  # after the one-hot warm-up
     recorded = [_entry(event, recipe.epochs) for event in warm]
     if any(entry["action"] or entry["learning_rate_factor"] != 1.0 for entry in recorded):
         warmup_epochs = settings.controller.warmup_epochs
@@ -56,10 +55,10 @@ def replay_table(run_dir: Path) -> Table:
     return table
 
 
-def _entry(taught: dict[str, Any], epochs: int) -> Table:
+def _entry(applied: TargetApplied, epochs: int) -> Table:
     """One interval for the `recorded` controller; it starts at a fraction of the run."""
     return {
-        "start": (taught["first_epoch"] - 1) / epochs,
-        "action": taught["action"] or [],
-        "learning_rate_factor": taught["learning_rate_factor"],
+        "start": (applied.first_epoch - 1) / epochs,
+        "action": list(applied.action or ()),
+        "learning_rate_factor": applied.learning_rate_factor,
     }

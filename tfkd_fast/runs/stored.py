@@ -1,6 +1,5 @@
 """A run that is read from its folder: recipe, log, summary, and its student as a network."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import Event
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.student import load_student, read_student_header
 
@@ -36,23 +37,16 @@ class StoredRun:
         return self.folder.read_summary()
 
     @cached_property
-    def events(self) -> list[dict[str, Any]]:
-        """The lines of the log in their order; `event` names the kind of each, `time` is in seconds since the start.
+    def events(self) -> list[Event]:
+        """The events of the log in their order, see `tfkd_fast.events`; empty before the run was started.
 
-        A last line that was cut off by a kill is left out.
+        A last line that was cut off by a kill is left out, and so are kinds of events that this version does not know.
 
         Raises:
             UserError: if another line is damaged.
         """
-        lines = self.folder.metrics.read_bytes().splitlines(keepends=True) if self.folder.metrics.exists() else []
-        events = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                if line.endswith(b"\n"):
-                    raise UserError(f"line {number} of {self.folder.metrics} is damaged: delete that line") from None
-        return events
+        lines = read_log(self.folder.metrics) if self.folder.metrics.exists() else []
+        return [line.event for line in lines if line.event is not None]
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -1,46 +1,67 @@
 """TensorBoard events beside metrics.jsonl, for a recipe that sets `tensorboard = true`."""
 
 import importlib.util
-from typing import Any
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import (
+    ControllerRewarded,
+    EpochEnded,
+    Event,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    TargetsDecided,
+)
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import Listener
 
 
-class TensorBoardWriter:
-    """An engine listener: curves of every candidate, the target's true-class mass, and the rewards."""
+class TensorBoardWriter(Listener):
+    """Writes curves of every candidate: training, held-out figures, targets and rewards, over epochs."""
 
     def __init__(self, folder: RunFolder) -> None:
+        """Write into the folder tensorboard/ of a run.
+
+        Raises:
+            UserError: TensorBoard is not installed.
+        """
         if importlib.util.find_spec("tensorboard") is None:
             raise UserError("tensorboard = true needs TensorBoard: pip install 'tfkd-fast[logging]'")
         self._folder = folder.tensorboard
         self._epoch = 0
 
-    def batch(self, images: int) -> None:
-        """Nothing is written inside an epoch."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        match event["event"]:
-            case "start" | "resume":
+    def event(self, event: Event) -> None:
+        """Write what curves show of the event."""
+        match event:
+            case RunStarted() | RunResumed():
                 from torch.utils.tensorboard import SummaryWriter  # slow to import, and an extra
 
                 self._writer = SummaryWriter(str(self._folder))
-            case "epoch":
-                self._epoch = event["epoch"]
-                candidate = f"candidate_{event['candidate']}"
-                for name in ("train_loss", "train_top1", "learning_rate", "images_per_second"):
-                    self._scalar(f"{name}/{candidate}", event[name])
-                for name, value in (event["holdout"] or {}).items():
-                    self._scalar(f"holdout_{name}/{candidate}", value)
-            case "decision":
-                for slot, candidate in enumerate(event["candidates"]):
-                    self._scalar(f"true_mass/candidate_{slot}", candidate["true_mass"])
-                    self._scalar(f"divergence/candidate_{slot}", candidate["divergence"])
-            case "reward":
-                for slot, reward in enumerate(event["rewards"]):
-                    self._scalar(f"reward/candidate_{slot}", reward)
-            case "finish":
+            case EpochEnded():
+                self._epoch = event.epoch
+                self._write_epoch(event)
+            case TargetsDecided():
+                for slot, candidate in enumerate(event.candidates):
+                    self._scalar("true_mass", slot, candidate.true_mass)
+                    self._scalar("divergence", slot, candidate.divergence)
+            case ControllerRewarded():
+                for slot, reward in enumerate(event.rewards):
+                    self._scalar("reward", slot, reward)
+            case RunFinished():
                 self._writer.close()
 
-    def _scalar(self, name: str, value: float) -> None:
-        self._writer.add_scalar(name, value, self._epoch)
+    def _write_epoch(self, event: EpochEnded) -> None:
+        figures = {
+            "train_loss": event.train_loss,
+            "train_top1": event.train_top1,
+            "learning_rate": event.learning_rate,
+            "images_per_second": event.images_per_second,
+            **{f"loss_{name}": value for name, value in event.terms.items()},
+        }
+        if event.holdout is not None:
+            figures |= {f"holdout_{name}": value for name, value in event.holdout.model_dump().items()}
+        for name, value in figures.items():
+            self._scalar(name, event.candidate, value)
+
+    def _scalar(self, name: str, candidate: int, value: float) -> None:
+        self._writer.add_scalar(f"{name}/candidate_{candidate}", value, self._epoch)

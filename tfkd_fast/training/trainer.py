@@ -4,13 +4,11 @@ The trainer sees the training part of a data set only, split into images to fit 
 """
 
 import gc
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +18,21 @@ from tfkd_fast import ops
 from tfkd_fast.data import Dataset, make_mixing
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import (
+    FORMAT,
+    EpochEnded,
+    HoldoutFigures,
+    LoaderChosen,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepsCompiled,
+)
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import find_method
-from tfkd_fast.methods.base import EpochResult, Event, HoldoutMetrics, Interval, IntervalResult, Material
-from tfkd_fast.runs.folder import EventLog, RunFolder
+from tfkd_fast.methods.base import EpochResult, HoldoutMetrics, Interval, IntervalResult, Material
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import Listener, RunLog
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import save_student
 from tfkd_fast.teachers.cache import gather_teachers
@@ -35,25 +44,12 @@ from tfkd_fast.training.epoch import Diverged, EpochRun, EpochTrainer
 from tfkd_fast.training.groups import choose_side_by_side
 from tfkd_fast.training.population import Population
 
-PARTS = ("training", "compile", "evaluation", "steering", "saving")
-"""What a run's seconds go to: steps, their set-up, held-out metrics, method and log, checkpoints."""
-
-
-class Listener(Protocol):
-    """Watches a run: a progress display, TensorBoard."""
-
-    def event(self, event: Event) -> None:
-        """One line of metrics.jsonl, as it is written."""
-
-    def batch(self, images: int) -> None:
-        """So many more images were trained on."""
-
 
 class Trainer:
     """A run in progress: `run()` trains what is left of it."""
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, listeners: list[Listener]
+        self, recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, listeners: Sequence[Listener]
     ) -> None:
         self.dataset, self.compute, self.folder = dataset, compute, folder
         self._listeners = listeners
@@ -103,18 +99,15 @@ class Trainer:
         self._student_epochs = 0
         self._cooling = False
         self._images_trained = 0
-        self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._earlier_seconds = 0.0  # of this run, in processes before this one
         self._best_epoch, self._best_top1 = 0, -1.0
-        self._log: EventLog  # opened by run()
+        self._log: RunLog  # opened by run()
 
     def run(self) -> dict[str, Any]:
         """Train to the last epoch; returns what training adds to the summary. The test set is not read."""
-        self._started = time.perf_counter()
         self._restore()
         while self._epoch < self.recipe.epochs:
             if self._interval is None:
-                with self._timed("steering"):
+                with self._log.timed("steering"):
                     plan = self.method.begin_interval(self._epoch)
                     self._interval = plan.interval
                     self._factors = list(plan.learning_rate_factors or [1.0] * plan.interval.candidates)
@@ -122,10 +115,10 @@ class Trainer:
                     if plan.schedule is not None and plan.schedule[0] == self._epoch:
                         self.population.forget_momenta()
                         self._adapters.forget_momenta()
-                    self._write(plan.events)
+                    self._log.write(*plan.events)
             self._run_epoch(self._interval)
             if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
-                with self._timed("saving"):
+                with self._log.timed("saving"):
                     self._save()
         self._save_student(self.folder.student, self.population.models[0])
         for name, content in self.method.files().items():
@@ -148,14 +141,14 @@ class Trainer:
             if self._epoch == interval.first_epoch:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
-        with self._timed("evaluation"):
+        with self._log.timed("evaluation"):
             models = self.population.models[: interval.candidates]
             networks = [self.method.network(model) for model in models]
             judged = self._judge.judgements(networks, self.method.known_labels)
             holdout = [judgement and judgement.metrics for judgement in judged]
         self._epoch += 1
-        with self._timed("steering"):
-            self._write(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs))
+        with self._log.timed("steering"):
+            self._log.write(*(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs)))
             pairs = zip(runs, judged, strict=True)
             self.method.end_epoch([EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs])
         if last:
@@ -164,10 +157,10 @@ class Trainer:
     def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
         population, models = self.population, self.population.models[: len(runs)]
         cooled_metrics = self._cooled(len(runs))
-        with self._timed("evaluation"):
+        with self._log.timed("evaluation"):
             epoch_averages = self._judge.average_metrics(population.epoch_average, len(runs), self._epoch)
             interval_averages = self._judge.average_metrics(population.interval_average, len(runs), self._epoch)
-        with self._timed("steering"):
+        with self._log.timed("steering"):
             outcome = self.method.end_interval(
                 [
                     IntervalResult(
@@ -181,7 +174,7 @@ class Trainer:
                     for slot, model in enumerate(models)
                 ]
             )
-            self._write(outcome.events)
+            self._log.write(*outcome.events)
         best = outcome.survivors[0]
         if self.method.complete:
             self._keep_best(self.population.models[best], holdout[best])
@@ -199,7 +192,7 @@ class Trainer:
             self._cooling = False
 
         place = candidates, self._epoch, len(self.loader)
-        with cooled(self.population, self.method, self.recipe, *place, train), self._timed("evaluation"):
+        with cooled(self.population, self.method, self.recipe, *place, train), self._log.timed("evaluation"):
             return self._judge.metrics(self.population.models[:candidates])
 
     def _train(self, candidates: int, epoch: int, schedule: list[float], *, average: bool) -> list[EpochRun]:
@@ -213,22 +206,21 @@ class Trainer:
             raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
         self._student_epochs += len(runs)
         self._images_trained += sum(run.images for run in runs)
-        self._seconds["training"] += sum(run.seconds for run in runs)
+        self._log.seconds["training"] += sum(run.seconds for run in runs)
         set_up = sum(run.set_up_seconds for run in runs)
         if set_up:
-            self._seconds["compile"] += set_up
-            self._write([{"event": "compile", "epoch": self._epoch + 1, "seconds": set_up}])
+            self._log.seconds["compile"] += set_up
+            self._log.write(StepsCompiled(epoch=self._epoch + 1, seconds=set_up))
         return runs
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the last line of the log."""
-        self._write([{"event": "finish"} | summary])
+        self._log.write(RunFinished(**summary))
         self._log.close()
 
     def _on_batch(self, images: int) -> None:
         if not self._cooling:  # progress is that of the run itself
-            for listener in self._listeners:
-                listener.batch(images)
+            self._log.batch(images)
 
     def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
         if holdout is not None and holdout.top1 > self._best_top1:
@@ -244,12 +236,12 @@ class Trainer:
         """Go on from the newest checkpoint, or write the first line of a new log."""
         state = self.folder.newest_state()
         if state is None:
-            self._log = EventLog(self.folder.metrics)
-            self._write([{"event": "start", **self._facts(), "classes": list(self.dataset.classes)}])
+            self._log = RunLog(self.folder.metrics, self._listeners)
+            self._log.write(RunStarted(**self._facts(), classes=tuple(self.dataset.classes), format=FORMAT))
             if self._loader_choice is not None:
-                self._write([{"event": "loader", **asdict(self._loader_choice)}])
-            with self._timed("steering"):
-                self._write(self.method.prepare(self._material()))
+                self._log.write(LoaderChosen(**asdict(self._loader_choice)))
+            with self._log.timed("steering"):
+                self._log.write(*self.method.prepare(self._material()))
             return
         if state["recipe"] != self.folder.recipe.read_text():
             raise UserError(f"the checkpoints in {self.folder.path} were written with another recipe.toml: restore it")
@@ -257,6 +249,13 @@ class Trainer:
             raise UserError(
                 f"the teachers of the run in {self.folder.path} are not those that it began with: restore them"
             )
+        self._log = RunLog(
+            self.folder.metrics,
+            self._listeners,
+            keep=state["log_bytes"],
+            earlier_seconds=state["seconds"],
+            seconds=state["seconds_of"],
+        )
         self.population.load_state_dict(state["population"])
         self._adapters.load_state_dict(state["adapters"])
         self.method.load_state_dict(state["method"])
@@ -268,11 +267,8 @@ class Trainer:
             state["schedule"] and tuple(state["schedule"]),
         )
         self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
-        self._seconds = state["seconds_of"]
-        self._earlier_seconds = state["seconds"]
         self._best_epoch, self._best_top1 = state["best_epoch"], state["best_top1"]
-        self._log = EventLog(self.folder.metrics, keep=state["log_bytes"])
-        self._write([{"event": "resume", "epoch": self._epoch, **self._facts()}])
+        self._log.write(RunResumed(epoch=self._epoch, **self._facts()))
 
     def _save(self) -> None:
         interval = self._interval
@@ -293,8 +289,8 @@ class Trainer:
                 "alive": self._alive,
                 "student_epochs": self._student_epochs,
                 "images_trained": self._images_trained,
-                "seconds_of": dict(self._seconds),
-                "seconds": self._elapsed(),
+                "seconds_of": dict(self._log.seconds),
+                "seconds": self._log.elapsed(),
                 "best_epoch": self._best_epoch,
                 "best_top1": self._best_top1,
                 "log_bytes": self._log.size(),
@@ -305,23 +301,7 @@ class Trainer:
         unseen = None if self._unseen is None else self.loader.with_indices(self._unseen).epoch
         return Material(self.loader.epoch, unseen, lambda images: self._teachers.predict(images.unsqueeze(0)))
 
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds[part] += time.perf_counter() - started
-
-    def _elapsed(self) -> float:
-        return self._earlier_seconds + time.perf_counter() - self._started
-
-    def _write(self, events: Iterable[Event]) -> None:
-        for event in events:
-            event = {"event": event["event"], "time": round(self._elapsed(), 3)} | event
-            self._log.write(event)
-            for listener in self._listeners:
-                listener.event(event)
-
-    def _facts(self) -> Event:
+    def _facts(self) -> dict[str, Any]:
         """What identifies a run, in the log and in the summary."""
         recipe = self.recipe
         return {
@@ -348,23 +328,22 @@ class Trainer:
             "torch": str(torch.__version__),
         }
 
-    def _epoch_event(self, slot: int, run: EpochRun, holdout: HoldoutMetrics | None) -> Event:
+    def _epoch_event(self, slot: int, run: EpochRun, holdout: HoldoutMetrics | None) -> EpochEnded:
         """Accuracies leave the engine in percent."""
         training = run.training
-        return {
-            "event": "epoch",
-            "epoch": self._epoch,
-            "candidate": slot,
-            "learning_rate": self._factors[slot] * self.recipe.learning_rate(self._epoch - 1, self._schedule),
-            "train_loss": training.loss,
-            "train_top1": 100 * training.top1,
-            "true_probability": training.true_probability,
-            "entropy": training.entropy,
-            "images_per_second": run.images / run.seconds,
-            "seconds": run.seconds,
-            "holdout": in_percent(holdout) if holdout else None,
-            "holdout_classes": len(self.method.known_labels or self.dataset.classes) if holdout else None,
-        }
+        return EpochEnded(
+            epoch=self._epoch,
+            candidate=slot,
+            learning_rate=self._factors[slot] * self.recipe.learning_rate(self._epoch - 1, self._schedule),
+            train_loss=training.loss,
+            train_top1=100 * training.top1,
+            true_probability=training.true_probability,
+            entropy=training.entropy,
+            images_per_second=run.images / run.seconds,
+            seconds=run.seconds,
+            holdout=HoldoutFigures(**in_percent(holdout)) if holdout else None,
+            holdout_classes=len(self.method.known_labels or self.dataset.classes) if holdout else None,
+        )
 
     def _summary(self) -> dict[str, Any]:
         return self._facts() | {
@@ -372,9 +351,9 @@ class Trainer:
             "best_epoch": self._best_epoch or None,
             "best_holdout_top1": 100 * self._best_top1 if self._best_epoch else None,
             "student_epochs": self._student_epochs,
-            "images_per_second": self._images_trained / self._seconds["training"],
-            **{f"{part}_seconds": seconds for part, seconds in self._seconds.items()},
-            "seconds": self._elapsed(),
+            "images_per_second": self._images_trained / self._log.seconds["training"],
+            **{f"{part}_seconds": seconds for part, seconds in self._log.seconds.items()},
+            "seconds": self._log.elapsed(),
         }
 
 

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import CandidateSelected, ControllerRewarded, Event, TargetApplied, TargetsDecided
 from tfkd_fast.methods import Context, Method, find_method
 from tfkd_fast.methods.base import (
     EpochResult,
-    Event,
     HoldoutMetrics,
     IntervalResult,
     Outcome,
@@ -24,6 +25,8 @@ from tfkd_fast.methods.base import (
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.steering.selection import SelectionSettings, learning_rate_factors
 from tfkd_fast.steering.targets import Superclasses
+
+EventT = TypeVar("EventT", bound=Event)
 
 CLASSES = 5
 IMAGES = 20
@@ -90,8 +93,8 @@ def run(method: Method, epochs: int, scores: list[tuple[float, float]]) -> list[
     return [event for plan, outcome in play(method, epochs, scores) for event in (*plan.events, *outcome.events)]
 
 
-def of_kind(events: list[Event], kind: str) -> list[Event]:
-    return [event for event in events if event["event"] == kind]
+def of_kind(events: Sequence[Event], kind: type[EventT]) -> list[EventT]:
+    return [event for event in events if isinstance(event, kind)]
 
 
 def test_ce_is_the_cross_entropy_of_torch() -> None:
@@ -119,9 +122,9 @@ def test_label_smoothing_pulls_towards_its_target() -> None:
 def test_a_scripted_target_is_non_progressive_and_the_log_shows_it() -> None:
     schedule = {"name": "schedule", "true_mass": (0.9, 0.6, 0.95), "warmup_epochs": 0}
     events = run(build("tfkd", epochs=4, controller=schedule), 4, [(0.5, 1.0)])
-    candidates = [event["candidates"][0] for event in of_kind(events, "decision")]
-    assert [c["true_mass"] for c in candidates] == pytest.approx([0.9, 0.75, 0.6, 0.775], abs=1e-6)
-    divergences = [c["divergence"] for c in candidates]
+    candidates = [event.candidates[0] for event in of_kind(events, TargetsDecided)]
+    assert [c.true_mass for c in candidates] == pytest.approx([0.9, 0.75, 0.6, 0.775], abs=1e-6)
+    divergences = [c.divergence for c in candidates]
     assert divergences == pytest.approx([-math.log(m) for m in (0.9, 0.75, 0.6, 0.775)], abs=1e-6)
     assert divergences[0] < divergences[1] < divergences[2] > divergences[3]
 
@@ -136,22 +139,22 @@ def test_warm_up_is_plain_cross_entropy_of_one_candidate() -> None:
 
 def test_a_short_run_is_controlled_too() -> None:
     events = run(build("tfkd-mrs", epochs=2), 2, [(0.5, 1.0), (0.6, 0.9)])
-    assert [event["epochs"] for event in of_kind(events, "decision")] == [2]
-    assert len(of_kind(events, "selection")) == 1
+    assert [event.epochs for event in of_kind(events, TargetsDecided)] == [2]
+    assert len(of_kind(events, CandidateSelected)) == 1
 
 
 def test_mrs_logs_actions_ranks_rewards_and_the_winner() -> None:
     method = build("tfkd-mrs", controller={"warmup_epochs": 2}, selection={"candidates": 3, "interval": 5})
     events = run(method, 12, [(0.50, 1.00), (0.60, 0.90), (0.55, 0.95)])
-    assert [event["epochs"] for event in of_kind(events, "decision")] == [2, 5, 5]
-    assert [c["role"] for c in of_kind(events, "decision")[1]["candidates"]] == ["mean", "sample", "sample"]
-    assert [c["role"] for c in of_kind(events, "decision")[2]["candidates"]] == ["mean", "elite", "sample"]
-    for selection in of_kind(events, "selection"):
-        assert selection["winner"] == 1
-        assert selection["ranks"] == ((3, 3, 3), (1, 1, 1), (2, 2, 2))
-    for reward in of_kind(events, "reward"):
-        assert sum(reward["rewards"]) == pytest.approx(0, abs=1e-9)
-        assert max(reward["rewards"]) == reward["rewards"][1]
+    assert [event.epochs for event in of_kind(events, TargetsDecided)] == [2, 5, 5]
+    assert [c.role for c in of_kind(events, TargetsDecided)[1].candidates] == ["mean", "sample", "sample"]
+    assert [c.role for c in of_kind(events, TargetsDecided)[2].candidates] == ["mean", "elite", "sample"]
+    for selection in of_kind(events, CandidateSelected):
+        assert selection.winner == 1
+        assert selection.ranks == ((3, 3, 3), (1, 1, 1), (2, 2, 2))
+    for reward in of_kind(events, ControllerRewarded):
+        assert sum(reward.rewards) == pytest.approx(0, abs=1e-9)
+        assert max(reward.rewards) == reward.rewards[1]
 
 
 def test_the_winners_action_and_similarities_go_to_all() -> None:
@@ -159,13 +162,13 @@ def test_the_winners_action_and_similarities_go_to_all() -> None:
     epoch, _, _ = run_interval(method, 0, [(0.3, 2.0)])
     _, winner, events = run_interval(method, epoch, [(0.5, 1.0), (0.4, 1.1), (0.6, 0.9)])
     assert winner == 2
-    played = of_kind(events, "decision")[0]["candidates"][2]["action"]
+    played = of_kind(events, TargetsDecided)[0].candidates[2].action
     similarity = method.state_dict()["teaching"]["similarity"]["similarity"]
     assert torch.equal(similarity[0], similarity[2])
     assert torch.equal(similarity[1], similarity[2])
     (decision,) = method.begin_interval(2).events
-    assert decision["candidates"][1]["role"] == "elite"
-    assert decision["candidates"][1]["action"] == played
+    assert decision.candidates[1].role == "elite"
+    assert decision.candidates[1].action == played
 
 
 def test_a_learning_rate_drop_is_not_credited_to_a_single_trajectory() -> None:
@@ -175,7 +178,7 @@ def test_a_learning_rate_drop_is_not_credited_to_a_single_trajectory() -> None:
     def masked(cooldown_epochs: int) -> list[bool]:
         controller = {"warmup_epochs": 0, "cooldown_epochs": cooldown_epochs}
         method = build("tfkd", epochs=6, ratio=ratio, controller=controller)
-        return [math.isnan(event["rewards"][0]) for event in of_kind(run(method, 6, [(0.5, 1.0)]), "reward")]
+        return [math.isnan(event.rewards[0]) for event in of_kind(run(method, 6, [(0.5, 1.0)]), ControllerRewarded)]
 
     assert masked(0) == [False, False, False, True, False, False]
     assert not any(masked(1))  # judged at a rate of zero before and after the drop
@@ -248,32 +251,32 @@ def test_halving_decides_once_a_round_and_is_rewarded_in_every_rung() -> None:
     assert [outcome.survivors for _, outcome in played] == [
         (0,), (1, 3, 5, 7), (1, 3), (1,), (1, 3, 5, 7), (1, 3), (1,), (0,), (0,), (0,),
     ]  # fmt: skip
-    decided = [[event["first_epoch"] for event in of_kind(plan.events, "decision")] for plan, _ in played]
+    decided = [[event.first_epoch for event in of_kind(plan.events, TargetsDecided)] for plan, _ in played]
     assert decided == [[1], [2], [], [], [9], [], [], [16], [17], [18]]
-    rewarded = [[len(event["rewards"]) for event in of_kind(outcome.events, "reward")] for _, outcome in played]
+    rewarded = [[len(event.rewards) for event in of_kind(outcome.events, ControllerRewarded)] for _, outcome in played]
     assert rewarded == [[], [8], [4], [2], [8], [4], [2], [1], [1], [1]]
     for plan, outcome in played[1:7]:
-        (reward,) = of_kind(outcome.events, "reward")
+        (reward,) = of_kind(outcome.events, ControllerRewarded)
         order = sorted(range(plan.interval.candidates), key=lambda slot: HALVED[slot], reverse=True)
-        assert sorted(order, key=reward["rewards"].__getitem__, reverse=True) == order
-        (selected,) = of_kind(outcome.events, "selection")
-        assert selected["survivors"] == outcome.survivors == tuple(order[: len(outcome.survivors)])
+        assert sorted(order, key=reward.rewards.__getitem__, reverse=True) == order
+        (selected,) = of_kind(outcome.events, CandidateSelected)
+        assert selected.survivors == outcome.survivors == tuple(order[: len(outcome.survivors)])
 
 
 def test_what_a_round_of_halving_taught_is_logged_once_with_the_survivors_action() -> None:
     events = run(halving(), 18, HALVED)
-    taught = of_kind(events, "taught")
-    assert [(event["first_epoch"], event["epochs"]) for event in taught] == [
+    taught = of_kind(events, TargetApplied)
+    assert [(event.first_epoch, event.epochs) for event in taught] == [
         (1, 1), (2, 7), (9, 7), (16, 1), (17, 1), (18, 1),
     ]  # fmt: skip
-    decisions = of_kind(events, "decision")
+    decisions = of_kind(events, TargetsDecided)
     for event, decision, slot in zip(taught[1:], decisions[1:], [7, 7, 0, 0, 0], strict=True):
-        candidate = decision["candidates"][slot]  # the fourth of the best four, then the second, is 7 of 8
-        assert event["action"] == candidate["action"]
-        assert event["true_mass"] == candidate["true_mass"]
-        assert event["divergence"] == candidate["divergence"]
-    assert taught[0]["action"] is None
-    assert len({tuple(candidate["action"]) for candidate in decisions[1]["candidates"]}) == 8
+        candidate = decision.candidates[slot]  # the fourth of the best four, then the second, is 7 of 8
+        assert event.action == candidate.action
+        assert event.true_mass == candidate.true_mass
+        assert event.divergence == candidate.divergence
+    assert taught[0].action is None
+    assert len({tuple(candidate.action) for candidate in decisions[1].candidates}) == 8
 
 
 def test_survivors_of_a_rung_are_taught_as_before_at_the_learning_rate_that_they_had() -> None:
@@ -292,8 +295,8 @@ def test_survivors_of_a_rung_are_taught_as_before_at_the_learning_rate_that_they
         slots, epoch = [slots[survivor] for survivor in outcome.survivors], plan.interval.end
     assert slots == [7]
     assert len(set(masses.values())) == len(set(factors.values())) == 8
-    (taught,) = of_kind(outcome.events, "taught")
-    assert taught["learning_rate_factor"] == factors[7]
+    (taught,) = of_kind(outcome.events, TargetApplied)
+    assert taught.learning_rate_factor == factors[7]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 8, 9, 11])
@@ -319,16 +322,16 @@ def test_one_action_for_all_candidates_is_learned_from_as_a_single_trajectory() 
     scores = [(0.50, 1.00), (0.60, 0.90), (0.55, 0.95)]
     events = run(build("tfkd-mrs", 6, controller=controller, selection=shared), 6, scores)
     alone = run(build("tfkd", 6, controller=controller), 6, [(0.60, 0.90)])
-    for decision, single in zip(of_kind(events, "decision"), of_kind(alone, "decision"), strict=True):
-        actions = [candidate["action"] for candidate in decision["candidates"]]
-        assert actions == 3 * [single["candidates"][0]["action"]]
-        assert [candidate["role"] for candidate in decision["candidates"]] == ["sample"] * 3
-        assert decision["observation"] == single["observation"]
-    assert all(event["winner"] == 1 for event in of_kind(events, "selection"))
-    rewards, of_single = of_kind(events, "reward"), of_kind(alone, "reward")
+    for decision, single in zip(of_kind(events, TargetsDecided), of_kind(alone, TargetsDecided), strict=True):
+        actions = [candidate.action for candidate in decision.candidates]
+        assert actions == 3 * [single.candidates[0].action]
+        assert [candidate.role for candidate in decision.candidates] == ["sample"] * 3
+        assert decision.observation == single.observation
+    assert all(event.winner == 1 for event in of_kind(events, CandidateSelected))
+    rewards, of_single = of_kind(events, ControllerRewarded), of_kind(alone, ControllerRewarded)
     assert repr(rewards) == repr(of_single)
-    assert [event["update"] is not None for event in rewards] == [False, True] * 3
-    assert rewards[0]["rewards"][0] > 0
+    assert [event.update is not None for event in rewards] == [False, True] * 3
+    assert rewards[0].rewards[0] > 0
 
 
 def test_learning_rate_factors_reach_the_plan_and_the_log() -> None:
@@ -342,9 +345,9 @@ def test_learning_rate_factors_reach_the_plan_and_the_log() -> None:
         expected = learning_rate_factors(settings, 0, number, 3)
         assert plan.learning_rate_factors == expected
         assert len(set(expected)) == 3
-        (decision,), (taught,) = of_kind(plan.events, "decision"), of_kind(outcome.events, "taught")
-        assert tuple(candidate["learning_rate_factor"] for candidate in decision["candidates"]) == expected
-        assert taught["learning_rate_factor"] == expected[1] == expected[outcome.survivors[0]]
+        (decision,), (taught,) = of_kind(plan.events, TargetsDecided), of_kind(outcome.events, TargetApplied)
+        assert tuple(candidate.learning_rate_factor for candidate in decision.candidates) == expected
+        assert taught.learning_rate_factor == expected[1] == expected[outcome.survivors[0]]
 
 
 def test_peers_without_selection_stay_side_by_side_to_the_end() -> None:
@@ -360,18 +363,18 @@ def test_peers_without_selection_stay_side_by_side_to_the_end() -> None:
         outcome = method.end_interval([IntervalResult(training, result, result, None)] * 3)
         assert outcome.survivors == (0, 1, 2)
         (decision,) = plan.events
-        assert len({tuple(candidate["action"]) for candidate in decision["candidates"]}) == 1
-        assert [event["event"] for event in outcome.events if event["event"] == "selection"] == []
-    assert len(of_kind(outcome.events, "reward")[0]["rewards"]) == 1
+        assert len({tuple(candidate.action) for candidate in decision.candidates}) == 1
+        assert of_kind(outcome.events, CandidateSelected) == []
+    assert len(of_kind(outcome.events, ControllerRewarded)[0].rewards) == 1
 
 
 # What was taught, and superclasses.
 
 
-def tiles(taught: list[Event], epochs: int) -> bool:
+def tiles(taught: list[TargetApplied], epochs: int) -> bool:
     """Whether the intervals of these events follow each other from the first epoch to the last."""
-    ends = [event["first_epoch"] + event["epochs"] for event in taught]
-    return [event["first_epoch"] for event in taught] == [1, *ends[:-1]] and ends[-1] == epochs + 1
+    ends = [event.first_epoch + event.epochs for event in taught]
+    return [event.first_epoch for event in taught] == [1, *ends[:-1]] and ends[-1] == epochs + 1
 
 
 @pytest.mark.parametrize(
@@ -386,9 +389,9 @@ def tiles(taught: list[Event], epochs: int) -> bool:
 )
 def test_what_was_taught_tiles_the_run(name: str, selection: dict[str, Any]) -> None:
     events = run(build(name, controller={"warmup_epochs": 2, "interval": 3}, selection=selection), 12, HALVED)
-    taught = of_kind(events, "taught")
+    taught = of_kind(events, TargetApplied)
     assert tiles(taught, 12)
-    assert [event["first_epoch"] for event in taught] == [e["first_epoch"] for e in of_kind(events, "decision")]
+    assert [event.first_epoch for event in taught] == [e.first_epoch for e in of_kind(events, TargetsDecided)]
 
 
 @pytest.mark.parametrize(
@@ -404,7 +407,7 @@ def test_the_summary_counts_how_often_the_target_moved_away_from_one_hot(
     divergences = [
         -math.log(mass) for mass in np.interp([0, 0.25, 0.5, 0.75], np.linspace(0, 1, len(true_mass)), true_mass)
     ]
-    assert [event["divergence"] for event in of_kind(events, "taught")] == pytest.approx(divergences, abs=1e-6)
+    assert [event.divergence for event in of_kind(events, TargetApplied)] == pytest.approx(divergences, abs=1e-6)
     summary = method.summary()
     assert summary["divergence_rises"] == rises
     assert summary["divergence_rise_nats"] == pytest.approx(nats, abs=1e-6)
@@ -417,7 +420,7 @@ def test_the_warm_up_is_no_part_of_how_the_target_moved() -> None:
     schedule = {"name": "progressive", "true_mass": (0.6, 0.99), "warmup_epochs": 2}
     method = build("tfkd", 12, controller=schedule)
     events = run(method, 12, [(0.5, 1.0)])
-    assert of_kind(events, "taught")[0]["divergence"] == 0.0
+    assert of_kind(events, TargetApplied)[0].divergence == 0.0
     assert method.summary()["divergence_rises"] == 0
 
 
@@ -435,7 +438,7 @@ def test_superclasses_of_the_data_set_reach_the_target() -> None:
     controller = {"name": "fixed", "action": (number, 0.0, 1.0), "warmup_epochs": 0}
     method = build("tfkd", superclasses=superclasses, target={"family": "superclass"}, controller=controller)
     (decision,) = method.begin_interval(0).events
-    assert decision["action_names"] == ("true mass of even", "true mass of odd", "siblings")
+    assert decision.action_names == ("true mass of even", "true mass of odd", "siblings")
     logits, labels = torch.randn(1, CLASSES, requires_grad=True), torch.tensor([0])
     (gradient,) = torch.autograd.grad(one_loss(method, logits, labels)[0], logits)
     siblings = 2 * math.e / (2 * math.e + 2)

@@ -8,6 +8,7 @@ import torch
 
 from tests.methods.distpro.steps import Step, context, draw_batch, network, outputs
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import PathwaysWeighed
 from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
 from tfkd_fast.methods.distpro.pathways import PathwaySettings, biased_softmax
 from tfkd_fast.methods.distpro.process import FILE, Process, load_process
@@ -37,9 +38,10 @@ def test_an_epoch_has_the_weights_of_its_middle(tmp_path: Path) -> None:
     for epoch in range(4):
         (event,) = method.begin_interval(epoch).events
         assert torch.equal(method._weights, biased_softmax(alpha[2 * epoch + 1]))
-        assert event["epoch"] == epoch + 1
-        assert event["weights"] == method._weights.tolist()
-        assert len(event["names"]) == 15
+        assert isinstance(event, PathwaysWeighed)
+        assert event.epoch == epoch + 1
+        assert list(event.weights) == method._weights.tolist()
+        assert len(event.names) == 15
 
 
 def test_a_process_that_was_searched_for_is_replayed_at_the_moments_of_the_search(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.methods.education.students import CLASSES, GROUPS, Build, context_for
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import GradeStarted
 from tfkd_fast.methods.education import EducationSettings
 from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades
 
@@ -74,10 +75,10 @@ def test_intervals_are_epochs_of_the_classes_so_far_at_a_learning_rate_of_their_
     assert [plan.labels for plan in plans] == [(0, 4)] * 8 + [(0, 2, 4, 5, 6)] * 5 + [None] * 7
     assert [plan.schedule for plan in plans] == [(0, 8)] * 8 + [(8, 13)] * 5 + [(13, 20)] * 7
     events = [event for plan in plans for event in plan.events]
-    assert [(event["event"], event["grade"], event["first_epoch"], event["epochs"]) for event in events] == [
-        ("grade", 1, 1, 8),
-        ("grade", 2, 9, 5),
-        ("grade", 3, 14, 7),
+    assert [(event.grade, event.first_epoch, event.epochs) for event in events if isinstance(event, GradeStarted)] == [
+        (1, 1, 8),
+        (2, 9, 5),
+        (3, 14, 7),
     ]
 
 

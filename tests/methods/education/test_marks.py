@@ -3,11 +3,11 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from tests.methods.education.students import Build
+from tfkd_fast.events import Event, GroupsJudged
 from tfkd_fast.methods.base import EpochResult, IntervalResult, TrainingStatistics
 from tfkd_fast.methods.education import Education
 
@@ -23,7 +23,7 @@ BY_CLASS = {  # groups (0, 4), (2, 5, 6) and (1, 3); grades of epochs 0 to 7, 8 
 }
 
 
-def after(education: Education, epoch: int, by_class: Sequence[float] | None) -> list[dict[str, Any]]:
+def after(education: Education, epoch: int, by_class: Sequence[float] | None) -> Sequence[Event]:
     """What is logged of an epoch."""
     education.begin_interval(epoch)
     education.end_epoch([EpochResult(TRAINING, None, None if by_class is None else tuple(by_class))])
@@ -38,8 +38,9 @@ def test_groups_are_marked_after_every_epoch(build: Build) -> None:
         (19, 3, [55, 80, 80]),
     ):
         (event,) = after(education, epoch, BY_CLASS[epoch])
-        assert (event["event"], event["epoch"], event["grade"]) == ("groups", epoch + 1, grade)
-        assert event["holdout_top1"] == pytest.approx(expected, nan_ok=True)
+        assert isinstance(event, GroupsJudged)
+        assert (event.epoch, event.grade) == (epoch + 1, grade)
+        assert event.holdout_top1 == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("stopped_after", [None, 0, 7, 12, 13, 19])
@@ -60,7 +61,8 @@ def test_forgetting_is_what_was_lost_since_the_best_end_of_a_grade(build: Build,
 def test_a_class_without_held_out_images_does_not_count(build: Build) -> None:
     education = build()
     (event,) = after(education, 19, (NAN, 0.9, 0.7, 0.7, 0.6, NAN, 0.9))
-    assert event["holdout_top1"] == pytest.approx([60, 80, 80])
+    assert isinstance(event, GroupsJudged)
+    assert event.holdout_top1 == pytest.approx([60, 80, 80])
 
 
 def test_marks_that_are_no_numbers_do_not_stop_a_run(build: Build) -> None:

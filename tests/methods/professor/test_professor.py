@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import ProfessorJudged
 from tfkd_fast.methods import METHODS, Context
-from tfkd_fast.methods.base import Event, Material, StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import Material, StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
 from tfkd_fast.methods.professor import Professors, ProfessorSettings, losses, professors, training
 from tfkd_fast.methods.professor.lessons import Lessons, harder
@@ -429,25 +430,26 @@ def systematic(num_classes: int = 8, size: int = 4, count: int = 2500) -> Materi
     return Material(fit=unseen, unseen=unseen, teach=teach)
 
 
-def prepared(**professor: Any) -> tuple[KD, list[Event]]:
+def prepared(**professor: Any) -> tuple[KD, list[ProfessorJudged]]:
     values = {"epochs": 5, "learning_rate": 2e-3, "cutout": 0, "jitter": 0.0, **professor}
     method = KD(KDSettings.model_validate({"professor": values}), context(num_classes=8, features=48))
-    return method, list(method.prepare(systematic()))
+    events = list(method.prepare(systematic()))
+    assert all(isinstance(event, ProfessorJudged) for event in events)
+    return method, [event for event in events if isinstance(event, ProfessorJudged)]
 
 
 def test_a_professor_learns_where_its_teacher_errs_and_keeps_the_rest() -> None:
     method, (event,) = prepared()
-    assert event["event"] == "professor"
-    assert event["teacher"] == "run-0"
-    assert event["teacher_error"] > 3.0
-    assert event["epochs"] > 0
-    assert 2150 < event["images"] + event["kept_images"] < 2350  # nine tenths of 2,500
-    assert event["professor_top1"] >= event["teacher_top1"] + 0.3
-    assert event["spearman"] >= 0.6
-    assert event["verdict"].startswith("the professor is better than its teacher, +")
-    assert "warning" not in event
+    assert event.teacher == "run-0"
+    assert event.teacher_error > 3.0
+    assert event.epochs > 0
+    assert 2150 < event.images + event.kept_images < 2350  # nine tenths of 2,500
+    assert event.professor_top1 >= event.teacher_top1 + 0.3
+    assert event.spearman >= 0.6
+    assert event.verdict.startswith("the professor is better than its teacher, +")
+    assert event.warning == ""
     (summary,) = method.summary()["professors"]
-    assert {key: event[key] for key in summary} == summary
+    assert {key: getattr(event, key) for key in summary} == summary
 
 
 def test_a_state_restores_the_professors_without_training() -> None:
@@ -499,9 +501,9 @@ def test_the_best_epoch_is_taken(told: bool) -> None:
 def test_a_professor_that_only_forgets_is_its_teacher() -> None:
     """A learning rate at which nothing is learned."""
     _, (event,) = prepared(epochs=2, learning_rate=1e4)
-    assert event["epochs"] == 0
-    assert event["professor_top1"] == event["teacher_top1"]
-    assert event["verdict"] == "the professor was never better than its teacher, and is that teacher"
+    assert event.epochs == 0
+    assert event.professor_top1 == event.teacher_top1
+    assert event.verdict == "the professor was never better than its teacher, and is that teacher"
 
 
 def test_a_professor_is_fixed_once_it_is_trained() -> None:
@@ -534,15 +536,15 @@ def test_the_rank_correlation_is_scipys() -> None:
 )
 def test_a_report_says_plainly_what_a_professor_is_worth(top1: float, sentence: str) -> None:
     event = training.Report("run-0", 400, 3, 12.0, 100, 70.0, top1, 1.5, 0.9).event()
-    assert event["verdict"].startswith(sentence)
-    assert "warning" not in event
+    assert event.verdict.startswith(sentence)
+    assert event.warning == ""
 
 
 def test_the_accuracy_of_a_professor_that_is_told_the_label_says_nothing() -> None:
     _, (event,) = prepared(epochs=1, variant="label-conditioned")
-    assert event["professor_top1"] is None
-    assert "told the label" in event["verdict"]
-    assert event["spearman"] > 0.6
+    assert math.isnan(event.professor_top1)
+    assert "told the label" in event.verdict
+    assert event.spearman > 0.6
 
 
 def test_the_margin_of_a_difference_is_that_of_its_pairs() -> None:
@@ -562,7 +564,7 @@ def test_the_margin_of_a_difference_is_that_of_its_pairs() -> None:
 
 
 def test_a_teacher_that_hardly_errs_is_warned_of() -> None:
-    warning = training.Report("run-0", 400, 3, 2.9, 100, 70.0, 69.0, 1.0, 0.9).event()["warning"]
+    warning = training.Report("run-0", 400, 3, 2.9, 100, 70.0, 69.0, 1.0, 0.9).event().warning
     assert "run-0 errs on 2.9 %" in warning
     assert "data.holdout" in warning
 

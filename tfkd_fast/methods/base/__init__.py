@@ -8,7 +8,7 @@ from tfkd_fast.methods.base.context import Context, Material, TeacherFacts
 from tfkd_fast.methods.base.lookahead import TrainingStep
 from tfkd_fast.methods.base.method import Method
 from tfkd_fast.methods.base.needs import Needs, TeacherCount
-from tfkd_fast.methods.base.plan import Event, Interval, Plan
+from tfkd_fast.methods.base.plan import Interval, Plan
 from tfkd_fast.methods.base.results import EpochResult, HoldoutMetrics, IntervalResult, Outcome, TrainingStatistics
 from tfkd_fast.methods.base.single_student import OneStudent
 
@@ -16,7 +16,6 @@ __all__ = [
     "CompanionOutputs",
     "Context",
     "EpochResult",
-    "Event",
     "HoldoutMetrics",
     "Interval",
     "IntervalResult",

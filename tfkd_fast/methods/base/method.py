@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from tfkd_fast.data import Companions
+from tfkd_fast.events import Event
 from tfkd_fast.methods.base.batch import StepBatch
 from tfkd_fast.methods.base.context import Context, Material
 from tfkd_fast.methods.base.lookahead import TrainingStep
-from tfkd_fast.methods.base.plan import Event, Plan
+from tfkd_fast.methods.base.plan import Plan
 from tfkd_fast.methods.base.results import EpochResult, IntervalResult, Outcome
 from tfkd_fast.ops import SoftTargetStats
 

@@ -1,10 +1,9 @@
 """What holds for one interval of training: its epochs and candidates, and what the method wants in them."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-Event = dict[str, Any]
-"""One line of metrics.jsonl: its kind under "event", then numbers, strings and lists."""
+from tfkd_fast.events import Event
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Plan:
     """The next interval, and what to write into the log about it."""
 
     interval: Interval
-    events: list[Event] = field(default_factory=list)
+    events: Sequence[Event] = ()
     learning_rate_factors: tuple[float, ...] | None = None
     """On top of the schedule, one a candidate; None is 1 for all."""
     labels: tuple[int, ...] | None = None

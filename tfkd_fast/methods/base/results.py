@@ -1,11 +1,11 @@
 """What came of an epoch and of an interval, and what a method that selects makes of it. Accuracies are fractions."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from tfkd_fast.methods.base.plan import Event
+from tfkd_fast.events import Event
 
 
 @dataclass(frozen=True)
@@ -64,4 +64,4 @@ class Outcome:
 
     survivors: tuple[int, ...]
     """The best first: slot s continues from survivor s modulo their number."""
-    events: list[Event] = field(default_factory=list)
+    events: Sequence[Event] = ()

@@ -15,10 +15,17 @@ from typing import Any
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import (
+    CandidateSelected,
+    CandidateTarget,
+    ControllerRewarded,
+    Event,
+    TargetApplied,
+    TargetsDecided,
+)
 from tfkd_fast.methods.base import (
     Context,
     EpochResult,
-    Event,
     Interval,
     IntervalResult,
     Method,
@@ -132,7 +139,7 @@ class ControlledTargets(Method):
             events.append(self._selection_event(choice, survivors))
         best, parent = survivors[0], self._standings[0]
         if not self._selects or len(survivors) == 1:
-            events += self._taught_event(best)
+            events += self._applied_events(best)
         if self._decision is not None and self._controller.learns:
             gradient = self._action_gradient(best, results[best]) if self._controller.needs_gradient else None
             events.append(self._learn(self._decision, standings, best, parent, gradient))
@@ -234,7 +241,7 @@ class ControlledTargets(Method):
 
     def _learn(
         self, decision: Decision, standings: list[Standing], best: int, parent: Standing, gradient: Tensor | None
-    ) -> Event:
+    ) -> ControllerRewarded:
         """Reward the controller for what it decided. One action for all candidates is judged by the best of them."""
         ratio, interval = self._context.learning_rate_ratio, self._interval
         drops = any(
@@ -253,68 +260,62 @@ class ControlledTargets(Method):
         )
         after = progress_of(self._context, interval.end, standings[best], parent)
         feedback = self._controller.learn(decision, judged, after)
-        return {
-            "event": "reward",
-            "interval": self._number,
-            "rewards": list(feedback.rewards),
-            "advantages": feedback.advantages and list(feedback.advantages),
-            "buffer_advantages": feedback.buffer_advantages and list(feedback.buffer_advantages),
-            "update": feedback.update,
-        }
+        return ControllerRewarded(
+            interval=self._number,
+            rewards=feedback.rewards,
+            advantages=feedback.advantages,
+            buffer_advantages=feedback.buffer_advantages,
+            update=feedback.update,
+        )
 
     def _action_gradient(self, slot: int, result: IntervalResult) -> Tensor | None:
         return None if result.influence is None else self._teaching.action_gradient(slot, result.influence())
 
-    def _decision_event(self) -> Event:
+    def _decision_event(self) -> TargetsDecided:
         decision = self._decision
         progress = self._progress(self._interval.first_epoch)
-        return {
-            "event": "decision",
-            "interval": self._number,
-            "first_epoch": self._interval.first_epoch + 1,
-            "epochs": self._interval.epochs,
-            "action_names": self._teaching.space.action_names,
-            "progress": asdict(progress),
-            "observation": decision.observation() if decision else None,
-            "candidates": [
-                {
-                    "role": decision.roles[slot] if decision else "warm-up",
-                    "action": decision.actions[slot].tolist() if decision else [],
-                    "log_probability": decision.log_probability(slot) if decision else None,
-                    "learning_rate_factor": _factor(decision, slot),
-                    **taught,
-                }
-                for slot, taught in enumerate(self._teaching.describe())
-            ],
-        }
+        observation = decision.observation() if decision else None
+        return TargetsDecided(
+            interval=self._number,
+            first_epoch=self._interval.first_epoch + 1,
+            epochs=self._interval.epochs,
+            action_names=self._teaching.space.action_names,
+            progress=asdict(progress),
+            observation=None if observation is None else tuple(observation),
+            candidates=tuple(
+                CandidateTarget.model_validate(
+                    {
+                        "role": decision.roles[slot] if decision else "warm-up",
+                        "action": decision.actions[slot].tolist() if decision else [],
+                        "log_probability": decision.log_probability(slot) if decision else None,
+                        "learning_rate_factor": _factor(decision, slot),
+                        **target,
+                    }
+                )
+                for slot, target in enumerate(self._teaching.describe())
+            ),
+        )
 
-    def _selection_event(self, choice: Selection, survivors: tuple[int, ...]) -> Event:
-        return {
-            "event": "selection",
-            "interval": self._number,
-            "epoch": self._interval.end,
-            **asdict(choice),
-            "survivors": survivors,
-        }
+    def _selection_event(self, choice: Selection, survivors: tuple[int, ...]) -> CandidateSelected:
+        return CandidateSelected(interval=self._number, epoch=self._interval.end, survivors=survivors, **asdict(choice))
 
-    def _taught_event(self, slot: int) -> list[Event]:
+    def _applied_events(self, slot: int) -> list[TargetApplied]:
         """What the surviving student was taught with since the decision: a schedule that can be taught again."""
         if not self._teaching.space.action_size and not self._selects:
             return []  # the same from the first epoch to the last
-        decision, taught = self._decision, self._teaching.describe()[slot]
+        decision, target = self._decision, self._teaching.describe()[slot]
         if decision is not None and self._teaching.space.action_size:
-            self._divergences.append(taught["divergence"])
+            self._divergences.append(target["divergence"])
         return [
-            {
-                "event": "taught",
-                "interval": self._number,
-                "first_epoch": self._round_start + 1,
-                "epochs": self._interval.end - self._round_start,
-                "action": decision.actions[slot].tolist() if decision else None,
-                "learning_rate_factor": _factor(decision, slot),
-                "true_mass": taught["true_mass"],
-                "divergence": taught["divergence"],
-            }
+            TargetApplied(
+                interval=self._number,
+                first_epoch=self._round_start + 1,
+                epochs=self._interval.end - self._round_start,
+                action=tuple(decision.actions[slot].tolist()) if decision else None,
+                learning_rate_factor=_factor(decision, slot),
+                true_mass=target["true_mass"],
+                divergence=target["divergence"],
+            )
         ]
 
 

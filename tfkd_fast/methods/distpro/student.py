@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfkd_fast.events import PathwaysWeighed
 from tfkd_fast.methods.base import Context, Plan, StepBatch
 from tfkd_fast.methods.distpro.connectors import Connectors
 from tfkd_fast.methods.distpro.pathways import Pathway, PathwaySettings, find_pathways
@@ -55,8 +56,8 @@ class PathwayStudent(TaughtStudent):
 
     def begin_interval(self, epoch: int) -> Plan:
         """The event says what the epoch begins with."""
-        names = [pathway.name for pathway in self.pathways]
-        event = {"event": "pathways", "epoch": epoch + 1, "names": names, "weights": self._weights.tolist()}
+        names = tuple(pathway.name for pathway in self.pathways)
+        event = PathwaysWeighed(epoch=epoch + 1, names=names, weights=tuple(self._weights.tolist()))
         return Plan(super().begin_interval(epoch).interval, [event])
 
     def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:

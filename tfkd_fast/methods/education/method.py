@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tfkd_fast import ops
+from tfkd_fast.events import GradeStarted, GroupsJudged
 from tfkd_fast.methods.base import Context, EpochResult, Interval, IntervalResult, Outcome, Plan, StepBatch
 from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades
 from tfkd_fast.methods.education.marks import Marks
@@ -109,17 +110,16 @@ class Education(TaughtStudent):
         self._enter(epoch)
         grade = self._grades[self._number]
         labels = grade.labels if self._replay else grade.group
-        event = {
-            "event": "grade",
-            "grade": self._number + 1,
-            "first_epoch": grade.first_epoch + 1,
-            "epochs": grade.end - grade.first_epoch,
-            "stages": grade.stages,
-            "labels": list(labels),
-        }
+        started = GradeStarted(
+            grade=self._number + 1,
+            first_epoch=grade.first_epoch + 1,
+            epochs=grade.end - grade.first_epoch,
+            stages=grade.stages,
+            labels=tuple(labels),
+        )
         return Plan(
             Interval(epoch, 1, 1),
-            [event] if epoch == grade.first_epoch else [],
+            [started] if epoch == grade.first_epoch else [],
             labels=None if len(labels) == self.context.num_classes else labels,
             schedule=(grade.first_epoch, grade.end) if self._restart else None,
         )
@@ -153,8 +153,8 @@ class Education(TaughtStudent):
         if self._epoch + 1 == self._grades[self._number].end:
             self._marks.end_grade()
         top1 = self._marks.latest()
-        event = {"event": "groups", "epoch": self._epoch + 1, "grade": self._number + 1, "holdout_top1": top1}
-        return Outcome((0,), [event] if top1 else [])
+        judged = GroupsJudged(epoch=self._epoch + 1, grade=self._number + 1, holdout_top1=tuple(top1))
+        return Outcome((0,), [judged] if top1 else [])
 
     def summary(self) -> dict[str, Any]:
         return super().summary() | self._marks.summary()

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base import Context, Event, Material, StepBatch, TeacherOutputs
+from tfkd_fast.events import Event
+from tfkd_fast.methods.base import Context, Material, StepBatch, TeacherOutputs
 from tfkd_fast.methods.professor.lessons import Lessons
 from tfkd_fast.methods.professor.networks import Professor
 from tfkd_fast.methods.professor.settings import ProfessorSettings

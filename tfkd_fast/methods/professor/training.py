@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tfkd_fast import randomness
+from tfkd_fast.events import ProfessorJudged
 from tfkd_fast.methods.professor.lessons import Draw
 from tfkd_fast.methods.professor.losses import (
     Prototypes,
@@ -135,9 +135,8 @@ class Report:
     margin: float | None  # half of the 95 % interval of the difference, image by image
     spearman: float | None  # between the two over the classes that are not the label, where the teacher is right
 
-    def event(self) -> dict[str, Any]:
-        warning = {"warning": self._warning} if self._warning else {}
-        return {"event": "professor", **asdict(self), "verdict": self.verdict, **warning}
+    def event(self) -> ProfessorJudged:
+        return ProfessorJudged.model_validate(asdict(self) | {"verdict": self.verdict, "warning": self._warning})
 
     @property
     def verdict(self) -> str:
@@ -153,9 +152,9 @@ class Report:
         return f"the professor is {clearly}better than its teacher, {measured}"
 
     @property
-    def _warning(self) -> str | None:
+    def _warning(self) -> str:
         if self.teacher_error >= LEAST_ERROR:
-            return None
+            return ""
         return (
             f"teacher {self.teacher} errs on {self.teacher_error:.1f} % of what its professor learns from: "
             f"below {LEAST_ERROR:g} % there is little to learn; make the images harder (professor.cutout, "

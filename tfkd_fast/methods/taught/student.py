@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base import Context, Event, Material, OneStudent, Plan, StepBatch
+from tfkd_fast.events import Event
+from tfkd_fast.methods.base import Context, Material, OneStudent, Plan, StepBatch
 from tfkd_fast.methods.professor import Professors, ProfessorSettings
 from tfkd_fast.methods.taught.corrections import label_mixed, swapped
 from tfkd_fast.settings import Settings

@@ -15,6 +15,7 @@ from tests.methods.steps import undone
 from tfkd_fast import ops
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import TeachersWeighed
 from tfkd_fast.methods import METHODS, Context
 from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs
 from tfkd_fast.methods.several_teachers.mmkd import MMKD
@@ -295,7 +296,8 @@ def test_a_gradient_that_is_not_finite_is_skipped() -> None:
     for name, tensor in step.method.state_dict()["weights"].items():
         assert torch.equal(tensor, theta[name])
     (event,) = step.method.end_interval([]).events
-    assert (event["updates"], event["skipped"]) == (0, 2)
+    assert isinstance(event, TeachersWeighed)
+    assert (event.updates, event.skipped) == (0, 2)
     assert all(weight.isfinite().all() for weight in step.weights)
 
 
@@ -332,8 +334,9 @@ def test_a_teacher_of_random_logits_loses_its_weight() -> None:
         for batch in epoch:
             step.take(batch)
         (event,) = step.method.end_interval([]).events
-        assert event["epoch"] == number + 1
-        means.append(event["logit_weights"])
+        assert isinstance(event, TeachersWeighed)
+        assert event.epoch == number + 1
+        means.append(event.logit_weights)
         assert sum(means[-1]) == pytest.approx(1.0)
     assert means[1][0] < 0.5
     assert means[1][0] < means[0][0]

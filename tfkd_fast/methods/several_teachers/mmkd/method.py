@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import TeachersWeighed
 from tfkd_fast.methods.base import Context, IntervalResult, Outcome, Plan, StepBatch, TrainingStep
 from tfkd_fast.methods.several_teachers.mmkd.buffer import HardBuffer
 from tfkd_fast.methods.several_teachers.mmkd.lookahead import meta_gradient
@@ -129,15 +130,14 @@ class MMKD(TaughtStudent):
 
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
         omega, v = (self._shares / max(1, self._samples)).tolist()
-        event = {
-            "event": "teachers",
-            "epoch": self._epoch,
-            "names": [facts.name for facts in self.context.teachers],
-            "logit_weights": omega,  # means over the epoch
-            "feature_weights": v,
-            "updates": self._updates,  # so far
-            "skipped": self._skipped,
-        }
+        event = TeachersWeighed(
+            epoch=self._epoch,
+            names=tuple(facts.name for facts in self.context.teachers),
+            logit_weights=tuple(omega),
+            feature_weights=tuple(v),
+            updates=self._updates,
+            skipped=self._skipped,
+        )
         self._shares.zero_()
         self._samples = 0
         return Outcome((0,), [event])

@@ -1,0 +1,88 @@
+"""The log while it is written: its lines, its listeners, its clock, and what a run that goes on keeps of it."""
+
+from pathlib import Path
+
+import pytest
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.events import Event, PathwaysWeighed, StepsCompiled
+from tfkd_fast.runs.log import PARTS, Listener, RunLog, read_log
+
+
+class Hears(Listener):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+
+class Counts(Listener):
+    """Hears of batches only."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def batch(self, images: int) -> None:
+        self.images += images
+
+
+FIRST = StepsCompiled(epoch=1, seconds=0.5)
+SECOND = PathwaysWeighed(epoch=1, names=("0>1",), weights=(0.25,))
+
+
+def test_lines_and_listeners_get_the_same_events(tmp_path: Path) -> None:
+    hears, counts = Hears(), Counts()
+    log = RunLog(tmp_path / "metrics.jsonl", [hears, counts])
+    log.write(FIRST, SECOND)
+    log.batch(64)
+    log.batch(32)
+    log.close()
+    lines = read_log(tmp_path / "metrics.jsonl")
+    assert [line.event for line in lines] == hears.events == [FIRST, SECOND]
+    assert 0 <= lines[0].seconds <= lines[1].seconds
+    assert counts.images == 96
+
+
+def test_a_log_is_cut_back_to_the_checkpoint_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = RunLog(path, [])
+    log.write(FIRST)
+    kept, seconds = log.size(), log.elapsed()
+    log.write(FIRST)
+    log.close()
+    log = RunLog(path, [], keep=kept, earlier_seconds=1000.0 + seconds, seconds={"training": 7.0})
+    log.write(SECOND)
+    log.close()
+    first, second = read_log(path)
+    assert (first.event, second.event) == (FIRST, SECOND)
+    assert second.seconds >= 1000.0
+    assert log.seconds == dict.fromkeys(PARTS, 0.0) | {"training": 7.0}
+
+
+def test_a_new_log_replaces_an_old_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        log = RunLog(tmp_path / "metrics.jsonl", [])
+        log.write(FIRST)
+        log.close()
+    assert len(read_log(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_seconds_are_counted_by_part_also_where_a_block_fails(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "metrics.jsonl", [])
+    with pytest.raises(KeyboardInterrupt), log.timed("saving"):
+        raise KeyboardInterrupt
+    with log.timed("steering"):
+        pass
+    log.close()
+    assert log.seconds["saving"] > 0
+    assert log.seconds["steering"] > 0
+    assert log.seconds["evaluation"] == 0
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: .*the checkpoints are untouched"):
+        RunLog(tmp_path / "metrics.jsonl", [])

@@ -1,0 +1,489 @@
+"""What a run says while it goes on, defined once: typed events, and their form as lines of metrics.jsonl.
+
+Methods and engine build events; the display, TensorBoard, replay and report read them. Every class of an event is one
+kind of line. In a line the kind stands under "event" and the seconds since the start of the run under "time"; then
+follow the fields, by name. JSON has no NaN and no infinity: such numbers are written as null, and null is read as NaN.
+
+Epochs and grades are counted from 1, candidates, intervals and labels from 0. Top-1 and top-5 are percent; losses,
+entropies and divergences are nats; all other shares are fractions.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+FORMAT = 1
+"""Version of the log that this package writes, in the first line of every log. Lines of older versions can be read."""
+
+
+def _nan_for_null(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+Number: TypeAlias = Annotated[float, BeforeValidator(_nan_for_null)]
+"""A float that may be NaN."""
+
+
+class Record(BaseModel):
+    """A part of the log, checked when it is built and when it is read.
+
+    Keys that this version does not know are ignored, so that the log of a newer version can be read. Fields with a
+    default may be missing, because logs of older versions lack them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True, ser_json_inf_nan="null")
+
+
+class Event(Record):
+    """Something that happened in a run."""
+
+    kind: ClassVar[str]
+    """The name of the kind, as a line of the log has it under "event"."""
+
+
+class RunFacts(Event):
+    """What identifies a run and says how it is computed."""
+
+    method: str
+    dataset: str
+    model: str
+    seed: int
+    epochs: int
+    device: str
+    """Type of the torch device, such as "cuda"."""
+    device_name: str
+    """Name of the hardware."""
+    precision: str
+    loader: str
+    """Name of the data loader in use, also where the recipe says `auto`."""
+    ops: str
+    """Name of the backend of the operators."""
+    parameters: int
+    """Number of parameters of one student."""
+    train_images: int
+    """Number of training images that students are fitted to."""
+    holdout_images: int
+    """Number of training images that are held out."""
+    steered_by_holdout: bool = False
+    """Whether the method needs held-out images to steer training."""
+    candidates: int
+    """The most candidates that one interval trains."""
+    teachers: tuple[str, ...] = ()
+    """Names of the teachers' run folders."""
+    teachers_saw_holdout: bool | None = False
+    """Whether a teacher was trained on images that are held out here; None where that is not known."""
+    population: str = ""
+    """How candidates train side by side: "sequential", "streams" or "stacked"; empty in logs that do not say."""
+    compile: bool = False
+    """Whether networks are compiled by torch.compile."""
+    version: str
+    """Version of tfkd_fast."""
+    torch: str
+    """Version of torch."""
+
+
+class RunStarted(RunFacts):
+    """A run begins: the first line of its log."""
+
+    kind = "start"
+
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
+    format: int = 0
+    """Version of the log's format, see `FORMAT`; 0 for logs from before the format had a version."""
+
+
+class RunResumed(RunFacts):
+    """A new process goes on with the run from a checkpoint."""
+
+    kind = "resume"
+
+    epoch: int
+    """Number of epochs that are trained already."""
+
+
+class RunFinished(RunFacts):
+    """The run is complete and tested: the last line of its log, which repeats summary.json.
+
+    What else the method adds to the summary is kept as extra fields. The figures named `test_...` are those of the
+    student after the last epoch on the test images.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind = "finish"
+
+    epoch_rule: str = "last"
+    """Which epoch the figures of the student are of."""
+    best_epoch: int | None = None
+    """The epoch with the highest held-out top-1; None without held-out images."""
+    best_holdout_top1: float | None = None
+    """Held-out top-1 after that epoch, in percent."""
+    best_test_top1: float | None = None
+    """Test top-1 of the student of that epoch, in percent."""
+    student_epochs: int
+    """Number of trained epochs, summed over all candidates."""
+    images_per_second: Number
+    """Speed of training, without evaluation and set-up."""
+    training_seconds: Number = math.nan
+    """Seconds of training steps."""
+    compile_seconds: Number = math.nan
+    """Seconds of first steps, which compile or capture."""
+    evaluation_seconds: Number = math.nan
+    """Seconds of the evaluation on held-out images."""
+    steering_seconds: Number = math.nan
+    """Seconds of the method between epochs, and of the log."""
+    saving_seconds: Number = math.nan
+    """Seconds of writing checkpoints."""
+    seconds: Number
+    """Seconds from the start to the end of training, over all processes of the run."""
+    holdout_top1: float | None = None
+    """Held-out top-1 of the student, in percent; None without held-out images."""
+    test_images: int = 0
+    test_top1: Number
+    """Percent."""
+    test_top5: Number = math.nan
+    """Percent."""
+    test_nll: Number
+    test_calibrated_nll: Number = math.nan
+    test_temperature: Number = math.nan
+    test_brier: Number = math.nan
+    test_ece: Number
+    test_entropy: Number = math.nan
+    test_confidence: Number = math.nan
+
+
+class LoaderChosen(Event):
+    """A recipe with `loader = "auto"` came to a loader."""
+
+    kind = "loader"
+
+    chosen: str
+    images_per_second: dict[str, Number]
+    """Measured speed by the name of the loader; empty where there was nothing to measure."""
+    refused: dict[str, str] = {}
+    """Why a loader cannot be used, by its name."""
+
+
+class StepsCompiled(Event):
+    """Steps of a new kind were compiled or captured."""
+
+    kind = "compile"
+
+    epoch: int
+    seconds: Number
+
+
+class HoldoutFigures(Record):
+    """Figures of one candidate on the held-out images after an epoch."""
+
+    top1: Number
+    """Percent."""
+    top5: Number = math.nan
+    """Percent."""
+    nll: Number
+    """Negative log-likelihood, nats."""
+    calibrated_nll: Number
+    """Negative log-likelihood under the temperature that minimises it, nats."""
+    temperature: Number
+    """That temperature."""
+    brier: Number = math.nan
+    """Brier score, 0 to 2."""
+    ece: Number
+    """Expected calibration error in 15 bins, a fraction."""
+    entropy: Number = math.nan
+    """Mean entropy of the predictions, nats."""
+    confidence: Number = math.nan
+    """Mean probability of the predicted class, a fraction."""
+
+
+class EpochEnded(Event):
+    """One candidate was trained for one epoch and judged on the held-out images.
+
+    Training figures are means over the augmented images of the epoch, by the student as it was at each step.
+    """
+
+    kind = "epoch"
+
+    epoch: int
+    candidate: int
+    learning_rate: Number
+    """Learning rate at the start of the epoch."""
+    train_loss: Number
+    """The loss that was minimised, all its terms together."""
+    terms: dict[str, Number] = {}
+    """Terms of the loss by name; empty where the loss has one term only."""
+    train_top1: Number
+    """Percent."""
+    true_probability: Number = math.nan
+    """Mean predicted probability of the label, a fraction."""
+    entropy: Number = math.nan
+    """Mean entropy of the predictions, nats."""
+    images_per_second: Number
+    """Speed of training this candidate."""
+    seconds: Number = math.nan
+    """Seconds of training steps."""
+    holdout: HoldoutFigures | None
+    """None without held-out images."""
+    holdout_classes: int | None = None
+    """Number of classes that the held-out figures are about; None without held-out images."""
+
+
+class CandidateTarget(Record):
+    """The target that one candidate of an interval is trained with. Means are taken over the labels."""
+
+    role: str
+    """Why it has its action, such as "mean", "sample" or "warm-up"."""
+    action: tuple[Number, ...]
+    """The controller's action, one number for each name of the action; empty in the warm-up."""
+    log_probability: Number = math.nan
+    """Log density of the action under the policy; NaN for a controller without one."""
+    learning_rate_factor: Number = 1.0
+    """Factor on the learning rate of the schedule."""
+    true_mass: Number
+    """Mean probability of the true class."""
+    divergence: Number
+    """Mean KL(one-hot ‖ target), nats."""
+    mass_by_rank: tuple[Number, ...]
+    """Mean probability of the true class, then of the other classes, the most similar one first: C numbers."""
+    sources: dict[str, dict[str, Number]] = {}
+    """Share and temperature of each prediction that is mixed into the target, by the name of its source."""
+
+
+class TargetsDecided(Event):
+    """The controller decided the targets of an interval's candidates; in the warm-up they are one-hot."""
+
+    kind = "decision"
+
+    interval: int
+    first_epoch: int
+    epochs: int
+    """Length of the interval."""
+    action_names: tuple[str, ...]
+    """Names of the action's A entries."""
+    progress: dict[str, Number] = {}
+    """The state of the student that was decided on, by name; accuracies are fractions here."""
+    observation: tuple[Number, ...] | None = None
+    """What the policy observed; None in the warm-up and for a controller that observes nothing."""
+    candidates: tuple[CandidateTarget, ...]
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch of the interval."""
+        return self.first_epoch + self.epochs - 1
+
+
+class CandidateSelected(Event):
+    """N candidates were ranked by R criteria at the end of an interval, and the best of them lives on."""
+
+    kind = "selection"
+
+    interval: int
+    epoch: int
+    """The last epoch of the interval."""
+    criteria: tuple[str, ...]
+    """Names of the R criteria."""
+    higher_is_better: tuple[bool, ...]
+    values: tuple[tuple[Number, ...], ...]
+    """N x R: the criteria as measured, accuracies as fractions."""
+    ranks: tuple[tuple[Number, ...], ...]
+    """N x R: the rank of each candidate under each criterion; 1 is best."""
+    front: tuple[int, ...] = ()
+    """N: the Pareto front of each candidate; 1 where no other candidate dominates it."""
+    aggregate: str
+    """Name of the rule that makes one score of the ranks."""
+    scores: tuple[Number, ...]
+    """N: the score of each candidate; lower is better."""
+    order: tuple[int, ...]
+    """The candidates, best first."""
+    winner: int
+    """The first of `order`."""
+    survivors: tuple[int, ...] = ()
+    """The candidates that live on, best first."""
+
+
+class ControllerRewarded(Event):
+    """The controller was told what came of its decision."""
+
+    kind = "reward"
+
+    interval: int
+    rewards: tuple[Number, ...]
+    """One reward for each action of the decision; NaN where nothing can be said."""
+    advantages: tuple[Number, ...] | None = None
+    """The same, as they entered an update of the policy; None where they did not."""
+    buffer_advantages: tuple[Number, ...] | None = None
+    """Advantages of buffered decisions that entered an update together, oldest first; None where there were none."""
+    update: dict[str, Number] | None = None
+    """Figures of the update of the policy; None where there was none."""
+
+
+class TargetApplied(Event):
+    """The target that the surviving student was trained with over an interval; all of them together can be replayed."""
+
+    kind = "target"
+
+    interval: int
+    first_epoch: int
+    epochs: int
+    """Length of the interval."""
+    action: tuple[Number, ...] | None
+    """The controller's action; None in the warm-up."""
+    learning_rate_factor: Number
+    """Factor on the learning rate of the schedule."""
+    true_mass: Number
+    """Mean probability of the true class."""
+    divergence: Number
+    """Mean KL(one-hot ‖ target), nats."""
+
+
+class TeachersWeighed(Event):
+    """How much each of M teachers counted, as means over the images of an epoch; each kind of weight adds up to 1."""
+
+    kind = "teachers"
+
+    epoch: int
+    names: tuple[str, ...]
+    """Names of the M teachers."""
+    logit_weights: tuple[Number, ...]
+    """M weights of the teachers' predictions."""
+    feature_weights: tuple[Number, ...]
+    """M weights of the teachers' features."""
+    updates: int
+    """Number of updates of the weighing networks so far."""
+    skipped: int
+    """Number of updates that were skipped so far."""
+
+
+class PathwaysWeighed(Event):
+    """How much each of K pathways, from features of the teacher to features of the student, counts in an epoch."""
+
+    kind = "pathways"
+
+    epoch: int
+    names: tuple[str, ...]
+    """Names of the K pathways."""
+    weights: tuple[Number, ...]
+    """K weights at the beginning of the epoch; a pathway of weight 0 is not computed."""
+
+
+class GradeStarted(Event):
+    """A part of the run begins in which the first stages of the student learn some of the classes."""
+
+    kind = "grade"
+
+    grade: int
+    first_epoch: int
+    epochs: int
+    """Length of the grade."""
+    stages: int
+    """Number of stages of the network that take part."""
+    labels: tuple[int, ...]
+    """Labels of the classes whose images are shown."""
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch of the grade."""
+        return self.first_epoch + self.epochs - 1
+
+
+class GroupsJudged(Event):
+    """Held-out accuracy of each group of classes after an epoch."""
+
+    kind = "groups"
+
+    epoch: int
+    grade: int = 0
+    """The grade that the epoch belongs to; 0 in logs that do not say."""
+    holdout_top1: tuple[Number, ...]
+    """One number for each group, percent; NaN before the grade of the group."""
+
+
+class ProfessorJudged(Event):
+    """A network that refines the predictions of a teacher was trained, and judged beside it on images new to both."""
+
+    kind = "professor"
+
+    teacher: str
+    images: int
+    """Number of images that it learned from."""
+    epochs: int = 0
+    """Number of epochs after which it was best on images kept for that choice; 0: it is its teacher."""
+    teacher_error: Number
+    """Error of the teacher on the images that the professor learned from, as they were shown, in percent."""
+    kept_images: int
+    """Number of images that both are judged by."""
+    teacher_top1: Number
+    """Percent, on those images."""
+    professor_top1: Number
+    """Percent, on those images; NaN where the professor is told the label."""
+    margin: Number
+    """Half of the 95 % confidence interval of the difference between the two, in percent points; NaN likewise."""
+    spearman: Number
+    """Rank correlation between the two over the wrong classes, where the teacher is right; NaN where not defined."""
+    verdict: str
+    """The comparison in one sentence."""
+    warning: str = ""
+    """What makes the comparison doubtful, in one sentence; empty where nothing does."""
+
+
+_KINDS: Mapping[str, type[Event]] = {
+    event.kind: event
+    for event in (
+        RunStarted,
+        RunResumed,
+        RunFinished,
+        LoaderChosen,
+        StepsCompiled,
+        EpochEnded,
+        TargetsDecided,
+        CandidateSelected,
+        ControllerRewarded,
+        TargetApplied,
+        TeachersWeighed,
+        PathwaysWeighed,
+        GradeStarted,
+        GroupsJudged,
+        ProfessorJudged,
+    )
+} | {"taught": TargetApplied}  # its name in logs of format 0
+
+
+class LogLine(NamedTuple):
+    """One line of a log."""
+
+    seconds: float
+    """Seconds since the start of the run, over all of its processes."""
+    event: Event | None
+    """None for a kind of event that this version does not know."""
+
+
+def to_line(event: Event, seconds: float) -> str:
+    """The line of metrics.jsonl, without its end, that says that `event` happened `seconds` after the run's start."""
+    return json.dumps({"event": event.kind, "time": round(seconds, 3)} | json.loads(event.model_dump_json()))
+
+
+def from_line(line: str | bytes) -> LogLine:
+    """The counterpart of `to_line`, for lines of this version of the format, of older and of newer ones.
+
+    Raises:
+        ValueError: the line is damaged; the message says where, in a few words.
+    """
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError(f"it is a {type(values).__name__}")
+    for key in ("event", "time"):
+        if key not in values:
+            raise ValueError(f"no {key!r}")
+    kind, seconds = values.pop("event"), values.pop("time")
+    event = _KINDS.get(str(kind))
+    try:
+        return LogLine(float(seconds), event.model_validate(values) if event else None)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    except TypeError as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,149 @@
+"""The log of a run while it is written: the file, those who listen, and the clock."""
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.events import Event, LogLine, from_line, to_line
+
+PARTS = ("training", "compile", "evaluation", "steering", "saving")
+"""What a run's seconds go to: training steps, their set-up, held-out metrics, method and log, checkpoints."""
+
+
+class Listener:
+    """Watches a run, such as a progress display does. A subclass overrides what it wants to hear of."""
+
+    def event(self, event: Event) -> None:
+        """An event was written to the log."""
+
+    def batch(self, images: int) -> None:
+        """Students were trained on `images` more images, summed over the candidates."""
+
+
+class LineFile:
+    """A text file that grows by whole lines, each of which goes to the file as it is written."""
+
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
+        """Open the file and cut it to its first `keep` bytes.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self._path = path
+        try:
+            path.touch()
+            os.truncate(path, min(keep, path.stat().st_size))
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def write(self, line: str) -> None:
+        """Append a line, given without its end.
+
+        Raises:
+            UserError: the file cannot be written, for example because the disk is full.
+        """
+        content = f"{line}\n".encode()
+        try:
+            if self._file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def size(self) -> int:
+        """Bytes that were written so far, those that were kept included."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _failure(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self._path}: {error.strerror}; the checkpoints are untouched: make it writable, then go on "
+            f"with --resume {self._path.parent}"
+        )
+
+
+class RunLog:
+    """Writes metrics.jsonl and tells listeners of it; measures what the seconds of the run go to."""
+
+    def __init__(
+        self,
+        path: Path,
+        listeners: Sequence[Listener],
+        *,
+        keep: int = 0,
+        earlier_seconds: float = 0.0,
+        seconds: dict[str, float] | None = None,
+    ) -> None:
+        """Open the log of a new run, or of one that goes on from a checkpoint.
+
+        Args:
+            path: metrics.jsonl.
+            listeners: hear of every event and of every batch.
+            keep: bytes of the file that were written before the checkpoint; what follows them is cut off.
+            earlier_seconds: seconds of the run before the checkpoint.
+            seconds: seconds of each of `PARTS` before the checkpoint.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self._file, self._listeners = LineFile(path, keep=keep), listeners
+        self._earlier_seconds, self._started = earlier_seconds, time.perf_counter()
+        self.seconds = dict.fromkeys(PARTS, 0.0) | (seconds or {})
+        """Seconds of the run by what they went to, see `PARTS`."""
+
+    def write(self, *events: Event) -> None:
+        """Append a line for each event, then tell the listeners."""
+        for event in events:
+            self._file.write(to_line(event, self.elapsed()))
+            for listener in self._listeners:
+                listener.event(event)
+
+    def batch(self, images: int) -> None:
+        """Tell the listeners that students were trained on so many more images."""
+        for listener in self._listeners:
+            listener.batch(images)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the seconds of the block as those of `part`, one of `PARTS`; also where it ends by an exception."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - started
+
+    def elapsed(self) -> float:
+        """Seconds of the run so far, over all of its processes."""
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._file.size()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_log(path: Path) -> list[LogLine]:
+    """The lines of metrics.jsonl; the last one may have been cut off by a kill, and is then left out.
+
+    Raises:
+        UserError: another line is damaged; the file, the line and the remedy are named.
+    """
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            lines.append(from_line(line))
+        except ValueError as error:
+            if not line.endswith(b"\n"):
+                break
+            raise UserError(f"line {number} of {path} is damaged ({error}): delete that line") from None
+    return lines
