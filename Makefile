@@ -24,7 +24,7 @@ benchmarks: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --out $(OUT)
 
 docs: $(VENV)/docs
-	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 # Needs no network and no package of ours: PYTHON is the Python of a machine that has a GPU and torch.
 gpu-check:
