@@ -16,7 +16,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.report import read_run, write_report
 from tfkd_fast.report.curves import learning_rate_drops
 from tfkd_fast.report.drawing import DARK, LIGHT
-from tfkd_fast.report.steering import rank_bands, risen, wins
+from tfkd_fast.report.steering import divergence_rises, rank_bands, selection_wins
 
 MakeRun = Callable[..., Path]
 
@@ -210,7 +210,7 @@ def test_the_rises_are_those_of_the_student_after_the_warm_up(make_run: MakeRun)
             event["candidates"][0]["divergence"] = next(divergences)
 
     edit(folder, set_divergence)
-    assert [decision.first_epoch for decision in risen(read_run(folder))] == [7, 10]
+    assert [decision.first_epoch for decision in divergence_rises(read_run(folder))] == [7, 10]
     assert "away from the one-hot label at 2 of 5 changes" in page_of(folder).words
 
 
@@ -219,7 +219,7 @@ def test_wins_are_counted_by_candidate(make_run: MakeRun) -> None:
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     counts = Counter(event["winner"] for event in events if event["event"] == "selection")
     names = ["0 · mean", "1 · elite", "2 · sample", "3 · sample"]
-    assert wins(read_run(folder)) == {name: counts[slot] for slot, name in enumerate(names)}
+    assert selection_wins(read_run(folder)) == {name: counts[slot] for slot, name in enumerate(names)}
 
 
 def test_rank_bands() -> None:

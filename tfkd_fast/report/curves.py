@@ -15,7 +15,7 @@ from tfkd_fast.report.drawing import (
     HALF,
     LIGHT,
     Chart,
-    course,
+    describe_curve,
     epoch_axis,
     inline_svg,
     legend_above,
@@ -46,9 +46,9 @@ def accuracy_chart(run: RunRecord) -> Chart | None:
         epoch_axis(axes)
         legend_above(axes)
 
-    label = f"Line chart of top-1 accuracy. Training: {course(epochs, train, ' %')}."
+    label = f"Line chart of top-1 accuracy. Training: {describe_curve(epochs, train, ' %')}."
     if run.start.holdout_images:
-        label += f" Held-out: {course(epochs, holdout, ' %')}."
+        label += f" Held-out: {describe_curve(epochs, holdout, ' %')}."
     note = "Training accuracy is counted in passing, on augmented images, by the student as it was at each step."
     return Chart("Accuracy", note, inline_svg("accuracy", label, (HALF, 3.3), paint))
 
@@ -76,14 +76,36 @@ def loss_chart(run: RunRecord) -> Chart | None:
         epoch_axis(axes)
         legend_above(axes)
 
-    label = f"Line chart of losses. Training: {course(epochs, train)}."
+    label = f"Line chart of losses. Training: {describe_curve(epochs, train)}."
     if run.start.holdout_images:
-        label += f" Held-out NLL: {course(epochs, nll)}. Calibrated: {course(epochs, calibrated)}."
+        label += f" Held-out NLL: {describe_curve(epochs, nll)}. Calibrated: {describe_curve(epochs, calibrated)}."
     note = (
         "Training: what was minimised, all its terms together, so it moves with the target as well. "
         "Held-out: NLL, as it is and after temperature calibration."
     )
     return Chart("Loss", note, inline_svg("loss", label, (HALF, 3.3), paint))
+
+
+def terms_chart(run: RunRecord) -> Chart | None:
+    """The terms of the student's training loss over epochs; None where the loss has one term only."""
+    names = list(dict.fromkeys(name for record in run.student for name in record.terms))
+    if len(names) < 2:
+        return None
+    epochs = [record.epoch for record in run.student]
+    curves = [[record.terms.get(name, math.nan) for record in run.student] for name in names]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        several_lines(axes, epochs, names, curves)
+        _draw_grades(run, axes)
+        axes.set_ylabel("part of the loss")
+        epoch_axis(axes)
+        legend_above(axes)
+
+    words = [f"{name} {describe_curve(epochs, values)}" for name, values in zip(names, curves, strict=True)]
+    label = f"Line chart of the terms of the training loss: {'; '.join(words)}."
+    note = "What each term adds to the training loss, its weight included, as a mean over the images of the epoch."
+    return Chart("Terms of the loss", note, inline_svg("terms", label, (HALF, 2.6), paint))
 
 
 def calibration_chart(run: RunRecord) -> Chart | None:
@@ -107,8 +129,8 @@ def calibration_chart(run: RunRecord) -> Chart | None:
         epoch_axis(bottom)
 
     label = (
-        f"Line charts of the held-out expected calibration error: {course(epochs, ece)}; "
-        f"and of the calibrating temperature: {course(epochs, temperature)}."
+        f"Line charts of the held-out expected calibration error: {describe_curve(epochs, ece)}; "
+        f"and of the calibrating temperature: {describe_curve(epochs, temperature)}."
     )
     note = "Expected calibration error (15 bins), and the temperature that calibrates: above 1 means over-confident."
     return Chart("Held-out calibration", note, inline_svg("calibration", label, (HALF, 3.0), paint))
@@ -135,8 +157,8 @@ def pace_chart(run: RunRecord) -> Chart | None:
         epoch_axis(bottom)
 
     label = (
-        f"Line charts of the learning rate: {course(epochs, rates)}; "
-        f"and of the training speed in images a second: {course(epochs, speeds)}."
+        f"Line charts of the learning rate: {describe_curve(epochs, rates)}; "
+        f"and of the training speed in images a second: {describe_curve(epochs, speeds)}."
     )
     note = "The rate at the start of each epoch, and the speed of one candidate in training, without evaluation."
     return Chart("Learning rate and speed", note, inline_svg("pace", label, (HALF, 3.0), paint))
@@ -172,7 +194,7 @@ def groups_chart(run: RunRecord) -> Chart | None:
         _draw_grades(run, axes)
         legend_above(axes)
 
-    words = [f"{name} {course(epochs, accuracies)}" for name, accuracies in zip(names, courses, strict=True)]
+    words = [f"{name} {describe_curve(epochs, accuracies)}" for name, accuracies in zip(names, courses, strict=True)]
     label = f"Line chart of held-out accuracy by group: {'; '.join(words)}."
     note = "Means over the classes of each group, from the grade that brings it. What falls is forgotten."
     return Chart("Groups of classes", note, inline_svg("groups", label, (FULL, 2.6), paint), wide=True)

@@ -205,7 +205,7 @@ def several_lines(
         axes.plot(epochs, values, color=LIGHT[LINES[colour]], linestyle=dashes, label=name, **markers(epochs))
 
 
-def course(epochs: Sequence[float], values: Sequence[float], unit: str = "") -> str:
+def describe_curve(epochs: Sequence[float], values: Sequence[float], unit: str = "") -> str:
     """A curve in words: its ends and its extremes."""
     known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if np.isfinite(value)]
     if not known:

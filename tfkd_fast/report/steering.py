@@ -18,21 +18,21 @@ from tfkd_fast.report.drawing import (
     LIGHT,
     Array,
     Chart,
-    course,
+    describe_curve,
     epoch_axis,
     heat_map,
     inline_svg,
     markers,
     row_label,
 )
+from tfkd_fast.report.format import interval_text
 from tfkd_fast.report.run import RunRecord
+from tfkd_fast.steering.targets import LEAST_RISE
 
 RANKS = LinearSegmentedColormap.from_list("ranks", [(0.1, 0.45, 0.72, 1.0), (0.1, 0.45, 0.72, 0.06)])
 """From the best to the worst: fades into the page, be it light or dark."""
 MOST_BAND_LABELS = 12
 MOST_NUMBERED_EVENTS = 16
-NOTICEABLE_RISE = 1e-6
-"""Nats that a divergence has to grow by to have risen: above the rounding of single precision."""
 
 
 def target_chart(run: RunRecord) -> Chart | None:
@@ -45,7 +45,7 @@ def target_chart(run: RunRecord) -> Chart | None:
     for decision, target in zip(run.decisions, taught, strict=True):
         mass[:, decision.first_epoch - first : decision.last_epoch - first + 1] = np.array([target.mass_by_rank]).T
     bands = rank_bands(mass[1:])
-    rises = risen(run)
+    rises = divergence_rises(run)
     extent = (first - 0.5, last + 0.5)
     band_inches = max(1.5, min(3.0, 0.32 * len(bands)))
 
@@ -79,7 +79,7 @@ def target_chart(run: RunRecord) -> Chart | None:
     starts = [decision.first_epoch for decision in run.decisions]
     label = (
         f"Heat map of the target's mass by similarity rank, epochs {first} to {last}, over two curves. "
-        f"True-class mass: {course(starts, [target.true_mass for target in taught])}. "
+        f"True-class mass: {describe_curve(starts, [target.true_mass for target in taught])}. "
         f"The divergence from the one-hot label rose in {len(rises)} intervals."
     )
     note = (
@@ -127,7 +127,7 @@ def ranking_chart(run: RunRecord) -> Chart | None:
         bottom.set_major_formatter(FuncFormatter(lambda x, _: ends[int(x)] if x in events else ""))
         stack[-1].set_xlabel("selection after epoch")
 
-    won = ", ".join(f"{name} {count}" for name, count in wins(run).items())
+    won = ", ".join(f"{name} {count}" for name, count in selection_wins(run).items())
     label = f"Matrix of the candidates' ranks at {len(events)} selections. Selections won: {won}."
     note = (
         "Rank under each criterion: 1, the strongest blue, is best. The score is what they amount to, the lowest "
@@ -197,7 +197,7 @@ def reward_chart(run: RunRecord) -> Chart | None:
             row_label(axes, name.replace("_", " "))
         epoch_axis(stack[-1])
 
-    label = f"Rewards; the surviving candidate's: {course(given_at, survivors)}."
+    label = f"Rewards; the surviving candidate's: {describe_curve(given_at, survivors)}."
     note = "The surviving candidate's reward (line) among all candidates' (dots)."
     if figures:
         label += f" Below them, figures of {len(updates)} updates of the policy: {', '.join(figures)}."
@@ -206,12 +206,12 @@ def reward_chart(run: RunRecord) -> Chart | None:
     return Chart("Rewards and learning", note, inline_svg("rewards", label, size, paint))
 
 
-def risen(run: RunRecord) -> list[TargetsDecided]:
+def divergence_rises(run: RunRecord) -> list[TargetsDecided]:
     """The decisions that took the student's target further from the one-hot label than the decision before them."""
     return [
         now
         for before, now in pairwise(run.decided)
-        if run.survivor(now).divergence > run.survivor(before).divergence + NOTICEABLE_RISE
+        if run.survivor(now).divergence > run.survivor(before).divergence + LEAST_RISE
     ]
 
 
@@ -233,21 +233,17 @@ def candidate_names(run: RunRecord) -> list[str]:
     return [f"{slot} · {roles[slot].most_common(1)[0][0]}" if slot in roles else str(slot) for slot in range(count)]
 
 
-def wins(run: RunRecord) -> dict[str, int]:
+def selection_wins(run: RunRecord) -> dict[str, int]:
     """How many selections each candidate won."""
     counts = Counter(run.winners.values())
     return {name: counts[slot] for slot, name in enumerate(candidate_names(run))}
-
-
-def band_name(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}–{last}"
 
 
 def _band_ticks(bands: list[tuple[int, int]]) -> tuple[list[float], list[str]]:
     """Positions and names of the rows that get a label: all of a few, else those of ranks 1, 2, 5, 10, 20, ..."""
     labelled = {digit * 10**power for power in range(6) for digit in (1, 2, 5)}
     rows = [row for row, (first, _) in enumerate(bands) if len(bands) <= MOST_BAND_LABELS or first in labelled]
-    return [row + 0.5 for row in rows], [band_name(*bands[row]) for row in rows]
+    return [row + 0.5 for row in rows], [interval_text(*bands[row]) for row in rows]
 
 
 def _draw_steps(axes: Axes, run: RunRecord, value: Callable[[CandidateTarget], float], colour: str) -> None:

@@ -12,7 +12,7 @@ from tfkd_fast.report.drawing import (
     FULL,
     LIGHT,
     Chart,
-    course,
+    describe_curve,
     epoch_axis,
     heat_map,
     inline_svg,
@@ -48,7 +48,7 @@ def teacher_chart(run: RunRecord) -> Chart | None:
         legend_above(stack[0])
 
     courses = [
-        f"{name} {course(epochs, weights)}"
+        f"{name} {describe_curve(epochs, weights)}"
         for lines in panels.values()
         for name, weights in zip(names, lines.tolist(), strict=True)
     ]
@@ -97,7 +97,7 @@ def pathway_chart(run: RunRecord) -> Chart | None:
 
     label = (
         f"Heat map of the weights of {len(rows)} pathways, epochs {first} to {last}, over a curve of their sum: "
-        f"{course(epochs, together)}. In the last of these epochs: {pathway_words(run.pathway_weights[-1])}."
+        f"{describe_curve(epochs, together)}. In the last of these epochs: {pathway_words(run.pathway_weights[-1])}."
     )
     note = (
         "A name tells the stage of the teacher, the stage of the student that it teaches, both counted from 0, and "

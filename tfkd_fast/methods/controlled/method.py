@@ -40,7 +40,7 @@ from tfkd_fast.settings import Settings
 from tfkd_fast.steering import control, selection
 from tfkd_fast.steering.control import ControllerSettings, Decision, Progress
 from tfkd_fast.steering.selection import CandidateScore, PlannedInterval, Selection, SelectionSettings
-from tfkd_fast.steering.targets import TargetSettings
+from tfkd_fast.steering.targets import LEAST_RISE, TargetSettings
 
 DROP = 0.5
 """A learning rate below this share of the epoch before is a drop, and makes held-out figures jump (our choice)."""
@@ -52,10 +52,6 @@ class ControlledTargetsSettings(Settings):
     target: TargetSettings = TargetSettings()
     controller: ControllerSettings = ControllerSettings()
     selection: SelectionSettings = SelectionSettings()
-
-
-LEAST_RISE = 1e-6
-"""Nats by which a divergence must grow to count as a rise: more than rounding."""
 
 
 class ControlledTargets(Method):

@@ -8,12 +8,13 @@ from tfkd_fast.steering.targets.rank_binned import RankBinnedTarget
 from tfkd_fast.steering.targets.settings import TargetSettings
 from tfkd_fast.steering.targets.similarity import SimilarityMemory
 from tfkd_fast.steering.targets.smoothed import ConstantTarget, ScalarTarget, one_hot_table
-from tfkd_fast.steering.targets.summary import TargetSummary, describe
+from tfkd_fast.steering.targets.summary import LEAST_RISE, TargetSummary, describe
 from tfkd_fast.steering.targets.superclass import Superclasses, SuperclassTarget
 from tfkd_fast.steering.targets.target import ActionSpace, Target
 from tfkd_fast.steering.targets.true_mass import TrueMassRange
 
 __all__ = [
+    "LEAST_RISE",
     "ActionSpace",
     "InstanceMemory",
     "SimilarityMemory",

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST_RISE = 1e-6
+"""Nats by which a divergence must grow from one decision to the next to count as a rise: more than rounding."""
+
 
 @dataclass(frozen=True)
 class TargetSummary:

@@ -1,0 +1,103 @@
+"""What a run says in sentences: its teachers, its controller, its selections, and how it was measured."""
+
+import math
+
+from tfkd_fast.report.format import decimals
+from tfkd_fast.report.run import RunRecord
+from tfkd_fast.report.steering import divergence_rises, selection_wins
+from tfkd_fast.report.teaching import pathway_words
+
+
+def teaching_words(run: RunRecord) -> str:
+    """The last weights of the teachers and of the pathways; empty where the run has none."""
+    sentences = []
+    if run.teacher_weights:
+        last = run.teacher_weights[-1]
+        shares = [
+            " and ".join(f"{decimals(weight)} for {name}" for name, weight in zip(last.names, weights, strict=True))
+            for weights in (last.logit_weights, last.feature_weights)
+        ]
+        sentences.append(f"Mean weights in epoch {last.epoch}: of predictions {shares[0]}, of features {shares[1]}.")
+    if run.pathway_weights:
+        epoch = run.pathway_weights[-1]
+        sentences.append(f"Pathways at the beginning of epoch {epoch.epoch}: {pathway_words(epoch)}.")
+    return " ".join(sentences)
+
+
+def steering_words(run: RunRecord) -> str:
+    """How the controller moved the target, and whether it was progressive."""
+    targets = [run.survivor(decision) for decision in run.decided]
+    masses = [target.true_mass for target in targets]
+    if len(targets) < 2 or not all(math.isfinite(target.true_mass + target.divergence) for target in targets):
+        return f"Decisions: {len(targets)}."
+    rises = len(divergence_rises(run))
+    kind = "not progressive" if rises else "progressive, never moving away from the one-hot label again"
+    return (
+        f"{len(targets)} decisions. The true-class mass went from {masses[0]:.3f} to {masses[-1]:.3f}, within "
+        f"{min(masses):.3f} to {max(masses):.3f}. The target moved away from the one-hot label at {rises} of "
+        f"{len(targets) - 1} changes: it was {kind}."
+    )
+
+
+def ranking_words(run: RunRecord) -> str:
+    """How many selections each candidate won; empty where there was none."""
+    if not run.selections:
+        return ""
+    won = ", ".join(f"{name}: {count}" for name, count in selection_wins(run).items())
+    return f"{len(run.selections)} selections. Won by candidate {won}."
+
+
+def measurement_words(run: RunRecord) -> list[str]:
+    """What must be known before the figures are believed, a sentence or two each."""
+    lines = [_holdout_use(run), *_teacher_warnings(run)]
+    if run.summary is None:
+        return [*lines, "The test set has not been read yet: that happens after the last epoch only."]
+    summary = run.summary
+    images = f" ({summary['test_images']:,} images)" if "test_images" in summary else ""
+    lines.append(f"The test set{images} was read after the last epoch only, and steered nothing.")
+    lines.append(f"Epoch rule: the figures at the top are of the {summary.get('epoch_rule', 'last')} epoch.")
+    if summary.get("best_epoch"):
+        lines.append(
+            f"The best epoch on the held-out images was {summary['best_epoch']}, with "
+            f"{decimals(summary.get('best_holdout_top1'))} % there and {decimals(summary.get('best_test_top1'))} % on "
+            "the test set. The best of many noisy figures flatters: compare runs by the rule above."
+        )
+    lines.append(
+        "Seeds: 1. The standard error counts the test images only; another seed usually moves the result by more, so "
+        "compare methods over several seeds."
+    )
+    return lines
+
+
+def teacher_word(run: RunRecord) -> str:
+    """The word "teacher" in the number of the run's teachers."""
+    return "teachers" if len(run.start.teachers) > 1 else "teacher"
+
+
+def _holdout_use(run: RunRecord) -> str:
+    holdout = run.start.holdout_images
+    if not holdout:
+        return "No images were held out, so nothing was steered or selected."
+    steered = [name for name, events in (("controller", run.rewards), ("selection", run.selections)) if events]
+    steered = steered or ["method"] * run.start.steered_by_holdout
+    use = f"steered the {' and the '.join(steered)}" if steered else "were only watched: they steered nothing"
+    return f"{holdout:,} images held out of the training set {use}. No student was fitted to them."
+
+
+def _teacher_warnings(run: RunRecord) -> list[str]:
+    lines = []
+    if run.start.teachers:
+        lines.append(
+            f"The student learned from the {teacher_word(run)} as well, whose training is in none of the figures."
+        )
+    if run.start.teachers_saw_holdout:
+        lines.append(
+            "A teacher was trained on images that are held out here, so held-out figures look better than they are. "
+            "The test set is not concerned."
+        )
+    if run.start.teachers_saw_holdout is None:
+        lines.append(
+            "It is not known whether a teacher was trained on images that are held out here: held-out figures may look "
+            "better than they are."
+        )
+    return lines
