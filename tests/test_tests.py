@@ -69,4 +69,6 @@ def test_every_module_has_its_test_and_every_test_its_place() -> None:
     assert not set(covered) & with_own, "the table names modules that have a test of their own"
     assert len(covered) == len(set(covered)), "the table names a module twice"
     assert modules - set(covered) - with_own == set(), "these modules have no test"
-    assert tests - set(covering) - {own_test(module) for module in with_own} == set(), "these tests are named for no module, and not in the table"
+    assert tests - set(covering) - {own_test(module) for module in with_own} == set(), (
+        "these tests are named for no module, and not in the table"
+    )

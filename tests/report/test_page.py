@@ -58,6 +58,24 @@ def test_a_single_trajectory_has_a_controller_and_no_selection(make_run: MakeRun
     assert "steered the controller." in page.words
 
 
+def test_terms_of_the_loss_have_a_panel_where_there_are_several(make_run: MakeRun) -> None:
+    folder = make_run("ce", epochs=4)
+    edit(folder, lambda event: event.update({"terms": {"hard": 0.75}} if event["event"] == "epoch" else {}))
+    assert "Terms of the loss" not in page_of(folder).titles
+
+    def add(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            event["terms"] |= {"soft": 0.5 / event["epoch"]} if event["epoch"] > 1 else {}
+
+    edit(folder, add)
+    page = page_of(folder)
+    assert "Terms of the loss" in page.titles
+    (label,) = (label for label in page.labels if label.startswith("Line chart of the terms of the training loss: "))
+    assert "hard 0.75 at epoch 1, 0.75 at epoch 4" in label
+    assert "soft 0.25 at epoch 2, 0.125 at epoch 4, between 0.125 and 0.25" in label
+    assert ">soft</text>" in page.text
+
+
 def test_the_figures_at_the_top_are_those_of_the_summary(make_run: MakeRun) -> None:
     folder = make_run("ce")
     path = folder / "summary.json"
