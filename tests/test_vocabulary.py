@@ -19,6 +19,8 @@ import tfkd_fast
 ROOT = Path(tfkd_fast.__file__).parent
 
 NOT_YET_COVERED = (
+    "runs/recipe.py",
+    "runs/schedule.py",
     "data/",
     "judging/",
     "models/",
@@ -34,16 +36,11 @@ NOT_YET_COVERED = (
     "kernels/",
     "methods/",
     "policies/",
-    "report/",
-    "runs/",
     "steering/control/settings.py",
     "steering/selection/settings.py",
     "steering/targets/settings.py",
-    "study/",
     "training/",
-    "api.py",
     "errors.py",
-    "events.py",
     "settings.py",
 )
 """Modules whose names and texts are still to be gone over; the list only ever gets shorter."""

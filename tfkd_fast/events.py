@@ -82,7 +82,7 @@ class RunFacts(Event):
     version: str
     """Version of tfkd_fast."""
     torch: str
-    """Version of torch."""
+    """Version of the torch package."""
 
 
 class RunStarted(RunFacts):
@@ -117,7 +117,7 @@ class RunFinished(RunFacts):
     kind = "finish"
 
     epoch_rule: str = "last"
-    """Which epoch the figures of the student are of."""
+    """The epoch that the figures of the student belong to, by name."""
     best_epoch: int | None = None
     """The epoch with the highest held-out top-1; None without held-out images."""
     best_holdout_top1: float | None = None
@@ -143,10 +143,11 @@ class RunFinished(RunFacts):
     holdout_top1: float | None = None
     """Held-out top-1 of the student, in percent; None without held-out images."""
     test_images: int = 0
+    """Number of test images."""
     test_top1: Number
-    """Percent."""
+    """Test top-1 of the student, in percent."""
     test_top5: Number = math.nan
-    """Percent."""
+    """Test top-5 of the student, in percent."""
     test_nll: Number
     test_calibrated_nll: Number = math.nan
     test_temperature: Number = math.nan
@@ -181,15 +182,15 @@ class HoldoutFigures(Record):
     """Figures of one candidate on the held-out images after an epoch."""
 
     top1: Number
-    """Percent."""
+    """Top-1 accuracy in percent."""
     top5: Number = math.nan
-    """Percent."""
+    """Top-5 accuracy in percent."""
     nll: Number
     """Negative log-likelihood, nats."""
     calibrated_nll: Number
-    """Negative log-likelihood under the temperature that minimises it, nats."""
+    """Negative log-likelihood under the calibrating temperature, nats."""
     temperature: Number
-    """That temperature."""
+    """The calibrating temperature, which minimises the negative log-likelihood; above 1 for over-confidence."""
     brier: Number = math.nan
     """Brier score, 0 to 2."""
     ece: Number
@@ -217,7 +218,7 @@ class EpochEnded(Event):
     terms: dict[str, Number] = {}
     """Terms of the loss by name; empty where the loss has one term only."""
     train_top1: Number
-    """Percent."""
+    """Top-1 accuracy in percent."""
     true_probability: Number = math.nan
     """Mean predicted probability of the label, a fraction."""
     entropy: Number = math.nan
@@ -314,7 +315,7 @@ class ControllerRewarded(Event):
     rewards: tuple[Number, ...]
     """One reward for each action of the decision; NaN where nothing can be said."""
     advantages: tuple[Number, ...] | None = None
-    """The same, as they entered an update of the policy; None where they did not."""
+    """The rewards as they entered an update of the policy; None where they did not."""
     buffer_advantages: tuple[Number, ...] | None = None
     """Advantages of buffered decisions that entered an update together, oldest first; None where there were none."""
     update: dict[str, Number] | None = None
@@ -417,11 +418,12 @@ class ProfessorJudged(Event):
     kept_images: int
     """Number of images that both are judged by."""
     teacher_top1: Number
-    """Percent, on those images."""
+    """Top-1 accuracy of the teacher on those images, in percent."""
     professor_top1: Number
-    """Percent, on those images; NaN where the professor is told the label."""
+    """Top-1 accuracy of the professor on the same images, in percent; NaN where the professor is told the label."""
     margin: Number
-    """Half of the 95 % confidence interval of the difference between the two, in percent points; NaN likewise."""
+    """Half of the 95 % confidence interval of the difference of both accuracies, in percent points; NaN where there is
+    no difference."""
     spearman: Number
     """Rank correlation between the two over the wrong classes, where the teacher is right; NaN where not defined."""
     verdict: str
@@ -453,7 +455,7 @@ _KINDS: Mapping[str, type[Event]] = {
 
 
 class LogLine(NamedTuple):
-    """One line of a log."""
+    """One line of a log, as it is read."""
 
     seconds: float
     """Seconds since the start of the run, over all of its processes."""

@@ -93,7 +93,7 @@ def write_report(run_folder: Path) -> Path:
 
 
 def render(run: RunRecord) -> str:
-    """The HTML of a run."""
+    """The page of a run as HTML."""
     environment = Environment(
         loader=PackageLoader("tfkd_fast.report", "."),
         autoescape=True,

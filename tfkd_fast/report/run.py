@@ -40,7 +40,7 @@ class RunRecord:
     recipe: dict[str, Any]
     start: RunStarted
     epochs: list[EpochEnded]
-    """By epoch, then by candidate."""
+    """Epochs of all candidates, in the order of epochs, then of candidates."""
     decisions: list[TargetsDecided]
     selections: list[CandidateSelected]
     rewards: list[ControllerRewarded]

@@ -75,7 +75,7 @@ class RunFolder:
         return path
 
     def checkpoint_files(self) -> list[Path]:
-        """Oldest first."""
+        """The checkpoints that there are, the oldest first."""
         return sorted(self.checkpoints.glob("epoch-*.ckpt"))
 
     def newest_state(self) -> dict[str, Any] | None:
@@ -84,6 +84,7 @@ class RunFolder:
         return load_checkpoint(found[-1]) if found else None
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
+        """Write nested plain values as indented JSON, atomically; NaN and infinity become null."""
         text = json.dumps(finite(values), indent=2) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
 

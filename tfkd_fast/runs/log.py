@@ -59,7 +59,7 @@ class LineFile:
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; nothing can be written afterwards."""
         self._file.close()
 
     def _failure(self, error: OSError) -> UserError:
@@ -124,11 +124,11 @@ class RunLog:
         return self._earlier_seconds + time.perf_counter() - self._started
 
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self._file.size()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; nothing can be written afterwards."""
         self._file.close()
 
 

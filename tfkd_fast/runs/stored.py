@@ -28,7 +28,7 @@ class StoredRun:
 
     @property
     def path(self) -> Path:
-        """The run folder."""
+        """The path of the run folder."""
         return self.folder.path
 
     @cached_property

@@ -33,6 +33,7 @@ def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, h
 
 
 def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> None:
+    """Write a network to `path`, atomically; see `student_bytes` for the other arguments."""
     content = student_bytes(model, settings, dataset, holdout)
     write_atomically(path, lambda file: file.write(content))
 

@@ -63,6 +63,7 @@ class RowTable(BaseModel):
 
     @property
     def recipe(self) -> Table:
+        """The keys of the row that belong to its recipe."""
         return dict(self.model_extra or {})
 
 
@@ -109,7 +110,7 @@ class Row:
     replay: str | None
     seed_offset: int = 0
     compared: bool = True
-    """With the baseline."""
+    """Whether the row is compared with the baseline."""
 
     @property
     def sources(self) -> list[str]:
@@ -117,7 +118,12 @@ class Row:
         return [self.replay] if self.replay else list(dict.fromkeys(_references(self.table)))
 
     def recipe(self, seed: int, folder_of: Callable[[str], str] = REFERENCE.__add__) -> Recipe:
-        """Of a row that is no replay, under a seed of the study; `folder_of` tells where a row that it refers to is."""
+        """The recipe of a row that is no replay, under a seed of the study.
+
+        Args:
+            seed: one of the study's seeds.
+            folder_of: tells the run folder of a row that this one refers to, by its name.
+        """
         return make_recipe(_resolved(self.table, folder_of) | {"seed": seed + self.seed_offset})
 
 

@@ -53,7 +53,7 @@ class Line:
     row: str
     title: str
     seeds: tuple[int, ...]
-    """Of the finished runs."""
+    """Seeds of the finished runs, in ascending order."""
     student_epochs: Mean | None
     test_top1: Mean | None
     difference: Difference | None
@@ -115,12 +115,12 @@ def contrasts(study: Study, runs: Runs) -> dict[str, Difference | None]:
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Of one value or more."""
+    """Mean and sample standard deviation of one value or more."""
     return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """Of figures by seed; None where no seed has both."""
+    """The difference of two rows of figures by seed, pair by pair; None where no seed has both."""
     differences = np.array([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
     if differences.size == 0:
         return None

@@ -41,6 +41,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name of the run in messages and of its files."""
         return f"{self.row.name}-seed{self.seed}"
 
 
@@ -53,15 +54,23 @@ class StudyFolder:
         self.results = path / "results.json"
 
     def recipe(self, run: Run) -> Path:
+        """The recipe file that a run is started with."""
         return self.path / "recipes" / f"{run.name}.toml"
 
     def run(self, run: Run) -> RunFolder:
+        """The run folder of a run."""
         return RunFolder(self.path / "runs" / run.name)
 
     def log(self, run: Run) -> Path:
+        """What the process of a run printed."""
         return self.path / "logs" / f"{run.name}.txt"
 
     def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            UserError: it cannot be written to.
+        """
         try:
             for name in ("recipes", "runs", "logs"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -125,9 +134,11 @@ class Runner:
                 self._stop()
 
     def finished(self) -> results.Runs:
+        """The summaries of all finished runs of the study, by row and seed."""
         return self.folder.finished(self.study, self.seeds)
 
     def write_table(self) -> None:
+        """Write table.md and results.json of the runs that are finished by now."""
         runs = self.finished()
         text = results.markdown(self.study, runs, self.seeds, self.failures)
         _write(self.folder.table, text)
@@ -232,7 +243,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _uses_cuda(row: Row) -> bool:
-    """Of a replay: it computes where the row that it replays does."""
+    """Whether a row computes on CUDA; a replay computes where the row that it replays does."""
     if row.replay is not None:
         return False
     recipe = row.recipe(0)
