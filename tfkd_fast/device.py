@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes."""
+"""The device and the precision of a run, and what torch's compiler and determinism need for it."""
 
 import os
 import platform
@@ -13,13 +13,9 @@ from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
 
-# What torch compiles outlives the process, in the user's cache (XDG Base Directory Specification). Set here, because
-# torch reads it when it first imports a part of its compiler, and many of its functions do.
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "compile"))
-
-MOST_GRAPHS = 64
-"""That torch compiles in a process before it refuses. An education of five grades has nine; torch's own limit is 8."""
+RECOMPILE_LIMIT = 64
+"""Least `torch._dynamo.config.recompile_limit` for compiled networks: torch's default is 8, and `education` with five
+grades needs nine graphs."""
 
 Result = TypeVar("Result")
 
@@ -29,28 +25,36 @@ class Compute:
     """The resolved device and precision of a run. Images and weights are channels-last on every device."""
 
     device: torch.device
-    dtype: torch.dtype  # of images and of autocast regions; weights stay float32
-    compile: bool = False  # whether torch.compile makes the kernels of a training step
+    """Device of images and weights."""
+    dtype: torch.dtype
+    """Dtype of images and of autocast regions, float32 or bfloat16; weights are always float32."""
+    compile: bool = False
+    """Whether training steps are compiled by torch.compile."""
 
     @property
     def precision(self) -> str:
+        """The precision as recipes name it: "bf16" or "fp32"."""
         return "bf16" if self.dtype is torch.bfloat16 else "fp32"
 
     @property
     def device_name(self) -> str:
+        """The product name of the GPU or the processor."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return str(cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine())
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, channels-last."""
+        """Move a model to the device, in channels-last memory format, and return it."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compile_network(self, network: Callable[[Tensor], Result], batch_size: int) -> Callable[[Tensor], Result]:
-        """The network, compiled for full batches if compiling was asked for; a smaller last batch runs as it is."""
+        """Return the network compiled for batches of `batch_size`, or as it is without `compile`.
+
+        A batch of another size, such as the last one of an epoch, runs without compilation.
+        """
         if not self.compile:
             return network
-        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         compiled = torch.compile(network, fullgraph=True, dynamic=False)
 
         def forward(images: Tensor) -> Result:
@@ -59,21 +63,25 @@ class Compute:
         return forward
 
     def autocast(self) -> torch.autocast:
+        """Return an autocast region of the run's precision; in float32 it changes nothing."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
 
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """The same bits from the same run on CUDA, where torch trades them for speed; the CPU repeats them anyway."""
+    """Make torch use deterministic algorithms while the context is open, or allow faster ones.
+
+    On CUDA the same run then gives the same bits; on the CPU it always does.
+    """
     checks: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), checks.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
-    changes = wanted != before[0]  # to say so again would import the compiler, which takes seconds
+    changes = wanted != before[0]  # setting it again would import the compiler, which takes seconds
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     if changes:
         torch.use_deterministic_algorithms(wanted)
-    checks.fill_uninitialized_memory = False  # a search for errors, and slow
+    checks.fill_uninitialized_memory = False  # a debugging aid, and slow
     torch.backends.cudnn.benchmark = not wanted
     try:
         yield
@@ -85,15 +93,24 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 
 def cpu_capabilities() -> dict[str, Any]:
-    """Instruction sets of this processor, as far as torch tells (empty where it does not)."""
-    tell = getattr(torch.cpu, "get_capabilities", None)
-    return dict(tell()) if tell else {}
+    """Return the instruction sets of this processor as torch reports them; empty if it does not."""
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)
+    return dict(get_capabilities()) if get_capabilities else {}
 
 
 def resolve_compute(device: str, precision: str, compile_mode: str = "off") -> Compute:
-    """`auto` takes CUDA where there is a device, bf16 where the hardware multiplies it natively, and compiles for CUDA.
+    """Resolve the settings of a recipe to a device and a precision.
 
-    (On the CPU the operators of this package and torch's own are faster than compiled code.)
+    Compiled code is kept in the user's cache for later processes, unless TORCHINDUCTOR_CACHE_DIR is set.
+
+    Args:
+        device: "cpu", "cuda" or "auto": CUDA if there is a device.
+        precision: "fp32", "bf16" or "auto": bf16 if the hardware multiplies it natively.
+        compile_mode: "on", "off" or "auto": only on CUDA, because on the CPU the operators of this package and torch's
+            own are faster than compiled code.
+
+    Raises:
+        UserError: CUDA was asked for and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")
@@ -101,7 +118,18 @@ def resolve_compute(device: str, precision: str, compile_mode: str = "off") -> C
     if precision == "auto":
         precision = "bf16" if _has_native_bf16(chosen) else "fp32"
     compiles = compile_mode == "on" or (compile_mode == "auto" and chosen.type == "cuda")
+    if compiles:
+        _keep_compiled_code()
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32, compiles)
+
+
+def _keep_compiled_code() -> None:
+    """Let torch keep compiled code in the user's cache (XDG Base Directory Specification).
+
+    Called before torch first imports a part of its compiler, which sets the variable itself if nobody has.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compile"))
 
 
 def _has_native_bf16(device: torch.device) -> bool:

@@ -1,7 +1,7 @@
-"""Random numbers that are a function of what they are for, not of what was drawn before.
+"""Counter-based random numbers: a number is a function of its key, not of the numbers that were drawn before.
 
-A word is named by (seed, epoch, stream, purpose, sample). So every loader draws the same augmentation, a resumed run
-goes on exactly, and no generator state is kept anywhere. Words are integers 0 .. 2**32 - 1, held in int64 tensors.
+The key is (seed, epoch, stream, purpose, sample). So every loader draws the same augmentation, a resumed run continues
+exactly, and no generator state has to be kept. Words are integers 0 .. 2**32 - 1, held in int64 tensors.
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Four int64 tensors of words."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -20,7 +21,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 class Purpose(IntEnum):
-    """What a random number is for. The values are part of every result: never change one."""
+    """The purpose of a random number. The values are part of every result: never change one."""
 
     SPLIT = 0
     ORDER = 1
@@ -37,12 +38,16 @@ class Purpose(IntEnum):
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:
-    """Philox4x32-10: four random words from four counter words and two key words.
-
-    `counter` holds int64 tensors of words that broadcast against each other and the key, on any device; the four
-    results have the broadcast shape.
+    """Compute Philox4x32-10: four random words from four counter words and two key words.
 
     Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3.
+
+    Args:
+        counter: four int64 tensors of words that broadcast against each other and the key, on any device.
+        key: two words, integers or int64 tensors.
+
+    Returns:
+        Four int64 tensors of the broadcast shape.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -59,11 +64,20 @@ def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:
 def random_words(
     samples: Tensor, purpose: Purpose, *, seed: int | Tensor, epoch: int | Tensor = 0, stream: int | Tensor = 0
 ) -> Words:
-    """Four words for every sample.
+    """Return four random words for every sample.
 
-    `samples` int64 of any shape, values 0 .. 2**32 - 1; 0 <= seed < 2**64; epoch and stream fit 32 bits. `stream` tells
-    apart runs that share a seed, such as the candidates of a population. The three may be int64 tensors that broadcast
-    against `samples`, of which a seed is below 2**63; their values are not checked: the host would wait for the device.
+    Seed, epoch and stream may be int64 tensors that broadcast against `samples`. Values of tensors are not checked,
+    because the host would have to wait for the device.
+
+    Args:
+        samples: int64 of any shape, values 0 .. 2**32 - 1.
+        purpose: the purpose of the numbers.
+        seed: 0 .. 2**64 - 1; in a tensor below 2**63.
+        epoch: 0 .. 2**32 - 1.
+        stream: 0 .. 2**32 - 1; separates runs that share a seed, such as the candidates of a population.
+
+    Raises:
+        ValueError: seed, epoch or stream is out of range.
     """
     for name, value, limit in (("seed", seed, 64), ("epoch", epoch, 32), ("stream", stream, 32)):
         if isinstance(value, int) and not 0 <= value < 2**limit:
@@ -76,7 +90,7 @@ def random_words(
 
 
 def random_keys(count: int, purpose: Purpose, *, seed: int, epoch: int, stream: int, device: torch.device) -> Tensor:
-    """(count,) int64, uniform on 0 .. 2**63 - 1: the keys to sort 0 .. count - 1 by."""
+    """Return sort keys (count,) int64, uniform on 0 .. 2**63 - 1, for a random order of 0 .. count - 1."""
     samples = torch.arange(count, device=device)
     high, low, _, _ = random_words(samples, purpose, seed=seed, epoch=epoch, stream=stream)
     return (high << 31) | (low >> 1)
@@ -85,7 +99,7 @@ def random_keys(count: int, purpose: Purpose, *, seed: int, epoch: int, stream: 
 def permutation(
     count: int, *, seed: int, epoch: int = 0, stream: int = 0, device: torch.device | None = None
 ) -> Tensor:
-    """The order in which an epoch visits its samples: (count,) int64, the same on every device."""
+    """Return the order (count,) int64 in which an epoch visits its samples; it is the same on every device."""
     keys = random_keys(
         count, Purpose.ORDER, seed=seed, epoch=epoch, stream=stream, device=device or torch.device("cpu")
     )
@@ -93,15 +107,16 @@ def permutation(
 
 
 def bounded_integers(words: Tensor, bound: int) -> Tensor:
-    """Uniform integers 0 .. bound - 1 from words; no value is off by more than bound / 2**32 in relative frequency.
+    """Map words to uniform integers 0 .. bound - 1, for bound <= 2**31.
 
-    Source: Lemire, "Fast Random Integer Generation in an Interval", 2019, without the rejection step. bound <= 2**31.
+    The relative frequency of a value is off by at most bound / 2**32. Source: Lemire, "Fast Random Integer Generation
+    in an Interval", 2019, without the rejection step.
     """
     return words * bound >> 32
 
 
 def normal(radii: Tensor, angles: Tensor) -> Tensor:
-    """Standard normal numbers (float64) from two words each, at most 6.8 away from 0.
+    """Return standard normal numbers in float64, each from two words; their magnitude is at most 6.8.
 
     Source: Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958, the cosine of the pair.
     """
@@ -111,8 +126,10 @@ def normal(radii: Tensor, angles: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """While it is open torch draws from `seed` on the CPU, as initial weights are drawn. At its end the global random
-    state is what it was, and that of GPUs is never touched."""
+    """Seed torch's CPU generator while the context is open, as initial weights are drawn, and restore its state after.
+
+    The generators of GPUs are never touched.
+    """
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -1,6 +1,6 @@
-"""Named tensors in a file that anyone can load: safetensors, with what they mean as JSON in the header.
+"""Files of named tensors in the safetensors format, with a description of them as JSON in the header.
 
-The header has one entry: safetensors writes several in an order that changes from process to process.
+The header has a single entry, because safetensors writes several entries in an order that changes between processes.
 """
 
 import json
@@ -20,20 +20,26 @@ Header = TypeVar("Header", bound=Settings)
 
 
 class ForeignFile(Exception):
-    """Damaged, or of another kind."""
+    """The file is damaged or of another kind."""
 
 
 def to_bytes(kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    """The content of a file; `kind` names the entry of its header."""
+    """Return the bytes of a file.
+
+    Args:
+        kind: name of the header's entry.
+        header: values that JSON can hold.
+        tensors: the tensors by name.
+    """
     return safetensors.torch.save(tensors, metadata={kind: json.dumps(header)})
 
 
 def read_header(path: Path, kind: str) -> dict[str, Any]:
-    """What `to_bytes` wrote beside the tensors.
+    """Read the header of a file of a kind, as given to `to_bytes`.
 
     Raises:
-        OSError: if it is missing or cannot be read.
-        ForeignFile: if it is no file of that kind.
+        OSError: the file is missing or cannot be read.
+        ForeignFile: the file is damaged or of another kind.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -46,7 +52,12 @@ def read_header(path: Path, kind: str) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors, on the CPU. Raises OSError or ForeignFile."""
+    """Read all tensors of a file to the CPU.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ForeignFile: the file is damaged.
+    """
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError:
@@ -55,23 +66,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class FileKind(Generic[Header]):
-    """Files of one kind, which a setting names; those of another format are refused."""
+    """One kind of files, which a setting of recipes names; files of another format version are refused."""
 
     name: str
+    """Name of the kind, in headers and error messages."""
     header: type[Header]
-    format: int
+    """Model of the header."""
+    format_version: int
+    """Version of the format that is written and read."""
     setting: str
+    """The setting that names a file, for error messages."""
     remedy: str
-    """What to give as the setting."""
+    """The advice at the end of an error message, such as what to give as the setting."""
 
     def to_bytes(self, header: Header, tensors: dict[str, Tensor]) -> bytes:
-        return to_bytes(self.name, {"format": self.format, **header.model_dump(mode="json")}, tensors)
+        """Return the bytes of a file of this kind."""
+        return to_bytes(self.name, {"format": self.format_version, **header.model_dump(mode="json")}, tensors)
 
     def read(self, path: Path) -> tuple[Header, dict[str, Tensor]]:
-        """Header and tensors.
+        """Read the header and the tensors of a file.
 
         Raises:
-            UserError: if the file is missing, unreadable, damaged, of another kind or format.
+            UserError: the file is missing, unreadable, damaged, or of another kind or format version.
         """
         try:
             values, tensors = read_header(path, self.name), read_tensors(path)
@@ -82,9 +98,10 @@ class FileKind(Generic[Header]):
             raise UserError(f"{self.setting} names {path}, which cannot be read: {error}") from None
         except (ForeignFile, KeyError):
             raise self.foreign(path) from None
-        if version != self.format:
+        if version != self.format_version:
             raise UserError(
-                f"the {self.name} {path} has format {version}, but this version of tfkd-fast reads format {self.format}"
+                f"the {self.name} {path} has format {version}, but this version of tfkd-fast reads "
+                f"format {self.format_version}"
             )
         try:
             return self.header.model_validate(values), tensors
@@ -92,4 +109,5 @@ class FileKind(Generic[Header]):
             raise self.foreign(path) from None
 
     def foreign(self, path: Path) -> UserError:
+        """Return the error for a file that is damaged or of another kind."""
         return UserError(f"{path} is no {self.name} file of tfkd-fast, or is damaged: {self.remedy}")

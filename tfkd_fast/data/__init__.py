@@ -1,4 +1,4 @@
-"""Data sets (what), augmentation, and loaders (how)."""
+"""Data sets, their augmentation and mixing, and the loaders that bring batches to the device."""
 
 from tfkd_fast.data.companions import Companions
 from tfkd_fast.data.datasets import Dataset, ImagesSealed, find_labels, open_dataset, sealed_test_images

@@ -1,4 +1,4 @@
-"""Labelled images, in memory or in files."""
+"""Sets of labelled images, in memory or in files."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -19,34 +19,36 @@ class ImageSet(ABC):
     """N images of one shape with labels (N,) int64."""
 
     labels: Tensor
-    image_shape: tuple[int, int, int]  # channels, height, width
+    """(N,) int64: class indices."""
+    image_shape: tuple[int, int, int]
+    """Channels, height and width of every image."""
     places: Tensor | None = None
-    """(N,) int64, ascending: their indices in the set of all classes, if it is some of them."""
+    """(N,) int64: ascending indices in the set of all classes, if this set holds only some classes; else None."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def image(self, index: int) -> Tensor:
-        """One image (C,H,W) uint8."""
+        """Return one image (C,H,W) uint8."""
 
     @abstractmethod
     def all_images(self) -> Tensor:
-        """Every image (N,C,H,W) uint8. May share memory with the set: do not write to it."""
+        """Return all images (N,C,H,W) uint8. The tensor may share memory with the set: do not write to it."""
 
     @abstractmethod
     def subset(self, indices: Tensor) -> Self:
-        """The images at `indices` (M,) int64, in that order."""
+        """Return the set of the images at `indices` (M,) int64, in that order."""
 
     def fingerprint(self) -> str:
-        """SHA-256 in hexadecimal of labels, shape and pixels (of files: names and sizes)."""
+        """Return the SHA-256, in hexadecimal, of labels, shape and pixels (of files: names and sizes)."""
         digest = hashlib.sha256(repr((self.image_shape, self.labels.tolist())).encode())
         self._digest(digest.update)
         return digest.hexdigest()
 
     @abstractmethod
     def _digest(self, update: Callable[[Any], None]) -> None:
-        """Feed what the images are made of to a digest."""
+        """Pass the content of the images, as bytes, to `update` of a digest."""
 
 
 class ArrayImages(ImageSet):
@@ -75,10 +77,10 @@ class ArrayImages(ImageSet):
 
 
 class FileImages(ImageSet):
-    """Image files, decoded when they are asked for, as RGB of `size` x `size` pixels.
+    """Image files, decoded on access to RGB of `size` x `size` pixels.
 
-    The largest centred square is taken and resized with antialiased bilinear interpolation (our choice): shapes keep
-    their proportions, and an image that has the size already keeps its pixels.
+    The largest centred square is resized with antialiased bilinear interpolation (our choice): shapes keep their
+    proportions, and an image of the right size keeps its pixels.
     """
 
     def __init__(self, files: Sequence[Path], labels: Tensor, size: int) -> None:
@@ -90,7 +92,11 @@ class FileImages(ImageSet):
         self._size = size
 
     def image(self, index: int) -> Tensor:
-        """One image; raises UserError that names the file if it cannot be decoded."""
+        """Decode one image (C,H,W) uint8.
+
+        Raises:
+            UserError: the file cannot be decoded; the message names it.
+        """
         file = self.files[index]
         try:
             with Image.open(file) as opened:

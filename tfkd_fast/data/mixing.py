@@ -1,7 +1,7 @@
-"""Images mixed in pairs: mixup and CutMix.
+"""Mixing of training images in pairs: mixup and CutMix.
 
-A batch is in random order, so that each image is mixed with the one before it (our choice; the papers draw a random
-permutation). How is a function of (seed, epoch, stream, step).
+A batch is in random order, so each image is mixed with the one before it (our choice; the papers draw a random
+permutation). The mixture is a function of (seed, epoch, stream, step).
 """
 
 from typing import NamedTuple
@@ -16,27 +16,42 @@ from tfkd_fast.randomness import Purpose, random_words
 
 
 class MixPartners(NamedTuple):
-    """With what the images of a batch were mixed."""
+    """The partners that the images of a batch were mixed with."""
 
-    labels: Tensor  # (n,B) int64, of the images mixed in
-    share: Tensor  # (n,) float32, of the image itself; the one mixed in has the rest
+    labels: Tensor
+    """(n,B) int64: labels of the partners."""
+    share: Tensor
+    """(n,) float32: the share of the image itself, 0..1; its partner has the rest."""
 
 
 class Mixing:
-    """mixup (Zhang et al., ICLR 2018) or CutMix (Yun et al., ICCV 2019), with shares from Beta(alpha, alpha)."""
+    """The mixing of mixup (Zhang et al., ICLR 2018) or CutMix (Yun et al., ICCV 2019); shares are Beta-distributed."""
 
     def __init__(self, name: MixName, alpha: float, seed: int) -> None:
         self._name, self._alpha, self._seed = name, alpha, seed
 
     def plan(self, steps: int, epoch: int, stream: int) -> Tensor:
-        """(steps,3) float32 on the CPU: for every step the share, and the centre of CutMix's box in 0 .. 1."""
+        """Draw the mixture of every step of an epoch.
+
+        Returns:
+            (steps,3) float32 on the CPU: the share of the image itself, and the row and column of the centre of
+            CutMix's box as fractions of the image, 0..1.
+        """
         words = random_words(torch.arange(steps), Purpose.MIX, seed=self._seed, epoch=epoch, stream=stream)
         uniform = (torch.stack(words[:3], dim=1).double() + 0.5) / 2**32
         uniform[:, 0] = torch.from_numpy(betaincinv(self._alpha, self._alpha, uniform[:, 0].numpy()))
         return uniform.float()
 
     def mix(self, batch: Batch, plan: Tensor) -> tuple[Batch, MixPartners]:
-        """Mix a batch with n in front, by one row of each candidate's plan, (n,3) on the device."""
+        """Mix a batch whose tensors have a leading axis n, one for each candidate.
+
+        Args:
+            batch: images (n,B,C,H,W) and labels (n,B).
+            plan: (n,3) on the device, one row of `plan` for each candidate.
+
+        Returns:
+            The batch with mixed images, and its partners.
+        """
         images, others = batch.images, batch.images.roll(1, dims=1)
         share = plan[:, 0]
         if self._name == "mixup":
@@ -49,9 +64,9 @@ class Mixing:
 
 
 def _box(plan: Tensor, height: int, width: int) -> Tensor:
-    """(n,H,W) float32: 1 in a box with a share of 1 - plan[:,0] of the image, cut off at its borders, else 0.
+    """Return (n,H,W) float32: 1 in a box of the share 1 - plan[:,0] of the image, cut off at the borders, else 0.
 
-    Corners as CutMix's code rounds them: the centre and half of each side are whole pixels.
+    Corners are rounded as in the code of CutMix: the centre and half of each side are whole pixels.
     """
     side = (1.0 - plan[:, 0]).sqrt()
     inside = []
@@ -63,5 +78,5 @@ def _box(plan: Tensor, height: int, width: int) -> Tensor:
 
 
 def make_mixing(settings: DataSettings, seed: int) -> Mixing | None:
-    """What the `[data]` table asks for."""
+    """Build the mixing that the `[data]` table names; None if images are not mixed."""
     return None if settings.mix == "none" else Mixing(settings.mix, settings.mix_alpha, seed)

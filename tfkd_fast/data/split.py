@@ -1,4 +1,4 @@
-"""Class-balanced splits that depend on labels and a seed, and on nothing else."""
+"""Class-balanced splits, which are a function of labels and seed."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,27 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.randomness import Purpose, random_keys
 
 SPLIT_SEED = 0
-"""Not the seed of a run: all runs on a data set hold out the same images, so that their seeds can be compared."""
+"""Seed of every split, whatever the seed of a run: all runs on a data set hold out the same images, so that runs of
+different seeds can be compared."""
 
 
 def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> tuple[ImageSet, ImageSet]:
-    """The images to fit and the held-out images, both in their original order; 0 < fraction < 1.
+    """Split a set into training images and held-out images, both in their original order.
 
-    Of every class with n images round(fraction * n) are held out, at least one. A class that would be left with none to
-    fit raises UserError. Of images that were chosen by class those are held out that are held out of all images.
+    Each class of n images holds out round(fraction * n) of them, at least one. A subset of the classes holds out the
+    same images of these classes as the whole set does.
+
+    Args:
+        images: the set.
+        fraction: share that is held out, above 0 and below 1.
+        seed: seed of the split.
+
+    Returns:
+        The training images and the held-out images.
+
+    Raises:
+        UserError: a class would have no image left to train on.
+        ValueError: the fraction is out of range.
     """
     fit, holdout = split_indices(images.labels, fraction, seed, images.places)
     return images.subset(fit), images.subset(holdout)
@@ -24,9 +37,20 @@ def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> 
 def split_indices(
     labels: Tensor, fraction: float, seed: int = SPLIT_SEED, places: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Ascending indices of the rest and of the chosen share, from labels (N,) int64. Rules as in `split_holdout`.
+    """Return the indices of the remaining samples and of the chosen share; the rules are those of `split_holdout`.
 
-    `places` (N,) int64, ascending: the samples' numbers in the set that they were chosen from; by default 0 .. N-1.
+    Args:
+        labels: (N,) int64.
+        fraction: share that is chosen of each class, above 0 and below 1.
+        seed: seed of the split.
+        places: (N,) int64, ascending indices of the samples in the set that they come from; by default 0 .. N-1.
+
+    Returns:
+        Two ascending int64 tensors on the device of the labels.
+
+    Raises:
+        UserError: all samples of a class would be chosen.
+        ValueError: the fraction is out of range.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")

@@ -24,13 +24,14 @@ CIFAR100 = {
     "vehicles 1": ("bicycle", "bus", "motorcycle", "pickup truck", "train"),
     "vehicles 2": ("lawn mower", "rocket", "streetcar", "tank", "tractor"),
 }
-"""Superclass -> its classes, as the files of the data set name them, with spaces for underscores."""
+"""Superclass name -> the names of its classes, as in the files of the data set, with spaces for underscores."""
 
 
 def find_superclasses(classes: Sequence[str]) -> dict[str, tuple[int, ...]] | None:
-    """The labels of each superclass, where `classes`, in label order, are those of CIFAR-100; None where they are not.
+    """Return the labels of each superclass of CIFAR-100, or None if the classes are not those of CIFAR-100.
 
-    Words of a name may be joined by spaces or underscores.
+    Args:
+        classes: class names in label order; their words may be joined by spaces or underscores.
     """
     labels = {name.replace("_", " "): label for label, name in enumerate(classes)}
     if len(classes) != len(labels) or labels.keys() != {name for names in CIFAR100.values() for name in names}:

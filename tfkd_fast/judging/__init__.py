@@ -1,1 +1,1 @@
-"""Judges students by held-out images, and what a target would have to be to serve them."""
+"""Judging of students by held-out images, and the influence of targets on the held-out loss."""

@@ -1,4 +1,4 @@
-"""What a target would have to be so that one more step of training serves the held-out loss best."""
+"""Influence of the target on the held-out loss after one look-ahead step of training."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -10,22 +10,33 @@ from torch import Tensor, nn
 from tfkd_fast.data import Batch
 
 BATCHES = 8
-"""Pairs of a training and a held-out batch that an influence is averaged over (our choice)."""
+"""Number of pairs of a training and a held-out batch that an influence is averaged over (our choice)."""
 
 PERTURBATION = 1e-2
 """Length of the step along which logits are differentiated, as in DARTS (Liu et al., ICLR 2019, section 2.3)."""
 
 
 def influence(model: nn.Module, scratch: nn.Module, training: Iterable[Batch], holdout: Iterable[Batch]) -> Tensor:
-    """(C,C) float64 on the CPU: entry (y,c) is by how much one step of training on a batch raises the held-out loss,
-    per unit of mass that the target of label y gives to class c, at learning rate 1 and without momentum.
+    """Return the derivative of the held-out loss after one training step with respect to the class table.
 
     A step on the cross-entropy to targets q moves the weights by -lr grad, and q_i enters grad as -(J_i^T q_i) / B,
-    where J_i are the derivatives of the logits of sample i. So the held-out loss, whose gradient is g, changes with q_i
-    by lr (J_i g) / B: one look-ahead step, differentiated as by Wu et al. (NeurIPS 2018, L2T-DLF), with g taken before
-    the step, which is the same to first order. J_i g is a central difference of the logits along g, in float32.
+    where J_i is the Jacobian of the logits of sample i in the weights. So the held-out loss, whose gradient is g,
+    changes with q_i by lr (J_i g) / B. This differentiates one look-ahead step as Wu et al. do (NeurIPS 2018, L2T-DLF),
+    with g taken before the step, which is equal to first order. J_i g is a central difference of the logits along g,
+    in float32.
 
-    `scratch` is a network of the same kind, whose weights and buffers are overwritten; `model` stays as it is.
+    Args:
+        model: the network, which is not changed.
+        scratch: a network of the same architecture, whose weights and buffers are overwritten.
+        training: training batches.
+        holdout: held-out batches.
+
+    Returns:
+        (C,C) float64 on the CPU: entry (y,c) is the increase of the held-out loss in nats, per unit of mass that the
+        target of label y gives to class c, of one step at learning rate 1 without momentum; the mean over batches.
+
+    Raises:
+        ValueError: there is no batch.
     """
     scratch.load_state_dict(model.state_dict())
     scratch.train()

@@ -1,4 +1,4 @@
-"""How good candidates are, and what would make them better, by held-out images only."""
+"""The judge: metrics of candidates on held-out images, and the influence of targets on their held-out loss."""
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -14,41 +14,56 @@ from tfkd_fast.judging.metrics import Judgement, judge, load_averaged_weights
 from tfkd_fast.methods.base import HoldoutMetrics
 
 CALIBRATION_IMAGES = 2000
-"""Training images on which the batch norm of averaged weights is re-estimated (our choice)."""
+"""Number of training images by which the batch norm of averaged weights is re-estimated (our choice)."""
 
 
 class Averages(Protocol):
-    """Averaged weights of every candidate of a population."""
+    """The averaged weights of every candidate of a population."""
 
     count: int
-    """How many moments were averaged; 0 for none."""
+    """Number of moments that were averaged."""
 
     def mean_weights(self, slot: int) -> dict[str, Tensor]:
-        """The averaged weights of one candidate by name."""
+        """Return the averaged weights of one candidate by name."""
 
 
 class Judge:
-    """Judges one candidate after the other; of each it says None where no images are held out."""
+    """A judge evaluates candidates one after the other; without held-out images every result is None."""
 
     def __init__(self, fit: Loader, holdout: Loader | None, compute: Compute, build: Callable[[], nn.Module]) -> None:
-        """`build` makes a network of the candidates' kind."""
+        """Judge by held-out images.
+
+        Args:
+            fit: the training images, to re-estimate batch norm and for influences.
+            holdout: the held-out images; None if there are none.
+            compute: device and precision.
+            build: builds a network of the candidates' architecture.
+        """
         self._fit, self._holdout, self._compute, self._build = fit, holdout, compute, build
 
     def judgements(self, models: Iterable[nn.Module], labels: tuple[int, ...] | None = None) -> list[Judgement | None]:
-        """By the weights as they are; with `labels`, by images of these only."""
+        """Evaluate models as they are on the held-out images, or on those of some `labels` only."""
         if self._holdout is None:
             return [None for _ in models]
         holdout = self._holdout if labels is None else self._holdout.with_labels(labels)
         return list(judge(models, holdout, self._compute))
 
     def metrics(self, models: Iterable[nn.Module]) -> list[HoldoutMetrics | None]:
-        """The same on all images, without the accuracies of the classes."""
+        """Return the metrics of models on all held-out images, without the accuracies of the classes."""
         return [judgement and judgement.metrics for judgement in self.judgements(models)]
 
     def average_metrics(self, average: Averages, candidates: int, epoch: int) -> list[HoldoutMetrics | None]:
-        """By averaged weights: every candidate on the same images, of `epoch`, for the batch norm as for the metrics.
+        """Return the metrics of averaged weights.
 
-        Nothing was averaged: None.
+        Batch norm is re-estimated on the same training images for every candidate.
+
+        Args:
+            average: the averaged weights.
+            candidates: number of candidates.
+            epoch: the epoch whose order and augmentation of training images is used.
+
+        Returns:
+            One result for each candidate; None if nothing was averaged or nothing is held out.
         """
         if average.count == 0:
             return [None] * candidates
@@ -61,7 +76,7 @@ class Judge:
         )
 
     def influence(self, model: nn.Module, epoch: int) -> Callable[[], Tensor] | None:
-        """How the held-out loss depends on what each label is taught, see `IntervalResult.influence`."""
+        """Return a function that computes `influence.influence` for a model, or None if nothing is held out."""
         holdout = self._holdout
         if holdout is None:
             return None
@@ -69,5 +84,5 @@ class Judge:
 
     @cached_property
     def _scratch(self) -> nn.Module:
-        """A network for averaged weights."""
+        """A network whose weights are overwritten, for averaged weights and influences."""
         return self._build()

@@ -14,16 +14,17 @@ from tfkd_fast.methods.base import HoldoutMetrics
 
 
 class Judgement(NamedTuple):
-    """What a model makes of some images."""
+    """The result of evaluating a model on some images."""
 
     metrics: HoldoutMetrics
+    """Metrics on all images."""
     top1_by_class: tuple[float, ...]
-    """NaN for a class that none of the images show."""
+    """C accuracies, fractions; NaN for a class without images."""
 
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> tuple[Tensor, Tensor]:
-    """Logits (N,C) float32 in evaluation mode, and labels (N,)."""
+    """Evaluate a model on batches, in eval mode; return logits (N,C) float32 and labels (N,) int64."""
     model.eval()
     logits, labels = [], []
     for batch in batches:
@@ -34,7 +35,7 @@ def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> tup
 
 
 def judge(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[Judgement]:
-    """Each model on the same images, in order and without augmentation; each is done before the next."""
+    """Evaluate models one after the other on the same images, in order and without augmentation."""
     predictions = [predict(model, loader.in_order(), compute) for model in models]
     logits, labels = torch.stack([logits for logits, _ in predictions]), predictions[0][1]
     table = ops.candidate_metrics(logits, labels)
@@ -47,12 +48,12 @@ def judge(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list
 
 
 def holdout_metrics(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[HoldoutMetrics]:
-    """The metrics alone, see `judge`."""
+    """Return the metrics of models on the images of a loader; see `judge`."""
     return [judgement.metrics for judgement in judge(models, loader, compute)]
 
 
 def top1_by_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """(K,C) float64 of logits (K,N,C) for labels (N,), all finite; NaN for a class without a label."""
+    """Return accuracies (K,C) float64 by class from finite logits (K,N,C) and labels (N,); NaN for an empty class."""
     candidates, _, classes = logits.shape
     row = torch.arange(candidates, device=labels.device).unsqueeze(1)
     cell = 2 * (classes * row + labels) + (logits.argmax(-1) == labels)  # of candidate, class, and wrong or right
@@ -63,9 +64,16 @@ def top1_by_class(logits: Tensor, labels: Tensor) -> Tensor:
 def load_averaged_weights(
     model: nn.Module, weights: dict[str, Tensor], batches: Iterable[Batch], compute: Compute
 ) -> nn.Module:
-    """Fill a model with averaged weights, and re-estimate its batch norm on training images; returns the model.
+    """Load averaged weights into a model, re-estimate its batch norm on training batches, and return the model.
 
-    An average of weights needs statistics of its own: Izmailov et al., "Averaging Weights Leads to Wider Optima", 2018.
+    Averaged weights need batch statistics of their own: Izmailov et al., "Averaging Weights Leads to Wider Optima",
+    2018.
+
+    Args:
+        model: overwritten and returned.
+        weights: averaged weights by name.
+        batches: training batches for the statistics.
+        compute: device and precision.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""What teachers make of the training images, looked up in a file instead of worked out in every step."""
+"""The cache of teachers: their outputs for the training images, read from a file instead of computed in every step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ from tfkd_fast.teachers.teacher import Teacher, Teachers
 from tfkd_fast.tensor_file import ForeignFile
 
 CACHE = "cache"
-"""The kind of the file."""
+"""Kind of the file, see `tensor_file`."""
 
 
 class CachedTeachers(Teachers):
-    """Teachers whose outputs of V views of N images are known: a view is an augmentation of every image.
+    """Teachers whose outputs for V views of N images are known; a view is one augmentation of every image.
 
-    Tables (V*N,...) keep their place on the device: logits float32, features in the dtype of the run.
+    Tables (V*N,...) keep their place in memory on the device: logits in float32, features in the dtype of the run.
     """
 
     def __init__(
@@ -40,6 +40,13 @@ class CachedTeachers(Teachers):
         tables: dict[str, Tensor],
         images: int,
     ) -> None:
+        """Serve outputs from tables.
+
+        Args:
+            teachers, compute, batch_size, features: see `Teachers`.
+            tables: name -> (V*N,...), such as "0.logits" for the logits of the first teacher.
+            images: the number N of images.
+        """
         super().__init__(teachers, compute, batch_size, features=features)
         self._tables = {name: table.to(compute.device) for name, table in tables.items()}
         self._images = images
@@ -62,17 +69,26 @@ class CachedTeachers(Teachers):
         if f"{number}.pooled" in self._tables:
             stages = len(self.teachers[number].facts.shapes.maps)
             before = [part(f"before_relu.{stage}") for stage in range(stages)]
-            features = Features(before, [F.relu(map) for map in before], part("pooled"))
+            features = Features(before, [F.relu(feature_map) for feature_map in before], part("pooled"))
         return TeacherOutputs(part("logits"), features)
 
 
 def gather_teachers(
     teachers: Sequence[Teacher], method: Method, recipe: Recipe, dataset: Dataset, loader: Loader, compute: Compute
 ) -> Teachers:
-    """The teachers of a run; with a cache where the recipe names one, which is made if it does not exist.
+    """Prepare the teachers of a run, with a cache if the recipe names one; a cache that does not exist is made.
+
+    Args:
+        teachers: the loaded teachers.
+        method: says whether features are needed.
+        recipe: the recipe of the run.
+        dataset: the data set of the run.
+        loader: the loader of the training images.
+        compute: device and precision.
 
     Raises:
-        UserError: for a cache of other teachers, images or augmentations, and where every epoch has new augmentations.
+        UserError: the cache is of other teachers, images or augmentations, cannot be written, or does not fit on the
+            device, or the augmentations do not repeat.
     """
     batch_size, features = recipe.data.batch_size, method.needs_features
     present = Teachers(teachers, compute, batch_size, features=features)
@@ -100,7 +116,7 @@ def gather_teachers(
     if path.exists():
         tables = _read(path, wanted)
     else:
-        tables = _look_at_all(present, loader, views)
+        tables = _compute_tables(present, loader, views)
         content = tensor_file.to_bytes(CACHE, wanted, tables)
         try:
             write_atomically(path, lambda file: file.write(content))
@@ -112,8 +128,8 @@ def gather_teachers(
     return CachedTeachers(teachers, compute, batch_size, features=features, tables=tables, images=images)
 
 
-def _look_at_all(teachers: Teachers, loader: Loader, views: int) -> dict[str, Tensor]:
-    """Tables (V*N,...) by name, on the CPU; the images of each view in the order of their indices."""
+def _compute_tables(teachers: Teachers, loader: Loader, views: int) -> dict[str, Tensor]:
+    """Compute tables (V*N,...) by name, on the CPU; the images of each view are in the order of their indices."""
     order = loader.order(0).sort().values
     columns: dict[str, list[Tensor]] = {}
     for view in range(views):

@@ -1,4 +1,4 @@
-"""Teachers: networks of finished runs, which look at the images that students train on."""
+"""Teachers: networks of finished runs, which are evaluated on the images that students train on."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,23 +23,32 @@ from tfkd_fast.runs.student import load_student, read_student_header
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network that changes no more."""
+    """A trained and frozen network."""
 
     facts: TeacherFacts
+    """What methods know of the teacher."""
     network: nn.Module
-    """On the device, in evaluation mode; of the student's images to logits in the order of `facts.labels`."""
+    """The network on the device, in eval mode: from the student's images to logits in the order of `facts.labels`."""
     checksum: str
-    """SHA-256 of the file with its weights."""
+    """SHA-256 of the file with its weights, in hexadecimal."""
     training_data: str
-    """Fingerprint of the training images, those held out included, see `Dataset.fingerprint`."""
+    """Fingerprint of the training images of its run, including held-out ones, see `Dataset.fingerprint`."""
     holdout: float
-    """Share of them that it was not trained on."""
+    """Share of these images that the network was not trained on."""
 
 
 class Teachers:
-    """What several teachers make of images; of none, nothing."""
+    """The teachers of a run, of which there may be none."""
 
     def __init__(self, teachers: Sequence[Teacher], compute: Compute, batch_size: int, *, features: bool) -> None:
+        """Prepare teachers for batches of images.
+
+        Args:
+            teachers: the loaded teachers.
+            compute: device and precision, and whether networks are compiled.
+            batch_size: number of images of a full batch.
+            features: whether outputs include features.
+        """
         self.teachers = list(teachers)
         self._compute = compute
         self._forwards = [
@@ -50,18 +59,27 @@ class Teachers:
         self._wanted: Sequence[int] = range(len(self.teachers))
 
     def start(self, epoch: int, wanted: Sequence[int] | None = None) -> None:
-        """Called before every 0-based epoch; see `Method.wanted_teachers`."""
+        """Select the teachers of an epoch.
+
+        Args:
+            epoch: the epoch, counted from 0.
+            wanted: indices of the teachers whose outputs are needed; None for all.
+        """
         self._wanted = range(len(self.teachers)) if wanted is None else wanted
 
     @torch.no_grad()
     def outputs(self, images: Tensor, indices: Tensor) -> tuple[TeacherOutputs, ...]:
-        """What those wanted make of images (n,B,C,H,W), which are those at `indices` (n,B) of the images to fit, as
-        they were augmented."""
+        """Return the outputs of the wanted teachers for a training batch.
+
+        Args:
+            images: (n,B,C,H,W), augmented training images.
+            indices: (n,B) int64, their indices among the training images.
+        """
         return tuple(self._look(images, number) for number in self._wanted)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
-        """What all make of any images (n,B,C,H,W)."""
+        """Return the outputs of all teachers for any images (n,B,C,H,W)."""
         return tuple(self._look(images, number) for number in range(len(self.teachers)))
 
     def _look(self, images: Tensor, number: int) -> TeacherOutputs:
@@ -73,7 +91,7 @@ class Teachers:
 
 
 class Restandardised(nn.Module):
-    """A network that was trained on images standardised by other means and deviations than those that it is shown."""
+    """A network that was trained with another normalisation: images are converted from the student's to its own."""
 
     factor: Tensor
     offset: Tensor
@@ -94,7 +112,7 @@ class Restandardised(nn.Module):
 
 
 class Reordered(nn.Module):
-    """A network whose logits come in another order of the same classes."""
+    """A network whose logits are reordered, because it was trained with another order of the same classes."""
 
     def __init__(self, network: nn.Module, order: Sequence[int]) -> None:
         super().__init__()
@@ -109,15 +127,20 @@ class Reordered(nn.Module):
 
 
 def load_teachers(recipe: Recipe, dataset: Dataset, compute: Compute) -> list[Teacher]:
-    """Those that a recipe names, in its order."""
+    """Load the teachers that a recipe names, in its order; see `load_teacher`."""
     return [load_teacher(Path(run), dataset, compute) for run in recipe.teachers.runs]
 
 
 def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
-    """The student of a finished run, for images of a data set.
+    """Load the student of a finished run as a teacher.
+
+    Args:
+        run_dir: the folder of the run.
+        dataset: the data set of the student that it will teach.
+        compute: device and precision.
 
     Raises:
-        UserError: for a folder that holds no finished run, and for a network of other classes or images.
+        UserError: the folder holds no finished run, or the network is for other classes or another shape of images.
     """
     folder = RunFolder(run_dir)
     folder.require_run()
@@ -152,10 +175,15 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
 
 
 def unseen_indices(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> Tensor | None:
-    """Indices, among the images to fit, of those that no teacher was trained on; None where that is not known, or none.
+    """Return the indices, among the student's training images, of those that no teacher was trained on.
 
     Args:
-        holdout: the share that the student holds out itself. The shares of all runs lie within each other.
+        teachers: the teachers.
+        dataset: the data set of the student.
+        holdout: share of images that the student holds out. Smaller shares are subsets of larger ones in all runs.
+
+    Returns:
+        (M,) int64, or None if there is no such image or if it is not known.
     """
     images = dataset.read_train()
     labels, places = images.labels, images.places
@@ -170,8 +198,11 @@ def unseen_indices(teachers: Sequence[Teacher], dataset: Dataset, holdout: float
 
 
 def trained_on_holdout(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> bool | None:
-    """Whether a teacher was trained on images that the student holds out, which makes held-out figures look better than
-    they are; None where it is not known, because a teacher's data set was another."""
+    """Return whether a teacher was trained on images that the student holds out.
+
+    Held-out figures then look better than they are. The result is None if it is not known, because a teacher was
+    trained on another data set.
+    """
     if not holdout or not teachers:
         return False
     if any(teacher.training_data != dataset.fingerprint for teacher in teachers):

@@ -1,7 +1,7 @@
-"""Images a second of whole training steps, augmentation and update included.
+"""Throughput of whole training steps in images per second, including augmentation and update.
 
-Variants are measured in turns, each first in its turn, so that a slow moment of the machine hits all of them; the
-figure is the median. An epoch of each comes first, uncounted: it compiles, captures and fills the caches.
+Variants are measured in turns, and each turn starts with another variant, so that a slow phase of the machine affects
+all of them; the result is the median. One uncounted epoch of each comes first: it compiles, captures and fills caches.
 """
 
 import statistics
@@ -27,43 +27,55 @@ from tfkd_fast.training.groups import SideBySide
 from tfkd_fast.training.population import Population
 
 CLASSES = 100
+"""Number of classes of the random images."""
+
 ENGINE = "tfkd-fast"
+"""Name of the variant that trains by the engine."""
 
 
 class Measurement(NamedTuple):
-    """What was measured of one variant."""
+    """The throughput of one variant."""
 
     variant: str
+    """Name of the variant."""
     images_per_second: float
+    """Median throughput over the rounds."""
     spread: float
-    """Half the distance of the quartiles, as a share of the median."""
+    """Half the interquartile range of the seconds over their median."""
     seconds: list[float]
-    """What each round took."""
+    """Duration of each round, seconds."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: random images of CIFAR's shape, which cost what real ones cost."""
+    """A network and random images of CIFAR's shape to train it on, which cost as much as real ones."""
 
     compute: Compute
+    """Device and precision."""
     model: ModelSettings
+    """The `[model]` table of a recipe."""
     batch_size: int
+    """Number of images of a batch."""
     steps: int
-    """Of an epoch, which is one measurement."""
+    """Number of training steps of an epoch; one measurement is one epoch."""
 
     @property
     def images(self) -> int:
+        """Number of images of an epoch."""
         return self.steps * self.batch_size
 
     def build(self) -> nn.Module:
+        """Build the network, initialised from seed 0."""
         return self.compute.place(build_model(self.model, CLASSES, 3, seed=0))
 
     def image_set(self) -> ArrayImages:
+        """Return the random images (3,32,32) with labels of `CLASSES` classes."""
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(256, (self.images, 3, 32, 32), dtype=torch.uint8, generator=generator)
         return ArrayImages(pixels, torch.randint(CLASSES, (self.images,), generator=generator))
 
     def loader(self, name: LoaderName = "resident") -> Loader:
+        """Build a loader of the random images, with augmentation."""
         images = self.image_set()
         dataset = Dataset(
             "random images",
@@ -78,7 +90,13 @@ class Workload:
 
 
 def measure_training(workload: Workload, rounds: int, *, compiled: bool) -> list[Measurement]:
-    """The engine, with plain cross-entropy, beside loops written by hand; `compiled` adds those that torch compiles."""
+    """Measure the engine under cross-entropy beside loops written by hand.
+
+    Args:
+        workload: network and images.
+        rounds: number of measurements of each variant.
+        compiled: whether to add a loop written by hand that torch compiles.
+    """
     careful = f"by hand, {workload.compute.precision}, channels-last, batched augmentation"
     variants = {
         ENGINE: engine_epoch(workload, 1, "sequential"),
@@ -93,17 +111,17 @@ def measure_training(workload: Workload, rounds: int, *, compiled: bool) -> list
 def measure_populations(
     workload: Workload, sizes: Sequence[int], ways: Sequence[SideBySide], rounds: int
 ) -> dict[int, list[Measurement]]:
-    """For each number of candidates, images a second of all of them together, a row a way to train them."""
+    """Measure the total throughput of populations by number of candidates, one row for each way to train them."""
     curve = {}
     for size in sizes:
-        torch.compiler.reset()  # each size is compiled anew, and torch allows few
+        torch.compiler.reset()  # each size is compiled again, and torch limits their number
         variants: dict[str, Callable[[], None]] = {way: engine_epoch(workload, size, way) for way in ways}
         curve[size] = measure_interleaved(variants, size * workload.images, rounds)
     return curve
 
 
 def measure_loaders(workload: Workload, names: Sequence[LoaderName], rounds: int) -> list[Measurement]:
-    """Augmented batches alone, ready to train on."""
+    """Measure loaders without training: augmented batches on the device."""
 
     def epoch_of(loader: Loader) -> Callable[[], None]:
         def run() -> None:
@@ -117,7 +135,10 @@ def measure_loaders(workload: Workload, names: Sequence[LoaderName], rounds: int
 
 
 def flops_per_image(workload: Workload) -> int:
-    """Floating-point operations of forward and backward, as torch counts them (products with padding included)."""
+    """Return the floating-point operations of forward and backward pass for one image, counted by torch.
+
+    Products with the padding of convolutions are counted, too.
+    """
     model, images = workload.build(), torch.zeros(2, 3, 32, 32, device=workload.compute.device)
     with ops.using_backend("reference"), FlopCounterMode(display=False) as counter:
         model(images).sum().backward()
@@ -125,7 +146,7 @@ def flops_per_image(workload: Workload) -> int:
 
 
 def matrix_rate(compute: Compute, rounds: int = 10, size: int = 4096) -> float:
-    """Floating-point operations a second of a product of two square matrices, in the precision of training."""
+    """Measure the rate of products of two square matrices in the precision of training, in operations per second."""
     size = size if compute.device.type == "cuda" else size // 2
     a, b = torch.randn(2, size, size, device=compute.device).to(compute.dtype)
     products = 20  # so that a GPU does not wait for the host
@@ -139,7 +160,10 @@ def matrix_rate(compute: Compute, rounds: int = 10, size: int = 4096) -> float:
 
 
 def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callable[[], None]:
-    """One epoch of the engine under cross-entropy, as `tfkd-fast train` runs it; every candidate has its own data."""
+    """Return a function that trains one epoch by the engine under cross-entropy, as `tfkd-fast train` does.
+
+    Every candidate has its own order and augmentation of the data.
+    """
     entry = find_method("ce")
     options = {"selection": {"budget": "full", "candidates": candidates}} if candidates > 1 else {}
     settings = entry.settings.model_validate(entry.preset | options)
@@ -158,7 +182,13 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
 
 
 def measure_interleaved(variants: Mapping[str, Callable[[], object]], work: int, rounds: int) -> list[Measurement]:
-    """Measure variants that each do `work`; rows in their order."""
+    """Measure variants in turns and return one row for each, in their order.
+
+    Args:
+        variants: functions by name; one call is one measurement.
+        work: number of images, or of other units, of one call.
+        rounds: number of measurements of each variant.
+    """
 
     def timed(run: Callable[[], object]) -> float:
         started = time.perf_counter()
@@ -185,12 +215,12 @@ def _row(name: str, work: int, seconds: list[float]) -> Measurement:
 
 
 def _dataloader_epoch(workload: Workload) -> Callable[[], None]:
-    """float32, torch's default memory format, a DataLoader over PIL images."""
+    """Return an epoch of the common loop: float32, torch's default memory format, a DataLoader over PIL images."""
     return _plain_epoch(workload, plain_loop.dataloader, bf16=False, memory_format=torch.contiguous_format)
 
 
 def _whole_batches_epoch(workload: Workload, *, compiled: bool = False) -> Callable[[], None]:
-    """The precision of the workload, channels-last, whole batches augmented by indexing."""
+    """Return an epoch of a tuned loop: precision of the workload, channels-last, batches augmented by indexing."""
     return _plain_epoch(
         workload,
         plain_loop.whole_batches,

@@ -1,8 +1,7 @@
-"""A training loop as one writes it by hand, to measure the engine against: nothing of the engine, the loaders or the
-operators is in it.
+"""A training loop written by hand, to compare the engine with: it uses no engine, loader or operator of this package.
 
-Two forms of input: a torchvision DataLoader that transforms image by image (what most people run), and whole batches
-cropped and mirrored by indexing on the device (what a careful person writes).
+There are two forms of input: a torchvision DataLoader that transforms image by image, as is common, and whole batches
+that are cropped and mirrored by indexing on the device, as in tuned code.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+"""Channel statistics of CIFAR-100, pixel values 0..1."""
+
 Batches = Iterator[tuple[Tensor, Tensor]]
+"""Images (B,3,32,32) float32 and labels (B,) int64 of the batches of an epoch."""
 
 
 class PerImage(Dataset[tuple[Tensor, int]]):
-    """Images (N,3,32,32) uint8 as torchvision's data sets give them: PIL images, transformed one at a time."""
+    """A data set like torchvision's: images (N,3,32,32) uint8 as PIL images, transformed one at a time."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         from torchvision import transforms  # a second to import
@@ -41,7 +43,10 @@ class PerImage(Dataset[tuple[Tensor, int]]):
 
 
 def dataloader(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Callable[[], Batches]:
-    """Epochs through a DataLoader: in the training process on the CPU, whose cores are busy; else by workers."""
+    """Return a function that yields the batches of an epoch from a DataLoader.
+
+    On the CPU, whose cores are busy, it works in the training process; for a GPU it has 8 worker processes.
+    """
     on_gpu = device.type == "cuda"
     dataset = PerImage(images.cpu(), labels.cpu())
     workers = 8 if on_gpu else 0
@@ -57,7 +62,7 @@ def dataloader(images: Tensor, labels: Tensor, batch_size: int, device: torch.de
 
 
 def whole_batches(images: Tensor, labels: Tensor, batch_size: int, device: torch.device) -> Callable[[], Batches]:
-    """Epochs of batches that are cropped and mirrored whole, by indexing, on the device."""
+    """Return a function that yields the batches of an epoch, cropped and mirrored by indexing on the device."""
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
     padded = F.pad(images, (4, 4, 4, 4))
     windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N,3,9,9,32,32)
@@ -80,7 +85,15 @@ def train_epoch(
     bf16: bool,
     memory_format: torch.memory_format,
 ) -> None:
-    """Cross-entropy over one epoch."""
+    """Train a model with cross-entropy for one epoch.
+
+    Args:
+        model: the network.
+        optimizer: its optimiser.
+        batches: the batches of the epoch.
+        bf16: whether to use autocast to bfloat16.
+        memory_format: memory format of the images.
+    """
     for images, labels in batches:
         images = images.contiguous(memory_format=memory_format)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -91,4 +104,5 @@ def train_epoch(
 
 
 def make_sgd(model: nn.Module) -> torch.optim.SGD:
+    """Build the SGD optimiser of the loops written by hand."""
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)

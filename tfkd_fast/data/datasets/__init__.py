@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""The table of data sets by name, and how one is opened."""
 
 from collections.abc import Callable
 
@@ -26,9 +26,14 @@ DATASETS: dict[str, Callable[[DataSettings, bool], Dataset]] = {
 
 
 def open_dataset(settings: DataSettings, download: bool = False) -> Dataset:
-    """The data set of a recipe, checked as far as that goes without reading images.
+    """Open the data set of a recipe; files are checked as far as possible without reading images.
 
-    `download` fetches one of torchvision's if it is missing. Whatever is wrong with name or files raises UserError.
+    Args:
+        settings: the `[data]` table of the recipe.
+        download: whether to fetch a data set of torchvision's if its files are missing.
+
+    Raises:
+        UserError: the name is unknown, or files are missing or unusable.
     """
     if settings.dataset not in DATASETS:
         raise UserError(f"unknown data set {settings.dataset!r}: {nearest(settings.dataset, DATASETS)}")

@@ -1,4 +1,4 @@
-"""What every data set offers, wherever its images come from."""
+"""The data set interface, and statistics of its channels."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -11,20 +11,22 @@ from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.superclasses import find_superclasses
 
 CHUNK = 4096
-"""Images that are looked at together when statistics are taken."""
+"""Number of images that `channel_statistics` reads at a time."""
 
 
 class ChannelStatistics(NamedTuple):
-    """Mean and standard deviation of each channel, pixel values 0 .. 1."""
+    """Statistics of the pixels of each channel, with pixel values in 0..1."""
 
     mean: tuple[float, ...]
+    """Mean of each channel."""
     std: tuple[float, ...]
+    """Standard deviation of each channel."""
 
 
 class Dataset:
     """A labelled image data set with fixed training and test parts.
 
-    Test images are read by `read_test` and by nothing else.
+    Test images are read by `read_test` only.
     """
 
     def __init__(
@@ -38,42 +40,51 @@ class Dataset:
         read_test: Callable[[], ImageSet],
         statistics: ChannelStatistics | None = None,
     ) -> None:
-        """`statistics` are the field's usual constants; without them they are taken from the training images."""
+        """Describe a data set; images are read when they are first used.
+
+        Args:
+            name: the name in recipes.
+            classes: C class names in label order.
+            image_shape: channels, height and width.
+            flip: whether a mirrored image still shows its class.
+            read_train, read_test: read the images of a part.
+            statistics: the usual constants of the field; None to compute them from the training images.
+        """
         self.name = name
         self.classes = classes
-        self.superclasses = find_superclasses(classes)  # name -> labels; None where the classes are in none
-        self.image_shape = image_shape  # channels, height, width
-        self.flip = flip  # whether a mirrored image still shows its class
+        self.superclasses = find_superclasses(classes)  # None for other classes than those of CIFAR-100
+        self.image_shape = image_shape
+        self.flip = flip
         self._read_train = read_train
         self._read_test = read_test
         self._given_statistics = statistics
 
     def read_train(self) -> ImageSet:
-        """The training images; read once, then kept."""
+        """Return the training images, which are read at the first call and kept."""
         return self._train
 
     def read_test(self) -> ImageSet:
-        """The test images, read at every call.
+        """Return the test images, which are read at every call.
 
         Raises:
-            ImagesSealed: while a training run is being steered, see `sealed_test_images`.
+            ImagesSealed: a training run is in progress, see `sealed_test_images`.
         """
         refuse_while_sealed()
         return self._read_test()
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel, pixel values 0 .. 1."""
+        """Mean of each channel, pixel values 0..1."""
         return self._statistics.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel, pixel values 0 .. 1."""
+        """Standard deviation of each channel, pixel values 0..1."""
         return self._statistics.std
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all training images, see `ImageSet.fingerprint`."""
+        """Fingerprint of all training images, see `ImageSet.fingerprint`."""
         return self._train.fingerprint()
 
     @cached_property
@@ -86,7 +97,7 @@ class Dataset:
 
 
 class PartOfDataset(Dataset):
-    """Some images of another data set, normalised as the whole is: networks of the two see the same."""
+    """A subset of another data set, with the normalisation of the whole, so that networks of both can be exchanged."""
 
     def __init__(
         self,
@@ -103,19 +114,19 @@ class PartOfDataset(Dataset):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of the whole data set."""
+        """Mean of each channel of the whole data set, pixel values 0..1."""
         return self.whole.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Of the whole data set."""
+        """Standard deviation of each channel of the whole data set, pixel values 0..1."""
         return self.whole.std
 
 
 def channel_statistics(images: ImageSet) -> ChannelStatistics:
-    """Population mean and standard deviation of each channel, exact sums over all pixels of all images.
+    """Return the population mean and standard deviation of each channel, from exact sums over all pixels of all images.
 
-    A deviation below one grey level counts as one, so that a constant channel can be divided by it (our choice).
+    A deviation below one grey level is raised to one, so that a constant channel can be divided by it (our choice).
     """
     counts = torch.zeros(images.image_shape[0], 256, dtype=torch.int64)
     for chunk in torch.arange(len(images)).split(CHUNK):

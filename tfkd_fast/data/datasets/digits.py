@@ -1,4 +1,4 @@
-"""Handwritten digits that scikit-learn brings along: 1,797 images of 8x8 pixels, no download.
+"""Handwritten digits that are part of scikit-learn: 1,797 images of 8x8 pixels, no download.
 
 Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
 """
@@ -15,12 +15,18 @@ from tfkd_fast.data.split import SPLIT_SEED, split_indices
 from tfkd_fast.errors import UserError
 
 SIZE = 32
+"""Pixels a side that the images are enlarged to."""
+
 TEST_SHARE = 0.2
-"""Of every class (our choice; the copy in scikit-learn has no training and test parts)."""
+"""Share of test images of every class (our choice; the copy in scikit-learn has no training and test parts)."""
 
 
 def open_digits(settings: DataSettings, download: bool) -> Dataset:
-    """One channel, enlarged to 32x32 pixels. Not mirrored: a mirrored digit is no digit."""
+    """Open the digits: one channel, enlarged to 32x32 pixels, never mirrored because a mirrored digit is no digit.
+
+    Raises:
+        UserError: the settings name a folder, which this data set does not read.
+    """
     if settings.root is not None:
         raise UserError(
             f"data set digits is bundled and reads nothing from {settings.root!r}: leave --data-root out, or name "
@@ -38,7 +44,7 @@ def open_digits(settings: DataSettings, download: bool) -> Dataset:
 
 @cache
 def _read() -> tuple[ArrayImages, ArrayImages]:
-    """Training and test images. Both parts stand in one file."""
+    """Read the training and test images, which are in one file."""
     from sklearn.datasets import load_digits  # takes a second to import, and most data sets do without
 
     bundled = load_digits()

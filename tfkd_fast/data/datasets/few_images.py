@@ -1,4 +1,4 @@
-"""A data set of fewer training images than another has, for experiments that are to be short."""
+"""A data set with fewer training images than another one, for short experiments."""
 
 import torch
 
@@ -10,17 +10,17 @@ from tfkd_fast.randomness import Purpose, random_keys
 
 
 class FewImages(PartOfDataset):
-    """Some training images of every class, in their order, and all test images.
+    """The same number of training images of every class, in their original order, and all test images.
 
-    Which ones depends on their places in the whole set and on nothing else; those of a smaller number are among those
-    of a larger one. (The first ones may be like each other: files are often sorted.)
+    The choice is a function of the images' indices in the whole set, and a smaller choice is a subset of a larger one.
+    (The first images of a class would be a poor choice: files are often sorted.)
     """
 
     def __init__(self, whole: Dataset, per_class: int) -> None:
-        """`per_class`: how many of each, 1 or more.
+        """Choose `per_class` >= 1 training images of each class.
 
         Raises:
-            UserError, when images are read: for a class that has fewer.
+            UserError: a class has fewer images; raised when images are read.
         """
         super().__init__(whole, whole.classes, read_train=self._chosen, read_test=whole.read_test)
         self._per_class = per_class

@@ -1,4 +1,4 @@
-"""Image files in folders named after their classes: train/CLASS/* and test/CLASS/*."""
+"""Data sets of image files in folders that are named after their classes: train/CLASS/* and test/CLASS/*."""
 
 from pathlib import Path
 
@@ -12,13 +12,17 @@ from tfkd_fast.errors import UserError
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 Listing = dict[str, list[Path]]
-"""Class -> its image files, both sorted by name."""
+"""Class name -> its image files; both are sorted by name."""
 
 
 def open_folder(settings: DataSettings, download: bool) -> Dataset:
-    """RGB images of `settings.image_size` pixels a side. Classes are those of train/, sorted by name.
+    """Open a folder of RGB images of `settings.image_size` pixels a side.
 
-    Files are listed at once and opened when they are read. Hidden files and files that are no images are skipped.
+    The classes are those of train/, sorted by name. Files are listed at once and opened when they are read. Hidden
+    files and files that are no images are skipped.
+
+    Raises:
+        UserError: no folder is named, it lacks train/ or test/, or a class is empty or occurs in test/ only.
     """
     if settings.root is None:
         raise UserError("data set folder needs its folder: name it with --data-root FOLDER")
@@ -42,7 +46,11 @@ def open_folder(settings: DataSettings, download: bool) -> Dataset:
 
 
 def list_classes(folder: Path) -> Listing:
-    """The classes below a folder; no image is opened."""
+    """List the image files of every class below a folder, without opening them.
+
+    Raises:
+        UserError: the folder is missing or holds no class, or a class holds no image.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: images belong into train/CLASS/ and test/CLASS/ of --data-root")
     places = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))

@@ -1,4 +1,4 @@
-"""One .npz file with train_images, train_labels, test_images, test_labels and classes."""
+"""Data sets in one .npz file with train_images, train_labels, test_images, test_labels and classes."""
 
 import zipfile
 import zlib
@@ -15,13 +15,21 @@ from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 
 SIZES = (32, 64)
+"""Pixels a side that images may have."""
+
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
+"""Names of the arrays in the file."""
 
 
 def open_npz(settings: DataSettings, download: bool) -> Dataset:
-    """Images (N,S,S,3) or (N,S,S,1) uint8 with S 32 or 64; labels (N,), any integers 0 .. C-1; classes (C,) strings.
+    """Open an .npz file.
 
-    All shapes and types are checked at once, from the headers of the arrays; no pickled object is ever loaded.
+    It holds images (N,S,S,3) or (N,S,S,1) uint8 with S 32 or 64, labels (N,) of any integer type in 0 .. C-1, and
+    classes (C,) as strings. All shapes and dtypes are checked at once from the headers of the arrays; no pickled object
+    is ever loaded.
+
+    Raises:
+        UserError: no file is named, or it lacks an array, is damaged, or holds arrays of another shape or dtype.
     """
     if settings.root is None:
         raise UserError("data set npz needs its file: name it with --data-root FILE.npz")
@@ -40,7 +48,7 @@ def open_npz(settings: DataSettings, download: bool) -> Dataset:
 
 
 class NpzFile:
-    """The archive; every fault is a UserError that names the file and the array."""
+    """The archive of an npz data set; every fault raises a UserError that names the file and the array."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -56,32 +64,45 @@ class NpzFile:
                 raise UserError(f"{path} has no array {key}: an npz data set needs {', '.join(KEYS)}")
 
     def classes(self) -> list[str]:
-        """Class names in label order."""
+        """Read the class names, in label order."""
         shape, dtype = self._header("classes")
         if dtype.kind != "U" or len(shape) != 1:
-            raise self._fault("classes", f"must be (C,) strings, is {_tell(shape, dtype)}")
+            raise self._fault("classes", f"must be (C,) strings, is {_describe(shape, dtype)}")
         names = [str(name) for name in self._array("classes")]
         if len(names) < 2 or len(set(names)) < len(names):
             raise self._fault("classes", f"must name two classes or more, each once, names {len(set(names))}")
         return names
 
     def check_images(self, part: str, image_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
-        """(C,H,W) of a part, whose headers are checked; they must agree with `image_shape` if it is given."""
+        """Check the headers of a part's images and labels, and return the shape (C,H,W) of an image.
+
+        Args:
+            part: "train" or "test".
+            image_shape: the shape that images must have; None for any.
+        """
         shape, dtype = self._header(f"{part}_images")
         fits = len(shape) == 4 and shape[0] > 0 and shape[1] == shape[2] in SIZES and shape[3] in (1, 3)
         if dtype != np.uint8 or not fits:
             wanted = "(N,S,S,3) or (N,S,S,1) uint8 with S 32 or 64 and N above 0"
-            raise self._fault(f"{part}_images", f"must be {wanted}, is {_tell(shape, dtype)}")
+            raise self._fault(f"{part}_images", f"must be {wanted}, is {_describe(shape, dtype)}")
         found = (shape[3], shape[1], shape[2])
         if image_shape not in (None, found):
             raise self._fault(f"{part}_images", f"holds images of another shape than train_images: {shape[1:]}")
         label_shape, label_dtype = self._header(f"{part}_labels")
         if label_dtype.kind not in "iu" or label_shape != shape[:1]:
-            raise self._fault(f"{part}_labels", f"must be ({shape[0]},) integers, is {_tell(label_shape, label_dtype)}")
+            raise self._fault(
+                f"{part}_labels", f"must be ({shape[0]},) integers, is {_describe(label_shape, label_dtype)}"
+            )
         return found
 
     def images(self, part: str, classes: list[str], *, all_classes: bool) -> ArrayImages:
-        """A part's images; `all_classes` asks that every class has one."""
+        """Read the images of a part.
+
+        Args:
+            part: "train" or "test".
+            classes: class names in label order.
+            all_classes: whether every class must have an image.
+        """
         labels = self._array(f"{part}_labels").astype(np.int64)
         outside = labels[(labels < 0) | (labels >= len(classes))]
         if len(outside):
@@ -93,7 +114,7 @@ class NpzFile:
         return ArrayImages(images, torch.from_numpy(labels))
 
     def _header(self, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and type of an array, without its content."""
+        """Read the shape and dtype of an array, without its content."""
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(f"{key}.npy") as member:
                 read = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
@@ -117,5 +138,5 @@ class NpzFile:
         return UserError(f"array {key} in {self._path} {what}: write the file again")
 
 
-def _tell(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+def _describe(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
     return f"{shape} {dtype}"

@@ -1,11 +1,11 @@
-"""Test images stay closed as long as something is steered by how good a student is."""
+"""A seal on test images, so that nothing that steers training can read them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class ImagesSealed(RuntimeError):
-    """Somebody wanted test images while a training run was being steered: an error in the program."""
+    """Test images were read while a training run was in progress, which is an error in the program."""
 
 
 _seals = 0
@@ -13,9 +13,9 @@ _seals = 0
 
 @contextmanager
 def sealed_test_images() -> Iterator[None]:
-    """While this lasts, nobody in this process reads the test images of any data set.
+    """Forbid this process to read the test images of any data set while the context is open.
 
-    It lasts as long as a controller and a selection live, so that neither can see them, by mistake or otherwise.
+    Runs open it for as long as a controller and a selection exist, so that neither can read test images by mistake.
     """
     global _seals
     _seals += 1
@@ -26,6 +26,6 @@ def sealed_test_images() -> Iterator[None]:
 
 
 def refuse_while_sealed() -> None:
-    """Raise ImagesSealed if test images are sealed."""
+    """Raise `ImagesSealed` if test images are sealed."""
     if _seals:
         raise ImagesSealed("test images are read after training, not while a controller is alive")

@@ -1,4 +1,4 @@
-"""A data set of some of another's classes."""
+"""A data set with some of the classes of another one."""
 
 import re
 from collections.abc import Sequence
@@ -13,12 +13,17 @@ RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def find_labels(choice: Sequence[str], classes: Sequence[str], setting: str) -> list[int]:
-    """The labels, ascending, of classes given by name, by label ("7") or by a range of labels ("0-4").
+    """Return the ascending labels of classes that are given by name, by label ("7") or by a range of labels ("0-4").
 
-    A name goes before a label: folders may have numbers for names.
+    An item that is both a name and a label counts as a name: folders may have numbers for names.
+
+    Args:
+        choice: the chosen classes.
+        classes: all class names in label order.
+        setting: name of the setting, for error messages.
 
     Raises:
-        UserError: for a class that there is not, and for fewer than two; it names the `setting`.
+        UserError: a class does not exist, or fewer than two are chosen.
     """
     chosen: set[int] = set()
     for item in choice:
@@ -41,10 +46,7 @@ class SomeClasses(PartOfDataset):
     """The images of some classes, relabelled 0, 1, ... in the order that they have in the whole data set."""
 
     def __init__(self, whole: Dataset, labels: Sequence[int]) -> None:
-        """
-        Args:
-            labels: of the whole data set, ascending.
-        """
+        """Choose the classes with these ascending labels of the whole data set."""
         super().__init__(
             whole,
             [whole.classes[label] for label in labels],

@@ -1,8 +1,8 @@
-"""CIFAR-10, CIFAR-100 and SVHN, from the files that torchvision downloads, in the places where it puts them.
+"""CIFAR-10, CIFAR-100 and SVHN, read from the files that torchvision downloads.
 
-Addresses, names and checksums are torchvision's. Its classes do not read the files, because they open the test images
-of CIFAR along with the training images and do not say which file is damaged. No file is parsed before its checksum was
-found right: CIFAR's are pickles. torchvision takes a second to import, so that only its data sets import it.
+Addresses, names and checksums are torchvision's. Its classes are not used to read the files, because they open the test
+images of CIFAR along with the training images and do not say which file is damaged. No file is parsed before its
+checksum is verified: those of CIFAR are pickles. torchvision takes a second to import, so only its data sets import it.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 
 DEFAULT_ROOT = ".data"
+"""Folder of the files where `data.root` names none."""
 
 # CIFAR-100's are RepDistiller's (Tian et al., 2020); the others are in wide use. All are of the training images.
 STATISTICS = {
@@ -30,14 +31,21 @@ STATISTICS = {
 }
 
 
-class Files:
+class ChecksummedFiles:
     """The files of one data set in one folder, each with its MD5 checksum."""
 
     def __init__(self, dataset: str, folder: Path, checksums: dict[str, str]) -> None:
         self.dataset, self.folder, self.checksums = dataset, folder, checksums
 
     def provide(self, fetch: Callable[[], None] | None) -> None:
-        """See to it that the files are there; whether they are whole is checked only when they were to be fetched."""
+        """Ensure that all files exist; with `fetch`, also that their checksums are right, and fetch them if not.
+
+        Args:
+            fetch: downloads the files; None if they must not be downloaded.
+
+        Raises:
+            UserError: the download failed, or a file is missing.
+        """
         if fetch and not all(map(self._is_whole, self.checksums)):
             try:
                 fetch()
@@ -53,7 +61,11 @@ class Files:
                 )
 
     def read(self, name: str) -> bytes:
-        """The content of a file, its checksum verified."""
+        """Return the content of a file after verifying its checksum.
+
+        Raises:
+            UserError: the checksum is wrong.
+        """
         content = (self.folder / name).read_bytes()
         if _md5(content) != self.checksums[name]:
             raise UserError(
@@ -72,7 +84,13 @@ def _md5(content: bytes) -> str:
 
 
 def open_cifar(settings: DataSettings, download: bool) -> Dataset:
-    """60,000 photographs of 32x32 pixels: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009."""
+    """Open CIFAR-10 or CIFAR-100: 60,000 RGB photographs of 32x32 pixels.
+
+    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+
+    Raises:
+        UserError: the files are missing, damaged, or cannot be downloaded.
+    """
     from torchvision.datasets import CIFAR10, CIFAR100, utils
 
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[settings.dataset]
@@ -80,7 +98,7 @@ def open_cifar(settings: DataSettings, download: bool) -> Dataset:
     checksums = dict(source.train_list + source.test_list)
     checksums[source.meta["filename"]] = source.meta["md5"]
     root = _root(settings)
-    files = Files(settings.dataset, root / source.base_folder, checksums)
+    files = ChecksummedFiles(settings.dataset, root / source.base_folder, checksums)
     fetch = partial(utils.download_and_extract_archive, source.url, root, filename=source.filename, md5=source.tgz_md5)
     files.provide(fetch if download else None)
     classes = pickle.loads(files.read(source.meta["filename"]), encoding="latin1")[source.meta["key"]]
@@ -95,7 +113,7 @@ def open_cifar(settings: DataSettings, download: bool) -> Dataset:
     )
 
 
-def _read_cifar(files: Files, names: list[str]) -> ArrayImages:
+def _read_cifar(files: ChecksummedFiles, names: list[str]) -> ArrayImages:
     batches: list[dict[str, Any]] = [pickle.loads(files.read(name), encoding="latin1") for name in names]
     images = torch.cat([torch.from_numpy(batch["data"]) for batch in batches]).view(-1, 3, 32, 32)
     labels = [label for batch in batches for label in batch.get("labels") or batch["fine_labels"]]
@@ -103,15 +121,19 @@ def _read_cifar(files: Files, names: list[str]) -> ArrayImages:
 
 
 def open_svhn(settings: DataSettings, download: bool) -> Dataset:
-    """House numbers of 32x32 pixels, without the "extra" images. Not mirrored: a mirrored digit is no digit.
+    """Open SVHN: RGB house numbers of 32x32 pixels, without the "extra" images.
 
-    Source: Netzer et al., "Reading Digits in Natural Images with Unsupervised Feature Learning", 2011.
+    Images are never mirrored, because a mirrored digit is no digit. Source: Netzer et al., "Reading Digits in Natural
+    Images with Unsupervised Feature Learning", 2011.
+
+    Raises:
+        UserError: the files are missing, damaged, or cannot be downloaded.
     """
     from torchvision.datasets import SVHN, utils
 
     parts = {part: SVHN.split_list[part] for part in ("train", "test")}
     root = _root(settings)
-    files = Files("svhn", root, {name: md5 for _, name, md5 in parts.values()})
+    files = ChecksummedFiles("svhn", root, {name: md5 for _, name, md5 in parts.values()})
 
     def fetch() -> None:
         for url, name, md5 in parts.values():
@@ -129,7 +151,7 @@ def open_svhn(settings: DataSettings, download: bool) -> Dataset:
     )
 
 
-def _read_svhn(files: Files, name: str) -> ArrayImages:
+def _read_svhn(files: ChecksummedFiles, name: str) -> ArrayImages:
     from scipy.io import loadmat  # slow to import, and no other data set needs it
 
     arrays = loadmat(io.BytesIO(files.read(name)))

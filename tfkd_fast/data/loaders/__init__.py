@@ -1,4 +1,4 @@
-"""Loaders by name, which of them can serve, and which is the fastest."""
+"""Loaders by name: which of them can serve a set of images, and which is the fastest."""
 
 import importlib.util
 import math
@@ -23,30 +23,38 @@ from tfkd_fast.errors import UserError
 __all__ = ["Batch", "Loader", "LoaderChoice", "choose_loader", "make_loader", "missing_loaders"]
 
 NAMES = ("resident", "dali", "torchvision")
+"""Names of all loaders."""
 
 FEW_IMAGES = 10_000
-"""Below that, images that fit are kept resident without a measurement, which would take as long as an epoch."""
+"""Sets with fewer images are kept resident if they fit, without a measurement, which would take as long as an epoch."""
 
 SAMPLE = 1024
-"""Images that the resident loader is measured with: it reads its set at the start, and is as fast with a few."""
+"""Number of images that the resident loader is measured with: it reads its set at the start, and its speed does not
+depend on the number."""
 
 SECONDS = 0.25
-"""Of batches, to measure a loader by; more if they are slow, so that those made ahead do not count for all."""
+"""Least duration of the measurement of a loader."""
+
 LEAST_BATCHES = 8
+"""Least number of batches of a measurement, so that batches that were prepared in advance do not dominate it."""
+
 MOST_SECONDS = 0.75
+"""Duration after which a measurement ends even with fewer batches."""
 
 DALI_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes of the image files that DALI decodes."""
 
 
 @dataclass(frozen=True)
 class LoaderChoice:
-    """What `auto` came to."""
+    """The result of `choose_loader`."""
 
     chosen: str
+    """Name of the fastest loader."""
     images_per_second: dict[str, float]
-    """By loader; empty where there was nothing to measure."""
+    """Measured throughput by loader name; empty if nothing was measured."""
     refused: dict[str, str]
-    """Why a loader cannot serve."""
+    """Reason by the name of each loader that cannot serve."""
 
 
 def make_loader(
@@ -57,10 +65,19 @@ def make_loader(
     dtype: torch.dtype,
     seed: int,
 ) -> Loader:
-    """A loader of `images`, a part of `dataset`; batches come as `dtype` (float32, bfloat16, ...) on `device`.
+    """Build the loader that the settings name, or the fastest one for "auto".
+
+    Args:
+        images: the images to load, a part of `dataset`.
+        dataset: gives the normalisation, and whether images may be mirrored.
+        settings: the `[data]` table of a recipe.
+        device: the device of the batches.
+        dtype: floating-point dtype of the batches' images.
+        seed: seed of order and augmentation.
 
     Raises:
-        UserError: the loader that `settings` names cannot serve.
+        UserError: the named loader cannot serve.
+        ValueError: the dtype is no floating-point type.
     """
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
@@ -89,7 +106,7 @@ def choose_loader(
     dtype: torch.dtype,
     seed: int,
 ) -> LoaderChoice:
-    """The fastest loader of `images` on this machine, by batches of an epoch; arguments as for `make_loader`.
+    """Choose the fastest loader of `images` on this machine by a short measurement; arguments as for `make_loader`.
 
     Images are kept resident only if they take no more than half of the device's free memory.
     """
@@ -107,12 +124,12 @@ def choose_loader(
 
 
 def missing_loaders() -> dict[str, str | None]:
-    """Loader -> why it cannot be used in this installation, or None."""
+    """Return, by loader name, why the loader cannot be used in this installation, or None if it can."""
     return {name: _missing_dali() if name == "dali" else None for name in NAMES}
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device; for the CPU what Linux calls available, elsewhere all memory."""
+    """Return the free memory of a device in bytes: for the CPU the available memory on Linux, elsewhere all memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -145,7 +162,7 @@ def _source(images: ImageSet, pad: int, settings: DataSettings, device: torch.de
 
 
 def _refusal(name: str, images: ImageSet, device: torch.device, share: float = 1) -> str | None:
-    """Why a loader cannot serve, to be read after its name, if it may take `share` of the free memory."""
+    """Return why a loader cannot serve with `share` of the free memory, as the end of a sentence about it, or None."""
     if name == "resident":
         needed, free = len(images) * math.prod(images.image_shape), share * free_memory(device)
         if needed > free:
@@ -172,7 +189,7 @@ def _missing_dali() -> str | None:
 
 
 def _images_per_second(loader: Loader, device: torch.device) -> float:
-    """After a first batch, which stands for what is done once."""
+    """Measure the throughput of a loader after one uncounted batch, which includes what is done only once."""
 
     def seconds() -> float:
         if device.type == "cuda":

@@ -1,16 +1,18 @@
-"""NVIDIA DALI reads, decodes and augments: for sets of image files, above all with a GPU that decodes JPEG.
+"""The DALI loader: NVIDIA DALI reads, decodes and augments image files, above all with a GPU that decodes JPEG.
 
-Our own views drive it from outside, so that order and augmentation are those of every other loader. What it gives for
-arrays, and for files that have the set's size, is equal pixel for pixel (on a GPU: but for JPEG, which another decoder
-reads). A file of another size is resized like Pillow does, with two differences: Pillow rounds twice, which is one grey
-level at most, and where the filter reaches over the edge of the image, DALI repeats the last pixel and Pillow leaves
-it out: the outermost row and column of a reduced image. 16-bit files are scaled to 8 bits, where Pillow clips them.
+Order and augmentation come from outside as views, so that they are those of every other loader. The pixels of arrays,
+and of files of the set's size, are equal to those of the other loaders (except JPEG on a GPU, where the decoder is
+another one). A file of another size is resized as by Pillow, with two differences: Pillow rounds twice, which changes a
+pixel by one grey level at most, and where the filter reaches beyond the edge of the image, DALI repeats the last pixel
+and Pillow leaves it out, which changes the outermost row and column of a reduced image. 16-bit files are scaled to 8
+bits, where Pillow clips them.
 """
 
 import contextlib
 import gc
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,25 +26,39 @@ from tfkd_fast.data.images import FileImages, ImageSet
 from tfkd_fast.errors import UserError
 
 AHEAD = 2
-"""Batches that DALI prepares in advance (its default)."""
+"""Number of batches that DALI prepares in advance (its default)."""
 
 Input = tuple[Any, np.ndarray, np.ndarray]
-"""Of a batch: images (B,H,W,C) uint8 or a list of paths as bytes, windows' first row and column (B,2) int32, which may
-be outside of the image, and whether to mirror (B,) int32."""
+"""The input of a batch: images (B,H,W,C) uint8 or a list of paths as bytes, the windows' first row and column (B,2)
+int32, which may be outside of the image, and whether to mirror (B,) int32."""
 
 
-# A forked process, such as a worker of the torchvision loader, has none of a pipeline's threads: were its garbage
-# collector to destroy a pipeline, it would wait for them forever.
-os.register_at_fork(after_in_child=gc.freeze)
+@cache
+def _freeze_garbage_in_forks() -> None:
+    """Exclude present objects from garbage collection in forked processes; registered once, by the first pipeline.
+
+    A forked process, such as a worker of the torchvision loader, has none of a pipeline's threads: if its garbage
+    collector destroyed a pipeline, it would wait for them forever.
+    """
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 class DaliPixels:
-    """Feeds pipelines that are kept from epoch to epoch; each epoch in progress has one of its own."""
+    """A `PixelSource` with DALI pipelines that are kept between epochs; each epoch in progress has its own pipeline."""
 
     name = "dali"
 
     def __init__(self, images: ImageSet, pad: int, device: torch.device, *, batch_size: int, workers: int) -> None:
-        """`workers` is the number of threads on the CPU; 0 stands for as many as torch uses."""
+        """Prepare batches of `images` with `pad` pixels on each side.
+
+        Args:
+            images: the set.
+            pad: pixels on each side of an image that a window may reach beyond it.
+            device: device of the batches.
+            batch_size: the largest number of images of a batch.
+            workers: number of CPU threads; 0 for as many as torch uses.
+        """
+        _freeze_garbage_in_forks()
         self._images, self._pad, self._device = images, pad, device
         self._batch_size, self._threads = batch_size, workers or torch.get_num_threads()
         # a batch is one gather; handed over image by image, a batch of small ones would take twice as long
@@ -50,6 +66,11 @@ class DaliPixels:
         self._idle: list[DaliPipeline] = []
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
+        """Yield the pixels of each batch, see `PixelSource.pixels`.
+
+        Raises:
+            UserError: an image file cannot be read.
+        """
         try:
             pipeline = self._idle.pop()
         except IndexError:
@@ -87,7 +108,7 @@ class DaliPixels:
         )
 
     def _fault(self, batches: list[Views], error: RuntimeError) -> UserError:
-        """DALI names no file: find it in the batches that were being prepared."""
+        """Return the error with the name of the file, which DALI does not give: it is in the batches in preparation."""
         for index in torch.cat([batch.indices for batch in batches]).tolist():
             try:
                 self._images.image(index)
@@ -98,16 +119,17 @@ class DaliPixels:
 
 
 class InputSource:
-    """What a pipeline draws from. It does not know the pipeline, so that one that is dropped is freed at once."""
+    """The source of a pipeline's inputs. It holds no reference to the pipeline, so a dropped one is freed at once."""
 
     inputs: Iterator[Input] = iter(())
+    """The inputs of the epoch in progress."""
 
     def __call__(self) -> Input:
         return next(self.inputs)
 
 
 class DaliPipeline:
-    """A pipeline and the inputs that it draws from."""
+    """A DALI pipeline with the source of its inputs."""
 
     def __init__(self, size: int, *, from_files: bool, batch_size: int, threads: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
@@ -128,10 +150,11 @@ class DaliPipeline:
         self._pipeline.build()
 
     def start(self, inputs: Iterator[Input]) -> None:
+        """Begin an epoch with these inputs."""
         self._feed.inputs = inputs
 
     def run(self) -> Tensor:
-        """The next batch (B,H,W,C) uint8, in memory of its own: DALI's dynamic executor gives no buffer out twice."""
+        """Return the next batch (B,H,W,C) uint8 in its own memory: DALI's dynamic executor never reuses a buffer."""
         (output,) = self._pipeline.run()
         pixels: Tensor = from_dlpack(output.as_tensor())
         if pixels.is_cuda:  # DALI takes the memory back when the host lets go of it, which may be before it was read
@@ -140,14 +163,14 @@ class DaliPipeline:
         return pixels
 
     def finish(self) -> None:
-        """Let the pipeline see the end of its inputs, and make it ready for others."""
+        """Run the pipeline to the end of its inputs and reset it for another epoch."""
         with contextlib.suppress(StopIteration):
             self._pipeline.run()
         self._pipeline.reset()
 
 
 def _decoded(paths: Any, size: int, device: str) -> Any:
-    """The largest centred square of each file, `size` x `size` pixels, as RGB and upright."""
+    """Decode the largest centred square of each file to `size` x `size` RGB pixels, upright."""
     images = fn.decoders.image(fn.io.file.read(paths), device=device, output_type=types.RGB)
     shape = fn.cast(images.shape()[0:2], dtype=types.FLOAT)
     side = fn.reductions.min(shape)

@@ -1,4 +1,4 @@
-"""Batches on the device, the same wherever their pixels come from."""
+"""The loader: batches on the device, which are the same whatever their pixels come from."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -18,18 +18,26 @@ from tfkd_fast.randomness import permutation
 class Batch(NamedTuple):
     """Consecutive images of an epoch, on the device."""
 
-    images: Tensor  # (B,C,H,W), normalised, channels-last in memory
-    labels: Tensor  # (B,) int64
-    indices: Tensor  # (B,) int64, of the images in the set that is loaded
+    images: Tensor
+    """(B,C,H,W) floating point: augmented and normalised images, channels-last in memory."""
+    labels: Tensor
+    """(B,) int64: labels of the images."""
+    indices: Tensor
+    """(B,) int64: indices of the images in the set that is loaded."""
 
 
 class PixelSource(Protocol):
-    """Where pixels come from when they do not lie on the device: worker processes."""
+    """A source of pixels for images that are not resident on the device."""
 
     name: str
+    """Name of the loader, as in `data.loader`."""
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
-        """For each batch of views, which are on the CPU, its pixels (B,C,H,W) uint8, on the device, channels-last."""
+        """Yield the pixels (B,C,H,W) uint8 of each batch of views, on the device and channels-last.
+
+        Args:
+            batches: views, whose tensors are on the CPU.
+        """
 
 
 HOST = torch.device("cpu")
@@ -37,7 +45,7 @@ AS_IT_IS = Augmentation(pad=0, flip=False)
 
 
 class Loader:
-    """Batches of an image set. Holds no position: an epoch is a function of (seed, epoch, stream)."""
+    """Batches of an image set. It has no position: an epoch is a function of (seed, epoch, stream)."""
 
     def __init__(
         self,
@@ -52,6 +60,18 @@ class Loader:
         dtype: torch.dtype,
         seed: int,
     ) -> None:
+        """Load images of `source`; see `make_loader`, which chooses it.
+
+        Args:
+            source: resident images, or where pixels come from.
+            labels: (N,) int64.
+            augmentation: random windows and mirroring.
+            batch_size: images of a batch; the last one of an epoch may have fewer.
+            mean, std: statistics of each channel for the normalisation, pixel values 0..1.
+            device: device of the batches.
+            dtype: floating-point dtype of the images.
+            seed: seed of order and augmentation.
+        """
         self.name = source.name
         self.batch_size = batch_size
         self._source = source
@@ -65,86 +85,98 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Return the number of batches of an epoch."""
         return -(-len(self._visited) // self.batch_size)
 
     def batch_sizes(self) -> list[int]:
-        """Of each batch of an epoch: all the same but the last, which may be smaller."""
+        """Return the size of each batch of an epoch; the last one may be smaller."""
         return [len(batch) for batch in self._visited.split(self.batch_size)]
 
     def with_indices(self, indices: Tensor) -> Self:
-        """A loader that visits the images at `indices` (M,) int64 only; indices in its batches are as before."""
+        """Return a loader that visits only the images at `indices` (M,) int64; indices in its batches do not change."""
         other = copy.copy(self)
         other._visited = indices.to(self._device)
         return other
 
     def with_labels(self, labels: Sequence[int]) -> Self:
-        """A loader that visits the images of these labels only; indices in its batches are as before."""
+        """Return a loader that visits only the images of these labels; indices in its batches do not change."""
         wanted = torch.isin(self._labels[self._visited], torch.tensor(labels, device=self._device))
         return self.with_indices(self._visited[wanted])
 
     def with_augmentation_period(self, epochs: int) -> Self:
-        """A loader whose augmentation, though not its order, repeats after so many epochs; 0 is never."""
+        """Return a loader whose augmentation, but not its order, repeats after so many epochs; 0 means never."""
         other = copy.copy(self)
         other._repeat_after = epochs
         return other
 
     def epoch(self, epoch: int, stream: int = 0) -> Iterator[Batch]:
-        """Every image once, in random order, augmented; the last batch may be smaller. `epoch` counts from 0.
+        """Yield every image once, augmented and in random order; the last batch may be smaller.
 
-        `stream` tells apart candidates that are to see different orders and augmentations.
+        Args:
+            epoch: the epoch, counted from 0.
+            stream: candidates with different streams get different orders and augmentations.
         """
         return self.visit(self.order(epoch, stream), epoch, stream)
 
     def order(self, epoch: int, stream: int = 0) -> Tensor:
-        """The indices that an epoch visits, (M,) int64, on the device where pixels are augmented."""
+        """Return the indices (M,) int64 in the order of an epoch, on the device where pixels are augmented."""
         device = self._device if self.is_resident else HOST
         order = permutation(len(self._visited), seed=self._seed, epoch=epoch, stream=stream, device=device)
         return self._visited.to(device)[order]
 
     def companion_order(self, kind: Companions, order: Tensor, epoch: int, stream: int = 0) -> Tensor:
-        """The indices of the companions of an epoch's images, in its `order`; see `companions.companion_order`."""
+        """Return the indices of the companions of the images at `order`; see `companions.companion_order`."""
         names = {"seed": self._seed, "epoch": epoch, "stream": stream}
         return companion_order(kind, order, self._labels.to(order.device), self.batch_size, **names)
 
     def visit(self, order: Tensor, epoch: int, stream: int = 0) -> Iterator[Batch]:
-        """The images at `order` (M,), a batch at a time, augmented as in an epoch of a stream."""
+        """Yield batches of the images at `order` (M,) int64, augmented as in an epoch of a stream."""
         name = {"seed": self._seed, "epoch": self._augmented_as(epoch), "stream": stream}
         if isinstance(self._source, ResidentImages):
             return self._show(self._source.images, order, self._augmentation, **name)
         return self._load(self._source, self._augmentation.views_of(order, **name))
 
     def draws(self, epoch: int, streams: Sequence[int]) -> Tensor:
-        """(n,3) int64 on the device, for `resident_batch` and `strengthened`: how an epoch of n streams augments."""
+        """Return the draws (n,3) int64 on the device by which `resident_batch` and `strengthened` augment.
+
+        Args:
+            epoch: the epoch, counted from 0.
+            streams: the n streams whose augmentation is wanted.
+        """
         drawn = self._augmented_as(epoch)
         return torch.stack([self._draw(seed=self._seed, epoch=drawn, stream=stream) for stream in streams])
 
     def resident_batch(self, indices: Tensor, draws: Tensor) -> Batch:
-        """The augmented images at `indices` (n,B) of a set that is resident, under draws (n,3).
+        """Return the augmented images at `indices` (n,B) of a resident set under draws (n,3).
 
-        On the device alone, so that a captured step can do it. All of `Batch` has the axis n in front.
+        All tensors of the batch have the leading axis n. Everything happens on the device, so that a CUDA graph can
+        capture it.
+
+        Raises:
+            ValueError: the images are not resident.
         """
         if not isinstance(self._source, ResidentImages):
             raise ValueError(f"the images of loader {self.name} are not resident")
         return self._batch(self._augment(self._source.images, indices, draws, self._augmentation), indices)
 
     def strengthened(self, batch: Batch, draws: Tensor) -> Batch:
-        """A batch with n in front under the strong augmentation of `data.strong`, by draws (n,3); see `draws`."""
+        """Apply the strong augmentation of `data.strong` to a batch with leading axis n, by draws (n,3); see `draws`."""
         images = strengthened(batch.images, batch.indices, draws, mean=self._mean / 255, std=self._std / 255)
         return batch._replace(images=images)
 
     @property
     def is_resident(self) -> bool:
+        """Whether all images are on the device."""
         return isinstance(self._source, ResidentImages)
 
     def in_order(self) -> Iterator[Batch]:
-        """Every image once, in the order of the set, as it is; the last batch may be smaller."""
+        """Yield every image once, in the order of the set and without augmentation; the last batch may be smaller."""
         if isinstance(self._source, ResidentImages):
             return self._show(self._source.images, self._visited, AS_IT_IS)
         return self._load(self._source, self._augmentation.plain_views(self._visited.to(HOST)))
 
     def _augmented_as(self, epoch: int) -> int:
-        """The epoch whose augmentation an epoch has."""
+        """Return the epoch that augmentation is drawn for: `epoch` modulo the augmentation period."""
         return epoch % self._repeat_after if self._repeat_after else epoch
 
     def _show(self, resident: Tensor, order: Tensor, augmentation: Augmentation, **name: int) -> Iterator[Batch]:
@@ -153,7 +185,7 @@ class Loader:
             yield self._batch(self._augment(resident, indices, draw, augmentation), indices)
 
     def _load(self, source: PixelSource, views: Views) -> Iterator[Batch]:
-        """What has to wait for the device is done here, before the first batch is asked for."""
+        """Yield batches of pixels from worker processes; what waits for the device is done before the first batch."""
         draw, indices = self._draw(), views.indices.to(self._device).split(self.batch_size)
         pixels_of_batches = source.pixels(views.batches(self.batch_size))
 
@@ -180,6 +212,6 @@ class Loader:
         return Batch(images, self._labels[indices], indices)
 
     def _draw(self, seed: int = 0, epoch: int = 0, stream: int = 0) -> Tensor:
-        """(3,) on the device; filled there, because a copy from the host would wait for it."""
+        """Return a draw (3,) int64, filled on the device because a copy from the host would wait for the device."""
         words = (torch.full((), value, dtype=torch.int64, device=self._device) for value in (seed, epoch, stream))
         return torch.stack(list(words))

@@ -1,4 +1,4 @@
-"""The whole image set on the device: `ops.augment` makes a batch of it in one pass."""
+"""Images that are resident on the device: `ops.augment` makes a batch of them in one pass."""
 
 import torch
 
@@ -6,7 +6,7 @@ from tfkd_fast.data.images import ImageSet
 
 
 class ResidentImages:
-    """Keeps the images as uint8 (N,H,W,C), the channels of a pixel side by side."""
+    """A whole image set on the device, as `images` (N,H,W,C) uint8 with the channels of a pixel side by side."""
 
     name = "resident"
 

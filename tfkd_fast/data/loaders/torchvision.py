@@ -1,4 +1,4 @@
-"""A DataLoader whose workers read and transform image by image: for sets that do not fit on the device."""
+"""The torchvision loader: worker processes transform image by image, for sets that do not fit on the device."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,11 @@ from tfkd_fast.data.images import ImageSet
 from tfkd_fast.errors import UserError
 
 View = tuple[int, int, int, bool]
-"""One row of Views: index, top, left, mirrored."""
+"""Index, top, left and mirrored: one row of `Views`."""
 
 
 class TorchvisionPixels:
-    """Worker processes make batches of pixels, which are then copied to the device."""
+    """A `PixelSource`: worker processes make batches of pixels, which are then copied to the device."""
 
     name = "torchvision"
 
@@ -25,6 +25,11 @@ class TorchvisionPixels:
         self._device, self._workers = device, workers
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
+        """Yield the pixels of each batch, see `PixelSource.pixels`.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
         loader = DataLoader(
             self._dataset,
             batch_size=None,  # an item of the sampler is a whole batch
@@ -41,13 +46,13 @@ class TorchvisionPixels:
 
 
 class PixelBatches(Dataset[Tensor | UserError]):
-    """Views of images, a batch at a time."""
+    """A torch data set whose items are batches: the index is a list of views."""
 
     def __init__(self, images: ImageSet, pad: int) -> None:
         self._images, self._pad = images, pad
 
     def __getitem__(self, views: list[View]) -> Tensor | UserError:
-        """(B,C,H,W) uint8. An error is handed over: raised in a worker, it would arrive wrapped in a traceback."""
+        """Return pixels (B,C,H,W) uint8, or the error: raised in a worker, it would arrive wrapped in a traceback."""
         try:
             return torch.stack([self._view(*view) for view in views])
         except UserError as error:
