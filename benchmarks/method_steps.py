@@ -123,10 +123,11 @@ ALONE: Taught = (0, "teachers")
 
 def taught_by(name: str) -> Taught:
     """The teachers that a method is measured with."""
-    method = METHODS[name].build
-    fewest, most = method.teachers
+    entry = METHODS[name]
+    needs = entry.needs()
+    fewest, most = needs.teachers
     count = max(fewest, SEVERAL if most is None else min(most, SEVERAL))
-    if getattr(method, "specialists", False):
+    if needs.specialists:
         return count, "specialists"
     return count, "networks like the student" if name == "tf-kd-self" else "teachers"
 
@@ -153,12 +154,11 @@ def epoch_of(name: str, workload: bench.Workload, teachers: Sequence[Teacher]) -
         if name == "distpro":
             settings["process"] = {"file": str(_searched(workload, teachers, Path(folder)))}
         method = entry.build(entry.settings.model_validate(settings), context)
-    looking = Teachers(teachers, compute, workload.batch_size, features=method.needs_features)
+    looking = Teachers(teachers, compute, workload.batch_size, features=method.needs.features)
     list(method.prepare(Material(loader.epoch, loader.epoch, lambda images: looking.predict(images.unsqueeze(0)))))
     plan = method.begin_interval(EPOCHS - 1)  # in an early grade there is less to do
-    candidates = plan.interval.candidates
     trainer = EpochTrainer(
-        Population(workload.build, method.max_candidates, slow=method.slow_decay is not None),
+        Population(workload.build, method.needs.candidates, slow=method.needs.slow_decay is not None),
         method,
         loader,
         compute,
@@ -168,10 +168,9 @@ def epoch_of(name: str, workload: bench.Workload, teachers: Sequence[Teacher]) -
         teachers=looking,
         holdout=workload.loader(),
     )
-    steps = trainer.steps(plan.labels)
-    rates = [[0.01] * steps] * candidates
+    steps = trainer.steps(plan)
     return Variant(
-        lambda: trainer.run(candidates, 0, rates, average=False, labels=plan.labels), candidates * steps, method
+        lambda: trainer.run(plan, 0, [0.01] * steps, average=False), plan.interval.candidates * steps, method
     )
 
 

@@ -48,7 +48,7 @@ def train(out: Path, method: str, *tables: dict[str, Any], dataset: Dataset | No
 
 def tables_of(name: str, runs_of: Callable[[str], Path]) -> dict[str, Any]:
     """What the recipe of a method needs: its teachers, its process, and what makes it short."""
-    fewest, _ = METHODS[name].build.teachers
+    fewest, _ = METHODS[name].needs().teachers
     names = [*SPECIALISTS] if name == "kd-specialists" else [f"t{number}" for number in range(fewest)]
     teachers = {"teachers": {"runs": [str(runs_of(each)) for each in names]}} if names else {}
     process = {"process": {"file": str(runs_of("process"))}} if name == "distpro" else {}

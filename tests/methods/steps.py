@@ -33,12 +33,13 @@ def random_step(seed: int, candidates: int = 1, teachers: int = 0) -> tuple[Tens
     logits = 2.0 * torch.randn(shape, generator=generator, dtype=torch.float64)
     logits.scatter_add_(-1, labels.unsqueeze(-1), torch.full((*shape[:2], 1), 2.0, dtype=torch.float64))
     outputs = tuple(TeacherOutputs(3.0 * torch.randn(shape, generator=generator), None) for _ in range(teachers))
-    return logits.requires_grad_(), StepBatch(labels, indices, None, teachers=outputs)
+    return logits.requires_grad_(), StepBatch(labels, indices, teachers=outputs)
 
 
 def assert_teaches(method: Method, logits: Tensor, batch: StepBatch, expected: Tensor, tolerance: float) -> None:
     """The loss (n,) and its gradient are those of `expected` (n,), and the statistics count what is right."""
-    losses, statistics = method.loss(logits, batch, slice(0, len(logits)))
+    loss = method.loss(logits, batch)
+    losses, statistics = loss.total, loss.statistics
     assert losses.shape == expected.shape
     torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance)
     (gradient,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)

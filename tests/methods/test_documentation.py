@@ -36,13 +36,12 @@ def test_every_method_is_in_the_table_with_the_teachers_that_it_needs() -> None:
     for row in table.splitlines()[1:]:
         _, _, names, _, needed, _ = row.split("|")
         teachers |= dict.fromkeys(re.findall(r"`([\w-]+)`", names), needed.split()[0].rstrip(","))
-    assert teachers == {name: str(entry.build.teachers[0] or "none") for name, entry in METHODS.items()}
+    assert teachers == {name: str(entry.needs().teachers.fewest or "none") for name, entry in METHODS.items()}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_refuses_mixed_images_says_so(name: str) -> None:
-    by_its_settings = name == "tfkd-extended"  # for what it mixes into the target
-    assert ("No mixing" in paragraphs()[name]) == (by_its_settings or not METHODS[name].build.mixes)
+    assert ("No mixing" in paragraphs()[name]) == (not METHODS[name].needs().mixing)
 
 
 def test_the_study_of_the_page_is_valid() -> None:

@@ -55,7 +55,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Other ways through a method, and around it."""
 KINDS = {name: (name, {}) for name in METHODS} | VARIANTS
-CAPTURED = [kind for kind, (name, _) in KINDS.items() if not METHODS[name].build.looks_ahead]
+CAPTURED = [kind for kind, (name, _) in KINDS.items() if not METHODS[name].needs().look_ahead]
 
 
 def recipe_of(kind: str, runs_of: Runs, cache: Path) -> Recipe:

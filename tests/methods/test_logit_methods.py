@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def random_step(teachers: int, candidates: int, *, scale: float = 2.0, seed: int
     logits = (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
     outputs = tuple(TeacherOutputs(scale * torch.randn(shape, generator=generator), None) for _ in range(teachers))
     labels = torch.randint(CLASSES, (candidates, BATCH), generator=generator)
-    return logits, StepBatch(labels, torch.arange(BATCH).expand(candidates, -1), None, teachers=outputs)
+    return logits, StepBatch(labels, torch.arange(BATCH).expand(candidates, -1), teachers=outputs)
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -109,7 +110,8 @@ def test_loss_and_gradient_are_those_of_the_formula(name: str, candidates: int) 
     method = build(name, **settings)
     method.begin_interval(0)
     logits, batch = random_step(teachers, candidates)
-    losses, statistics = method.loss(logits, batch, slice(0, candidates))
+    loss = method.loss(logits, batch)
+    losses, statistics = loss.total, loss.statistics
     expected = torch.stack(
         [
             formula(logits[n], [teacher.logits[n].double() for teacher in batch.teachers], batch.labels[n])
@@ -133,7 +135,7 @@ def test_logits_that_leave_no_doubt_have_a_finite_loss_and_gradient(name: str) -
     teachers = LOSSES[name][0]
     logits, batch = random_step(teachers, 1, scale=1e4)
     for z in (logits, logits.detach().float().requires_grad_()):
-        losses, _ = method.loss(z, batch, slice(0, 1))
+        losses = method.loss(z, batch).total
         (gradient,) = torch.autograd.grad(losses.sum(), z)
         assert losses.isfinite().all()
         assert gradient.isfinite().all()
@@ -143,23 +145,23 @@ def test_logits_that_leave_no_doubt_have_a_finite_loss_and_gradient(name: str) -
 def test_equal_teachers_are_one_teacher(name: str) -> None:
     method, kd = build(name, ce_weight=0.0), build("kd", alpha=1.0)
     logits, batch = random_step(1, 1)
-    several = batch._replace(teachers=batch.teachers * 3)
-    loss, _ = method.loss(logits, several, slice(0, 1))
-    torch.testing.assert_close(loss, kd.loss(logits, batch, slice(0, 1))[0], rtol=1e-6, atol=0.0)
+    several = replace(batch, teachers=batch.teachers * 3)
+    loss = method.loss(logits, several).total
+    torch.testing.assert_close(loss, kd.loss(logits, batch).total, rtol=1e-6, atol=0.0)
 
 
 def test_with_the_right_weights_the_decoupled_parts_are_plain_kd() -> None:
     """KL = TCKD + (1 - q_y) NCKD for each sample: equation 6 of the paper, here with a single sample."""
     logits, batch = random_step(1, 1)
-    sample = batch._replace(
-        labels=batch.labels[:, :1], teachers=(TeacherOutputs(batch.teachers[0].logits[:, :1], None),)
+    sample = replace(
+        batch, labels=batch.labels[:, :1], teachers=(TeacherOutputs(batch.teachers[0].logits[:, :1], None),)
     )
     label = int(sample.labels)
     beta = 1 - float(softmax(sample.teachers[0].logits[0, 0].double() / 4)[label])
     dkd, kd = build("dkd", ce_weight=0.0, beta=beta, warmup=0.0), build("kd", alpha=1.0)
     dkd.begin_interval(0)
-    loss, _ = dkd.loss(logits[:, :1], sample, slice(0, 1))
-    torch.testing.assert_close(loss, kd.loss(logits[:, :1], sample, slice(0, 1))[0], rtol=1e-6, atol=0.0)
+    loss = dkd.loss(logits[:, :1], sample).total
+    torch.testing.assert_close(loss, kd.loss(logits[:, :1], sample).total, rtol=1e-6, atol=0.0)
 
 
 def test_dkd_warms_up_in_place_over_a_share_of_the_run() -> None:
@@ -168,7 +170,7 @@ def test_dkd_warms_up_in_place_over_a_share_of_the_run() -> None:
     place, losses = method._warmth.data_ptr(), []  # type: ignore[attr-defined]
     for epoch in range(8):
         method.begin_interval(epoch)
-        losses.append(method.loss(logits, batch, slice(0, 1))[0].item())
+        losses.append(method.loss(logits, batch).total.item())
     assert [loss / losses[-1] for loss in losses] == pytest.approx([k / 6 for k in range(1, 7)] + [1, 1], rel=1e-6)
     assert method._warmth.data_ptr() == place, "a captured step holds the address"  # type: ignore[attr-defined]
 
@@ -179,12 +181,12 @@ def test_a_method_restored_from_its_state_goes_on_with_the_same_numbers(name: st
     whole, restored = build(name), build(name)
     for epoch in range(2):
         whole.begin_interval(epoch)
-        whole.loss(*random_step(teachers, 1, seed=epoch), slice(0, 1))
+        whole.loss(*random_step(teachers, 1, seed=epoch))
     restored.load_state_dict(whole.state_dict())
     logits, batch = random_step(teachers, 1, seed=2)
     for method in (whole, restored):
         method.begin_interval(2)
-    assert whole.loss(logits, batch, slice(0, 1))[0].tolist() == restored.loss(logits, batch, slice(0, 1))[0].tolist()
+    assert whole.loss(logits, batch).total.tolist() == restored.loss(logits, batch).total.tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -100,7 +100,7 @@ def test_on_cuda_captured_steps_serve_the_next_students(way: str) -> None:
     for seeds in ([1, 2], [3, 4], [1, 2]):
         students.start(seeds)
         runs.append([students.train(actions) for _ in range(3)])
-        lanes.append({kind: [id(lane) for lane in made] for kind, made in students._trainer._lanes.items()})
+        lanes.append([id(lane) for lane in students.trainer.lanes(students.plan, average=True)])
     assert lanes[0] == lanes[1] == lanes[2]
     assert runs[0] != runs[1]
     for snapshot, again in zip(runs[0][-1], runs[2][-1], strict=True):

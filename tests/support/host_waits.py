@@ -35,7 +35,7 @@ class HostWaits(TorchDispatchMode):
 def watch_steps(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Lane, int], list[str]]:
     """From now on, what makes the host wait in the first step of every kind."""
     seen: dict[tuple[Lane, int], list[str]] = {}
-    take_step = Lane._step
+    take_step = Lane.take_step
 
     def watched(lane: Lane, size: int) -> None:
         if (lane, size) in seen:
@@ -45,6 +45,6 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Lane, int], list[
             take_step(lane, size)
         seen[lane, size] = waits.seen
 
-    monkeypatch.setattr(Lane, "_step", watched)
+    monkeypatch.setattr(Lane, "take_step", watched)
     monkeypatch.setattr("tfkd_fast.training.step.sgd_step", lambda *arguments: None)  # reads the rate on the CPU alone
     return seen

@@ -15,11 +15,10 @@ from tfkd_fast.data import DataSettings, make_loader, open_dataset
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods import find_method
+from tfkd_fast.methods.base import Needs
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.teachers.cache import gather_teachers
 from tfkd_fast.teachers.teacher import Teachers, load_teacher, load_teachers, trained_on_holdout, unseen_indices
-from tfkd_fast.training.assemble import method_context
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 COUNT, HELD_OUT = 120, 30
@@ -187,10 +186,7 @@ def gathered(images: Path, teacher: Path, *, features: bool = False, **tables: A
     loader = make_loader(dataset.read_train(), dataset, recipe.data, CPU.device, CPU.dtype, recipe.seed)
     loader = loader.with_augmentation_period(recipe.repeated_views)
     loaded = load_teachers(recipe, dataset, CPU)
-    entry = find_method("kd")
-    method = entry.build(entry.settings(), method_context(recipe, dataset, COUNT, CPU, loaded[:1]))
-    method.needs_features = features
-    return gather_teachers(loaded, method, recipe, dataset, loader, CPU), loader
+    return gather_teachers(loaded, Needs(features=features), recipe, dataset, loader, CPU), loader
 
 
 @pytest.mark.parametrize("kind", [{"teachers": {"views": 2}}, {"data": {"augment": False}}], ids=["views", "plain"])

@@ -4,6 +4,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,9 @@ from tests.support.host_waits import watch_steps
 from tfkd_fast import ops
 from tfkd_fast.data import DataSettings, Loader, make_loader, open_dataset
 from tfkd_fast.device import Compute
-from tfkd_fast.methods import Context, Method, find_method
+from tfkd_fast.methods import Context, find_method
+from tfkd_fast.methods.base import Plan
+from tfkd_fast.methods.controlled.method import ControlledTargets
 from tfkd_fast.models import ModelSettings, build_model
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.training.epoch import Diverged, EpochRun, EpochTrainer
@@ -34,8 +37,8 @@ def make(
     way: str, device: str = "cpu", *, candidates: int = 3, order: str = "own", dtype: torch.dtype = torch.float32,
     loader: str = "resident", compile: bool = False, width: float = 0.125, sources: tuple[str, ...] = (),
     on_batch: Callable[[int], None] = lambda images: None,
-) -> tuple[EpochTrainer, Population, Method]:  # fmt: skip
-    """A population on digits whose candidates differ by their targets, and by their data if `order` is own."""
+) -> tuple[EpochTrainer, Population, ControlledTargets, Plan]:  # fmt: skip
+    """A population on digits whose candidates differ by targets and rates, and by their data if `order` is own."""
     compute = Compute(torch.device(device), dtype, compile)
     settings = DataSettings(batch_size=BATCH, loader=loader)
     digits = open_dataset(settings)
@@ -47,50 +50,50 @@ def make(
     if candidates > 1:
         options["selection"] = {"budget": "full", "candidates": candidates, "data_order": order}
     context = Context(10, IMAGES, 4, 0, compute.device, lambda epoch: 1.0)
-    method = entry.build(entry.settings.model_validate(options), context)
-    method.begin_interval(0)
+    method = ControlledTargets(entry.settings.model_validate(options), context)
+    plan = replace(method.begin_interval(0), learning_rate_factors=tuple(1 + 0.1 * slot for slot in range(candidates)))
 
     def build() -> torch.nn.Module:
         model = compute.place(build_model(ModelSettings(width=width), 10, 1, seed=0))
         return model.double() if dtype is torch.float64 else model
 
-    population = Population(build, candidates, slow=method.slow_decay is not None)
+    population = Population(build, candidates, slow=method.needs.slow_decay is not None)
     return (
         EpochTrainer(population, method, made_loader, compute, SETTINGS, way, on_batch),
         population,
         method,
+        plan,
     )
 
 
-def rates_of(epoch: int, candidates: int, rate: float) -> list[list[float]]:
-    """For each candidate and step: every candidate has its own, and none is the rate of the step before."""
+def schedule(epoch: int, rate: float) -> list[float]:
+    """For each step: none is the rate of the step before."""
     steps = -(-IMAGES // BATCH)
-    schedule = [rate / (1 + epoch + step / steps) for step in range(steps)]
-    return [[(1 + 0.1 * slot) * value for value in schedule] for slot in range(candidates)]
+    return [rate / (1 + epoch + step / steps) for step in range(steps)]
 
 
-def train(trainer: EpochTrainer, epochs: int = 2, candidates: int = 3, rate: float = 0.05) -> list[EpochRun]:
+def train(trainer: EpochTrainer, plan: Plan, epochs: int = 2, rate: float = 0.05) -> list[EpochRun]:
     """The runs of the last epoch."""
     for epoch in range(epochs):
-        runs = trainer.run(candidates, epoch, rates_of(epoch, candidates, rate), average=epoch == epochs - 1)
+        runs = trainer.run(plan, epoch, schedule(epoch, rate), average=epoch == epochs - 1)
     return runs
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_epoch_is_the_loop_that_one_writes_by_hand(device: str) -> None:
-    trainer, population, method = make("sequential", device, candidates=1)
-    loader: Loader = trainer._loader
+    trainer, population, method, plan = make("sequential", device, candidates=1)
+    loader: Loader = trainer.loader
     model = copy.deepcopy(population.models[0]).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4)
     total, correct, average = 0.0, 0, None
-    runs = train(trainer, candidates=1)
+    runs = train(trainer, plan)
     for epoch in range(2):
         total, correct, weights = 0.0, 0, []
         for step, batch in enumerate(loader.epoch(epoch)):
             optimizer.param_groups[0]["lr"] = 0.05 / (1 + epoch + step / len(loader))
             logits = model(batch.images)
-            loss = F.cross_entropy(logits, method._teaching._tables[0][batch.labels])
-            entropy = -(method._teaching._tables[0] * method._teaching._tables[0].log()).nansum(1)[0]
+            loss = F.cross_entropy(logits, method.teaching.tables[0][batch.labels])
+            entropy = -(method.teaching.tables[0] * method.teaching.tables[0].log()).nansum(1)[0]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -114,11 +117,11 @@ def test_candidates_side_by_side_learn_what_they_learn_alone(way: str, order: st
     # In float64 sums in another order differ by 1e-16 a step, which 12 steps carry on. CUDA has float32 only: 1e-7 a
     # step, at a rate that carries little of it on.
     dtype, rate, close = (torch.float64, 0.05, 1e-9) if device == "cpu" else (torch.float32, 1e-3, 1e-4)
-    trainer, population, _ = make("sequential", device, order=order, dtype=dtype)
-    expected = train(trainer, rate=rate)
-    other, others, _ = make(way, device, order=order, dtype=dtype)
+    trainer, population, _, plan = make("sequential", device, order=order, dtype=dtype)
+    expected = train(trainer, plan, rate=rate)
+    other, others, _, plan = make(way, device, order=order, dtype=dtype)
     started = time.perf_counter()
-    results = train(other, rate=rate)
+    results = train(other, plan, rate=rate)
     assert sum(run.seconds + run.set_up_seconds for run in results) <= time.perf_counter() - started
     for run, wanted in zip(results, expected, strict=True):
         assert run.training.loss == pytest.approx(wanted.training.loss, rel=max(close, 1e-6))  # kept in float32
@@ -146,15 +149,15 @@ def test_candidates_that_teach_each_other_are_the_loop_that_one_writes_by_hand(w
     """All sources at once, in float64: each candidate has a network, a slow copy of it and a memory.
 
     Only what the method computed in float32 before the epoch is taken over: tables, shares, temperatures."""
-    trainer, population, method = make(way, sources=SOURCES, dtype=torch.float64)
+    trainer, population, method, plan = make(way, sources=SOURCES, dtype=torch.float64)
     models, slow_models = ([copy.deepcopy(population.models[0]).train() for _ in range(3)] for _ in range(2))
     optimizers = [torch.optim.SGD(m.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4) for m in models]
     remembered = torch.zeros(3, IMAGES, 10, dtype=torch.float64)
-    teaching: Any = method._teaching
-    tables, shares, temperatures = (t.double() for t in (teaching._tables, teaching._shares, teaching._temperatures))
+    teaching: Any = method.teaching
+    tables, shares, temperatures = (t.double() for t in (teaching.tables, teaching.shares, teaching.temperatures))
     for epoch in range(2):
-        rates = torch.tensor(rates_of(epoch, 3, 0.05)).tolist()  # float32 on the device
-        for step, batch in enumerate(trainer._loader.epoch(epoch)):
+        rates = torch.tensor([[factor * rate for rate in schedule(epoch, 0.05)] for factor in plan.factors]).tolist()
+        for step, batch in enumerate(trainer.loader.epoch(epoch)):
             logits = [model(batch.images) for model in models]
             with torch.no_grad():
                 slow_logits = [model(batch.images) for model in slow_models]
@@ -180,14 +183,14 @@ def test_candidates_that_teach_each_other_are_the_loop_that_one_writes_by_hand(w
     slow_forwards: list[tuple[bool, bool]] = []
     for model in population.slow_models:
         model.register_forward_hook(lambda of, _, out: slow_forwards.append((of.training, out.requires_grad)))
-    train(trainer)
+    train(trainer, plan)
     assert slow_forwards == ([] if way == "stacked" else [(True, False)] * (2 * 6 * 3))  # stacked: as one network
     close = {"rtol": 1e-9, "atol": 1e-9}  # sums in another order differ by 1e-16 a step, which 12 steps carry on
     for slot in range(3):
         for ours, theirs in ((population.models, models), (population.slow_models, slow_models)):
             for name, value in theirs[slot].state_dict().items():  # weights, and what batch norm saw
                 torch.testing.assert_close(ours[slot].state_dict()[name], value, **close)
-    torch.testing.assert_close(teaching._instances.logits.double(), remembered, **close)
+    torch.testing.assert_close(teaching.instances.logits.double(), remembered, **close)
     for a, b in ((0, 1), (1, 2)):
         difference = (models[a].classifier.weight - models[b].classifier.weight).abs().max()
         assert difference > 1e-4, "the candidates must differ, or the test shows nothing"
@@ -196,11 +199,9 @@ def test_candidates_that_teach_each_other_are_the_loop_that_one_writes_by_hand(w
 @pytest.mark.parametrize("way", ["sequential", "stacked"])
 @pytest.mark.parametrize("sources", [(), ("peers",)])
 def test_a_candidate_whose_learning_rate_is_zero_stays_where_it_is(way: str, sources: tuple[str, ...]) -> None:
-    trainer, population, _ = make(way, sources=sources)
+    trainer, population, _, plan = make(way, sources=sources)
     start = population.candidate(0)["weights"]
-    rates = rates_of(0, 3, 0.05)
-    rates[1] = [0.0] * len(rates[1])
-    trainer.run(3, 0, rates, average=False)
+    trainer.run(replace(plan, learning_rate_factors=(1.0, 0.0, 1.2)), 0, schedule(0, 0.05), average=False)
     for slot in range(3):
         moved = [not torch.equal(value, start[name]) for name, value in population.candidate(slot)["weights"].items()]
         assert all(moved) if slot != 1 else not any(moved)
@@ -209,9 +210,10 @@ def test_a_candidate_whose_learning_rate_is_zero_stays_where_it_is(way: str, sou
 def test_in_bf16_the_stack_computes_in_bf16() -> None:
     losses = {}
     for way in ("sequential", "stacked"):
-        trainer, _, _ = make(way, dtype=torch.bfloat16)
-        losses[way] = [run.training.loss for run in train(trainer, epochs=1)]
-    exact = [run.training.loss for run in train(make("sequential")[0], epochs=1)]
+        trainer, _, _, plan = make(way, dtype=torch.bfloat16)
+        losses[way] = [run.training.loss for run in train(trainer, plan, epochs=1)]
+    trainer, _, _, plan = make("sequential")
+    exact = [run.training.loss for run in train(trainer, plan, epochs=1)]
     for stacked, sequential, fp32 in zip(losses["stacked"], losses["sequential"], exact, strict=True):
         assert stacked != fp32
         assert stacked == pytest.approx(sequential, rel=2e-2)  # bf16 has 8 bits, and the losses of 6 steps are averaged
@@ -224,9 +226,9 @@ def test_the_steps_of_an_epoch_never_wait_for_the_device(
 ) -> None:
     """On the CPU as a stand-in: what is left out looks at values there alone, where that costs no wait."""
     waits = watch_steps(monkeypatch)
-    trainer, _, _ = make(way, sources=sources)
+    trainer, _, _, plan = make(way, sources=sources)
     with ops.using_backend("reference"):
-        train(trainer, epochs=1)
+        train(trainer, plan, epochs=1)
     lanes = 3 if way == "sequential" and not sources else 1  # peers step together
     assert len(waits) == 2 * lanes  # a smaller last batch is a kind of its own
     assert not any(waits.values())
@@ -236,17 +238,17 @@ def test_the_steps_of_an_epoch_never_wait_for_the_device(
 @pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
 @pytest.mark.parametrize("loader", ["resident", "torchvision"])
 def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
-    trainer, _, _ = make(way, "cuda", loader=loader)
-    train(trainer, epochs=6)  # the set-up may wait
-    for lane in trainer._lanes[3, False, False, None, 0]:
-        lane._records.restart([[0.01] * len(lane._sizes)] * len(lane._slots))
-        lane._feed.start(1, lane._slots)
+    trainer, _, _, plan = make(way, "cuda", loader=loader)
+    train(trainer, plan, epochs=6)  # the set-up may wait
+    for lane in trainer.lanes(plan, average=False):
+        lane.records.restart([[0.01] * len(lane.sizes)] * len(lane.slots))
+        lane.feed.start(1, lane.slots)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for size in lane._sizes:
-                lane._feed.advance()
-                lane._steps[size]()
+            for size in lane.sizes:
+                lane.feed.advance()
+                assert lane.steps[size].replay()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -255,11 +257,11 @@ def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
 @pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
 @pytest.mark.parametrize("sources", [(), SOURCES])
 def test_a_captured_step_is_the_step(way: str, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    captured, population, _ = make(way, "cuda", sources=sources)
-    train(captured, epochs=4)
+    captured, population, _, plan = make(way, "cuda", sources=sources)
+    train(captured, plan, epochs=4)
     monkeypatch.setattr("tfkd_fast.training.capture.UNCAPTURED", 10**6)
-    uncaptured, others, _ = make(way, "cuda", sources=sources)
-    train(uncaptured, epochs=4)
+    uncaptured, others, _, plan = make(way, "cuda", sources=sources)
+    train(uncaptured, plan, epochs=4)
     for slot in range(3):
         for name, value in others.candidate(slot)["weights"].items():
             torch.testing.assert_close(population.candidate(slot)["weights"][name], value, rtol=2e-3, atol=2e-4)
@@ -268,10 +270,10 @@ def test_a_captured_step_is_the_step(way: str, sources: tuple[str, ...], monkeyp
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("way", ["sequential", "stacked"])
 def test_compiled_it_learns_the_same(way: str, device: str) -> None:
-    plain, _, _ = make(way, device)
-    expected = train(plain, epochs=1)
-    compiled, _, _ = make(way, device, compile=True)
-    results = train(compiled, epochs=1)
+    plain, _, _, plan = make(way, device)
+    expected = train(plain, plan, epochs=1)
+    compiled, _, _, plan = make(way, device, compile=True)
+    results = train(compiled, plan, epochs=1)
     for run, wanted in zip(results, expected, strict=True):
         assert run.training.loss == pytest.approx(wanted.training.loss, rel=1e-3)
         assert run.images < IMAGES  # what was trained on while compiling is timed apart
@@ -289,12 +291,12 @@ def test_on_threads_nobody_trains_while_another_compiles(monkeypatch: pytest.Mon
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    trainer, _, _ = make("streams", compile=True, on_batch=lambda images: trained.append(compiling.is_set()))
+    trainer, _, _, plan = make("streams", compile=True, on_batch=lambda images: trained.append(compiling.is_set()))
     trained: list[bool] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        train(trainer, epochs=2)
+        train(trainer, plan, epochs=2)
     finally:
         torch.set_num_threads(threads)
     assert len(trained) == 2 * 3 * 6
@@ -302,15 +304,14 @@ def test_on_threads_nobody_trains_while_another_compiles(monkeypatch: pytest.Mon
 
 
 def test_a_loss_that_is_not_finite_is_named() -> None:
-    trainer, population, _ = make("sequential")
+    trainer, population, _, plan = make("sequential")
     with torch.no_grad():
         population.models[1].classifier.bias[0] = torch.inf
     with pytest.raises(Diverged, match=r"the loss became (nan|inf) in epoch 1, step 1, candidate 1"):
-        train(trainer, epochs=1)
+        train(trainer, plan, epochs=1)
 
 
 def test_on_threads_the_first_error_stops_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, _, _ = make("streams")
     taken: list[int] = []
 
     def fail_once(images: int) -> None:
@@ -318,12 +319,12 @@ def test_on_threads_the_first_error_stops_every_candidate(monkeypatch: pytest.Mo
         if len(taken) == 2:
             raise KeyboardInterrupt
 
-    trainer._on_batch = fail_once
+    trainer, _, _, plan = make("streams", on_batch=fail_once)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            train(trainer, epochs=1)
+            train(trainer, plan, epochs=1)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

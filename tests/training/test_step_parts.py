@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from tfkd_fast.data import Batch, DataSettings, Loader, Mixing, make_loader, missing_loaders, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import Context
-from tfkd_fast.methods.base import OneStudent, StepBatch, TrainingStep
+from tfkd_fast.methods.base import Loss, Needs, SingleStudent, StepBatch, TrainingStep
 from tfkd_fast.models import ModelSettings, build_model
-from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.population import Population
@@ -23,16 +22,21 @@ COUNT, BATCH, RATE = 40, 16, 0.05
 SETTINGS = OptimizerSettings(nesterov=True)
 
 
-class Probe(OneStudent):
+class Probe(SingleStudent):
     """Cross-entropy; what a test wants to see of a step is kept."""
 
-    def __init__(self) -> None:
-        super().__init__(Context(10, COUNT, 4, 0, COMPUTE.device, lambda epoch: 1.0))
+    @classmethod
+    def needs_for(cls, settings: Needs) -> Needs:
+        return settings
+
+    def __init__(self, **needs: Any) -> None:
+        super().__init__(Needs(**needs), Context(10, COUNT, 4, 0, COMPUTE.device, lambda epoch: 1.0))
         self.steps: list[tuple[Tensor, StepBatch]] = []
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         self.steps.append((logits, batch))
-        return self.cross_entropy(logits, batch.labels)
+        loss, statistics = self.cross_entropy(logits, batch.labels)
+        return Loss({"hard": loss}, statistics)
 
 
 def a_student() -> nn.Module:
@@ -48,12 +52,12 @@ def a_loader(loader: str = "resident", count: int = COUNT) -> Loader:
     return make_loader(images, digits, settings, COMPUTE.device, COMPUTE.dtype, seed=3)
 
 
-def train(method: OneStudent, *, epochs: int = 1, loader: Loader | None = None, **parts: Any) -> Population:
+def train(method: SingleStudent, *, epochs: int = 1, loader: Loader | None = None, **parts: Any) -> Population:
     loader = loader or a_loader()
     population = Population(a_student, 1)
     trainer = EpochTrainer(population, method, loader, COMPUTE, SETTINGS, "sequential", lambda images: None, **parts)
     for epoch in range(epochs):
-        trainer.run(1, epoch, [[RATE] * len(loader)], average=False)
+        trainer.run(method.begin_interval(epoch), epoch, [RATE] * len(loader), average=False)
     return population
 
 
@@ -74,8 +78,7 @@ def assert_same_weights(population: Population, student: nn.Module) -> None:
 
 
 def test_features_are_those_of_the_batch() -> None:
-    method = Probe()
-    method.needs_features = True
+    method = Probe(features=True)
     train(method)
     logits, batch = method.steps[0]
     shown = next(a_loader().epoch(0))
@@ -90,8 +93,7 @@ def test_features_are_those_of_the_batch() -> None:
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("kind", ["same-class", "previous"])
 def test_companions_are_shown_beside_the_batch(loader: str, gradient: bool, kind: Any) -> None:
-    method, made = Probe(), a_loader(loader)
-    method.companions, method.companion_gradient = kind, gradient
+    method, made = Probe(companions=kind, companion_gradient=gradient), a_loader(loader)
     population = train(method, loader=made)
     order = made.order(0)
     batches, beside = made.epoch(0), made.visit(made.companion_order(kind, order, 0), 0, 2**31)
@@ -124,17 +126,16 @@ def test_companions_are_augmented_differently() -> None:
 class WithHead(Probe):
     """A second classifier, on the map of a middle stage; a layer that the loss never uses stands beside it."""
 
-    needs_features = True
-
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **needs: Any) -> None:
+        super().__init__(features=True, **needs)
         torch.manual_seed(1)
         self.adapters = nn.ModuleDict({"head": nn.Linear(16, 10), "unused": nn.Linear(2, 2)})
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        hard, statistics = super().loss(logits, batch, candidates)
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        loss = super().loss(logits, batch)
         weak = self.adapters["head"](batch.features.after_relu[1].mean(dim=(-1, -2)))
-        return hard + 0.5 * F.cross_entropy(weak[0], batch.labels[0]), statistics
+        terms = {**loss.terms, "weak": 0.5 * F.cross_entropy(weak[0], batch.labels[0]).unsqueeze(0)}
+        return Loss(terms, loss.statistics)
 
 
 def test_adapters_train_with_the_student() -> None:
@@ -173,10 +174,8 @@ def test_a_mixed_image_counts_both_labels(name: Any, loader: str) -> None:
 class LooksAhead(WithHead):
     """Tries a step of its own before every step, and notes what it saw."""
 
-    looks_ahead = True
-
     def __init__(self, *, tries: bool) -> None:
-        super().__init__()
+        super().__init__(look_ahead=True)
         self._tries = tries
         self.losses: list[tuple[float, float, float]] = []
         self.held_out: list[Batch] = []

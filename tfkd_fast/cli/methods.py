@@ -160,7 +160,7 @@ SIGNS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
 def _teachers(entry: MethodEntry) -> str:
-    fewest, most = entry.build.teachers
+    fewest, most = entry.needs().teachers
     if most is None:
         return f"{fewest} or more"
     return f"{fewest} to {most}" if most > fewest else str(fewest or "none")

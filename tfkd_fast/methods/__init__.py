@@ -4,20 +4,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
-from tfkd_fast.methods.base import Context, Method
+from tfkd_fast.methods.base import Context, Method, Needs
 from tfkd_fast.methods.controlled.method import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
 from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.methods.education.kd_specialists import SpecialistsKD
 from tfkd_fast.methods.label.confidence_penalty import ConfidencePenalty, ConfidencePenaltySettings
 from tfkd_fast.methods.label.ols import OLS, OLSSettings
-from tfkd_fast.methods.label.tf_kd import TfKDReg, TfKDRegSettings, TfKDSelf, TfKDSelfSettings
+from tfkd_fast.methods.label.tf_kd_reg import TfKDReg, TfKDRegSettings
 from tfkd_fast.methods.label.zipf import Zipf, ZipfSettings
 from tfkd_fast.methods.one_teacher.dkd import DKD, DKDSettings
 from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
 from tfkd_fast.methods.self_distillation.cs_kd import CSKD, CSKDSettings
 from tfkd_fast.methods.self_distillation.dlb import DLB, DLBSettings
 from tfkd_fast.methods.self_distillation.ps_kd import PSKD, PSKDSettings
+from tfkd_fast.methods.self_distillation.tf_kd_self import TfKDSelf, TfKDSelfSettings
 from tfkd_fast.methods.self_distillation.uskd import USKD, USKDSettings
 from tfkd_fast.methods.several_teachers.averages import AverageSettings, ConfidenceAverage, EntropyAverage, EqualAverage
 from tfkd_fast.methods.several_teachers.mmkd import MMKD, MMKDSettings
@@ -39,6 +40,13 @@ class MethodEntry:
     """Table and key of the preset that the name stands for: with another value it would be another method."""
     one_trajectory: str | None = None
     """What it is called without selection, if not the same."""
+
+    def needs(self, settings: Settings | None = None) -> Needs:
+        """What a method of these settings asks of the engine; without settings, of its presets and defaults."""
+        if settings is None:
+            own = {table: values for table, values in self.preset.items() if table in self.settings.model_fields}
+            settings = self.settings.model_validate(own)
+        return self.build.needs_for(settings)
 
 
 def _controlled(

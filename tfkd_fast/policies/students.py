@@ -13,7 +13,7 @@ from tfkd_fast.data import make_mixing, open_dataset, sealed_test_images
 from tfkd_fast.device import determinism, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.judge import Judge
-from tfkd_fast.methods.base import EpochResult, HoldoutMetrics, IntervalResult
+from tfkd_fast.methods.base import EpochResult, HoldoutMetrics, IntervalResult, Plan
 from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.recipe import Recipe
@@ -54,17 +54,16 @@ class Students:
             ops.backend_of("soft_target_loss", compute.device)  # refuses a backend that cannot serve this device
             dataset = open_dataset(recipe.data)
             images = load_images(recipe, dataset, compute)
-            self._loader = images.fit
             self._method = ExternalTargets(settings, method_context(recipe, dataset, images.num_fit, compute), count)
-            if recipe.data.mix != "none" and not self._method.mixes:
+            if recipe.data.mix != "none" and not self._method.needs.mixing:
                 raise UserError("the memory of single images cannot teach mixed ones: set data.mix to none")
             self._build = partial(build_student, recipe, dataset, compute)
             self._population = self._untrained_population(0, count)
             self._judge = Judge(images.fit, images.holdout, compute, partial(self._build, 0))
-            self._trainer = EpochTrainer(
+            self.trainer = EpochTrainer(
                 self._population,
                 self._method,
-                self._loader,
+                images.fit,
                 compute,
                 recipe.optimizer,
                 choose_side_by_side(recipe.population),
@@ -124,14 +123,15 @@ class Students:
 
     def _train_interval(self) -> None:
         with self._training():
-            interval = self._method.begin_interval(self._epoch).interval
+            self.plan = plan = self._method.begin_interval(self._epoch)
+            interval = plan.interval
             for epoch in range(interval.first_epoch, interval.end):
-                rates = [self._recipe.learning_rates(epoch, len(self._loader))] * self.count
-                average = epoch + 1 == interval.end and self._method.needs_epoch_average
-                runs = self._trainer.run(self.count, epoch, rates, average=average)
+                rates = self._recipe.learning_rates(epoch, self.trainer.steps(plan))
+                average = epoch + 1 == interval.end and "epoch" in self._method.needs.averages
+                runs = self.trainer.run(plan, epoch, rates, average=average)
                 self._method.end_epoch([EpochResult(run.training, None) for run in runs])
             averages = self._judge.average_metrics(self._population.epoch_average, self.count, interval.end)
-            cooled_metrics = self._cooled(interval.end)
+            cooled_metrics = self._cooled(plan)
             self._method.end_interval(
                 [
                     IntervalResult(run.training, None, average, None, cooled=metrics)
@@ -140,19 +140,15 @@ class Students:
             )
             self._epoch = interval.end
 
-    def _cooled(self, epoch: int) -> list[HoldoutMetrics | None]:
-        if not self._method.cooldown_epochs:
+    def _cooled(self, plan: Plan) -> list[HoldoutMetrics | None]:
+        if not self._method.needs.cooldown_epochs:
             return [None] * self.count
-
-        def train(epoch: int, rates: list[float]) -> None:
-            self._trainer.run(self.count, epoch, [rates] * self.count, average=False)
-
-        place = self.count, epoch, len(self._loader)
-        with cooled(self._population, self._method, self._recipe, *place, train):
+        end = plan.interval.end
+        with cooled(self.trainer, self._method, plan, end, self._recipe.learning_rate(end)):
             return self._judge.metrics(self._population.models)
 
     def _untrained_population(self, seed: int, size: int) -> Population:
-        return Population(partial(self._build, seed), size, slow=self._method.slow_decay is not None)
+        return Population(partial(self._build, seed), size, slow=self._method.needs.slow_decay is not None)
 
     @contextmanager
     def _training(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from tfkd_fast.data import Dataset, Loader
 from tfkd_fast.data.loaders import free_memory
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base import Method, TeacherOutputs
+from tfkd_fast.methods.base import Needs, TeacherOutputs
 from tfkd_fast.models import Features
 from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.runs.recipe import Recipe
@@ -74,7 +74,7 @@ class CachedTeachers(Teachers):
 
 
 def gather_teachers(
-    teachers: Sequence[Teacher], method: Method, recipe: Recipe, dataset: Dataset, loader: Loader, compute: Compute
+    teachers: Sequence[Teacher], needs: Needs, recipe: Recipe, dataset: Dataset, loader: Loader, compute: Compute
 ) -> Teachers:
     """Prepare the teachers of a run, with a cache if the recipe names one; a cache that does not exist is made.
 
@@ -90,7 +90,7 @@ def gather_teachers(
         UserError: the cache is of other teachers, images or augmentations, cannot be written, or does not fit on the
             device, or the augmentations do not repeat.
     """
-    batch_size, features = recipe.data.batch_size, method.needs_features
+    batch_size, features = recipe.data.batch_size, needs.features
     present = Teachers(teachers, compute, batch_size, features=features)
     if not teachers or recipe.teachers.cache is None:
         return present

@@ -63,7 +63,7 @@ class Teachers:
 
         Args:
             epoch: the epoch, counted from 0.
-            wanted: indices of the teachers whose outputs are needed; None for all.
+            wanted: indices of the teachers whose outputs are needed, see `Plan.teachers`; None for all.
         """
         self._wanted = range(len(self.teachers)) if wanted is None else wanted
 

@@ -170,13 +170,13 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
     loader = workload.loader()
     images = sum(loader.batch_sizes())
     method = entry.build(settings, Context(CLASSES, images, 1, 0, workload.compute.device, lambda epoch: 1.0))
-    method.begin_interval(0)
+    plan = method.begin_interval(0)
     population = Population(workload.build, candidates)
     trainer = EpochTrainer(population, method, loader, workload.compute, OptimizerSettings(), way, lambda images: None)
-    rates = [[0.01] * workload.steps] * candidates
+    rates = [0.01] * workload.steps
 
     def run() -> None:
-        trainer.run(candidates, 0, rates, average=False)
+        trainer.run(plan, 0, rates, average=False)
 
     return run
 

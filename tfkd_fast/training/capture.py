@@ -1,13 +1,14 @@
-"""How a step that is taken over and over is run: as it is, or on CUDA as a captured graph."""
+"""How a step that is taken over and over is run: by the host, or on CUDA as a captured graph."""
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 UNCAPTURED = 3
-"""Steps that run as they are before one is captured: libraries choose their kernels and get their memory."""
+"""Steps that the host runs before one is captured: libraries choose their kernels and get their memory."""
 
 BRANCHES = 16
 """The most branches of one graph; torch has 32 streams, which it gives out in turn."""
@@ -19,76 +20,102 @@ class Streams:
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
         self.side = torch.cuda.Stream()
-        """To warm up and to capture on."""
+        """The stream to warm up and to capture on."""
         self.branches = [torch.cuda.Stream() for _ in range(BRANCHES)]
 
 
 class RepeatedStep:
-    """A function without arguments that works on tensors that keep their place.
+    """A step that is taken many times, on tensors that keep their place.
 
-    Its first steps on CUDA run on a side stream, as capturing wants it; they are steps like any other. What is slow
-    about the first ones (compiling, choosing kernels, capturing) is timed apart.
+    The code of the step is written at the place where it is taken:
+
+        if not step.replay():
+            with step.recording():
+                ...  # the code
+
+    Its first steps on CUDA run on a side stream, as capturing wants it; they are steps like any other. Then one is
+    captured, and from then on replayed. What is slow about the first ones (compiling, choosing kernels, capturing) is
+    timed apart.
     """
 
-    def __init__(self, function: Callable[[], None], streams: Streams | None, *, compiles: bool) -> None:
+    def __init__(self, streams: Streams | None, *, compiles: bool) -> None:
         """With `streams`, which there are on CUDA, it is captured."""
-        self._function, self._streams = function, streams
+        self._streams = streams
         self._set_up_left = int(compiles) if streams is None else UNCAPTURED + 1
         self._graph: torch.cuda.CUDAGraph | None = None
+        self.set_up_seconds = 0.0
+        """What the latest step took while setting up; 0 once that is over."""
 
-    def __call__(self) -> float:
-        """Take a step; returns the seconds that it took while setting up, and 0 once that is over."""
+    def replay(self) -> bool:
+        """Take the step as it was captured. False where there is nothing to replay: the host has to run its code."""
+        if self._graph is None:
+            return False
+        self.set_up_seconds = 0.0
+        self._graph.replay()
+        return True
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Around the code of the step: it runs, or is captured and then replayed."""
+        self.set_up_seconds = 0.0
         if not self._set_up_left:
-            self._take()
-            return 0.0
+            yield
+            return
         self._set_up_left -= 1
         self._synchronize()
         started = time.perf_counter()
-        self._take()
-        self._synchronize()
-        return time.perf_counter() - started
-
-    def _take(self) -> None:
         if self._streams is None:
-            self._function()
+            yield
         elif self._set_up_left:
-            self._streams.side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._streams.side):
-                self._function()
-            torch.cuda.current_stream().wait_stream(self._streams.side)
+            with _on_the_side(self._streams):
+                yield
         else:
-            self._graph = self._graph or _captured(self._function, self._streams)
-            self._graph.replay()
+            with _capturing(self._streams) as graph:
+                yield
+            graph.replay()
+            self._graph = graph
+        self._synchronize()
+        self.set_up_seconds = time.perf_counter() - started
 
     def _synchronize(self) -> None:
         if self._streams is not None:
             torch.cuda.synchronize()
 
 
-def _captured(function: Callable[[], None], streams: Streams) -> torch.cuda.CUDAGraph:
+@contextmanager
+def _on_the_side(streams: Streams) -> Iterator[None]:
+    streams.side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(streams.side):
+        yield
+    torch.cuda.current_stream().wait_stream(streams.side)
+
+
+@contextmanager
+def _capturing(streams: Streams) -> Iterator[torch.cuda.CUDAGraph]:
     """Other threads (of loaders) may call CUDA meanwhile; old graphs must not be freed meanwhile."""
     graph = torch.cuda.CUDAGraph()
     gc.collect()
     gc.disable()
     try:
         with torch.cuda.graph(graph, streams.pool, streams.side, capture_error_mode="thread_local"):
-            function()
+            yield graph
     finally:
         gc.enable()
-    return graph
 
 
-def run_in_parallel(functions: Sequence[Callable[[], None]], streams: Streams | None) -> None:
-    """Run functions at the same time on CUDA: as branches of the graph that is being captured, or on streams."""
-    if streams is None or len(functions) == 1:
-        for function in functions:
-            function()
+@contextmanager
+def branches(count: int, streams: Streams | None) -> Iterator[Sequence[AbstractContextManager[object]]]:
+    """A context for each of `count` pieces of work that do not depend on each other.
+
+    On CUDA work is put on a branch of the graph that is being captured, or on a stream, so that pieces may run at the
+    same time; all of them are done where the contexts end. On the CPU, and for a single piece, they change nothing.
+    """
+    if streams is None or count == 1:
+        yield [nullcontext()] * count
         return
-    main, branches = torch.cuda.current_stream(), streams.branches[: len(functions)]
-    for branch in branches:
+    main, used = torch.cuda.current_stream(), streams.branches[:count]
+    for branch in used:
         branch.wait_stream(main)
-    for number, function in enumerate(functions):
-        with torch.cuda.stream(branches[number % len(branches)]):
-            function()
-    for branch in branches:
+    yield [torch.cuda.stream(used[number % len(used)]) for number in range(count)]
+    for branch in used:
         main.wait_stream(branch)

@@ -1,36 +1,31 @@
 """What candidates would be worth if training ended here: copies of them are trained to an end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tfkd_fast.methods.base import Method
-from tfkd_fast.runs.recipe import Recipe
-from tfkd_fast.training.population import Population
+from tfkd_fast.methods.base import Plan, SteeredMethod
+from tfkd_fast.training.epoch import EpochRun, EpochTrainer
 
 
 @contextmanager
 def cooled(
-    population: Population,
-    method: Method,
-    recipe: Recipe,
-    candidates: int,
-    epoch: int,
-    steps: int,
-    train: Callable[[int, list[float]], object],
-) -> Iterator[None]:
-    """While it is open, the first candidates are what `Method.cooldown_epochs` from `epoch` (0-based) on make of them.
+    trainer: EpochTrainer, method: SteeredMethod, plan: Plan, epoch: int, learning_rate: float
+) -> Iterator[list[EpochRun]]:
+    """While it is open, the candidates are what `Needs.cooldown_epochs` from the 0-based `epoch` on make of them.
 
-    At its end population and method are as they were.
-
-    Args:
-        steps: of an epoch.
-        train: trains the candidates for one epoch, told which one it is and the learning rate of every step.
+    Their learning rate falls from `learning_rate` to zero along a straight line. Gives the runs of all epochs. At the
+    end population and method are as they were, also where an error ends it. Nobody is told of the batches.
     """
-    before = population.state_dict(candidates)
-    start, total = recipe.learning_rate(epoch), method.cooldown_epochs * steps
-    falling = [start * (1.0 - step / total) for step in range(total)]
-    with method.cooldown():
-        for number in range(method.cooldown_epochs):
-            train(epoch + number, falling[number * steps : (number + 1) * steps])
-        yield
-    population.load_state_dict(before)
+    candidates, epochs = plan.interval.candidates, method.needs.cooldown_epochs
+    before = trainer.population.state_dict(candidates)
+    steps = trainer.steps(plan)
+    falling = [learning_rate * (1.0 - step / (epochs * steps)) for step in range(epochs * steps)]
+    try:
+        with method.cooldown():
+            runs: list[EpochRun] = []
+            for number in range(epochs):
+                rates = falling[number * steps : (number + 1) * steps]
+                runs += trainer.run(plan, epoch + number, rates, average=False, announced=False)
+            yield runs
+    finally:
+        trainer.population.load_state_dict(before)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tfkd_fast.device import Compute
-from tfkd_fast.methods.base import Method
+from tfkd_fast.methods.base import Method, Plan
 from tfkd_fast.models import Features, logits_and_features
 from tfkd_fast.models.layers import stack
 from tfkd_fast.training.population import Population
@@ -59,32 +59,37 @@ class Group:
     split: Callable[[tuple[Tensor, ...]], list[list[Tensor]]]
     """The gradients of the leaves, for each member in the order of its parameters."""
     students: tuple[nn.Module, ...]
+    networks: tuple[nn.Module, ...]
+    """What the plan makes of each student, see `Plan.network`."""
     forward: Forward
     slow_forward: Forward | None
     """That of the slow networks, where there are any; without gradient and without features."""
 
 
 @dataclass(frozen=True)
-class Making:
-    """What all groups of an epoch are made of."""
+class GroupSpec:
+    """What all groups of an epoch have in common."""
 
     population: Population
     method: Method
+    plan: Plan
     compute: Compute
     batch_size: int
-    """Of the images that one forward pass sees; a smaller last one is not compiled."""
+    """How many images one forward pass sees; a smaller last batch is not compiled."""
     average: bool
+    """Whether the weights after each step are summed."""
 
 
-def alone(slot: int, making: Making) -> Group:
+def alone(slot: int, spec: GroupSpec) -> Group:
     """One candidate."""
-    return together(range(slot, slot + 1), making)
+    return together(range(slot, slot + 1), spec)
 
 
-def together(slots: range, making: Making) -> Group:
+def together(slots: range, spec: GroupSpec) -> Group:
     """Candidates that take a step at once, each with a forward pass of its own."""
-    population, method = making.population, making.method
+    population = spec.population
     models = [population.models[slot] for slot in slots]
+    networks = tuple(spec.plan.network(model) for model in models)
     parameters = [list(model.parameters()) for model in models]
     count = len(parameters[0])
 
@@ -93,21 +98,23 @@ def together(slots: range, making: Making) -> Group:
 
     return Group(
         slice(slots.start, slots.stop),
-        [_member(slot, making) for slot in slots],
+        [_member(slot, spec) for slot in slots],
         [parameter for of_model in parameters for parameter in of_model],
         split,
         tuple(models),
-        _one_by_one([method.network(model) for model in models], making, features=method.needs_features),
-        without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], making, features=False))
+        networks,
+        _one_by_one(networks, spec, features=spec.method.needs.features),
+        without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], spec, features=False))
         if population.slow
         else None,
     )
 
 
-def stacked(slots: range, making: Making) -> Group:
+def stacked(slots: range, spec: GroupSpec) -> Group:
     """The first candidates as one network."""
-    population = making.population
+    population = spec.population
     n, model = len(slots), population.models[0]
+    students = tuple(population.models[:n])
     weights = {name: stack[:n].detach().requires_grad_() for name, stack in population.weights.items()}
     buffers = {name: stack[:n] for name, stack in population.buffers.items()}
     slow = {name: stack[:n] for name, stack in population.slow.items()}
@@ -117,29 +124,30 @@ def stacked(slots: range, making: Making) -> Group:
 
     return Group(
         slice(0, n),
-        [_member(slot, making) for slot in slots],
+        [_member(slot, spec) for slot in slots],
         list(weights.values()),
         split,
-        tuple(population.models[:n]),
-        _at_once(model, weights | buffers, making),
-        without_gradient(_at_once(model, slow, making)) if slow else None,
+        students,
+        students,
+        _at_once(model, weights | buffers, spec),
+        without_gradient(_at_once(model, slow, spec)) if slow else None,
     )
 
 
-def _member(slot: int, making: Making) -> Member:
-    population = making.population
+def _member(slot: int, spec: GroupSpec) -> Member:
+    population = spec.population
 
     def slices(stacks: dict[str, Tensor]) -> list[Tensor]:
         return [stacks[name][slot] for name in population.weights] if stacks else []
 
-    sums = population.epoch_average.sums if making.average else {}
+    sums = population.epoch_average.sums if spec.average else {}
     return Member(slices(population.weights), slices(population.momenta), slices(sums), slices(population.slow))
 
 
-def _one_by_one(networks: Sequence[nn.Module], making: Making, *, features: bool) -> Forward:
-    compute = making.compute
+def _one_by_one(networks: Sequence[nn.Module], spec: GroupSpec, *, features: bool) -> Forward:
+    compute = spec.compute
     forwards = [
-        compute.compile_network(partial(logits_and_features, network, features), making.batch_size)
+        compute.compile_network(partial(logits_and_features, network, features), spec.batch_size)
         for network in networks
     ]
 
@@ -157,9 +165,9 @@ def stack_features(several: Sequence[Features | None]) -> Features | None:
     return Features.stacked(known) if known else None
 
 
-def _at_once(model: nn.Module, tensors: dict[str, Tensor], making: Making) -> Forward:
+def _at_once(model: nn.Module, tensors: dict[str, Tensor], spec: GroupSpec) -> Forward:
     """`tensors`: weights and buffers (n,...) by name."""
-    compute = making.compute
+    compute = spec.compute
 
     def one(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = functional_call(model, tensors, (images,))
@@ -170,7 +178,7 @@ def _at_once(model: nn.Module, tensors: dict[str, Tensor], making: Making) -> Fo
             return vmap(one, in_dims=(0, None))(tensors, images[0])
         return vmap(one)(tensors, images)
 
-    compiled = compute.compile_network(all_of_them, making.batch_size)
+    compiled = compute.compile_network(all_of_them, spec.batch_size)
 
     def forward(images: Tensor) -> tuple[Tensor, Features | None]:
         with compute.autocast():

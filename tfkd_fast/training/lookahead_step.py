@@ -11,8 +11,7 @@ from tfkd_fast.methods.base import StepBatch, TeacherOutputs
 from tfkd_fast.models import logits_and_features
 from tfkd_fast.training.feed import Shown
 from tfkd_fast.training.groups import Group, stack_features
-from tfkd_fast.training.holdout import HoldoutBatches
-from tfkd_fast.training.step import Records, Training, loss_of
+from tfkd_fast.training.step import Records, StepSetup, step_loss
 
 
 class Trial:
@@ -22,46 +21,43 @@ class Trial:
         self,
         group: Group,
         shown: Shown,
-        taught: tuple[TeacherOutputs, ...],
+        teachers: tuple[TeacherOutputs, ...],
         records: Records,
-        training: Training,
-        holdout: HoldoutBatches | None,
+        setup: StepSetup,
     ) -> None:
-        """`taught`: what the teachers make of the batch."""
-        self._group, self._shown, self._taught = group, shown, taught
-        self._training, self._holdout = training, holdout
+        """`teachers`: their outputs for the batch."""
+        self._group, self._shown, self._teachers = group, shown, teachers
+        self._setup = setup
         (self.student,), (member,) = group.students, group.members
-        self.weights = [*group.leaves, *training.adapters.weights]
-        self.momenta = [*member.momenta, *training.adapters.momenta]
-        self._buffers = [*self.student.buffers(), *training.adapters.buffers]
+        self.weights = [*group.leaves, *setup.adapters.weights]
+        self.momenta = [*member.momenta, *setup.adapters.momenta]
+        self._buffers = [*self.student.buffers(), *setup.adapters.buffers]
         self.batch = Batch(*(tensor[0] for tensor in shown.batch))._replace(images=shown.batch.images[0].float())
         self.learning_rate = float(records.learning_rates[0, records.step])
-        self.momentum = training.optimizer.momentum
-        self.weight_decay = training.optimizer.weight_decay
-        self.nesterov = training.optimizer.nesterov
+        self.momentum = setup.optimizer.momentum
+        self.weight_decay = setup.optimizer.weight_decay
+        self.nesterov = setup.optimizer.nesterov
 
     def loss(self) -> Tensor:
-        method = self._training.method
-        logits, inner = logits_and_features(method.network(self.student), method.needs_features, self.batch.images)
+        method = self._setup.method
+        logits, inner = logits_and_features(self._group.networks[0], method.needs.features, self.batch.images)
         batch = StepBatch(
             self._shown.batch.labels,
             self._shown.batch.indices,
-            None,
-            stack_features([inner]),
-            self._taught,
-            None,
-            self._group.students,
+            self._group.candidates.start,
+            features=stack_features([inner]),
+            teachers=self._teachers,
+            students=self._group.students,
         )
-        losses, _ = loss_of(method, logits.unsqueeze(0), batch, self._shown, self._group.candidates)
-        return losses[0]
+        return step_loss(method, logits.unsqueeze(0), batch, self._shown.mixed).total[0]
 
     def holdout(self) -> Batch:
-        if self._holdout is None:
+        if self._setup.holdout is None:
             raise RuntimeError("the run holds no images out")
-        return next(self._holdout)
+        return next(self._setup.holdout)
 
     def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
-        return self._training.teachers.predict(images.to(self._shown.batch.images.dtype).unsqueeze(0))
+        return self._setup.teachers.predict(images.to(self._shown.batch.images.dtype).unsqueeze(0))
 
     @contextmanager
     def undone(self) -> Iterator[None]:

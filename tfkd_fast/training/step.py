@@ -4,21 +4,39 @@ No host synchronisation: the learning rate, the targets and the number of the st
 step has to tell is kept there until the epoch ends.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tfkd_fast.methods.base import CompanionOutputs, Method, StepBatch, TeacherOutputs
+from tfkd_fast import ops
+from tfkd_fast.data import MixPartners
+from tfkd_fast.methods.base import CompanionOutputs, Method, Needs, StepBatch, TeacherOutputs
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
 from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.feed import Shown
 from tfkd_fast.training.groups import Group
+from tfkd_fast.training.holdout import HoldoutBatches
 from tfkd_fast.training.sgd import sgd_step
+
+MOST_TERMS = 16
+"""The most terms of a loss that are told apart in the log."""
+
+
+@dataclass(frozen=True)
+class StepSetup:
+    """What all steps of a run are taken with, beside the candidates and their batch."""
+
+    method: Method
+    optimizer: OptimizerSettings
+    adapters: Adapters
+    teachers: Teachers
+    holdout: HoldoutBatches | None
+    """The held-out images that the method may look at before a step."""
 
 
 class Records(NamedTuple):
@@ -28,6 +46,8 @@ class Records(NamedTuple):
     learning_rates: Tensor  # (n, steps) float32
     losses: Tensor  # (n, steps) float32, a row a candidate
     totals: Tensor  # (n,3) float64, sums over samples: correct, true-class probability, entropy
+    terms: Tensor  # (n, MOST_TERMS) float64, sums over samples: the terms of the loss, where it has several
+    names: list[str]  # of the terms; empty where the loss has one only
 
     @classmethod
     def empty(cls, candidates: int, steps: int, device: torch.device) -> "Records":
@@ -36,65 +56,89 @@ class Records(NamedTuple):
             torch.zeros(candidates, steps, device=device),
             torch.zeros(candidates, steps, device=device),
             torch.zeros(candidates, 3, dtype=torch.float64, device=device),
+            torch.zeros(candidates, MOST_TERMS, dtype=torch.float64, device=device),
+            [],
         )
 
     def of(self, rows: slice) -> "Records":
         """Those of some of the candidates."""
         return self._replace(
-            learning_rates=self.learning_rates[rows], losses=self.losses[rows], totals=self.totals[rows]
+            learning_rates=self.learning_rates[rows],
+            losses=self.losses[rows],
+            totals=self.totals[rows],
+            terms=self.terms[rows],
         )
 
     def restart(self, learning_rates: list[list[float]]) -> None:
         """For a new epoch; a learning rate for each candidate and step."""
-        for tensor in (self.step, self.losses, self.totals):
+        for tensor in (self.step, self.losses, self.totals, self.terms):
             tensor.zero_()
         self.learning_rates.copy_(torch.tensor(learning_rates))
 
+    def add(self, loss: "StepLoss", samples: int) -> None:
+        """Take in the loss of a step, a mean over so many samples.
 
-@dataclass(frozen=True)
-class Training:
-    """What the steps of an epoch are taken by."""
-
-    method: Method
-    optimizer: OptimizerSettings
-    adapters: Adapters
-    teachers: Teachers
+        Raises:
+            ValueError: for a loss whose terms are not those of the steps before, or are too many.
+        """
+        here = torch.arange(self.losses.shape[1], device=self.losses.device) == self.step
+        self.losses.copy_(torch.where(here, loss.total.detach().float().unsqueeze(1), self.losses))
+        self.totals.add_(torch.stack(loss.statistics, dim=1))
+        if len(loss.terms) == 1:
+            return
+        if not self.names:
+            self.names.extend(loss.terms)
+        if self.names != list(loss.terms) or len(self.names) > MOST_TERMS:
+            raise ValueError(
+                f"the terms of a loss must have the same names in all steps of a phase, {MOST_TERMS} at most: got "
+                f"{', '.join(loss.terms)} after {', '.join(self.names)}"
+            )
+        terms = torch.stack([term.detach().double() for term in loss.terms.values()], dim=1)
+        self.terms[:, : len(self.names)].add_(terms, alpha=samples)
 
 
 def train_step(
-    group: Group, shown: Shown, taught: tuple[TeacherOutputs, ...], records: Records, training: Training
+    setup: StepSetup, group: Group, shown: Shown, teachers: tuple[TeacherOutputs, ...], records: Records
 ) -> None:
     """Forward, loss, backward, update, statistics. The caller counts `records.step`.
 
     Args:
-        taught: what the teachers make of the batch.
+        teachers: their outputs for the batch.
     """
-    method, adapters, count = training.method, training.adapters, len(group.leaves)
-    logits, batch = look(group, shown, taught, method)
-    losses, statistics = loss_of(method, logits, batch, shown, group.candidates)
+    method, adapters, count = setup.method, setup.adapters, len(group.leaves)
+    logits, batch = forward_batch(group, shown, teachers, method.needs)
+    loss = step_loss(method, logits, batch, shown.mixed)
     leaves = [*group.leaves, *adapters.weights]
-    gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=method.adapters is not None)
+    gradients = torch.autograd.grad(loss.total.sum(), leaves, allow_unused=method.adapters is not None)
     learning_rates = records.learning_rates.index_select(1, records.step)
     for candidate, own, rate in zip(group.members, group.split(gradients[:count]), learning_rates, strict=True):
-        _update(candidate.weights, own, candidate.momenta, rate, training.optimizer)
+        _update(candidate.weights, own, candidate.momenta, rate, setup.optimizer)
         if candidate.sums:
             torch._foreach_add_(candidate.sums, candidate.weights)
         if candidate.slow:
-            torch._foreach_lerp_(candidate.slow, candidate.weights, 1.0 - (method.slow_decay or 0.0))
+            torch._foreach_lerp_(candidate.slow, candidate.weights, 1.0 - (method.needs.slow_decay or 0.0))
     if adapters.weights:
-        _update(adapters.weights, gradients[count:], adapters.momenta, learning_rates[0], training.optimizer)
-    here = torch.arange(records.losses.shape[1], device=losses.device) == records.step
-    records.losses.copy_(torch.where(here, losses.detach().float().unsqueeze(1), records.losses))
-    records.totals.add_(torch.stack(statistics, dim=1))
+        _update(adapters.weights, gradients[count:], adapters.momenta, learning_rates[0], setup.optimizer)
+    records.add(loss, batch.labels.shape[1])
 
 
-def look(group: Group, shown: Shown, taught: tuple[TeacherOutputs, ...], method: Method) -> tuple[Tensor, StepBatch]:
-    """The candidates' logits (n,B,C) of what they are shown, and what else their method wants to know of it."""
+def forward_batch(
+    group: Group, shown: Shown, teachers: tuple[TeacherOutputs, ...], needs: Needs
+) -> tuple[Tensor, StepBatch]:
+    """Run students, and where there are any companions and slow copies, on a batch.
+
+    Args:
+        teachers: their outputs for the batch.
+        needs: those of the method that the batch is for.
+
+    Returns:
+        Logits (n,B,C) with gradient, and what `Method.loss` reads beside them.
+    """
     images, size = shown.batch.images, shown.batch.labels.shape[1]
     beside: CompanionOutputs | None = None
     if shown.companions is None:
         logits, features = group.forward(images)
-    elif method.companion_gradient:
+    elif needs.companion_gradient:
         both, features = group.forward(torch.cat([images, shown.companions.images], dim=1))
         logits, of_companions = both[:, :size], both[:, size:]
         features = features and features.map(lambda part: part[:, :size])
@@ -109,25 +153,41 @@ def look(group: Group, shown: Shown, taught: tuple[TeacherOutputs, ...], method:
     batch = StepBatch(
         shown.batch.labels.expand(n, -1),
         shown.batch.indices.expand(n, -1),
+        group.candidates.start,
         group.slow_forward(images)[0] if group.slow_forward else None,
         features,
-        taught,
+        teachers,
         beside,
         group.students,
     )
     return logits, batch
 
 
-def loss_of(
-    method: Method, logits: Tensor, batch: StepBatch, shown: Shown, candidates: slice
-) -> tuple[Tensor, SoftTargetStats]:
-    """Mean losses (n,) and statistics; those of mixed images count their two labels in shares."""
-    losses, statistics = method.loss(logits, batch, candidates)
-    if shown.mixed is None:
-        return losses, statistics
-    labels = shown.mixed.labels.expand(len(logits), -1)
-    others, _ = method.loss(logits, batch._replace(labels=labels), candidates)
-    return shown.mixed.share * losses + (1.0 - shown.mixed.share) * others, statistics
+class StepLoss(NamedTuple):
+    """The losses of n candidates in one step, means over the batch; those of mixed images count both labels."""
+
+    total: Tensor  # (n,) with gradient
+    terms: Mapping[str, Tensor]  # (n,) each
+    statistics: SoftTargetStats
+
+
+def step_loss(method: Method, logits: Tensor, batch: StepBatch, mixed: MixPartners | None) -> StepLoss:
+    """The loss of a method; for mixed images, that of their first labels and that of their second ones, in shares."""
+    loss = method.loss(logits, batch)
+    total, terms = loss.total, loss.terms
+    if mixed is not None:
+        labels = mixed.labels.expand(len(logits), -1)
+        other = method.loss(logits, replace(batch, labels=labels))
+        total = mixed.share * total + (1.0 - mixed.share) * other.total
+        terms = {name: mixed.share * term + (1.0 - mixed.share) * other.terms[name] for name, term in terms.items()}
+    return StepLoss(total, terms, loss.statistics or statistics_of(logits, batch.labels))
+
+
+def statistics_of(logits: Tensor, labels: Tensor) -> SoftTargetStats:
+    """Training statistics of logits (n,B,C) for labels (n,B)."""
+    one_hot = torch.eye(logits.shape[-1], device=logits.device)
+    _, statistics = ops.soft_target_loss_with_stats(logits.detach(), labels, one_hot)
+    return statistics
 
 
 def _update(
@@ -137,7 +197,7 @@ def _update(
     learning_rate: Tensor,
     settings: OptimizerSettings,
 ) -> None:
-    """What took no part in the loss stays as it is."""
+    """SGD-update `weights` in place; a weight whose gradient is None, which took no part in the loss, is skipped."""
     used = [row for row in zip(weights, gradients, momenta, strict=True) if row[1] is not None]
     own = [weight for weight, _, _ in used], [g for _, g, _ in used if g is not None], [m for _, _, m in used]
     sgd_step(*own, learning_rate, settings)

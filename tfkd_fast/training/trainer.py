@@ -4,7 +4,8 @@ The trainer sees the training part of a data set only, split into images to fit 
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,16 @@ from tfkd_fast.events import (
 )
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import find_method
-from tfkd_fast.methods.base import EpochResult, HoldoutMetrics, Interval, IntervalResult, Material
+from tfkd_fast.methods.base import (
+    EpochResult,
+    HoldoutMetrics,
+    Interval,
+    IntervalResult,
+    Material,
+    Outcome,
+    Plan,
+    SteeredMethod,
+)
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener, RunLog
 from tfkd_fast.runs.recipe import Recipe
@@ -61,20 +71,20 @@ class Trainer:
         teachers = load_teachers(recipe, dataset, compute)
         context = method_context(recipe, dataset, self.train_images, compute, teachers)
         self.method = find_method(recipe.method).build(recipe.options, context)
-        if recipe.data.mix != "none" and not self.method.mixes:
+        if recipe.data.mix != "none" and not self.method.needs.mixing:
             raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
-        if self.method.needs_holdout and self.holdout_loader is None:
+        needs = self.method.needs
+        if needs.holdout and self.holdout_loader is None:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
-        slow = self.method.slow_decay is not None
         build = partial(build_student, recipe, dataset, compute, recipe.seed)
-        self.population = Population(build, self.method.max_candidates, slow=slow)
-        if self.method.own_initial_weights:
-            for slot in range(1, self.method.max_candidates):
+        self.population = Population(build, needs.candidates, slow=needs.slow_decay is not None)
+        if needs.own_weights:
+            for slot in range(1, needs.candidates):
                 model = build_student(recipe, dataset, compute, seed_of(recipe.seed, slot))
                 self.population.start_from(slot, model)
         self._judge = Judge(images.fit, images.holdout, compute, build)
         self._adapters = Adapters(self.method.adapters)
-        self._teachers = gather_teachers(teachers, self.method, self.recipe, dataset, self.loader, compute)
+        self._teachers = gather_teachers(teachers, needs, self.recipe, dataset, self.loader, compute)
         self._saw_holdout = trained_on_holdout(teachers, dataset, recipe.data.holdout)
         self._unseen = unseen_indices(teachers, dataset, recipe.data.holdout)
         self._epochs = EpochTrainer(
@@ -91,13 +101,9 @@ class Trainer:
             mixing=make_mixing(recipe.data, recipe.seed),
         )
         self._epoch = 0
-        self._interval: Interval | None = None
-        self._factors: list[float] = []  # of the learning rate, one a candidate of the interval
-        self._labels: tuple[int, ...] | None = None  # of the images that the interval is trained on
-        self._schedule: tuple[int, int] | None = None  # of the learning rate: first epoch and end, if not the run's own
+        self._plan: Plan | None = None  # of the interval that is being trained; None between two
         self._alive = 1  # slots that hold a candidate of their own between intervals
         self._student_epochs = 0
-        self._cooling = False
         self._images_trained = 0
         self._best_epoch, self._best_top1 = 0, -1.0
         self._log: RunLog  # opened by run()
@@ -106,17 +112,14 @@ class Trainer:
         """Train to the last epoch; returns what training adds to the summary. The test set is not read."""
         self._restore()
         while self._epoch < self.recipe.epochs:
-            if self._interval is None:
+            if self._plan is None:
                 with self._log.timed("steering"):
-                    plan = self.method.begin_interval(self._epoch)
-                    self._interval = plan.interval
-                    self._factors = list(plan.learning_rate_factors or [1.0] * plan.interval.candidates)
-                    self._labels, self._schedule = plan.labels, plan.schedule
+                    self._plan = plan = self.method.begin_interval(self._epoch)
                     if plan.schedule is not None and plan.schedule[0] == self._epoch:
                         self.population.forget_momenta()
                         self._adapters.forget_momenta()
                     self._log.write(*plan.events)
-            self._run_epoch(self._interval)
+            self._run_epoch(self._plan)
             if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
                 with self._log.timed("saving"):
                     self._save()
@@ -128,40 +131,53 @@ class Trainer:
         gc.collect()  # and none waits in a cycle
         return summary
 
-    def _run_epoch(self, interval: Interval) -> None:
+    def _run_epoch(self, plan: Plan) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
+        interval, averages = plan.interval, self.method.needs.averages
         last = self._epoch + 1 == interval.end
-        runs = self._train(
-            interval.candidates,
-            self._epoch,
-            self.recipe.learning_rates(self._epoch, self._epochs.steps(self._labels), self._schedule),
-            average=last and self.method.needs_epoch_average,
-        )
-        if self.method.needs_interval_average and interval.candidates > 1:
+        rates = self.recipe.learning_rates(self._epoch, self._epochs.steps(plan), plan.schedule)
+        with self._explained():
+            runs = self._epochs.run(plan, self._epoch, rates, average=last and "epoch" in averages)
+        self._count(runs)
+        if "interval" in averages and interval.candidates > 1:
             if self._epoch == interval.first_epoch:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
         with self._log.timed("evaluation"):
             models = self.population.models[: interval.candidates]
-            networks = [self.method.network(model) for model in models]
-            judged = self._judge.judgements(networks, self.method.known_labels)
+            judged = self._judge.judgements([plan.network(model) for model in models], plan.known_labels)
             holdout = [judgement and judgement.metrics for judgement in judged]
         self._epoch += 1
         with self._log.timed("steering"):
-            self._log.write(*(self._epoch_event(slot, run, holdout[slot]) for slot, run in enumerate(runs)))
+            self._log.write(*(self._epoch_event(plan, slot, run, holdout[slot]) for slot, run in enumerate(runs)))
             pairs = zip(runs, judged, strict=True)
-            self.method.end_epoch([EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs])
+            results = [EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs]
+            self._log.write(*self.method.end_epoch(results))
         if last:
-            self._end_interval(runs, holdout)
+            self._end_interval(plan, runs, holdout)
 
-    def _end_interval(self, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
+    def _end_interval(self, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
+        outcome = Outcome(tuple(range(len(runs))))
+        if isinstance(self.method, SteeredMethod):
+            outcome = self._judged(self.method, plan, runs, holdout)
+        if plan.complete:
+            best = outcome.survivors[0]
+            self._keep_best(self.population.models[best], holdout[best])
+        self.population.continue_from(outcome.survivors)
+        self._alive = len(outcome.survivors)
+        self._plan = None
+
+    def _judged(
+        self, method: SteeredMethod, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]
+    ) -> Outcome:
+        """Show a method what its candidates are worth at the end of an interval."""
         population, models = self.population, self.population.models[: len(runs)]
-        cooled_metrics = self._cooled(len(runs))
+        cooled_metrics = self._cooled(method, plan)
         with self._log.timed("evaluation"):
             epoch_averages = self._judge.average_metrics(population.epoch_average, len(runs), self._epoch)
             interval_averages = self._judge.average_metrics(population.interval_average, len(runs), self._epoch)
         with self._log.timed("steering"):
-            outcome = self.method.end_interval(
+            outcome = method.end_interval(
                 [
                     IntervalResult(
                         runs[slot].training,
@@ -175,35 +191,29 @@ class Trainer:
                 ]
             )
             self._log.write(*outcome.events)
-        best = outcome.survivors[0]
-        if self.method.complete:
-            self._keep_best(self.population.models[best], holdout[best])
-        self.population.continue_from(outcome.survivors)
-        self._alive = len(outcome.survivors)
-        self._interval = None
+        return outcome
 
-    def _cooled(self, candidates: int) -> list[HoldoutMetrics | None]:
-        if not self.method.cooldown_epochs:
-            return [None] * candidates
+    def _cooled(self, method: SteeredMethod, plan: Plan) -> list[HoldoutMetrics | None]:
+        if not method.needs.cooldown_epochs:
+            return [None] * plan.interval.candidates
+        rate = self.recipe.learning_rate(self._epoch)
+        with self._explained(), cooled(self._epochs, method, plan, self._epoch, rate) as runs:
+            self._count(runs)
+            with self._log.timed("evaluation"):
+                return self._judge.metrics(self.population.models[: plan.interval.candidates])
 
-        def train(epoch: int, rates: list[float]) -> None:
-            self._cooling = True
-            self._train(candidates, epoch, rates, average=False)
-            self._cooling = False
-
-        place = candidates, self._epoch, len(self.loader)
-        with cooled(self.population, self.method, self.recipe, *place, train), self._log.timed("evaluation"):
-            return self._judge.metrics(self.population.models[:candidates])
-
-    def _train(self, candidates: int, epoch: int, schedule: list[float], *, average: bool) -> list[EpochRun]:
-        """One epoch on the images of the 0-based `epoch`, with a learning rate for every step."""
-        learning_rates = [[factor * rate for rate in schedule] for factor in self._factors]
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says of a run that diverged which of its checkpoints is good."""
         try:
-            runs = self._epochs.run(candidates, epoch, learning_rates, average=average, labels=self._labels)
+            yield
         except Diverged as error:
             saved = self.folder.checkpoint_files()
             last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
             raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
+
+    def _count(self, runs: list[EpochRun]) -> None:
+        """Take in what epochs of candidates have cost."""
         self._student_epochs += len(runs)
         self._images_trained += sum(run.images for run in runs)
         self._log.seconds["training"] += sum(run.seconds for run in runs)
@@ -211,7 +221,6 @@ class Trainer:
         if set_up:
             self._log.seconds["compile"] += set_up
             self._log.write(StepsCompiled(epoch=self._epoch + 1, seconds=set_up))
-        return runs
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the last line of the log."""
@@ -219,8 +228,7 @@ class Trainer:
         self._log.close()
 
     def _on_batch(self, images: int) -> None:
-        if not self._cooling:  # progress is that of the run itself
-            self._log.batch(images)
+        self._log.batch(images)
 
     def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
         if holdout is not None and holdout.top1 > self._best_top1:
@@ -260,18 +268,14 @@ class Trainer:
         self._adapters.load_state_dict(state["adapters"])
         self.method.load_state_dict(state["method"])
         self._epoch = state["epoch"]
-        self._interval = Interval(*state["interval"]) if state["interval"] else None
-        self._factors, self._alive = state["learning_rate_factors"], state["alive"]
-        self._labels, self._schedule = (
-            state["labels"] and tuple(state["labels"]),
-            state["schedule"] and tuple(state["schedule"]),
-        )
+        self._plan = self.method.resume_interval(Interval(*state["interval"])) if state["interval"] else None
+        self._alive = state["alive"]
         self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
         self._best_epoch, self._best_top1 = state["best_epoch"], state["best_top1"]
         self._log.write(RunResumed(epoch=self._epoch, **self._facts()))
 
     def _save(self) -> None:
-        interval = self._interval
+        interval = self._plan and self._plan.interval
         self.folder.save_checkpoint(
             self._epoch,
             {
@@ -283,9 +287,6 @@ class Trainer:
                 "loader": self.loader.name,
                 "epoch": self._epoch,
                 "interval": list(asdict(interval).values()) if interval else None,
-                "learning_rate_factors": self._factors,
-                "labels": self._labels and list(self._labels),
-                "schedule": self._schedule and list(self._schedule),
                 "alive": self._alive,
                 "student_epochs": self._student_epochs,
                 "images_trained": self._images_trained,
@@ -318,8 +319,8 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.population.models[0].parameters()),
             "train_images": self.train_images,
             "holdout_images": self.holdout_images,
-            "steered_by_holdout": self.method.needs_holdout,
-            "candidates": self.method.max_candidates,
+            "steered_by_holdout": self.method.needs.holdout,
+            "candidates": self.method.needs.candidates,
             "teachers": [teacher.facts.name for teacher in self._teachers.teachers],
             "teachers_saw_holdout": self._saw_holdout,
             "population": self._epochs.side_by_side,
@@ -328,21 +329,22 @@ class Trainer:
             "torch": str(torch.__version__),
         }
 
-    def _epoch_event(self, slot: int, run: EpochRun, holdout: HoldoutMetrics | None) -> EpochEnded:
+    def _epoch_event(self, plan: Plan, slot: int, run: EpochRun, holdout: HoldoutMetrics | None) -> EpochEnded:
         """Accuracies leave the engine in percent."""
         training = run.training
         return EpochEnded(
             epoch=self._epoch,
             candidate=slot,
-            learning_rate=self._factors[slot] * self.recipe.learning_rate(self._epoch - 1, self._schedule),
+            learning_rate=plan.factors[slot] * self.recipe.learning_rate(self._epoch - 1, plan.schedule),
             train_loss=training.loss,
+            terms=training.terms,
             train_top1=100 * training.top1,
             true_probability=training.true_probability,
             entropy=training.entropy,
             images_per_second=run.images / run.seconds,
             seconds=run.seconds,
             holdout=HoldoutFigures(**in_percent(holdout)) if holdout else None,
-            holdout_classes=len(self.method.known_labels or self.dataset.classes) if holdout else None,
+            holdout_classes=len(plan.known_labels or self.dataset.classes) if holdout else None,
         )
 
     def _summary(self) -> dict[str, Any]:

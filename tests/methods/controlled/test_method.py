@@ -53,8 +53,9 @@ def one_loss(
     method: Method, logits: torch.Tensor, labels: torch.Tensor, slot: int = 0
 ) -> tuple[torch.Tensor, SoftTargetStats]:
     """Of one candidate: logits (B,C), labels (B,)."""
-    batch = StepBatch(labels.unsqueeze(0), torch.arange(len(labels)).unsqueeze(0), None)
-    losses, statistics = method.loss(logits.unsqueeze(0), batch, slice(slot, slot + 1))
+    batch = StepBatch(labels.unsqueeze(0), torch.arange(len(labels)).unsqueeze(0), slot)
+    loss = method.loss(logits.unsqueeze(0), batch)
+    losses, statistics = loss.total, loss.statistics
     return losses.squeeze(0), SoftTargetStats(*(total.squeeze(0) for total in statistics))
 
 
@@ -225,10 +226,11 @@ def test_a_controller_with_nothing_to_control_is_refused() -> None:
 
 
 def test_candidates_may_share_their_data_order() -> None:
-    own = build("tfkd-mrs")
-    shared = build("tfkd-mrs", selection={"data_order": "shared"})
-    assert [own.data_stream(slot) for slot in range(3)] == [0, 1, 2]
-    assert [shared.data_stream(slot) for slot in range(3)] == [0, 0, 0]
+    at_once = {"controller": {"warmup_epochs": 0}}
+    own = build("tfkd-mrs", **at_once)
+    shared = build("tfkd-mrs", selection={"data_order": "shared"}, **at_once)
+    assert own.begin_interval(0).streams == (0, 1, 2, 3)
+    assert shared.begin_interval(0).streams == (0, 0, 0, 0)
 
 
 # Several candidates: successive halving, one action for all, peers, learning rates.
@@ -289,7 +291,7 @@ def test_survivors_of_a_rung_are_taught_as_before_at_the_learning_rate_that_they
         plan, outcome = play_interval(method, epoch, HALVED)
         assert plan.learning_rate_factors is not None
         for slot, first in enumerate(slots):
-            mass, factor = method._teaching.true_mass(slot), plan.learning_rate_factors[slot]
+            mass, factor = method.teaching.true_mass(slot), plan.learning_rate_factors[slot]
             assert mass == masses.setdefault(first, mass)
             assert factor == factors.setdefault(first, factor)
         slots, epoch = [slots[survivor] for survivor in outcome.survivors], plan.interval.end
@@ -352,8 +354,7 @@ def test_learning_rate_factors_reach_the_plan_and_the_log() -> None:
 
 def test_peers_without_selection_stay_side_by_side_to_the_end() -> None:
     method = build("tfkd", 6, target={"sources": ["peers"]}, selection={"candidates": 3})
-    assert (method.max_candidates, method.needs_joint_steps) == (3, True)
-    assert [method.data_stream(slot) for slot in range(3)] == [0, 0, 0]
+    assert (method.needs.candidates, method.needs.joint_steps) == (3, True)
     for plan in (method.begin_interval(0), method.begin_interval(1)):
         assert plan.interval.candidates == 3
         result = metrics(0.5, 1.0)

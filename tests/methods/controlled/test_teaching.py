@@ -38,7 +38,7 @@ def random_step(seed: int, candidates: int = CANDIDATES) -> tuple[Tensor, StepBa
     slow_logits = 2.0 * torch.randn(shape, generator=generator, dtype=torch.float64)
     labels = torch.randint(CLASSES, (BATCH,), generator=generator).expand(candidates, -1)
     indices = torch.randperm(IMAGES, generator=generator)[:BATCH].expand(candidates, -1)
-    return logits, StepBatch(labels, indices, slow_logits)
+    return logits, StepBatch(labels, indices, slow_logits=slow_logits)
 
 
 def kl(teacher: Tensor, logits: Tensor) -> Tensor:
@@ -85,7 +85,8 @@ def test_the_loss_is_the_weighted_sum_of_its_divergences(candidates: int) -> Non
     remembered = torch.zeros(candidates, IMAGES, CLASSES, dtype=torch.float64)
     for seed in range(3):
         logits, batch = random_step(seed, candidates)
-        losses, statistics = teaching.loss(logits, batch, slice(0, candidates))
+        loss = teaching.loss(logits, batch)
+        losses, statistics = loss.total, loss.statistics
         expected = torch.stack(mixed_loss(teaching, actions, logits, batch, remembered))
         # shares, temperatures and tables are float32: a few roundings of 6e-8 in each factor of a loss of order 1,
         # and a temperature enters a logit of up to 10 whose exponential counts
@@ -103,7 +104,7 @@ def test_without_sources_it_is_the_class_table_alone() -> None:
     teaching = build(())
     teaching.set(actions_for(teaching), CANDIDATES)
     logits, batch = random_step(0)
-    losses, _ = teaching.loss(logits, batch, slice(0, CANDIDATES))
+    losses = teaching.loss(logits, batch).total
     for slot in range(CANDIDATES):
         mass = teaching.true_mass(slot)
         targets = torch.full((BATCH, CLASSES), (1 - mass) / (CLASSES - 1), dtype=torch.float64)
@@ -117,12 +118,11 @@ def test_a_candidate_alone_is_taught_as_in_the_group_where_no_peers_take_part() 
         teaching.set(actions_for(teaching), CANDIDATES)
     for seed in range(2):
         logits, batch = random_step(seed)
-        expected, _ = together.loss(logits, batch, slice(0, CANDIDATES))
+        expected = together.loss(logits, batch).total
         for slot in range(CANDIDATES):
             own = slice(slot, slot + 1)
-            loss, _ = alone.loss(
-                logits[own], StepBatch(batch.labels[own], batch.indices[own], batch.slow_logits[own]), own
-            )
+            shown = StepBatch(batch.labels[own], batch.indices[own], slot, slow_logits=batch.slow_logits[own])
+            loss = alone.loss(logits[own], shown).total
             torch.testing.assert_close(loss, expected[own], rtol=1e-12, atol=1e-12)
 
 
@@ -161,7 +161,7 @@ def test_the_warm_up_is_plain_cross_entropy_and_the_memory_is_written(family: st
     teaching.set(actions_for(teaching), CANDIDATES)
     teaching.set(None, 1)
     logits, batch = random_step(0, 1)
-    losses, _ = teaching.loss(logits, batch, slice(0, 1))
+    losses = teaching.loss(logits, batch).total
     expected = F.cross_entropy(logits[0], batch.labels[0])
     torch.testing.assert_close(losses[0], expected, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)
@@ -182,14 +182,14 @@ def test_what_a_step_reads_keeps_its_place() -> None:
     teaching = build(family="rank-binned")
 
     def addresses() -> list[int]:
-        similarity, instances = teaching._similarity, teaching._instances
-        tensors = (teaching._tables, teaching._shares, teaching._temperatures, instances.logits)
+        similarity, instances = teaching.similarity, teaching.instances
+        tensors = (teaching.tables, teaching.shares, teaching.temperatures, instances.logits)
         return [tensor.data_ptr() for tensor in (*tensors, similarity.accumulator, similarity.similarity)]
 
     before = addresses()
     teaching.set(actions_for(teaching), CANDIDATES)
     logits, batch = random_step(0)
-    teaching.loss(logits, batch, slice(0, CANDIDATES))
+    teaching.loss(logits, batch)
     teaching.end_epoch()
     teaching.continue_from([1])
     teaching.set(actions_for(teaching)[:1], 1)
@@ -202,7 +202,7 @@ def test_survivors_keep_their_memories_and_a_state_restores_them() -> None:
     teaching, restored = build(family="rank-binned"), build(family="rank-binned")
     teaching.set(actions_for(teaching), CANDIDATES)
     logits, batch = random_step(0)
-    teaching.loss(logits, batch, slice(0, CANDIDATES))
+    teaching.loss(logits, batch)
     teaching.end_epoch()
     before = copy.deepcopy(teaching.state_dict(active=CANDIDATES))
     teaching.continue_from([2, 0])
@@ -231,7 +231,7 @@ def test_the_gradient_in_the_action_is_that_of_the_table(family: str, sources: t
     target, similarity = teaching.space.target, torch.full((1, CLASSES, CLASSES), 1 / CLASSES, dtype=torch.float64)
     for slot in range(CANDIDATES):
         action = actions[slot].double().requires_grad_()
-        share = float(teaching._shares[slot, 0])
+        share = float(teaching.shares[slot, 0])
         loss = share * (target.tables(action[None, : target.action_size], similarity)[0] * influence).sum()
         gradient = teaching.action_gradient(slot, influence)
         assert gradient.dtype == torch.float32

@@ -81,10 +81,12 @@ class Step:
     def loss(self) -> Tensor:
         logits, features = self.student(self.batch.images, return_features=True)
         shown = StepBatch(
-            self.batch.labels.unsqueeze(0), self.batch.indices.unsqueeze(0), None, in_front(features), self._taught
+            self.batch.labels.unsqueeze(0),
+            self.batch.indices.unsqueeze(0),
+            features=in_front(features),
+            teachers=self._taught,
         )
-        losses, _ = self.method.loss(logits.unsqueeze(0), shown, slice(0, 1))
-        return losses[0]
+        return self.method.loss(logits.unsqueeze(0), shown).total[0]
 
     def holdout(self) -> Batch:
         return self._held_out

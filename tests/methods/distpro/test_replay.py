@@ -74,17 +74,14 @@ def test_small_weights_are_skipped_and_pathways_that_never_count_are_not_there(t
     process = write(tmp_path, alpha)
     method = build(tmp_path, skip_below=0.5)
     assert [pathway.name for pathway in method.pathways] == [p.name for k, p in enumerate(process.pathways) if k != 2]
-    method.begin_interval(0)
-    first = method.phase
+    first = method.begin_interval(0).phase
     assert method._computed == [k for k in range(14) if k != 4]
     assert torch.equal(method._weights.nonzero().flatten(), torch.tensor(method._computed))
     place = method._weights.data_ptr()
-    method.begin_interval(1)
-    second = method.phase
+    second = method.begin_interval(1).phase
     assert method._computed == list(range(14))
     assert first != second
-    method.begin_interval(2)
-    assert method.phase == second
+    assert method.begin_interval(2).phase == second
     assert method._weights.data_ptr() == place
 
 
@@ -97,8 +94,7 @@ def test_what_is_skipped_changes_seven_times_at_most(tmp_path: Path) -> None:
     number = {pathway: k for k, pathway in enumerate(process.pathways)}
     phases = []
     for epoch in range(32):
-        method.begin_interval(epoch)
-        phases.append(method.phase)
+        phases.append(method.begin_interval(epoch).phase)
         weights = biased_softmax(process.at((epoch + 0.5) / 32))
         for pathway, weight in zip(method.pathways, method._weights, strict=True):
             assert weight in (0.0, weights[number[pathway]])

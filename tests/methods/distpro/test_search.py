@@ -245,11 +245,11 @@ def test_the_loss_is_that_of_label_and_pathways(candidates: int) -> None:
     shown = StepBatch(
         labels,
         labels,
-        None,
-        Features(maps, [], logits),
-        (TeacherOutputs(logits.detach(), Features(given, [], logits)),),
+        features=Features(maps, [], logits),
+        teachers=(TeacherOutputs(logits.detach(), Features(given, [], logits)),),
     )
-    losses, statistics = method.loss(logits, shown, slice(0, candidates))
+    loss = method.loss(logits, shown)
+    losses, statistics = loss.total, loss.statistics
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").unflatten(0, labels.shape)
     expected = expected.mean(1)
     for weight, pathway, connector in zip(weights, method.pathways, method.adapters.connectors, strict=True):

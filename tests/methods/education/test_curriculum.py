@@ -95,8 +95,7 @@ def test_teachers_of_later_groups_need_not_look(
 ) -> None:
     education = build(teachers, grades={"replay": replay})
     for epoch, expected in zip((0, 8, 13), wanted, strict=True):
-        education.begin_interval(epoch)
-        assert education.wanted_teachers == expected
+        assert education.begin_interval(epoch).teachers == expected
 
 
 @pytest.mark.parametrize("replay", [True, False])
@@ -104,8 +103,7 @@ def test_a_grade_is_judged_by_all_classes_that_it_knows(build: Build, replay: bo
     """Also by those that it is taught no more."""
     education = build(grades={"replay": replay})
     for epoch, expected in ((0, (0, 4)), (7, (0, 4)), (8, (0, 2, 4, 5, 6)), (13, None)):
-        education.begin_interval(epoch)
-        assert education.known_labels == expected
+        assert education.begin_interval(epoch).known_labels == expected
 
 
 def test_the_schedule_of_the_paper_is_that_of_the_run(build: Build) -> None:

@@ -1,6 +1,7 @@
 """The networks of the grades: what trains, what waits, what a promotion keeps."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.methods.education.students import CLASSES, GROUPS, Build, build_student
+from tfkd_fast.methods.base import Plan, whole_network
 from tfkd_fast.methods.education import Education
 from tfkd_fast.methods.education.network import ABSENT
 from tfkd_fast.models import ModelSettings, build_model
@@ -27,9 +29,9 @@ def tensors_of(*modules: nn.Module) -> list[Tensor]:
     return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
 
 
-def train_a_step(education: Education, student: nn.Module) -> None:
+def train_a_step(education: Education, plan: Plan, student: nn.Module) -> None:
     """By an optimiser that decays every weight that has a gradient, be it zero."""
-    network = education.network(student).train()
+    network = plan.network(student).train()
     weights = [*student.parameters(), *education.adapters.parameters()]
     optimizer = torch.optim.SGD(weights, lr=0.1, weight_decay=0.1)
     taught = sorted(education._grades[education._number].labels)
@@ -43,10 +45,10 @@ def train_a_step(education: Education, student: nn.Module) -> None:
 def test_a_step_of_a_grade_moves_its_stages_and_its_head_and_nothing_else(build: Build, model: str) -> None:
     education, student = build(model=model), build_student(model)
     for grade, epoch in enumerate(PROMOTIONS):
-        education.begin_interval(epoch)
+        plan = education.begin_interval(epoch)
         parts = [*student.stages, student.classifier, *education.adapters]
         before = [tensors_of(part) for part in parts]
-        train_a_step(education, student)
+        train_a_step(education, plan, student)
         moved = [
             [not torch.equal(a, b) for a, b in zip(tensors_of(part), old, strict=True)]
             for part, old in zip(parts, before, strict=True)
@@ -63,12 +65,13 @@ def test_a_step_of_a_grade_moves_its_stages_and_its_head_and_nothing_else(build:
 @pytest.mark.parametrize("model", STAGES)
 def test_a_promotion_keeps_the_lower_stages_and_what_they_give(build: Build, model: str) -> None:
     education, student = build(model=model), build_student(model)
+    plan = education.begin_interval(0)
     for grade, promotion in enumerate(PROMOTIONS[1:]):
-        train_a_step(education, student)
+        train_a_step(education, plan, student)
         student.eval()
         weights, given = tensors_of(student), student.run_stages(draw_images(1), STAGES[model][grade])
-        education.begin_interval(promotion)
-        trained = education.network(student)
+        plan = education.begin_interval(promotion)
+        trained = plan.network(student)
         assert all(torch.equal(a, b) for a, b in zip(tensors_of(student), weights, strict=True))
         now = {id(tensor) for tensor in trained.state_dict(keep_vars=True).values()}
         assert now >= {id(tensor) for tensor in student.state_dict(keep_vars=True).values()}, "it trains these tensors"
@@ -80,14 +83,13 @@ def test_the_last_grade_is_the_student_itself(build: Build) -> None:
     education, student = build(), build_student()
     names = list(student.state_dict())
     for epoch, phase in ((0, 0), (8, 1), (13, 2), (19, 2)):
-        education.begin_interval(epoch)
-        assert (education.network(student) is student) == (epoch >= 13)
-        assert education.phase == (phase, False)
-        assert education.complete == (epoch >= 13)
+        plan = education.begin_interval(epoch)
+        assert (plan.network(student) is student) == (epoch >= 13)
+        assert plan.phase == (phase, False)
+        assert plan.complete == (epoch >= 13)
     assert list(student.state_dict()) == names
     education = build(loss={"self_reference": 0.5})
-    education.begin_interval(13)
-    network = education.network(student)
+    network = education.begin_interval(13).network(student)
     assert network is not student, "it also asks the last head"
     assert torch.equal(network.eval()(draw_images()), student.eval()(draw_images()))
     with torch.no_grad():
@@ -98,11 +100,11 @@ def test_the_last_grade_is_the_student_itself(build: Build) -> None:
 def test_classes_that_are_not_taught_yet_take_no_part(build: Build, precision: torch.dtype) -> None:
     education, student = build(), build_student()
     for grade, epoch in enumerate(PROMOTIONS[:2]):
-        education.begin_interval(epoch)
+        plan = education.begin_interval(epoch)
         taught = sorted(c for group in GROUPS[: grade + 1] for c in group)
         others = [c for c in range(CLASSES) if c not in taught]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-            logits = education.network(student)(draw_images())
+            logits = plan.network(student)(draw_images())
         assert logits.dtype == torch.float32
         assert (logits[:, others] == ABSENT).all()
         logits = logits.detach().requires_grad_()
@@ -148,8 +150,7 @@ def test_a_training_step_is_one_graph(build: Build, epoch: int) -> None:
     results = []
     for compiles in (False, True):
         education, student = build(loss={"self_reference": 0.5}), build_student()
-        education.begin_interval(epoch)
-        network = education.network(student).train()
+        network = education.begin_interval(epoch).network(student).train()
         forward = torch.compile(network, backend="aot_eager", fullgraph=True) if compiles else network
         logits = forward(draw_images())
         weights = [weight for weight in student.parameters() if weight.requires_grad]
@@ -166,11 +167,11 @@ def test_a_restored_method_goes_on_in_the_same_grade(build: Build) -> None:
         education, restored = (build(loss={"self_reference": 0.5, "self_reference_epochs": 2}) for _ in range(2))
         education.begin_interval(epoch)
         restored.load_state_dict(copy.deepcopy(education.state_dict()))
-        assert restored.phase == education.phase
-        assert (restored.known_labels, restored.wanted_teachers) == (education.known_labels, education.wanted_teachers)
-        assert restored.begin_interval(epoch + 1) == education.begin_interval(epoch + 1)
+        plans = [each.begin_interval(epoch + 1) for each in (education, restored)]
+        first, second = (replace(plan, network=whole_network) for plan in plans)  # of two objects
+        assert first == second
         students = [build_student(), build_student()]
-        for each, student in zip((education, restored), students, strict=True):
-            train_a_step(each, student)
+        for each, plan, student in zip((education, restored), plans, students, strict=True):
+            train_a_step(each, plan, student)
         for one, other in zip(*map(tensors_of, students), strict=True):
             assert torch.equal(one, other)

@@ -1,12 +1,13 @@
 """The loss against the formula, written out sample by sample in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.methods.education.students import CLASSES, GROUPS, Build, build_student
-from tfkd_fast.methods.base import StepBatch, TeacherOutputs
-from tfkd_fast.methods.education import Education
+from tfkd_fast.methods.base import Plan, StepBatch, TeacherOutputs
 
 BATCH = 12
 ONE = (tuple(range(CLASSES)),)
@@ -20,7 +21,7 @@ def random_step(teachers: tuple[tuple[int, ...], ...], seed: int = 0) -> tuple[T
     logits = 3.0 * torch.randn(1, BATCH, CLASSES, generator=generator, dtype=torch.float64)
     labels = (torch.randperm(BATCH, generator=generator) % CLASSES).unsqueeze(0)
     outputs = [5.0 * torch.randn(1, BATCH, len(known), generator=generator) for known in teachers]
-    batch = StepBatch(labels, labels, None, teachers=tuple(TeacherOutputs(output, None) for output in outputs))
+    batch = StepBatch(labels, labels, teachers=tuple(TeacherOutputs(output) for output in outputs))
     return logits.requires_grad_(), batch
 
 
@@ -34,10 +35,10 @@ def kl(teacher: list[Tensor], student: list[Tensor], temperature: float) -> Tens
     return temperature**2 * sum(p * (p / q).log() for p, q in pairs)
 
 
-def heard(education: Education, batch: StepBatch) -> StepBatch:
+def heard(plan: Plan, batch: StepBatch) -> StepBatch:
     """As the engine hands it over: with the teachers that are wanted."""
-    assert education.wanted_teachers is not None
-    return batch._replace(teachers=tuple(batch.teachers[number] for number in education.wanted_teachers))
+    assert plan.teachers is not None
+    return replace(batch, teachers=tuple(batch.teachers[number] for number in plan.teachers))
 
 
 def own_teacher(batch: StepBatch, teachers: tuple[tuple[int, ...], ...], sample: int) -> tuple[list[int], list[Tensor]]:
@@ -58,7 +59,8 @@ def test_each_sample_learns_from_its_own_teacher_on_the_classes_of_its_group(
     education = build(teachers, loss={"alpha": alpha, "temperature": 3.0}, grades={"groups": groups})
     education.begin_interval(LAST)
     logits, batch = random_step(teachers)
-    losses, statistics = education.loss(logits, batch, slice(0, 1))
+    loss = education.loss(logits, batch)
+    losses, statistics = loss.total, loss.statistics
     expected = torch.zeros((), dtype=torch.float64)
     for i in range(BATCH):
         z, label = logits[0, i], int(batch.labels[0, i])
@@ -83,7 +85,7 @@ def test_a_teacher_moves_no_logit_outside_of_its_group(
     education.begin_interval(LAST)
     logits, batch = random_step(teachers)
     logits = logits.detach().to(dtype).requires_grad_()
-    losses, _ = education.loss(logits, batch, slice(0, 1))
+    losses = education.loss(logits, batch).total
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     for i in range(BATCH):
         group, _ = own_teacher(batch, teachers, i)
@@ -95,12 +97,13 @@ def test_a_teacher_moves_no_logit_outside_of_its_group(
 @pytest.mark.parametrize(("epoch", "replay"), [(0, True), (8, True), (8, False), (13, False)])
 def test_an_early_grade_learns_from_the_teachers_of_its_classes_alone(build: Build, epoch: int, replay: bool) -> None:
     education = build(loss={"alpha": 1.0}, grades={"replay": replay})
-    taught = education.begin_interval(epoch).labels
+    plan = education.begin_interval(epoch)
+    taught = plan.labels
     assert taught is not None
     logits, batch = random_step(GROUPS)
     labels = torch.tensor(taught)[batch.labels % len(taught)]
-    batch = batch._replace(labels=labels)
-    losses, _ = education.loss(logits, heard(education, batch), slice(0, 1))
+    batch = replace(batch, labels=labels)
+    losses = education.loss(logits, heard(plan, batch)).total
     expected = torch.zeros((), dtype=torch.float64)
     for i in range(BATCH):
         group, says = own_teacher(batch, GROUPS, i)
@@ -115,8 +118,8 @@ def test_the_level_of_a_specialists_logits_does_not_matter(build: Build, level: 
     education.begin_interval(LAST)
     logits, batch = random_step(GROUPS)
     first, *others = batch.teachers
-    louder = batch._replace(teachers=(first._replace(logits=first.logits + level), *others))
-    losses = [education.loss(logits, each, slice(0, 1))[0] for each in (batch, louder)]
+    louder = replace(batch, teachers=(first._replace(logits=first.logits + level), *others))
+    losses = [education.loss(logits, each).total for each in (batch, louder)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0.0)  # float32 roundings of the sum
 
 
@@ -125,7 +128,7 @@ def test_the_cross_entropy_of_the_authors_has_the_same_gradient(build: Build) ->
     education = build(loss={"alpha": 1.0})
     education.begin_interval(LAST)
     logits, batch = random_step(GROUPS)
-    losses, _ = education.loss(logits, batch, slice(0, 1))
+    losses = education.loss(logits, batch).total
     entropy = torch.zeros((), dtype=torch.float64)
     cross_entropy = torch.zeros((), dtype=torch.float64)
     for i in range(BATCH):
@@ -147,12 +150,12 @@ def test_a_promoted_student_keeps_to_what_its_last_head_says_for_some_epochs(bui
         head = education.adapters[number - 1]
         head.norm.running_mean.uniform_(-0.5, 0.5)  # in training mode it would not matter
         for epoch, weight in ((promotion, 0.5), (promotion + 1, 0.5), (promotion + 2, 0.0)):
-            education.begin_interval(epoch)
+            plan = education.begin_interval(epoch)
             before = {key: tensor.clone() for key, tensor in head.state_dict().items()}
-            education.network(student).train()(images)
+            plan.network(student).train()(images)
             given = student.run_stages(images, 1 + number)[-1]
             remembered = head.eval()(given).detach().double()[:, taught]
-            losses, _ = education.loss(logits, heard(education, batch), slice(0, 1))
+            losses = education.loss(logits, heard(plan, batch)).total
             expected = torch.zeros((), dtype=torch.float64)
             for i in range(BATCH):
                 z = logits[0, i]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.methods.education.students import Build
 from tfkd_fast.events import Event, GroupsJudged
-from tfkd_fast.methods.base import EpochResult, IntervalResult, TrainingStatistics
+from tfkd_fast.methods.base import EpochResult, TrainingStatistics
 from tfkd_fast.methods.education import Education
 
 NAN = math.nan
@@ -26,8 +26,7 @@ BY_CLASS = {  # groups (0, 4), (2, 5, 6) and (1, 3); grades of epochs 0 to 7, 8 
 def after(education: Education, epoch: int, by_class: Sequence[float] | None) -> Sequence[Event]:
     """What is logged of an epoch."""
     education.begin_interval(epoch)
-    education.end_epoch([EpochResult(TRAINING, None, None if by_class is None else tuple(by_class))])
-    return education.end_interval([IntervalResult(TRAINING, None, None, None)]).events
+    return list(education.end_epoch([EpochResult(TRAINING, None, None if by_class is None else tuple(by_class))]))
 
 
 def test_groups_are_marked_after_every_epoch(build: Build) -> None:

@@ -26,7 +26,7 @@ def test_the_loss_is_the_cross_entropy_less_the_entropy(beta: float, candidates:
 def test_the_gradient_is_the_one_worked_out_by_hand() -> None:
     """dH/dz = -p (log p + H)."""
     logits, batch = random_step(1)
-    loss, _ = build("confidence-penalty", beta=0.3).loss(logits, batch, slice(0, 1))
+    loss = build("confidence-penalty", beta=0.3).loss(logits, batch).total
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     p = logits.detach().softmax(-1)
     entropy = torch.special.entr(p).sum(-1, keepdim=True)
@@ -40,8 +40,8 @@ def test_a_certain_prediction_has_no_entropy_and_a_gradient_that_is_a_number(con
     logits = torch.zeros(1, 2, CLASSES)
     logits[:, :, 1] = confidence
     logits.requires_grad_()
-    batch = StepBatch(torch.ones(1, 2, dtype=torch.int64), torch.tensor([[0, 1]]), None)
-    loss, _ = build("confidence-penalty").loss(logits, batch, slice(0, 1))
+    batch = StepBatch(torch.ones(1, 2, dtype=torch.int64), torch.tensor([[0, 1]]))
+    loss = build("confidence-penalty").loss(logits, batch).total
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert loss.item() == 0.0
     assert not gradient.any()

@@ -17,7 +17,7 @@ ALL = slice(0, 1)
 def train(method: Method, epoch: int) -> list[Tensor]:
     """The losses of an epoch of three steps."""
     method.begin_interval(epoch)
-    losses = [method.loss(*random_step(3 * epoch + step), ALL)[0].detach() for step in range(3)]
+    losses = [method.loss(*random_step(3 * epoch + step)).total.detach() for step in range(3)]
     method.end_epoch([])
     return losses
 

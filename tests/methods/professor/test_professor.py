@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def random_batch(n: int = 1, teachers: int = 1, seed: int = 0) -> StepBatch:
     labels = torch.randint(CLASSES, (n, BATCH), generator=torch.Generator().manual_seed(seed))
     indices = torch.arange(BATCH).expand(n, -1)
     outputs = tuple(random_outputs(seed + 1 + m, n) for m in range(teachers))
-    return StepBatch(labels, indices, None, teachers=outputs)
+    return StepBatch(labels, indices, teachers=outputs)
 
 
 def shaken(refiner: Professors) -> Professors:
@@ -71,7 +72,7 @@ def test_an_untrained_professor_says_what_its_teacher_says(variant: str, n: int)
 
 def test_only_a_professor_that_is_told_looks_at_the_label() -> None:
     batch = random_batch()
-    other = batch._replace(labels=(batch.labels + 1) % CLASSES)
+    other = replace(batch, labels=(batch.labels + 1) % CLASSES)
     for variant, differs in (("label-free", False), ("label-conditioned", True)):
         settings = ProfessorSettings(strategy="replace", variant=variant)
         refiner = shaken(Professors(settings, context(), TEMPERATURE))
@@ -329,12 +330,12 @@ def test_joint_teaching_is_kd_from_both(n: int, variant: str) -> None:
     label = torch.stack([-logits.log_softmax(-1)[i, torch.arange(BATCH), batch.labels[i]].mean() for i in range(n)])
     both = sum(w * kl((z / 3.0).softmax(-1), logits / 3.0) for w, z in ((0.7, said), (0.3, refined)))
     expected = 0.8 * 9.0 * both + 0.2 * label
-    loss, _ = method.loss(logits, batch, slice(0, n))
+    loss = method.loss(logits, batch).total
     (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
     (wanted,) = torch.autograd.grad(expected.sum(), logits)
     torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)  # teachers are float32
     further = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    again, _ = method.loss(further, batch, slice(0, n))
+    again = method.loss(further, batch).total
     both = sum(w * kl((z / 3.0).softmax(-1), further / 3.0) for w, z in ((0.7, said), (0.3, refined)))
     label = torch.stack([-further.log_softmax(-1)[i, torch.arange(BATCH), batch.labels[i]].mean() for i in range(n)])
     torch.testing.assert_close(again - loss, 0.8 * 9.0 * both + 0.2 * label - expected, rtol=1e-5, atol=1e-5)
@@ -459,7 +460,7 @@ def test_a_state_restores_the_professors_without_training() -> None:
     outputs = TeacherOutputs(
         torch.randn(1, BATCH, 8, generator=generator), Features([], [], torch.randn(1, BATCH, 48, generator=generator))
     )
-    batch = batch._replace(teachers=(outputs,))
+    batch = replace(batch, teachers=(outputs,))
     assert not torch.equal(method.teacher_logits(batch)[:, 0], outputs.logits)
     restored = KD(KDSettings.model_validate({"professor": {}}), context(num_classes=8, features=48))
     addresses = [tensor.data_ptr() for tensor in restored._professors._professors[0].state_dict().values()]
@@ -620,5 +621,5 @@ def test_the_method_of_that_name_is_joint_kd() -> None:
     assert recipe.options.professor.strategy == "joint"
     assert METHODS["professor"].build is KD
     method = KD(recipe.options, context())
-    assert method.needs_features
-    assert not kd({}).needs_features
+    assert method.needs.features
+    assert not kd({}).needs.features

@@ -22,7 +22,7 @@ def epoch_of_steps(epoch: int) -> list[tuple[Tensor, StepBatch]]:
     steps = []
     for indices in order.split(BATCH):
         logits = 3.0 * torch.randn(1, len(indices), CLASSES, generator=generator, dtype=torch.float64)
-        batch = StepBatch((indices % CLASSES).unsqueeze(0), indices.unsqueeze(0), None)
+        batch = StepBatch((indices % CLASSES).unsqueeze(0), indices.unsqueeze(0))
         steps.append((logits.requires_grad_(), batch))
     return steps
 
@@ -30,7 +30,7 @@ def epoch_of_steps(epoch: int) -> list[tuple[Tensor, StepBatch]]:
 def train(method: Method, epoch: int) -> list[Tensor]:
     """The losses of one epoch."""
     method.begin_interval(epoch)
-    losses = [method.loss(logits, batch, ALL)[0].detach() for logits, batch in epoch_of_steps(epoch)]
+    losses = [method.loss(logits, batch).total.detach() for logits, batch in epoch_of_steps(epoch)]
     method.end_epoch([])
     return losses
 
@@ -88,9 +88,9 @@ def test_no_gradient_flows_into_what_was_predicted_before() -> None:
     method = build("ps-kd")
     (first, batch), (second, _) = random_step(0), random_step(1)
     method.begin_interval(0)
-    method.loss(first, batch, ALL)
+    method.loss(first, batch)
     method.begin_interval(1)
-    (loss,), _ = method.loss(second, batch, ALL)
+    (loss,) = method.loss(second, batch).total
     gradients = torch.autograd.grad(loss, (first, second), allow_unused=True)
     assert gradients[0] is None
     assert gradients[1].any()

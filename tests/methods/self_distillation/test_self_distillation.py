@@ -1,6 +1,7 @@
 """Methods whose student teaches itself within a step or two: their losses in float64, written out, and their state."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_cs_kd_is_cross_entropy_and_the_divergence_from_the_companion() -> None:
     method = build("cs-kd", temperature=2.5, weight=0.7)
     logits, batch = random_step(0, CANDIDATES)
     other, beside = random_step(1, CANDIDATES)
-    batch = batch._replace(companions=CompanionOutputs(other, batch.labels, beside.indices))
+    batch = replace(batch, companions=CompanionOutputs(other, batch.labels, beside.indices))
     expected = []
     for candidate in range(CANDIDATES):
         total = torch.zeros((), dtype=torch.float64)
@@ -70,7 +71,7 @@ def test_cs_kd_is_cross_entropy_and_the_divergence_from_the_companion() -> None:
             total = total + cross_entropy(z, label) + 0.7 * 2.5**2 * kl(torch.softmax(companion / 2.5, -1), z / 2.5)
         expected.append(total / BATCH)
     assert_teaches(method, logits, batch, torch.stack(expected), EXACT)
-    losses, _ = method.loss(logits, batch, slice(0, CANDIDATES))
+    losses = method.loss(logits, batch).total
     assert torch.autograd.grad(losses.sum(), other, allow_unused=True) == (None,), "the companion is a constant"
 
 
@@ -94,7 +95,7 @@ def dlb_steps() -> list[tuple[Tensor, StepBatch]]:
                 images[0, 1] = last.indices[0, 1]
                 images[0, 4:] = steps[2][1].indices[0, 4:]
         companions = CompanionOutputs(again.detach()[:, :size].requires_grad_(), labels[:, :size], images[:, :size])
-        batch = StepBatch(batch.labels[:, :size], batch.indices[:, :size], None, companions=companions)
+        batch = StepBatch(batch.labels[:, :size], batch.indices[:, :size], companions=companions)
         steps.append((logits.detach()[:, :size].requires_grad_(), batch))
     return steps
 
@@ -115,7 +116,8 @@ def test_dlb_teaches_each_image_with_what_was_predicted_for_it_a_step_ago() -> N
                 soft, count = soft + kl(torch.softmax(last[row][1] / 2.5, -1), again / 2.5), count + 1
         assert count == taught
         expected = (hard / (2 * size) + 0.7 * 2.5**2 * soft / size).unsqueeze(0)
-        losses, statistics = method.loss(logits, batch, slice(0, 1))
+        loss = method.loss(logits, batch)
+        losses, statistics = loss.total, loss.statistics
         # the logits of the last step are kept in float32: of 10, they err by 5e-7
         torch.testing.assert_close(losses, expected, rtol=2e-6, atol=2e-6)
         leaves = [logits, batch.companions.logits]
@@ -133,15 +135,15 @@ def test_dlb_goes_on_from_its_state_with_the_same_numbers_in_the_same_place() ->
     addresses = (method._logits.data_ptr(), method._indices.data_ptr())
     first, second, third, *_ = dlb_steps()
     for step in (first, second):
-        method.loss(*step, slice(0, 1))
+        method.loss(*step)
     state = copy.deepcopy(method.state_dict())
-    expected, _ = method.loss(*third, slice(0, 1))
+    expected = method.loss(*third).total
     restored.load_state_dict(state)
     method.load_state_dict(state)  # over what it has seen since
     for each in (restored, method):
-        assert torch.equal(each.loss(*third, slice(0, 1))[0], expected)
+        assert torch.equal(each.loss(*third).total, expected)
     assert (method._logits.data_ptr(), method._indices.data_ptr()) == addresses
-    forgetful, _ = build("dlb").loss(*third, slice(0, 1))
+    forgetful = build("dlb").loss(*third).total
     assert not torch.equal(forgetful, expected), "the state matters"
 
 
@@ -158,7 +160,7 @@ def zipf_loss(logits: Tensor, labels: Tensor, scores: Tensor, weight: float) -> 
 
 def test_zipf_by_the_prediction_itself() -> None:
     method = build("zipf", rank="logits", weight=0.6)
-    assert not method.needs_features
+    assert not method.needs.features
     logits, batch = random_step(0, CANDIDATES)
     assert_teaches(method, logits, batch, zipf_loss(logits, batch.labels, logits.detach(), 0.6), EXACT)
 
@@ -167,7 +169,7 @@ def test_zipf_by_the_prediction_itself() -> None:
 def test_zipf_by_the_votes_of_all_places(upsample: int) -> None:
     """Four places or sixteen: of five classes some have equally many votes, or none."""
     method = build("zipf", weight=0.6, upsample=upsample)
-    assert method.needs_features
+    assert method.needs.features
     students, features = narrow_students(), random_features(2)
     logits, batch = random_step(0, CANDIDATES)
     scores = torch.zeros(CANDIDATES, BATCH, CLASSES, dtype=torch.float64)
@@ -180,7 +182,7 @@ def test_zipf_by_the_votes_of_all_places(upsample: int) -> None:
             for place in map.flatten(1).T:
                 scores[candidate, sample, int(classifier(place).argmax())] += 1
     assert scores.sum(-1).unique().tolist() == [4 * upsample**2]
-    batch = batch._replace(features=features, students=students)
+    batch = replace(batch, features=features, students=students)
     assert_teaches(method, logits, batch, zipf_loss(logits, batch.labels, scores, 0.6), EXACT)
 
 
@@ -202,7 +204,7 @@ def test_uskd_is_the_sum_of_its_four_losses() -> None:
     assert isinstance(head, torch.nn.Linear)
     head.double()
     (logits, batch), features = random_step(0, CANDIDATES), random_features(2)
-    batch = batch._replace(features=features)
+    batch = replace(batch, features=features)
     expected = []
     for candidate in range(CANDIDATES):
         weak = [head(map.mean((-2, -1))) for map in features.after_relu[0][candidate]]
@@ -220,7 +222,7 @@ def test_uskd_is_the_sum_of_its_four_losses() -> None:
         expected.append(total / BATCH)
     # the table of smoothed labels is float32: its roundings of 6e-8 enter the loss of the weak head
     leaves = [features.after_relu[0], head.weight, head.bias]
-    losses, _ = method.loss(logits, batch, slice(0, CANDIDATES))
+    losses = method.loss(logits, batch).total
     wanted = torch.autograd.grad(torch.stack(expected).sum(), leaves, retain_graph=True)
     for gradient, each in zip(torch.autograd.grad(losses.sum(), leaves), wanted, strict=True):
         torch.testing.assert_close(gradient, each, rtol=1e-6, atol=1e-7)
@@ -231,8 +233,8 @@ def test_uskd_stays_finite_where_the_student_is_certain() -> None:
     logits, labels = torch.zeros(1, 3, CLASSES), torch.tensor([[0, 1, 2]])
     logits[0, 0, 0] = logits[0, 1, 4] = 200.0  # right, and wrong
     maps = [torch.full((1, 3, *shape), 1e4) for shape in SHAPES.maps]
-    batch = StepBatch(labels, labels, None, features=Features(maps, maps, maps[-1].mean((-2, -1))))
-    losses, _ = build("uskd").loss(logits.requires_grad_(), batch, slice(0, 1))
+    batch = StepBatch(labels, labels, features=Features(maps, maps, maps[-1].mean((-2, -1))))
+    losses = build("uskd").loss(logits.requires_grad_(), batch).total
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     assert losses.isfinite().all()
     assert gradient.isfinite().all()
@@ -262,8 +264,8 @@ def test_without_a_state_nothing_is_left_of_the_steps_before(name: str) -> None:
     def losses(method: Method, seed: int) -> Tensor:
         logits, batch = random_step(seed, CANDIDATES)
         companions = CompanionOutputs(others, batch.labels, batch.indices)
-        batch = batch._replace(features=random_features(seed), companions=companions, students=students)
-        return method.loss(logits, batch, slice(0, CANDIDATES))[0]
+        batch = replace(batch, features=random_features(seed), companions=companions, students=students)
+        return method.loss(logits, batch).total
 
     seasoned, restored = build(name), build(name)
     losses(seasoned, 0)

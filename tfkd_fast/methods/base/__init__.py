@@ -3,32 +3,36 @@
 The files in the order in which they are read: needs, plan, batch, results, context, lookahead, method, single_student.
 """
 
-from tfkd_fast.methods.base.batch import CompanionOutputs, StepBatch, TeacherOutputs
+from tfkd_fast.methods.base.batch import CompanionOutputs, Loss, StepBatch, TeacherOutputs
 from tfkd_fast.methods.base.context import Context, Material, TeacherFacts
 from tfkd_fast.methods.base.lookahead import TrainingStep
-from tfkd_fast.methods.base.method import Method
+from tfkd_fast.methods.base.method import Method, SteeredMethod
 from tfkd_fast.methods.base.needs import Needs, TeacherCount
-from tfkd_fast.methods.base.plan import Interval, Plan
+from tfkd_fast.methods.base.plan import Interval, Plan, whole_network
 from tfkd_fast.methods.base.results import EpochResult, HoldoutMetrics, IntervalResult, Outcome, TrainingStatistics
-from tfkd_fast.methods.base.single_student import OneStudent
+from tfkd_fast.methods.base.single_student import SingleStudent
 
 __all__ = [
     "CompanionOutputs",
     "Context",
     "EpochResult",
+    "Event",
     "HoldoutMetrics",
     "Interval",
     "IntervalResult",
+    "Loss",
     "Material",
     "Method",
     "Needs",
-    "OneStudent",
     "Outcome",
     "Plan",
+    "SingleStudent",
+    "SteeredMethod",
     "StepBatch",
     "TeacherCount",
     "TeacherFacts",
     "TeacherOutputs",
     "TrainingStatistics",
     "TrainingStep",
+    "whole_network",
 ]

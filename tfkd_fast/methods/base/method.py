@@ -1,114 +1,93 @@
-"""What a training method is: it plans intervals, computes the loss of a step, and says which candidate lives on.
+"""What a training method is: it says what it needs, plans intervals, and computes the loss of a step.
 
 The engine runs any method through this protocol and names none. Accuracies are fractions here.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tfkd_fast.data import Companions
 from tfkd_fast.events import Event
-from tfkd_fast.methods.base.batch import StepBatch
+from tfkd_fast.methods.base.batch import Loss, StepBatch
 from tfkd_fast.methods.base.context import Context, Material
 from tfkd_fast.methods.base.lookahead import TrainingStep
-from tfkd_fast.methods.base.plan import Plan
+from tfkd_fast.methods.base.needs import Needs
+from tfkd_fast.methods.base.plan import Interval, Plan
 from tfkd_fast.methods.base.results import EpochResult, IntervalResult, Outcome
-from tfkd_fast.ops import SoftTargetStats
 
 
 class Method(ABC):
     """A training method. Its state is per run: one object serves one run from the first epoch to the last."""
 
-    max_candidates: int
-    """The most candidates that one interval trains."""
-    needs_holdout: bool
-    """Whether a held-out split is needed to steer."""
-    needs_epoch_average: bool
-    """Whether `IntervalResult.epoch_average` is read."""
-    needs_interval_average: bool
-    """Whether `IntervalResult.interval_average` is read, where several candidates train."""
-    cooldown_epochs: int = 0
-    """How long a copy of each candidate trains on before it is judged, while the learning rate falls to zero along a
-    straight line; `IntervalResult.cooled` is then read, and the averages are not."""
-    needs_joint_steps: bool = False
-    """Whether `loss` wants all candidates of the interval at once, on the same batch."""
-    own_initial_weights: bool = False
-    """Whether candidates start from different weights rather than from the same."""
-    slow_decay: float | None = None
-    """Of the moving average of the weights that gives `StepBatch.slow_logits`; None where the method reads none."""
-    teachers: tuple[int, int | None] = (0, 0)
-    """The fewest and the most teachers that it learns from; None: any number."""
-    wanted_teachers: tuple[int, ...] | None = None
-    """Which of `Context.teachers` look at the batches of the present phase, ascending; None: all."""
-    needs_features: bool = False
-    """Whether `StepBatch.features` and those of the teachers are read."""
-    companions: Companions | None = None
-    """Which images are shown beside each batch, see `StepBatch.companions`."""
-    companion_gradient: bool = False
-    """Whether the gradient flows through the logits of companions, too. If so, the student sees both in one pass."""
-    mixes: bool = True
-    """Whether the loss of a mixed image is that of its first label and that of its second, in shares."""
-    looks_ahead: bool = False
-    """Whether `before_step` is called before every step, which then is not captured."""
+    needs: Needs
+    """What it asks of the engine, for the whole run."""
     adapters: nn.Module | None = None
-    """Layers that train along with the student, by the same optimiser, and are no part of it afterwards. For methods of
-    one candidate."""
-    phase: Hashable = 0
-    """What is captured in one phase does not serve another: `network` or `loss` takes another path."""
-    complete: bool = True
-    """Whether `network` has all of the student in it, so that what it is judged by says how good the student is."""
-    known_labels: tuple[int, ...] | None = None
-    """Which classes `network` tells apart in the present phase: after an epoch it is judged by held-out images of
-    these only. None: all."""
+    """Layers that train along with the student, by the same optimiser, and are no part of it afterwards; None for none.
+    Only methods of one candidate may have any."""
 
-    def __init__(self, settings: Any, context: Context) -> None:  # noqa: B027, what it is built from
-        """From the tables of a recipe that are the method's own, and what it may know of the run."""
+    @classmethod
+    def needs_for(cls, settings: Any) -> Needs:
+        """What a method of these settings needs, known before it is built.
+
+        Args:
+            settings: the tables of a recipe that are the method's own.
+        """
+        return Needs()
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        """
+        Args:
+            settings: the tables of a recipe that are the method's own.
+            context: what the method may know of the run that it serves.
+
+        Raises:
+            UserError: for settings that do not go with the run.
+        """
+        self.needs = self.needs_for(settings)
+
+    # Before training.
 
     def prepare(self, material: Material) -> Iterable[Event]:
         """Called once before the first epoch of a run, and not when it is resumed; gives what to write into the log."""
         return ()
 
-    def network(self, student: nn.Module) -> nn.Module:
-        """What is trained and judged of a student: images (B,...) to logits (B,C). By default all of it; what else is
-        in it belongs to `adapters`."""
-        return student
+    # Interval by interval.
 
     @abstractmethod
     def begin_interval(self, epoch: int) -> Plan:
         """The interval that starts at `epoch` (0-based)."""
 
-    @abstractmethod
-    def data_stream(self, candidate: int) -> int:
-        """The random stream of a candidate's data order and augmentation."""
+    def resume_interval(self, interval: Interval) -> Plan:
+        """The plan of an interval whose first epochs were trained before the run was interrupted, without its events.
 
-    def before_step(self, step: TrainingStep) -> None:
-        """Called where `looks_ahead` is set; the host may wait for the device here."""
-        raise NotImplementedError
+        Called after `load_state_dict`. The default is right for plans that hold nothing but the interval.
+        """
+        return Plan(interval)
+
+    # Step by step.
+
+    def before_step(self, step: TrainingStep) -> None:  # noqa: B027, most methods have nothing to do
+        """Called before every step where `Needs.look_ahead` is set. The host may wait for the device here."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        """Mean losses (n,) and training statistics of a step of n candidates with logits (n,B,C).
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        """The loss of a step of n candidates, by their logits (n,B,C).
 
         No host synchronisation, and every tensor that it reads keeps its place in memory for the whole run: a step is
         captured once, then replayed.
         """
 
-    @abstractmethod
-    def end_epoch(self, results: Sequence[EpochResult]) -> None:
-        """Called after each epoch with one result a candidate."""
+    # Epoch by epoch.
 
-    def cooldown(self) -> AbstractContextManager[None]:
-        """Open between the interval's last `end_epoch` and `end_interval`, while copies of the candidates train. At its
-        end everything is as it was."""
-        return nullcontext()
+    def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
+        """Called after each epoch with the result of each candidate; gives what to write into the log."""
+        return ()
 
-    @abstractmethod
-    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
-        """Called after the interval's last `end_epoch`."""
+    # At the end of the run.
 
     def summary(self) -> dict[str, Any]:
         """What the method adds to summary.json."""
@@ -118,9 +97,38 @@ class Method(ABC):
         """What the method adds to the run folder at the end, by file name."""
         return {}
 
-    @abstractmethod
+    # State.
+
+    def candidate_tensors(self) -> dict[str, Tensor]:
+        """What the method remembers of each candidate: tensors (P,...) by name, which keep their place in memory.
+
+        Candidates that are trained in several processes have theirs exchanged here.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as tensors, numbers, strings and containers of them."""
+        """Everything that a resumed run needs, as tensors, numbers, strings and containers of them.
+
+        The default is right for a method that remembers nothing but its `candidate_tensors`. The engine keeps the
+        adapters.
+        """
+        return {name: tensor.clone() for name, tensor in self.candidate_tensors().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The counterpart of `state_dict`."""
+        with torch.no_grad():
+            for name, tensor in self.candidate_tensors().items():
+                tensor.copy_(state[name])
+
+
+class SteeredMethod(Method):
+    """A method that judges its candidates at the end of an interval, and says which of them live on."""
+
+    def cooldown(self) -> AbstractContextManager[None]:
+        """Open between the interval's last `end_epoch` and `end_interval`, while copies of the candidates train for
+        `Needs.cooldown_epochs`. At its end everything is as it was."""
+        return nullcontext()
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
+        """Called after the interval's last `end_epoch` with the result of each candidate."""

@@ -16,6 +16,10 @@ class TeacherCount(NamedTuple):
     most: int | None
     """None: any number."""
 
+    def includes(self, count: int) -> bool:
+        """Whether a method may learn from so many teachers."""
+        return self.fewest <= count and (self.most is None or count <= self.most)
+
 
 NO_TEACHERS = TeacherCount(0, 0)
 

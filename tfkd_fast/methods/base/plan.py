@@ -1,7 +1,9 @@
 """What holds for one interval of training: its epochs and candidates, and what the method wants in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+
+from torch import nn
 
 from tfkd_fast.events import Event
 
@@ -20,16 +22,47 @@ class Interval:
         return self.first_epoch + self.epochs
 
 
+def whole_network(student: nn.Module) -> nn.Module:
+    """All of a student, as most methods train and judge it."""
+    return student
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The next interval, and what to write into the log about it."""
+    """All that holds for one interval. What the engine reads of a method does not change before the next plan."""
 
     interval: Interval
     events: Sequence[Event] = ()
+    """What to write into the log about the interval."""
     learning_rate_factors: tuple[float, ...] | None = None
-    """On top of the schedule, one a candidate; None is 1 for all."""
+    """Factors on the learning rate of the schedule, one for each candidate; None: 1 for all."""
+    data_streams: tuple[int, ...] | None = None
+    """The random stream of each candidate's data order and augmentation; None: 0 for all, so that they see the same."""
     labels: tuple[int, ...] | None = None
-    """Only images of these are trained on; None: of all."""
+    """The labels whose images are trained on; None: all."""
     schedule: tuple[int, int] | None = None
     """First epoch and end (0-based) of a learning-rate schedule of its own, which starts with momenta of zero; None:
-    that of the run."""
+    the schedule of the run."""
+    teachers: tuple[int, ...] | None = None
+    """Numbers, ascending, of those of `Context.teachers` whose outputs are wanted; None: all."""
+    network: Callable[[nn.Module], nn.Module] = whole_network
+    """What is trained and judged of a student: gives a network from images (B,...) to logits (B,C). What else is in
+    that network belongs to `Method.adapters`."""
+    known_labels: tuple[int, ...] | None = None
+    """The classes that `network` tells apart: after an epoch it is judged by held-out images of these only; None:
+    all."""
+    complete: bool = True
+    """Whether `network` has all of the student in it, so that its held-out accuracy says how good the student is."""
+    phase: Hashable = 0
+    """Another value for every path that `network` or `loss` takes: what is compiled or captured in one phase is not
+    used in another."""
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The factor on the learning rate of each candidate."""
+        return self.learning_rate_factors or (1.0,) * self.interval.candidates
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """The random stream of each candidate."""
+        return self.data_streams or (0,) * self.interval.candidates

@@ -1,7 +1,7 @@
 """What came of an epoch and of an interval, and what a method that selects makes of it. Accuracies are fractions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -13,9 +13,13 @@ class TrainingStatistics:
     """Means over the training samples that one candidate saw in one epoch, as it trained (augmented)."""
 
     loss: float
+    """The loss that is minimised, all its terms together."""
     top1: float
     true_probability: float
-    entropy: float  # nats
+    entropy: float
+    """Entropy of the predictions, nats."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """The terms of the loss by name; empty where it has one only."""
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,36 @@
 """Targets that somebody outside sets before each interval: students side by side that all live on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import Event
 from tfkd_fast.methods.base import (
     Context,
     EpochResult,
     Interval,
     IntervalResult,
-    Method,
+    Loss,
     Outcome,
     Plan,
+    SteeredMethod,
     StepBatch,
 )
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.methods.controlled.standing import Standing, progress_of
-from tfkd_fast.methods.controlled.teaching import Teaching
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.methods.controlled.teaching import Teaching, target_needs
 from tfkd_fast.steering import selection
 from tfkd_fast.steering.control import Snapshot
 from tfkd_fast.steering.selection import SelectionSettings
 
 
-class ExternalTargets(Method):
+class ExternalTargets(SteeredMethod):
     """Of the settings, the target and the interval, warm-up and cooldown of a decision hold; nobody decides and selects
     here."""
-
-    needs_holdout = True
-    needs_interval_average = False
 
     def __init__(self, settings: ControlledTargetsSettings, context: Context, students: int) -> None:
         """
@@ -41,42 +39,45 @@ class ExternalTargets(Method):
         """
         if "peers" in settings.target.sources:
             raise UserError("students that are steered from outside learn alone: take peers out of target.sources")
-        self._context, self.max_candidates = context, students
+        cooldown_epochs = settings.controller.cooldown_epochs
+        self.needs = replace(
+            target_needs(settings.target),
+            candidates=students,
+            holdout=True,
+            averages=frozenset() if cooldown_epochs else frozenset({"epoch"}),
+            cooldown_epochs=cooldown_epochs,
+        )
+        self._context = context
         self._interval = settings.controller.interval
-        self.cooldown_epochs = settings.controller.cooldown_epochs
-        self.needs_epoch_average = not self.cooldown_epochs
         self._teaching = Teaching(settings.target, context, students)
         if not self._teaching.space.action_size:
             raise UserError(
                 f"there is nothing to steer in the {self._teaching.space.family} target: "
                 "choose target.family scalar, rank-binned or full-matrix"
             )
-        self.slow_decay, self.mixes = self._teaching.slow_decay, self._teaching.mixes
         self.space = self._teaching.space
         self.warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
         """Epochs that are trained on the one-hot label before the first decision."""
         self.actions: Tensor | None = None
         """(P,A) float32: of what begins after the warm-up; set before every interval."""
         self.data_streams = list(range(students))
-        """Of each student's data order and augmentation; set between runs."""
+        """The random stream of each student's data order and augmentation; set between intervals."""
         self._standings = [Standing.untrained(context.num_classes)] * students
         self._before = self._standings  # one interval earlier
-
-    def data_stream(self, candidate: int) -> int:
-        return self.data_streams[candidate]
 
     def begin_interval(self, epoch: int) -> Plan:
         epochs = selection.next_interval(
             epoch, self._context.epochs, self.warmup, SelectionSettings(budget="none"), self._interval
         ).epochs
-        self._teaching.set(None if epoch < self.warmup else self.actions, self.max_candidates)
-        return Plan(Interval(epoch, epochs, self.max_candidates))
+        self._teaching.set(None if epoch < self.warmup else self.actions, self.needs.candidates)
+        return Plan(Interval(epoch, epochs, self.needs.candidates), data_streams=tuple(self.data_streams))
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        return self._teaching.loss(logits, batch, candidates)
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        return self._teaching.loss(logits, batch)
 
-    def end_epoch(self, results: Sequence[EpochResult]) -> None:
+    def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
         self._teaching.end_epoch()
+        return ()
 
     def cooldown(self) -> AbstractContextManager[None]:
         return self._teaching.cooldown()
@@ -86,7 +87,7 @@ class ExternalTargets(Method):
         self._standings = [
             Standing.after(result, self._teaching.true_mass(slot)) for slot, result in enumerate(results)
         ]
-        return Outcome(tuple(range(self.max_candidates)))
+        return Outcome(tuple(range(self.needs.candidates)))
 
     def snapshots(self, epoch: int) -> list[Snapshot]:
         """The students as they stand before the interval that starts at `epoch`."""
@@ -95,9 +96,12 @@ class ExternalTargets(Method):
             for now, before, taught in zip(self._standings, self._before, self._teaching.describe(), strict=True)
         ]
 
+    def candidate_tensors(self) -> dict[str, Tensor]:
+        return self._teaching.candidate_tensors()
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            "teaching": self._teaching.state_dict(self.max_candidates),
+            "teaching": self._teaching.state_dict(self.needs.candidates),
             "standings": [asdict(standing) for standing in self._standings],
             "before": [asdict(standing) for standing in self._before],
         }
@@ -105,6 +109,6 @@ class ExternalTargets(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Of a moment between two intervals."""
         self._teaching.load_state_dict(state["teaching"])
-        self._teaching.set(None, self.max_candidates)
+        self._teaching.set(None, self.needs.candidates)
         self._standings = [Standing.from_state_dict(values) for values in state["standings"]]
         self._before = [Standing.from_state_dict(values) for values in state["before"]]

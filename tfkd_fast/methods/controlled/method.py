@@ -6,7 +6,7 @@ knowledge distillation based on non-progressive meta-learned reinforcement learn
 paper parameterises targets, states, rewards and rankings is not public: those here are our choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -28,14 +28,16 @@ from tfkd_fast.methods.base import (
     EpochResult,
     Interval,
     IntervalResult,
-    Method,
+    Loss,
+    Needs,
     Outcome,
     Plan,
+    SteeredMethod,
     StepBatch,
 )
+from tfkd_fast.methods.base.needs import Average
 from tfkd_fast.methods.controlled.standing import Standing, progress_of
-from tfkd_fast.methods.controlled.teaching import Teaching
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.methods.controlled.teaching import Teaching, target_needs
 from tfkd_fast.settings import Settings
 from tfkd_fast.steering import control, selection
 from tfkd_fast.steering.control import ControllerSettings, Decision, Progress
@@ -54,28 +56,38 @@ class ControlledTargetsSettings(Settings):
     selection: SelectionSettings = SelectionSettings()
 
 
-class ControlledTargets(Method):
+class ControlledTargets(SteeredMethod):
     """A target family, a controller that acts on it, and a selection among candidates."""
 
+    @classmethod
+    def needs_for(cls, settings: ControlledTargetsSettings) -> Needs:
+        """Held-out images where candidates are selected or the controller learns."""
+        target, chosen = target_needs(settings.target), settings.selection
+        selects = chosen.budget != "none"
+        beside_each_other = target.joint_steps and not selects  # peers that train to the end
+        holdout = selects or control.learns(settings.controller)
+        cooldown_epochs = settings.controller.cooldown_epochs if holdout else 0
+        averages: dict[Average, bool] = {"epoch": holdout and not cooldown_epochs, "interval": chosen.needs_average}
+        return replace(
+            target,
+            candidates=chosen.candidates if beside_each_other else selection.max_candidates(chosen),
+            holdout=holdout,
+            averages=frozenset(name for name, wanted in averages.items() if wanted),
+            cooldown_epochs=cooldown_epochs,
+            own_weights=beside_each_other,  # from one parent there is little to learn
+        )
+
     def __init__(self, settings: ControlledTargetsSettings, context: Context) -> None:
+        super().__init__(settings, context)
         self._settings, self._context = settings, context
         self._selects = settings.selection.budget != "none"
         self._peers = "peers" in settings.target.sources
-        several = settings.selection.candidates if self._peers and not self._selects else 1
-        self.max_candidates = max(several, selection.max_candidates(settings.selection))
-        self._teaching = Teaching(settings.target, context, self.max_candidates)
-        self._controller = control.build_controller(settings.controller, self._teaching.space, context.seed)
+        self.teaching = Teaching(settings.target, context, self.needs.candidates)
+        """What the candidates are taught with now."""
+        self._controller = control.build_controller(settings.controller, self.teaching.space, context.seed)
         self._refuse_equal_candidates()
         self._one_action = settings.selection.target == "shared" or not self._selects
-        self.needs_joint_steps = self._peers
-        self.mixes = self._teaching.mixes
-        self.own_initial_weights = self._peers and not self._selects  # from one parent there is little to learn
-        self.slow_decay = self._teaching.slow_decay
-        self.needs_holdout = self._selects or self._controller.learns
-        self.cooldown_epochs = settings.controller.cooldown_epochs if self.needs_holdout else 0
-        self.needs_epoch_average = self.needs_holdout and not self.cooldown_epochs
-        self.needs_interval_average = settings.selection.needs_average
-        self._warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
+        self._warmup = self.teaching.warmup(settings.controller.warmup_epochs, context.epochs)
         self._standings = [Standing.untrained(context.num_classes)]  # of those alive, best first
         self._before = self._standings[0]  # of the best, one interval earlier
         self._number = -1
@@ -85,16 +97,12 @@ class ControlledTargets(Method):
         self._histories: list[tuple[float, ...]] = []
         self._divergences: list[float] = []  # from one-hot, of what the surviving student was taught with
 
-    def data_stream(self, candidate: int) -> int:
-        own = self._settings.selection.data_order == "own" and not self._peers
-        return candidate if own else 0
-
     def begin_interval(self, epoch: int) -> Plan:
         """Warm-up on one-hot labels first, so that the class similarities mean something; then one decision a round."""
         planned = self._planned(epoch)
         candidates = planned.candidates
         if self._peers and not self._selects:
-            candidates = self.max_candidates  # they train beside each other to the end
+            candidates = self.needs.candidates  # they train beside each other to the end
         self._number += 1
         self._interval = Interval(epoch, planned.epochs, candidates)
         if planned.starts_round:
@@ -102,25 +110,34 @@ class ControlledTargets(Method):
             self._decision = None if epoch < self._warmup else self._decide(epoch, candidates)
         self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
         self._teach()
-        events = [self._decision_event()] if planned.starts_round and self._teaching.space.action_size else []
-        return Plan(self._interval, events, self._decision.learning_rate_factors if self._decision else None)
+        events = [self._decision_event()] if planned.starts_round and self.teaching.space.action_size else []
+        return replace(self.resume_interval(self._interval), events=events)
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        return self._teaching.loss(logits, batch, candidates)
+    def resume_interval(self, interval: Interval) -> Plan:
+        own_data = self._settings.selection.data_order == "own" and not self._peers
+        return Plan(
+            interval,
+            learning_rate_factors=self._decision.learning_rate_factors if self._decision else None,
+            data_streams=tuple(range(interval.candidates)) if own_data else None,
+        )
 
-    def end_epoch(self, results: Sequence[EpochResult]) -> None:
-        self._teaching.end_epoch()
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        return self.teaching.loss(logits, batch)
+
+    def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
+        self.teaching.end_epoch()
         self._histories = [
             (*history, result.holdout.calibrated_nll) if result.holdout else history
             for history, result in zip(self._histories, results, strict=True)
         ]
+        return ()
 
     def cooldown(self) -> AbstractContextManager[None]:
-        return self._teaching.cooldown()
+        return self.teaching.cooldown()
 
     def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
         standings = [
-            Standing.after(result, self._teaching.true_mass(slot), self._histories[slot])
+            Standing.after(result, self.teaching.true_mass(slot), self._histories[slot])
             for slot, result in enumerate(results)
         ]
         events: list[Event] = []
@@ -142,7 +159,7 @@ class ControlledTargets(Method):
         if self._decision is not None:
             self._decision = self._decision.subset(survivors)
         self._before, self._standings = parent, [standings[survivor] for survivor in survivors]
-        self._teaching.continue_from(survivors)
+        self.teaching.continue_from(survivors)
         return Outcome(survivors, events)
 
     def summary(self) -> dict[str, Any]:
@@ -162,11 +179,14 @@ class ControlledTargets(Method):
         policy = self._controller.policy_bytes()
         return {"policy.safetensors": policy} if policy else {}
 
+    def candidate_tensors(self) -> dict[str, Tensor]:
+        return self.teaching.candidate_tensors()
+
     def state_dict(self) -> dict[str, Any]:
         decision, alive = self._decision, max(len(self._standings), self._interval.candidates)
         return {
             "controller": self._controller.state_dict(),
-            "teaching": self._teaching.state_dict(alive),
+            "teaching": self.teaching.state_dict(alive),
             "number": self._number,
             "interval": list(asdict(self._interval).values()),
             "round_start": self._round_start,
@@ -179,7 +199,7 @@ class ControlledTargets(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._controller.load_state_dict(state["controller"])
-        self._teaching.load_state_dict(state["teaching"])
+        self.teaching.load_state_dict(state["teaching"])
         self._number = state["number"]
         self._interval = Interval(*state["interval"])
         self._round_start = state["round_start"]
@@ -194,7 +214,7 @@ class ControlledTargets(Method):
     def _refuse_equal_candidates(self) -> None:
         """Candidates of one parent that differ in nothing would be the same student, trained several times."""
         chosen = self._settings.selection
-        same_target = chosen.target == "shared" or not (self._controller.explores and self._teaching.space.action_size)
+        same_target = chosen.target == "shared" or not (self._controller.explores and self.teaching.space.action_size)
         same_data = chosen.data_order == "shared" or self._peers
         if self._selects and same_target and same_data and not chosen.learning_rate_spread:
             raise UserError(
@@ -220,7 +240,7 @@ class ControlledTargets(Method):
         return replace(decision, learning_rate_factors=factors)
 
     def _teach(self) -> None:
-        self._teaching.set(self._decision.actions if self._decision else None, self._interval.candidates)
+        self.teaching.set(self._decision.actions if self._decision else None, self._interval.candidates)
 
     def _progress(self, epoch: int) -> Progress:
         """Before the interval that starts at `epoch`."""
@@ -251,7 +271,7 @@ class ControlledTargets(Method):
             parent_top1=parent.top1,
             parent_nll=parent.nll,
             winner=best,
-            comparable=not drops or self.cooldown_epochs > 0,  # a cooldown has every drop behind it
+            comparable=not drops or self.needs.cooldown_epochs > 0,  # a cooldown has every drop behind it
             action_gradient=gradient,
         )
         after = progress_of(self._context, interval.end, standings[best], parent)
@@ -265,7 +285,7 @@ class ControlledTargets(Method):
         )
 
     def _action_gradient(self, slot: int, result: IntervalResult) -> Tensor | None:
-        return None if result.influence is None else self._teaching.action_gradient(slot, result.influence())
+        return None if result.influence is None else self.teaching.action_gradient(slot, result.influence())
 
     def _decision_event(self) -> TargetsDecided:
         decision = self._decision
@@ -275,7 +295,7 @@ class ControlledTargets(Method):
             interval=self._number,
             first_epoch=self._interval.first_epoch + 1,
             epochs=self._interval.epochs,
-            action_names=self._teaching.space.action_names,
+            action_names=self.teaching.space.action_names,
             progress=asdict(progress),
             observation=None if observation is None else tuple(observation),
             candidates=tuple(
@@ -288,7 +308,7 @@ class ControlledTargets(Method):
                         **target,
                     }
                 )
-                for slot, target in enumerate(self._teaching.describe())
+                for slot, target in enumerate(self.teaching.describe())
             ),
         )
 
@@ -297,10 +317,10 @@ class ControlledTargets(Method):
 
     def _applied_events(self, slot: int) -> list[TargetApplied]:
         """What the surviving student was taught with since the decision: a schedule that can be taught again."""
-        if not self._teaching.space.action_size and not self._selects:
+        if not self.teaching.space.action_size and not self._selects:
             return []  # the same from the first epoch to the last
-        decision, target = self._decision, self._teaching.describe()[slot]
-        if decision is not None and self._teaching.space.action_size:
+        decision, target = self._decision, self.teaching.describe()[slot]
+        if decision is not None and self.teaching.space.action_size:
             self._divergences.append(target["divergence"])
         return [
             TargetApplied(

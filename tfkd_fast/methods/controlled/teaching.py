@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, StepBatch
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.methods.base import Context, Loss, Needs, StepBatch
+from tfkd_fast.methods.base.differences import derivatives_along
 from tfkd_fast.steering import targets
 from tfkd_fast.steering.targets import InstanceMemory, SimilarityMemory, TargetSettings
 
@@ -20,6 +20,15 @@ LONGEST_WARMUP = 0.25
 
 PERTURBATION = 1e-4
 """Of an action, to see how the table moves with it."""
+
+
+def target_needs(settings: TargetSettings) -> Needs:
+    """What teaching with this target needs, whoever sets it."""
+    return Needs(
+        joint_steps="peers" in settings.sources,
+        slow_decay=settings.slow_self_decay if "slow-self" in settings.sources else None,
+        mixing="memory" not in settings.sources,
+    )
 
 
 class Teaching:
@@ -38,19 +47,17 @@ class Teaching:
         self._target = self.space.target
         self._candidates = candidates
         self._device = device
-        self._similarity = SimilarityMemory(candidates, classes, settings.memory_decay, device)
-        self._instances: InstanceMemory | None = None
-        if "memory" in self.space.sources:
-            self._instances = InstanceMemory(candidates, context.num_images, classes, device)
+        self.similarity = SimilarityMemory(candidates, classes, settings.memory_decay, device)
+        remembered = context.num_images if "memory" in self.space.sources else 0
+        self.instances = InstanceMemory(candidates, remembered, classes, device)
+        """Empty where the target has no memory of single images."""
         self._one_hot = targets.one_hot_table(classes).to(device)
-        self._tables = self._one_hot.repeat(candidates, 1, 1)
-        self._shares = torch.zeros(candidates, 1 + len(self.space.sources), device=device)
-        self._temperatures = torch.ones(candidates, len(self.space.sources), device=device)
-        self.slow_decay = settings.slow_self_decay if "slow-self" in self.space.sources else None
-        self.mixes = "memory" not in self.space.sources
-        """Whether it teaches single images with nothing that belongs to them alone."""
-        self.joint = "peers" in self.space.sources
-        """Whether candidates are taught with each other's predictions."""
+        self.tables = self._one_hot.repeat(candidates, 1, 1)
+        """(P,C,C): the class table of each candidate."""
+        self.shares = torch.zeros(candidates, 1 + len(self.space.sources), device=device)
+        """(P,1+K): the share of the class table, then of each source."""
+        self.temperatures = torch.ones(candidates, len(self.space.sources), device=device)
+        """(P,K): the temperature of each source."""
         self.needs_warmup = self._target.uses_similarity or bool(self.space.sources)
         """Whether it refers to what the student has learned so far."""
         self._actions: Tensor | None = None
@@ -65,13 +72,13 @@ class Teaching:
         self._actions = actions
         self._taught = candidates
         self._refresh_tables()
-        shares, temperatures = self._shares[:candidates], self._temperatures[:candidates]
+        shares, temperatures = self.shares[:candidates], self.temperatures[:candidates]
         if actions is None:
-            shares.copy_(torch.eye(1, self._shares.shape[1], device=self._device).expand_as(shares))
+            shares.copy_(torch.eye(1, self.shares.shape[1], device=self._device).expand_as(shares))
             return
         shares.copy_(self.space.shares(actions))
         temperatures.copy_(self.space.temperatures(actions))
-        if self.joint:
+        if "peers" in self.space.sources:
             peers = self.space.sources.index("peers")
             temperatures[:, peers] = temperatures[:, peers].log().mean().exp()  # they share their mean prediction
             if candidates == 1:  # there is nobody to learn from
@@ -85,63 +92,61 @@ class Teaching:
         actions, candidates = self._actions, self._taught
         memories = copy.deepcopy(self.state_dict(candidates))
         self.set(torch.zeros(candidates, self.space.action_size), candidates)
-        yield
-        self.load_state_dict(memories)
-        self.set(actions, candidates)
+        try:
+            yield
+        finally:
+            self.load_state_dict(memories)
+            self.set(actions, candidates)
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        """Mean losses (n,) and statistics of logits (n,B,C); see `Method.loss`."""
-        similarity = self._similarity.accumulator[candidates] if self._target.uses_similarity else None
-        loss, statistics = ops.soft_target_loss_with_stats(logits, batch.labels, self._tables[candidates], similarity)
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        """The loss of n candidates with logits (n,B,C); see `Method.loss`."""
+        candidates = batch.candidates
+        similarity = self.similarity.accumulator[candidates] if self._target.uses_similarity else None
+        loss, statistics = ops.soft_target_loss_with_stats(logits, batch.labels, self.tables[candidates], similarity)
         if not self.space.sources:
-            return loss, statistics
-        shares, temperatures = self._shares[candidates].unbind(1), self._temperatures[candidates].unbind(1)
-        loss = shares[0] * loss
+            return Loss({"target": loss}, statistics)
+        shares, temperatures = self.shares[candidates].unbind(1), self.temperatures[candidates].unbind(1)
+        terms = {"target": shares[0] * loss}
         for source, share, temperature in zip(self.space.sources, shares[1:], temperatures, strict=True):
-            loss = loss + share * self._source_loss(source, logits, batch, candidates, temperature)
-        return loss, statistics
+            terms[source] = share * self._source_loss(source, logits, batch, temperature)
+        return Loss(terms, statistics)
 
-    def _source_loss(
-        self, source: str, logits: Tensor, batch: StepBatch, candidates: slice, temperature: Tensor
-    ) -> Tensor:
+    def _source_loss(self, source: str, logits: Tensor, batch: StepBatch, temperature: Tensor) -> Tensor:
         """T^2 KL to one source, (n,)."""
         if source == "peers":
             return ops.peer_loss(logits, batch.labels, temperature=temperature[0], alpha=1.0)
         if source == "memory":
-            assert self._instances is not None
-            teacher = self._instances.exchange(candidates, batch.indices, logits)
+            teacher = self.instances.exchange(batch.candidates, batch.indices, logits)
         else:
-            assert batch.slow_logits is not None
-            teacher = batch.slow_logits
+            teacher = batch.need_slow_logits()
         return ops.distillation_loss(logits, teacher.unsqueeze(1), temperature=temperature)
 
     def end_epoch(self) -> None:
         """Similarities move with the student, and the ranks that the tables are built on move with them."""
         if self._target.uses_similarity:
-            self._similarity.end_epoch()
+            self.similarity.end_epoch()
             self._refresh_tables()
 
     def continue_from(self, survivors: Sequence[int]) -> None:
         """Slot s takes the memories of survivor s modulo their number."""
         parents = [survivors[slot % len(survivors)] for slot in range(self._candidates)]
-        self._similarity.continue_from(parents)
-        if self._instances is not None:
-            self._instances.continue_from(parents)
+        self.similarity.continue_from(parents)
+        self.instances.continue_from(parents)
 
     def true_mass(self, slot: int) -> float:
         """Of one candidate's class table, mean over the classes."""
-        return float(self._tables[slot].diagonal().mean())
+        return float(self.tables[slot].diagonal().mean())
 
     def describe(self) -> list[dict[str, Any]]:
         """What each candidate is taught with, for the log."""
         n = self._taught
-        summaries = targets.describe(self._tables[:n], self._similarity.similarity[:n])
+        summaries = targets.describe(self.tables[:n], self.similarity.similarity[:n])
         sources = [
             {
                 name: {"share": share, "temperature": temperature}
                 for name, share, temperature in zip(self.space.sources, shares[1:], temperatures, strict=True)
             }
-            for shares, temperatures in zip(self._shares[:n].tolist(), self._temperatures[:n].tolist(), strict=True)
+            for shares, temperatures in zip(self.shares[:n].tolist(), self.temperatures[:n].tolist(), strict=True)
         ]
         return [asdict(summary) | {"sources": of} for summary, of in zip(summaries, sources, strict=True)]
 
@@ -150,33 +155,48 @@ class Teaching:
 
         Both on the CPU. The table counts as much as its share; the shares and temperatures themselves get 0. By central
         differences in float64: the tables are cheap, and not every family has derivatives.
+
+        Raises:
+            ValueError: for the one-hot label, which no action sets.
         """
-        assert self._actions is not None
-        action = self._actions[slot].cpu().double()
-        steps = PERTURBATION * torch.eye(len(action), dtype=torch.float64)
-        actions = self.space.class_actions(torch.cat([action + steps, action - steps]))
-        similarity = self._similarity.similarity[slot].cpu().double().expand(len(actions), -1, -1)
-        losses = (self._target.tables(actions, similarity) * influence).sum(dim=(1, 2))
-        change = (losses[: len(action)] - losses[len(action) :]) / (2 * PERTURBATION)
-        return (self._shares[slot, 0].cpu() * change).float()
+        if self._actions is None:
+            raise ValueError("the candidates are taught with the one-hot label, and no action leads there")
+        here = self._actions[slot].cpu().double()
+        action = here.clone()
+        similarity = self.similarity.similarity[slot].cpu().double().unsqueeze(0)
+
+        def loss() -> list[Tensor]:
+            tables = self._target.tables(self.space.class_actions(action.unsqueeze(0)), similarity)
+            return [(tables * influence).sum()]
+
+        units = torch.eye(len(here), dtype=here.dtype)
+        change = [derivatives_along([unit], [action], [here], loss, PERTURBATION)[0] for unit in units]
+        return (self.shares[slot, 0].cpu() * torch.stack(change)).float()
+
+    def candidate_tensors(self) -> dict[str, Tensor]:
+        """What is remembered of each candidate, see `Method.candidate_tensors`."""
+        return {
+            "similarity": self.similarity.similarity,
+            "similarity_sums": self.similarity.accumulator,
+            "instances": self.instances.logits,
+        }
 
     def state_dict(self, active: int) -> dict[str, Any]:
         return {
-            "similarity": self._similarity.state_dict(),
-            "instances": self._instances.state_dict(active) if self._instances else None,
+            "similarity": self.similarity.state_dict(),
+            "instances": self.instances.state_dict(active),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The memories; what the candidates are taught with wants to be `set` again."""
-        self._similarity.load_state_dict(state["similarity"])
-        if self._instances is not None:
-            self._instances.load_state_dict(state["instances"])
+        self.similarity.load_state_dict(state["similarity"])
+        self.instances.load_state_dict(state["instances"])
 
     def _refresh_tables(self) -> None:
         """The table of each candidate, from its action and its own similarities."""
-        tables = self._tables[: self._taught]
+        tables = self.tables[: self._taught]
         if self._actions is None:
             tables.copy_(self._one_hot.expand_as(tables))
         else:
             actions = self.space.class_actions(self._actions.to(self._device))
-            tables.copy_(self._target.tables(actions, self._similarity.similarity[: self._taught]))
+            tables.copy_(self._target.tables(actions, self.similarity.similarity[: self._taught]))

@@ -1,6 +1,7 @@
 """Training with a process that was searched for: stretched over the run, and moved to its pair of networks."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ class DistPro(PathwayStudent):
 
     def begin_interval(self, epoch: int) -> Plan:
         self.set_weights(self._schedule[epoch])
-        self.phase = tuple(self._computed)
-        return super().begin_interval(epoch)
+        return replace(super().begin_interval(epoch), phase=tuple(self._computed))
 
     def state_dict(self) -> dict[str, Any]:
         return {"schedule": self._schedule}

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from tfkd_fast.methods.base import Context, StepBatch, TrainingStep
+from tfkd_fast.methods.base import Context, Needs, StepBatch, TrainingStep
 from tfkd_fast.methods.base.differences import derivatives_along
 from tfkd_fast.methods.distpro.pathways import Pathway, biased_softmax, without_small
 from tfkd_fast.methods.distpro.process import FILE, Process
 from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways
+from tfkd_fast.methods.taught.student import TaughtSettings
 from tfkd_fast.settings import Settings
 
 BETAS = (0.5, 0.999)
@@ -57,8 +59,9 @@ class DistProSearch(PathwayStudent):
     that is skipped is judged all the same, forward only, so that it comes back when it would help (our choice).
     """
 
-    needs_holdout = True
-    looks_ahead = True
+    @classmethod
+    def needs_for(cls, settings: TaughtSettings) -> Needs:
+        return replace(super().needs_for(settings), holdout=True, look_ahead=True)
 
     def __init__(self, settings: DistProSearchSettings, context: Context) -> None:
         super().__init__(settings, context)

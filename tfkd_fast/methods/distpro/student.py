@@ -1,18 +1,18 @@
 """What search and replay have in common: a student that learns from labels and, along weighted pathways, features."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tfkd_fast.events import PathwaysWeighed
-from tfkd_fast.methods.base import Context, Plan, StepBatch
+from tfkd_fast.methods.base import Context, Loss, Needs, Plan, StepBatch
 from tfkd_fast.methods.distpro.connectors import Connectors
 from tfkd_fast.methods.distpro.pathways import Pathway, PathwaySettings, find_pathways
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.models import FeatureShapes
-from tfkd_fast.ops import SoftTargetStats
 
 
 class PathwaysSettings(TaughtSettings):
@@ -21,9 +21,7 @@ class PathwaysSettings(TaughtSettings):
 
 def context_shapes(context: Context) -> tuple[FeatureShapes, FeatureShapes]:
     """Of the one teacher and of the student."""
-    if context.shapes is None:
-        raise ValueError("context.shapes must be given: pathways lead to features of the student")
-    return context.teachers[0].shapes, context.shapes
+    return context.teachers[0].shapes, context.need_shapes()
 
 
 def context_pathways(context: Context, settings: PathwaySettings) -> tuple[Pathway, ...]:
@@ -37,7 +35,9 @@ class PathwayStudent(TaughtStudent):
     Source: Deng et al., ECCV 2022, and the authors' code.
     """
 
-    needs_features = True
+    @classmethod
+    def needs_for(cls, settings: TaughtSettings) -> Needs:
+        return replace(super().needs_for(settings), features=True)
 
     def connect(self, pathways: Sequence[Pathway]) -> None:
         """Make the connectors of K pathways, of weight 0 for now; a subclass calls it once."""
@@ -58,17 +58,16 @@ class PathwayStudent(TaughtStudent):
         """The event says what the epoch begins with."""
         names = tuple(pathway.name for pathway in self.pathways)
         event = PathwaysWeighed(epoch=epoch + 1, names=names, weights=tuple(self._weights.tolist()))
-        return Plan(super().begin_interval(epoch).interval, [event])
+        return replace(super().begin_interval(epoch), events=[event])
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        return hard + (self._weights * self.pathway_losses(batch)).sum(-1), statistics
+        pathways = (self._weights * self.pathway_losses(batch)).sum(-1)
+        return Loss({"hard": hard, "pathways": pathways}, statistics)
 
     def pathway_losses(self, batch: StepBatch) -> Tensor:
         """(n,K), 0 where none is computed. The n candidates share the connectors and their batch norms."""
-        student, teacher = batch.features, batch.teachers[0].features
-        assert student is not None
-        assert teacher is not None
+        student, teacher = batch.need_features(), batch.teachers[0].need_features()
         n = len(batch.labels)
         losses = [self._weights.new_zeros(n)] * len(self.pathways)
         for number in self._computed:

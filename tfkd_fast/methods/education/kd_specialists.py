@@ -1,11 +1,14 @@
 """Knowledge distillation from specialists as if they were one teacher: what education distillation is compared with."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base import Context, StepBatch
+from tfkd_fast.methods.base import Context, Needs, StepBatch, TeacherCount
 from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
 from tfkd_fast.methods.taught.specialists import SideBySide, specialist_groups
+from tfkd_fast.methods.taught.student import TaughtSettings
 
 
 class SpecialistsKD(KD):
@@ -19,8 +22,9 @@ class SpecialistsKD(KD):
     does worse than by education may thus suffer from this softmax alone, not from the want of grades.
     """
 
-    teachers = (2, None)
-    specialists = True
+    @classmethod
+    def needs_for(cls, settings: TaughtSettings) -> Needs:
+        return replace(super().needs_for(settings), teachers=TeacherCount(2, None), specialists=True)
 
     def __init__(self, settings: KDSettings, context: Context) -> None:
         """

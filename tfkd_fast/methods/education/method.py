@@ -1,6 +1,8 @@
 """The method: which network, images and epochs a grade has, and the loss by each image's own teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,14 +10,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tfkd_fast import ops
-from tfkd_fast.events import GradeStarted, GroupsJudged
-from tfkd_fast.methods.base import Context, EpochResult, Interval, IntervalResult, Outcome, Plan, StepBatch
+from tfkd_fast.events import Event, GradeStarted, GroupsJudged
+from tfkd_fast.methods.base import (
+    Context,
+    EpochResult,
+    Loss,
+    Needs,
+    Plan,
+    StepBatch,
+    TeacherCount,
+    whole_network,
+)
 from tfkd_fast.methods.education.curriculum import GradePlan, GradesSettings, plan_grades
 from tfkd_fast.methods.education.marks import Marks
 from tfkd_fast.methods.education.network import Grade, Head
 from tfkd_fast.methods.taught.specialists import SideBySide
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.randomness import Purpose, random_words, seeded
 from tfkd_fast.settings import Settings
 
@@ -55,8 +65,9 @@ class Education(TaughtStudent):
     teaching reference.
     """
 
-    teachers = (1, None)
-    specialists = True
+    @classmethod
+    def needs_for(cls, settings: TaughtSettings) -> Needs:
+        return replace(super().needs_for(settings), teachers=TeacherCount(1, None), specialists=True)
 
     def __init__(self, settings: EducationSettings, context: Context) -> None:
         """
@@ -64,11 +75,9 @@ class Education(TaughtStudent):
             UserError: without a teacher, and see `plan_grades`.
         """
         super().__init__(settings, context)
-        if context.shapes is None:
-            raise ValueError("the context must have the shapes of the student's features")
         self._settings, self._replay = settings.loss, settings.grades.replay
         self._restart = settings.grades.schedule == "restart"
-        self._grades = plan_grades(settings.grades, context, len(context.shapes.maps))
+        self._grades = plan_grades(settings.grades, context, len(context.need_shapes().maps))
         self._heads = [self._build_head(i, grade) for i, grade in enumerate(self._grades[:-1])]
         self.adapters = nn.ModuleList(self._heads)
         grade_of = {label: i for i, grade in enumerate(self._grades) for label in grade.group}
@@ -81,8 +90,7 @@ class Education(TaughtStudent):
 
     def _build_head(self, number: int, grade: GradePlan) -> Head:
         """Four times as wide as the first stage: 256 for VGG-8 (our choice), 64 for ResNet-20 (the authors' code)."""
-        assert self.context.shapes is not None
-        maps = self.context.shapes.maps
+        maps = self.context.need_shapes().maps
         seed = int(random_words(torch.tensor(1 + number), Purpose.WEIGHTS, seed=self.context.seed)[0])
         with seeded(seed):
             head = Head(maps[grade.stages - 1][0], 4 * maps[0][0], grade.labels, self.context.num_classes)
@@ -101,14 +109,10 @@ class Education(TaughtStudent):
         since = epoch - self._grades[self._number].first_epoch
         self._recalls = self._number > 0 and since < self._settings.self_reference_epochs
         self._recalls &= self._settings.self_reference > 0
-        self.phase = (self._number, self._recalls)
-        self.complete = self._number == len(self._heads)
-        self.known_labels = None if self.complete else self._grades[self._number].labels
-        self.wanted_teachers = self._listened[self._number]
 
     def begin_interval(self, epoch: int) -> Plan:
         self._enter(epoch)
-        grade = self._grades[self._number]
+        grade, complete = self._grades[self._number], self._number == len(self._heads)
         labels = grade.labels if self._replay else grade.group
         started = GradeStarted(
             grade=self._number + 1,
@@ -117,44 +121,50 @@ class Education(TaughtStudent):
             stages=grade.stages,
             labels=tuple(labels),
         )
-        return Plan(
-            Interval(epoch, 1, 1),
-            [started] if epoch == grade.first_epoch else [],
+        return replace(
+            super().begin_interval(epoch),
+            events=[started] if epoch == grade.first_epoch else [],
             labels=None if len(labels) == self.context.num_classes else labels,
             schedule=(grade.first_epoch, grade.end) if self._restart else None,
+            teachers=self._listened[self._number],
+            network=whole_network if complete and not self._recalls else self._network_of_grade(complete),
+            known_labels=None if complete else grade.labels,
+            complete=complete,
+            phase=(self._number, self._recalls),
         )
 
-    def network(self, student: nn.Module) -> nn.Module:
-        if self.complete and not self._recalls:
-            return student
-        head = None if self.complete else self._heads[self._number]
-        return Grade(student, self._grades[self._number].stages, head, self._recall if self._recalls else None)
+    def _network_of_grade(self, complete: bool) -> Callable[[nn.Module], nn.Module]:
+        """Makes the network of the present grade from a student; once complete, it has the student's own head."""
+        return partial(
+            Grade,
+            stages=self._grades[self._number].stages,
+            head=None if complete else self._heads[self._number],
+            watch=self._recall if self._recalls else None,
+        )
 
     def _recall(self, given: Sequence[Tensor]) -> None:
         before = self._number - 1
         self._recalled = self._heads[before].recall(given[self._grades[before].stages - 1])
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings = self._settings
         hard, statistics = self.cross_entropy(logits, batch.labels)
         taught = self._side_by_side[self._number](batch.teachers)
         own = self._grade_of[batch.labels].unsqueeze(-1) == self._grade_of
         soft = _divergence(logits, taught, own, settings.temperature)
-        loss = settings.alpha * soft + (1.0 - settings.alpha) * hard
+        terms = {"soft": settings.alpha * soft, "hard": (1.0 - settings.alpha) * hard}
         if self._recalls and self._recalled is not None:
             before = self._grade_of < self._number
-            loss = loss + settings.self_reference * _divergence(logits, self._recalled, before, 1.0)
-        return loss, statistics
+            terms["head before"] = settings.self_reference * _divergence(logits, self._recalled, before, 1.0)
+        return Loss(terms, statistics)
 
-    def end_epoch(self, results: Sequence[EpochResult]) -> None:
+    def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
         self._marks.see(results[0].holdout_by_class)
-
-    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
         if self._epoch + 1 == self._grades[self._number].end:
             self._marks.end_grade()
         top1 = self._marks.latest()
         judged = GroupsJudged(epoch=self._epoch + 1, grade=self._number + 1, holdout_top1=tuple(top1))
-        return Outcome((0,), [judged] if top1 else [])
+        return [judged] if top1 else []
 
     def summary(self) -> dict[str, Any]:
         return super().summary() | self._marks.summary()

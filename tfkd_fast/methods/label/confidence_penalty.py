@@ -3,8 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
-from tfkd_fast.methods.base import Context, OneStudent, StepBatch
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.methods.base import Context, Loss, SingleStudent, StepBatch
 from tfkd_fast.settings import Settings
 
 
@@ -19,16 +18,16 @@ class ConfidencePenaltySettings(Settings):
     loss: ConfidencePenaltyLoss = ConfidencePenaltyLoss()
 
 
-class ConfidencePenalty(OneStudent):
+class ConfidencePenalty(SingleStudent):
     """CE(y, p) - beta H(p) with p = softmax(z): Pereyra et al., ICLR workshop 2017. Their variant that stops at a
     threshold of the entropy is left out (our choice)."""
 
     def __init__(self, settings: ConfidencePenaltySettings, context: Context) -> None:
-        super().__init__(context)
+        super().__init__(settings, context)
         self._beta = settings.loss.beta
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        loss, statistics = self.cross_entropy(logits, batch.labels)
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        hard, statistics = self.cross_entropy(logits, batch.labels)
         log_probabilities = logits.log_softmax(-1)
         entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean(-1)
-        return loss - self._beta * entropy, statistics
+        return Loss({"hard": hard, "entropy": -self._beta * entropy}, statistics)

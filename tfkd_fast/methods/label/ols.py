@@ -1,15 +1,14 @@
 """Online label smoothing: a class is taught with what the student made of it in the epoch before."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, EpochResult, OneStudent, StepBatch
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.events import Event
+from tfkd_fast.methods.base import Context, EpochResult, Loss, Needs, SingleStudent, StepBatch
 from tfkd_fast.settings import Settings
 
 
@@ -24,7 +23,7 @@ class OLSSettings(Settings):
     loss: OLSLoss = OLSLoss()
 
 
-class OLS(OneStudent):
+class OLS(SingleStudent):
     """(1-alpha) CE(e_y, softmax(z)) + alpha CE(S[y], softmax(z)), where row y of S is the mean prediction of the epoch
     before for those samples of label y that were classified correctly, uniform if there were none: Zhang et al.,
     "Delving deep into label smoothing", TIP 2021.
@@ -34,21 +33,25 @@ class OLS(OneStudent):
     the authors' code leaves the second term out).
     """
 
-    mixes = False  # what is predicted for a mixed image tells of no class (our choice)
+    @classmethod
+    def needs_for(cls, settings: OLSSettings) -> Needs:
+        """What is predicted for a mixed image tells of no class (our choice)."""
+        return Needs(mixing=False)
 
     def __init__(self, settings: OLSSettings, context: Context) -> None:
-        super().__init__(context)
+        super().__init__(settings, context)
         self._hard_weight = 1.0 - settings.loss.alpha
         self._uniform = 1.0 / context.num_classes
         shape = (1, context.num_classes, context.num_classes)
         self._soft_labels = torch.full(shape, self._uniform, device=context.device)
         self._sums = torch.zeros(shape, device=context.device)  # of this epoch's predictions; each adds 1 to its row
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        self._remember(logits.detach(), batch.labels.unsqueeze(-1), candidates)
-        return ops.soft_target_loss_with_stats(
-            logits, batch.labels, self._soft_labels[candidates], hard_weight=self._hard_weight
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        self._remember(logits.detach(), batch.labels.unsqueeze(-1), batch.candidates)
+        loss, statistics = ops.soft_target_loss_with_stats(
+            logits, batch.labels, self._soft_labels[batch.candidates], hard_weight=self._hard_weight
         )
+        return Loss({"hard and soft": loss}, statistics)
 
     def _remember(self, logits: Tensor, labels: Tensor, candidates: slice) -> None:
         """Logits (n,B,C), labels (n,B,1)."""
@@ -56,15 +59,11 @@ class OLS(OneStudent):
         predictions = logits.softmax(-1).to(self._sums.dtype).where(correct, 0.0)
         self._sums[candidates].scatter_add_(1, labels.expand_as(logits), predictions)
 
-    def end_epoch(self, results: Sequence[EpochResult]) -> None:
+    def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
         counts = self._sums.sum(-1, keepdim=True)
         self._soft_labels.copy_((self._sums / counts).where(counts > 0, self._uniform))
         self._sums.zero_()
+        return ()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state between epochs, where the sums are empty."""
-        return {"soft_labels": self._soft_labels.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._soft_labels.copy_(state["soft_labels"])
-        self._sums.zero_()
+    def candidate_tensors(self) -> dict[str, Tensor]:
+        return {"soft_labels": self._soft_labels, "sums": self._sums}

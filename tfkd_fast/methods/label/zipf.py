@@ -8,8 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, OneStudent, StepBatch
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
 from tfkd_fast.settings import Settings
 from tfkd_fast.steering.targets.zipf import zipf_targets
 
@@ -34,29 +33,31 @@ class ZipfSettings(Settings):
     loss: ZipfLoss = ZipfLoss()
 
 
-class Zipf(OneStudent):
+class Zipf(SingleStudent):
     """CE(y, p) + lambda KL(zipf || p~), p~ the softmax without the label's class: Liang et al., ECCV 2022.
 
     The ranks of `zipf_targets` are by the number of votes: the classifier is applied at each place of the last feature
     map, and each votes for its best class. The classes without votes share the rank after those that have some.
     """
 
-    def __init__(self, settings: ZipfSettings, context: Context) -> None:
-        super().__init__(context)
-        self._settings = settings.loss
-        self.needs_features = settings.loss.rank == "dense"
+    @classmethod
+    def needs_for(cls, settings: ZipfSettings) -> Needs:
+        return Needs(features=settings.loss.rank == "dense")
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+    def __init__(self, settings: ZipfSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self._settings = settings.loss
+
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)
         scores = self._votes(batch) if self._settings.rank == "dense" else logits
         soft = wrong_class_divergence(logits, batch.labels, zipf_targets(scores, batch.labels, self._settings.power))
-        return hard + self._settings.weight * soft, statistics
+        return Loss({"hard": hard, "soft": self._settings.weight * soft}, statistics)
 
     @torch.no_grad()
     def _votes(self, batch: StepBatch) -> Tensor:
         """How many places vote for each class, (n,B,C)."""
-        assert batch.features is not None
-        maps = batch.features.after_relu[-1].permute(0, 1, 3, 4, 2)
+        maps = batch.need_features().after_relu[-1].permute(0, 1, 3, 4, 2)
         networks = [student.get_submodule("classifier") for student in batch.students]
         logits = torch.stack([network(own) for network, own in zip(networks, maps, strict=True)])
         logits = logits.flatten(0, 1).permute(0, 3, 1, 2)

@@ -7,9 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, Plan, StepBatch
+from tfkd_fast.methods.base import Context, Loss, Plan, StepBatch
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings
 
 
@@ -48,7 +47,7 @@ class DKD(TaughtStudent):
         self._warmth.fill_(min((epoch + 1) / warmup, 1.0) if warmup else 1.0)
         return super().begin_interval(epoch)
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings, temperature = self._settings, self._settings.temperature
         hard, statistics = self.cross_entropy(logits, batch.labels)
         binary, others = _decoupled(logits, batch.labels, temperature)
@@ -56,7 +55,7 @@ class DKD(TaughtStudent):
         target = ops.distillation_loss(binary, teacher_binary, temperature=temperature)
         non_target = ops.distillation_loss(others, teacher_others, temperature=temperature)
         soft = settings.alpha * target + settings.beta * non_target
-        return settings.ce_weight * hard + self._warmth * soft, statistics
+        return Loss({"hard": settings.ce_weight * hard, "soft": self._warmth * soft}, statistics)
 
 
 def _decoupled(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

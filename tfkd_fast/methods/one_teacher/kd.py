@@ -4,9 +4,8 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, StepBatch
+from tfkd_fast.methods.base import Context, Loss, StepBatch
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings
 
 
@@ -30,7 +29,7 @@ class KD(TaughtStudent):
         self._settings = settings.loss
         self._soft_weight = settings.loss.alpha
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)
         soft = ops.distillation_loss(logits, self.teacher_logits(batch), temperature=self._settings.temperature)
-        return self._soft_weight * soft + (1.0 - self._settings.alpha) * hard, statistics
+        return Loss({"soft": self._soft_weight * soft, "hard": (1.0 - self._settings.alpha) * hard}, statistics)

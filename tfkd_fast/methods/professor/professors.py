@@ -185,5 +185,4 @@ def selected(said: Tensor, refined: Tensor, labels: Tensor, margin: float) -> Te
 
 def pooled(outputs: TeacherOutputs) -> Tensor:
     """(n,B,F) float32."""
-    assert outputs.features is not None
-    return outputs.features.pooled.float()
+    return outputs.need_features().pooled.float()

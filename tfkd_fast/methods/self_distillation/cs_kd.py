@@ -4,8 +4,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, OneStudent, StepBatch
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
 from tfkd_fast.settings import Settings
 
 
@@ -21,23 +20,23 @@ class CSKDSettings(Settings):
     loss: CSKDLoss = CSKDLoss()
 
 
-class CSKD(OneStudent):
+class CSKD(SingleStudent):
     """CE(y, p) + lambda T^2 KL(p'^T || p^T), p' of another image of class y and constant: Yun et al., CVPR 2020.
 
     Their batch holds images and companions, half of each. Here a batch has as many images as for any other method, and
     their companions come on top (our choice).
     """
 
-    companions = "same-class"
-    mixes = False
+    @classmethod
+    def needs_for(cls, settings: CSKDSettings) -> Needs:
+        return Needs(companions="same-class", mixing=False)
 
     def __init__(self, settings: CSKDSettings, context: Context) -> None:
-        super().__init__(context)
+        super().__init__(settings, context)
         self._settings = settings.loss
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        assert batch.companions is not None
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        companions = batch.companions.logits.unsqueeze(1)  # one teacher for each candidate
+        companions = batch.need_companions().logits.unsqueeze(1)  # one teacher for each candidate
         soft = ops.distillation_loss(logits, companions, temperature=self._settings.temperature)
-        return hard + self._settings.weight * soft, statistics
+        return Loss({"hard": hard, "soft": self._settings.weight * soft}, statistics)

@@ -1,15 +1,12 @@
 """Self-distillation from the last mini-batch: each image is shown again one step later, and taught with what the
 student made of it then."""
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, OneStudent, StepBatch
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
 from tfkd_fast.settings import Settings
 
 NOBODY = -1
@@ -28,7 +25,7 @@ class DLBSettings(Settings):
     loss: DLBLoss = DLBLoss()
 
 
-class DLB(OneStudent):
+class DLB(SingleStudent):
     """CE of all images + alpha T^2 KL(p_last^T || p^T) of those shown again, p_last constant: Shen et al., CVPR 2022.
 
     The paper fills one half of each batch with images of the last. Here, as in the authors' code, a batch is of fresh
@@ -37,20 +34,19 @@ class DLB(OneStudent):
     cross-entropy alone (our choice: they carry the batch over, and begin with none).
     """
 
-    companions = "previous"
-    companion_gradient = True
-    mixes = False
+    @classmethod
+    def needs_for(cls, settings: DLBSettings) -> Needs:
+        return Needs(companions="previous", companion_gradient=True, mixing=False)
 
     def __init__(self, settings: DLBSettings, context: Context) -> None:
-        super().__init__(context)
+        super().__init__(settings, context)
         self._settings = settings.loss
-        shape = (self.max_candidates, context.batch_size)
+        shape = (self.needs.candidates, context.batch_size)
         self._logits = torch.zeros(*shape, context.num_classes, device=context.device)
         self._indices = torch.full(shape, NOBODY, device=context.device)
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        again = batch.companions
-        assert again is not None
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        again, candidates = batch.need_companions(), batch.candidates
         size = logits.shape[1]  # of the last batch of an epoch it is less
         fresh, statistics = self.cross_entropy(logits, batch.labels)
         hard = (fresh + ops.soft_target_loss(again.logits, again.labels, self._one_hot)) / 2
@@ -62,11 +58,7 @@ class DLB(OneStudent):
         self._logits[candidates, :size] = logits.detach().float()
         self._indices[candidates, :size] = batch.indices
         self._indices[candidates, size:].fill_(NOBODY)
-        return hard + self._settings.alpha * soft, statistics
+        return Loss({"hard": hard, "soft": self._settings.alpha * soft}, statistics)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"logits": self._logits.clone(), "indices": self._indices.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._logits.copy_(state["logits"])
-        self._indices.copy_(state["indices"])
+    def candidate_tensors(self) -> dict[str, Tensor]:
+        return {"logits": self._logits, "indices": self._indices}

@@ -1,14 +1,11 @@
 """Progressive self-knowledge distillation: the label, softened by what the student predicted one epoch earlier."""
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, OneStudent, Plan, StepBatch
-from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.methods.base import Context, Loss, Needs, Plan, SingleStudent, StepBatch
 from tfkd_fast.settings import Settings
 from tfkd_fast.steering.targets import InstanceMemory
 
@@ -24,7 +21,7 @@ class PSKDSettings(Settings):
     loss: PSKDLoss = PSKDLoss()
 
 
-class PSKD(OneStudent):
+class PSKD(SingleStudent):
     """CE((1-alpha_t) e_y + alpha_t p', softmax(z)) in epoch t = 1..E, where p' is the prediction for the same image in
     epoch t-1, under another augmentation, and alpha_t = alpha_E t/E: Kim et al., ICCV 2021.
 
@@ -35,10 +32,13 @@ class PSKD(OneStudent):
     the authors keep probabilities in float32).
     """
 
-    mixes = False  # what is predicted for a mixed image is of neither one
+    @classmethod
+    def needs_for(cls, settings: PSKDSettings) -> Needs:
+        """What is predicted for a mixed image is of neither one."""
+        return Needs(mixing=False)
 
     def __init__(self, settings: PSKDSettings, context: Context) -> None:
-        super().__init__(context)
+        super().__init__(settings, context)
         self._last_alpha = settings.loss.alpha
         self._memory = InstanceMemory(1, context.num_images, context.num_classes, context.device)
         self._hard_weight = torch.ones((), device=context.device)  # 1 - alpha_t
@@ -48,14 +48,12 @@ class PSKD(OneStudent):
         self._hard_weight.fill_(1.0 - alpha)
         return super().begin_interval(epoch)
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        before = self._memory.exchange(candidates, batch.indices, logits).softmax(-1, dtype=torch.float32)
-        return ops.soft_target_loss_with_stats(
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        before = self._memory.exchange(batch.candidates, batch.indices, logits).softmax(-1, dtype=torch.float32)
+        loss, statistics = ops.soft_target_loss_with_stats(
             logits, batch.labels, before, hard_weight=self._hard_weight, rows="sample"
         )
+        return Loss({"hard and soft": loss}, statistics)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"memory": self._memory.state_dict(active=1)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._memory.load_state_dict(state["memory"])
+    def candidate_tensors(self) -> dict[str, Tensor]:
+        return {"memory": self._memory.logits}

@@ -5,10 +5,9 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, OneStudent, StepBatch
+from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
 from tfkd_fast.methods.label.zipf import wrong_class_divergence
 from tfkd_fast.models.layers import Classifier, average_pool
-from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.randomness import seeded
 from tfkd_fast.settings import Settings
 from tfkd_fast.steering.targets.zipf import zipf_targets
@@ -35,7 +34,7 @@ class USKDSettings(Settings):
     loss: USKDLoss = USKDLoss()
 
 
-class USKD(OneStudent):
+class USKD(SingleStudent):
     """CE(y, p) - alpha s log p_y + beta KL(zipf || p~) + mu CE(smoothed y, w): Yang et al., ICCV 2023.
 
     As the authors' code computes it (yzd-v/cls_KD, uskd.py), where the paper's formulas leave room:
@@ -47,33 +46,37 @@ class USKD(OneStudent):
     Divergences stand for their cross-entropies with a constant target: the gradient is the same.
     """
 
-    needs_features = True
+    @classmethod
+    def needs_for(cls, settings: USKDSettings) -> Needs:
+        return Needs(features=True)
 
     def __init__(self, settings: USKDSettings, context: Context) -> None:
-        super().__init__(context)
-        assert context.shapes is not None
+        super().__init__(settings, context)
         self._settings = settings.loss
         with seeded(context.seed):
-            head = Classifier(context.shapes.maps[-2][0], context.num_classes)
+            head = Classifier(context.need_shapes().maps[-2][0], context.num_classes)
         self.adapters = self._weak_head = head.to(context.device)
         self._smoothed = (1.0 - SMOOTHING) * self._one_hot + SMOOTHING / context.num_classes
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        assert batch.features is not None
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings, labels = self._settings, batch.labels
         hard, statistics = ops.soft_target_loss_with_stats(logits, labels, self._one_hot, reduction="none")
         squared = (-2.0 * hard.detach()).exp()
         soft_label = squared + 1.0 - squared.mean(-1, keepdim=True)
 
-        maps = batch.features.after_relu[-2]
+        maps = batch.need_features().after_relu[-2]
         weak_logits = self._weak_head(average_pool(maps.flatten(0, 1))).unflatten(0, maps.shape[:2])
         weak = ops.soft_target_loss(weak_logits, labels, self._smoothed)
 
         with torch.no_grad():
             scores = _without_label(weak_logits.softmax(-1), labels) + _without_label(logits.log_softmax(-1), labels)
         others = wrong_class_divergence(logits, labels, zipf_targets(scores, labels))
-        loss = ((1.0 + settings.alpha * soft_label) * hard).mean(-1) + settings.beta * others + settings.mu * weak
-        return loss, statistics
+        terms = {
+            "label": ((1.0 + settings.alpha * soft_label) * hard).mean(-1),
+            "wrong classes": settings.beta * others,
+            "weak head": settings.mu * weak,
+        }
+        return Loss(terms, statistics)
 
 
 def _without_label(values: Tensor, labels: Tensor) -> Tensor:

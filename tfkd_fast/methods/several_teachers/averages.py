@@ -1,15 +1,15 @@
 """Several teachers at once, each weighed anew for every sample."""
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, StepBatch
+from tfkd_fast.methods.base import Context, Loss, Needs, StepBatch, TeacherCount
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.settings import Settings
 
 
@@ -29,7 +29,9 @@ class Average(TaughtStudent):
     """ce_weight CE(y, softmax(z)) + kd_weight sum_m v_m T^2 KL(softmax(t_m/T) || softmax(z/T)), where the v_m of a
     sample sum to 1: a subclass says what they are."""
 
-    teachers = (2, None)
+    @classmethod
+    def needs_for(cls, settings: TaughtSettings) -> Needs:
+        return replace(super().needs_for(settings), teachers=TeacherCount(2, None))
 
     def __init__(self, settings: AverageSettings, context: Context) -> None:
         super().__init__(settings, context, temperature=settings.loss.temperature)
@@ -39,12 +41,12 @@ class Average(TaughtStudent):
     def weights(self, teachers: Tensor, labels: Tensor) -> Tensor | None:
         """v, (n,B,M), of teachers with logits (n,M,B,C), for labels (n,B); None: equal weights."""
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings, teachers = self._settings, self.teacher_logits(batch)
         hard, statistics = self.cross_entropy(logits, batch.labels)
         weights = self.weights(teachers, batch.labels)
         soft = ops.distillation_loss(logits, teachers, temperature=settings.temperature, teacher_weights=weights)
-        return settings.ce_weight * hard + settings.kd_weight * soft, statistics
+        return Loss({"hard": settings.ce_weight * hard, "soft": settings.kd_weight * soft}, statistics)
 
 
 class EqualAverage(Average):

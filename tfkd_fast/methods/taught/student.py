@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
-from tfkd_fast.methods.base import Context, Material, OneStudent, Plan, StepBatch
+from tfkd_fast.methods.base import Context, Material, Needs, Plan, SingleStudent, StepBatch, TeacherCount
 from tfkd_fast.methods.professor import Professors, ProfessorSettings
 from tfkd_fast.methods.taught.corrections import label_mixed, swapped
 from tfkd_fast.settings import Settings
@@ -39,16 +39,17 @@ class TaughtSettings(Settings):
     """What refines the teachers' logits; `tfkd-fast methods professor` explains it. Unset: nothing does."""
 
 
-class TaughtStudent(OneStudent):
+class TaughtStudent(SingleStudent):
     """One student and its teachers, which know all classes unless a subclass says otherwise.
 
     Between them there may stand what refines the teachers' logits: a correction by the label, or a professor each. A
     method that reads nothing of the teachers but `teacher_logits` need not know.
     """
 
-    teachers: tuple[int, int | None] = (1, 1)
-    specialists = False
-    """Whether a teacher may know some of the classes only."""
+    @classmethod
+    def needs_for(cls, settings: TaughtSettings) -> Needs:
+        """One teacher; a professor reads its features."""
+        return Needs(teachers=TeacherCount(1, 1), features=settings.professor is not None)
 
     def __init__(self, settings: TaughtSettings, context: Context, *, temperature: float | None = None) -> None:
         """`temperature`: at which `teacher_logits` are softened; None for a method that reads anything else of the
@@ -58,15 +59,15 @@ class TaughtStudent(OneStudent):
             UserError: for another number of teachers than the method has, for one that does not know all classes, and
                 for refinements that do not go together or not with the method.
         """
-        super().__init__(context)
-        fewest, most = self.teachers
+        super().__init__(settings, context)
         count = len(context.teachers)
-        if count < fewest or (most is not None and count > most):
+        if not self.needs.teachers.includes(count):
             raise UserError(
-                f"this method learns from {_some(fewest, most)}, and {count} were named: --teacher RUN_DIR names one"
+                f"this method learns from {_in_words(self.needs.teachers)}, and {count} were named: --teacher RUN_DIR "
+                "names one"
             )
         for teacher in context.teachers:
-            if len(teacher.labels) < context.num_classes and not self.specialists:
+            if len(teacher.labels) < context.num_classes and not self.needs.specialists:
                 raise UserError(
                     f"teacher {teacher.name} knows {len(teacher.labels)} of the {context.num_classes} classes: "
                     "this method learns from teachers of all of them"
@@ -88,7 +89,6 @@ class TaughtStudent(OneStudent):
                     "out the [professor] table"
                 )
             self._professors = Professors(settings.professor, context, temperature)
-            self.needs_features = True
 
     def teacher_logits(self, batch: StepBatch) -> Tensor:
         """(n,M,B,C) float32, from all M teachers, refined."""
@@ -130,7 +130,8 @@ class TaughtStudent(OneStudent):
                 return logits
 
 
-def _some(fewest: int, most: int | None) -> str:
+def _in_words(teachers: TeacherCount) -> str:
+    fewest, most = teachers
     if fewest == most:
         return "one teacher" if fewest == 1 else f"{fewest} teachers"
     return f"{fewest} or more teachers" if most is None else f"{fewest} to {most} teachers"

@@ -4,6 +4,7 @@ import copy
 import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def random_step(n: int, batch: int = BATCH, seed: int = 0) -> tuple[Tensor, Step
     outputs = tuple(
         TeacherOutputs(2.0 * torch.randn(n, batch, CLASSES, generator=generator), features) for features in teachers
     )
-    return logits.requires_grad_(), StepBatch(labels, indices, None, student, outputs)
+    return logits.requires_grad_(), StepBatch(labels, indices, features=student, teachers=outputs)
 
 
 def perceptron(inputs: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
@@ -114,7 +115,8 @@ def test_the_loss_is_that_of_its_formula(gram_norm: str, size: int, connector: s
     method = exact(build({"loss": {"gram_norm": gram_norm, "connector": connector, "beta": 30.0}}))
     logits, batch = random_step(1, size)
     expected = written_out(method, logits[0], batch, beta=30.0, rows=gram_norm == "rows")
-    losses, statistics = method.loss(logits, batch, slice(0, 1))
+    loss = method.loss(logits, batch)
+    losses, statistics = loss.total, loss.statistics
     assert losses.shape == (1,)
     close = {"rtol": 1e-6, "atol": 1e-7}  # the connectors' norms keep statistics, weights of teachers come in float32
     torch.testing.assert_close(losses[0], expected, rtol=1e-9, atol=1e-9)
@@ -134,7 +136,7 @@ def test_several_candidates_have_a_loss_each() -> None:
     """With beta 0, since connectors normalise over all images that they see."""
     method = exact(build({"loss": {"beta": 0.0}}))
     logits, batch = random_step(3)
-    losses, _ = method.loss(logits, batch, slice(0, 3))
+    losses = method.loss(logits, batch).total
     for row in range(3):
         own = slice(row, row + 1)
 
@@ -142,15 +144,17 @@ def test_several_candidates_have_a_loss_each() -> None:
             return Features([], [maps[own] for maps in features.after_relu], features.pooled[own])
 
         teachers = tuple(TeacherOutputs(each.logits[own], of_row(each.features)) for each in batch.teachers)
-        alone = StepBatch(batch.labels[own], batch.indices[own], None, of_row(batch.features), teachers)
-        loss, _ = method.loss(logits[own], alone, own)
+        alone = StepBatch(
+            batch.labels[own], batch.indices[own], row, features=of_row(batch.features), teachers=teachers
+        )
+        loss = method.loss(logits[own], alone).total
         torch.testing.assert_close(loss, losses[own], rtol=1e-12, atol=1e-12)
 
 
 def test_identical_teachers_are_one_teacher_for_any_weights() -> None:
     method = exact(build({"loss": {"beta": 0.0}}, shapes=(SHAPES[0], SHAPES[1], SHAPES[1], SHAPES[1])))
     logits, batch = random_step(1)
-    batch = batch._replace(teachers=batch.teachers[:1] * 3)
+    batch = replace(batch, teachers=batch.teachers[:1] * 3)
     expected = F.cross_entropy(logits[0], batch.labels[0]) + ops.distillation_loss(
         logits[0], batch.teachers[0].logits[0], temperature=4.0
     )
@@ -159,7 +163,7 @@ def test_identical_teachers_are_one_teacher_for_any_weights() -> None:
         with torch.no_grad():
             for parameter in method._weights.parameters():
                 parameter.normal_()
-        losses, _ = method.loss(logits, batch, slice(0, 1))
+        losses = method.loss(logits, batch).total
         torch.testing.assert_close(losses[0], expected, rtol=1e-12, atol=1e-12)
 
 
@@ -211,11 +215,10 @@ class Step:
         shown = StepBatch(
             batch.labels.unsqueeze(0),
             batch.indices.unsqueeze(0),
-            None,
-            Features(maps, maps, features.pooled.unsqueeze(0)),
-            self.teach(batch.images),
+            features=Features(maps, maps, features.pooled.unsqueeze(0)),
+            teachers=self.teach(batch.images),
         )
-        losses, _ = self.method.loss(logits.unsqueeze(0), shown, slice(0, 1))
+        losses = self.method.loss(logits.unsqueeze(0), shown).total
         gradients = torch.autograd.grad(losses.sum(), self.weights)
         for weight, gradient, momentum in zip(self.weights, gradients, self.momenta, strict=True):
             ops.sgd_step(weight, gradient, momentum, rate=RATE, decay=DECAY, factor=MOMENTUM, nesterov=True)

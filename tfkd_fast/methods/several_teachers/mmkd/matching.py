@@ -27,7 +27,7 @@ class Seen(NamedTuple):
     def of(cls, logits: Tensor, maps: Tensor, teachers: Sequence[TeacherOutputs]) -> "Seen":
         """In the dtype of the logits."""
         teacher_logits = torch.stack([outputs.logits for outputs in teachers], dim=1)
-        teacher_maps = [outputs.features.after_relu[-1] for outputs in teachers if outputs.features is not None]
+        teacher_maps = [outputs.need_features().after_relu[-1] for outputs in teachers]
         return cls(logits, maps.to(logits.dtype), teacher_logits, [each.to(logits.dtype) for each in teacher_maps])
 
 

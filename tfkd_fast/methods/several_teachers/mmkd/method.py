@@ -1,7 +1,8 @@
 """The method: its settings, its loss, and when it looks ahead."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,14 +12,22 @@ from torch import Tensor, nn
 
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
-from tfkd_fast.events import TeachersWeighed
-from tfkd_fast.methods.base import Context, IntervalResult, Outcome, Plan, StepBatch, TrainingStep
+from tfkd_fast.events import Event, TeachersWeighed
+from tfkd_fast.methods.base import (
+    Context,
+    EpochResult,
+    Loss,
+    Needs,
+    Plan,
+    StepBatch,
+    TeacherCount,
+    TrainingStep,
+)
 from tfkd_fast.methods.several_teachers.mmkd.buffer import HardBuffer
 from tfkd_fast.methods.several_teachers.mmkd.lookahead import meta_gradient
 from tfkd_fast.methods.several_teachers.mmkd.matching import Connector, ConnectorName, Seen, distances, divergences
 from tfkd_fast.methods.several_teachers.mmkd.weights import GramNorm, TeacherWeights
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.randomness import seeded
 from tfkd_fast.settings import Settings
 
@@ -68,10 +77,12 @@ class MMKD(TaughtStudent):
     of an epoch only where a period ends, while the authors always do; and a gradient that is not finite is skipped.
     """
 
-    teachers = (2, None)
-    needs_features = True
-    looks_ahead = True
-    mixes = False  # a hard image has one label
+    @classmethod
+    def needs_for(cls, settings: TaughtSettings) -> Needs:
+        """Without mixed images: a hard image has one label."""
+        return replace(
+            super().needs_for(settings), teachers=TeacherCount(2, None), features=True, look_ahead=True, mixing=False
+        )
 
     def __init__(self, settings: MMKDSettings, context: Context) -> None:
         """
@@ -85,10 +96,8 @@ class MMKD(TaughtStudent):
                 f"meta.buffer = {self._meta.buffer} is smaller than a batch of {context.batch_size} images: "
                 "the teachers' weights are learned from whole batches of it"
             )
-        if context.shapes is None:
-            raise ValueError("the context must tell the shapes of the student's features")
         teacher_widths = [facts.shapes.maps[-1][0] for facts in context.teachers]
-        width, count = context.shapes.maps[-1][0], len(teacher_widths)
+        width, count = context.need_shapes().maps[-1][0], len(teacher_widths)
         with seeded(context.seed):
             connectors = [Connector(settings.loss.connector, width, wanted) for wanted in teacher_widths]
             weights = TeacherWeights(context.num_classes, count, context.batch_size, settings.loss.gram_norm)
@@ -115,10 +124,9 @@ class MMKD(TaughtStudent):
         if self._hard.full and self._steps % self._meta.period == 0:
             self._learn_weights(step)
 
-    def loss(self, logits: Tensor, batch: StepBatch, candidates: slice) -> tuple[Tensor, SoftTargetStats]:
-        assert batch.features is not None
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        seen = Seen.of(logits, batch.features.after_relu[-1], batch.teachers)
+        seen = Seen.of(logits, batch.need_features().after_relu[-1], batch.teachers)
         with torch.no_grad():
             shares = self._weights(seen)
             self._shares += shares.sum((1, 2))
@@ -126,9 +134,9 @@ class MMKD(TaughtStudent):
             if self._shown is not None:  # one candidate sees it
                 self._hard.add(self._shown, logits[0].argmax(-1) != self._shown.labels, self._steps)
                 self._shown = None
-        return hard + (self._terms(seen) * shares).sum((0, 2, 3)), statistics
+        return Loss({"hard": hard, "teachers": (self._terms(seen) * shares).sum((0, 2, 3))}, statistics)
 
-    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
+    def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
         omega, v = (self._shares / max(1, self._samples)).tolist()
         event = TeachersWeighed(
             epoch=self._epoch,
@@ -140,7 +148,7 @@ class MMKD(TaughtStudent):
         )
         self._shares.zero_()
         self._samples = 0
-        return Outcome((0,), [event])
+        return [event]
 
     def state_dict(self) -> dict[str, Any]:
         """As between two epochs. The engine keeps the adapters."""

@@ -1,0 +1,46 @@
+"""Tf-KD_self: distillation from an earlier run of the same network; see `label.tf_kd` for the source."""
+
+from pydantic import Field
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.base import Context
+from tfkd_fast.methods.label.tf_kd import TfKDLoss, multiplier
+from tfkd_fast.methods.one_teacher.kd import KD, KDLoss, KDSettings
+
+MULTIPLIER = 50.0
+"""kappa, as the authors set it for ResNet18 on CIFAR-100."""
+
+
+class TfKDSelfLoss(TfKDLoss, KDLoss):
+    """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
+
+    temperature: float = Field(default=6.0, gt=0)
+    alpha: float = Field(default=0.95, ge=0, le=1)
+    """Of the teacher; the label has the rest."""
+
+
+class TfKDSelfSettings(KDSettings):
+    loss: TfKDSelfLoss = TfKDSelfLoss()
+
+
+class TfKDSelf(KD):
+    """Tf-KD_self. With p' the softened prediction of the earlier run, for logits z:
+
+    paper:     alpha T^2 KL(p' || softmax(z/T))           + (1-alpha) CE(y, softmax(z))
+    reference: alpha T^2 KL(p' || softmax(z/T)) kappa / C + (1-alpha) CE(y, softmax(z))
+    """
+
+    def __init__(self, settings: TfKDSelfSettings, context: Context) -> None:
+        """
+        Raises:
+            UserError: for a teacher of another architecture, or another width, and see `TaughtStudent`.
+        """
+        super().__init__(settings, context)
+        for teacher in context.teachers:
+            if (teacher.model, teacher.shapes) != (context.model, context.shapes):
+                width = " of another width" if teacher.model == context.model else ""
+                raise UserError(
+                    f"teacher {teacher.name} is a {teacher.model}{width} and the student a {context.model}: tf-kd-self "
+                    "learns from an earlier run of the same network; choose one, or method kd"
+                )
+        self._soft_weight = settings.loss.alpha * multiplier(settings.loss, MULTIPLIER, context.num_classes)
