@@ -11,7 +11,8 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener
-from tfkd_fast.runs.recipe import Recipe, Table, load_recipe, make_recipe, merge, read_recipe
+from tfkd_fast.runs.precedence import Table, merge
+from tfkd_fast.runs.recipe import Recipe, load_recipe, make_recipe, read_recipe
 from tfkd_fast.runs.student import load_student
 from tfkd_fast.runs.tensorboard import TensorBoardWriter
 from tfkd_fast.training.trainer import Trainer, in_percent

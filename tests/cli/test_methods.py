@@ -11,7 +11,8 @@ from tests.support.command import refusal, run
 from tfkd_fast.cli.app import app
 from tfkd_fast.cli.methods import FIXED, NEEDED, UNSET, Option, options_of
 from tfkd_fast.methods import METHODS
-from tfkd_fast.runs.recipe import make_recipe, set_override
+from tfkd_fast.runs.precedence import set_override
+from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.settings import Settings
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tests.support.tables import make_table
 from tfkd_fast import ops
 from tfkd_fast.data import Batch
 from tfkd_fast.judging.influence import BATCHES, influence
@@ -144,7 +145,7 @@ def test_the_action_that_follows_the_gradient_lowers_the_loss_after_the_next_ste
 ) -> None:
     """By trying it: the held-out loss after one step of training, in float64, is all that this reads."""
     model, shown, judged = memorised()
-    settings = TargetSettings(family=family, sources=sources)
+    settings = make_table(TargetSettings, family=family, sources=sources)
     teaching = Teaching(settings, Context(CLASSES, BATCH, 10, 0, torch.device("cpu"), lambda epoch: 1.0), 1)
     action = torch.linspace(-0.5, 0.5, teaching.space.action_size)
     teaching.set(action[None], 1)

@@ -8,7 +8,8 @@ from tests.support.runs import CPU, few_images
 from tfkd_fast.data import Dataset
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.recipe import load_recipe, merge
+from tfkd_fast.runs.precedence import merge
+from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.training.trainer import Trainer
 
 EPOCHS = 8

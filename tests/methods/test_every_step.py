@@ -16,7 +16,8 @@ from tfkd_fast import ops
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.recipe import Recipe, load_recipe, merge
+from tfkd_fast.runs.precedence import merge
+from tfkd_fast.runs.recipe import Recipe, load_recipe
 from tfkd_fast.training import capture
 from tfkd_fast.training.trainer import Trainer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.runs.recipe import load_recipe, make_recipe, parse, set_override, shipped_recipes
+from tfkd_fast.runs.recipe import load_recipe, make_recipe, parse, shipped_recipes
 
 
 def test_no_name_and_no_data_set_is_the_digits_recipe() -> None:
@@ -26,59 +26,11 @@ def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name: str) -> N
     assert make_recipe(parse(recipe.to_toml(), "round trip")) == recipe
 
 
-def test_command_line_over_file_over_method_preset(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text('method = "tfkd-mrs"\nepochs = 7\n[selection]\ncandidates = 3\ninterval = 2\n')
-    recipe = load_recipe(str(file), {"selection": {"interval": 4}})
-    assert recipe.epochs == 7
-    selection = recipe.table()["selection"]
-    assert (selection["budget"], selection["candidates"], selection["interval"]) == ("full", 3, 4)
-
-
 def test_another_method_starts_from_its_own_presets() -> None:
     table = load_recipe("digits", {"method": "ce"}).table()
     assert table["target"]["family"] == "one-hot"
     assert table["selection"]["budget"] == "none"
     assert table["epochs"] == load_recipe("digits").epochs  # what is not the method's stays
-
-
-def test_set_reads_toml_values_and_bare_words() -> None:
-    overrides: dict[str, object] = {}
-    for assignment in ("model.width=0.5", "schedule.name=cosine", "tensorboard=true", 'data.root="a b"'):
-        set_override(overrides, assignment)
-    assert overrides == {
-        "model": {"width": 0.5},
-        "schedule": {"name": "cosine"},
-        "tensorboard": True,
-        "data": {"root": "a b"},
-    }
-
-
-@pytest.mark.parametrize(
-    ("assignment", "sentence"),
-    [
-        ("epoch=3", r"unknown recipe key 'epoch': did you mean 'epochs'\?"),
-        ("optimizer.momentun=0.5", r"unknown recipe key 'optimizer.momentun': did you mean 'momentum'\?"),
-        ("schedule.warmpu=0.5", r"unknown recipe key 'schedule.warmpu': did you mean 'warmup'\?"),
-        ("selection.candidate=3", r"unknown recipe key 'selection.candidate': did you mean 'candidates'\?"),
-        ("target.bin=fine", r"unknown recipe key 'target.bin': did you mean 'bins'\?"),
-        ("schedule.name=linear", r"recipe key 'schedule'.*'linear'"),
-        ("epochs=0", r"recipe key 'epochs': .*greater than or equal to 1 \(got 0\)"),
-        ("optimizer.learning_rate=fast", r"recipe key 'optimizer.learning_rate': .*valid number.* \(got 'fast'\)"),
-        ("method=tfdk", r"unknown method 'tfdk': did you mean 'tfkd'\?"),
-    ],
-)
-def test_a_fault_is_one_sentence_with_the_nearest_valid_name(assignment: str, sentence: str) -> None:
-    overrides: dict[str, object] = {}
-    set_override(overrides, assignment)
-    with pytest.raises(UserError, match=sentence):
-        load_recipe("digits", overrides)
-
-
-@pytest.mark.parametrize("assignment", ["epochs", "=3", "model..width=1"])
-def test_a_malformed_assignment_is_refused(assignment: str) -> None:
-    with pytest.raises(UserError, match=r"--set wants table.key=value"):
-        set_override({}, assignment)
 
 
 def test_missing_and_malformed_files_are_refused(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
             "selection": {"candidates": 2, "interval": 2, "data_order": "shared"},
         },
     ),
-    "peers without selection": ("tfkd", {"target": {"sources": ["peers"]}, "selection": {"candidates": 2}}),
+    "peers without selection": ("tfkd", {"target": {"sources": ["peers"], "peers": 2}}),
     "memory and slow self, hypergradient": (
         "tfkd",
         {"target": {"sources": ["memory", "slow-self"]}, "controller": {"name": "hypergradient", **WARMED}},

@@ -25,7 +25,8 @@ from tfkd_fast.models import ModelSettings
 from tfkd_fast.policies import learn_policy
 from tfkd_fast.report import write_report
 from tfkd_fast.runs.export import export_student
-from tfkd_fast.runs.recipe import load_recipe, set_override
+from tfkd_fast.runs.precedence import set_override
+from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.steering.control.policy_search import Generation
 from tfkd_fast.study import load_study

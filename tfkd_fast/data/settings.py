@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import ReadIf, Settings
 
 LoaderName = Literal["auto", "resident", "dali", "torchvision"]
 MixName = Literal["none", "mixup", "cutmix"]
@@ -24,18 +24,38 @@ ClassChoice = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 class DataSettings(Settings):
     """Which images, and how they reach the network."""
 
-    dataset: str = "digits"  # digits, cifar10, cifar100, svhn, folder or npz
-    root: str | None = None  # folder of the data set, for npz the file; cifar and svhn: .data without it
-    classes: ClassChoice | None = None  # these only, relabelled: "0-32", or a list of names and labels; None: all
-    per_class: int | None = Field(
-        default=None, ge=1
-    )  # training images of each class, drawn once for all runs; None: all
-    image_size: Literal[32, 64] = 32  # pixels a side that the images of `folder` are brought to
-    holdout: float = Field(default=0.1, ge=0, lt=1)  # share of every class's training images that is held out
+    dataset: str = "digits"
+    """Name of the data set: digits, cifar10, cifar100, svhn, folder or npz."""
+    root: str | None = None
+    """Folder of the data set, or the file of an npz; unset, cifar10, cifar100 and svhn lie in .data, and digits needs
+    none."""
+    classes: ClassChoice | None = None
+    """Classes to take of the data set, relabelled from 0: a list of names, labels and ranges of labels, or a text such
+    as "0-32,cat"; unset, all of them."""
+    per_class: int | None = Field(default=None, ge=1)
+    """Number of training images of each class, drawn once for all runs; unset, all of them."""
+    image_size: Annotated[
+        Literal[32, 64], ReadIf("dataset", lambda dataset: dataset == "folder", "dataset is folder")
+    ] = 32
+    """Side that the images of a folder are brought to, in pixels."""
+    holdout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the training images of every class that is held out to judge by."""
     batch_size: int = Field(default=64, ge=1)
-    augment: bool = True  # random crops and mirroring of training images
-    flip: bool | None = None  # mirror at random; without it, as suits the data set (digits and svhn: no, others: yes)
-    mix: MixName = "none"  # training images in pairs, and their labels with them
-    mix_alpha: float = Field(default=1.0, gt=0)  # shares of a pair are drawn from Beta(mix_alpha, mix_alpha)
-    loader: LoaderName = "auto"  # auto: the fastest, by a short measurement
-    workers: int = Field(default=2, ge=0)  # processes of torchvision, threads of DALI (0: none; as many as torch uses)
+    """Number of images in a batch."""
+    augment: bool = True
+    """Whether training images are cropped at random and mirrored."""
+    flip: Annotated[bool | None, ReadIf("augment", bool, "augment is true")] = None
+    """Whether training images are mirrored at random; unset, as suits the data set: not digits and svhn."""
+    mix: MixName = "none"
+    """Mixing of training images in pairs, and of their labels: mixup or cutmix."""
+    mix_alpha: Annotated[float, ReadIf("mix", lambda mix: mix != "none", "mix is mixup or cutmix")] = Field(
+        default=1.0, gt=0
+    )
+    """Parameter alpha of the distribution Beta(alpha, alpha) that the shares of a mixed pair are drawn from."""
+    loader: LoaderName = "auto"
+    """Loader of the images; auto takes the fastest by a short measurement."""
+    workers: Annotated[int, ReadIf("loader", lambda loader: loader != "resident", "loader is not resident")] = Field(
+        default=2, ge=0
+    )
+    """Processes of the torchvision loader, or threads of the dali loader; 0 starts no process, or as many threads as
+    torch uses."""

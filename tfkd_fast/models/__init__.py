@@ -48,7 +48,9 @@ class ModelSettings(Settings):
     """The `[model]` table of a recipe."""
 
     name: str = "vgg8"
-    width: float = Field(default=1.0, gt=0, le=8)  # multiplies every channel count
+    """Name of the network."""
+    width: float = Field(default=1.0, gt=0, le=8)
+    """Factor that multiplies the number of channels of every layer."""
 
     @field_validator("name")
     @classmethod

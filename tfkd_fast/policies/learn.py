@@ -10,8 +10,9 @@ from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.policies.students import Students
 from tfkd_fast.runs.folder import RunFolder, finite
 from tfkd_fast.runs.log import LineFile
-from tfkd_fast.runs.recipe import Recipe
+from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
+from tfkd_fast.steering.control.settings import RandomSettings, SampledPolicySettings
 
 LOG = "generations.jsonl"
 
@@ -30,7 +31,7 @@ def learn_policy(
     wanted = recipe.to_toml()
     finished = ""
     if folder.recipe.exists():
-        if not log.exists() or folder.recipe.read_text() != wanted:
+        if not log.exists() or read_recipe(folder) != recipe:
             raise UserError(f"{out} holds something else than this search: choose another --out")
         finished = "".join(line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n"))
     done = [_generation(json.loads(line)) for line in finished.splitlines()]
@@ -39,7 +40,13 @@ def learn_policy(
     fleet = Students(recipe, students)
     settings = recipe.options
     assert isinstance(settings, ControlledTargetsSettings)  # Students refuses others
-    search = PolicySearch(fleet.space, settings.controller, students, recipe.seed)
+    own = settings.controller  # what it says of a policy holds; any other controller says nothing
+    search = PolicySearch(
+        fleet.space,
+        own if isinstance(own, SampledPolicySettings) else RandomSettings(name="random"),
+        students,
+        recipe.seed,
+    )
     search.restore(done)
     if not done:
         folder.create(wanted)

@@ -1,15 +1,9 @@
-"""A recipe: every value of one experiment, from shipped defaults, a TOML file and the command line.
-
-Precedence, lowest first: the defaults below, what the method's name presets, the recipe file, the command line. The
-tables of a method (target, controller, selection, ...) belong to the method that the file names: choosing another one
-on the command line starts from that method's own presets.
-"""
+"""A recipe: every value of one experiment, from shipped defaults, a TOML file and the command line."""
 
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self
 
 import tomli_w
 from pydantic import Field, SerializeAsAny, ValidationError
@@ -18,34 +12,53 @@ from pydantic.fields import FieldInfo
 from tfkd_fast.data import DataSettings
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods import MethodEntry, find_method
-from tfkd_fast.methods.taught.student import TaughtSettings, TeacherSettings
+from tfkd_fast.methods.taught.student import TaughtSettings, TeacherSettings, UncorrectedTeachers
 from tfkd_fast.models import ModelSettings
+from tfkd_fast.runs.earlier import without_unread
+from tfkd_fast.runs.faults import explain
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.precedence import Table, resolve
 from tfkd_fast.runs.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
 from tfkd_fast.settings import Settings
 
-Table = dict[str, Any]
+DEFAULT_METHOD = "tfkd-mrs"
 
 
 class Recipe(Settings):
     """The values that every method shares, and the tables of the method in `options`."""
 
-    method: str = "tfkd-mrs"
+    method: str = DEFAULT_METHOD
+    """Name of the training method; tfkd-fast methods lists them."""
     epochs: int = Field(default=240, ge=1)
+    """Number of passes over the training images."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of everything that is random in the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device that the run computes on; auto takes CUDA where there is a device."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the training step; auto: on CUDA
-    population: Literal["auto", "sequential", "streams", "stacked"] = "auto"  # how candidates train side by side
-    deterministic: bool = False  # the same bits again on CUDA, at a price; on the CPU they are the same anyway
+    """Number format of the forward and backward passes; auto takes bf16 where the hardware multiplies it natively."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch.compile makes the kernels of the training step; auto compiles on CUDA."""
+    population: Literal["auto", "sequential", "streams", "stacked"] = "auto"
+    """How candidates train side by side: one after the other, on CUDA streams, or stacked into one network."""
+    deterministic: bool = False
+    """Whether a run on CUDA gives the same bits again, at the price of speed; on the CPU it does so anyway."""
     ops: Literal["auto", "reference", "cpp", "cuda", "triton"] = "auto"
-    checkpoint_every: int = Field(default=1, ge=1)  # epochs
+    """Implementation of the package's operators; auto takes the fastest that serves the device."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs from one checkpoint to the next; the last epoch always has one."""
     tensorboard: bool = False
+    """Whether events for TensorBoard are written into the run folder."""
     data: DataSettings = DataSettings()
+    """The images, and how they reach the network."""
     model: ModelSettings = ModelSettings()
+    """The network that is trained."""
     optimizer: OptimizerSettings = OptimizerSettings()
+    """The optimiser: stochastic gradient descent."""
     schedule: ScheduleSettings = StepSchedule()
+    """The learning rate over the course of the run."""
     options: SerializeAsAny[Settings]
+    """The tables of the method, which a recipe file has beside the others."""
 
     def table(self) -> Table:
         """As nested plain values, in the layout of a recipe file."""
@@ -58,12 +71,13 @@ class Recipe(Settings):
         return self.model_copy(update={"data": self.data.model_copy(update={"loader": name})})
 
     def to_toml(self) -> str:
+        """As the text of a recipe file."""
         return tomli_w.dumps(self.table())
 
     @property
     def teachers(self) -> TeacherSettings:
         """Those of the method; none for a method that has none."""
-        return self.options.teachers if isinstance(self.options, TaughtSettings) else TeacherSettings()
+        return self.options.teachers if isinstance(self.options, TaughtSettings) else UncorrectedTeachers()
 
     @property
     def repeated_views(self) -> int:
@@ -79,6 +93,11 @@ class Recipe(Settings):
     def learning_rates(self, epoch: int, steps: int, span: tuple[int, int] | None = None) -> list[float]:
         """Of each step of a 0-based epoch."""
         return [self.learning_rate(epoch + step / steps, span) for step in range(steps)]
+
+
+def core_fields() -> dict[str, FieldInfo]:
+    """The keys of a recipe that belong to no method."""
+    return {name: field for name, field in Recipe.model_fields.items() if name != "options"}
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -123,85 +142,43 @@ def parse(text: str, name: str) -> Table:
 
 
 def read_recipe(folder: RunFolder) -> Recipe:
-    """The resolved recipe of a run."""
+    """The resolved recipe of a run, of this version or an earlier one."""
     folder.require_run()
-    return make_recipe(parse(folder.recipe.read_text(), str(folder.recipe)))
+    table = parse(folder.recipe.read_text(), str(folder.recipe))
+    method = find_method(table.get("method", DEFAULT_METHOD))
+    return make_recipe(without_unread(table, core_fields() | method.settings.model_fields))
 
 
 def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
-    """Validate a recipe's tables; the first fault is reported in one sentence."""
+    """Validate a recipe's tables under overrides; the first fault is reported in one sentence."""
     overrides = overrides or {}
-    own_method = table.get("method", Recipe.model_fields["method"].default)
-    method = find_method(overrides.get("method", own_method))
+    values = resolve_levels({"method": DEFAULT_METHOD} | table, overrides)
+    method = find_method(values["method"])
     tables_of_method = method.settings.model_fields
-    if overrides.get("method", own_method) != own_method:
-        own_tables = find_method(own_method).settings.model_fields
-        table = {key: value for key, value in table.items() if key not in own_tables}
-    merged = merge(merge({"schedule": {"name": "step"}, **method.preset}, table), overrides)
-    _keep_its_name(method, merged)
+    _keep_its_name(method, values)
     if "teachers" in overrides and "teachers" not in tables_of_method:
-        raise UserError(f"method {merged['method']!r} learns from no teacher: leave --teacher out, or choose another")
-    core = {key: value for key, value in merged.items() if key not in tables_of_method}
-    options = {key: value for key, value in merged.items() if key in tables_of_method}
+        raise UserError(f"method {values['method']!r} learns from no teacher: leave --teacher out, or choose another")
+    core = {key: value for key, value in values.items() if key not in tables_of_method}
+    options = {key: value for key, value in values.items() if key in tables_of_method}
     try:
         return Recipe(options=method.settings.model_validate(options), **core)
     except ValidationError as error:
-        shared = {name: field for name, field in Recipe.model_fields.items() if name != "options"}
-        raise UserError(explain(error, shared | tables_of_method)) from None
+        raise UserError(explain(error, core_fields() | tables_of_method)) from None
 
 
-def _keep_its_name(method: MethodEntry, merged: Table) -> None:
+def resolve_levels(*levels: Table) -> Table:
+    """One table of several, lowest first, over the presets of their method; see `precedence`."""
+    return resolve(levels, core_fields(), DEFAULT_METHOD)
+
+
+def _keep_its_name(method: MethodEntry, values: Table) -> None:
     """Refuse a value that would make of a method something else than its name says."""
     if method.named_for is None:
         return
     table, key = method.named_for
-    options = merged[table]
+    options = values[table]
     if isinstance(options, dict) and options.get(key) != method.preset[table][key]:
         raise UserError(
-            f"method {merged['method']!r} is {method.summary}, so {table}.{key} cannot be {options.get(key)!r}: "
+            f"method {values['method']!r} is {method.summary}, so {table}.{key} cannot be {options.get(key)!r}: "
             "choose another method"
         )
-
-
-def merge(low: Table, high: Table) -> Table:
-    """Nested tables with the values of `high` over those of `low`."""
-    result = dict(low)
-    for key, value in high.items():
-        both_tables = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merge(result[key], value) if both_tables else value
-    return result
-
-
-def set_override(overrides: Table, assignment: str) -> None:
-    """Put one `table.key=value` of the command line into nested tables; the value is TOML, or else a string."""
-    path, equals, text = assignment.partition("=")
-    keys = [key.strip() for key in path.split(".")]
-    if not equals or not all(keys):
-        raise UserError(f"--set wants table.key=value, got {assignment!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    for key in keys[:-1]:
-        overrides = overrides.setdefault(key, {})
-        if not isinstance(overrides, dict):
-            raise UserError(f"--set {path}: {key} is a value, not a table")
-    overrides[keys[-1]] = value
-
-
-def explain(error: ValidationError, fields: dict[str, FieldInfo]) -> str:
-    """One sentence about the first fault of a recipe."""
-    fault = error.errors(include_url=False)[0]
-    path = [str(part) for part in fault["loc"]]
-    names = list(fields)
-    if path[0] in fields:
-        annotation = fields[path[0]].annotation
-        variants = tuple(v for v in get_args(annotation) if v is not NoneType) or (annotation,)  # one may be left out
-        if len(variants) > 1 and len(path) > 1:  # a table of several forms: its form stands second in the path
-            form = path.pop(1)
-            variants = tuple(v for v in variants if form in get_args(v.model_fields["name"].annotation))
-        names = list(getattr(variants[0], "model_fields", names))
-    key = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        return f"unknown recipe key {key!r}: {nearest(path[-1], names)}"
-    return f"recipe key {key!r}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"

@@ -8,7 +8,8 @@ from tfkd_fast.methods import find_method
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
-from tfkd_fast.runs.recipe import Recipe, Table, make_recipe, read_recipe
+from tfkd_fast.runs.precedence import Table
+from tfkd_fast.runs.recipe import Recipe, make_recipe, read_recipe
 
 
 def replay_recipe(run_dir: Path, overrides: Table | None = None) -> Recipe:
@@ -46,7 +47,7 @@ def replay_table(run_dir: Path) -> Table:
     table = recipe.table()
     table["method"] = find_method(recipe.method).one_trajectory or recipe.method
     table["data"]["holdout"] = 0.0
-    table["selection"]["budget"] = "none"
+    table["selection"] = {"budget": "none"}
     warm = [event for event in applied if not steered or event.action is not None]  # after the one-hot warm-up
     recorded = [_entry(event, recipe.epochs) for event in warm]
     if any(entry["action"] or entry["learning_rate_factor"] != 1.0 for entry in recorded):

@@ -40,7 +40,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tfkd_fast.errors import UserError, nearest
-from tfkd_fast.runs.recipe import Recipe, Table, make_recipe, merge, shipped
+from tfkd_fast.runs.precedence import Table, merge
+from tfkd_fast.runs.recipe import Recipe, make_recipe, resolve_levels, shipped
 from tfkd_fast.settings import Settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -212,7 +213,8 @@ def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Ro
         table = merge(file.base, row.recipe)
         if "seed" in table:
             raise UserError("its seed is one of the study's seeds, so its recipe must not set one")
-        result = Row(name, row.title or name, merge(table, overrides), None, row.seed_offset, row.compared)
+        table = resolve_levels(file.base, row.recipe, overrides)
+        result = Row(name, row.title or name, table, None, row.seed_offset, row.compared)
         result.recipe(file.seeds[0])  # refuses what is wrong with it
         return result
     if own := [*row.recipe, *(["seed_offset"] if row.seed_offset else [])]:

@@ -23,7 +23,7 @@ from tfkd_fast.methods.base import (
     TrainingStatistics,
 )
 from tfkd_fast.ops import SoftTargetStats
-from tfkd_fast.steering.selection import SelectionSettings, learning_rate_factors
+from tfkd_fast.steering.selection import learning_rate_factors
 from tfkd_fast.steering.targets import Superclasses
 
 EventT = TypeVar("EventT", bound=Event)
@@ -341,10 +341,9 @@ def test_learning_rate_factors_reach_the_plan_and_the_log() -> None:
     played = play(
         build("tfkd-mrs", 9, controller={"warmup_epochs": 1}, selection=selection), 9, [(0.5, 1.0), (0.6, 0.9)]
     )
-    settings = SelectionSettings.model_validate(selection)
     assert played[0][0].learning_rate_factors is None
     for number, (plan, outcome) in enumerate(played[1:], start=1):
-        expected = learning_rate_factors(settings, 0, number, 3)
+        expected = learning_rate_factors(0.3, 0, number, 3)
         assert plan.learning_rate_factors == expected
         assert len(set(expected)) == 3
         (decision,), (taught,) = of_kind(plan.events, TargetsDecided), of_kind(outcome.events, TargetApplied)
@@ -353,7 +352,7 @@ def test_learning_rate_factors_reach_the_plan_and_the_log() -> None:
 
 
 def test_peers_without_selection_stay_side_by_side_to_the_end() -> None:
-    method = build("tfkd", 6, target={"sources": ["peers"]}, selection={"candidates": 3})
+    method = build("tfkd", 6, target={"sources": ["peers"], "peers": 3})
     assert (method.needs.candidates, method.needs.joint_steps) == (3, True)
     for plan in (method.begin_interval(0), method.begin_interval(1)):
         assert plan.interval.candidates == 3

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.support.tables import make_table
 from tfkd_fast.methods import Context
 from tfkd_fast.methods.base import StepBatch
 from tfkd_fast.methods.controlled.teaching import Teaching
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def build(sources: tuple[str, ...] = SOURCES, family: str = "scalar", candidates: int = CANDIDATES) -> Teaching:
-    settings = TargetSettings(family=family, sources=sources, source_share=0.2, source_temperature=1.7)
+    settings = make_table(TargetSettings, family=family, sources=sources, source_share=0.2, source_temperature=1.7)
     superclasses = {"even": (0, 2, 4), "odd": (1, 3)}
     context = Context(CLASSES, IMAGES, 10, 0, CPU, lambda epoch: 1.0, superclasses)
     return Teaching(settings, context, candidates)

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from tests.support.tables import make_table
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import ProfessorJudged
@@ -62,7 +63,9 @@ def shaken(refiner: Professors) -> Professors:
 @pytest.mark.parametrize("variant", ["label-free", "label-conditioned"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_an_untrained_professor_says_what_its_teacher_says(variant: str, n: int) -> None:
-    refiner = Professors(ProfessorSettings(strategy="replace", variant=variant), context(teachers=2), TEMPERATURE)
+    refiner = Professors(
+        make_table(ProfessorSettings, strategy="replace", variant=variant), context(teachers=2), TEMPERATURE
+    )
     batch = random_batch(n, teachers=2)
     refined = refiner.refine(batch)
     assert refined.shape == (n, 2, BATCH, CLASSES)
@@ -74,7 +77,7 @@ def test_only_a_professor_that_is_told_looks_at_the_label() -> None:
     batch = random_batch()
     other = replace(batch, labels=(batch.labels + 1) % CLASSES)
     for variant, differs in (("label-free", False), ("label-conditioned", True)):
-        settings = ProfessorSettings(strategy="replace", variant=variant)
+        settings = make_table(ProfessorSettings, strategy="replace", variant=variant)
         refiner = shaken(Professors(settings, context(), TEMPERATURE))
         assert torch.equal(refiner.refine(batch), refiner.refine(other)) != differs
 
@@ -180,13 +183,13 @@ def assert_first_step_of_adam(old: Iterable[Tensor], new: Iterable[Tensor], grad
     for before, after, gradient in zip(old, new, gradients, strict=True):
         clear = gradient.abs() > 1e-2 * largest
         compared += int(clear.sum())
-        expected = -ProfessorSettings().learning_rate * gradient[clear].sign()
+        expected = -make_table(ProfessorSettings).learning_rate * gradient[clear].sign()
         torch.testing.assert_close((after - before)[clear], expected, rtol=1e-2, atol=1e-7)
     assert compared > 1000
 
 
 def test_a_step_follows_the_gradients_that_are_written_out_here() -> None:
-    settings = ProfessorSettings(correlation=0.7, output_adversary=0.3, code_adversary=0.2)
+    settings = make_table(ProfessorSettings, correlation=0.7, output_adversary=0.3, code_adversary=0.2)
     torch.manual_seed(0)
     professor = Professor(FEATURES, CLASSES, settings.code_size, TEMPERATURE, told=False)
     lesson = training.Training(professor, settings, CLASSES, seed=3, number=0)
@@ -245,7 +248,7 @@ def images_of(count: int) -> Callable[[int], Iterator[Batch]]:
 
 
 def test_images_are_kept_by_their_index_and_never_learned_from() -> None:
-    lessons = Lessons(images_of(1000), ProfessorSettings(), seed=7)
+    lessons = Lessons(images_of(1000), make_table(ProfessorSettings), seed=7)
 
     def indices(batches: Iterable[Batch]) -> set[int]:
         return {int(index) for batch in batches for index in batch.indices}
@@ -261,7 +264,7 @@ def test_images_are_kept_by_their_index_and_never_learned_from() -> None:
 def test_harder_images_against_a_loop(cutout: int, jitter: float) -> None:
     """A square of zeros, somewhere; around it, an affine map of the colours of each image."""
     images = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    settings = ProfessorSettings(cutout=cutout, jitter=jitter)
+    settings = make_table(ProfessorSettings, cutout=cutout, jitter=jitter)
     result = harder(images, torch.arange(40), settings, seed=1, epoch=2)
     if not cutout and not jitter:
         assert result is images
@@ -294,7 +297,7 @@ def test_harder_images_against_a_loop(cutout: int, jitter: float) -> None:
 
 def test_harder_images_are_a_function_of_epoch_and_index() -> None:
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    settings = ProfessorSettings()
+    settings = make_table(ProfessorSettings)
     together = harder(images, torch.arange(6), settings, seed=1, epoch=2)
     alone = harder(images[3:4], torch.tensor([3]), settings, seed=1, epoch=2)
     torch.testing.assert_close(together[3:4], alone)
@@ -314,7 +317,9 @@ def kl(teacher: Tensor, logits: Tensor) -> Tensor:
 
 def said_and_refined(batch: StepBatch, told: str = "label-free") -> tuple[Tensor, Tensor]:
     """(n,B,C) float64 each, of the first teacher and of the shaken professor."""
-    refiner = shaken(Professors(ProfessorSettings(strategy="replace", variant=told), context(), TEMPERATURE))
+    refiner = shaken(
+        Professors(make_table(ProfessorSettings, strategy="replace", variant=told), context(), TEMPERATURE)
+    )
     return batch.teachers[0].logits.double(), refiner.refine(batch)[:, 0].double()
 
 
@@ -343,7 +348,9 @@ def test_joint_teaching_is_kd_from_both(n: int, variant: str) -> None:
 
 def test_selective_teaching_against_a_loop() -> None:
     batch = random_batch(2)
-    refiner = shaken(Professors(ProfessorSettings(strategy="selective", margin=0.05), context(), TEMPERATURE))
+    refiner = shaken(
+        Professors(make_table(ProfessorSettings, strategy="selective", margin=0.05), context(), TEMPERATURE)
+    )
     said, refined = said_and_refined(batch)
     result = refiner.refine(batch)[:, 0].double()
     chosen = []
@@ -485,7 +492,7 @@ def test_preparing_leaves_the_global_random_state_alone_and_is_a_function_of_the
 def test_the_best_epoch_is_taken(told: bool) -> None:
     """Of one that is told the label, the last."""
     professor = Professor(4, 3, 64, 4.0, told=told)
-    lesson = training.Training(professor, ProfessorSettings(), 3, seed=0, number=0)
+    lesson = training.Training(professor, make_table(ProfessorSettings), 3, seed=0, number=0)
     states = []
     for epochs, loss in enumerate((3.0, 1.0, 2.0, 1.0)):
         states.append(copy.deepcopy(professor.state_dict()))
@@ -554,7 +561,7 @@ def test_the_margin_of_a_difference_is_that_of_its_pairs() -> None:
     wrong, right = torch.tensor([0.0, 1.0, 0.5]), torch.tensor([1.0, 0.0, 0.5])
     said = torch.stack([right] * 6 + [wrong] * 3 + [right])
     refined = torch.stack([right] * 6 + [right] * 3 + [wrong])
-    lesson = training.Training(Professor(4, 3, 64, 4.0, told=False), ProfessorSettings(), 3, seed=0, number=0)
+    lesson = training.Training(Professor(4, 3, 64, 4.0, told=False), make_table(ProfessorSettings), 3, seed=0, number=0)
     lesson.step(torch.randn(4, 4), said[5:9], labels[5:9], torch.arange(4), 0)
     report = training.judge("run-0", lesson, [(said[:4], refined[:4], labels[:4]), (said[4:], refined[4:], labels[4:])])
     variance = (3 * (1 - 0.2) ** 2 + (-1 - 0.2) ** 2 + 6 * 0.2**2) / 10

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tests.support.tables import make_table
 from tfkd_fast.steering.control import (
     Controller,
     ControllerSettings,
@@ -16,8 +17,8 @@ from tfkd_fast.steering.targets import TargetSettings, build_target
 
 def build(name: str, seed: int = 0, target: dict[str, object] | None = None, **values: object) -> Controller:
     """A controller of a target over 100 classes; by default the rank-binned one, of 5 numbers."""
-    space = build_target(TargetSettings.model_validate(target or {}), 100)
-    return build_controller(ControllerSettings.model_validate({"name": name, **values}), space, seed)
+    space = build_target(make_table(TargetSettings, target or {}), 100)
+    return build_controller(make_table(ControllerSettings, {"name": name, **values}), space, seed)
 
 
 def outcome(scores: list[float], comparable: bool = True, action_gradient: Tensor | None = None) -> DecisionOutcome:

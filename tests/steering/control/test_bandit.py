@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from tests.steering.control.problems import best_action, build, outcome, stationary_decisions
+from tests.support.tables import make_table
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.control import ControllerSettings, Progress
 from tfkd_fast.steering.control.bandit import BanditController, axis_grid
@@ -170,4 +171,4 @@ def test_an_arm_of_the_wrong_length_is_refused(name: str) -> None:
 @pytest.mark.parametrize("values", [{"arms": [[0.0], [0.0]]}, {"forgetting": 0.0}, {"arms": [[math.inf]]}])
 def test_settings_that_make_no_sense_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        ControllerSettings.model_validate({"name": "ucb", **values})
+        make_table(ControllerSettings, {"name": "ucb", **values})

@@ -62,7 +62,7 @@ def test_fewer_candidates_fill_a_generation_together(progress: Progress) -> None
 
 
 def test_actions_stay_within_the_limit(progress: Progress) -> None:
-    actions = build("cma-es", initial_std=8.0, max_std=8.0).decide(progress, 200).actions
+    actions = build("cma-es", initial_std=8.0).decide(progress, 200).actions
     assert actions.abs().max() <= 4.0
 
 

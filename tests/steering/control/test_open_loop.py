@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 
 from tests.steering.control import problems
+from tests.support.tables import make_table
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.control import ControllerSettings, Progress, build_controller
 from tfkd_fast.steering.targets import TargetSettings, build_target, describe
@@ -20,8 +21,8 @@ UNIFORM = torch.full((1, 10, 10), 0.1)
 
 def divergences(progress: Progress, family: str, name: str, masses: tuple[float, ...], steps: int) -> list[float]:
     """The divergence from one-hot of the targets that a schedule sets over a run."""
-    target = build_target(TargetSettings.model_validate({"family": family}), 10)
-    controller = build_controller(ControllerSettings.model_validate({"name": name, "true_mass": masses}), target, 0)
+    target = build_target(make_table(TargetSettings, {"family": family}), 10)
+    controller = build_controller(make_table(ControllerSettings, {"name": name, "true_mass": masses}), target, 0)
     found = []
     for fraction in np.linspace(0, 1, steps):
         decision = controller.decide(replace(progress, epoch_fraction=float(fraction)), 1)
@@ -53,19 +54,19 @@ def test_a_schedule_is_linear_between_its_masses(progress: Progress) -> None:
 @pytest.mark.parametrize("masses", [[0.9, 0.6, 0.95], [0.6, 0.6], [0.9, 0.8]])
 def test_progressive_refuses_masses_that_do_not_rise(masses: list[float]) -> None:
     with pytest.raises(ValidationError, match="progressive masses must rise"):
-        ControllerSettings.model_validate({"name": "progressive", "true_mass": masses})
-    ControllerSettings.model_validate({"name": "schedule", "true_mass": masses})
+        make_table(ControllerSettings, {"name": "progressive", "true_mass": masses})
+    make_table(ControllerSettings, {"name": "schedule", "true_mass": masses})
 
 
 def test_a_schedule_outside_the_targets_range_is_refused_at_once() -> None:
-    target = build_target(TargetSettings(), 10)
+    target = build_target(make_table(TargetSettings), 10)
     with pytest.raises(UserError, match=r"true-class mass 0\.3 lies outside"):
-        build_controller(ControllerSettings(name="schedule", true_mass=(0.3, 0.9)), target, 0)
+        build_controller(make_table(ControllerSettings, name="schedule", true_mass=(0.3, 0.9)), target, 0)
 
 
 def test_fixed_plays_one_action_for_every_candidate(progress: Progress) -> None:
-    target = build_target(TargetSettings(), 10)
-    controller = build_controller(ControllerSettings(name="fixed", action=(0.5, 1.0, -1.0, 0.0)), target, 0)
+    target = build_target(make_table(TargetSettings), 10)
+    controller = build_controller(make_table(ControllerSettings, name="fixed", action=(0.5, 1.0, -1.0, 0.0)), target, 0)
     decision = controller.decide(progress, 3)
     assert torch.equal(decision.actions, torch.tensor([[0.5, 1.0, -1.0, 0.0]] * 3))
     assert decision.roles == ("fixed",) * 3
@@ -74,26 +75,35 @@ def test_fixed_plays_one_action_for_every_candidate(progress: Progress) -> None:
 
 
 def test_fixed_is_neutral_by_default_and_empty_for_a_constant_target(progress: Progress) -> None:
-    fixed = ControllerSettings(name="fixed")
-    neutral = build_controller(fixed, build_target(TargetSettings(), 10), 0).decide(progress, 2)
+    fixed = make_table(ControllerSettings, name="fixed")
+    neutral = build_controller(fixed, build_target(make_table(TargetSettings), 10), 0).decide(progress, 2)
     assert torch.equal(neutral.actions, torch.zeros(2, 4))
-    empty = build_controller(fixed, build_target(TargetSettings(family="one-hot"), 10), 0).decide(progress, 2)
+    empty = build_controller(fixed, build_target(make_table(TargetSettings, family="one-hot"), 10), 0).decide(
+        progress, 2
+    )
     assert empty.actions.shape == (2, 0)
 
 
 def test_an_action_of_the_wrong_length_is_refused() -> None:
-    target = build_target(TargetSettings(), 10)
+    target = build_target(make_table(TargetSettings), 10)
     with pytest.raises(UserError, match=r"controller\.action has 2 numbers but the rank-binned target takes 4"):
-        build_controller(ControllerSettings(name="fixed", action=(0.0, 1.0)), target, 0)
+        build_controller(make_table(ControllerSettings, name="fixed", action=(0.0, 1.0)), target, 0)
 
 
 @pytest.mark.parametrize(
     "values",
-    [{"initial_std": 2.0}, {"max_std": 0.3}, {"min_std": 0.5}, {"true_mass": [0.5]}, {"action": [float("nan")]}],
+    [
+        {"initial_std": 2.0},
+        {"max_std": 0.3},
+        {"min_std": 0.5},
+        {"policy": "cifar10", "initial_std": 0.3},
+        {"name": "schedule", "true_mass": [0.5]},
+        {"name": "fixed", "action": [float("nan")]},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        ControllerSettings.model_validate(values)
+        make_table(ControllerSettings, values)
 
 
 RECORDED = [
@@ -147,7 +157,7 @@ def test_a_recording_of_another_target_is_refused() -> None:
 @pytest.mark.parametrize(
     ("recorded", "message"),
     [
-        ([], "at least one entry"),
+        ([], "at least 1 item"),
         (RECORDED[::-1], "entries must be in order"),
         ([RECORDED[0], RECORDED[0]], "entries must be in order"),
         ([{"start": 1.0, "action": []}], "less than 1"),
@@ -157,4 +167,4 @@ def test_a_recording_of_another_target_is_refused() -> None:
 )
 def test_recordings_that_make_no_sense_are_refused(recorded: list[object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        ControllerSettings.model_validate({"name": "recorded", "recorded": recorded})
+        make_table(ControllerSettings, {"name": "recorded", "recorded": recorded})

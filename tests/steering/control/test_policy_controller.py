@@ -9,6 +9,7 @@ from torch.distributions import Independent, Normal
 
 from tests.steering.control import problems
 from tests.steering.control.problems import best_action, outcome, same, stationary_decisions
+from tests.support.tables import make_table
 from tfkd_fast.steering.control import ControllerSettings, Decision, Progress, build_controller, observation
 from tfkd_fast.steering.control.policy import GaussianPolicy
 from tfkd_fast.steering.control.policy_controller import PolicyController
@@ -47,10 +48,10 @@ def test_it_learns_a_stationary_bandit(progress: Progress, name: str) -> None:
 def test_single_trajectories_teach_too(progress: Progress, name: str) -> None:
     """One candidate, two numbers to set, a gain that falls with the distance from (1, -1): the error halves."""
     best = torch.tensor([1.0, -1.0])
-    target = build_target(TargetSettings(), 2)
+    target = build_target(make_table(TargetSettings), 2)
     error = 0.0
     for seed in range(5):
-        controller = build_controller(ControllerSettings.model_validate({"name": name}), target, seed)
+        controller = build_controller(make_table(ControllerSettings, {"name": name}), target, seed)
         assert isinstance(controller, PolicyController)
         for _ in range(240):
             decision = controller.decide(progress, 1)

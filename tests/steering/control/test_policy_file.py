@@ -12,6 +12,7 @@ from hypothesis import given
 from pydantic import ValidationError
 
 from tests.steering.control.problems import build, outcome, same
+from tests.support.tables import make_table
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.control import Controller, ControllerSettings, Progress
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
@@ -89,7 +90,7 @@ def test_a_policy_played_as_it_is_gives_its_mean_to_all(progress: Progress, tmp_
     assert not playing.explores
     assert playing.policy_bytes() is None
     policy, value = networks(5, 0)
-    load_policy(Path(path), policy, value, build_target(TargetSettings(), 100))
+    load_policy(Path(path), policy, value, build_target(make_table(TargetSettings), 100))
     previous = torch.zeros(5)
     for k in range(3):
         now = replace(progress, epoch_fraction=k / 3, holdout_top1=0.2 * k)
@@ -102,13 +103,13 @@ def test_a_policy_played_as_it_is_gives_its_mean_to_all(progress: Progress, tmp_
 
 
 def test_there_must_be_a_policy_to_play() -> None:
-    with pytest.raises(ValidationError, match="plays a learned policy: give its file"):
-        ControllerSettings(name="policy")
+    with pytest.raises(ValidationError, match="Field required"):
+        make_table(ControllerSettings, name="policy")
 
 
 def test_the_standard_deviation_comes_within_the_bounds_of_the_new_run(tmp_path: Path) -> None:
     path = write(tmp_path / "policy.safetensors", build("ppo", initial_std=0.9))
-    narrow = build("ppo", policy=path, initial_std=0.2, max_std=0.3)
+    narrow = build("ppo", policy=path, max_std=0.3)
     assert narrow.state_dict()["policy"]["log_std"].exp().tolist() == pytest.approx([0.3] * 5)
 
 
@@ -167,7 +168,7 @@ def test_ten_classes_teach_a_hundred(tmp_path: Path) -> None:
     """CIFAR-10's ranks end with bin 5..9; CIFAR-100 has a bin 17.., which starts as that one."""
     policy, value = networks(4, 0)
     path = tmp_path / "policy.safetensors"
-    path.write_bytes(policy_bytes("ppo", policy, value, build_target(TargetSettings(), 10)))
+    path.write_bytes(policy_bytes("ppo", policy, value, build_target(make_table(TargetSettings), 10)))
     weights = build("ppo", policy=str(path), max_std=9.0, min_std=1e-9).state_dict()["policy"]
     rows = [0, 1, 2, 3, 3]
     assert torch.equal(weights["mean.output.weight"], policy.mean.output.weight[rows])
@@ -182,7 +183,7 @@ def test_the_policy_that_comes_with_the_package_steers_any_number_of_classes(cla
     """It was learned on ten; a path of that name would be another policy."""
     assert find_policy("cifar10").is_file()
     assert find_policy("a/file") == Path("a/file")
-    target = build_target(TargetSettings(), classes)
+    target = build_target(make_table(TargetSettings), classes)
     policy, value = networks(target.action_size, seed=0)
     load_policy(find_policy("cifar10"), policy, value, target)
     neutral = torch.zeros(PROGRESS_ENTRIES + target.action_size)

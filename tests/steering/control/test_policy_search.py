@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.tables import make_table
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.control import ControllerSettings, Progress, build_controller
 from tfkd_fast.steering.control.policy_search import PolicySearch
@@ -15,7 +16,7 @@ from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot
 from tfkd_fast.steering.targets import TargetSettings, build_target
 
 EPOCHS = 10
-SPACE = build_target(TargetSettings(family="scalar"), 10)
+SPACE = build_target(make_table(TargetSettings, family="scalar"), 10)
 
 
 class Scored:
@@ -60,12 +61,12 @@ class Scored:
 
 
 def search_of(population: int = 6, seed: int = 0) -> PolicySearch:
-    return PolicySearch(SPACE, ControllerSettings(), population, seed)
+    return PolicySearch(SPACE, make_table(ControllerSettings), population, seed)
 
 
 def played(policy: Path, progress: Progress, fraction: float) -> float:
     """The mean action of a policy file at a moment of a run."""
-    controller = build_controller(ControllerSettings(policy=str(policy)), SPACE, 0)
+    controller = build_controller(make_table(ControllerSettings, policy=str(policy)), SPACE, 0)
     moment = replace(progress, epoch_fraction=fraction, learning_rate_ratio=1.0)
     return float(controller.decide(moment, 2).actions[0, 0])  # the first of two candidates plays the mean
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tests.support.tables import make_table
 from tfkd_fast.steering.selection import CRITERIA, CandidateScore, SelectionSettings, find_criterion, select
 
 SPEED = """
@@ -41,7 +42,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 def test_an_installed_criterion_ranks_candidates(install: Install) -> None:
     install("fastest", "speed", SPEED, ["least = speed:smallest"])
-    settings = SelectionSettings(budget="full", criteria=("least", "holdout-nll"))
+    settings = make_table(SelectionSettings, budget="full", criteria=("least", "holdout-nll"))
     selection = select([CandidateScore(0.5, 1.0, None, train, ()) for train in (0.8, 0.6, 0.7)], settings)
     assert selection.criteria == ("least", "holdout-nll")
     assert selection.higher_is_better == (False, False)
@@ -51,14 +52,14 @@ def test_an_installed_criterion_ranks_candidates(install: Install) -> None:
 
 def test_an_installed_criterion_may_need_averaged_weights(install: Install) -> None:
     install("fastest", "speed", SPEED, ["least = speed:smallest", "preview = speed:previewed"])
-    assert SelectionSettings(budget="full", criteria=("preview",)).needs_average
-    assert not SelectionSettings(budget="full", criteria=("least",)).needs_average
+    assert make_table(SelectionSettings, budget="full", criteria=("preview",)).needs_average
+    assert not make_table(SelectionSettings, budget="full", criteria=("least",)).needs_average
 
 
 def test_nothing_is_imported_that_is_not_named(install: Install) -> None:
     install("fastest", "speed", SPEED, ["least = speed:smallest"])
     install("broken", "broken_criterion", "raise OSError('no licence')", ["other = broken_criterion:other"])
-    SelectionSettings(criteria=tuple(CRITERIA))
+    make_table(SelectionSettings, budget="full", criteria=tuple(CRITERIA))
     assert "speed" not in sys.modules
     find_criterion("least")
     assert "broken_criterion" not in sys.modules
@@ -114,6 +115,6 @@ def test_a_fault_is_one_sentence(install: Install, name: str, sentence: str) -> 
     offers = [f"{name} = broken_criterion:{name}" for name in ("other", "double")]
     install("broken", "broken_criterion", "raise OSError('no licence;\\nbuy one')", offers)
     with pytest.raises(ValidationError) as caught:
-        SelectionSettings(criteria=(name,))
+        make_table(SelectionSettings, budget="full", criteria=(name,))
     (fault,) = caught.value.errors()
     assert fault["msg"].removeprefix("Value error, ") == sentence

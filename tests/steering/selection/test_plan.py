@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.tables import make_table
 from tfkd_fast.steering.selection import PlannedInterval, SelectionSettings, max_candidates, next_interval
+from tfkd_fast.steering.selection.settings import HalvingSelectionSettings
 
 Plan = list[tuple[int, PlannedInterval]]
 Tiles = list[tuple[int, int, int]]
@@ -26,17 +28,17 @@ def tile(epochs: int, warmup: int, settings: SelectionSettings, single_interval:
 
 
 def test_no_budget_trains_one_student() -> None:
-    assert tile(10, 3, SelectionSettings(), 4) == [(0, 3, 1), (3, 4, 1), (7, 3, 1)]
+    assert tile(10, 3, make_table(SelectionSettings), 4) == [(0, 3, 1), (3, 4, 1), (7, 3, 1)]
 
 
 def test_full_budget_selects_back_to_back_after_the_warmup() -> None:
-    settings = SelectionSettings(budget="full", candidates=3, interval=4)
+    settings = make_table(SelectionSettings, budget="full", candidates=3, interval=4)
     assert tile(12, 2, settings) == [(0, 2, 1), (2, 4, 3), (6, 4, 3), (10, 2, 3)]
     assert tile(4, 0, settings) == [(0, 4, 3)]
 
 
 def test_probe_budget_of_the_reference_recipe() -> None:
-    tiles = tile(240, 5, SelectionSettings(budget="probe"))
+    tiles = tile(240, 5, make_table(SelectionSettings, budget="probe"))
     events = [(first, length) for first, length, candidates in tiles if candidates == 4]
     assert events == [(first, 5) for first in (30, 60, 90, 120, 145, 165, 195, 225)]
     assert sum(length * candidates for _, length, candidates in tiles) == 240 + 3 * 5 * 8  # 1.5 times one student
@@ -44,17 +46,17 @@ def test_probe_budget_of_the_reference_recipe() -> None:
 
 
 def test_probe_events_cut_single_intervals_short() -> None:
-    settings = SelectionSettings(budget="probe", candidates=2, interval=3, events=(0.45, 0.9))
+    settings = make_table(SelectionSettings, budget="probe", candidates=2, interval=3, events=(0.45, 0.9))
     assert tile(20, 2, settings, 4) == [(0, 2, 1), (2, 4, 1), (6, 3, 1), (9, 3, 2), (12, 4, 1), (16, 2, 1), (18, 2, 2)]
 
 
 def test_probe_events_wait_for_the_warmup_and_for_each_other() -> None:
-    settings = SelectionSettings(budget="probe", candidates=2, interval=3, events=(0.0, 0.1, 0.5))
+    settings = make_table(SelectionSettings, budget="probe", candidates=2, interval=3, events=(0.0, 0.1, 0.5))
     assert tile(20, 4, settings, 8) == [(0, 4, 1), (4, 3, 2), (7, 3, 2), (10, 3, 2), (13, 7, 1)]
 
 
 def test_probe_event_begins_at_the_first_epoch_no_less_than_its_fraction() -> None:
-    settings = SelectionSettings(budget="probe", candidates=2, interval=1, events=(0.34,))
+    settings = make_table(SelectionSettings, budget="probe", candidates=2, interval=1, events=(0.34,))
     assert tile(10, 0, settings, 10) == [(0, 4, 1), (4, 1, 2), (5, 5, 1)]
     decimal = settings.model_copy(update={"events": (0.07,)})
     assert 0.07 * 100 > 7  # in floating point
@@ -62,19 +64,19 @@ def test_probe_event_begins_at_the_first_epoch_no_less_than_its_fraction() -> No
 
 
 def test_a_warmup_longer_than_the_run_is_the_run() -> None:
-    assert tile(3, 5, SelectionSettings(budget="full")) == [(0, 3, 1)]
+    assert tile(3, 5, make_table(SelectionSettings, budget="full")) == [(0, 3, 1)]
 
 
 def test_a_halving_round_of_four() -> None:
     """8 candidates for 1 epoch, 4 for 2, 2 for 4: 7 epochs and 24 student-epochs; then the next round begins."""
-    plan = follow(14, 0, SelectionSettings(budget="halving", candidates=4))
+    plan = follow(14, 0, make_table(SelectionSettings, budget="halving", candidates=4))
     rungs = [PlannedInterval(1, 8, True, 4), PlannedInterval(2, 4, False, 2), PlannedInterval(4, 2, False, 1)]
     assert plan == [*zip((0, 1, 3), rungs, strict=True), *zip((7, 8, 10), rungs, strict=True)]
     assert sum(interval.epochs * interval.candidates for _, interval in plan) == 2 * 24
 
 
 def test_the_first_rung_sets_the_length_of_all() -> None:
-    settings = SelectionSettings(budget="halving", candidates=2, halving_epochs=3)
+    settings = make_table(SelectionSettings, budget="halving", candidates=2, halving_epochs=3)
     assert tile(11, 2, settings) == [(0, 2, 1), (2, 3, 4), (5, 6, 2)]
 
 
@@ -88,19 +90,19 @@ def test_the_first_rung_sets_the_length_of_all() -> None:
     ],
 )
 def test_what_does_not_fit_a_halving_round(epochs: int, end: Tiles) -> None:
-    tiles = tile(epochs, 0, SelectionSettings(budget="halving"))
+    tiles = tile(epochs, 0, make_table(SelectionSettings, budget="halving"))
     assert [interval for interval in tiles if interval[0] >= 14] == end
 
 
 @pytest.mark.parametrize(("budget", "most"), [("none", 1), ("full", 4), ("probe", 4), ("halving", 8)])
 def test_the_most_candidates_are_those_of_the_largest_interval(budget: str, most: int) -> None:
-    settings = SelectionSettings(budget=budget)
+    settings = make_table(SelectionSettings, budget=budget)
     assert max_candidates(settings) == most == max(candidates for _, _, candidates in tile(240, 5, settings))
 
 
 @st.composite
-def halving_runs(draw: st.DrawFn) -> tuple[int, int, SelectionSettings, int]:
-    settings = SelectionSettings(
+def halving_runs(draw: st.DrawFn) -> tuple[int, int, HalvingSelectionSettings, int]:
+    settings = HalvingSelectionSettings(
         budget="halving",
         candidates=draw(st.sampled_from([2, 4, 8, 16])),
         halving_epochs=draw(st.integers(1, 5)),
@@ -109,7 +111,7 @@ def halving_runs(draw: st.DrawFn) -> tuple[int, int, SelectionSettings, int]:
 
 
 @given(halving_runs())
-def test_halving_tiles_the_run_with_rounds(run: tuple[int, int, SelectionSettings, int]) -> None:
+def test_halving_tiles_the_run_with_rounds(run: tuple[int, int, HalvingSelectionSettings, int]) -> None:
     epochs, warmup, settings, single_interval = run
     plan = follow(epochs, warmup, settings, single_interval)
     assert [e for first, i in plan for e in range(first, first + i.epochs)] == list(range(epochs))
@@ -147,12 +149,12 @@ def test_a_plan_may_be_entered_at_any_epoch(run: tuple[int, int, SelectionSettin
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[int, int, SelectionSettings, int]:
-    settings = SelectionSettings(
-        budget=draw(st.sampled_from(["none", "full", "probe"])),
-        candidates=draw(st.integers(2, 5)),
-        interval=draw(st.integers(1, 12)),
-        events=tuple(sorted(draw(st.sets(st.floats(0, 0.999), min_size=1, max_size=9)))),
-    )
+    values: dict[str, object] = {"budget": draw(st.sampled_from(["none", "full", "probe"]))}
+    if values["budget"] != "none":
+        values |= {"candidates": draw(st.integers(2, 5)), "interval": draw(st.integers(1, 12))}
+    if values["budget"] == "probe":
+        values["events"] = sorted(draw(st.sets(st.floats(0, 0.999), min_size=1, max_size=9)))
+    settings = make_table(SelectionSettings, values)
     return draw(st.integers(1, 300)), draw(st.integers(0, 20)), settings, draw(st.integers(1, 12))
 
 
@@ -190,4 +192,4 @@ def test_intervals_tile_the_run(run: tuple[int, int, SelectionSettings, int]) ->
 )
 def test_refuses_an_epoch_outside_the_run(epoch: int, warmup: int, single_interval: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        next_interval(epoch, 10, warmup, SelectionSettings(), single_interval)
+        next_interval(epoch, 10, warmup, make_table(SelectionSettings), single_interval)

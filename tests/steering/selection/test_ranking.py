@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import zscore
 
+from tests.support.tables import make_table
 from tfkd_fast.steering.selection import CandidateScore, Selection, SelectionSettings, select
 
 AGGREGATES = ("borda", "z-sum", "accuracy", "pareto")
-SETTINGS = SelectionSettings(budget="full")
+SETTINGS = make_table(SelectionSettings, budget="full")
 
 
 def settings(aggregate: str, **values: object) -> SelectionSettings:
-    return SelectionSettings.model_validate({"budget": "full", "aggregate": aggregate, **values})
+    return make_table(SelectionSettings, {"budget": "full", "aggregate": aggregate, **values})
 
 
 def candidate(nll: float, top1: float, averaged_top1: float) -> CandidateScore:
@@ -78,10 +79,10 @@ def test_the_pareto_front_comes_before_a_better_borda_score() -> None:
 
 
 def test_weights_and_criteria_of_the_recipe_are_used() -> None:
-    weighted = select(TABLE, SelectionSettings(budget="full", weights=(1, 1, 3)))
+    weighted = select(TABLE, make_table(SelectionSettings, budget="full", weights=(1, 1, 3)))
     assert weighted.scores == (10.5, 12.0, 8.5, 19.0)
     assert weighted.winner == 2
-    accuracy = select(TABLE, SelectionSettings(budget="full", criteria=("holdout-top1",)))
+    accuracy = select(TABLE, make_table(SelectionSettings, budget="full", criteria=("holdout-top1",)))
     assert accuracy.winner == 0  # candidates 0 and 1 are equal: the lower index
 
 

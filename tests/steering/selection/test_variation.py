@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tfkd_fast.steering.selection import SelectionSettings, learning_rate_factors
+from tfkd_fast.steering.selection import learning_rate_factors
 
-SPREAD = SelectionSettings(budget="full", learning_rate_spread=0.3)
+SPREAD = 0.3
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(1, 16))
@@ -31,11 +31,10 @@ def test_seed_and_interval_both_count(number: int) -> None:
 
 
 def test_without_a_spread_all_keep_the_schedule() -> None:
-    assert learning_rate_factors(SelectionSettings(), 1, 2, 4) == (1.0, 1.0, 1.0, 1.0)
+    assert learning_rate_factors(0.0, 1, 2, 4) == (1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0])
 def test_logarithms_are_normal_with_the_spread(spread: float) -> None:
-    settings = SelectionSettings(learning_rate_spread=spread)
-    logs = np.log([learning_rate_factors(settings, 5, interval, 5)[1:] for interval in range(1000)]).ravel()
+    logs = np.log([learning_rate_factors(spread, 5, interval, 5)[1:] for interval in range(1000)]).ravel()
     assert stats.kstest(logs / spread, "norm").pvalue > 0.01

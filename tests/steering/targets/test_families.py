@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from pydantic import ValidationError
 
+from tests.support.tables import make_table
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.targets import Target, TargetSettings, build_mixture, build_target, one_hot_table
 from tfkd_fast.steering.targets.full_matrix import logit_directions
@@ -19,7 +20,9 @@ FAMILIES = ("one-hot", "label-smoothing", *CONTROLLED)
 
 
 def build(family: str, num_classes: int, **values: object) -> Target:
-    settings = TargetSettings.model_validate({"family": family, **values})
+    """Of the values, those that the family reads."""
+    read = {key: value for key, value in values.items() if key != "bins" or family == "rank-binned"}
+    settings = make_table(TargetSettings, {"family": family, **read})
     return build_target(settings, num_classes, superclasses(num_classes))
 
 
@@ -184,7 +187,7 @@ def test_full_matrix_directions_move_logits_by_one() -> None:
 
 def test_superclass_by_hand() -> None:
     """Classes 1, 3 and 4 are one superclass, 0 and 5 another, and 2 is alone."""
-    target = build_target(TargetSettings(family="superclass"), 6, {"a": (1, 4, 3), "b": (5, 0), "c": (2,)})
+    target = build_target(make_table(TargetSettings, family="superclass"), 6, {"a": (1, 4, 3), "b": (5, 0), "c": (2,)})
     assert target.action_names == ("true mass of a", "true mass of b", "true mass of c", "siblings")
     action = np.array([0.7, -1.0, 2.0, 1.5])
     table = target.tables(torch.from_numpy(action)[None], similarities(1, 6))[0].numpy()
@@ -205,13 +208,13 @@ def test_superclass_by_hand() -> None:
 
 
 def test_siblings_of_the_one_superclass_are_all_there_is() -> None:
-    target = build_target(TargetSettings(family="superclass"), 4, {"all": range(4)})
+    target = build_target(make_table(TargetSettings, family="superclass"), 4, {"all": range(4)})
     table = target.tables(torch.tensor([[0.0, 3.0]], dtype=torch.float64), similarities(1, 4))[0]
     torch.testing.assert_close(table, smoothed(0.9, 4))
 
 
 def test_superclasses_are_asked_for() -> None:
-    settings = TargetSettings(family="superclass")
+    settings = make_table(TargetSettings, family="superclass")
     with pytest.raises(
         UserError, match=r"needs superclasses, and this data set has none: choose data\.dataset cifar100"
     ):
@@ -224,7 +227,7 @@ def test_superclasses_are_asked_for() -> None:
 @pytest.mark.parametrize("groups", [{"a": (0, 1)}, {"a": (0, 1), "b": (1, 2)}, {"a": (0, 1), "b": (2, 3)}])
 def test_every_class_is_in_one_superclass(groups: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="each of the 3 classes once"):
-        build_target(TargetSettings(family="superclass"), 3, groups)
+        build_target(make_table(TargetSettings, family="superclass"), 3, groups)
 
 
 @pytest.mark.parametrize("family", CONTROLLED)
@@ -282,4 +285,4 @@ def test_only_the_rank_binned_target_reads_the_similarities() -> None:
 @pytest.mark.parametrize("values", [{"true_mass_max": 0.85}, {"true_mass_min": 0.95}, {"bin": "fine"}])
 def test_settings_that_make_no_sense_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        TargetSettings.model_validate(values)
+        make_table(TargetSettings, values)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from pydantic import ValidationError
 
+from tests.support.tables import make_table
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.targets import TargetMixture, TargetSettings, build_mixture
 
@@ -16,20 +17,21 @@ NUMBERS = st.floats(-4, 4)
 
 
 def build(sources: tuple[str, ...] = SOURCES, family: str = "rank-binned", **values: object) -> TargetMixture:
-    return build_mixture(TargetSettings.model_validate({"family": family, "sources": sources, **values}), 10)
+    return build_mixture(make_table(TargetSettings, {"family": family, "sources": sources, **values}), 10)
 
 
 @pytest.mark.parametrize("family", ["one-hot", "label-smoothing", "scalar", "rank-binned", "full-matrix"])
 @pytest.mark.parametrize("sources", [(), ("memory",)])
 def test_the_settings_know_whether_there_is_something_to_steer(family: str, sources: tuple[str, ...]) -> None:
     mixture = build(sources, family)
-    chosen = TargetSettings.model_validate({"family": family, "sources": sources})
+    chosen = make_table(TargetSettings, {"family": family, "sources": sources})
     assert chosen.takes_action == (mixture.action_size > 0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_the_neutral_action_gives_each_source_its_share_and_temperature(count: int) -> None:
-    mixture = build(SOURCES[:count], source_share=0.25, source_temperature=3.0)
+    values = {"source_share": 0.25, "source_temperature": 3.0} if count else {}
+    mixture = build(SOURCES[:count], **values)
     neutral = torch.zeros(2, mixture.action_size, dtype=torch.float64)
     shares = torch.tensor([1 - 0.25 * count, *[0.25] * count], dtype=torch.float64)
     torch.testing.assert_close(mixture.shares(neutral), shares.expand(2, -1))
@@ -104,13 +106,15 @@ def test_beside_a_constant_target_the_sources_alone_are_steered() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sources": ("memory", "memory"), "source_share": 0.1}, "a source may be named once"),
+        ({"sources": ("memory", "memory"), "source_share": 0.1}, "'memory' is named twice"),
         ({"sources": ("memory", "peers"), "source_share": 0.5}, "2 sources must leave the class target a share"),
         ({"sources": SOURCES, "source_share": 0.4}, "3 sources must leave the class target a share"),
+        ({"source_share": 0.2}, "source_share is read only where sources is not empty"),
+        ({"sources": ("memory",), "peers": 3}, "peers is read only where sources has peers"),
         ({"sources": ("teacher",)}, "Input should be 'memory', 'peers' or 'slow-self'"),
-        ({"slow_self_decay": 1.0}, "Input should be less than 1"),
+        ({"sources": ("slow-self",), "slow_self_decay": 1.0}, "Input should be less than 1"),
     ],
 )
 def test_sources_that_make_no_sense_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        TargetSettings.model_validate(values)
+        make_table(TargetSettings, values)

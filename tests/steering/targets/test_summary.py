@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.tables import make_table
 from tfkd_fast.steering.targets import TargetSettings, build_target, describe, one_hot_table
 
 
@@ -32,7 +33,7 @@ def test_equal_similarities_rank_by_class_index() -> None:
 
 def test_ranks_agree_with_those_of_the_rank_binned_target() -> None:
     """Summed over its bins, a rank-binned table's masses by rank are flat within each bin."""
-    target = build_target(TargetSettings(), 10)
+    target = build_target(make_table(TargetSettings), 10)
     similarity = torch.rand(1, 10, 10, generator=torch.Generator().manual_seed(3))
     (summary,) = describe(target.tables(torch.tensor([[0.0, 1.0, -1.0, 0.5]]), similarity), similarity)
     masses = summary.mass_by_rank

@@ -25,7 +25,7 @@ from tfkd_fast.methods.controlled.standing import Standing, progress_of
 from tfkd_fast.methods.controlled.teaching import Teaching, target_needs
 from tfkd_fast.steering import selection
 from tfkd_fast.steering.control import Snapshot
-from tfkd_fast.steering.selection import SelectionSettings
+from tfkd_fast.steering.selection import NoSelectionSettings
 
 
 class ExternalTargets(SteeredMethod):
@@ -67,7 +67,7 @@ class ExternalTargets(SteeredMethod):
 
     def begin_interval(self, epoch: int) -> Plan:
         epochs = selection.next_interval(
-            epoch, self._context.epochs, self.warmup, SelectionSettings(budget="none"), self._interval
+            epoch, self._context.epochs, self.warmup, NoSelectionSettings(), self._interval
         ).epochs
         self._teaching.set(None if epoch < self.warmup else self.actions, self.needs.candidates)
         return Plan(Interval(epoch, epochs, self.needs.candidates), data_streams=tuple(self.data_streams))

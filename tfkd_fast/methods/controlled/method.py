@@ -40,9 +40,16 @@ from tfkd_fast.methods.controlled.standing import Standing, progress_of
 from tfkd_fast.methods.controlled.teaching import Teaching, target_needs
 from tfkd_fast.settings import Settings
 from tfkd_fast.steering import control, selection
-from tfkd_fast.steering.control import ControllerSettings, Decision, Progress
-from tfkd_fast.steering.selection import CandidateScore, PlannedInterval, Selection, SelectionSettings
-from tfkd_fast.steering.targets import LEAST_RISE, TargetSettings
+from tfkd_fast.steering.control import ControllerSettings, Decision, PPOSettings, Progress
+from tfkd_fast.steering.selection import (
+    CandidateScore,
+    NoSelectionSettings,
+    PlannedInterval,
+    RankedSelectionSettings,
+    Selection,
+    SelectionSettings,
+)
+from tfkd_fast.steering.targets import LEAST_RISE, RankBinnedTargetSettings, TargetSettings
 
 DROP = 0.5
 """A learning rate below this share of the epoch before is a drop, and makes held-out figures jump (our choice)."""
@@ -51,9 +58,12 @@ DROP = 0.5
 class ControlledTargetsSettings(Settings):
     """The tables of a recipe that belong to these methods."""
 
-    target: TargetSettings = TargetSettings()
-    controller: ControllerSettings = ControllerSettings()
-    selection: SelectionSettings = SelectionSettings()
+    target: TargetSettings = RankBinnedTargetSettings()
+    """The target distributions that the student is taught with."""
+    controller: ControllerSettings = PPOSettings()
+    """The controller that sets the targets as training goes."""
+    selection: SelectionSettings = NoSelectionSettings()
+    """When several candidates train, and how the best of them is selected."""
 
 
 class ControlledTargets(SteeredMethod):
@@ -63,14 +73,14 @@ class ControlledTargets(SteeredMethod):
     def needs_for(cls, settings: ControlledTargetsSettings) -> Needs:
         """Held-out images where candidates are selected or the controller learns."""
         target, chosen = target_needs(settings.target), settings.selection
-        selects = chosen.budget != "none"
+        selects = isinstance(chosen, RankedSelectionSettings)
         beside_each_other = target.joint_steps and not selects  # peers that train to the end
         holdout = selects or control.learns(settings.controller)
         cooldown_epochs = settings.controller.cooldown_epochs if holdout else 0
         averages: dict[Average, bool] = {"epoch": holdout and not cooldown_epochs, "interval": chosen.needs_average}
         return replace(
             target,
-            candidates=chosen.candidates if beside_each_other else selection.max_candidates(chosen),
+            candidates=settings.target.peers if beside_each_other else selection.max_candidates(chosen),
             holdout=holdout,
             averages=frozenset(name for name, wanted in averages.items() if wanted),
             cooldown_epochs=cooldown_epochs,
@@ -80,13 +90,14 @@ class ControlledTargets(SteeredMethod):
     def __init__(self, settings: ControlledTargetsSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._settings, self._context = settings, context
-        self._selects = settings.selection.budget != "none"
+        self._ranked = settings.selection if isinstance(settings.selection, RankedSelectionSettings) else None
+        self._selects = self._ranked is not None
         self._peers = "peers" in settings.target.sources
         self.teaching = Teaching(settings.target, context, self.needs.candidates)
         """What the candidates are taught with now."""
         self._controller = control.build_controller(settings.controller, self.teaching.space, context.seed)
         self._refuse_equal_candidates()
-        self._one_action = settings.selection.target == "shared" or not self._selects
+        self._one_action = self._ranked is None or self._ranked.target == "shared"
         self._warmup = self.teaching.warmup(settings.controller.warmup_epochs, context.epochs)
         self._standings = [Standing.untrained(context.num_classes)]  # of those alive, best first
         self._before = self._standings[0]  # of the best, one interval earlier
@@ -114,7 +125,7 @@ class ControlledTargets(SteeredMethod):
         return replace(self.resume_interval(self._interval), events=events)
 
     def resume_interval(self, interval: Interval) -> Plan:
-        own_data = self._settings.selection.data_order == "own" and not self._peers
+        own_data = self._ranked is not None and self._ranked.data_order == "own" and not self._peers
         return Plan(
             interval,
             learning_rate_factors=self._decision.learning_rate_factors if self._decision else None,
@@ -141,13 +152,13 @@ class ControlledTargets(SteeredMethod):
             for slot, result in enumerate(results)
         ]
         events: list[Event] = []
-        if not self._selects:
+        if self._ranked is None:
             survivors: tuple[int, ...] = tuple(range(len(results)))
         elif len(results) == 1:
             survivors = (0,)
         else:
             scores = [self._score(standing, result) for standing, result in zip(standings, results, strict=True)]
-            choice = selection.select(scores, self._settings.selection)
+            choice = selection.select(scores, self._ranked)
             survivors = choice.order[: self._planned(self._interval.first_epoch).survivors]
             events.append(self._selection_event(choice, survivors))
         best, parent = survivors[0], self._standings[0]
@@ -213,10 +224,12 @@ class ControlledTargets(SteeredMethod):
 
     def _refuse_equal_candidates(self) -> None:
         """Candidates of one parent that differ in nothing would be the same student, trained several times."""
-        chosen = self._settings.selection
+        chosen = self._ranked
+        if chosen is None:
+            return
         same_target = chosen.target == "shared" or not (self._controller.explores and self.teaching.space.action_size)
         same_data = chosen.data_order == "shared" or self._peers
-        if self._selects and same_target and same_data and not chosen.learning_rate_spread:
+        if same_target and same_data and not chosen.learning_rate_spread:
             raise UserError(
                 "all candidates would be alike: set selection.learning_rate_spread above 0, selection.data_order own "
                 "(which peers cannot have), or choose a controller that gives each an action of its own"
@@ -235,7 +248,8 @@ class ControlledTargets(SteeredMethod):
         else:
             decision = self._controller.decide(progress, candidates)
         asked = decision.learning_rate_factors or (1.0,) * candidates
-        drawn = selection.learning_rate_factors(self._settings.selection, self._context.seed, self._number, candidates)
+        spread = self._ranked.learning_rate_spread if self._ranked else 0.0
+        drawn = selection.learning_rate_factors(spread, self._context.seed, self._number, candidates)
         factors = tuple(a * b for a, b in zip(asked, drawn, strict=True))
         return replace(decision, learning_rate_factors=factors)
 

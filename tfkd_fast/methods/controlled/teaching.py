@@ -13,7 +13,7 @@ from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Needs, StepBatch
 from tfkd_fast.methods.base.differences import derivatives_along
 from tfkd_fast.steering import targets
-from tfkd_fast.steering.targets import InstanceMemory, SimilarityMemory, TargetSettings
+from tfkd_fast.steering.targets import InstanceMemory, RankBinnedTargetSettings, SimilarityMemory, TargetSettings
 
 LONGEST_WARMUP = 0.25
 """The warm-up takes at most this share of the run, so that short runs are controlled, too (our choice)."""
@@ -47,7 +47,8 @@ class Teaching:
         self._target = self.space.target
         self._candidates = candidates
         self._device = device
-        self.similarity = SimilarityMemory(candidates, classes, settings.memory_decay, device)
+        decay = settings.memory_decay if isinstance(settings, RankBinnedTargetSettings) else 0.0  # others use no memory
+        self.similarity = SimilarityMemory(candidates, classes, decay, device)
         remembered = context.num_images if "memory" in self.space.sources else 0
         self.instances = InstanceMemory(candidates, remembered, classes, device)
         """Empty where the target has no memory of single images."""

@@ -1,15 +1,15 @@
 """Pathways: which stage of a teacher teaches which stage of a student, and through which transform."""
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.models import FeatureShapes
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import Settings, named_once
 
 Transform = Literal["identity-1x1", "complex"]
 """What brings the student's features into the teacher's space, see `connectors` (our choice of two)."""
@@ -19,18 +19,13 @@ class PathwaySettings(Settings):
     """The `[pathways]` table."""
 
     all_pairs: bool = False
-    """Whether deep stages of the teacher also lead to shallower ones of the student."""
-    transforms: tuple[Transform, ...] = Field(default=("identity-1x1", "complex"), min_length=1)
-    """What brings the student's features into the teacher's space, a pathway each."""
+    """Whether deep stages of the teacher also teach shallower stages of the student."""
+    transforms: Annotated[tuple[Transform, ...], AfterValidator(named_once)] = Field(
+        default=("identity-1x1", "complex"), min_length=1
+    )
+    """Layers that bring the student's features into the teacher's space, each in a pathway of its own."""
     skip_below: float = Field(default=0.5, ge=0, lt=1)
-    """Of the equal share; a pathway of less weight is not computed."""
-
-    @field_validator("transforms")
-    @classmethod
-    def _distinct(cls, transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
-        if len(set(transforms)) < len(transforms):
-            raise ValueError("name each transform once")
-        return transforms
+    """Multiple of the equal share 1/K of K pathways; a pathway whose weight is less is not computed."""
 
 
 class Pathway(NamedTuple):

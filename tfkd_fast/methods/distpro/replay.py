@@ -22,11 +22,14 @@ class ProcessSettings(Settings):
     """The `[process]` table."""
 
     file: str | None = None
-    """That of a run of distpro-search, or the folder of the run."""
+    """Process to train with: a file that distpro-search wrote, or the folder of its run; the method needs one."""
 
 
 class DistProSettings(PathwaysSettings):
+    """The tables of DistPro."""
+
     process: ProcessSettings = ProcessSettings()
+    """The process that sets the weights of the pathways."""
 
 
 class DistPro(PathwayStudent):

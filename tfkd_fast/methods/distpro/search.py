@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from tfkd_fast.methods.base import Context, Needs, StepBatch, TrainingStep
@@ -28,32 +28,26 @@ LONGEST_STEP = 0.5
 class SearchSettings(Settings):
     """The `[search]` table."""
 
-    order: Literal["second", "first"] = "second"
-    """Of the gradient in the weights of pathways; by the first order it is always 0, so that is refused."""
     learning_rate: float = Field(default=0.1, gt=0)
-    """Of Adam on alpha (the authors' code)."""
+    """Learning rate of Adam for alpha, from which the weights of the pathways follow (the authors' code)."""
     record_every: int = Field(default=50, ge=1)
-    """Steps from one record of alpha to the next (our choice)."""
+    """Training steps from one record of alpha to the next (our choice)."""
     smoothing: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the average over what is recorded (our choice)."""
-
-    @field_validator("order")
-    @classmethod
-    def _learns(cls, order: str) -> str:
-        if order == "first":
-            raise ValueError(
-                "no weight would ever move, since the held-out loss has no distillation term and depends on them only "
-                "through the step of training: choose second"
-            )
-        return order
+    """Decay of the moving average over the records of alpha (our choice)."""
 
 
 class DistProSearchSettings(PathwaysSettings):
+    """The tables of the search of DistPro."""
+
     search: SearchSettings = SearchSettings()
+    """How the weights of the pathways are learned and recorded."""
 
 
 class DistProSearch(PathwayStudent):
     """Before every step, alpha takes one of its own: second-order bilevel optimisation, as DARTS has it.
+
+    There is no first order: the held-out loss has no distillation term and depends on the weights of the pathways only
+    through the training step, so that a first-order gradient would always be 0.
 
     The outer problem is the cross-entropy of held-out images after the step, the inner one the step itself. A pathway
     that is skipped is judged all the same, forward only, so that it comes back when it would help (our choice).

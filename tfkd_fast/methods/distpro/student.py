@@ -16,7 +16,10 @@ from tfkd_fast.models import FeatureShapes
 
 
 class PathwaysSettings(TaughtSettings):
+    """The tables that the search and the replay of a process share."""
+
     pathways: PathwaySettings = PathwaySettings()
+    """The pathways from stages of the teacher to stages of the student."""
 
 
 def context_shapes(context: Context) -> tuple[FeatureShapes, FeatureShapes]:

@@ -22,16 +22,15 @@ class GradesSettings(Settings):
     """The `[grades]` table."""
 
     schedule: Literal["restart", "paper"] = "restart"
-    """restart: the learning rate starts again in every grade (our choice). paper: it goes on falling, so that the
-    stages of the last grade never train at a high one (the authors' code, which forgets the momenta at a promotion;
-    here they stay)."""
+    """Course of the learning rate: it starts again in every grade (restart, our choice), or it goes on falling, so that
+    the stages of the last grade never train at a high one (paper, as the authors' code does)."""
     promotions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
-    """When grades begin after the first, as shares of the run. Unset: for three grades at 0.4 and 0.65 (restart), at
-    0.625 and 0.75 (paper); for others evenly."""
+    """Beginnings of the grades after the first, as shares of the run; unset, three grades begin at 0.4 and 0.65
+    (restart) or at 0.625 and 0.75 (paper), and any other number of grades evenly."""
     groups: tuple[ClassChoice, ...] | None = Field(default=None, min_length=2)
-    """For one teacher of all classes. Unset: three, in the order of the labels."""
+    """Groups of classes, for one teacher of all classes; unset, there are three in the order of the labels."""
     replay: bool = True
-    """Whether what was taught before is taught again; without, one sees what is forgotten."""
+    """Whether the classes of earlier grades are taught again; if not, one sees what is forgotten."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -27,24 +27,31 @@ from tfkd_fast.methods.education.network import Grade, Head
 from tfkd_fast.methods.taught.specialists import SideBySide
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.randomness import Purpose, random_words, seeded
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import ReadIf, Settings
 
 
 class EducationLoss(Settings):
     """The `[loss]` table. Temperature and alpha are those of the authors' code."""
 
     temperature: float = Field(default=4.0, gt=0)
+    """Temperature that softens the predictions of teacher and student."""
     alpha: float = Field(default=0.7, ge=0, le=1)
-    """Of the teacher; the label has the rest."""
+    """Weight of the teacher in the loss; the label has the rest."""
     self_reference: float = Field(default=0.0, ge=0)
-    """Weight of the head of the grade before, once promoted; 0: none."""
-    self_reference_epochs: int = Field(default=5, ge=1)
-    """For how long after a promotion."""
+    """Weight of the head of the grade before in the loss after a promotion; 0 leaves it out."""
+    self_reference_epochs: Annotated[
+        int, ReadIf("self_reference", lambda weight: weight != 0, "self_reference is above 0")
+    ] = Field(default=5, ge=1)
+    """Epochs after a promotion in which the head of the grade before takes part in the loss."""
 
 
 class EducationSettings(TaughtSettings):
+    """The tables of education distillation."""
+
     loss: EducationLoss = EducationLoss()
+    """The divergence from the teacher of each image's group, and the label beside it."""
     grades: GradesSettings = GradesSettings()
+    """When the grades begin, and which classes they add."""
 
 
 class Education(TaughtStudent):

@@ -11,11 +11,14 @@ class ConfidencePenaltyLoss(Settings):
     """The `[loss]` table."""
 
     beta: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """Of the entropy."""
+    """Weight of the entropy of the prediction (nats), which is subtracted from the cross-entropy."""
 
 
 class ConfidencePenaltySettings(Settings):
+    """The tables of the confidence penalty."""
+
     loss: ConfidencePenaltyLoss = ConfidencePenaltyLoss()
+    """The penalty beside the cross-entropy with the label."""
 
 
 class ConfidencePenalty(SingleStudent):

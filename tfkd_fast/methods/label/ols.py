@@ -16,11 +16,14 @@ class OLSLoss(Settings):
     """The `[loss]` table, by the settings of the authors' code."""
 
     alpha: float = Field(default=0.5, ge=0, le=1)
-    """Of the soft label; the one-hot label has the rest."""
+    """Weight of the soft label in the loss; the one-hot label has the rest."""
 
 
 class OLSSettings(Settings):
+    """The tables of online label smoothing."""
+
     loss: OLSLoss = OLSLoss()
+    """The mean correct prediction for the class in the epoch before, and the label beside it."""
 
 
 class OLS(SingleStudent):

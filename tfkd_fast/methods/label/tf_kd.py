@@ -11,32 +11,34 @@ which does not compute what the equations say; `convention` names the one that i
   for each network. With kappa = C it is a mean over the batch again. Tf-KD_reg neither softens the student nor has T^2.
 """
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tfkd_fast.settings import Settings
 
 
 class TfKDLoss(Settings):
-    """What the `[loss]` tables share."""
+    """What the `[loss]` tables share; the default of the convention is our choice."""
 
-    convention: Literal["paper", "reference"] = "paper"
-    """Whether as the paper's equations or as the authors' code has it."""
-    multiplier: float | None = Field(default=None, gt=0)
-    """Reference: kappa; without it the authors' value."""
-
-    @model_validator(mode="after")
-    def _a_multiplier_is_read(self) -> Self:
-        if self.convention == "paper" and self.multiplier is not None:
-            raise ValueError('the paper has no multiplier: leave it out, or set loss.convention to "reference"')
-        return self
+    convention: str
+    """Whether the loss is that of the paper's equations (paper) or that of the authors' code (reference)."""
 
 
-def multiplier(loss: TfKDLoss, default: float, num_classes: int) -> float:
-    """The factor on a divergence that is a mean over the batch, as the convention has it.
+class PaperConvention(TfKDLoss):
+    """A divergence that is a mean over the batch."""
 
-    Args:
-        default: the authors' kappa, for settings that name none.
-    """
-    return 1.0 if loss.convention == "paper" else (loss.multiplier or default) / num_classes
+    convention: Literal["paper"] = "paper"
+
+
+class ReferenceConvention(TfKDLoss):
+    """A divergence that is a mean over batch and classes, times a multiplier."""
+
+    convention: Literal["reference"]
+    multiplier: float = Field(gt=0)
+    """Factor kappa of the divergence."""
+
+
+def multiplier(loss: TfKDLoss, num_classes: int) -> float:
+    """The factor on a divergence that is a mean over the batch: 1 in the paper, kappa / C in the reference code."""
+    return loss.multiplier / num_classes if isinstance(loss, ReferenceConvention) else 1.0

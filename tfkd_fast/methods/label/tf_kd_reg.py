@@ -1,31 +1,45 @@
 """Tf-KD_reg: distillation from a teacher that is made by hand; see `tf_kd` for the source."""
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, SingleStudent, StepBatch
-from tfkd_fast.methods.label.tf_kd import TfKDLoss, multiplier
-from tfkd_fast.settings import Settings
+from tfkd_fast.methods.label.tf_kd import PaperConvention, ReferenceConvention, TfKDLoss, multiplier
+from tfkd_fast.settings import Forms, Settings
 from tfkd_fast.steering.targets.smoothed import smoothed_tables
-
-MULTIPLIER = 100.0
-"""kappa, as the authors set it for ResNet18 on CIFAR-100."""
 
 
 class TfKDRegLoss(TfKDLoss):
-    """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
+    """The `[loss]` table of Tf-KD_reg; numbers are the authors' for ResNet18 on CIFAR-100."""
 
     temperature: float = Field(default=20.0, gt=0)
+    """Temperature that softens the virtual teacher, and by the paper's equations the student, too."""
     alpha: float = Field(default=0.1, ge=0, le=1)
-    """Of the virtual teacher; the label has the rest."""
+    """Weight of the virtual teacher in the loss; the label has the rest."""
     true_mass: float = Field(default=0.99, gt=0, le=1)
-    """Of the virtual teacher, before it is softened: the probability of the label."""
+    """Probability of the label by the virtual teacher before it is softened."""
+
+
+class TfKDRegPaperLoss(PaperConvention, TfKDRegLoss):
+    """The loss of the paper's equations."""
+
+
+class TfKDRegReferenceLoss(ReferenceConvention, TfKDRegLoss):
+    """The loss of the authors' code."""
+
+    multiplier: float = Field(default=100.0, gt=0)
+    """Factor kappa of the divergence; the default is the authors' for ResNet18 on CIFAR-100."""
 
 
 class TfKDRegSettings(Settings):
-    loss: TfKDRegLoss = TfKDRegLoss()
+    """The tables of Tf-KD_reg."""
+
+    loss: Annotated[TfKDRegPaperLoss | TfKDRegReferenceLoss, Forms("convention")] = TfKDRegPaperLoss()
+    """The divergence from the virtual teacher, and the label beside it."""
 
 
 class TfKDReg(SingleStudent):
@@ -42,9 +56,9 @@ class TfKDReg(SingleStudent):
         loss = settings.loss
         virtual = smoothed_tables(torch.tensor([loss.true_mass]), context.num_classes).squeeze(0)
         self._table = (virtual / loss.temperature).softmax(-1).to(context.device)
-        self._temperature = loss.temperature if loss.convention == "paper" else 1.0
+        self._temperature = loss.temperature if isinstance(loss, PaperConvention) else 1.0
         hard = 1.0 - loss.alpha
-        soft = loss.alpha * multiplier(loss, MULTIPLIER, context.num_classes)
+        soft = loss.alpha * multiplier(loss, context.num_classes)
         self._total = soft + hard  # the operator's weights sum to 1
         self._hard_weight = hard / self._total
 

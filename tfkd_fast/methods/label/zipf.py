@@ -1,6 +1,6 @@
 """Zipf's label smoothing: the wrong classes are taught by their ranks in what the student itself predicts."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,28 +9,43 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import Forms, Settings
 from tfkd_fast.steering.targets.zipf import zipf_targets
 
 
-class ZipfLoss(Settings):
+class ZipfBase(Settings):
     """The `[loss]` table; defaults of the authors' CIFAR-100 commands (megvii-research/zipfls).
 
     Their `--alpha 0.1` weighs classifiers at earlier stages, which those commands leave out (`--deeplayer 1`).
     """
 
-    rank: Literal["dense", "logits"] = "dense"
-    """By the votes of all places in the image, or by the prediction for the image."""
+    rank: str
+    """What ranks the wrong classes: the votes of all places in the image (dense), or its prediction (logits)."""
     weight: float = Field(default=0.1, ge=0)
-    """lambda, of the wrong classes; the label has 1."""
+    """Weight lambda of the wrong classes in the loss; the label has 1."""
     power: float = Field(default=1.0, ge=0)
-    """Of the rank: a wrong class is taught in proportion to 1 / rank ** power."""
+    """Exponent of the rank: a wrong class is taught in proportion to 1 / rank ** power."""
+
+
+class DenseZipfLoss(ZipfBase):
+    """Wrong classes by the votes of all places in the image."""
+
+    rank: Literal["dense"] = "dense"
     upsample: int = Field(default=2, ge=1)
-    """Dense: what the height and width of the last map are multiplied by."""
+    """Factor that multiplies the height and width of the last map before its places vote."""
+
+
+class LogitsZipfLoss(ZipfBase):
+    """Wrong classes by the prediction for the image."""
+
+    rank: Literal["logits"]
 
 
 class ZipfSettings(Settings):
-    loss: ZipfLoss = ZipfLoss()
+    """The tables of Zipf's label smoothing."""
+
+    loss: Annotated[DenseZipfLoss | LogitsZipfLoss, Forms("rank")] = DenseZipfLoss()
+    """The wrong classes by their ranks, and the label beside them."""
 
 
 class Zipf(SingleStudent):
@@ -42,11 +57,12 @@ class Zipf(SingleStudent):
 
     @classmethod
     def needs_for(cls, settings: ZipfSettings) -> Needs:
-        return Needs(features=settings.loss.rank == "dense")
+        return Needs(features=isinstance(settings.loss, DenseZipfLoss))
 
     def __init__(self, settings: ZipfSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._settings = settings.loss
+        self._upsample = settings.loss.upsample if isinstance(settings.loss, DenseZipfLoss) else 1
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)
@@ -61,8 +77,8 @@ class Zipf(SingleStudent):
         networks = [student.get_submodule("classifier") for student in batch.students]
         logits = torch.stack([network(own) for network, own in zip(networks, maps, strict=True)])
         logits = logits.flatten(0, 1).permute(0, 3, 1, 2)
-        if self._settings.upsample > 1:  # of the maps, as theirs, it would come to the same: both are linear
-            logits = F.interpolate(logits, scale_factor=self._settings.upsample, mode="bilinear")
+        if self._upsample > 1:  # of the maps, as theirs, it would come to the same: both are linear
+            logits = F.interpolate(logits, scale_factor=self._upsample, mode="bilinear")
         votes = logits.argmax(dim=1).flatten(1)
         counts = logits.new_zeros(logits.shape[:2])
         counts.scatter_add_(1, votes, torch.ones_like(votes, dtype=counts.dtype))

@@ -16,17 +16,22 @@ class DKDLoss(Settings):
     """The `[loss]` table, by mdistiller's configuration for VGG-13 and VGG-8 on CIFAR-100 (the authors' own)."""
 
     temperature: float = Field(default=4.0, gt=0)
+    """Temperature that softens the predictions of teacher and student."""
     ce_weight: float = Field(default=1.0, ge=0)
+    """Weight of the cross-entropy with the label in the loss."""
     alpha: float = Field(default=1.0, ge=0)
-    """Of the label against all other classes together."""
+    """Weight of the divergence for the label against all other classes together."""
     beta: float = Field(default=6.0, ge=0)
-    """Of the other classes among themselves; the best one depends on the pair of networks."""
+    """Weight of the divergence among the other classes; the best value depends on the pair of networks."""
     warmup: float = Field(default=20 / 240, ge=0, le=1)
-    """The share of the run over which alpha and beta grow from 0."""
+    """Share of the run over which alpha and beta grow from 0 to their values."""
 
 
 class DKDSettings(TaughtSettings):
+    """The tables of decoupled knowledge distillation."""
+
     loss: DKDLoss = DKDLoss()
+    """The decoupled divergences from the teacher, and the label beside them."""
 
 
 class DKD(TaughtStudent):

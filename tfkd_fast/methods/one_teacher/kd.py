@@ -13,12 +13,16 @@ class KDLoss(Settings):
     """The `[loss]` table, by the settings of RepDistiller (Tian et al., ICLR 2020)."""
 
     temperature: float = Field(default=4.0, gt=0)
+    """Temperature that softens the predictions of teacher and student."""
     alpha: float = Field(default=0.9, ge=0, le=1)
-    """Of the teacher; the label has the rest."""
+    """Weight of the teacher in the loss; the label has the rest."""
 
 
 class KDSettings(TaughtSettings):
+    """The tables of knowledge distillation."""
+
     loss: KDLoss = KDLoss()
+    """The divergence from the teacher, and the label beside it."""
 
 
 class KD(TaughtStudent):

@@ -20,7 +20,13 @@ from tfkd_fast.events import Event
 from tfkd_fast.methods.base import Context, Material, StepBatch, TeacherOutputs
 from tfkd_fast.methods.professor.lessons import Lessons
 from tfkd_fast.methods.professor.networks import Professor
-from tfkd_fast.methods.professor.settings import ProfessorSettings
+from tfkd_fast.methods.professor.settings import (
+    JointProfessorSettings,
+    ProfessorSettings,
+    ReplaceProfessorSettings,
+    SelectiveProfessorSettings,
+    StagedProfessorSettings,
+)
 from tfkd_fast.methods.professor.training import Report, Training, judge
 from tfkd_fast.methods.taught.corrections import mixed
 from tfkd_fast.randomness import seeded
@@ -164,14 +170,14 @@ class Professors:
 
     def _taught(self, said: Tensor, refined: Tensor, labels: Tensor) -> Tensor:
         """(n,B,C), by the strategy."""
-        match self._settings.strategy:
-            case "replace":
+        match self._settings:
+            case ReplaceProfessorSettings():
                 return refined
-            case "joint":
-                return mixed(said, refined, self._settings.share, self._temperature)
-            case "selective":
-                return selected(said, refined, labels, self._settings.margin)
-            case "staged":
+            case JointProfessorSettings(share=share):
+                return mixed(said, refined, share, self._temperature)
+            case SelectiveProfessorSettings(margin=margin):
+                return selected(said, refined, labels, margin)
+            case StagedProfessorSettings():
                 return torch.where(self._late, refined, said)
 
 

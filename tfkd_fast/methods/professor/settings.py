@@ -1,42 +1,70 @@
-"""The `[professor]` table of a recipe."""
+"""The `[professor]` table of a recipe: one class for each way of using a professor."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import Forms, Settings
 
 
-class ProfessorSettings(Settings):
-    """How the professors of a run are built, trained and used. Bang et al. publish no constants: all are our choice."""
+class ProfessorBase(Settings):
+    """How professors are built and trained. Bang et al. publish no constants: all defaults are our choice."""
 
-    strategy: Literal["replace", "joint", "selective", "staged"] = "joint"
-    """What the student learns from, where the teacher says t and its professor p. replace: p. joint: both,
-    (1-share) softmax(t/T) + share softmax(p/T). selective: p where t is wrong, or surer of the label by less than p by
-    `margin`, else t. staged: t in the first half of the run, p in the second."""
-    share: float = Field(default=0.5, gt=0, lt=1)
-    """Joint: of the professor."""
-    margin: float = Field(default=0.1, ge=0, lt=1)
-    """Selective: of the label's probability."""
-
+    strategy: str
+    """What the student learns from, given a teacher and its professor: the professor (replace), a mixture of the two
+    (joint), for each sample one of the two (selective), or first the teacher and then the professor (staged)."""
     variant: Literal["label-free", "label-conditioned"] = "label-free"
-    """Whether it is told the label."""
+    """Whether the generator of the professor is told the label of the image."""
     temperature: float = Field(default=4.0, gt=0)
-    """Of the predictions that it reads and is compared by."""
+    """Temperature of the teacher's predictions that the professor reads and is compared by."""
     code_size: int = Field(default=64, ge=1)
-    """Numbers between its encoder and its generator."""
+    """Size of the code between the encoder and the generator of the professor."""
     correlation: float = Field(default=1.0, ge=0)
-    """Of the teacher's correlations between classes. Its own cross-entropy has 1, here and in what follows."""
+    """Weight of the teacher's correlations between classes in the loss of the professor, whose cross-entropy has 1."""
     output_adversary: float = Field(default=0.05, ge=0)
-    """Of the discriminator of predictions."""
+    """Weight of the discriminator of predictions in the loss of the professor, whose cross-entropy has 1."""
     code_adversary: float = Field(default=0.01, ge=0)
-    """Of the discriminator of codes."""
-
+    """Weight of the discriminator of codes in the loss of the professor, whose cross-entropy has 1."""
     epochs: int = Field(default=60, ge=1)
-    """Of its training, the last third of them at a tenth of the learning rate."""
+    """Epochs that the professor trains, the last third of them at a tenth of its learning rate."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """Of Adam."""
+    """Learning rate of Adam for the professor and its discriminators."""
     cutout: int = Field(default=8, ge=0)
-    """Pixels a side of 32, hidden from teacher and professor; 0: none."""
+    """Side of the square that is hidden in the professor's images, in pixels of an image of 32; 0 hides none."""
     jitter: float = Field(default=0.4, ge=0, lt=1)
-    """Of brightness, contrast and saturation; 0: none."""
+    """Strength of the random changes of brightness, contrast and saturation in the professor's images; 0 makes none."""
+
+
+class ReplaceProfessorSettings(ProfessorBase):
+    """The professor in place of the teacher."""
+
+    strategy: Literal["replace"]
+
+
+class JointProfessorSettings(ProfessorBase):
+    """The softened predictions of teacher and professor, mixed."""
+
+    strategy: Literal["joint"] = "joint"
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the professor in the mixture; the teacher has the rest."""
+
+
+class SelectiveProfessorSettings(ProfessorBase):
+    """The professor for samples that the teacher gets wrong, or that the professor is surer of."""
+
+    strategy: Literal["selective"]
+    margin: float = Field(default=0.1, ge=0, lt=1)
+    """Probability of the label by which the professor must exceed a teacher that is right, to be learned from."""
+
+
+class StagedProfessorSettings(ProfessorBase):
+    """The teacher in the first half of the run, the professor in the second."""
+
+    strategy: Literal["staged"]
+
+
+ProfessorSettings = Annotated[
+    ReplaceProfessorSettings | JointProfessorSettings | SelectiveProfessorSettings | StagedProfessorSettings,
+    Forms("strategy"),
+]
+"""The `[professor]` table."""

@@ -12,12 +12,17 @@ class CSKDLoss(Settings):
     """The `[loss]` table; defaults of the authors' code (alinlab/cs-kd, train.py)."""
 
     temperature: float = Field(default=4.0, gt=0)
+    """Temperature that softens the predictions for the image and its companion."""
     weight: float = Field(default=1.0, ge=0)
-    """lambda, of the companion's prediction; the label has 1. Theirs is 3 for fine-grained images."""
+    """Weight lambda of the companion's prediction in the loss, where the label has 1; the authors take 3 for images of
+    fine-grained classes."""
 
 
 class CSKDSettings(Settings):
+    """The tables of class-wise self-distillation."""
+
     loss: CSKDLoss = CSKDLoss()
+    """The divergence from the prediction for a companion, and the label beside it."""
 
 
 class CSKD(SingleStudent):

@@ -17,12 +17,16 @@ class DLBLoss(Settings):
     """The `[loss]` table. The authors' code (Meta-knowledge-Lab/DLB, dlb.py) has no defaults: these are our choice."""
 
     temperature: float = Field(default=3.0, gt=0)
+    """Temperature that softens the predictions of this step and of the last one."""
     alpha: float = Field(default=1.0, ge=0)
-    """Of what the last step predicted; the label has 1."""
+    """Weight of the prediction of the last step in the loss; the label has 1."""
 
 
 class DLBSettings(Settings):
+    """The tables of self-distillation from the last mini-batch."""
+
     loss: DLBLoss = DLBLoss()
+    """The divergence from the prediction of the last step, and the label beside it."""
 
 
 class DLB(SingleStudent):

@@ -14,11 +14,14 @@ class PSKDLoss(Settings):
     """The `[loss]` table, by the settings of the authors' code."""
 
     alpha: float = Field(default=0.8, ge=0, le=1)
-    """alpha_E: of the earlier prediction in the last epoch."""
+    """Weight alpha_E of the earlier prediction in the loss of the last epoch; it rises from 0 in equal steps."""
 
 
 class PSKDSettings(Settings):
+    """The tables of progressive self-knowledge distillation."""
+
     loss: PSKDLoss = PSKDLoss()
+    """The prediction of the epoch before, and the label beside it."""
 
 
 class PSKD(SingleStudent):

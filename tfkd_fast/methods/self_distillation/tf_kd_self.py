@@ -1,26 +1,41 @@
 """Tf-KD_self: distillation from an earlier run of the same network; see `label.tf_kd` for the source."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Context
-from tfkd_fast.methods.label.tf_kd import TfKDLoss, multiplier
+from tfkd_fast.methods.label.tf_kd import PaperConvention, ReferenceConvention, TfKDLoss, multiplier
 from tfkd_fast.methods.one_teacher.kd import KD, KDLoss, KDSettings
-
-MULTIPLIER = 50.0
-"""kappa, as the authors set it for ResNet18 on CIFAR-100."""
+from tfkd_fast.settings import Forms
 
 
 class TfKDSelfLoss(TfKDLoss, KDLoss):
-    """The `[loss]` table; numbers are the authors' for ResNet18 on CIFAR-100, the convention is our choice."""
+    """The `[loss]` table of Tf-KD_self; numbers are the authors' for ResNet18 on CIFAR-100."""
 
     temperature: float = Field(default=6.0, gt=0)
+    """Temperature that softens the predictions of teacher and student."""
     alpha: float = Field(default=0.95, ge=0, le=1)
-    """Of the teacher; the label has the rest."""
+    """Weight of the teacher in the loss; the label has the rest."""
+
+
+class TfKDSelfPaperLoss(PaperConvention, TfKDSelfLoss):
+    """The loss of the paper's equations."""
+
+
+class TfKDSelfReferenceLoss(ReferenceConvention, TfKDSelfLoss):
+    """The loss of the authors' code."""
+
+    multiplier: float = Field(default=50.0, gt=0)
+    """Factor kappa of the divergence; the default is the authors' for ResNet18 on CIFAR-100."""
 
 
 class TfKDSelfSettings(KDSettings):
-    loss: TfKDSelfLoss = TfKDSelfLoss()
+    """The tables of Tf-KD_self."""
+
+    loss: Annotated[TfKDSelfPaperLoss | TfKDSelfReferenceLoss, Forms("convention")] = TfKDSelfPaperLoss()
+    """The divergence from the earlier run, and the label beside it."""
 
 
 class TfKDSelf(KD):
@@ -43,4 +58,4 @@ class TfKDSelf(KD):
                     f"teacher {teacher.name} is a {teacher.model}{width} and the student a {context.model}: tf-kd-self "
                     "learns from an earlier run of the same network; choose one, or method kd"
                 )
-        self._soft_weight = settings.loss.alpha * multiplier(settings.loss, MULTIPLIER, context.num_classes)
+        self._soft_weight = settings.loss.alpha * multiplier(settings.loss, context.num_classes)

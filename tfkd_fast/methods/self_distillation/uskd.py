@@ -23,15 +23,18 @@ class USKDLoss(Settings):
     """
 
     alpha: float = Field(default=0.1, ge=0)
-    """Of the label's class, on top of the cross-entropy."""
+    """Weight of the soft target for the label's class in the loss, on top of the cross-entropy."""
     beta: float = Field(default=0.1, ge=0)
-    """Of the wrong classes."""
+    """Weight of the wrong classes in the loss."""
     mu: float = Field(default=0.1, ge=0)
-    """Of the cross-entropy of the weak head."""
+    """Weight of the cross-entropy of the weak head in the loss."""
 
 
 class USKDSettings(Settings):
+    """The tables of universal self-knowledge distillation."""
+
     loss: USKDLoss = USKDLoss()
+    """The soft targets for the label and the wrong classes, and the cross-entropy beside them."""
 
 
 class USKD(SingleStudent):

@@ -17,12 +17,18 @@ class AverageLoss(Settings):
     """The `[loss]` table, by the commands of CA-MKD's code (Rorozhl/CA-MKD, scripts/run.sh)."""
 
     temperature: float = Field(default=4.0, gt=0)
+    """Temperature that softens the predictions of teacher and student."""
     ce_weight: float = Field(default=1.0, ge=0)
+    """Weight of the cross-entropy with the label in the loss."""
     kd_weight: float = Field(default=1.0, ge=0)
+    """Weight of the averaged divergence from the teachers in the loss."""
 
 
 class AverageSettings(TaughtSettings):
+    """The tables of methods that average several teachers."""
+
     loss: AverageLoss = AverageLoss()
+    """The averaged divergence from the teachers, and the label beside it."""
 
 
 class Average(TaughtStudent):

@@ -1,7 +1,7 @@
 """What methods have in common whose student learns from teachers: networks of finished runs."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,31 +12,55 @@ from tfkd_fast.events import Event
 from tfkd_fast.methods.base import Context, Material, Needs, Plan, SingleStudent, StepBatch, TeacherCount
 from tfkd_fast.methods.professor import Professors, ProfessorSettings
 from tfkd_fast.methods.taught.corrections import label_mixed, swapped
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import Forms, Settings
 
 
-class TeacherSettings(Settings):
-    """The `[teachers]` table of a recipe."""
+class TeacherBase(Settings):
+    """Which teachers there are, and what the label corrects in their logits."""
 
     runs: tuple[str, ...] = ()
-    """Run folders."""
+    """Folders of the finished runs whose students are the teachers; --teacher names one."""
     cache: str | None = None
-    """A file of what the teachers make of the images; without it they look at every batch."""
+    """File that keeps the teachers' outputs; unset, the teachers look at every batch."""
     views: int = Field(default=0, ge=0)
-    """Epochs after which the augmentation of images repeats; 0: never."""
-    adjust: Literal["none", "label-mix", "swap"] = "none"
-    """What the label corrects in the teachers' logits: label-mix mixes it into the softened predictions, swap exchanges
-    the largest logit for that of the label where the teacher errs (Wen et al., arXiv 1911.07471)."""
+    """Epochs after which the augmentation of the training images repeats, so that outputs can be kept; 0 never repeats
+    it."""
+    adjust: str
+    """Correction of the teachers' logits by the label: none, the label mixed into the softened predictions (label-mix),
+    or the largest logit exchanged for that of the label where a teacher errs (swap; Wen et al., arXiv 1911.07471)."""
+
+
+class UncorrectedTeachers(TeacherBase):
+    """Teachers as they are."""
+
+    adjust: Literal["none"] = "none"
+
+
+class LabelMixTeachers(TeacherBase):
+    """Teachers with the label mixed into their softened predictions."""
+
+    adjust: Literal["label-mix"]
     label_share: float = Field(default=0.1, gt=0, lt=1)
-    """Of the label, for label-mix."""
+    """Share of the label in the mixture; the teacher's prediction has the rest."""
+
+
+class SwapTeachers(TeacherBase):
+    """Teachers whose largest logit is exchanged for that of the label where they err."""
+
+    adjust: Literal["swap"]
+
+
+TeacherSettings = Annotated[UncorrectedTeachers | LabelMixTeachers | SwapTeachers, Forms("adjust")]
+"""The `[teachers]` table."""
 
 
 class TaughtSettings(Settings):
     """The tables of a recipe that all these methods have."""
 
-    teachers: TeacherSettings = TeacherSettings()
+    teachers: TeacherSettings = UncorrectedTeachers()
+    """The runs that the student learns from, and what the label corrects in their logits."""
     professor: ProfessorSettings | None = None
-    """What refines the teachers' logits; `tfkd-fast methods professor` explains it. Unset: nothing does."""
+    """The professor that refines the logits of each teacher; unset, nothing refines them."""
 
 
 class TaughtStudent(SingleStudent):
@@ -72,7 +96,8 @@ class TaughtStudent(SingleStudent):
                     f"teacher {teacher.name} knows {len(teacher.labels)} of the {context.num_classes} classes: "
                     "this method learns from teachers of all of them"
                 )
-        self._adjust, self._label_share = settings.teachers.adjust, settings.teachers.label_share
+        self._adjust = settings.teachers.adjust
+        self._label_share = settings.teachers.label_share if isinstance(settings.teachers, LabelMixTeachers) else 0.0
         self._temperature = temperature
         self._professors: Professors | None = None
         if self._adjust == "none" and settings.professor is None:

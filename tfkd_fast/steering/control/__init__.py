@@ -17,7 +17,21 @@ from tfkd_fast.steering.control.hypergradient import HypergradientController
 from tfkd_fast.steering.control.observation import observation
 from tfkd_fast.steering.control.open_loop import FixedController, RecordedController, ScheduleController
 from tfkd_fast.steering.control.policy_controller import PolicyController
-from tfkd_fast.steering.control.settings import ControllerSettings, RecordedAction
+from tfkd_fast.steering.control.settings import (
+    ControllerSettings,
+    EvolutionSettings,
+    FixedSettings,
+    HypergradientSettings,
+    MassScheduleSettings,
+    PlayedPolicySettings,
+    PPOSettings,
+    ProgressiveSettings,
+    RecordedAction,
+    RecordedSettings,
+    SampledPolicySettings,
+    ThompsonSettings,
+    UCBSettings,
+)
 from tfkd_fast.steering.control.students import Snapshot, StudentFleet
 from tfkd_fast.steering.targets import ActionSpace
 
@@ -33,8 +47,10 @@ __all__ = [
     "Decision",
     "DecisionOutcome",
     "Feedback",
+    "PPOSettings",
     "Progress",
     "RecordedAction",
+    "SampledPolicySettings",
     "Snapshot",
     "StudentFleet",
     "TargetControlEnv",
@@ -83,25 +99,25 @@ def build_controller(settings: ControllerSettings, space: ActionSpace, seed: int
         UserError: the target leaves this controller nothing to decide, an action has the wrong length, or the policy
             file cannot be used.
     """
-    match settings.name:
-        case "fixed":
+    match settings:
+        case FixedSettings():
             return FixedController(settings.action, space)
-        case "schedule" | "progressive":
+        case MassScheduleSettings() | ProgressiveSettings():
             return ScheduleController(settings.true_mass, space)
-        case "recorded":
+        case RecordedSettings():
             return RecordedController(settings.recorded, space)
         case _ if space.action_size == 0:
             raise UserError(
                 f"the {settings.name} controller has nothing to set in the {space.family} target: "
                 "choose controller.name fixed, or target.family scalar, rank-binned or full-matrix"
             )
-        case "policy" | "random" | "ppo" | "reinforce":
+        case PlayedPolicySettings() | SampledPolicySettings():
             return PolicyController(settings, space, seed)
-        case "thompson":
+        case ThompsonSettings():
             return ThompsonController(settings, space, seed)
-        case "ucb":
+        case UCBSettings():
             return UCBController(settings, space, seed)
-        case "cma-es":
+        case EvolutionSettings():
             return EvolutionController(settings, space, seed)
-        case "hypergradient":
+        case HypergradientSettings():
             return HypergradientController(settings, space)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tfkd_fast.steering.control.controller import Controller, Decision, DecisionOutcome, Feedback, Progress
 from tfkd_fast.steering.control.open_loop import check_length
 from tfkd_fast.steering.control.rewards import Rewards
-from tfkd_fast.steering.control.settings import ControllerSettings
+from tfkd_fast.steering.control.settings import BanditSettings, UCBSettings
 from tfkd_fast.steering.targets import ActionSpace
 
 
@@ -23,7 +23,7 @@ class BanditController(Controller):
 
     learns = True
 
-    def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
+    def __init__(self, settings: BanditSettings, space: ActionSpace, seed: int) -> None:
         for number, arm in enumerate(settings.arms):
             check_length(f"controller.arms[{number}]", arm, space, "give as many")
         self._arms = torch.tensor(settings.arms) if settings.arms else axis_grid(space.action_size, settings.arm_step)
@@ -99,7 +99,7 @@ class UCBController(BanditController):
     counts (Garivier & Moulines, ALT 2011); c is `controller.exploration`.
     """
 
-    def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
+    def __init__(self, settings: UCBSettings, space: ActionSpace, seed: int) -> None:
         super().__init__(settings, space, seed)
         self._exploration = settings.exploration
 

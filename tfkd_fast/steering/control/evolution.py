@@ -18,7 +18,7 @@ from tfkd_fast.steering.control.controller import (
     Progress,
 )
 from tfkd_fast.steering.control.rewards import Rewards
-from tfkd_fast.steering.control.settings import ControllerSettings
+from tfkd_fast.steering.control.settings import EvolutionSettings
 from tfkd_fast.steering.targets import ActionSpace
 
 SMALLEST_POPULATION = 4
@@ -51,7 +51,7 @@ class EvolutionController(Controller):
 
     learns = True
 
-    def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
+    def __init__(self, settings: EvolutionSettings, space: ActionSpace, seed: int) -> None:
         self._std, self._action_size = settings.initial_std, space.action_size
         self._seed = seed % 2**32  # the range of numpy's generator
         self._rewards = Rewards(settings.top1_share)

@@ -15,7 +15,7 @@ from tfkd_fast.steering.control.controller import (
     Feedback,
     Progress,
 )
-from tfkd_fast.steering.control.settings import ControllerSettings
+from tfkd_fast.steering.control.settings import HypergradientSettings
 from tfkd_fast.steering.targets import ActionSpace
 
 
@@ -30,7 +30,7 @@ class HypergradientController(Controller):
     explores = False
     needs_gradient = True
 
-    def __init__(self, settings: ControllerSettings, space: ActionSpace) -> None:
+    def __init__(self, settings: HypergradientSettings, space: ActionSpace) -> None:
         self._action = nn.Parameter(torch.zeros(space.action_size))
         self._optimizer = torch.optim.Adam([self._action], settings.hypergradient_rate)
 

@@ -21,7 +21,7 @@ from tfkd_fast.steering.control.policy import GaussianPolicy
 from tfkd_fast.steering.control.policy_file import find_policy, load_policy, policy_bytes
 from tfkd_fast.steering.control.policy_gradient import PolicyGradient, Rollout, Transition
 from tfkd_fast.steering.control.rewards import Rewards
-from tfkd_fast.steering.control.settings import ControllerSettings
+from tfkd_fast.steering.control.settings import LearnedPolicySettings, PlayedPolicySettings, PolicySettings
 from tfkd_fast.steering.targets import ActionSpace
 
 
@@ -54,19 +54,21 @@ class PolicyController(Controller):
 
     learns = True  # "policy" and "random" learn nothing, but need the winner, and their rewards are logged
 
-    def __init__(self, settings: ControllerSettings, space: ActionSpace, seed: int) -> None:
+    def __init__(self, settings: PolicySettings, space: ActionSpace, seed: int) -> None:
         self._name, self._space = settings.name, space
-        self.explores = settings.name != "policy"
+        self.explores = not isinstance(settings, PlayedPolicySettings)
         self._generator = torch.Generator().manual_seed(seed)
         observation_size = PROGRESS_ENTRIES + space.action_size
-        self._policy = GaussianPolicy(observation_size, space.action_size, settings.initial_std, self._generator)
+        std = 1.0 if isinstance(settings, PlayedPolicySettings) else settings.initial_std  # 1.0: the file has its own
+        self._policy = GaussianPolicy(observation_size, space.action_size, std, self._generator)
         self._gradient: PolicyGradient | None = None
-        if settings.name in ("ppo", "reinforce"):
+        if isinstance(settings, LearnedPolicySettings):
             self._gradient = PolicyGradient(settings, self._policy, observation_size, self._generator)
         if settings.policy:
             load_policy(
                 find_policy(settings.policy), self._policy, self._gradient.value if self._gradient else None, space
             )
+        if settings.policy and not isinstance(settings, PlayedPolicySettings):
             with torch.no_grad():
                 self._policy.log_std.clamp_(math.log(settings.min_std), math.log(settings.max_std))
         self._rewards = Rewards(settings.top1_share)

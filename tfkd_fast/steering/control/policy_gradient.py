@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tfkd_fast.steering.control.policy import MLP, GaussianPolicy
 from tfkd_fast.steering.control.rewards import generalized_advantages, standardize
-from tfkd_fast.steering.control.settings import ControllerSettings
+from tfkd_fast.steering.control.settings import LearnedPolicySettings, PPOSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class PolicyGradient:
     """
 
     def __init__(
-        self, settings: ControllerSettings, policy: GaussianPolicy, observation_size: int, generator: torch.Generator
+        self, settings: LearnedPolicySettings, policy: GaussianPolicy, observation_size: int, generator: torch.Generator
     ) -> None:
         self._settings, self._policy = settings, policy
         self.value = MLP(observation_size, 1, generator)
@@ -147,7 +147,7 @@ class PolicyGradient:
     def _objective(self, log_probabilities: Tensor, rollout: Rollout) -> Tensor:
         ratio = (log_probabilities - rollout.log_probabilities).exp()
         clip = self._settings.clip
-        if self._settings.name == "ppo":
+        if isinstance(self._settings, PPOSettings):
             clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
             return torch.minimum(ratio * rollout.advantages, clipped * rollout.advantages).mean()
         weight = ratio.detach().clamp(max=1.0 + clip)

@@ -18,7 +18,7 @@ from tfkd_fast.steering.control.evolution import SMALLEST_POPULATION
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
 from tfkd_fast.steering.control.policy import MLP, GaussianPolicy
 from tfkd_fast.steering.control.policy_file import policy_bytes
-from tfkd_fast.steering.control.settings import ControllerSettings
+from tfkd_fast.steering.control.settings import SampledPolicySettings
 from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, StudentFleet, quality
 from tfkd_fast.steering.targets import ActionSpace
 
@@ -50,12 +50,12 @@ class PolicySearch:
     soft while the rate is high and hard at the end, or the reverse: 3 parameters for each number of an action.
     """
 
-    def __init__(self, space: ActionSpace, settings: ControllerSettings, population: int, seed: int) -> None:
+    def __init__(self, space: ActionSpace, settings: SampledPolicySettings, population: int, seed: int) -> None:
         """Start a search at the neutral action.
 
         Args:
             space: what an action steers.
-            settings: the `[controller]` table of a recipe, for the bounds of the standard deviation.
+            settings: settings of a policy that is sampled from, for the bounds of the standard deviation.
             population: number of students of a generation, at least 4.
             seed: seed of the search; generation g trains students of seed + g.
 

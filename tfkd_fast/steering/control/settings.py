@@ -1,134 +1,235 @@
-"""The `[controller]` table of a recipe."""
+"""The `[controller]` table of a recipe: one class for each controller."""
 
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import Forms, ReadIf, Settings, named_once
 from tfkd_fast.steering.control.controller import ACTION_LIMIT
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Action = tuple[FiniteFloat, ...]
 
 
 class RecordedAction(Settings):
     """One entry of a recording."""
 
     start: float = Field(ge=0, lt=1)
-    """The share of the run that has passed when it begins; it lasts until the next one begins."""
-    action: tuple[FiniteFloat, ...]
+    """Share of the run that has passed when the entry begins; it lasts until the next entry begins."""
+    action: Action
+    """The action of the entry: as many numbers as the target takes."""
     learning_rate_factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """On top of the schedule."""
+    """Factor that multiplies the scheduled learning rate during the entry."""
 
 
-class ControllerSettings(Settings):
-    """Which controller, when it decides, and how it learns. The values of the learning are our choice."""
+class ControllerBase(Settings):
+    """What every controller reads. All defaults of the `[controller]` table are our choice."""
 
-    name: Literal[
-        "fixed",
-        "schedule",
-        "progressive",
-        "recorded",
-        "policy",
-        "random",
-        "ppo",
-        "reinforce",
-        "thompson",
-        "ucb",
-        "cma-es",
-        "hypergradient",
-    ] = "ppo"
+    name: str
+    """Name of the controller, which sets the actions of a run."""
     warmup_epochs: int = Field(default=5, ge=0)
-    """Epochs of plain cross-entropy first, for a target that needs class similarities; at most a quarter of the run."""
+    """Epochs of one-hot labels before the first decision, at most a quarter of the run; a target that refers to what
+    the student has learned (rank-binned, or with sources) takes them, any other begins at once."""
     interval: int = Field(default=1, ge=1)
-    """Epochs that one decision lasts where a single candidate trains."""
-
+    """Epochs that one decision lasts while a single candidate trains."""
     cooldown_epochs: int = Field(default=0, ge=0)
-    """Epochs that a copy of each candidate trains on before it is judged, by the neutral target and with the learning
-    rate falling to zero; 0: it is judged as it is, by averaged weights."""
-    top1_share: float = Field(default=0.5, ge=0, le=1)
-    """Of the gain in held-out top-1 in a reward; the gain in calibrated NLL has the rest."""
+    """Epochs that a copy of each candidate trains on by the neutral target, its learning rate falling to zero, before
+    the candidate is judged; 0 judges it as it is, by averaged weights."""
 
-    action: tuple[FiniteFloat, ...] = ()
-    """Fixed: the action for the whole run; empty for the neutral one (label smoothing 0.1)."""
+
+class FixedSettings(ControllerBase):
+    """One action for the whole run."""
+
+    name: Literal["fixed"]
+    action: Action = ()
+    """The action of the whole run: as many numbers as the target takes, or none for the neutral action, which is label
+    smoothing 0.1."""
+
+
+class TrueMassSettings(ControllerBase):
+    """A true-class mass that follows straight lines over the run."""
+
     true_mass: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.6, 0.999), min_length=2)
-    """Schedule and progressive: true-class masses at even distances over the run, with straight lines between."""
-    recorded: tuple[RecordedAction, ...] = Field(default=(), validate_default=True)
-    """Recorded: the actions that are played again, by rising start."""
+    """True-class masses at equal distances over the run, connected by straight lines."""
 
-    policy: str = Field(default="", validate_default=True)
-    """The file of a learned policy, or the name of one that comes with the package. Policy: whose mean is played, from
-    the first epoch to the last. Random, ppo and reinforce: what they start from; empty for a new one."""
-    min_std: float = Field(default=0.05, gt=0)
-    max_std: float = Field(default=1.0, gt=0)
-    initial_std: float = Field(default=0.4, gt=0, validate_default=True)
-    """Random, ppo and reinforce: standard deviation of a sampled action, and the bounds that learning keeps it in.
-    CMA-ES: the initial one."""
 
-    learning_rate: float = Field(default=3e-2, gt=0)
-    """Of the policy's bias and standard deviation; tens of decisions teach nothing at the usual 3e-4 or 3e-3. This and
-    what follows down to `gae_lambda`: PPO and reinforce."""
-    network_learning_rate: float = Field(default=3e-3, ge=0)
-    """Of the weights of the policy and value networks."""
-    clip: float = Field(default=0.2, gt=0, lt=1)
-    """How far one update trusts the ratio of new to old probability, around 1."""
-    entropy_bonus: float = Field(default=1e-3, ge=0)
-    max_gradient_norm: float = Field(default=0.5, gt=0)
-    epochs: int = Field(default=4, ge=1)
-    """Passes over the buffer in one update."""
-    group_buffer: int = Field(default=4, ge=1)
-    """Latest decisions over several candidates that each update learns from; there is one update a decision."""
-    single_buffer: int = Field(default=8, ge=2)
-    """Single-candidate decisions between two updates."""
-    discount: float = Field(default=0.9, ge=0, lt=1)
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Single candidate: generalized advantage estimation."""
+class MassScheduleSettings(TrueMassSettings):
+    """Any course of the true-class mass."""
 
-    arms: tuple[tuple[FiniteFloat, ...], ...] = ()
-    """Thompson and ucb: the actions to choose among; empty for the neutral one and each number moved by `arm_step`."""
-    arm_step: float = Field(default=1.5, gt=0, le=ACTION_LIMIT)
-    forgetting: float = Field(default=0.97, gt=0, le=1)
-    """Thompson and ucb: the share of what is known that one decision leaves, because training is not stationary."""
-    exploration: float = Field(default=0.5, ge=0)
-    """UCB: weight of the confidence radius."""
+    name: Literal["schedule"]
 
-    hypergradient_rate: float = Field(default=0.1, gt=0)
-    """Hypergradient: step of Adam, roughly what one decision moves the action by."""
+
+class ProgressiveSettings(TrueMassSettings):
+    """A true-class mass that rises towards the one-hot label."""
+
+    name: Literal["progressive"]
 
     @field_validator("true_mass")
     @classmethod
-    def _progressive_masses_rise(cls, masses: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        if info.data.get("name") == "progressive" and any(before >= after for before, after in pairwise(masses)):
+    def _masses_rise(cls, masses: tuple[float, ...]) -> tuple[float, ...]:
+        if any(before >= after for before, after in pairwise(masses)):
             raise ValueError("progressive masses must rise towards the one-hot label; name = 'schedule' takes any")
         return masses
 
+
+class RecordedSettings(ControllerBase):
+    """The actions of an earlier run, played again at the same shares of this run."""
+
+    name: Literal["recorded"]
+    recorded: tuple[RecordedAction, ...] = Field(min_length=1)
+    """The actions to play, in the order of their starts."""
+
     @field_validator("recorded")
     @classmethod
-    def _recording_rises(cls, recorded: tuple[RecordedAction, ...], info: ValidationInfo) -> tuple[RecordedAction, ...]:
-        if info.data.get("name") == "recorded" and not recorded:
-            raise ValueError("the recorded controller needs at least one entry to play")
+    def _recording_rises(cls, recorded: tuple[RecordedAction, ...]) -> tuple[RecordedAction, ...]:
         if any(before.start >= after.start for before, after in pairwise(recorded)):
             raise ValueError("entries must be in order, each with a later start than the one before")
         return recorded
 
-    @field_validator("policy")
-    @classmethod
-    def _something_to_play(cls, policy: str, info: ValidationInfo) -> str:
-        if info.data.get("name") == "policy" and not policy:
-            raise ValueError("name = 'policy' plays a learned policy: give its file, or the name of a shipped one")
-        return policy
 
-    @field_validator("arms")
-    @classmethod
-    def _arms_differ(cls, arms: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
-        if len(set(arms)) < len(arms):
-            raise ValueError("each arm may be given once")
-        return arms
+class RewardedSettings(ControllerBase):
+    """What controllers read that are rewarded for their decisions."""
+
+    top1_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the gain in held-out top-1 in a reward; the gain in calibrated held-out NLL has the rest."""
+
+
+class PlayedPolicySettings(RewardedSettings):
+    """The mean of a learned policy, from the first epoch to the last."""
+
+    name: Literal["policy"]
+    policy: str = Field(min_length=1)
+    """Policy that is played: a policy.safetensors file, or the name of a policy that comes with the package."""
+
+
+class SampledPolicySettings(RewardedSettings):
+    """What controllers read that sample from a Gaussian policy."""
+
+    policy: str = ""
+    """Policy that the run starts from: a policy.safetensors file, or the name of a policy that comes with the package;
+    empty for a new policy."""
+    min_std: float = Field(default=0.05, gt=0)
+    """Least standard deviation of a sampled action."""
+    max_std: float = Field(default=1.0, gt=0)
+    """Largest standard deviation of a sampled action."""
+    initial_std: Annotated[float, ReadIf("policy", lambda policy: not policy, "policy is empty")] = Field(
+        default=0.4, gt=0, validate_default=True
+    )
+    """Standard deviation of a sampled action under a new policy, from min_std to max_std."""
 
     @field_validator("initial_std")
     @classmethod
     def _initial_std_within_bounds(cls, std: float, info: ValidationInfo) -> float:
         low, high = info.data.get("min_std", std), info.data.get("max_std", std)
-        if not low <= std <= high:
+        if not info.data.get("policy") and not low <= std <= high:
             raise ValueError(f"must lie within min_std = {low:g} to max_std = {high:g}")
         return std
+
+
+class RandomSettings(SampledPolicySettings):
+    """Samples around the mean of a policy that does not learn."""
+
+    name: Literal["random"]
+
+
+class LearnedPolicySettings(SampledPolicySettings):
+    """What controllers read that learn a policy by its gradient."""
+
+    learning_rate: float = Field(default=3e-2, gt=0)
+    """Learning rate of Adam for the bias and the standard deviation of the policy; tens of decisions teach nothing at
+    the usual 3e-4 or 3e-3."""
+    network_learning_rate: float = Field(default=3e-3, ge=0)
+    """Learning rate of Adam for the weights of the policy and value networks."""
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    """Largest distance from 1 at which an update trusts the ratio of new to old probability of an action."""
+    entropy_bonus: float = Field(default=1e-3, ge=0)
+    """Weight of the entropy of the policy (nats) in the objective of an update."""
+    max_gradient_norm: float = Field(default=0.5, gt=0)
+    """Norm that the gradients of the policy and of the value network are clipped to."""
+    epochs: int = Field(default=4, ge=1)
+    """Passes over the buffer in one update of the policy."""
+    group_buffer: int = Field(default=4, ge=1)
+    """Latest decisions over several candidates that an update learns from; every such decision is followed by one."""
+    single_buffer: int = Field(default=8, ge=2)
+    """Decisions over a single candidate from one update to the next."""
+    discount: float = Field(default=0.9, ge=0, lt=1)
+    """Discount of future rewards while a single candidate trains."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Parameter lambda of generalized advantage estimation while a single candidate trains."""
+
+
+class PPOSettings(LearnedPolicySettings):
+    """A policy that learns by proximal policy optimisation."""
+
+    name: Literal["ppo"] = "ppo"
+
+
+class ReinforceSettings(LearnedPolicySettings):
+    """A policy that learns by REINFORCE."""
+
+    name: Literal["reinforce"]
+
+
+class BanditSettings(RewardedSettings):
+    """What bandits read, which choose among fixed actions."""
+
+    arms: Annotated[tuple[Action, ...], AfterValidator(named_once)] = ()
+    """Actions to choose among, each once; empty for the neutral action and each of its numbers moved by arm_step."""
+    arm_step: Annotated[float, ReadIf("arms", lambda arms: not arms, "arms is empty")] = Field(
+        default=1.5, gt=0, le=ACTION_LIMIT
+    )
+    """Distance by which an arm moves one number of the neutral action up or down."""
+    forgetting: float = Field(default=0.97, gt=0, le=1)
+    """Factor that one decision multiplies what is known of the arms with, because training is not stationary."""
+
+
+class ThompsonSettings(BanditSettings):
+    """A bandit that plays an arm as often as it is believed to be the best."""
+
+    name: Literal["thompson"]
+
+
+class UCBSettings(BanditSettings):
+    """A bandit that plays the arm with the highest upper confidence bound."""
+
+    name: Literal["ucb"]
+    exploration: float = Field(default=0.5, ge=0)
+    """Weight of the confidence radius in the score of an arm."""
+
+
+class EvolutionSettings(RewardedSettings):
+    """A search by the evolution strategy CMA-ES."""
+
+    name: Literal["cma-es"]
+    initial_std: float = Field(default=0.4, gt=0)
+    """Standard deviation of the first population of actions."""
+
+
+class HypergradientSettings(ControllerBase):
+    """One action that follows the gradient of the held-out loss."""
+
+    name: Literal["hypergradient"]
+    hypergradient_rate: float = Field(default=0.1, gt=0)
+    """Learning rate of Adam for the action, which is roughly how far one decision moves it."""
+
+
+PolicySettings = PlayedPolicySettings | SampledPolicySettings
+"""What plays a policy reads."""
+
+ControllerSettings = Annotated[
+    FixedSettings
+    | MassScheduleSettings
+    | ProgressiveSettings
+    | RecordedSettings
+    | PlayedPolicySettings
+    | RandomSettings
+    | PPOSettings
+    | ReinforceSettings
+    | ThompsonSettings
+    | UCBSettings
+    | EvolutionSettings
+    | HypergradientSettings,
+    Forms("name"),
+]
+"""The `[controller]` table."""

@@ -6,14 +6,16 @@ The name is from Jiang et al., IEEE Access 2024; criteria, aggregation and times
 from tfkd_fast.steering.selection.criteria import CRITERIA, CandidateScore, Criterion, find_criterion
 from tfkd_fast.steering.selection.plan import PlannedInterval, max_candidates, next_interval
 from tfkd_fast.steering.selection.ranking import Selection, select
-from tfkd_fast.steering.selection.settings import SelectionSettings
+from tfkd_fast.steering.selection.settings import NoSelectionSettings, RankedSelectionSettings, SelectionSettings
 from tfkd_fast.steering.selection.variation import learning_rate_factors
 
 __all__ = [
     "CRITERIA",
     "CandidateScore",
     "Criterion",
+    "NoSelectionSettings",
     "PlannedInterval",
+    "RankedSelectionSettings",
     "Selection",
     "SelectionSettings",
     "find_criterion",

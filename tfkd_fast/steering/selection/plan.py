@@ -3,7 +3,13 @@
 import math
 from typing import NamedTuple
 
-from tfkd_fast.steering.selection.settings import SelectionSettings
+from tfkd_fast.steering.selection.settings import (
+    FullSelectionSettings,
+    HalvingSelectionSettings,
+    NoSelectionSettings,
+    ProbeSelectionSettings,
+    SelectionSettings,
+)
 
 
 class PlannedInterval(NamedTuple):
@@ -21,12 +27,12 @@ class PlannedInterval(NamedTuple):
 
 def max_candidates(settings: SelectionSettings) -> int:
     """Return the largest number of candidates that any interval trains."""
-    match settings.budget:
-        case "none":
+    match settings:
+        case NoSelectionSettings():
             return 1
-        case "full" | "probe":
+        case FullSelectionSettings() | ProbeSelectionSettings():
             return settings.candidates
-        case "halving":
+        case HalvingSelectionSettings():
             return 2 * settings.candidates
 
 
@@ -62,21 +68,22 @@ def next_interval(
     if epoch < warmup:
         return PlannedInterval(min(warmup, epochs) - epoch, 1)
     single = PlannedInterval(min(single_interval, epochs - epoch), 1)
-    several = PlannedInterval(min(settings.interval, epochs - epoch), settings.candidates)
-    match settings.budget:
-        case "none":
+    match settings:
+        case NoSelectionSettings():
             return single
-        case "full":
-            return several
-        case "probe":
+        case FullSelectionSettings():
+            return PlannedInterval(min(settings.interval, epochs - epoch), settings.candidates)
+        case ProbeSelectionSettings():
             starts = _event_starts(epochs, warmup, settings)
             until_event = min((start - epoch for start in starts if start >= epoch), default=epochs)
-            return several if until_event == 0 else PlannedInterval(min(single.epochs, until_event), 1)
-        case "halving":
+            if until_event == 0:
+                return PlannedInterval(min(settings.interval, epochs - epoch), settings.candidates)
+            return PlannedInterval(min(single.epochs, until_event), 1)
+        case HalvingSelectionSettings():
             return _rung(epoch - warmup, epochs - warmup, settings) or single
 
 
-def _event_starts(epochs: int, warmup: int, settings: SelectionSettings) -> list[int]:
+def _event_starts(epochs: int, warmup: int, settings: ProbeSelectionSettings) -> list[int]:
     """Return the first epoch of each event; the last events may lie beyond the run."""
     starts: list[int] = []
     free_from = warmup
@@ -87,7 +94,7 @@ def _event_starts(epochs: int, warmup: int, settings: SelectionSettings) -> list
     return starts
 
 
-def _rung(epoch: int, epochs: int, settings: SelectionSettings) -> PlannedInterval | None:
+def _rung(epoch: int, epochs: int, settings: HalvingSelectionSettings) -> PlannedInterval | None:
     """Return the rung that holds `epoch`, from there on; None where no round fits. Epochs count from the warm-up."""
     first, last = settings.halving_epochs, settings.halving_epochs * settings.candidates
     before_last, round_epochs = last - first, 2 * last - first  # sums of first, 2 first, 4 first, ...

@@ -8,7 +8,7 @@ import torch
 from tfkd_fast.ops import rank_candidates
 from tfkd_fast.steering.selection.aggregation import pareto_fronts, z_sums
 from tfkd_fast.steering.selection.criteria import CandidateScore, find_criterion
-from tfkd_fast.steering.selection.settings import DECISIVE, SelectionSettings
+from tfkd_fast.steering.selection.settings import DECISIVE, RankedSelectionSettings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Selection:
     """Index of the best candidate."""
 
 
-def select(scores: Sequence[CandidateScore], settings: SelectionSettings) -> Selection:
+def select(scores: Sequence[CandidateScore], settings: RankedSelectionSettings) -> Selection:
     """Rank the candidates by every criterion of `settings` and order them by the aggregate.
 
     Candidates of equal score stay in the Borda order (see `ops.rank_candidates`). If one candidate dominates another,

@@ -3,10 +3,9 @@
 import torch
 
 from tfkd_fast.randomness import Purpose, normal, random_words
-from tfkd_fast.steering.selection.settings import SelectionSettings
 
 
-def learning_rate_factors(settings: SelectionSettings, seed: int, interval: int, candidates: int) -> tuple[float, ...]:
+def learning_rate_factors(spread: float, seed: int, interval: int, candidates: int) -> tuple[float, ...]:
     """Return the factor of each candidate on the scheduled learning rate.
 
     Candidate 0 has the factor 1; every other one draws exp(spread * z), z standard normal, so that faster and slower
@@ -14,12 +13,12 @@ def learning_rate_factors(settings: SelectionSettings, seed: int, interval: int,
     its factor, and more candidates do not change the factors of the first ones.
 
     Args:
-        settings: the `[selection]` table of the recipe, for `learning_rate_spread`.
+        spread: standard deviation of the logarithm of a factor, `selection.learning_rate_spread`.
         seed: seed of the run.
         interval: number of the interval that starts the round, counted from 0.
         candidates: number of candidates.
     """
     words = random_words(torch.arange(candidates), Purpose.LEARNING_RATE, seed=seed, epoch=interval)
-    factors = (settings.learning_rate_spread * normal(words[0], words[1])).exp()
+    factors = (spread * normal(words[0], words[1])).exp()
     factors[0] = 1.0
     return tuple(factors.tolist())

@@ -5,7 +5,16 @@ from tfkd_fast.steering.targets.full_matrix import FullMatrixTarget
 from tfkd_fast.steering.targets.instances import InstanceMemory
 from tfkd_fast.steering.targets.mixture import TargetMixture
 from tfkd_fast.steering.targets.rank_binned import RankBinnedTarget
-from tfkd_fast.steering.targets.settings import TargetSettings
+from tfkd_fast.steering.targets.settings import (
+    FullMatrixTargetSettings,
+    LabelSmoothingTargetSettings,
+    OneHotTargetSettings,
+    RankBinnedTargetSettings,
+    ScalarTargetSettings,
+    SteeredTargetSettings,
+    SuperclassTargetSettings,
+    TargetSettings,
+)
 from tfkd_fast.steering.targets.similarity import SimilarityMemory
 from tfkd_fast.steering.targets.smoothed import ConstantTarget, ScalarTarget, one_hot_table
 from tfkd_fast.steering.targets.summary import LEAST_RISE, TargetSummary, describe
@@ -17,6 +26,7 @@ __all__ = [
     "LEAST_RISE",
     "ActionSpace",
     "InstanceMemory",
+    "RankBinnedTargetSettings",
     "SimilarityMemory",
     "Superclasses",
     "Target",
@@ -48,22 +58,25 @@ def build_target(settings: TargetSettings, num_classes: int, superclasses: Super
     Raises:
         UserError: the family is "superclass" and the data set has no superclasses.
     """
-    mass_range = TrueMassRange(settings.true_mass_min, settings.true_mass_max)
-    match settings.family:
-        case "one-hot":
+    match settings:
+        case OneHotTargetSettings():
             return ConstantTarget("one-hot", 1.0)
-        case "label-smoothing":
+        case LabelSmoothingTargetSettings():
             return ConstantTarget("label-smoothing", 1.0 - settings.smoothing)
-        case "scalar":
-            return ScalarTarget(mass_range)
-        case "rank-binned":
-            return RankBinnedTarget(mass_range, settings.bins, num_classes)
-        case "full-matrix":
-            return FullMatrixTarget(mass_range, num_classes)
-        case "superclass":
+        case ScalarTargetSettings():
+            return ScalarTarget(_mass_range(settings))
+        case RankBinnedTargetSettings():
+            return RankBinnedTarget(_mass_range(settings), settings.bins, num_classes)
+        case FullMatrixTargetSettings():
+            return FullMatrixTarget(_mass_range(settings), num_classes)
+        case SuperclassTargetSettings():
             if superclasses is None:
                 raise UserError(
                     "the superclass target needs superclasses, and this data set has none: choose data.dataset "
                     "cifar100, an npz or folder with its class names, or another target.family"
                 )
-            return SuperclassTarget(mass_range, superclasses, num_classes)
+            return SuperclassTarget(_mass_range(settings), superclasses, num_classes)
+
+
+def _mass_range(settings: SteeredTargetSettings) -> TrueMassRange:
+    return TrueMassRange(settings.true_mass_min, settings.true_mass_max)

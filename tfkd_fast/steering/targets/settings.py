@@ -1,10 +1,10 @@
-"""The `[target]` table of a recipe."""
+"""The `[target]` table of a recipe: one class for each family of target distributions."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import Forms, ReadIf, Settings, named_once
 from tfkd_fast.steering.targets.true_mass import NEUTRAL_TRUE_MASS
 
 Source = Literal["memory", "peers", "slow-self"]
@@ -16,40 +16,38 @@ Source = Literal["memory", "peers", "slow-self"]
 """
 
 
-class TargetSettings(Settings):
-    """Which family of target distributions, and its constants."""
+def _with_source(name: Source) -> ReadIf:
+    def test(sources: Any) -> bool:
+        return isinstance(sources, list | tuple) and name in sources
 
-    family: Literal["one-hot", "label-smoothing", "scalar", "rank-binned", "full-matrix", "superclass"] = "rank-binned"
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Label smoothing: the mass that leaves the true class."""
-    bins: Literal["coarse", "fine"] = "coarse"
-    """Rank-binned: how finely the similarity ranks are cut."""
-    true_mass_min: float = Field(default=0.5, gt=0, lt=NEUTRAL_TRUE_MASS)
-    """Controlled families: the least mass of the true class; from 0.5 on it is always the most likely one."""
-    true_mass_max: float = Field(default=0.999, gt=NEUTRAL_TRUE_MASS, le=1)
-    memory_decay: float = Field(default=0.9, ge=0, lt=1)
-    """Rank-binned: the share of the class-similarity memory that one epoch leaves as it was."""
+    return ReadIf("sources", test, f"sources has {name}")
 
-    sources: tuple[Source, ...] = ()
-    """What is mixed with the class target; each adds two numbers to the action: its share and its temperature."""
-    source_share: float = Field(default=0.3, gt=0, lt=1, validate_default=True)
-    """Of each source under the neutral action."""
-    source_temperature: float = Field(default=2.0, gt=0)
-    """Of each source under the neutral action."""
-    slow_self_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Slow self: the share of the averaged weights that one step leaves as they were."""
+
+WITH_SOURCES = ReadIf("sources", bool, "sources is not empty")
+
+
+class TargetBase(Settings):
+    """What every family reads: what is mixed with the class target."""
+
+    family: str
+    """Family of the class target: the distribution that teaches a label."""
+    sources: Annotated[tuple[Source, ...], AfterValidator(named_once)] = ()
+    """Predictions of the student that are mixed with the class target: memory (its own, one epoch earlier), peers (the
+    mean of all candidates), slow-self (those of averaged weights). Each adds a share and a temperature to the
+    action."""
+    source_share: Annotated[float, WITH_SOURCES] = Field(default=0.3, gt=0, lt=1, validate_default=True)
+    """Share of each source in the target under the neutral action; all together must leave the class target a share."""
+    source_temperature: Annotated[float, WITH_SOURCES] = Field(default=2.0, gt=0)
+    """Temperature of each source under the neutral action."""
+    slow_self_decay: Annotated[float, _with_source("slow-self")] = Field(default=0.999, ge=0, lt=1)
+    """Share of the averaged weights of slow-self that one training step leaves as they were."""
+    peers: Annotated[int, _with_source("peers")] = Field(default=4, ge=1)
+    """Number of students that teach each other under selection.budget none; any other budget sets the number itself."""
 
     @property
     def takes_action(self) -> bool:
         """Whether there is something to steer."""
-        return self.family not in ("one-hot", "label-smoothing") or bool(self.sources)
-
-    @field_validator("sources")
-    @classmethod
-    def _each_source_once(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        if len(set(sources)) < len(sources):
-            raise ValueError("a source may be named once")
-        return sources
+        return bool(self.sources)
 
     @field_validator("source_share")
     @classmethod
@@ -58,3 +56,72 @@ class TargetSettings(Settings):
         if sources * share >= 1:
             raise ValueError(f"{sources} sources must leave the class target a share")
         return share
+
+
+class OneHotTargetSettings(TargetBase):
+    """The label alone, as in cross-entropy."""
+
+    family: Literal["one-hot"]
+
+
+class LabelSmoothingTargetSettings(TargetBase):
+    """A label smoothed evenly over the other classes."""
+
+    family: Literal["label-smoothing"]
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Mass that leaves the true class; the other classes share it evenly."""
+
+
+class SteeredTargetSettings(TargetBase):
+    """What the families read that a controller steers."""
+
+    true_mass_min: float = Field(default=0.5, gt=0, lt=NEUTRAL_TRUE_MASS)
+    """Least mass of the true class; from 0.5 on the true class is always the most likely one."""
+    true_mass_max: float = Field(default=0.999, gt=NEUTRAL_TRUE_MASS, le=1)
+    """Largest mass of the true class."""
+
+    @property
+    def takes_action(self) -> bool:
+        """Whether there is something to steer."""
+        return True
+
+
+class ScalarTargetSettings(SteeredTargetSettings):
+    """Label smoothing whose true-class mass is the action."""
+
+    family: Literal["scalar"]
+
+
+class RankBinnedTargetSettings(SteeredTargetSettings):
+    """A free-form target: the true-class mass, and how the rest falls over the ranks of similar classes."""
+
+    family: Literal["rank-binned"] = "rank-binned"
+    bins: Literal["coarse", "fine"] = "coarse"
+    """Width of the bins of similarity ranks: fine bins double in width (1, 2, 3, 5, 9, ...), coarse ones begin at 1, 2,
+    5 and 17."""
+    memory_decay: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the class similarities that one epoch leaves as they were."""
+
+
+class FullMatrixTargetSettings(SteeredTargetSettings):
+    """A matrix of logits that moves along a few fixed directions."""
+
+    family: Literal["full-matrix"]
+
+
+class SuperclassTargetSettings(SteeredTargetSettings):
+    """The true-class mass of each superclass, and the share of the rest that stays within it."""
+
+    family: Literal["superclass"]
+
+
+TargetSettings = Annotated[
+    OneHotTargetSettings
+    | LabelSmoothingTargetSettings
+    | ScalarTargetSettings
+    | RankBinnedTargetSettings
+    | FullMatrixTargetSettings
+    | SuperclassTargetSettings,
+    Forms("family"),
+]
+"""The `[target]` table."""

@@ -36,34 +36,42 @@ class MMKDLoss(Settings):
     """The `[loss]` table, by the authors' command for VGG-8."""
 
     temperature: float = Field(default=4.0, gt=0)
+    """Temperature that softens the predictions of teacher and student."""
     alpha: float = Field(default=1.0, ge=0)
-    """Of the teachers' predictions; the label has 1."""
+    """Weight of the teachers' predictions in the loss; the label has 1."""
     beta: float = Field(default=100.0, ge=0)
-    """Of their features; what is right depends on the networks."""
+    """Weight of the teachers' features in the loss; the best value depends on the networks."""
     warmup_epochs: float = Field(default=1.0, ge=0)
-    """In which beta rises from 0, as the connectors are random at first (our choice)."""
+    """Epochs in which the weight of the features rises from 0 to beta, as the connectors are random at first (our
+    choice)."""
     connector: ConnectorName = "deep"
-    """What brings the student's map to as many channels as a teacher's has. deep: three convolutions; linear: one."""
+    """Layers that bring the student's map to as many channels as a teacher's has: three convolutions (deep), or one
+    (linear)."""
     gram_norm: GramNorm = "rows"
-    """Of the Gram matrices by which features are weighed. rows: each row has length 1 (our choice); none: as they are,
-    as in the authors' code."""
+    """Normalisation of the Gram matrices by which features are weighed: each row to length 1 (rows, our choice), or no
+    normalisation as in the authors' code (none)."""
 
 
 class MMKDMeta(Settings):
     """The `[meta]` table: how the weights of teachers are learned. The authors' values."""
 
     period: int = Field(default=5, ge=1)
-    """Steps of training from one look-ahead to the next."""
+    """Training steps from one update of the weights of teachers to the next."""
     buffer: int = Field(default=256, ge=1)
-    """Misclassified images that are kept."""
+    """Number of misclassified images that are kept to learn the weights of teachers from, a batch at least."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of Adam."""
+    """Learning rate of Adam for the networks that weigh the teachers."""
     weight_decay: float = Field(default=1e-4, ge=0)
+    """Weight decay of Adam for the networks that weigh the teachers."""
 
 
 class MMKDSettings(TaughtSettings):
+    """The tables of MMKD."""
+
     loss: MMKDLoss = MMKDLoss()
+    """The divergences from the teachers' predictions and features, and the label beside them."""
     meta: MMKDMeta = MMKDMeta()
+    """How the weights of the teachers are learned."""
 
 
 class MMKD(TaughtStudent):

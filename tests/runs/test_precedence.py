@@ -1,0 +1,64 @@
+"""Levels of a recipe: which value holds, and what a higher level leaves behind."""
+
+from pathlib import Path
+
+import pytest
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.runs.precedence import Table, set_override
+from tfkd_fast.runs.recipe import load_recipe, make_recipe
+
+
+def test_command_line_over_file_over_method_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('method = "tfkd-mrs"\nepochs = 7\n[selection]\ncandidates = 3\ninterval = 2\n')
+    recipe = load_recipe(str(file), {"selection": {"interval": 4}})
+    assert recipe.epochs == 7
+    selection = recipe.table()["selection"]
+    assert (selection["budget"], selection["candidates"], selection["interval"]) == ("full", 3, 4)
+
+
+def test_set_reads_toml_values_and_bare_words() -> None:
+    overrides: dict[str, object] = {}
+    for assignment in ("model.width=0.5", "schedule.name=cosine", "tensorboard=true", 'data.root="a b"'):
+        set_override(overrides, assignment)
+    assert overrides == {
+        "model": {"width": 0.5},
+        "schedule": {"name": "cosine"},
+        "tensorboard": True,
+        "data": {"root": "a b"},
+    }
+
+
+@pytest.mark.parametrize("assignment", ["epochs", "=3", "model..width=1"])
+def test_a_malformed_assignment_is_refused(assignment: str) -> None:
+    with pytest.raises(UserError, match=r"--set wants table.key=value"):
+        set_override({}, assignment)
+
+
+def test_another_form_on_the_command_line_leaves_behind_what_it_does_not_read() -> None:
+    """Whether the key stands in the file or in a preset; keys that both forms read are kept."""
+    file = {"controller": {"clip": 0.3, "top1_share": 0.8, "warmup_epochs": 2}, "selection": {"candidates": 3}}
+    switched = make_recipe(file, {"controller": {"name": "ucb"}, "selection": {"budget": "none"}}).table()
+    assert (
+        switched["controller"]
+        == make_recipe({"controller": {"name": "ucb", "top1_share": 0.8, "warmup_epochs": 2}}).table()["controller"]
+    )
+    assert switched["selection"] == {"budget": "none"}
+    mixed = {"data": {"mix": "mixup", "mix_alpha": 0.2}}
+    assert make_recipe(mixed, {"data": {"mix": "none"}}).data.mix_alpha == 1.0
+    assert make_recipe(mixed, {"data": {"mix": "cutmix"}}).data.mix_alpha == 0.2
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides"),
+    [
+        ({"controller": {"name": "ucb", "clip": 0.3}}, {"controller": {"name": "thompson"}}),
+        ({"controller": {"name": "ucb"}}, {"controller": {"clip": 0.3}}),
+        ({"controller": {"clip": 0.3}}, {"controller": {"name": "ucb", "epochs": 3}}),
+    ],
+)
+def test_a_level_answers_for_its_own_keys(file: Table, overrides: Table) -> None:
+    """Only what was right before a higher level chose another form is left behind."""
+    with pytest.raises(UserError, match="unknown recipe key 'controller"):
+        make_recipe(file, overrides)

@@ -1,0 +1,84 @@
+"""Which of several values of a recipe's key holds.
+
+Lowest first: the defaults of the settings, what the method's name presets, the recipe file, the command line; in the
+place of the file, a study has its base and above it the row. Two things are more than a merge of tables:
+
+* The tables of a method (target, controller, ...) belong to the method that their level names. A higher level that
+  names another one starts from the presets of that method.
+* A table may have several forms (controller.name, ...), or keys that are read under a condition only. Where a higher
+  level changes the form, keys of lower levels that the new form does not read are dropped. Keys that the choice of
+  their own level does not read stay, and validation refuses them.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods import find_method
+from tfkd_fast.settings import table_forms
+
+Table = dict[str, Any]
+
+
+def resolve(levels: Sequence[Table], core: Mapping[str, FieldInfo], default_method: str) -> Table:
+    """The values of all levels, lowest first, over the presets of the method that they name last.
+
+    Args:
+        core: the keys of a recipe that belong to no method.
+        default_method: what is trained by if no level names a method.
+    """
+    method, own = None, []
+    for level in levels:
+        named = level.get("method", method)
+        if method is not None and named != method:
+            foreign = find_method(method).settings.model_fields
+            own = [{key: value for key, value in lower.items() if key not in foreign} for lower in own]
+        method = named
+        own.append(level)
+    entry = find_method(default_method if method is None else method)
+    fields = {**core, **entry.settings.model_fields}
+    result: Table = {}
+    for level in (entry.preset, *own):
+        result = _overlay(result, level, fields)
+    return result
+
+
+def _overlay(low: Table, high: Table, fields: Mapping[str, FieldInfo]) -> Table:
+    """`high` over `low`, without what `low` has for a form that `high` changes."""
+    result = merge(low, high)
+    for key, values in result.items():
+        forms = table_forms(fields[key]) if key in fields else None
+        if forms is None or not isinstance(low.get(key), dict) or not isinstance(high.get(key), dict):
+            continue
+        dropped = forms.read(low[key]) - forms.read(values) - high[key].keys()
+        result[key] = {name: value for name, value in values.items() if name not in dropped}
+    return result
+
+
+def merge(low: Table, high: Table) -> Table:
+    """Nested tables with the values of `high` over those of `low`."""
+    result = dict(low)
+    for key, value in high.items():
+        both_tables = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both_tables else value
+    return result
+
+
+def set_override(overrides: Table, assignment: str) -> None:
+    """Put one `table.key=value` of the command line into nested tables; the value is TOML, or else a string."""
+    path, equals, text = assignment.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        raise UserError(f"--set wants table.key=value, got {assignment!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for key in keys[:-1]:
+        overrides = overrides.setdefault(key, {})
+        if not isinstance(overrides, dict):
+            raise UserError(f"--set {path}: {key} is a value, not a table")
+    overrides[keys[-1]] = value
