@@ -168,7 +168,7 @@ def tensors(features: Features) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith(("vgg", "resnet", "wrn"))])
 def test_features_are_those_of_the_published_networks(name: str, training: bool) -> None:
     network = random_network(name).train(training)
     plain = plain_copy(name, network).train(training)
