@@ -37,7 +37,7 @@ def random_step(seed: int, candidates: int = 1, teachers: int = 0) -> tuple[Tens
 
 
 def assert_teaches(method: Method, logits: Tensor, batch: StepBatch, expected: Tensor, tolerance: float) -> None:
-    """The loss (n,) and its gradient are those of `expected` (n,), and statistics, where there are any, count right ones."""
+    """The loss (n,) and its gradient are those of `expected` (n,), and statistics, if any, count what is right."""
     loss = method.loss(logits, batch)
     losses, statistics = loss.total, loss.statistics
     assert losses.shape == expected.shape
