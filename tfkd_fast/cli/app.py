@@ -23,7 +23,6 @@ from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.policies import learn_policy
-from tfkd_fast.report import write_report
 from tfkd_fast.runs.export import export_student
 from tfkd_fast.runs.precedence import set_override
 from tfkd_fast.runs.recipe import load_recipe
@@ -186,6 +185,8 @@ def evaluate(
 @app.command()
 def report(run_dir: RunDir) -> None:
     """Write the HTML page of a run again."""
+    from tfkd_fast.report import write_report  # imports matplotlib, which takes a second
+
     print(write_report(run_dir))
 
 
@@ -258,6 +259,8 @@ def _watch(train: Callable[..., dict[str, Any]], out: Path) -> None:
     except KeyboardInterrupt:
         print(f"stopped: tfkd-fast train --resume {out} goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
+    from tfkd_fast.report import write_report  # imports matplotlib, which takes a second
+
     report = write_report(out)
     print(f"test accuracy {summary['test_top1']:.2f} %")
     print(f"report {report}")

@@ -7,7 +7,6 @@ permutation). The mixture is a function of (seed, epoch, stream, step).
 from typing import NamedTuple
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from tfkd_fast.data.loaders.loader import Batch
@@ -37,6 +36,8 @@ class Mixing:
             (steps,3) float32 on the CPU: the share of the image itself, and the row and column of the centre of
             CutMix's box as fractions of the image, 0..1.
         """
+        from scipy.special import betaincinv  # half a second to import, and only runs that mix need it
+
         words = random_words(torch.arange(steps), Purpose.MIX, seed=self._seed, epoch=epoch, stream=stream)
         uniform = (torch.stack(words[:3], dim=1).double() + 0.5) / 2**32
         uniform[:, 0] = torch.from_numpy(betaincinv(self._alpha, self._alpha, uniform[:, 0].numpy()))

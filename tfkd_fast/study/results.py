@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from tfkd_fast.study.plan import Study
 
@@ -127,6 +126,8 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     mean = float(differences.mean())
     if differences.size < 2 or np.ptp(differences) < SAME:
         return Difference(differences.size, mean)
+    from scipy import stats  # takes a second to import
+
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(CONFIDENCE)
     return Difference(differences.size, mean, float(interval.low), float(interval.high), float(test.pvalue))

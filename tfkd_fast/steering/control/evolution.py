@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from cmaes import CMA
 from torch import Tensor
 
 from tfkd_fast.steering.control.controller import (
@@ -20,6 +19,9 @@ from tfkd_fast.steering.control.controller import (
 from tfkd_fast.steering.control.rewards import Rewards
 from tfkd_fast.steering.control.settings import EvolutionSettings
 from tfkd_fast.steering.targets import ActionSpace
+
+if TYPE_CHECKING:
+    from cmaes import CMA
 
 SMALLEST_POPULATION = 4
 """Smallest population of CMA-ES: below it, a weight of the covariance update is zero, and the formulas divide by it."""
@@ -114,18 +116,20 @@ class EvolutionController(Controller):
                 _tell(self._optimizer, generation)
             _ask(self._optimizer, self._asked)
 
-    def _new(self, population: int) -> CMA:
+    def _new(self, population: int) -> "CMA":
+        from cmaes import CMA  # imports scipy.stats, which takes a second, and no other controller needs it
+
         bounds = np.full((self._action_size, 2), (-ACTION_LIMIT, ACTION_LIMIT))
         mean = np.zeros(self._action_size)
         return CMA(mean, self._std, bounds=bounds, seed=self._seed, population_size=population)
 
 
-def _ask(optimizer: CMA, count: int) -> Tensor:
+def _ask(optimizer: "CMA", count: int) -> Tensor:
     """Draw actions (count,A) float32."""
     asked = [optimizer.ask() for _ in range(count)]
     return torch.tensor(np.reshape(asked, (count, optimizer.dim)), dtype=torch.float32)
 
 
-def _tell(optimizer: CMA, generation: EvaluatedPopulation) -> None:
+def _tell(optimizer: "CMA", generation: EvaluatedPopulation) -> None:
     actions, losses = generation.actions.double().numpy(), generation.losses.tolist()
     optimizer.tell(list(zip(actions, losses, strict=True)))

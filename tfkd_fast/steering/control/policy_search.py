@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cmaes import CMA
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
@@ -64,6 +63,8 @@ class PolicySearch:
         """
         if population < SMALLEST_POPULATION:
             raise UserError(f"an evolution needs {SMALLEST_POPULATION} students or more at a time, got {population}")
+        from cmaes import CMA  # imports scipy.stats, which takes a second
+
         self._space, self._settings, self._seed = space, settings, seed
         size = (1 + len(FEATURES)) * space.action_size
         bounds = np.full((size, 2), (-ACTION_LIMIT, ACTION_LIMIT))
