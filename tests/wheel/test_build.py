@@ -52,9 +52,7 @@ print(ops.__file__, recipes, cpp.state, cpp.reason, sep="\\n")
     where, recipes, state, why = run_in(installed, code).splitlines()
     assert Path(where).is_relative_to(installed)
     assert (recipes, state) == ("True", "refused")
-    assert why == (
-        f"the C++ library is not built: {reason} when the package was installed; mend that and install it again"
-    )
+    assert why == (f"the C++ library is not built: {reason} when the package was installed; fix that and reinstall")
 
 
 @needs_cpp

@@ -61,6 +61,13 @@ class ModelSettings(Settings):
 
 
 def build_model(settings: ModelSettings, num_classes: int, in_channels: int, seed: int) -> nn.Module:
-    """The network of a recipe, initialised from `seed` without touching the global random state."""
+    """Build the network of a recipe, initialised from `seed` without touching the global random state.
+
+    Args:
+        settings: the `[model]` table of the recipe.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        seed: seed of the initial weights.
+    """
     with seeded(seed):
         return MODELS[settings.name](num_classes, in_channels=in_channels, width=settings.width)

@@ -1,7 +1,7 @@
-"""What the networks are made of.
+"""Layers of the networks, and the features that a network gives.
 
-The layers bring weights and images to one dtype by themselves: autocast leaves tensors that torch.func maps as they
-are. The first convolution takes the images to the dtype of the region, by its operator.
+The layers convert weights and images to one dtype by themselves, because autocast does not convert tensors that
+torch.func maps. The first convolution converts the images to the dtype of the autocast region, by its operator.
 """
 
 import math
@@ -16,7 +16,7 @@ from tfkd_fast import ops
 from tfkd_fast.ops import fused
 
 FeatureName = Literal["stages", "stem", "block_sums"]
-"""Which features a method may ask for; `Features.pooled` comes with any of them."""
+"""Names of the features that a method may ask for; `Features.pooled` comes with any of them."""
 
 
 class Features(NamedTuple):
@@ -167,16 +167,16 @@ class Conv(nn.Conv2d):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm, also of bfloat16 images that torch.func maps."""
+    """Batch norm that also works for bfloat16 images which torch.func maps."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype or not fused.inside_torch_func():
             return super().forward(x)
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)  # it maps no batch norm of two dtypes
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)  # torch.func maps no batch norm of two dtypes
 
 
 def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool = False) -> Tensor:
-    """Batch norm, ReLU and, with `pool`, max-pooling 2x2: in training as one operator."""
+    """Apply batch norm, ReLU and, with `pool`, 2x2 max-pooling to x (B,C,H,W); in training this is one operator."""
     assert isinstance(norm, nn.BatchNorm2d)
     batches, mean, var = norm.num_batches_tracked, norm.running_mean, norm.running_var
     if not norm.training or batches is None or mean is None or var is None:
@@ -188,12 +188,15 @@ def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool = False) -> Tensor:
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """The mean of (B,C,H,W) over all positions, (B,C)."""
+    """Return the means (B,C) of x (B,C,H,W) over all positions."""
     return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)  # its gradient is channels-last, too
 
 
 def average_pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B,C,H,W) to (B,C,*size). Where the sizes divide, by the pooling whose gradient is deterministic on CUDA."""
+    """Average-pool maps (B,C,H,W) to (B,C,*size).
+
+    If the sizes divide, the gradient is deterministic on CUDA; that of adaptive pooling is not.
+    """
     height, width = maps.shape[-2:]
     if height % size[0] or width % size[1]:
         return F.adaptive_avg_pool2d(maps, size)
@@ -201,15 +204,20 @@ def average_pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Classifier(nn.Linear):
-    """The linear layer that gives the logits, in the dtype of its weight whatever the autocast region."""
+    """The linear layer that computes the logits, in the dtype of its weight even inside an autocast region."""
 
     def forward(self, pooled: Tensor) -> Tensor:
-        with torch.autocast(pooled.device.type, enabled=False):  # bf16 logits would tie, and blur soft targets
+        with torch.autocast(
+            pooled.device.type, enabled=False
+        ):  # logits in bf16 would have ties and be too coarse for soft targets
             return super().forward(pooled.to(self.weight.dtype))
 
 
 def initialise_convolutions(network: nn.Module) -> None:
-    """Weights N(0, sqrt(2 / (k^2 * out))), biases 0: He et al., "Delving Deep into Rectifiers", 2015, by fan-out."""
+    """Initialise all convolutions with weights of standard deviation sqrt(2 / (k^2 * out)) and biases 0.
+
+    Source: He et al., "Delving Deep into Rectifiers", 2015, by fan-out.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -219,7 +227,7 @@ def initialise_convolutions(network: nn.Module) -> None:
 
 
 def scale_widths(channels: Sequence[int], width: float) -> list[int]:
-    """Channel counts times `width`, rounded to a multiple of 8, at least 8: for small machines."""
+    """Return channel counts times `width`, rounded to multiples of 8 and at least 8, for small machines."""
     if width <= 0:
         raise ValueError(f"width must be positive, got {width}")
     return [max(8, 8 * round(count * width / 8)) for count in channels]

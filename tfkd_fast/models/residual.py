@@ -1,4 +1,4 @@
-"""What residual networks for small images have in common: all but the block."""
+"""Residual networks for small images: everything but the block."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -11,14 +11,16 @@ from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, Features, avera
 
 
 class ResidualNetwork(nn.Module):
-    """A convolution, stages of blocks at full, half and quarter size, global average pool, one linear layer.
+    """A convolution, stages of blocks at full, half and quarter size, global average pooling, and one linear layer.
 
     Args:
-        block: `block(in_channels, out_channels, stride)`, a module that takes (x, active): the sum that the block
-            before it ended with, and what became of it by the last ReLU. It gives both of its own, or with
-            activate=False in place of the second what its last ReLU would take.
-        widths: of the first convolution and of each stage.
-        blocks: of each stage.
+        block: `block(in_channels, out_channels, stride)`, a module whose inputs are (x, active): the sum that the
+            previous block ended with, and its activation after the last ReLU. It returns the same pair for itself; with
+            activate=False, the second is the input of its last ReLU.
+        widths: channels of the first convolution and of each stage.
+        blocks: number of blocks of each stage.
+        num_classes: number of logits.
+        in_channels: channels of the images.
     """
 
     preactivated = False
@@ -46,7 +48,7 @@ class ResidualNetwork(nn.Module):
     @overload
     def forward(self, images: Tensor, return_features: Literal[True]) -> tuple[Tensor, Features]: ...
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Logits (B, num_classes) of images (B, in_channels, H, W) of any size; with all features on request."""
+        """Return logits (B, num_classes) of images (B, in_channels, H, W) of any size, with all features on request."""
         if not return_features:
             return self.classifier(average_pool(self.run_stages(images)[-1]))
         before, after, sums = [], [], []
@@ -62,7 +64,7 @@ class ResidualNetwork(nn.Module):
         return self.classifier(pooled), Features(before, after, pooled, stem, sums)
 
     def run_stages(self, images: Tensor, count: int | None = None) -> list[Tensor]:
-        """What each of the first `count` stages (None: of all) gives to the next. The others are not run."""
+        """Run the first `count` stages, or all for None, and return their outputs after ReLU."""
         given: list[Tensor] = []
         x, active = self._stem(images)
         for stage in list(self.stages)[:count]:
@@ -71,13 +73,13 @@ class ResidualNetwork(nn.Module):
         return given
 
     def _stem(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The map of the first convolution, and what batch norm and ReLU make of it."""
+        """Return the map of the first convolution, before and after batch norm and ReLU."""
         x = self.conv(images)
         return x, norm_relu_pool(self.norm, x)
 
 
 def _run_stage(stage: nn.Module, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
-    """The last block's two results; the arguments are those of a block, see `ResidualNetwork`."""
+    """Run the blocks of a stage; arguments and results are those of a block, see `ResidualNetwork`."""
     *inner, last = stage.children()
     for block in inner:
         x, active = block(x, active)

@@ -12,7 +12,10 @@ from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions, no
 from tfkd_fast.models.residual import ResidualNetwork
 
 THIN = (16, 16, 32, 64)
+"""Channels of the first convolution and of each stage."""
+
 X4 = (32, 64, 128, 256)
+"""Channels of the networks with four times the width."""
 
 
 class BasicBlock(nn.Module):
@@ -31,14 +34,14 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
-        """See `ResidualNetwork`; here all goes through the last ReLU, and the sum before it is not looked at."""
+        """Run the block, see `ResidualNetwork`; only the activation `active` is used, not the sum before it."""
         x = self.conv2(norm_relu_pool(self.norm1, self.conv1(active)))
         x = self.norm2(x) + self.shortcut(active)
         return x, F.relu(x) if activate else x
 
 
 class ResNet(ResidualNetwork):
-    """Depth 6n + 2: n blocks a stage, the first convolution and the linear layer."""
+    """A ResNet of depth 6n + 2: n blocks of two convolutions in each stage, one convolution and one linear layer."""
 
     def __init__(self, depth: int, widths: list[int], num_classes: int, in_channels: int = 3) -> None:
         if depth < 8 or depth % 6 != 2:
@@ -48,7 +51,7 @@ class ResNet(ResidualNetwork):
 
 
 def resnet20(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """ResNet-20: 278,324 parameters for 100 classes. `width` as in `layers.scale_widths`, here and below."""
+    """ResNet-20: 278,324 parameters for 100 classes; see `layers.scale_widths` for `width`."""
     return ResNet(20, scale_widths(THIN, width), num_classes, in_channels)
 
 

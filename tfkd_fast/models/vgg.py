@@ -20,10 +20,11 @@ from tfkd_fast.models.layers import (
 )
 
 WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of each stage."""
 
 
 class Stage(nn.Module):
-    """Convolutions of one resolution with batch norm; ReLU between them, the last one left to the network."""
+    """Convolutions of one resolution with batch norm and ReLU between them; the network applies the last ReLU."""
 
     def __init__(self, in_channels: int, widths: list[int]) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class Stage(nn.Module):
         self.norm = nn.ModuleList(BatchNorm(width) for width in widths)
 
     def forward(self, x: Tensor, *, activate: bool = False, pool: bool = False) -> Tensor:
-        """The last batch norm's result; with `activate` after ReLU, and with `pool` after max-pooling, too."""
+        """Return the result of the last batch norm, after ReLU with `activate`, and after max-pooling with `pool`."""
         last = len(self.norm) - 1
         for i, (conv, norm) in enumerate(zip(self.conv, self.norm, strict=True)):
             x = conv(x)
@@ -43,10 +44,14 @@ class Stage(nn.Module):
 
 
 class VGG(nn.Module):
-    """Five stages at 32, 16, 8, 4 and 4 pixels, global average pool, one linear layer.
+    """A VGG network: five stages at 32, 16, 8, 4 and 4 pixels, global average pooling, and one linear layer.
 
-    `stages` gives the convolution widths of each stage. A 64x64 input is pooled once more, before the last stage, so
-    that the last two stages see 4x4 maps at either size.
+    Images of 64x64 pixels are pooled once more, before the last stage.
+
+    Args:
+        stages: channels of the convolutions of each stage.
+        num_classes: number of logits.
+        in_channels: channels of the images.
     """
 
     def __init__(self, stages: list[list[int]], num_classes: int, in_channels: int = 3) -> None:
@@ -63,7 +68,7 @@ class VGG(nn.Module):
     @overload
     def forward(self, images: Tensor, return_features: Literal[True]) -> tuple[Tensor, Features]: ...
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Logits (B, num_classes) of images (B, in_channels, S, S) with S 32 or 64; with features on request."""
+        """Return logits (B, num_classes) of images (B, in_channels, S, S), S 32 or 64, with features on request."""
         if not return_features:
             return self.classifier(average_pool(self.run_stages(images)[-1]))
         before, after = [], []
@@ -76,7 +81,7 @@ class VGG(nn.Module):
         return self.classifier(pooled), Features(before, after, pooled)
 
     def run_stages(self, images: Tensor, count: int | None = None) -> list[Tensor]:
-        """What each of the first `count` stages (None: of all) gives to the next. The others are not run."""
+        """Run the first `count` stages, or all for None, and return their outputs after ReLU and pooling."""
         given: list[Tensor] = []
         x, pooled_stages = images, self._pooled_stages(images)
         for i, stage in enumerate(list(self.stages)[:count]):

@@ -27,14 +27,14 @@ class WideBlock(nn.Module):
         self.norm2 = BatchNorm(out_channels)
 
     def forward(self, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
-        """See `ResidualNetwork`."""
+        """Run the block, see `ResidualNetwork`."""
         shortcut = x if self.shortcut is None else self.shortcut(active)
         x = self.conv2(norm_relu_pool(self.norm1, self.conv1(active))) + shortcut
         return x, norm_relu_pool(self.norm2, x) if activate else self.norm2(x)
 
 
 class WideResNet(ResidualNetwork):
-    """Depth 6n + 4, the number of convolutions: n blocks a stage, the first one and three shortcuts 1x1."""
+    """A wide residual network of depth 6n + 4: n blocks in each stage, the first convolution, three 1x1 shortcuts."""
 
     preactivated = True
 
@@ -47,7 +47,7 @@ class WideResNet(ResidualNetwork):
 
 
 def wrn_16_2(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
-    """WRN-16-2: 703,284 parameters for 100 classes. `width` as in `layers.scale_widths`, here and below."""
+    """WRN-16-2: 703,284 parameters for 100 classes; see `layers.scale_widths` for `width`."""
     return WideResNet(16, scale_widths((16, 32, 64, 128), width), num_classes, in_channels)
 
 

@@ -1,4 +1,4 @@
-"""Operators: tensors in, tensors out, one module each; `backends` says which implementation serves a call."""
+"""Operators: functions of tensors, one module each; `backends` chooses the implementation that serves a call."""
 
 from tfkd_fast.ops.augment import augment
 from tfkd_fast.ops.backends import BackendStatus, OperatorStatus, backend_of, status, using_backend

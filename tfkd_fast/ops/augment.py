@@ -1,4 +1,4 @@
-"""Batches of augmented images from resident ones: windows of padded images, mirrored and normalised, in one pass."""
+"""Augmentation of resident images: random windows of padded images, mirrored and normalised, in one pass."""
 
 from typing import Any
 
@@ -59,9 +59,16 @@ def augment(
 def random_windows(
     indices: Tensor, *, pad: int, flip: bool, seed: int | Tensor, epoch: int | Tensor, stream: int | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is shown of each padded image: the window's first row and column, int64, and whether it is mirrored, bool.
+    """Draw the window of each padded image.
 
-    `indices` and what else is a tensor as in `tfkd_fast.randomness.random_words`.
+    Args:
+        indices: int64 of any shape, the images.
+        pad: pixels on each side.
+        flip: whether half of the windows are mirrored.
+        seed, epoch, stream: integers or tensors, see `tfkd_fast.randomness.random_words`.
+
+    Returns:
+        The first row and the first column of each window, int64, and whether it is mirrored, bool.
     """
     vertical, horizontal, mirror, _ = random_words(indices, Purpose.AUGMENT, seed=seed, epoch=epoch, stream=stream)
     places = 2 * pad + 1

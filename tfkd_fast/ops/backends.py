@@ -1,4 +1,4 @@
-"""Which implementation of an operator serves a call, and why another one cannot."""
+"""Backends: the choice of the implementation of an operator that serves a call, and why others cannot serve it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,36 +12,41 @@ from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.ops import native
 
 BACKENDS = {"cuda": "CUDA", "cpp": "C++", "triton": "Triton", "reference": "PyTorch"}
-"""Name -> what it is written in; the fastest first. (On the processor Triton is an interpreter, slower than C++.)"""
+"""Backend name -> its language, the fastest first. On the CPU Triton is an interpreter, which is slower than C++."""
 
 DEVICES = {"cuda": "cuda", "cpp": "cpu", "triton": "cuda"}
-"""Backend -> the device that it is for."""
+"""Backend name -> the type of device that it is for."""
 
 
 class Implementation(NamedTuple):
     """One backend of one operator."""
 
     function: Callable[..., Any]
+    """The function that computes the operator."""
     refuses: Callable[[Tensor], str | None]
-    """Why it cannot serve a tensor; None when it can."""
+    """Returns why the backend cannot serve a tensor; None if it can."""
     about: str
-    """What it is made of, for people."""
+    """A description of the implementation for people."""
 
 
 class BackendStatus(NamedTuple):
-    """How one backend of an operator stands on this machine."""
+    """The status of one backend of an operator on this machine."""
 
     name: str
+    """Name of the backend."""
     state: str
-    """chosen, present or refused."""
+    """One of "chosen", "present" and "refused"."""
     reason: str
+    """Why it is refused, or a description of the implementation."""
 
 
 class OperatorStatus(NamedTuple):
-    """How the backends of an operator stand on this machine."""
+    """The status of all backends of an operator on this machine."""
 
     name: str
+    """Name of the operator."""
     backends: tuple[BackendStatus, ...]
+    """One entry for each backend, the fastest first."""
 
 
 native_library = native.load_cpp()
@@ -60,30 +65,38 @@ def register(
     refuses: Callable[[Tensor], str | None] = lambda tensor: None,
     about: str = "plain PyTorch, the definition",
 ) -> None:
-    """Add a backend to an operator. Every operator has the backend `reference`, which refuses nothing."""
+    """Add a backend to an operator. Every operator has the backend `reference`, which refuses nothing.
+
+    Args:
+        operator: name of the operator.
+        backend: name of the backend.
+        function: computes the operator.
+        refuses: returns why the backend cannot serve a tensor; None if it can.
+        about: a description of the implementation for people.
+    """
     operators.setdefault(operator, {})[backend] = Implementation(function, refuses, about)
 
 
 def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., Any]:
-    """The implementation that serves `tensor`.
+    """Return the implementation that serves `tensor`.
 
     Args:
         operator: a registered operator.
-        backend: this one, strictly. None leaves it to `using_backend`, then to the environment variable TFKD_FAST_OPS,
-            then picks the fastest that serves. A backend forced in one of these two ways is strict for tensors on the
-            device that it is for; others, such as a few numbers on the CPU, are served as if none were forced, and so
-            are operators without that backend.
+        backend: the backend to use. None takes the one forced by `using_backend`, else the one forced by the
+            environment variable TFKD_FAST_OPS, else the fastest that serves. A forced backend applies to tensors on the
+            device that it is for; other tensors, such as a few numbers on the CPU, and operators without that backend
+            are served as if none were forced.
         tensor: the operator's main input: its device and dtype decide.
 
     Raises:
-        ValueError: `backend` cannot serve.
-        UserError: the forced backend cannot serve.
+        ValueError: `backend` cannot serve the tensor.
+        UserError: the forced backend cannot serve the tensor.
     """
     return operators[operator][_choose(operator, backend, tensor)].function
 
 
 def backend_of(operator: str, device: torch.device) -> str:
-    """The backend that serves float32 tensors on `device` where a call names none.
+    """Return the backend that serves float32 tensors on `device` if a call names none.
 
     Raises:
         UserError: the forced backend cannot serve them, or is for another device.
@@ -97,7 +110,7 @@ def backend_of(operator: str, device: torch.device) -> str:
 
 @contextmanager
 def using_backend(name: str) -> Iterator[None]:
-    """Force a backend on the whole process (see `select`); "auto" changes nothing.
+    """Force a backend on the whole process while the context is open, see `select`; "auto" changes nothing.
 
     Raises:
         UserError: no operator has this backend.
@@ -113,7 +126,12 @@ def using_backend(name: str) -> Iterator[None]:
 
 
 def status(device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> list[OperatorStatus]:
-    """Every backend of every operator for tensors on a device, by default the GPU where there is one."""
+    """Return the status of every backend of every operator.
+
+    Args:
+        device: device of the tensors; by default the GPU if there is one.
+        dtype: dtype of the tensors.
+    """
     tensor = torch.empty(0, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return [
         OperatorStatus(operator, tuple(_backend_status(operator, backend, tensor) for backend in BACKENDS))
@@ -166,7 +184,7 @@ def _refusal(operator: str, backend: str, tensor: Tensor) -> str | None:
 
 
 def _check_forced(name: str) -> None:
-    """A forced backend that no operator has would otherwise be ignored in silence."""
+    """Raise UserError for a forced backend that no operator has: it would otherwise be ignored silently."""
     if name not in BACKENDS:
         raise UserError(f"operator backend {name!r} does not exist: {nearest(name, ['auto', *BACKENDS])}")
     if not any(name in implementations for implementations in operators.values()):

@@ -1,4 +1,4 @@
-"""How good several candidate classifiers are on the same samples."""
+"""Metrics of several candidate classifiers on the same samples."""
 
 import math
 from typing import Any, NamedTuple
@@ -20,11 +20,13 @@ class CandidateMetrics(NamedTuple):
     """One value a candidate, each (K,): float32, or float64 for float64 logits. Accuracies are fractions."""
 
     top1: Tensor
+    """Accuracy of the most likely class."""
     top5: Tensor
+    """Share of samples whose label is among the five most likely classes."""
     nll: Tensor
     """Mean negative log-likelihood, nats."""
     calibrated_nll: Tensor
-    """The same after temperature scaling, cross-fitted over two halves of the samples, nats."""
+    """Mean negative log-likelihood after temperature scaling, cross-fitted over two halves of the samples, nats."""
     temperature: Tensor
     """The temperature of least NLL on all samples."""
     brier: Tensor
@@ -119,18 +121,18 @@ def _reference(logits: Tensor, labels: Tensor) -> CandidateMetrics:
 
 
 def _at_label(values: Tensor, labels: Tensor) -> Tensor:
-    """(K,N,C) -> (K,N), the entry of each sample's label."""
+    """Return the entries (K,N) of `values` (K,N,C) at each sample's label."""
     return values.gather(-1, labels.expand(values.shape[0], -1).unsqueeze(-1)).squeeze(-1)
 
 
 def _nll(logits: Tensor, labels: Tensor, temperature: Tensor) -> Tensor:
-    """NLL of each sample (K,N) at a temperature a candidate (K,)."""
+    """Return the NLL (K,N) of each sample at one temperature for each candidate (K,)."""
     scaled = logits / temperature.view(-1, 1, 1)
     return scaled.logsumexp(-1) - _at_label(scaled, labels)
 
 
 def _fit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
-    """The temperature (K,) of least mean NLL; the NLL is convex in 1/T, so it has one valley over log T."""
+    """Return the temperature (K,) of least mean NLL; the NLL is convex in 1/T, so it has one minimum over log T."""
 
     def objective(log_temperature: Tensor) -> Tensor:
         return _nll(logits, labels, log_temperature.exp()).mean(-1)

@@ -1,4 +1,4 @@
-"""3x3 convolution, as a network of small images needs it: its last maps are mostly border."""
+"""3x3 convolution for networks of small images, whose last maps are mostly border."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
         x = x.to(torch.get_autocast_dtype(x.device.type))
     _check(x, weight, bias)
     # torch.func knows torch's own operators
-    if backend is None and (fused.inside_torch_func() or not _gains(x, weight)):
+    if backend is None and (fused.inside_torch_func() or not _is_faster(x, weight)):
         backend = "reference"
     result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
     return result
@@ -68,8 +68,8 @@ FEWEST_CHANNEL_PAIRS = 256 * 256
 _MULTIPLIES_BFLOAT16: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _gains(x: Tensor, weight: Tensor) -> bool:
-    """Whether cpp is there for such a call. Others are the reference's, whatever backend is forced on the process."""
+def _is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Return whether cpp is faster for a call. Other calls take the reference, whatever backend is forced."""
     if x.dtype != torch.bfloat16 or not _MULTIPLIES_BFLOAT16:
         return False
     positions = x.shape[2] * x.shape[3]

@@ -1,4 +1,4 @@
-"""The loss that teaches a student with the predictions of one or several teachers."""
+"""The distillation loss: a student learns from the predictions of one or several teachers."""
 
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from tfkd_fast.ops import backends, fused, losses
 from tfkd_fast.ops.losses import Reduction
 
 ALPHA = 0.9
+"""Default weight of the teachers against the labels."""
 
 
 def distillation_loss(
@@ -60,10 +61,10 @@ class _DistillationCall(NamedTuple):
 
     logits: Tensor
     teachers: Tensor
-    """(M,B,C) or (P,M,B,C)."""
+    """Teachers' logits (M,B,C) or (P,M,B,C)."""
     labels: Tensor | None
     weights: Tensor | None
-    """(B,M) or (P,B,M)."""
+    """Teachers' weights (B,M) or (P,B,M)."""
     temperature: float | Tensor
     alpha: float | Tensor
     reduction: Reduction
@@ -125,14 +126,14 @@ def _reference(call: _DistillationCall) -> Tensor:
         weights = losses.as_tensor(call.weights, logits).transpose(-1, -2)  # (M,B) or (P,M,B)
         teachers = teachers.masked_fill(weights.unsqueeze(-1) == 0.0, 0.0)  # or a NaN would reach the gradient
     targets = (teachers / temperature.reshape(*temperature.shape, 1, 1, 1)).softmax(-1)
-    divergences = losses.divergence(targets, softened.unsqueeze(-3))
-    divergence = losses.weighted(weights, divergences).sum(-2)
+    divergences = losses.kl_divergence(targets, softened.unsqueeze(-3))
+    divergence = losses.safe_product(weights, divergences).sum(-2)
 
     alpha = losses.as_tensor(call.alpha, logits).unsqueeze(-1)
-    loss = losses.weighted(alpha, temperature.square().unsqueeze(-1) * divergence)
+    loss = losses.safe_product(alpha, temperature.square().unsqueeze(-1) * divergence)
     if call.labels is not None:
-        loss = loss + losses.weighted(1.0 - alpha, losses.cross_entropy(logits, call.labels))
-    return losses.reduced(loss, call.reduction)
+        loss = loss + losses.safe_product(1.0 - alpha, losses.cross_entropy(logits, call.labels))
+    return losses.reduce_loss(loss, call.reduction)
 
 
 def _fused(operator: OpOverload, call: _DistillationCall) -> Tensor:

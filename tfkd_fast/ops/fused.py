@@ -1,4 +1,4 @@
-"""Operators that a kernel computes in one pass: their schemas, their backends and their vmap rules.
+"""Fused operators, which a kernel computes in one pass: their schemas, their backends and their vmap rules.
 
 A fused operator is one schema in two namespaces. `tfkd_fast` is implemented by the compiled libraries, for CPU and CUDA
 tensors; `tfkd_fast_triton` by the Triton kernels, which are imported when one is first called. An operator without a
@@ -19,24 +19,28 @@ from torch._ops import OpOverload
 from tfkd_fast.ops import backends
 
 NAMESPACES = {"cpp": "tfkd_fast", "cuda": "tfkd_fast", "triton": "tfkd_fast_triton"}
-"""Backend -> where its operators are."""
+"""Backend name -> the torch.library namespace of its operators."""
 
 
 class Definition(NamedTuple):
-    """What an operator is, wherever it is implemented."""
+    """The definition of an operator, which all its backends share."""
 
     schema: str
-    """Arguments and results."""
+    """Arguments and results, as in `torch.library.define`."""
     fake: Callable[..., Any]
-    """The results' shapes and dtypes for fake tensors."""
+    """Returns results of the right shapes and dtypes for fake tensors."""
     vmap: Callable[..., Any] | None
-    """`vmap(operator, info, in_dims, *args)`, the rest as in `torch.library.register_vmap`: what a mapped call is. None
-    for an operator that writes to an argument, and for one whose mapped calls are left to the reference."""
+    """The vmap rule `vmap(operator, info, in_dims, *args)`, see `torch.library.register_vmap`.
+
+    None for an operator that writes to an argument, and for one whose mapped calls are left to the reference."""
 
 
 DEFINITIONS: dict[str, Definition] = {}
+"""Definition of every operator by name."""
 
 OLDEST_CAPABILITY = (8, 0)
+"""Lowest CUDA compute capability that the kernels support."""
+
 TRITON_MISSING = None if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton"
 TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # on CPU tensors, slowly; Triton reads it when imported
 
@@ -73,7 +77,7 @@ def define_in(namespace: str, operator: str) -> None:
 
 
 def overload(namespace: str, operator: str) -> OpOverload:
-    """The operator as it is called."""
+    """Return the callable overload of an operator in a namespace."""
     found: OpOverload = getattr(getattr(torch.ops, namespace), operator).default
     return found
 
@@ -95,7 +99,7 @@ def register(operator: str, call: Callable[..., Any]) -> None:
 
 
 def cpp_refuses(tensor: Tensor) -> str | None:
-    """Why the compiled library for the processor cannot serve a tensor, as in `backends.register`."""
+    """Return why the compiled library for the CPU cannot serve a tensor, or None; see `backends.register`."""
     if backends.native_library.missing is not None:
         return backends.native_library.missing
     return None if tensor.is_cpu else f"it serves CPU tensors, not {tensor.device.type} tensors"
@@ -130,7 +134,7 @@ def inside_torch_func() -> bool:
 
 
 class NoSecondDerivative(torch.autograd.Function):
-    """A gradient that depends on the inputs in a way that nobody knows: a derivative of it must not silently be 0."""
+    """Makes the derivative of a gradient raise an error: it depends on the inputs, but its derivative is not known."""
 
     generate_vmap_rule = True
 
@@ -153,16 +157,16 @@ class NoSecondDerivative(torch.autograd.Function):
 def fold_candidates(
     info: Any, in_dims: Sequence[int | None], args: Sequence[Any], core_axes: Sequence[int | None]
 ) -> tuple[list[Any], tuple[int, ...]]:
-    """The arguments of one call that does what `info.batch_size` mapped calls do: the mapped axis joins the P axis.
+    """Return the arguments of one call that replaces `info.batch_size` mapped calls: the mapped axis joins the P axis.
 
     Args:
-        info, in_dims, args: as torch passes them.
-        core_axes: for each argument how many axes it has without the P axis; None for what is no tensor. Whether the
-            mapped calls have a P axis is seen at the first argument.
+        info, in_dims, args: as torch passes them to a vmap rule.
+        core_axes: for each argument its number of axes without the P axis; None for an argument that is no tensor. The
+            first argument shows whether the mapped calls have a P axis.
 
     Returns:
-        the arguments, where a tensor that has neither axis stays as it is, and the axes that take the place of P in
-        the results: (V,) or (V,P).
+        The arguments, in which a tensor with neither axis is unchanged, and the axes that replace P in the results:
+        (V,) or (V,P).
     """
     first = args[0] if in_dims[0] is None else args[0].movedim(in_dims[0], -1)[..., 0]
     candidates = first.shape[: first.dim() - core_axes[0]]
@@ -187,7 +191,16 @@ def fold_candidates(
 def fold_any_candidates(
     info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], core_axes: Sequence[int]
 ) -> tuple[list[Tensor], tuple[int, ...]]:
-    """As `fold_candidates`, for tensors any of which may have the P axis; one that has neither axis stays as it is."""
+    """Do what `fold_candidates` does for tensors any of which may have the P axis.
+
+    Args:
+        info, in_dims: as torch passes them to a vmap rule.
+        tensors: the arguments.
+        core_axes: for each tensor its number of axes without the P axis.
+
+    Returns:
+        The tensors, of which one with neither axis is unchanged, and the axes that replace P: (V,) or (V,P).
+    """
     shapes = []  # mapped axis, P axis, own axes
     folded = list(tensors)
     for position, (dim, axes) in enumerate(zip(in_dims, core_axes, strict=True)):
@@ -206,7 +219,7 @@ def fold_any_candidates(
 
 
 def unfold_candidates(results: Any, lead: tuple[int, ...]) -> tuple[Any, Any]:
-    """What a vmap rule returns: results with the axes `lead` in the place of P, and where the mapped axis is."""
+    """Return the result of a vmap rule: results with axes `lead` in place of P, and positions of the mapped axis."""
     if isinstance(results, Tensor):
         return results.unflatten(0, lead), 0
     return tuple(result.unflatten(0, lead) for result in results), (0,) * len(results)

@@ -1,4 +1,4 @@
-"""What the losses share: their parts, the gradient that a kernel returns with a loss, and the checks of arguments."""
+"""Shared parts of the losses: terms, the gradient that a kernel returns with a loss, and checks of arguments."""
 
 import math
 from typing import Any, Literal
@@ -10,49 +10,57 @@ from torch._ops import OpOverload
 from tfkd_fast.ops import fused
 
 Reduction = Literal["mean", "sum", "none"]
+"""Reductions of a loss over the batch."""
+
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-"""Of logits that a loss takes."""
+"""Dtypes of logits that a loss accepts."""
 
 
 def loss_dtype(logits: Tensor) -> torch.dtype:
-    """float32, or float64 for float64 logits."""
+    """Return the dtype of a loss: float64 for float64 logits, else float32."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def as_tensor(value: float | Tensor, logits: Tensor) -> Tensor:
-    """A setting as a tensor on the device and in the dtype of the loss."""
+    """Return a setting as a tensor without gradient, on the device of the logits and in the dtype of the loss."""
     if isinstance(value, Tensor):
         value = value.detach() if value.requires_grad else value
         return value if value.dtype == loss_dtype(logits) else value.to(loss_dtype(logits))
     return torch.scalar_tensor(value, dtype=loss_dtype(logits), device=logits.device)
 
 
-def weighted(weight: Tensor, value: Tensor) -> Tensor:
-    """weight * value, and 0 for a weight of 0 even where the value is infinite or NaN."""
+def safe_product(weight: Tensor, value: Tensor) -> Tensor:
+    """Return weight * value, and 0 for a weight of 0 even if the value is infinite or NaN."""
     return torch.where(weight == 0.0, 0.0, weight * value)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of each sample, (...,B); labels (B,) or (...,B)."""
+    """Return the cross-entropy (...,B) of each sample, from logits (...,B,C) and labels (B,) or (...,B)."""
     index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
     return -logits.log_softmax(-1).gather(-1, index).squeeze(-1)
 
 
-def divergence(target: Tensor, logits: Tensor) -> Tensor:
-    """KL(target || softmax(logits)) of each sample, (...,B). A class of target 0 adds nothing."""
-    return weighted(target, target.log() - logits.log_softmax(-1)).sum(-1)
+def kl_divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(target || softmax(logits)) of each sample, (...,B), in nats. A class of target 0 adds nothing."""
+    return safe_product(target, target.log() - logits.log_softmax(-1)).sum(-1)
 
 
-def reduced(loss: Tensor, reduction: Reduction) -> Tensor:
-    """Over the batch, the last axis."""
+def reduce_loss(loss: Tensor, reduction: Reduction) -> Tensor:
+    """Reduce losses (...,B) over the batch, the last axis."""
     return loss if reduction == "none" else loss.mean(-1) if reduction == "mean" else loss.sum(-1)
 
 
 def loss_with_gradient(operator: OpOverload, logits: Tensor, *args: Any, reduction: str) -> tuple[Tensor, list[Tensor]]:
-    """Call an operator that ends with its reduction and returns (loss, gradient, ...).
+    """Call an operator whose last argument is its reduction and whose results are (loss, gradient, ...).
+
+    Args:
+        operator: the operator of a backend.
+        logits: its first argument, which receives the gradient.
+        args: all arguments between logits and reduction.
+        reduction: mean, sum or none.
 
     Returns:
-        the loss, with the gradient attached, and the other results.
+        The loss, with the gradient attached, and all results after the gradient.
     """
     # float16 has too little range for a gradient divided by B: there the mean is taken in the backward pass.
     late_mean = reduction == "mean" and logits.dtype == torch.float16
@@ -65,7 +73,7 @@ def loss_with_gradient(operator: OpOverload, logits: Tensor, *args: Any, reducti
 
 
 class _AttachLossGradient(torch.autograd.Function):
-    """Gives a loss the gradient that was computed with it: d(loss of a sample) / d(its logits).
+    """Attaches to a loss the gradient that was computed with it: d(loss of a sample) / d(its logits).
 
     torch.library.register_autograd takes no operator that writes to an argument, so the operators have no autograd of
     their own, and this function, made of aten operators alone, stands after all of them.
@@ -79,14 +87,14 @@ class _AttachLossGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, gradient = ctx.saved_tensors
-        scaled = _scaled(gradient, upstream[0])
+        scaled = _scale_gradient(gradient, upstream[0])
         if torch.is_grad_enabled():  # create_graph=True, or torch.func.grad
             scaled = fused.NoSecondDerivative.apply(scaled, logits)
         return scaled, None, None
 
 
 class _AttachLossGradientMapped(_AttachLossGradient):
-    """The same in the form that torch.func and torch.compile need; it costs an eager call 10 us more."""
+    """`_AttachLossGradient` in the form that torch.func and torch.compile need; an eager call takes 10 us longer."""
 
     generate_vmap_rule = True
 
@@ -100,7 +108,7 @@ class _AttachLossGradientMapped(_AttachLossGradient):
         ctx.save_for_backward(logits, gradient)
 
 
-def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+def _scale_gradient(gradient: Tensor, upstream: Tensor) -> Tensor:
     plain = not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(upstream)
     # `loss.backward()` sends a 1. On the CPU, where a look costs no wait, that saves reading and writing the gradient.
     if plain and upstream.is_cpu and (upstream.item() == 1.0 if upstream.dim() == 0 else bool((upstream == 1.0).all())):
@@ -112,19 +120,19 @@ def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
 
 
 def fake_loss_and_gradient(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    """Results of an operator that ends with its reduction, for fake tensors."""
+    """Return fake results (loss, gradient) of an operator whose last argument is its reduction."""
     shape = logits.shape[:-1] if others[-1] == "none" else logits.shape[:-2]
     return logits.new_empty(shape, dtype=loss_dtype(logits)), logits.new_empty(logits.shape)
 
 
 def check_reduction(reduction: str) -> None:
-    """Raise ValueError for one that does not exist."""
+    """Raise ValueError for a reduction that does not exist."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
 
 
 def check_logits(logits: Tensor, labels: Tensor | None) -> None:
-    """Raise TypeError or ValueError for logits that no loss takes, and for labels that do not fit them."""
+    """Raise TypeError or ValueError for logits that no loss accepts, and for labels that do not fit them."""
     if logits.dtype not in DTYPES:
         raise TypeError(f"logits must be float32, float64, bfloat16 or float16, got {logits.dtype}")
     if logits.dim() not in (2, 3) or logits.shape[-1] < 1:
@@ -137,7 +145,7 @@ def check_logits(logits: Tensor, labels: Tensor | None) -> None:
 
 
 def check_shape(name: str, tensor: Tensor, logits: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the tensor has `shape`, or one of it a candidate, and is where the logits are."""
+    """Raise ValueError unless a tensor has `shape`, or (P, *shape) for P candidates, on the device of the logits."""
     check_device(name, tensor, logits)
     if tensor.shape == shape:
         return
@@ -148,13 +156,13 @@ def check_shape(name: str, tensor: Tensor, logits: Tensor, shape: tuple[int, ...
 
 
 def check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
-    """Raise ValueError unless the tensor is where the logits are."""
+    """Raise ValueError unless a tensor is on the device of the logits."""
     if tensor.device != logits.device:
         raise ValueError(f"{name} must be on the device of the logits, {logits.device}, not on {tensor.device}")
 
 
 def check_temperature(temperature: float | Tensor, logits: Tensor) -> None:
-    """Raise ValueError unless it is positive and finite; a tensor has one value, or one a candidate."""
+    """Raise ValueError unless a temperature is positive and finite; a tensor must have the shape () or (P,)."""
     if isinstance(temperature, Tensor):
         check_shape("temperature", temperature, logits, ())
     elif not 0.0 < temperature < math.inf:
@@ -162,7 +170,7 @@ def check_temperature(temperature: float | Tensor, logits: Tensor) -> None:
 
 
 def check_weight(name: str, weight: float | Tensor, logits: Tensor) -> None:
-    """Raise ValueError unless it is in 0..1; a tensor has one value, or one a candidate."""
+    """Raise ValueError unless a weight is in 0..1; a tensor must have the shape () or (P,)."""
     if isinstance(weight, Tensor):
         check_shape(name, weight, logits, ())
     elif not 0.0 <= weight <= 1.0:

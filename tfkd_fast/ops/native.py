@@ -1,4 +1,4 @@
-"""The compiled libraries: which of them are loaded, why another one is not, and how they were built."""
+"""The compiled libraries: loading, the reason if one is missing, and how they were built."""
 
 import csv
 import ctypes
@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 import torch
 
 FOLDER = Path(__file__).resolve().parents[1] / "native"
+"""Folder of the compiled libraries."""
 
 
 class NativeLibrary(NamedTuple):
-    """A library of compiled operators: loaded, or why not."""
+    """The status of a library of compiled operators."""
 
     missing: str | None
+    """Why the library is not loaded; None if it is."""
     about: str
+    """How the library was built; empty if it is not loaded."""
 
 
 def build_information() -> Any | None:
@@ -28,7 +31,7 @@ def build_information() -> Any | None:
 
 
 def not_built(part: str) -> str | None:
-    """Why a part was left out, and the remedy; None when it was built.
+    """Return why a part of the build was left out, and the remedy; None if it was built.
 
     Args:
         part: "the C++ library", "the CUDA library" or "the build information".
@@ -39,11 +42,14 @@ def not_built(part: str) -> str | None:
         return f"{part} is not built: install the package with pip"
     if part not in reasons:
         return None
-    return f"{part} is not built: {reasons[part]} when the package was installed; mend that and install it again"
+    return f"{part} is not built: {reasons[part]} when the package was installed; fix that and reinstall"
 
 
 def kernels() -> list[dict[str, str]]:
-    """What each CUDA kernel takes on each architecture, as ptxas reported it: registers, bytes of stack and spills."""
+    """Return the resources of each CUDA kernel on each architecture as ptxas reported them.
+
+    They are registers, bytes of stack and bytes of spills; the list is empty if no CUDA library was built.
+    """
     try:
         with (FOLDER / "cuda_kernels.csv").open(newline="") as file:
             return list(csv.DictReader(file))
@@ -59,7 +65,7 @@ def load_cpp() -> NativeLibrary:
 
 
 def load_cuda() -> NativeLibrary:
-    """Load the operators for CUDA tensors, where torch and the driver have what they need."""
+    """Load the operators for CUDA tensors if torch and the driver can run them."""
     build = build_information()
     reason = _no_cuda(None if build is None else build.cuda_compiler)
     if reason is not None:
@@ -79,20 +85,20 @@ def _load(part: str, file: str, about: str) -> NativeLibrary:
 
 
 def _no_cuda(cuda: str | None) -> str | None:
-    """Why kernels of this CUDA version cannot run here; None where torch and the driver are right for them."""
+    """Return why kernels of this CUDA version cannot run here; None if torch and the driver can run them."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA: install one with CUDA"
     driver = _driver_version()
     if driver is None:
         return "no NVIDIA driver was found: it needs a GPU with one"
-    # Within a major version a driver runs what is newer than itself.
+    # Within a major version, a driver runs kernels of newer CUDA versions, too.
     if cuda and driver[0] < int(cuda.partition(".")[0]):
         return f"the NVIDIA driver is for CUDA {driver[0]}.{driver[1]}, the library for {cuda}: install a newer driver"
     return None
 
 
 def _driver_version() -> tuple[int, int] | None:
-    """The CUDA version of the driver. Asking does not start CUDA, so the process can still fork."""
+    """Return the CUDA version of the driver without initialising CUDA, so that the process can still fork."""
     version = ctypes.c_int()
     try:
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:

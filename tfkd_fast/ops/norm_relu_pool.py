@@ -1,4 +1,4 @@
-"""Batch norm in training, ReLU and max-pooling as one operator: what lies between two convolutions."""
+"""Batch norm in training, ReLU and max-pooling as one operator: the layers between two convolutions."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from tfkd_fast.ops import backends, fused
 
 DTYPES = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
-"""Of x -> of the parameters and the running statistics."""
+"""Dtype of x -> dtype of the parameters and of the running statistics."""
 
 
 def norm_relu_pool(
@@ -26,8 +26,8 @@ def norm_relu_pool(
 ) -> Tensor:
     """Batch norm with the statistics of the batch, then ReLU, then max-pooling of 2x2 windows with stride 2.
 
-    Torch's three functions in one: result and running statistics are the same to the last bit for channels-last images,
-    in float32 of more positions than threads. An autocast region changes nothing.
+    Result and running statistics are those of torch's three functions, to the last bit for channels-last images in
+    float32 with more positions than threads. An autocast region changes nothing.
 
     Args:
         x: (B,C,H,W) bfloat16, float32 or float64, best channels-last in memory: cpp makes a copy of others.

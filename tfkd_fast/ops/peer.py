@@ -1,4 +1,4 @@
-"""The loss with which the candidates of a population teach each other."""
+"""The peer loss: the candidates of a population learn from each other's predictions."""
 
 from typing import Any, NamedTuple
 
@@ -86,10 +86,10 @@ def _reference(call: _PeerCall) -> Tensor:
     predictions = softened.detach().softmax(-1)
     peers = 1.0 - torch.eye(len(logits), dtype=logits.dtype, device=logits.device) * (not call.include_self)
     target = torch.einsum("ij,jbc->ibc", peers / peers.sum(1, keepdim=True), predictions)
-    divergence = temperature.square() * losses.divergence(target, softened)
+    divergence = temperature.square() * losses.kl_divergence(target, softened)
     hard = losses.cross_entropy(logits, call.labels)
-    return losses.reduced(
-        losses.weighted(1.0 - alpha, hard) + losses.weighted(alpha, divergence),
+    return losses.reduce_loss(
+        losses.safe_product(1.0 - alpha, hard) + losses.safe_product(alpha, divergence),
         call.reduction,
     )
 
@@ -108,7 +108,7 @@ def _fused(operator: OpOverload, call: _PeerCall) -> Tensor:
 
 
 def _vmap(operator: OpOverload, info: Any, in_dims: Any, *args: Any) -> tuple[Any, ...]:
-    """A population has no further axis: one call each."""
+    """Map by one call each, because the peer loss has no axis beside that of the population."""
     calls = [
         [arg if dim is None else arg.select(dim, v) for arg, dim in zip(args, in_dims, strict=True)]
         for v in range(info.batch_size)

@@ -1,4 +1,4 @@
-"""Class tables whose mass depends on how similar a class is to the true one: our choice of free-form target."""
+"""Rank-binned targets: class tables whose mass depends on the rank of a class by similarity (our choice)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,7 +19,7 @@ def rank_binned_targets(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Row-stochastic class table(s): row y is the target distribution that teaches label y.
+    """Return row-stochastic class tables: row y is the target distribution for label y.
 
     The classes other than y are ranked 1..C-1 by `similarity[y]`, highest first; ties go by class index and NaN ranks
     last. The true class gets `true_mass`; a class whose rank lies in bin j gets

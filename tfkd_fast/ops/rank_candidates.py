@@ -1,4 +1,4 @@
-"""Rank candidates by several criteria at once."""
+"""The ranking of candidates by several criteria: the Borda count."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from tfkd_fast.ops import backends, fused
 
 
 class CandidateRanking(NamedTuple):
-    """Ranks and what follows from them; with a batch, every shape has its axes in front."""
+    """A ranking of K candidates by R criteria; for a batch, every shape has the batch axes in front."""
 
     ranks: Tensor
-    """(K,R) float64: 1 is best; equal candidates share the average of their ranks."""
+    """(K,R) float64: ranks under each criterion, of which 1 is best; equal candidates share the average of theirs."""
     scores: Tensor
-    """(K,) float64: weighted sum of a candidate's ranks, lower is better."""
+    """(K,) float64: weighted sums of the ranks of each candidate, of which lower is better."""
     order: Tensor
-    """(K,) int64: candidates, best first."""
+    """(K,) int64: indices of the candidates, best first."""
     winner: Tensor
-    """() int64: the first of `order`."""
+    """() int64: index of the best candidate, the first of `order`."""
 
 
 def rank_candidates(

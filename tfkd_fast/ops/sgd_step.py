@@ -1,4 +1,4 @@
-"""The update of stochastic gradient descent with momentum, of one tensor."""
+"""The update of one tensor by stochastic gradient descent with momentum."""
 
 import torch
 from torch import Tensor
@@ -27,10 +27,10 @@ def sgd_step(
 
     Args:
         weight: floating point, any shape.
-        gradient, momentum: of the same shape and dtype.
+        gradient, momentum: of the shape and dtype of the weight.
         rate: the learning rate.
         decay: the weight decay.
-        factor: what is kept of the momentum.
+        factor: the momentum coefficient.
         backend: an operator backend; None picks the fastest that serves the tensors: cpp for float32 without gaps in
             memory.
 
@@ -43,7 +43,7 @@ def sgd_step(
                 f"{name} must be {tuple(weight.shape)} {weight.dtype} as the weight is, "
                 f"got {tuple(tensor.shape)} {tensor.dtype}"
             )
-    if backend is None and not _lies_for_cpp(weight, momentum):
+    if backend is None and not _fits_cpp(weight, momentum):
         backend = "reference"
     backends.select("sgd_step", backend, weight)(weight, gradient, momentum, rate, decay, factor, nesterov)
 
@@ -64,17 +64,17 @@ def _reference(
 # The compiled backend.
 
 
-def _lies_for_cpp(weight: Tensor, momentum: Tensor) -> bool:
+def _fits_cpp(weight: Tensor, momentum: Tensor) -> bool:
     gapless = torch.empty_like(weight, device="meta").stride() == weight.stride()  # as torch lays out what has no gaps
     return weight.dtype == torch.float32 and gapless and momentum.stride() == weight.stride()
 
 
 def _cpp(weight: Tensor, gradient: Tensor, momentum: Tensor, *settings: float) -> None:
-    _operator(weight, laid_out_as(weight, gradient), momentum, *settings)
+    _operator(weight, match_layout(weight, gradient), momentum, *settings)
 
 
-def laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
-    """A fused update walks through memory, so a gradient must lie there as its weight does."""
+def match_layout(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient in the memory layout of its weight, which a fused update needs; a copy if it differs."""
     return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
 
 

@@ -1,4 +1,4 @@
-"""The loss that teaches a student with target distributions, and its training statistics."""
+"""The soft-target loss: a student learns from target distributions; and its training statistics."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -10,17 +10,18 @@ from tfkd_fast.ops import backends, fused, losses
 from tfkd_fast.ops.losses import Reduction
 
 Rows = Literal["class", "sample"]
+"""Rows of a table of targets: one for each class, or one for each sample."""
 
 
 class SoftTargetStats(NamedTuple):
     """Sums over the batch, () or (P,) float32, of the softmax at temperature 1. No gradient."""
 
     correct: Tensor
-    """Samples whose label is the argmax, of equal logits the first; a row that is not a number does not count."""
+    """Number of samples whose label is the argmax, the first one of equal logits; a row with NaN does not count."""
     true_probability: Tensor
-    """Probability of the label."""
+    """Sum of the predicted probabilities of the labels."""
     entropy: Tensor
-    """Entropy of the prediction, nats."""
+    """Sum of the entropies of the predictions, nats."""
 
 
 def soft_target_loss(
@@ -45,12 +46,12 @@ def soft_target_loss(
         logits: z, (B,C) or (P,B,C) for P candidates: float32, float64, bfloat16 or float16.
         labels: y, (B,) or (P,B) int64, 0..C-1.
         targets: q, floating point; computed with in the dtype of the loss.
-            rows="class": a class table (C,C) or (P,C,C), row y teaches label y.
-            rows="sample": one row a sample, (B,C) or (P,B,C).
-            Explicit, because B may equal C.
+            rows="class": a class table (C,C) or (P,C,C), whose row y is the target of samples of label y.
+            rows="sample": one row for each sample, (B,C) or (P,B,C).
         temperature: T > 0, a number or a tensor () or (P,) on the device of the logits. Tensors are not checked: that
             would make the host wait for the device.
-        hard_weight: w, 0..1, likewise.
+        hard_weight: w, 0..1, a number or a tensor like the temperature.
+        rows: "class" or "sample", what a row of `targets` belongs to; it is explicit because B may equal C.
         reduction: over the batch, never over classes or candidates: mean, sum or none. The mean of no samples is NaN.
         backend: an operator backend; None picks the fastest that serves the tensors.
 
@@ -80,7 +81,7 @@ def soft_target_loss_with_stats(
     reduction: Reduction = "mean",
     backend: str | None = None,
 ) -> tuple[Tensor, SoftTargetStats]:
-    """`soft_target_loss`, and what one wants to know about a training step, without waiting for the device.
+    """Compute `soft_target_loss` and statistics of the training step, without waiting for the device.
 
     Args:
         similarity: (C,C), or (P,C,C) for P candidates, float32. In place, each sample adds softmax(z) to row y.
@@ -144,10 +145,10 @@ def _reference(call: _SoftTargetCall) -> Tensor:
         target = table.gather(-2, call.labels.expand(logits.shape[:-1]).unsqueeze(-1).expand(logits.shape))
     temperature = losses.as_tensor(call.temperature, logits).unsqueeze(-1)  # (1,) or (P,1), to meet losses (...,B)
     hard_weight = losses.as_tensor(call.hard_weight, logits).unsqueeze(-1)
-    soft = temperature.square() * losses.divergence(target, logits / temperature.unsqueeze(-1))
+    soft = temperature.square() * losses.kl_divergence(target, logits / temperature.unsqueeze(-1))
     hard = losses.cross_entropy(logits, call.labels)
-    loss = losses.weighted(1.0 - hard_weight, soft) + losses.weighted(hard_weight, hard)
-    return losses.reduced(loss, call.reduction)
+    loss = losses.safe_product(1.0 - hard_weight, soft) + losses.safe_product(hard_weight, hard)
+    return losses.reduce_loss(loss, call.reduction)
 
 
 def _reference_with_stats(call: _SoftTargetCall, similarity: Tensor | None) -> tuple[Tensor, SoftTargetStats]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.ops.sgd_step import laid_out_as
+from tfkd_fast.ops.sgd_step import match_layout
 from tfkd_fast.runs.schedule import OptimizerSettings
 
 
@@ -30,7 +30,7 @@ def sgd_step(
     if learning_rate.is_cuda:
         torch._fused_sgd_(
             weights,
-            [laid_out_as(weight, gradient) for weight, gradient in zip(weights, gradients, strict=True)],
+            [match_layout(weight, gradient) for weight, gradient in zip(weights, gradients, strict=True)],
             momenta if settings.momentum else [],
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,

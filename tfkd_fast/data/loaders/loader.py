@@ -160,7 +160,7 @@ class Loader:
         return self._batch(self._augment(self._source.images, indices, draws, self._augmentation), indices)
 
     def strengthened(self, batch: Batch, draws: Tensor) -> Batch:
-        """Apply the strong augmentation of `data.strong` to a batch with leading axis n, by draws (n,3); see `draws`."""
+        """Apply the strong augmentation of `data.strong` to a batch with a leading axis n, by `draws` (n,3)."""
         images = strengthened(batch.images, batch.indices, draws, mean=self._mean / 255, std=self._std / 255)
         return batch._replace(images=images)
 

@@ -19,7 +19,7 @@ def correlation_loss(logits: Tensor, labels: Tensor, others: Tensor, temperature
     logits z (B,C), labels (B,), others (B,C): a distribution over the classes other than the label, or all zero, which
     adds nothing.
     """
-    return losses.divergence(others, _without(logits / temperature, labels)).mean()
+    return losses.kl_divergence(others, _without(logits / temperature, labels)).mean()
 
 
 def other_classes(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
