@@ -20,20 +20,14 @@ ROOT = Path(tfkd_fast.__file__).parent
 
 NOT_YET_COVERED = (
     "runs/recipe.py",
-    "runs/schedule.py",
     "cli/",
     "data/augmentation.py",
     "data/companions.py",
     "data/settings.py",
     "kernels/",
     "methods/",
-    "models/__init__.py",
     "policies/",
-    "steering/control/settings.py",
-    "steering/selection/settings.py",
-    "steering/targets/settings.py",
     "training/",
-    "errors.py",
     "settings.py",
 )
 """Modules whose names and texts are still to be gone over; the list only ever gets shorter."""
@@ -113,15 +107,15 @@ def test_a_class_name_stands_for_one_class() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
-def test_no_parameter_hides_a_builtin() -> None:
-    hiding = [
-        f"{place(path, argument)} {argument.arg}"
-        for path, tree in modules().items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.arguments)
-        for argument in (*node.posonlyargs, *node.args, *node.kwonlyargs)
-        if hasattr(builtins, argument.arg)
-    ]
+def test_no_parameter_and_no_variable_of_a_function_hides_a_builtin() -> None:
+    hiding = []
+    for path, tree in modules().items():
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+        for node in {inner for function in functions for inner in ast.walk(function)}:
+            if isinstance(node, ast.arg) and hasattr(builtins, node.arg):
+                hiding.append(f"{place(path, node)} {node.arg}")
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and hasattr(builtins, node.id):
+                hiding.append(f"{place(path, node)} {node.id}")
     assert hiding == []
 
 

@@ -8,12 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfkd_fast.data import Batch
+from tfkd_fast.methods.base.differences import PERTURBATION
 
 BATCHES = 8
 """Number of pairs of a training and a held-out batch that an influence is averaged over (our choice)."""
-
-PERTURBATION = 1e-2
-"""Length of the step along which logits are differentiated, as in DARTS (Liu et al., ICLR 2019, section 2.3)."""
 
 
 def influence(model: nn.Module, scratch: nn.Module, training: Iterable[Batch], holdout: Iterable[Batch]) -> Tensor:

@@ -22,7 +22,7 @@ class Place:
     forms: TableForms | None = None
     """The forms of the table that the last key of the path is in, where it has several."""
     form: str = ""
-    """Which of them the table has."""
+    """Name of the form that the table has."""
 
 
 def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:

@@ -1,4 +1,4 @@
-"""Which of several values of a recipe's key holds.
+"""Precedence: the rule by which one of several values of a recipe's key holds.
 
 Lowest first: the defaults of the settings, what the method's name presets, the recipe file, the command line; in the
 place of the file, a study has its base and above it the row. Two things are more than a merge of tables:
