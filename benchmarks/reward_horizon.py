@@ -9,7 +9,7 @@ epoch of the neutral target while the learning rate falls to zero. Printed is so
 """
 
 import argparse
-from functools import partial
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -19,16 +19,12 @@ from rich.table import Table
 
 from tfkd_fast.data import open_dataset
 from tfkd_fast.device import resolve_compute
-from tfkd_fast.judging.judge import Judge
-from tfkd_fast.methods.base import HoldoutMetrics
+from tfkd_fast.methods.base import HoldoutMetrics, Interval
 from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.recipe import Recipe, load_recipe
-from tfkd_fast.training.assemble import build_student, load_images, method_context
+from tfkd_fast.training.assemble import assemble
 from tfkd_fast.training.cooldown import cooled
-from tfkd_fast.training.epoch import EpochTrainer
-from tfkd_fast.training.groups import choose_side_by_side
-from tfkd_fast.training.population import Population
 
 COPIES = 4
 
@@ -44,16 +40,9 @@ class Branching:
         assert isinstance(settings, ControlledTargetsSettings)
         compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
         dataset = open_dataset(recipe.data)
-        images = load_images(recipe, dataset, compute)
-        build = partial(build_student, recipe, dataset, compute, recipe.seed)
-        self.recipe, self.steps = recipe, len(images.fit)
-        self.method = ExternalTargets(settings, method_context(recipe, dataset, images.num_fit, compute), COPIES)
-        self.population = Population(build, COPIES)
-        self.judge = Judge(images.fit, images.holdout, compute, build)
-        side_by_side = choose_side_by_side(recipe.population)
-        self.trainer = EpochTrainer(
-            self.population, self.method, images.fit, compute, recipe.optimizer, side_by_side, lambda images: None
-        )
+        parts = assemble(recipe, dataset, compute, lambda context: ExternalTargets(settings, context, COPIES))
+        self.recipe, self.method, self.population = recipe, parts.method, parts.population
+        self.judge, self.trainer = parts.judge, parts.epochs
 
     def train(self, epoch: int, actions: list[float], *, average: bool = False) -> None:
         """One epoch of as many copies as there are actions, which set the mass of the true class alone."""
@@ -61,19 +50,15 @@ class Branching:
         wanted = torch.zeros(COPIES, space.action_size)
         wanted[: len(actions), space.action_names.index("true mass")] = torch.tensor(actions)
         self.method.actions = wanted
-        self.method.begin_interval(epoch)
-        rates = self.recipe.learning_rates(epoch, self.steps)
-        self.trainer.run(len(actions), epoch, [rates] * len(actions), average=average)
+        self.plan = plan = replace(self.method.begin_interval(epoch), interval=Interval(epoch, 1, len(actions)))
+        self.trainer.run(plan, epoch, self.recipe.learning_rates(epoch, self.trainer.steps(plan)), average=average)
         self.method.end_epoch([])
 
     def judge_at_once(self, epoch: int) -> list[HoldoutMetrics | None]:
         return self.judge.average_metrics(self.population.epoch_average, COPIES, epoch)
 
     def judge_cooled(self, epoch: int) -> list[HoldoutMetrics | None]:
-        def train(epoch: int, rates: list[float]) -> None:
-            self.trainer.run(COPIES, epoch, [rates] * COPIES, average=False)
-
-        with cooled(self.population, self.method, self.recipe, COPIES, epoch, self.steps, train):
+        with cooled(self.trainer, self.method, self.plan, epoch, self.recipe.learning_rate(epoch)):
             return self.judge.metrics(self.population.models)
 
 

@@ -1,6 +1,6 @@
 """Whole runs: train, go on after a kill, and test. The test set is read here, after training, and nowhere else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,11 @@ def train(
     if not overwrite:
         folder.refuse_if_taken()
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-        dataset = open_dataset(recipe.data, download=download)
-        return _run(recipe, dataset, folder, listeners, before=lambda: folder.create(recipe.to_toml()))
+        with sealed_test_images():
+            trainer = _trainer(recipe, open_dataset(recipe.data, download=download), folder, listeners)
+            folder.create(recipe.to_toml())  # nothing is left that could be refused
+            summary = trainer.run()
+        return _finish(trainer, summary)
 
 
 def resume(out: Path | str, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
@@ -74,7 +77,10 @@ def resume(out: Path | str, listeners: Sequence[Listener] = ()) -> dict[str, Any
     if state is not None:
         recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-        return _run(recipe, open_dataset(recipe.data), folder, listeners)
+        with sealed_test_images():
+            trainer = _trainer(recipe, open_dataset(recipe.data), folder, listeners)
+            summary = trainer.run()
+        return _finish(trainer, summary)
 
 
 def evaluate(out: Path | str, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
@@ -107,23 +113,19 @@ def _resolved(recipe: Recipe | Table | str, overrides: Table) -> Recipe:
     return load_recipe(None, merge(recipe, overrides))
 
 
-def _run(
-    recipe: Recipe,
-    dataset: Dataset,
-    folder: RunFolder,
-    listeners: Sequence[Listener],
-    before: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Train to the end, then test. `before` is called when nothing is left that could be refused."""
+def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: Sequence[Listener]) -> Trainer:
+    """The trainer of a run, or UserError for what cannot be trained."""
     if recipe.tensorboard:
         listeners = [*listeners, TensorBoardWriter(folder)]
     compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
     ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
-    with sealed_test_images():
-        trainer = Trainer(recipe, dataset, compute, folder, list(listeners))
-        before()
-        summary = trainer.run()
-    summary |= _test(trainer.recipe, dataset, compute, folder)
+    return Trainer(recipe, dataset, compute, folder, listeners)
+
+
+def _finish(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
+    """Test the student of a run that is trained, and write its summary."""
+    folder = trainer.folder
+    summary = summary | _test(trainer.recipe, trainer.dataset, trainer.compute, folder)
     folder.write_json(folder.summary, summary)
     trainer.finish(summary)
     return summary

@@ -25,23 +25,23 @@ def test_what_is_judged_is_a_copy_trained_to_the_end_by_hand(tmp_path: Path) -> 
     """An epoch by the action, then two by label smoothing 0.1 while the rate falls to zero."""
     controller = {"name": "random", "cooldown_epochs": 2}
     run = trainer(recipe("tfkd", target={"family": "scalar"}, controller=controller), tmp_path)
-    model = copy.deepcopy(run.population.models[0]).train()
+    model, images = copy.deepcopy(run.population.models[0]).train(), run.parts.images
     run.run()
     events = log(tmp_path)
     first, second = (event for event in events if event["event"] == "decision")
     taught, neutral = (smoothed(mass) for mass in (first["candidates"][0]["true_mass"], 0.9))
-    rate, steps = 0.05, len(run.loader)
+    rate, steps = 0.05, len(images.fit)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
     for epoch, table in enumerate((taught, neutral, neutral)):
-        for step, batch in enumerate(run.loader.epoch(epoch)):
+        for step, batch in enumerate(images.fit.epoch(epoch)):
             if epoch:
                 optimizer.param_groups[0]["lr"] = rate * (1 - ((epoch - 1) * steps + step) / (2 * steps))
             optimizer.zero_grad()
             F.cross_entropy(model(batch.images), table[batch.labels]).backward()
             optimizer.step()
-    assert run.holdout_loader is not None
-    (expected,) = holdout_metrics([model], run.holdout_loader, CPU)
-    assert second["progress"]["holdout_top1"] == pytest.approx(expected.top1, abs=1.01 / run.holdout_images)
+    assert images.holdout is not None
+    (expected,) = holdout_metrics([model], images.holdout, CPU)
+    assert second["progress"]["holdout_top1"] == pytest.approx(expected.top1, abs=1.01 / images.num_holdout)
     assert second["progress"]["holdout_nll"] == pytest.approx(expected.calibrated_nll, rel=1e-3)
     uncooled = next(event for event in events if event["event"] == "epoch")["holdout"]["calibrated_nll"]
     assert abs(uncooled - expected.calibrated_nll) > 0.01  # so that the test could fail
@@ -73,8 +73,9 @@ def test_the_epochs_of_a_cooldown_are_counted_and_shown_to_nobody(tmp_path: Path
     settings = recipe("tfkd", controller={"cooldown_epochs": 3})
     run = Trainer(settings, open_dataset(settings.data), CPU, RunFolder(tmp_path), [Watching()])
     run.folder.create(settings.to_toml())
+    images = run.parts.images.num_fit
     assert run.run()["student_epochs"] == 2 * (1 + 3)
-    assert sum(shown) == 2 * run.train_images
+    assert sum(shown) == 2 * images
 
 
 def test_what_nobody_is_steered_by_is_not_worked_out(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_a_crash_in_the_middle_of_a_write_leaves_the_last_good_checkpoint(tmp_pa
     (tmp_path / "checkpoints" / "epoch-00003.ckpt.part").write_bytes(whole[: len(whole) // 2])
     state = folder.newest_state()
     assert state is not None
-    assert state["epoch"] == 2
+    assert state["state"]["epoch"] == 2
     compute = Compute(torch.device("cpu"), torch.float32)
     Trainer(settings, open_dataset(settings.data), compute, folder, []).run()
     assert not list(tmp_path.rglob("*.part"))

@@ -35,9 +35,9 @@ def test_training_never_reads_the_test_images(tmp_path: Path, method: str) -> No
 
 def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
     run = trainer(recipe("ce"), tmp_path)
-    seen = torch.cat([batch.indices for batch in run.loader.epoch(0)])
-    assert sorted(seen.tolist()) == list(range(run.train_images))
-    assert run.train_images + run.holdout_images == len(run.dataset.read_train())
+    seen = torch.cat([batch.indices for batch in run.parts.loader.epoch(0)])
+    assert sorted(seen.tolist()) == list(range(run.parts.images.num_fit))
+    assert run.parts.images.num_fit + run.parts.images.num_holdout == len(run.dataset.read_train())
 
 
 def test_without_a_held_out_split_ce_trains_on_everything(tmp_path: Path) -> None:
@@ -146,13 +146,14 @@ def test_a_run_does_not_depend_on_the_loader(tmp_path: Path) -> None:
 def test_auto_logs_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "FEW_IMAGES", 0)  # as if these were many
     run = trainer(recipe("ce"), tmp_path)
+    images = run.parts.images
     summary = run.run()
     (event,) = (event for event in log(tmp_path) if event["event"] == "loader")
     speeds = event["images_per_second"]
     assert set(speeds) | set(event["refused"]) == {"resident", "dali", "torchvision"}
     assert speeds[event["chosen"]] == max(speeds.values())
-    assert run.holdout_loader is not None
-    assert event["chosen"] == summary["loader"] == run.loader.name == run.holdout_loader.name
+    assert images.holdout is not None
+    assert event["chosen"] == summary["loader"] == images.fit.name == images.holdout.name
     trainer(recipe("ce", data={"loader": "resident"}), tmp_path / "named").run()
     assert not [event for event in log(tmp_path / "named") if event["event"] == "loader"]
 

@@ -9,20 +9,18 @@ from functools import partial
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.data import make_mixing, open_dataset, sealed_test_images
+from tfkd_fast.data import open_dataset, sealed_test_images
 from tfkd_fast.device import determinism, resolve_compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods.base import EpochResult, HoldoutMetrics, IntervalResult, Plan
 from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.steering.control import Snapshot
 from tfkd_fast.steering.targets import ActionSpace
-from tfkd_fast.training.assemble import build_student, load_images, method_context
+from tfkd_fast.training.assemble import assemble, build_student
 from tfkd_fast.training.cooldown import cooled
-from tfkd_fast.training.epoch import Diverged, EpochTrainer
-from tfkd_fast.training.groups import choose_side_by_side
+from tfkd_fast.training.epoch import Diverged
 from tfkd_fast.training.population import Population
 
 
@@ -53,23 +51,10 @@ class Students:
         with self._training():
             ops.backend_of("soft_target_loss", compute.device)  # refuses a backend that cannot serve this device
             dataset = open_dataset(recipe.data)
-            images = load_images(recipe, dataset, compute)
-            self._method = ExternalTargets(settings, method_context(recipe, dataset, images.num_fit, compute), count)
-            if recipe.data.mix != "none" and not self._method.needs.mixing:
-                raise UserError("the memory of single images cannot teach mixed ones: set data.mix to none")
-            self._build = partial(build_student, recipe, dataset, compute)
-            self._population = self._untrained_population(0, count)
-            self._judge = Judge(images.fit, images.holdout, compute, partial(self._build, 0))
-            self.trainer = EpochTrainer(
-                self._population,
-                self._method,
-                images.fit,
-                compute,
-                recipe.optimizer,
-                choose_side_by_side(recipe.population),
-                lambda images: None,
-                mixing=make_mixing(recipe.data, recipe.seed),
-            )
+            parts = assemble(recipe, dataset, compute, lambda context: ExternalTargets(settings, context, count))
+        self._build = partial(build_student, recipe, dataset, compute)
+        self._method, self._population, self._judge = parts.method, parts.population, parts.judge
+        self.trainer = parts.epochs
         self._untaught = self._method.state_dict()
         self._epoch = 0
         self._snapshots: list[Snapshot] = []  # none before the start, and after somebody diverged

@@ -16,7 +16,10 @@ import torch
 
 from tfkd_fast.errors import UserError
 
-MAGIC = b"tfkd_fast checkpoint 1\n"
+MAGIC = b"tfkd_fast checkpoint 2\n"
+"""The first bytes of a checkpoint, which name the version of what is in it."""
+OLD_MAGICS = (b"tfkd_fast checkpoint 1\n",)
+"""Of checkpoints that held the state of runs and methods otherwise."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -64,6 +67,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in `path`, on the CPU; a damaged or foreign file is refused."""
     content = memoryview(path.read_bytes())
     head = len(MAGIC) + hashlib.sha256().digest_size
+    if bytes(content[: len(MAGIC)]) in OLD_MAGICS:
+        raise UserError(
+            f"checkpoint {path} was written by an older version of tfkd-fast, which this one cannot go on from: finish "
+            "the run with that version, or train it anew with --overwrite; its log can be reported all the same"
+        )
     if bytes(content[: len(MAGIC)]) != MAGIC:
         raise UserError(f"{path} is no checkpoint of tfkd-fast")
     if hashlib.sha256(content[head:]).digest() != bytes(content[len(MAGIC) : head]):

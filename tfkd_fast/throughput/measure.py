@@ -8,7 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,13 +19,12 @@ from tfkd_fast import ops
 from tfkd_fast.data import Dataset, DataSettings, Loader, LoaderName, make_loader
 from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.device import Compute, determinism
-from tfkd_fast.methods import Context, find_method
+from tfkd_fast.methods import find_method
 from tfkd_fast.models import ModelSettings, build_model
-from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.throughput import plain_loop
-from tfkd_fast.training.epoch import EpochTrainer
+from tfkd_fast.training.assemble import assemble
 from tfkd_fast.training.groups import SideBySide
-from tfkd_fast.training.population import Population
 
 CLASSES = 100
 """Number of classes of the random images."""
@@ -74,10 +74,10 @@ class Workload:
         pixels = torch.randint(256, (self.images, 3, 32, 32), dtype=torch.uint8, generator=generator)
         return ArrayImages(pixels, torch.randint(CLASSES, (self.images,), generator=generator))
 
-    def loader(self, name: LoaderName = "resident") -> Loader:
-        """Build a loader of the random images, with augmentation."""
+    def dataset(self) -> Dataset:
+        """The random images as a data set."""
         images = self.image_set()
-        dataset = Dataset(
+        return Dataset(
             "random images",
             list(map(str, range(CLASSES))),
             images.image_shape,
@@ -85,8 +85,11 @@ class Workload:
             read_train=lambda: images,
             read_test=lambda: images,
         )
-        settings = DataSettings(batch_size=self.batch_size, loader=name)
-        return make_loader(images, dataset, settings, self.compute.device, self.compute.dtype, seed=0)
+
+    def loader(self, name: LoaderName = "resident") -> Loader:
+        """Build a loader of the random images, with augmentation."""
+        dataset, settings = self.dataset(), DataSettings(batch_size=self.batch_size, loader=name)
+        return make_loader(dataset.read_train(), dataset, settings, self.compute.device, self.compute.dtype, seed=0)
 
 
 def measure_training(workload: Workload, rounds: int, *, compiled: bool) -> list[Measurement]:
@@ -164,19 +167,16 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
 
     Every candidate has its own order and augmentation of the data.
     """
-    entry = find_method("ce")
     options = {"selection": {"budget": "full", "candidates": candidates}} if candidates > 1 else {}
-    settings = entry.settings.model_validate(entry.preset | options)
-    loader = workload.loader()
-    images = sum(loader.batch_sizes())
-    method = entry.build(settings, Context(CLASSES, images, 1, 0, workload.compute.device, lambda epoch: 1.0))
-    plan = method.begin_interval(0)
-    population = Population(workload.build, candidates)
-    trainer = EpochTrainer(population, method, loader, workload.compute, OptimizerSettings(), way, lambda images: None)
-    rates = [0.01] * workload.steps
+    data = {"batch_size": workload.batch_size, "loader": "resident", "holdout": 0.0}
+    table: dict[str, Any] = {"method": "ce", "epochs": 1, "population": way, "data": data, **options}
+    recipe = make_recipe(table, {"model": workload.model.model_dump()})
+    entry = find_method(recipe.method)
+    parts = assemble(recipe, workload.dataset(), workload.compute, partial(entry.build, recipe.options))
+    plan, rates = parts.method.begin_interval(0), [0.01] * workload.steps
 
     def run() -> None:
-        trainer.run(plan, 0, rates, average=False)
+        parts.epochs.run(plan, 0, rates, average=False)
 
     return run
 

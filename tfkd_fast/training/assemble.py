@@ -1,18 +1,29 @@
-"""What stands before training: the images of a recipe in two parts, its networks, and what its method may know."""
+"""Put together what a recipe is trained with: images, networks, method, teachers, judge, and what trains an epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
-from tfkd_fast.data import Dataset, Loader, LoaderChoice, choose_loader, make_loader, split_holdout
+from tfkd_fast.data import Dataset, Loader, LoaderChoice, choose_loader, make_loader, make_mixing, split_holdout
 from tfkd_fast.device import Compute
-from tfkd_fast.methods import Context
+from tfkd_fast.errors import UserError
+from tfkd_fast.judging.judge import Judge
+from tfkd_fast.methods import Context, Method
 from tfkd_fast.models import build_model, feature_shapes
 from tfkd_fast.randomness import Purpose, random_words
 from tfkd_fast.runs.recipe import Recipe
-from tfkd_fast.teachers.teacher import Teacher
+from tfkd_fast.teachers.cache import gather_teachers
+from tfkd_fast.teachers.teacher import Teacher, Teachers, load_teachers
+from tfkd_fast.training.adapters import Adapters
+from tfkd_fast.training.epoch import EpochTrainer
+from tfkd_fast.training.groups import choose_side_by_side
+from tfkd_fast.training.population import Population
+
+MethodT = TypeVar("MethodT", bound=Method)
 
 
 @dataclass(frozen=True)
@@ -20,15 +31,91 @@ class TrainingImages:
     """The training part of a data set, split into images to fit and held-out images to judge by."""
 
     fit: Loader
+    """Loads the images that students are fitted to."""
     holdout: Loader | None
+    """Loads the held-out images; None where there are none."""
     num_fit: int
+    """Number of images to fit."""
     num_holdout: int
+    """Number of held-out images."""
     choice: LoaderChoice | None
     """What `auto` came to; None where the recipe names a loader."""
 
 
+@dataclass(frozen=True, eq=False)
+class Parts(Generic[MethodT]):
+    """What a recipe is trained with."""
+
+    recipe: Recipe
+    """The recipe, which names the loader that `auto` came to."""
+    dataset: Dataset
+    """The data set that the recipe names."""
+    images: TrainingImages
+    """The training images in two parts, each with its loader."""
+    loader: Loader
+    """Loads the images to fit as training shows them: their augmentation may repeat after some epochs."""
+    method: MethodT
+    """The method, which may know the facts of its `Context` only."""
+    population: Population
+    """The candidates, untrained."""
+    adapters: Adapters
+    """The method's layers that train along with the student."""
+    teachers: Teachers
+    """The teachers that the recipe names."""
+    judge: Judge
+    """Judges candidates by the held-out images."""
+    epochs: EpochTrainer
+    """Trains the candidates, an epoch at a time."""
+
+
+def assemble(
+    recipe: Recipe,
+    dataset: Dataset,
+    compute: Compute,
+    build_method: Callable[[Context], MethodT],
+    on_batch: Callable[[int], None] | None = None,
+) -> Parts[MethodT]:
+    """Put together what a recipe is trained with. Of the data set only the training part is read.
+
+    Args:
+        recipe: the recipe.
+        dataset: the data set that it names.
+        compute: where and in which precision is trained.
+        build_method: builds the method from what it may know of the run.
+        on_batch: told of how many images each step is taken on, summed over the candidates that take it.
+
+    Raises:
+        UserError: the recipe mixes images and the method cannot, or teachers or loaders do not suit it.
+    """
+    images = load_images(recipe, dataset, compute)
+    loader = images.fit.with_augmentation_period(recipe.repeated_views)
+    recipe = recipe.with_loader(loader.name)
+    loaded = load_teachers(recipe, dataset, compute)
+    method = build_method(method_context(recipe, dataset, images.num_fit, compute, loaded))
+    if recipe.data.mix != "none" and not method.needs.mixing:
+        raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
+    build = partial(build_student, recipe, dataset, compute)
+    population, adapters = _untrained_population(method, build, recipe.seed), Adapters(method.adapters)
+    teachers = gather_teachers(loaded, method.needs, recipe, dataset, loader, compute)
+    epochs = EpochTrainer(
+        population,
+        method,
+        loader,
+        compute,
+        recipe.optimizer,
+        choose_side_by_side(recipe.population),
+        on_batch,
+        adapters=adapters,
+        teachers=teachers,
+        holdout=images.holdout,
+        mixing=make_mixing(recipe.data, recipe.seed),
+    )
+    judge = Judge(images.fit, images.holdout, compute, partial(build, recipe.seed))
+    return Parts(recipe, dataset, images, loader, method, population, adapters, teachers, judge, epochs)
+
+
 def load_images(recipe: Recipe, dataset: Dataset, compute: Compute) -> TrainingImages:
-    """Both parts get the loader that suits the images to fit."""
+    """Split the training images; both parts get the loader that suits the images to fit."""
     images, place = dataset.read_train(), (compute.device, compute.dtype, recipe.seed)
     fit, holdout = split_holdout(images, recipe.data.holdout) if recipe.data.holdout else (images, None)
     choice: LoaderChoice | None = None
@@ -49,15 +136,10 @@ def build_student(recipe: Recipe, dataset: Dataset, compute: Compute, seed: int)
     return compute.place(build_model(recipe.model, len(dataset.classes), dataset.image_shape[0], seed))
 
 
-def seed_of(seed: int, slot: int) -> int:
-    """For the initial weights of a candidate that does not start from those of the first."""
-    return int(random_words(torch.tensor(slot), Purpose.WEIGHTS, seed=seed)[0]) if slot else seed
-
-
 def method_context(
     recipe: Recipe, dataset: Dataset, num_images: int, compute: Compute, teachers: Sequence[Teacher] = ()
 ) -> Context:
-    """`num_images`: to fit."""
+    """What the method of a recipe may know of the run; `num_images` is the number of images to fit."""
     return Context(
         num_classes=len(dataset.classes),
         num_images=num_images,
@@ -72,3 +154,14 @@ def method_context(
         teachers=tuple(teacher.facts for teacher in teachers),
         batch_size=recipe.data.batch_size,
     )
+
+
+def _untrained_population(method: Method, build: Callable[[int], nn.Module], seed: int) -> Population:
+    """As many candidates as the method may train, from the same weights or each from its own."""
+    needs = method.needs
+    population = Population(partial(build, seed), needs.candidates, slow=needs.slow_decay is not None)
+    if needs.own_weights:
+        for slot in range(1, needs.candidates):
+            own_seed = int(random_words(torch.tensor(slot), Purpose.WEIGHTS, seed=seed)[0])
+            population.start_from(slot, build(own_seed))
+    return population

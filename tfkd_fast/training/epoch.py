@@ -58,14 +58,15 @@ class EpochTrainer:
         compute: Compute,
         settings: OptimizerSettings,
         side_by_side: SideBySide,
-        on_batch: Callable[[int], None],
+        on_batch: Callable[[int], None] | None = None,
         *,
         adapters: Adapters | None = None,
         teachers: Teachers | None = None,
         holdout: Loader | None = None,
         mixing: Mixing | None = None,
     ) -> None:
-        """`on_batch` is told of how many images a step was taken on, summed over the candidates that took it.
+        """`on_batch`, where there is one, is told of how many images a step was taken on, summed over the candidates
+        that took it.
 
         `adapters`, `teachers` and the held-out images that the method may look at are those of the run; a method that
         has none does without.

@@ -16,7 +16,7 @@ from torch import nn
 
 import tfkd_fast
 from tfkd_fast import ops
-from tfkd_fast.data import Dataset, make_mixing
+from tfkd_fast.data import Dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import (
@@ -29,14 +29,13 @@ from tfkd_fast.events import (
     RunStarted,
     StepsCompiled,
 )
-from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import (
     EpochResult,
     HoldoutMetrics,
-    Interval,
     IntervalResult,
     Material,
+    Method,
     Outcome,
     Plan,
     SteeredMethod,
@@ -45,162 +44,157 @@ from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener, RunLog
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import save_student
-from tfkd_fast.teachers.cache import gather_teachers
-from tfkd_fast.teachers.teacher import load_teachers, trained_on_holdout, unseen_indices
-from tfkd_fast.training.adapters import Adapters
-from tfkd_fast.training.assemble import build_student, load_images, method_context, seed_of
+from tfkd_fast.teachers.teacher import trained_on_holdout, unseen_indices
+from tfkd_fast.training.assemble import Parts, assemble
 from tfkd_fast.training.cooldown import cooled
-from tfkd_fast.training.epoch import Diverged, EpochRun, EpochTrainer
-from tfkd_fast.training.groups import choose_side_by_side
-from tfkd_fast.training.population import Population
+from tfkd_fast.training.epoch import Diverged, EpochRun
+from tfkd_fast.training.state import RunState
 
 
 class Trainer:
-    """A run in progress: `run()` trains what is left of it."""
+    """A run in progress: `run()` trains what is left of it, then `finish()` ends its log."""
+
+    parts: Parts[Method]
+    """What is trained, until `run()` has come to its end."""
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, listeners: Sequence[Listener]
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        compute: Compute,
+        folder: RunFolder,
+        listeners: Sequence[Listener] = (),
     ) -> None:
+        """Put everything together; nothing is written yet.
+
+        Raises:
+            UserError: for a recipe that cannot be trained.
+        """
+        entry = find_method(recipe.method)
+        if entry.needs(recipe.options).holdout and not recipe.data.holdout:
+            raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
         self.dataset, self.compute, self.folder = dataset, compute, folder
         self._listeners = listeners
-        images = load_images(recipe, dataset, compute)
-        self.loader, self.holdout_loader = images.fit.with_augmentation_period(recipe.repeated_views), images.holdout
-        self.train_images, self.holdout_images = images.num_fit, images.num_holdout
-        self._loader_choice = images.choice
-        self.recipe = recipe.with_loader(self.loader.name)  # from here on the recipe names it
-        teachers = load_teachers(recipe, dataset, compute)
-        context = method_context(recipe, dataset, self.train_images, compute, teachers)
-        self.method = find_method(recipe.method).build(recipe.options, context)
-        if recipe.data.mix != "none" and not self.method.needs.mixing:
-            raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
-        needs = self.method.needs
-        if needs.holdout and self.holdout_loader is None:
-            raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
-        build = partial(build_student, recipe, dataset, compute, recipe.seed)
-        self.population = Population(build, needs.candidates, slow=needs.slow_decay is not None)
-        if needs.own_weights:
-            for slot in range(1, needs.candidates):
-                model = build_student(recipe, dataset, compute, seed_of(recipe.seed, slot))
-                self.population.start_from(slot, model)
-        self._judge = Judge(images.fit, images.holdout, compute, build)
-        self._adapters = Adapters(self.method.adapters)
-        self._teachers = gather_teachers(teachers, needs, self.recipe, dataset, self.loader, compute)
-        self._saw_holdout = trained_on_holdout(teachers, dataset, recipe.data.holdout)
-        self._unseen = unseen_indices(teachers, dataset, recipe.data.holdout)
-        self._epochs = EpochTrainer(
-            self.population,
-            self.method,
-            self.loader,
-            compute,
-            recipe.optimizer,
-            choose_side_by_side(recipe.population),
-            self._on_batch,
-            adapters=self._adapters,
-            teachers=self._teachers,
-            holdout=self.holdout_loader,
-            mixing=make_mixing(recipe.data, recipe.seed),
-        )
-        self._epoch = 0
+        self.parts = assemble(recipe, dataset, compute, partial(entry.build, recipe.options), self._on_batch)
+        self.recipe = self.parts.recipe
+        """The recipe, which names the loader that `auto` came to."""
+        self.population = self.parts.population
+        """The candidates; after `run()` the first one is the trained student."""
+        self.state = RunState()
+        """Where the run stands."""
         self._plan: Plan | None = None  # of the interval that is being trained; None between two
-        self._alive = 1  # slots that hold a candidate of their own between intervals
-        self._student_epochs = 0
-        self._images_trained = 0
-        self._best_epoch, self._best_top1 = 0, -1.0
         self._log: RunLog  # opened by run()
 
     def run(self) -> dict[str, Any]:
         """Train to the last epoch; returns what training adds to the summary. The test set is not read."""
-        self._restore()
-        while self._epoch < self.recipe.epochs:
+        self._start()
+        while self.state.epoch < self.recipe.epochs:
             if self._plan is None:
-                with self._log.timed("steering"):
-                    self._plan = plan = self.method.begin_interval(self._epoch)
-                    if plan.schedule is not None and plan.schedule[0] == self._epoch:
-                        self.population.forget_momenta()
-                        self._adapters.forget_momenta()
-                    self._log.write(*plan.events)
+                self._plan = self._next_plan()
             self._run_epoch(self._plan)
-            if self._epoch % self.recipe.checkpoint_every == 0 or self._epoch == self.recipe.epochs:
+            if self.state.epoch % self.recipe.checkpoint_every == 0 or self.state.epoch == self.recipe.epochs:
                 with self._log.timed("saving"):
                     self._save()
         self._save_student(self.folder.student, self.population.models[0])
-        for name, content in self.method.files().items():
+        for name, content in self.parts.method.files().items():
             self.folder.write_bytes(name, content)
-        summary = self._summary() | self.method.summary()
-        del self.method, self._epochs  # no controller lives on into the test,
+        summary = self._summary() | self.parts.method.summary()
+        del self.parts  # no controller lives on into the test,
         gc.collect()  # and none waits in a cycle
         return summary
 
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the last line of the log, which repeats the summary of the run and its test."""
+        self._log.write(RunFinished(**summary))
+        self._log.close()
+
+    # Training.
+
+    def _next_plan(self) -> Plan:
+        """The plan of the interval that begins now; a schedule of its own begins with momenta of zero."""
+        with self._log.timed("steering"):
+            plan = self.parts.method.begin_interval(self.state.epoch)
+            if plan.schedule is not None and plan.schedule[0] == self.state.epoch:
+                self.population.forget_momenta()
+                self.parts.adapters.forget_momenta()
+            self.state.interval = plan.interval
+            self._log.write(*plan.events)
+        return plan
+
     def _run_epoch(self, plan: Plan) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
-        interval, averages = plan.interval, self.method.needs.averages
-        last = self._epoch + 1 == interval.end
-        rates = self.recipe.learning_rates(self._epoch, self._epochs.steps(plan), plan.schedule)
+        state, method, epochs = self.state, self.parts.method, self.parts.epochs
+        interval, averages = plan.interval, method.needs.averages
+        last = state.epoch + 1 == interval.end
+        rates = self.recipe.learning_rates(state.epoch, epochs.steps(plan), plan.schedule)
         with self._explained():
-            runs = self._epochs.run(plan, self._epoch, rates, average=last and "epoch" in averages)
+            runs = epochs.run(plan, state.epoch, rates, average=last and "epoch" in averages)
         self._count(runs)
         if "interval" in averages and interval.candidates > 1:
-            if self._epoch == interval.first_epoch:
+            if state.epoch == interval.first_epoch:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
         with self._log.timed("evaluation"):
             models = self.population.models[: interval.candidates]
-            judged = self._judge.judgements([plan.network(model) for model in models], plan.known_labels)
+            judged = self.parts.judge.judgements([plan.network(model) for model in models], plan.known_labels)
             holdout = [judgement and judgement.metrics for judgement in judged]
-        self._epoch += 1
+        state.epoch += 1
         with self._log.timed("steering"):
             self._log.write(*(self._epoch_event(plan, slot, run, holdout[slot]) for slot, run in enumerate(runs)))
             pairs = zip(runs, judged, strict=True)
             results = [EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs]
-            self._log.write(*self.method.end_epoch(results))
+            self._log.write(*method.end_epoch(results))
         if last:
             self._end_interval(plan, runs, holdout)
 
     def _end_interval(self, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
-        outcome = Outcome(tuple(range(len(runs))))
-        if isinstance(self.method, SteeredMethod):
-            outcome = self._judged(self.method, plan, runs, holdout)
+        method, outcome = self.parts.method, Outcome(tuple(range(len(runs))))
+        if isinstance(method, SteeredMethod):
+            outcome = self._judged(method, plan, runs, holdout)
         if plan.complete:
             best = outcome.survivors[0]
             self._keep_best(self.population.models[best], holdout[best])
         self.population.continue_from(outcome.survivors)
-        self._alive = len(outcome.survivors)
-        self._plan = None
+        self.state.alive, self.state.interval, self._plan = len(outcome.survivors), None, None
 
     def _judged(
         self, method: SteeredMethod, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]
     ) -> Outcome:
         """Show a method what its candidates are worth at the end of an interval."""
-        population, models = self.population, self.population.models[: len(runs)]
+        population, judge, epoch = self.population, self.parts.judge, self.state.epoch
         cooled_metrics = self._cooled(method, plan)
         with self._log.timed("evaluation"):
-            epoch_averages = self._judge.average_metrics(population.epoch_average, len(runs), self._epoch)
-            interval_averages = self._judge.average_metrics(population.interval_average, len(runs), self._epoch)
+            epoch_averages = judge.average_metrics(population.epoch_average, len(runs), epoch)
+            interval_averages = judge.average_metrics(population.interval_average, len(runs), epoch)
         with self._log.timed("steering"):
             outcome = method.end_interval(
                 [
                     IntervalResult(
-                        runs[slot].training,
+                        run.training,
                         holdout[slot],
                         epoch_averages[slot],
                         interval_averages[slot],
                         cooled_metrics[slot],
-                        self._judge.influence(model, self._epoch),
+                        judge.influence(population.models[slot], epoch),
                     )
-                    for slot, model in enumerate(models)
+                    for slot, run in enumerate(runs)
                 ]
             )
             self._log.write(*outcome.events)
         return outcome
 
     def _cooled(self, method: SteeredMethod, plan: Plan) -> list[HoldoutMetrics | None]:
+        """The metrics of the candidates after a cooldown, which they forget."""
         if not method.needs.cooldown_epochs:
             return [None] * plan.interval.candidates
-        rate = self.recipe.learning_rate(self._epoch)
-        with self._explained(), cooled(self._epochs, method, plan, self._epoch, rate) as runs:
+        epoch = self.state.epoch
+        with (
+            self._explained(),
+            cooled(self.parts.epochs, method, plan, epoch, self.recipe.learning_rate(epoch)) as runs,
+        ):
             self._count(runs)
             with self._log.timed("evaluation"):
-                return self._judge.metrics(self.population.models[: plan.interval.candidates])
+                return self.parts.judge.metrics(self.population.models[: plan.interval.candidates])
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -214,97 +208,97 @@ class Trainer:
 
     def _count(self, runs: list[EpochRun]) -> None:
         """Take in what epochs of candidates have cost."""
-        self._student_epochs += len(runs)
-        self._images_trained += sum(run.images for run in runs)
+        self.state.student_epochs += len(runs)
+        self.state.images_trained += sum(run.images for run in runs)
         self._log.seconds["training"] += sum(run.seconds for run in runs)
         set_up = sum(run.set_up_seconds for run in runs)
         if set_up:
             self._log.seconds["compile"] += set_up
-            self._log.write(StepsCompiled(epoch=self._epoch + 1, seconds=set_up))
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write the last line of the log."""
-        self._log.write(RunFinished(**summary))
-        self._log.close()
+            self._log.write(StepsCompiled(epoch=self.state.epoch + 1, seconds=set_up))
 
     def _on_batch(self, images: int) -> None:
         self._log.batch(images)
 
     def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
-        if holdout is not None and holdout.top1 > self._best_top1:
-            self._best_epoch, self._best_top1 = self._epoch, holdout.top1
+        if holdout is not None and holdout.top1 > self.state.best_top1:
+            self.state.best_epoch, self.state.best_top1 = self.state.epoch, holdout.top1
             self._save_student(self.folder.best, model)
 
     def _save_student(self, path: Path, model: nn.Module) -> None:
         save_student(path, model, self.recipe.model, self.dataset, self.recipe.data.holdout)
 
-    # Set-up, checkpoints, log.
+    # Start and checkpoints.
 
-    def _restore(self) -> None:
-        """Go on from the newest checkpoint, or write the first line of a new log."""
-        state = self.folder.newest_state()
-        if state is None:
-            self._log = RunLog(self.folder.metrics, self._listeners)
-            self._log.write(RunStarted(**self._facts(), classes=tuple(self.dataset.classes), format=FORMAT))
-            if self._loader_choice is not None:
-                self._log.write(LoaderChosen(**asdict(self._loader_choice)))
-            with self._log.timed("steering"):
-                self._log.write(*self.method.prepare(self._material()))
+    def _start(self) -> None:
+        """Go on from the newest checkpoint, or begin a new log and let the method prepare itself."""
+        saved = self.folder.newest_state()
+        if saved is not None:
+            self._restore(saved)
             return
-        if state["recipe"] != self.folder.recipe.read_text():
+        self._log = RunLog(self.folder.metrics, self._listeners)
+        self._log.write(RunStarted(**self._facts(), classes=tuple(self.dataset.classes), format=FORMAT))
+        choice = self.parts.images.choice
+        if choice is not None:
+            self._log.write(LoaderChosen(**asdict(choice)))
+        with self._log.timed("steering"):
+            self._log.write(*self.parts.method.prepare(self._material()))
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Go on from a checkpoint, the counterpart of `_save`."""
+        parts = self.parts
+        if saved["recipe"] != self.folder.recipe.read_text():
             raise UserError(f"the checkpoints in {self.folder.path} were written with another recipe.toml: restore it")
-        if state["teachers"] != self._teachers.checksums:
+        if saved["teachers"] != parts.teachers.checksums:
             raise UserError(
                 f"the teachers of the run in {self.folder.path} are not those that it began with: restore them"
             )
+        self.state = state = RunState.from_state_dict(saved["state"])
         self._log = RunLog(
             self.folder.metrics,
             self._listeners,
-            keep=state["log_bytes"],
-            earlier_seconds=state["seconds"],
-            seconds=state["seconds_of"],
+            keep=state.log_bytes,
+            earlier_seconds=state.elapsed,
+            seconds=state.seconds,
         )
-        self.population.load_state_dict(state["population"])
-        self._adapters.load_state_dict(state["adapters"])
-        self.method.load_state_dict(state["method"])
-        self._epoch = state["epoch"]
-        self._plan = self.method.resume_interval(Interval(*state["interval"])) if state["interval"] else None
-        self._alive = state["alive"]
-        self._student_epochs, self._images_trained = state["student_epochs"], state["images_trained"]
-        self._best_epoch, self._best_top1 = state["best_epoch"], state["best_top1"]
-        self._log.write(RunResumed(epoch=self._epoch, **self._facts()))
+        parts.population.load_state_dict(saved["population"])
+        parts.adapters.load_state_dict(saved["adapters"])
+        parts.method.load_state_dict(saved["method"])
+        self._plan = parts.method.resume_interval(state.interval) if state.interval else None
+        self._log.write(RunResumed(epoch=state.epoch, **self._facts()))
 
     def _save(self) -> None:
-        interval = self._plan and self._plan.interval
+        state, parts = self.state, self.parts
+        state.seconds, state.elapsed, state.log_bytes = self._log.seconds, self._log.elapsed(), self._log.size()
+        active = state.interval.candidates if state.interval else state.alive
         self.folder.save_checkpoint(
-            self._epoch,
+            state.epoch,
             {
                 "recipe": self.folder.recipe.read_text(),
-                "population": self.population.state_dict(interval.candidates if interval else self._alive),
-                "adapters": self._adapters.state_dict(),
-                "teachers": self._teachers.checksums,
-                "method": self.method.state_dict(),
-                "loader": self.loader.name,
-                "epoch": self._epoch,
-                "interval": list(asdict(interval).values()) if interval else None,
-                "alive": self._alive,
-                "student_epochs": self._student_epochs,
-                "images_trained": self._images_trained,
-                "seconds_of": dict(self._log.seconds),
-                "seconds": self._log.elapsed(),
-                "best_epoch": self._best_epoch,
-                "best_top1": self._best_top1,
-                "log_bytes": self._log.size(),
+                "loader": self.recipe.data.loader,
+                "teachers": parts.teachers.checksums,
+                "state": state.state_dict(),
+                "population": parts.population.state_dict(active),
+                "adapters": parts.adapters.state_dict(),
+                "method": parts.method.state_dict(),
             },
         )
 
     def _material(self) -> Material:
-        unseen = None if self._unseen is None else self.loader.with_indices(self._unseen).epoch
-        return Material(self.loader.epoch, unseen, lambda images: self._teachers.predict(images.unsqueeze(0)))
+        """What the method may prepare itself with."""
+        loader, teachers = self.parts.loader, self.parts.teachers
+        unseen = unseen_indices(teachers.teachers, self.dataset, self.recipe.data.holdout)
+        return Material(
+            loader.epoch,
+            None if unseen is None else loader.with_indices(unseen).epoch,
+            lambda images: teachers.predict(images.unsqueeze(0)),
+        )
+
+    # What the log and the summary say.
 
     def _facts(self) -> dict[str, Any]:
-        """What identifies a run, in the log and in the summary."""
-        recipe = self.recipe
+        """What identifies the run: the fields of `RunFacts`."""
+        recipe, parts, needs = self.recipe, self.parts, self.parts.method.needs
+        teachers = parts.teachers.teachers
         return {
             "method": recipe.method,
             "dataset": self.dataset.name,
@@ -314,28 +308,28 @@ class Trainer:
             "device": self.compute.device.type,
             "device_name": self.compute.device_name,
             "precision": self.compute.precision,
-            "loader": self.loader.name,
+            "loader": recipe.data.loader,
             "ops": ops.backend_of("soft_target_loss", self.compute.device),
             "parameters": sum(p.numel() for p in self.population.models[0].parameters()),
-            "train_images": self.train_images,
-            "holdout_images": self.holdout_images,
-            "steered_by_holdout": self.method.needs.holdout,
-            "candidates": self.method.needs.candidates,
-            "teachers": [teacher.facts.name for teacher in self._teachers.teachers],
-            "teachers_saw_holdout": self._saw_holdout,
-            "population": self._epochs.side_by_side,
+            "train_images": parts.images.num_fit,
+            "holdout_images": parts.images.num_holdout,
+            "steered_by_holdout": needs.holdout,
+            "candidates": needs.candidates,
+            "teachers": [teacher.facts.name for teacher in teachers],
+            "teachers_saw_holdout": trained_on_holdout(teachers, self.dataset, recipe.data.holdout),
+            "population": parts.epochs.side_by_side,
             "compile": self.compute.compile,
             "version": tfkd_fast.__version__,
             "torch": str(torch.__version__),
         }
 
     def _epoch_event(self, plan: Plan, slot: int, run: EpochRun, holdout: HoldoutMetrics | None) -> EpochEnded:
-        """Accuracies leave the engine in percent."""
-        training = run.training
+        """What is logged of one candidate. Accuracies leave the engine in percent."""
+        training, epoch = run.training, self.state.epoch
         return EpochEnded(
-            epoch=self._epoch,
+            epoch=epoch,
             candidate=slot,
-            learning_rate=plan.factors[slot] * self.recipe.learning_rate(self._epoch - 1, plan.schedule),
+            learning_rate=plan.factors[slot] * self.recipe.learning_rate(epoch - 1, plan.schedule),
             train_loss=training.loss,
             terms=training.terms,
             train_top1=100 * training.top1,
@@ -348,14 +342,15 @@ class Trainer:
         )
 
     def _summary(self) -> dict[str, Any]:
+        state, log = self.state, self._log
         return self._facts() | {
             "epoch_rule": "last",
-            "best_epoch": self._best_epoch or None,
-            "best_holdout_top1": 100 * self._best_top1 if self._best_epoch else None,
-            "student_epochs": self._student_epochs,
-            "images_per_second": self._images_trained / self._log.seconds["training"],
-            **{f"{part}_seconds": seconds for part, seconds in self._log.seconds.items()},
-            "seconds": self._log.elapsed(),
+            "best_epoch": state.best_epoch or None,
+            "best_holdout_top1": 100 * state.best_top1 if state.best_epoch else None,
+            "student_epochs": state.student_epochs,
+            "images_per_second": state.images_trained / log.seconds["training"],
+            **{f"{part}_seconds": seconds for part, seconds in log.seconds.items()},
+            "seconds": log.elapsed(),
         }
 
 
