@@ -19,7 +19,7 @@ from tfkd_fast.errors import UserError
 MAGIC = b"tfkd_fast checkpoint 2\n"
 """The first bytes of a checkpoint, which name the version of what is in it."""
 OLD_MAGICS = (b"tfkd_fast checkpoint 1\n",)
-"""Of checkpoints that held the state of runs and methods otherwise."""
+"""The first bytes of older checkpoints, which hold the state of runs and methods in another form."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
