@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tfkd_fast.data import Dataset, DataSettings, Loader, make_loader, missing_loaders, open_dataset
 from tfkd_fast.data.companions import COMPANION_STREAM
-from tfkd_fast.data.strong import strengthened
+from tfkd_fast.data.strong import augment_strongly
 from tfkd_fast.randomness import Purpose, random_words
 from tfkd_fast.training.feed import make_feed
 
@@ -67,7 +67,7 @@ def draw(seed: int = SEED, epoch: int = EPOCH, stream: int = STREAM) -> Tensor:
 def test_the_published_policy_image_by_image(dtype: torch.dtype) -> None:
     images, indices = a_batch()
     images = images.to(dtype)
-    found = strengthened(images, indices, draw(), mean=MEAN, std=STD)
+    found = augment_strongly(images, indices, draw(), mean=MEAN, std=STD)
     assert found.dtype == dtype
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     mean, std = MEAN.double().numpy(), STD.double().numpy()
@@ -80,12 +80,12 @@ def test_the_published_policy_image_by_image(dtype: torch.dtype) -> None:
 def test_a_view_is_a_function_of_seed_epoch_stream_and_image_wherever_it_stands() -> None:
     images, indices = a_batch(2)
     draws = torch.cat([draw(stream=0), draw(stream=1)])
-    whole = strengthened(images, indices, draws, mean=MEAN, std=STD)
-    alone = strengthened(images[1:, 2:3], indices[1:, 2:3], draws[1:], mean=MEAN, std=STD)
+    whole = augment_strongly(images, indices, draws, mean=MEAN, std=STD)
+    alone = augment_strongly(images[1:, 2:3], indices[1:, 2:3], draws[1:], mean=MEAN, std=STD)
     assert torch.equal(whole[1, 2], alone[0, 0])
     for other in (draw(seed=6), draw(epoch=4), draw(stream=3)):
-        changed = strengthened(images[:1], indices[:1], other, mean=MEAN, std=STD)
-        same = strengthened(images[:1], indices[:1], draw(), mean=MEAN, std=STD)
+        changed = augment_strongly(images[:1], indices[:1], other, mean=MEAN, std=STD)
+        same = augment_strongly(images[:1], indices[:1], draw(), mean=MEAN, std=STD)
         assert all(not torch.equal(a, b) for a, b in zip(changed[0], same[0], strict=True))
 
 
@@ -94,7 +94,7 @@ def test_moves_and_cuts_cover_their_ranges_evenly() -> None:
     count, size = 20_000, 32
     ones = torch.ones(1, count, 1, size, size)
     grey = torch.tensor([0.5])
-    kept = strengthened(ones, torch.arange(count).unsqueeze(0), draw(), mean=grey, std=grey) != 0
+    kept = augment_strongly(ones, torch.arange(count).unsqueeze(0), draw(), mean=grey, std=grey) != 0
     moves, starts = range(-4, 5), range(-8, 25)
 
     def shares(offsets: range, length: int) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_a_companion_is_another_view_of_the_same_image(kind: Any) -> None:
             assert all(not torch.equal(a, b) for a, b in zip(companions[0], views[0], strict=True))
             draws = torch.tensor([[3, 1, COMPANION_STREAM]])
             mean, std = (torch.tensor(values) for values in (digits().mean, digits().std))
-            views = strengthened(views, indices, draws, mean=mean, std=std)
+            views = augment_strongly(views, indices, draws, mean=mean, std=std)
         assert torch.equal(companions, views)
         same += sum(torch.equal(a, b) for a, b in zip(images[0], companions[0], strict=True))
     assert same < 10  # one crop of 81 is the same

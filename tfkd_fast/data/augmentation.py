@@ -1,6 +1,6 @@
-"""Random crops and mirroring, as a function of (seed, epoch, stream, sample).
+"""Augmentation by random crops and mirroring, as a function of (seed, epoch, stream, sample).
 
-The recipe of RepDistiller (Tian et al., 2020): 4 black pixels around a 32x32 image, a random 32x32 window of that,
+It is that of RepDistiller (Tian et al., 2020): a random 32x32 window of a 32x32 image with 4 black pixels on each side,
 mirrored left to right half of the time. The border grows with the image, to 8 pixels at 64x64 (our choice).
 """
 
@@ -14,36 +14,43 @@ from tfkd_fast.ops.augment import random_windows
 
 
 class Views(NamedTuple):
-    """Which window of which padded image to show: four columns (M,), one row an image."""
+    """Windows of M padded images as four columns."""
 
-    indices: Tensor  # int64, of the image in its set
-    top: Tensor  # int64, first row of the window
-    left: Tensor  # int64, first column of the window
-    mirrored: Tensor  # bool
+    indices: Tensor
+    """(M,) int64: index of the image in its set."""
+    top: Tensor
+    """(M,) int64: first row of the window."""
+    left: Tensor
+    """(M,) int64: first column of the window."""
+    mirrored: Tensor
+    """(M,) bool: whether the window is mirrored left to right."""
 
     def batches(self, size: int) -> list["Views"]:
-        """Consecutive views, `size` at a time; the last may be fewer."""
+        """Split the views into consecutive batches of `size`; the last one may be smaller."""
         return list(map(Views, *(column.split(size) for column in self)))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to an image. Pad 0 without flip changes nothing."""
+    """The parameters of the augmentation. Pad 0 without flip changes nothing."""
 
-    pad: int  # pixels on each side
+    pad: int
+    """Number of black pixels on each side of an image."""
     flip: bool
+    """Whether half of the images are mirrored."""
 
     @classmethod
-    def usual(cls, height: int, flip: bool) -> "Augmentation":
+    def standard(cls, height: int, flip: bool) -> "Augmentation":
+        """Return the standard augmentation of images of this height in pixels."""
         return cls(pad=4 * height // 32, flip=flip)
 
-    def views_of(self, indices: Tensor, *, seed: int, epoch: int, stream: int) -> Views:
-        """One view of each image at `indices` (M,)."""
+    def draw_views(self, indices: Tensor, *, seed: int, epoch: int, stream: int) -> Views:
+        """Draw one view of each image at `indices` (M,) int64; see `randomness.random_words` for the key."""
         return Views(
             indices, *random_windows(indices, pad=self.pad, flip=self.flip, seed=seed, epoch=epoch, stream=stream)
         )
 
     def plain_views(self, indices: Tensor) -> Views:
-        """Each image at `indices` (M,) as it is."""
+        """Return the view of each image at `indices` (M,) int64 that shows it without augmentation."""
         offset = torch.full_like(indices, self.pad)
         return Views(indices, offset, offset, torch.zeros_like(indices, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Which image is shown beside each image of a batch."""
+"""Companions: the image that is shown beside each image of a batch."""
 
 from typing import Literal
 
@@ -8,24 +8,31 @@ from torch import Tensor
 from tfkd_fast.randomness import Purpose, random_words
 
 Companions = Literal["same-class", "previous", "weak", "strong"]
-"""Which image is shown beside an image:
+"""Kinds of companions:
 
-* same-class: another image of the same class, another one in every epoch (Yun et al., CVPR 2020, CS-KD);
-* previous: the image of the same place in the step before, augmented anew (Shen et al., CVPR 2022, DLB);
-* weak: the same image with another crop and mirroring; without `data.augment` that is the image as it is;
-* strong: the same, and on top of it `strong.strengthened`.
+* same-class: another image of the same class, a different one in every epoch (Yun et al., CVPR 2020, CS-KD);
+* previous: the image at the same position of the previous step, with a new augmentation (Shen et al., CVPR 2022, DLB);
+* weak: the same image with another crop and mirroring; without `data.augment`, the image itself;
+* strong: the weak companion with the augmentation of `strong.augment_strongly` on top of it.
 """
 
 COMPANION_STREAM = 2**31
-"""Added to the random stream of a candidate: companions are augmented differently than the images of the batch."""
+"""Offset of the random stream of companions, so that their augmentation differs from that of the batch's images."""
 
 
 def companion_order(
     kind: Companions, order: Tensor, labels: Tensor, batch_size: int, *, seed: int, epoch: int, stream: int
 ) -> Tensor:
-    """Indices (M,) of the companions of the images that an epoch visits in `order` (M,), labels (N,), all on a device.
+    """Return the indices (M,) int64 of the companions of an epoch's images.
 
-    In the first step of an epoch "previous" gives images of the last one, which in general the step before did not see.
+    For the kind "previous", the companions of the first step are the images of the last step of the same epoch.
+
+    Args:
+        kind: the kind of companions.
+        order: (M,) int64, the images in the order of the epoch.
+        labels: (N,) int64 on the device of `order`, labels of all images.
+        batch_size: images of a step.
+        seed, epoch, stream: the key of random numbers, see `randomness.random_words`.
     """
     if kind == "previous":
         return order.roll(batch_size)

@@ -71,7 +71,7 @@ class HostFeed:
         batches, kinds = next(self._batches), 2 if self._companions else 1
         self._current = [_stacked(batches[kind::kinds]) for kind in range(kinds)]
         if self._companions == "strong":
-            self._current[1] = self._loader.strengthened(self._current[1], self._draws)
+            self._current[1] = self._loader.augment_strongly(self._current[1], self._draws)
         if self._in_place:
             size = self._current[0].labels.shape[1]
             if size not in self._places:
@@ -118,7 +118,7 @@ class ResidentFeed:
             for orders, draws in zip(self._plans[::2], self._plans[1::2], strict=True)
         ]
         if self._companions == "strong":
-            batches[1] = self._loader.strengthened(batches[1], self._plans[3])
+            batches[1] = self._loader.augment_strongly(batches[1], self._plans[3])
         return Shown(batches[0], batches[1] if self._companions else None)
 
     def _plan(self, epoch: int, streams: Sequence[int]) -> list[Tensor]:

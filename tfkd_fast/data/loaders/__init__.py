@@ -141,7 +141,7 @@ def free_memory(device: torch.device) -> int:
 
 def _augmentation(images: ImageSet, dataset: Dataset, settings: DataSettings) -> Augmentation:
     if settings.augment:
-        return Augmentation.usual(images.image_shape[1], dataset.flip)
+        return Augmentation.standard(images.image_shape[1], dataset.flip)
     return Augmentation(0, flip=False)
 
 

@@ -11,7 +11,7 @@ from tfkd_fast import ops
 from tfkd_fast.data.augmentation import Augmentation, Views
 from tfkd_fast.data.companions import Companions, companion_order
 from tfkd_fast.data.loaders.resident import ResidentImages
-from tfkd_fast.data.strong import strengthened
+from tfkd_fast.data.strong import augment_strongly
 from tfkd_fast.randomness import permutation
 
 
@@ -134,10 +134,10 @@ class Loader:
         name = {"seed": self._seed, "epoch": self._augmented_as(epoch), "stream": stream}
         if isinstance(self._source, ResidentImages):
             return self._show(self._source.images, order, self._augmentation, **name)
-        return self._load(self._source, self._augmentation.views_of(order, **name))
+        return self._load(self._source, self._augmentation.draw_views(order, **name))
 
     def draws(self, epoch: int, streams: Sequence[int]) -> Tensor:
-        """Return the draws (n,3) int64 on the device by which `resident_batch` and `strengthened` augment.
+        """Return the draws (n,3) int64 on the device by which `resident_batch` and `augment_strongly` augment.
 
         Args:
             epoch: the epoch, counted from 0.
@@ -159,9 +159,9 @@ class Loader:
             raise ValueError(f"the images of loader {self.name} are not resident")
         return self._batch(self._augment(self._source.images, indices, draws, self._augmentation), indices)
 
-    def strengthened(self, batch: Batch, draws: Tensor) -> Batch:
+    def augment_strongly(self, batch: Batch, draws: Tensor) -> Batch:
         """Apply the strong augmentation of `data.strong` to a batch with a leading axis n, by `draws` (n,3)."""
-        images = strengthened(batch.images, batch.indices, draws, mean=self._mean / 255, std=self._std / 255)
+        images = augment_strongly(batch.images, batch.indices, draws, mean=self._mean / 255, std=self._std / 255)
         return batch._replace(images=images)
 
     @property
