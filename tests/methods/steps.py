@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfkd_fast import ops
 from tfkd_fast.methods import Context, Method, find_method
-from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs, TrainingStep
 from tfkd_fast.models import FeatureShapes
 
 CLASSES, IMAGES, BATCH, EPOCHS = 5, 12, 7, 4
@@ -47,6 +48,20 @@ def assert_teaches(method: Method, logits: Tensor, batch: StepBatch, expected: T
     torch.testing.assert_close(gradient, wanted, rtol=tolerance, atol=tolerance / BATCH)
     if statistics is not None:
         assert statistics.correct.tolist() == (logits.argmax(-1) == batch.labels).sum(-1).tolist()
+
+
+def descend(step: TrainingStep, gradients: Sequence[Tensor]) -> None:
+    """`TrainingStep.descend` of a step without an engine."""
+    for weight, gradient, momentum in zip(step.weights, gradients, step.momenta, strict=True):
+        ops.sgd_step(
+            weight,
+            gradient,
+            momentum,
+            rate=step.learning_rate,
+            decay=step.weight_decay,
+            factor=step.momentum,
+            nesterov=step.nesterov,
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfkd_fast.data import Batch
-from tfkd_fast.methods.base.differences import PERTURBATION
+from tfkd_fast.methods.base.differences import derivatives_along
 
 BATCHES = 8
 """Number of pairs of a training and a held-out batch that an influence is averaged over (our choice)."""
@@ -39,21 +39,17 @@ def influence(model: nn.Module, scratch: nn.Module, training: Iterable[Batch], h
     scratch.load_state_dict(model.state_dict())
     scratch.train()
     weights: list[Tensor] = list(scratch.parameters())
+    here = [weight.detach().clone() for weight in weights]
     total: Tensor | None = None
     count = 0
     for shown, judged in islice(zip(training, holdout, strict=False), BATCHES):
         loss = F.cross_entropy(scratch(judged.images.float()), judged.labels)
         direction = torch.autograd.grad(loss, weights)
-        length = torch.stack([part.square().sum() for part in direction]).sum().sqrt()
-        step = PERTURBATION / length
-        along = [step * part for part in direction]
+        images = shown.images.float()
         with torch.no_grad():
-            torch._foreach_add_(weights, along)
-            above = scratch(shown.images.float())
-            torch._foreach_sub_(weights, along, alpha=2.0)
-            below = scratch(shown.images.float())
-            torch._foreach_add_(weights, along)
-            change = ((above - below) / (2.0 * step)).double() / len(shown.labels)
+            (slopes,) = derivatives_along(direction, weights, here, lambda images=images: [scratch(images)])
+            torch._foreach_copy_(weights, here)
+            change = slopes.double() / len(shown.labels)
             classes = change.shape[1]
             if total is None:
                 total = change.new_zeros(classes, classes)

@@ -1,6 +1,6 @@
 """The step that is about to be taken, in the hands of a method that tries out others before it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from tfkd_fast.methods.base import StepBatch, TeacherOutputs
 from tfkd_fast.models import logits_and_features
 from tfkd_fast.training.feed import Shown
 from tfkd_fast.training.groups import Group, stack_features
+from tfkd_fast.training.sgd import sgd_step
 from tfkd_fast.training.step import Records, StepSetup, step_loss
 
 
@@ -33,7 +34,8 @@ class Trial:
         self.momenta = [*member.momenta, *setup.adapters.momenta]
         self._buffers = [*self.student.buffers(), *setup.adapters.buffers]
         self.batch = Batch(*(tensor[0] for tensor in shown.batch))._replace(images=shown.batch.images[0].float())
-        self.learning_rate = float(records.learning_rates[0, records.step])
+        self._rate = records.learning_rates[0, records.step]
+        self.learning_rate = float(self._rate)
         self.momentum = setup.optimizer.momentum
         self.weight_decay = setup.optimizer.weight_decay
         self.nesterov = setup.optimizer.nesterov
@@ -50,6 +52,9 @@ class Trial:
             students=self._group.students,
         )
         return step_loss(method, logits.unsqueeze(0), batch, self._shown.mixed).total[0]
+
+    def descend(self, gradients: Sequence[Tensor]) -> None:
+        sgd_step(self.weights, gradients, self.momenta, self._rate, self._setup.optimizer)
 
     def holdout(self) -> Batch:
         if self._setup.holdout is None:

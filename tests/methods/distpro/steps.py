@@ -88,6 +88,9 @@ class Step:
         )
         return self.method.loss(logits.unsqueeze(0), shown).total[0]
 
+    def descend(self, gradients: Sequence[Tensor]) -> None:
+        raise AssertionError("the search takes the step by hand")
+
     def holdout(self) -> Batch:
         return self._held_out
 

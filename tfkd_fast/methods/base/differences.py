@@ -1,4 +1,4 @@
-"""Derivatives that a method needs of what has no second derivative: fused operators have one."""
+"""Central differences for second-order terms: the fused operators provide first derivatives only."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 PERTURBATION = 1e-2
-"""Length of the step along which is differentiated, as in DARTS (Liu et al., ICLR 2019, section 2.3)."""
+"""Length of the step along which weights are moved, as in DARTS (Liu et al., ICLR 2019, section 2.3)."""
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
-"""One a weight."""
+"""One tensor for each weight."""
 
 
 def derivatives_along(
@@ -19,9 +19,17 @@ def derivatives_along(
     values: Callable[[], list[Tensor]],
     perturbation: float = PERTURBATION,
 ) -> list[Tensor]:
-    """Derivatives along `direction` of what depends on the weights, where they are `here`: central differences.
+    """Directional derivatives by central differences: (f(w + s d) - f(w - s d)) / 2s.
 
-    The weights stay changed. A direction of length 0 gives NaN.
+    Args:
+        direction: d, one tensor for each weight, of its shape and dtype. A length of 0 gives NaN.
+        weights: what `values` reads. They are changed in place, and stay changed.
+        here: w, their values where the derivative is taken.
+        values: works out f by the present weights: any number of tensors.
+        perturbation: the length of s d, over all weights together.
+
+    Returns:
+        A derivative for each tensor of `values`, of its shape.
     """
     small = perturbation / torch.stack(torch._foreach_norm(direction)).norm()
     shift = torch._foreach_mul(direction, small)

@@ -1,5 +1,6 @@
 """The step that is about to be taken, as a method sees it that tries out others before it."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -27,6 +28,9 @@ class TrainingStep(Protocol):
 
     def loss(self) -> Tensor:
         """The loss of the step by the present weights, () with gradient, in float32."""
+
+    def descend(self, gradients: Sequence[Tensor]) -> None:
+        """Change `weights` and `momenta` as the step itself would by these gradients, one for each weight."""
 
     def holdout(self) -> Batch:
         """The next batch of held-out images, augmented as the training images are."""

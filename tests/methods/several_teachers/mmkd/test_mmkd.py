@@ -2,7 +2,7 @@
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.methods.steps import undone
+from tests.methods.steps import descend, undone
 from tfkd_fast import ops
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
@@ -199,10 +199,13 @@ class Step:
         return [*self.weights, *self.momenta, *self.student.buffers(), *self.method.adapters.buffers()]
 
     def loss(self) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("the look-ahead has no use for it")
+
+    def descend(self, gradients: Sequence[Tensor]) -> None:
+        descend(self, gradients)
 
     def holdout(self) -> Batch:
-        raise NotImplementedError
+        raise AssertionError("the look-ahead has no use for it")
 
     def undone(self) -> AbstractContextManager[None]:
         return undone(self.tensors())
@@ -220,8 +223,7 @@ class Step:
         )
         losses = self.method.loss(logits.unsqueeze(0), shown).total
         gradients = torch.autograd.grad(losses.sum(), self.weights)
-        for weight, gradient, momentum in zip(self.weights, gradients, self.momenta, strict=True):
-            ops.sgd_step(weight, gradient, momentum, rate=RATE, decay=DECAY, factor=MOMENTUM, nesterov=True)
+        self.descend(gradients)
 
 
 def networks(count: int) -> list[nn.Module]:

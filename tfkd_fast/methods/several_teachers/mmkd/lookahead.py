@@ -6,7 +6,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tfkd_fast import ops
 from tfkd_fast.methods.base import TrainingStep
 from tfkd_fast.methods.base.differences import PERTURBATION, Tensors, derivatives_along
 
@@ -101,17 +100,7 @@ class _Adjoint:
 
 
 def _descend(step: TrainingStep, loss: Tensor) -> None:
-    gradients = _gradients(loss, step.weights)
-    for weight, gradient, momentum in zip(step.weights, gradients, step.momenta, strict=True):
-        ops.sgd_step(
-            weight,
-            gradient,
-            momentum,
-            rate=step.learning_rate,
-            decay=step.weight_decay,
-            factor=step.momentum,
-            nesterov=step.nesterov,
-        )
+    step.descend(_gradients(loss, step.weights))
 
 
 def _gradients(loss: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
