@@ -1,6 +1,7 @@
 """Influence of the target on the held-out loss after one look-ahead step of training."""
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 
 import torch
@@ -47,7 +48,7 @@ def influence(model: nn.Module, scratch: nn.Module, training: Iterable[Batch], h
         direction = torch.autograd.grad(loss, weights)
         images = shown.images.float()
         with torch.no_grad():
-            (slopes,) = derivatives_along(direction, weights, here, lambda images=images: [scratch(images)])
+            (slopes,) = derivatives_along(direction, weights, here, partial(_outputs, scratch, images))
             torch._foreach_copy_(weights, here)
             change = slopes.double() / len(shown.labels)
             classes = change.shape[1]
@@ -58,3 +59,7 @@ def influence(model: nn.Module, scratch: nn.Module, training: Iterable[Batch], h
     if total is None:
         raise ValueError("training and holdout must hold one batch at least")
     return (total / count).cpu()
+
+
+def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    return [network(images)]

@@ -1,11 +1,14 @@
 """Training methods by name, all behind `tfkd_fast.methods.base.Method`."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.events import Event
 from tfkd_fast.methods.base import Context, Method, Needs
 from tfkd_fast.methods.controlled.method import ControlledTargets, ControlledTargetsSettings
+from tfkd_fast.methods.controlled.replay import recorded_tables
 from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
 from tfkd_fast.methods.education import Education, EducationSettings
 from tfkd_fast.methods.education.kd_specialists import SpecialistsKD
@@ -40,6 +43,9 @@ class MethodEntry:
     """Table and key of the preset that the name stands for: with another value it would be another method."""
     one_trajectory: str | None = None
     """What it is called without selection, if not the same."""
+    record: Callable[[Any, Iterable[Event], int], dict[str, Any]] | None = None
+    """For a method that is steered: gives, from the settings, the log and the epochs of a run, the tables of a recipe
+    that trains by the same targets again. None: the run's own recipe does that."""
 
     def needs(self, settings: Settings | None = None) -> Needs:
         """What a method of these settings asks of the engine; without settings, of its presets and defaults."""
@@ -57,7 +63,16 @@ def _controlled(
     one_trajectory: str | None = None,
     **preset: dict[str, Any],
 ) -> MethodEntry:
-    return MethodEntry(summary, source, ControlledTargetsSettings, ControlledTargets, preset, named_for, one_trajectory)
+    return MethodEntry(
+        summary,
+        source,
+        ControlledTargetsSettings,
+        ControlledTargets,
+        preset,
+        named_for,
+        one_trajectory,
+        recorded_tables,
+    )
 
 
 METHODS: dict[str, MethodEntry] = {

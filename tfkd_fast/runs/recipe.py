@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tfkd_fast.data import DataSettings
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods import MethodEntry, find_method
-from tfkd_fast.methods.taught.student import TaughtSettings, TeacherSettings, UncorrectedTeachers
+from tfkd_fast.methods.base import TeacherTable
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.runs.earlier import without_unread
 from tfkd_fast.runs.faults import explain
@@ -75,9 +75,10 @@ class Recipe(Settings):
         return tomli_w.dumps(self.table())
 
     @property
-    def teachers(self) -> TeacherSettings:
+    def teachers(self) -> TeacherTable:
         """Those of the method; none for a method that has none."""
-        return self.options.teachers if isinstance(self.options, TaughtSettings) else UncorrectedTeachers()
+        table = getattr(self.options, "teachers", None)
+        return table if isinstance(table, TeacherTable) else TeacherTable()
 
     @property
     def repeated_views(self) -> int:

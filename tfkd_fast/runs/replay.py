@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.events import TargetApplied
 from tfkd_fast.methods import find_method
-from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.precedence import Table
@@ -30,36 +28,13 @@ def replay_table(run_dir: Path) -> Table:
         raise UserError(f"the run in {run_dir} is not finished: tfkd-fast train --resume {run_dir} goes on with it")
     if not recipe.data.holdout:
         raise UserError(f"the run in {run_dir} held no images out: it was trained on all of them already")
-    settings = recipe.options
-    if not isinstance(settings, ControlledTargetsSettings):  # steered in nothing
-        table = recipe.table()
-        table["data"]["holdout"] = 0.0
-        return table
-    if "peers" in settings.target.sources:
-        raise UserError(f"the run in {run_dir} cannot be replayed: its target held predictions of peers, not recorded")
-
-    applied = [line.event for line in read_log(folder.metrics) if isinstance(line.event, TargetApplied)]
-    steered = settings.target.takes_action
-    if steered and not applied:
-        raise UserError(
-            f"the run in {run_dir} is of an older version, which did not record what its student was taught"
-        )
-    table = recipe.table()
-    table["method"] = find_method(recipe.method).one_trajectory or recipe.method
+    entry, table = find_method(recipe.method), recipe.table()
     table["data"]["holdout"] = 0.0
-    table["selection"] = {"budget": "none"}
-    warm = [event for event in applied if not steered or event.action is not None]  # after the one-hot warm-up
-    recorded = [_entry(event, recipe.epochs) for event in warm]
-    if any(entry["action"] or entry["learning_rate_factor"] != 1.0 for entry in recorded):
-        warmup_epochs = settings.controller.warmup_epochs
-        table["controller"] = {"name": "recorded", "warmup_epochs": warmup_epochs, "recorded": recorded}
-    return table
-
-
-def _entry(applied: TargetApplied, epochs: int) -> Table:
-    """One interval for the `recorded` controller; it starts at a fraction of the run."""
-    return {
-        "start": (applied.first_epoch - 1) / epochs,
-        "action": list(applied.action or ()),
-        "learning_rate_factor": applied.learning_rate_factor,
-    }
+    if entry.record is None:  # steered in nothing
+        return table
+    events = (line.event for line in read_log(folder.metrics) if line.event is not None)
+    try:
+        recorded = entry.record(recipe.options, events, recipe.epochs)
+    except UserError as error:
+        raise UserError(f"the run in {run_dir} cannot be replayed: {error}") from None
+    return table | {"method": entry.one_trajectory or recipe.method} | recorded

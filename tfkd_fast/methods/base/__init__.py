@@ -11,6 +11,7 @@ from tfkd_fast.methods.base.needs import Needs, TeacherCount
 from tfkd_fast.methods.base.plan import Interval, Plan, whole_network
 from tfkd_fast.methods.base.results import EpochResult, HoldoutMetrics, IntervalResult, Outcome, TrainingStatistics
 from tfkd_fast.methods.base.single_student import SingleStudent
+from tfkd_fast.methods.base.teacher_table import TeacherTable
 
 __all__ = [
     "CompanionOutputs",
@@ -32,6 +33,7 @@ __all__ = [
     "TeacherCount",
     "TeacherFacts",
     "TeacherOutputs",
+    "TeacherTable",
     "TrainingStatistics",
     "TrainingStep",
     "whole_network",

@@ -9,22 +9,15 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
-from tfkd_fast.methods.base import Context, Material, Needs, Plan, SingleStudent, StepBatch, TeacherCount
+from tfkd_fast.methods.base import Context, Material, Needs, Plan, SingleStudent, StepBatch, TeacherCount, TeacherTable
 from tfkd_fast.methods.professor import Professors, ProfessorSettings
 from tfkd_fast.methods.taught.corrections import label_mixed, swapped
 from tfkd_fast.settings import Forms, Settings
 
 
-class TeacherBase(Settings):
+class TeacherBase(TeacherTable):
     """Which teachers there are, and what the label corrects in their logits."""
 
-    runs: tuple[str, ...] = ()
-    """Folders of the finished runs whose students are the teachers; --teacher names one."""
-    cache: str | None = None
-    """File that keeps the teachers' outputs; unset, the teachers look at every batch."""
-    views: int = Field(default=0, ge=0)
-    """Epochs after which the augmentation of the training images repeats, so that outputs can be kept; 0 never repeats
-    it."""
     adjust: str
     """Correction of the teachers' logits by the label: none, the label mixed into the softened predictions (label-mix),
     or the largest logit exchanged for that of the label where a teacher errs (swap; Wen et al., arXiv 1911.07471)."""

@@ -1,0 +1,17 @@
+"""What the engine reads of the `[teachers]` table of a recipe, whatever else a method has in it."""
+
+from pydantic import Field
+
+from tfkd_fast.settings import Settings
+
+
+class TeacherTable(Settings):
+    """Which teachers there are, and how their outputs are kept."""
+
+    runs: tuple[str, ...] = ()
+    """Folders of the finished runs whose students are the teachers; --teacher names one."""
+    cache: str | None = None
+    """File that keeps the teachers' outputs; unset, the teachers look at every batch."""
+    views: int = Field(default=0, ge=0)
+    """Epochs after which the augmentation of the training images repeats, so that outputs can be kept; 0 never repeats
+    it."""
