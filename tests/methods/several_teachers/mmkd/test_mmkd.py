@@ -300,7 +300,7 @@ def test_a_gradient_that_is_not_finite_is_skipped() -> None:
         step.take(batch)
     for name, tensor in step.method.state_dict()["weights"].items():
         assert torch.equal(tensor, theta[name])
-    (event,) = step.method.end_interval([]).events
+    (event,) = step.method.end_epoch([])
     assert isinstance(event, TeachersWeighed)
     assert (event.updates, event.skipped) == (0, 2)
     assert all(weight.isfinite().all() for weight in step.weights)
@@ -338,7 +338,7 @@ def test_a_teacher_of_random_logits_loses_its_weight() -> None:
         step.method.begin_interval(number)
         for batch in epoch:
             step.take(batch)
-        (event,) = step.method.end_interval([]).events
+        (event,) = step.method.end_epoch([])
         assert isinstance(event, TeachersWeighed)
         assert event.epoch == number + 1
         means.append(event.logit_weights)
@@ -353,7 +353,7 @@ def test_a_resumed_run_goes_on_with_the_same_numbers() -> None:
     batches = toy_batches(10)
     for batch in batches[:6]:
         run.take(batch)
-    run.method.end_interval([])
+    run.method.end_epoch([])
     archive = io.BytesIO()
     torch.save(run.method.state_dict(), archive)
     archive.seek(0)
@@ -367,7 +367,7 @@ def test_a_resumed_run_goes_on_with_the_same_numbers() -> None:
             step.take(batch)
     for tensor, expected in zip(resumed.tensors(), run.tensors(), strict=True):
         assert torch.equal(tensor, expected)
-    assert resumed.method.end_interval([]).events == run.method.end_interval([]).events
+    assert resumed.method.end_epoch([]) == run.method.end_epoch([])
     wanted = run.method.state_dict()
     for name, tensor in resumed.method.state_dict()["weights"].items():
         assert torch.equal(tensor, wanted["weights"][name])
