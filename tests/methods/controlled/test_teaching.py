@@ -20,7 +20,8 @@ CPU = torch.device("cpu")
 
 
 def build(sources: tuple[str, ...] = SOURCES, family: str = "scalar", candidates: int = CANDIDATES) -> Teaching:
-    settings = make_table(TargetSettings, family=family, sources=sources, source_share=0.2, source_temperature=1.7)
+    mixed = {"sources": sources, "source_share": 0.2, "source_temperature": 1.7} if sources else {}
+    settings = make_table(TargetSettings, family=family, **mixed)
     superclasses = {"even": (0, 2, 4), "odd": (1, 3)}
     context = Context(CLASSES, IMAGES, 10, 0, CPU, lambda epoch: 1.0, superclasses)
     return Teaching(settings, context, candidates)

@@ -16,12 +16,12 @@ from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import ProfessorJudged
 from tfkd_fast.methods import METHODS, Context
-from tfkd_fast.methods.base import Material, StepBatch, TeacherFacts, TeacherOutputs
+from tfkd_fast.methods.base import Material, Needs, StepBatch, TeacherCount, TeacherFacts, TeacherOutputs
 from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
 from tfkd_fast.methods.professor import Professors, ProfessorSettings, losses, professors, training
 from tfkd_fast.methods.professor.lessons import Lessons, harder
 from tfkd_fast.methods.professor.networks import Discriminator, Professor
-from tfkd_fast.methods.taught.student import TaughtStudent
+from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.models import Features, FeatureShapes
 from tfkd_fast.runs.recipe import make_recipe
 
@@ -385,12 +385,15 @@ def test_staged_teaching_changes_at_half_of_the_run_in_place() -> None:
 
 
 class OfSeveral(KD):
-    teachers = (1, None)
+    @classmethod
+    def needs_for(cls, settings: TaughtSettings) -> Needs:
+        return replace(super().needs_for(settings), teachers=TeacherCount(1, None))
 
 
 @pytest.mark.parametrize("adjust", ["label-mix", "swap"])
 def test_teachers_can_be_adjusted_instead(adjust: str) -> None:
-    adjusted = {"teachers": {"adjust": adjust, "label_share": 0.2}, "loss": {"temperature": 3.0}}
+    share = {"label_share": 0.2} if adjust == "label-mix" else {}
+    adjusted = {"teachers": {"adjust": adjust, **share}, "loss": {"temperature": 3.0}}
     method = OfSeveral(KDSettings.model_validate(adjusted), context(teachers=2))
     batch = random_batch(2, teachers=2)
     result = method.teacher_logits(batch).double()
