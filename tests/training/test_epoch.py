@@ -258,11 +258,14 @@ def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
 @pytest.mark.parametrize("sources", [(), SOURCES])
 def test_a_captured_step_is_the_step(way: str, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     captured, population, _, plan = make(way, "cuda", sources=sources)
-    train(captured, plan, epochs=4)
+    runs = train(captured, plan, epochs=4)
     monkeypatch.setattr("tfkd_fast.training.capture.UNCAPTURED", 10**6)
     uncaptured, others, _, plan = make(way, "cuda", sources=sources)
-    train(uncaptured, plan, epochs=4)
+    expected = train(uncaptured, plan, epochs=4)
     for slot in range(3):
+        terms = runs[slot].training.terms
+        assert terms.keys() == ({"target", *sources} if sources else set())
+        assert terms == pytest.approx(expected[slot].training.terms, rel=2e-3, abs=2e-4)
         for name, value in others.candidate(slot)["weights"].items():
             torch.testing.assert_close(population.candidate(slot)["weights"][name], value, rtol=2e-3, atol=2e-4)
 

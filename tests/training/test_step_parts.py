@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tfkd_fast.data import Batch, DataSettings, Loader, Mixing, make_loader, missing_loaders, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import Context
-from tfkd_fast.methods.base import Loss, Needs, SingleStudent, StepBatch, TrainingStep
+from tfkd_fast.methods.base import Loss, Needs, SingleStudent, StepBatch, TrainingStatistics, TrainingStep
 from tfkd_fast.models import ModelSettings, build_model
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.training.epoch import EpochTrainer
@@ -46,7 +46,8 @@ def a_student() -> nn.Module:
 def a_loader(loader: str = "resident", count: int = COUNT) -> Loader:
     if reason := missing_loaders()[loader]:
         pytest.skip(f"the loader {loader} {reason}")
-    settings = DataSettings(batch_size=BATCH, loader=loader, workers=0)
+    here = {} if loader == "resident" else {"workers": 0}
+    settings = DataSettings(batch_size=BATCH, loader=loader, **here)
     digits = open_dataset(settings)
     images = digits.read_train().subset(torch.arange(count))
     return make_loader(images, digits, settings, COMPUTE.device, COMPUTE.dtype, seed=3)
@@ -169,6 +170,76 @@ def test_a_mixed_image_counts_both_labels(name: Any, loader: str) -> None:
         loss = share * F.cross_entropy(logits, batch.labels[0]) + (1 - share) * F.cross_entropy(logits, mixed.labels[0])
         reference_step(student, optimizer, loss)
     assert_same_weights(population, student)
+
+
+def run_epoch(method: SingleStudent, **parts: Any) -> TrainingStatistics:
+    loader = a_loader()
+    population = Population(a_student, 1)
+    trainer = EpochTrainer(population, method, loader, COMPUTE, SETTINGS, "sequential", lambda images: None, **parts)
+    (run,) = trainer.run(method.begin_interval(0), 0, [RATE] * len(loader), average=False)
+    return run.training
+
+
+def test_the_terms_of_a_loss_are_means_over_the_images() -> None:
+    method = WithHead()
+    head = copy.deepcopy(method.adapters["head"])
+    statistics = run_epoch(method)
+    student = a_student().train()
+    optimizer = an_optimizer([*student.parameters(), *head.parameters()])
+    sums = {"hard": 0.0, "weak": 0.0}
+    for batch in a_loader().epoch(0):
+        logits, features = student(batch.images, return_features=True)
+        hard = F.cross_entropy(logits, batch.labels)
+        weak = 0.5 * F.cross_entropy(head(features.after_relu[1].mean(dim=(-1, -2))), batch.labels)
+        reference_step(student, optimizer, hard + weak)
+        for name, term in (("hard", hard), ("weak", weak)):
+            sums[name] += term.item() * len(batch.labels)
+    assert statistics.terms == {name: pytest.approx(total / COUNT, rel=1e-4) for name, total in sums.items()}
+    assert statistics.loss == pytest.approx(sum(statistics.terms.values()), rel=1e-6)
+
+
+def test_the_terms_of_mixed_images_add_up_to_their_loss() -> None:
+    statistics = run_epoch(WithHead(), mixing=Mixing("mixup", 1.0, seed=3))
+    assert statistics.terms.keys() == {"hard", "weak"}
+    assert statistics.loss == pytest.approx(sum(statistics.terms.values()), rel=1e-6)
+    assert statistics.loss != pytest.approx(run_epoch(WithHead()).loss, rel=1e-4), "or nothing was mixed"
+
+
+def test_a_loss_of_one_term_is_not_told_twice() -> None:
+    assert run_epoch(Probe()).terms == {}
+
+
+class LossAlone(Probe):
+    """Gives no statistics."""
+
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        return Loss(super().loss(logits, batch).terms)
+
+
+def test_statistics_that_a_method_does_not_give_are_worked_out() -> None:
+    assert run_epoch(LossAlone()) == run_epoch(Probe())
+
+
+class Whimsical(Probe):
+    """Other terms in each step."""
+
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        (hard,) = super().loss(logits, batch).terms.values()
+        return Loss({f"part {len(self.steps)}": hard / 2, "rest": hard / 2})
+
+
+class Talkative(Probe):
+    """More terms than can be told apart."""
+
+    def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+        (hard,) = super().loss(logits, batch).terms.values()
+        return Loss({f"part {number}": hard / 20 for number in range(20)})
+
+
+@pytest.mark.parametrize("kind", [Whimsical, Talkative])
+def test_terms_that_cannot_be_told_apart_are_refused(kind: type[Probe]) -> None:
+    with pytest.raises(ValueError, match="must have the same names in all steps of a phase, 16 at most: got part"):
+        run_epoch(kind())
 
 
 class LooksAhead(WithHead):

@@ -67,7 +67,8 @@ class Grade(nn.Module):
             watch: is shown what each stage gives to the next, while the network is in training mode.
         """
         super().__init__()
-        assert isinstance(student, VGG | ResidualNetwork)
+        if not isinstance(student, VGG | ResidualNetwork):
+            raise TypeError(f"a {type(student).__name__} has no stages that a grade could consist of")
         self.student, self.head = student, head
         self._stages, self._watch = stages, watch
 

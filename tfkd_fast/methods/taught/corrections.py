@@ -5,9 +5,18 @@ that the student is taught at: the result is logits whose softmax at that temper
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+Correction = Callable[[Tensor, Tensor], Tensor]
+"""What the label makes of logits: logits (...,C) and labels (...) int64 to logits (...,C)."""
+
+
+def uncorrected(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits as they are."""
+    return logits
 
 
 def label_mixed(logits: Tensor, labels: Tensor, share: float, temperature: float) -> Tensor:

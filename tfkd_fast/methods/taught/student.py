@@ -1,6 +1,7 @@
 """What methods have in common whose student learns from teachers: networks of finished runs."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
 from tfkd_fast.methods.base import Context, Material, Needs, Plan, SingleStudent, StepBatch, TeacherCount, TeacherTable
 from tfkd_fast.methods.professor import Professors, ProfessorSettings
-from tfkd_fast.methods.taught.corrections import label_mixed, swapped
+from tfkd_fast.methods.taught.corrections import Correction, label_mixed, swapped, uncorrected
 from tfkd_fast.settings import Forms, Settings
 
 
@@ -89,11 +90,11 @@ class TaughtStudent(SingleStudent):
                     f"teacher {teacher.name} knows {len(teacher.labels)} of the {context.num_classes} classes: "
                     "this method learns from teachers of all of them"
                 )
-        self._adjust = settings.teachers.adjust
-        self._label_share = settings.teachers.label_share if isinstance(settings.teachers, LabelMixTeachers) else 0.0
-        self._temperature = temperature
         self._professors: Professors | None = None
-        if self._adjust == "none" and settings.professor is None:
+        self._corrected: Correction = uncorrected
+        """What the label makes of the logits (n,B,C) of one teacher, for labels (n,B)."""
+        adjust = settings.teachers.adjust
+        if adjust == "none" and settings.professor is None:
             return
         if temperature is None:
             raise UserError(
@@ -101,20 +102,25 @@ class TaughtStudent(SingleStudent):
                 "teachers.adjust to none and leave out the [professor] table"
             )
         if settings.professor is not None:
-            if self._adjust != "none":
+            if adjust != "none":
                 raise UserError(
-                    f"teachers.adjust {self._adjust} is what a professor is compared with: set it to none, or leave "
+                    f"teachers.adjust {adjust} is what a professor is compared with: set it to none, or leave "
                     "out the [professor] table"
                 )
             self._professors = Professors(settings.professor, context, temperature)
+        match settings.teachers:
+            case LabelMixTeachers(label_share=share):
+                self._corrected = partial(label_mixed, share=share, temperature=temperature)
+            case SwapTeachers():
+                self._corrected = swapped
 
     def teacher_logits(self, batch: StepBatch) -> Tensor:
         """(n,M,B,C) float32, from all M teachers, refined."""
         if self._professors is not None:
             return self._professors.refine(batch)
         if len(batch.teachers) == 1:
-            return self._adjusted(batch.teachers[0].logits, batch.labels).unsqueeze(1)
-        return torch.stack([self._adjusted(teacher.logits, batch.labels) for teacher in batch.teachers], dim=1)
+            return self._corrected(batch.teachers[0].logits, batch.labels).unsqueeze(1)
+        return torch.stack([self._corrected(teacher.logits, batch.labels) for teacher in batch.teachers], dim=1)
 
     def prepare(self, material: Material) -> Iterable[Event]:
         return () if self._professors is None else self._professors.fit(material)
@@ -135,17 +141,6 @@ class TaughtStudent(SingleStudent):
         super().load_state_dict(state)
         if self._professors is not None:
             self._professors.load_state_dict(state["professors"])
-
-    def _adjusted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(n,B,C), for labels (n,B)."""
-        match self._adjust:
-            case "label-mix":
-                assert self._temperature is not None
-                return label_mixed(logits, labels, self._label_share, self._temperature)
-            case "swap":
-                return swapped(logits, labels)
-            case _:
-                return logits
 
 
 def _in_words(teachers: TeacherCount) -> str:

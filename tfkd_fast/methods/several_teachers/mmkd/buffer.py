@@ -40,8 +40,13 @@ class HardBuffer:
             kept.index_copy_(0, slots, torch.where(chosen, new, kept.index_select(0, slots)))
 
     def draw(self, count: int, step: int) -> Batch:
-        """As many different images, at random; the buffer is full."""
-        assert self._kept is not None
+        """As many different images, at random.
+
+        Raises:
+            ValueError: for a buffer that is not full.
+        """
+        if self._kept is None or not self.full:
+            raise ValueError("images are drawn from a full buffer: see HardBuffer.full")
         slots = self._shuffled(Purpose.HARD_BATCH, step, self._kept.labels.device)[:count]
         return Batch(*(kept.index_select(0, slots) for kept in self._kept))
 
