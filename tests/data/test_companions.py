@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tfkd_fast.data import DataSettings, make_loader, open_dataset
+from tests.data.loaders.batches import data_settings
+from tfkd_fast.data import make_loader, open_dataset
 from tfkd_fast.data.companions import companion_order
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def test_the_companions_of_a_step_are_the_images_of_the_step_before() -> None:
 
 @pytest.mark.parametrize("loader", ["resident", "torchvision"])
 def test_a_restricted_loader_shows_the_same_pixels_of_fewer_images(loader: str) -> None:
-    settings = DataSettings(batch_size=16, loader=loader, workers=0)
+    settings = data_settings(loader, batch_size=16, workers=0)
     digits = open_dataset(settings)
     images = digits.read_train().subset(torch.arange(120))
     whole = make_loader(images, digits, settings, CPU, torch.float32, seed=2)
@@ -75,7 +76,7 @@ def test_a_restricted_loader_shows_the_same_pixels_of_fewer_images(loader: str) 
 
 @pytest.mark.parametrize("loader", ["resident", "torchvision"])
 def test_repeated_augmentation_in_new_orders(loader: str) -> None:
-    settings = DataSettings(batch_size=16, loader=loader, workers=0)
+    settings = data_settings(loader, batch_size=16, workers=0)
     digits = open_dataset(settings)
     images = digits.read_train().subset(torch.arange(48))
     repeating = make_loader(images, digits, settings, CPU, torch.float32, seed=2).with_augmentation_period(2)

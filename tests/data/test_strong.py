@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.data.loaders.batches import data_settings
 from tfkd_fast.data import Dataset, DataSettings, Loader, make_loader, missing_loaders, open_dataset
 from tfkd_fast.data.companions import COMPANION_STREAM
 from tfkd_fast.data.strong import augment_strongly
@@ -129,7 +130,7 @@ def digits() -> Dataset:
 
 
 def a_loader(name: str) -> Loader:
-    settings = DataSettings(batch_size=16, loader=name, workers=0)
+    settings = data_settings(name, batch_size=16, workers=0)
     images = digits().read_train().subset(torch.arange(40))
     return make_loader(images, digits(), settings, CPU, torch.float32, seed=3)
 

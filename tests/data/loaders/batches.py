@@ -22,10 +22,17 @@ def dataset_of(shape: tuple[int, int, int], flip: bool = True) -> Dataset:
     return Dataset("random", ["a", "b"], shape, flip=flip, read_train=lambda: images, read_test=lambda: images)
 
 
+def data_settings(loader: str, **values: Any) -> DataSettings:
+    """The `[data]` table for a loader; the resident one has no workers."""
+    if loader == "resident":
+        values.pop("workers", None)
+    return DataSettings(**({"loader": loader} | values))
+
+
 def loader_of(
     dataset: Dataset, loader: str, *, seed: int = 5, dtype: torch.dtype = torch.float32, **change: Any
 ) -> Loader:
-    settings = DataSettings(**({"loader": loader, "batch_size": 5, "workers": 0} | change))
+    settings = data_settings(loader, **({"batch_size": 5, "workers": 0} | change))
     return make_loader(dataset.read_train(), dataset, settings, CPU, dtype, seed)
 
 
