@@ -20,7 +20,9 @@ from torch import Tensor
 from tfkd_fast.kernels.common import (
     LOG2_E,
     WARPS,
+    candidate_and_block,
     computed,
+    divisible,
     load_labels,
     on_device,
     pick,
@@ -111,8 +113,8 @@ def _survey(
     classes: tl.tensor, blocks: tl.tensor,
     ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    classes = classes // ALIGNMENT * ALIGNMENT
+    candidate, block = candidate_and_block(blocks)
+    classes = divisible(classes, ALIGNMENT)
     index = tl.arange(0, SUMS)
     sums = tl.zeros((SUMS,), tl.float64)
     for begin in range(block * ROWS, samples, blocks * ROWS):
@@ -175,8 +177,8 @@ def _narrow(
     candidates: tl.tensor, samples: tl.tensor, classes: tl.tensor, blocks: tl.tensor,
     ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
 ) -> None:  # fmt: skip
-    candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    classes = classes // ALIGNMENT * ALIGNMENT
+    candidate, block = candidate_and_block(blocks)
+    classes = divisible(classes, ALIGNMENT)
     index = tl.arange(0, SUMS)
     search, low, width = _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
     sums = tl.zeros((SUMS,), tl.float64)
@@ -206,8 +208,8 @@ def _cross(
     pass_: tl.tensor, candidates: tl.tensor, samples: tl.tensor, classes: tl.tensor, blocks: tl.tensor,
     ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
 ) -> None:  # fmt: skip
-    candidate, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    classes = classes // ALIGNMENT * ALIGNMENT
+    candidate, block = candidate_and_block(blocks)
+    classes = divisible(classes, ALIGNMENT)
     search, low, width = _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
     b = tl.exp(low + 0.5 * width)
     nll = tl.zeros((), tl.float64)

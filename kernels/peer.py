@@ -8,7 +8,6 @@ small probabilities. Of each class the highest prediction is kept apart, with it
 then a sum without it, and any other candidate takes away no more than the highest that is added back.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,28 +15,39 @@ from torch import Tensor
 from tfkd_fast.kernels.common import (
     LN_2,
     LOG2_E,
-    LOWEST,
     WARPS,
     Shape,
-    add_partial_sums,
-    add_to_softmax,
     computed,
-    gradient_scale,
+    divisible,
     load_labels,
-    new_loss,
     on_device,
     pick,
     programs_at_once,
     registers,
-    setting,
     shape_of,
-    softmax_terms,
     stride_of_candidates,
-    sum_of_present,
-    total_softmax,
+)
+from tfkd_fast.kernels.losses import (
+    Results,
+    add_cross_entropy,
+    add_partial_sums,
+    gradient_scale,
+    hard_loss,
+    load_classes,
+    load_tile,
+    new_results,
+    online_softmax,
+    setting,
+    soft_loss,
+    softmax_of,
+    store_gradient,
+    store_tile,
+    tile_of,
     weighted,
     write_loss,
 )
+
+NOT_SPECIALIZED = ["candidates", "batch", "blocks", "labels_stride", "alpha_stride"]
 
 
 @triton.jit
@@ -65,22 +75,20 @@ def _mean_prediction(
 
 @triton.jit
 def _write_losses(
-    loss: tl.tensor, partial: tl.tensor, losses: tl.tensor, index: tl.tensor, candidates: tl.tensor, block: tl.tensor,
-    blocks: tl.tensor, batch: tl.tensor, MEAN: tl.constexpr,
+    out: Results, losses: tl.tensor, index: tl.tensor, candidates: tl.tensor, block: tl.tensor, blocks: tl.tensor,
+    batch: tl.tensor, MEAN: tl.constexpr,
 ) -> None:  # fmt: skip
     """Sums over the batch, or over a program's part of it, of all candidates."""
-    present = index < candidates
-    if partial is not None:
-        tl.store(partial + index * blocks + block, losses, mask=present)
-    elif loss is not None:
+    if out.partial is not None:
+        tl.store(out.partial + index * blocks + block, losses, mask=index < candidates)
+    elif out.total_loss is not None:
         for p in range(candidates):
-            write_loss(loss, p, pick(losses, index, p), batch, MEAN)
+            write_loss(out.total_loss, p, pick(losses, index, p), batch, MEAN)
 
 
-@triton.jit(do_not_specialize=["candidates", "batch", "blocks", "labels_stride", "alpha_stride"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _rows_in_registers(
-    logits: tl.tensor, labels: tl.tensor, temperature: tl.tensor, alpha: tl.tensor, gradient: tl.tensor,
-    sample_loss: tl.tensor, loss: tl.tensor, partial: tl.tensor,
+    logits: tl.tensor, labels: tl.tensor, temperature: tl.tensor, alpha: tl.tensor, out: Results,
     candidates: tl.tensor, batch: tl.tensor, classes: tl.tensor, blocks: tl.tensor, labels_stride: tl.tensor,
     alpha_stride: tl.tensor,
     INCLUDE_SELF: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
@@ -88,63 +96,47 @@ def _rows_in_registers(
 ) -> None:  # fmt: skip
     """Each program takes every `blocks`-th tile of ROWS samples. CANDIDATES is a power of 2, at least `candidates`."""
     block = tl.program_id(0)
-    classes = classes // ALIGNMENT * ALIGNMENT  # the same number, which the compiler now knows to be divisible
-    column = tl.arange(0, COLUMNS)
+    classes = divisible(classes, ALIGNMENT)
     index = tl.arange(0, CANDIDATES)
     t = tl.load(temperature)
     losses = tl.zeros((CANDIDATES,), tl.float64)
 
     for first in range(block * ROWS, batch, blocks * ROWS):
-        sample = first + tl.arange(0, ROWS)
-        present = sample < batch
-        inside = present[:, None] & (column < classes)[None, :]
-
         rest = tl.zeros((ROWS, COLUMNS), T)
         highest_prediction = tl.zeros((ROWS, COLUMNS), T)
         owner = tl.full((ROWS, COLUMNS), -1, tl.int32)
         for p in range(candidates):
-            row = (tl.cast(p, tl.int64) * batch + sample) * classes
-            z = tl.load(logits + row[:, None] + column[None, :], mask=inside, other=float("-inf")).to(T)
-            _, e, total = softmax_terms(z, tl.max(z, 1), t)
-            rest, highest_prediction, owner = _add_prediction(e / total[:, None], p, rest, highest_prediction, owner)
+            tile = tile_of(tl.cast(p, tl.int64), first, batch, classes, ROWS, COLUMNS)
+            z = load_tile(logits, tile.row, tile, T)
+            softmax = softmax_of(z, tl.max(z, 1), t)
+            prediction = softmax.power / softmax.total[:, None]
+            rest, highest_prediction, owner = _add_prediction(prediction, p, rest, highest_prediction, owner)
 
         for p in range(candidates):
-            candidate = tl.cast(p, tl.int64)
-            soft = setting(alpha, candidate, alpha_stride, 1.0, T)
-            hard = 1.0 - soft
-            row = (candidate * batch + sample) * classes
-            label, in_range = load_labels(labels, candidate, labels_stride, sample, present, classes)
+            tile = tile_of(tl.cast(p, tl.int64), first, batch, classes, ROWS, COLUMNS)
+            soft = setting(alpha, tile.candidate, alpha_stride, 1.0, T)
+            label, in_range = load_labels(labels, tile.candidate, labels_stride, tile.sample, tile.present, classes)
             scale = gradient_scale(batch, in_range, MEAN, T)
-            z = tl.load(logits + row[:, None] + column[None, :], mask=inside, other=float("-inf")).to(T)
-            highest = tl.max(z, 1)
-            x, e, total = softmax_terms(z, highest, t)
-            log_total = tl.log2(total)
-            own = e / total[:, None]
+            z = load_tile(logits, tile.row, tile, T)
+            softmax = softmax_of(z, tl.max(z, 1), t)
+            own = softmax.power / softmax.total[:, None]
             q = _mean_prediction(own, p, candidates, rest, highest_prediction, owner, INCLUDE_SELF)
-            divergence = tl.sum(weighted(q, tl.log2(q) - (x - log_total[:, None])), 1)
-            value = weighted(soft, t * t * LN_2 * divergence)
+            surprise = tl.log2(q) - (softmax.exponent - softmax.log_total[:, None])
+            value = soft_loss(soft, t, tl.sum(weighted(q, surprise), 1))
             slope = (soft * t * scale)[:, None] * (own - q)
+            own_logit = tl.load(logits + tile.row + label, mask=tile.present, other=0.0).to(T)
+            value, slope, _, _ = add_cross_entropy(
+                value, slope, softmax, z, own_logit, label, tile, 1.0 - soft, scale, t, False
+            )
+            loss = store_tile(out, tile, batch, tl.where(in_range, value, float("nan")), slope)
+            losses += tl.where(index == p, loss, 0.0)
 
-            if (t != 1.0) & (hard != 0.0):  # the softmax at temperature 1
-                x, e, total = softmax_terms(z, highest, tl.full((), 1.0, T))
-                log_total = tl.log2(total)
-            own_logit = tl.load(logits + row + label, mask=present, other=0.0).to(T)
-            value += weighted(hard, (log_total - (own_logit - highest) * LOG2_E) * LN_2)
-            value = tl.where(in_range, value, float("nan"))
-            is_own = column[None, :] == label[:, None]
-            slope += (hard * scale)[:, None] * (e / total[:, None] - is_own.to(T))
-            tl.store(gradient + row[:, None] + column[None, :], slope.to(gradient.dtype.element_ty), mask=inside)
-            if sample_loss is not None:
-                tl.store(sample_loss + candidate * batch + sample, value, mask=present)
-            losses += tl.where(index == p, sum_of_present(value, present), 0.0)
-
-    _write_losses(loss, partial, losses, index, candidates, block, blocks, batch, MEAN)
+    _write_losses(out, losses, index, candidates, block, blocks, batch, MEAN)
 
 
-@triton.jit(do_not_specialize=["candidates", "batch", "blocks", "labels_stride", "alpha_stride"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _rows_in_blocks(
-    logits: tl.tensor, labels: tl.tensor, temperature: tl.tensor, alpha: tl.tensor, gradient: tl.tensor,
-    sample_loss: tl.tensor, loss: tl.tensor, partial: tl.tensor,
+    logits: tl.tensor, labels: tl.tensor, temperature: tl.tensor, alpha: tl.tensor, out: Results,
     candidates: tl.tensor, batch: tl.tensor, classes: tl.tensor, blocks: tl.tensor, labels_stride: tl.tensor,
     alpha_stride: tl.tensor,
     INCLUDE_SELF: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
@@ -155,8 +147,7 @@ def _rows_in_blocks(
     What is known of each candidate's row is in vectors of CANDIDATES.
     """
     block = tl.program_id(0)
-    classes = classes // ALIGNMENT * ALIGNMENT
-    column = tl.arange(0, COLUMNS)
+    classes = divisible(classes, ALIGNMENT)
     index = tl.arange(0, CANDIDATES)
     t = tl.load(temperature)
     rate = 1.0 / (t * LN_2)
@@ -170,20 +161,10 @@ def _rows_in_blocks(
         plain_total_of = tl.full((CANDIDATES,), 1.0, T)
         for p in range(candidates):
             row = (tl.cast(p, tl.int64) * batch + sample) * classes
-            highest_of_place = tl.full((COLUMNS,), LOWEST, T)
-            total_of_place = tl.zeros((COLUMNS,), T)
-            plain_total_of_place = tl.zeros((COLUMNS,), T)
-            for start in range(0, classes, COLUMNS):
-                c = start + column
-                z = tl.load(logits + row + c, mask=c < classes, other=float("-inf")).to(T)
-                total_of_place = add_to_softmax(z, highest_of_place, total_of_place, rate)
-                plain_total_of_place = add_to_softmax(z, highest_of_place, plain_total_of_place, LOG2_E)
-                highest_of_place = tl.where(z > highest_of_place, z, highest_of_place)
-            here = index == p
-            highest_of = tl.where(here, tl.max(highest_of_place, 0), highest_of)
-            total_of = tl.where(here, total_softmax(highest_of_place, total_of_place, rate), total_of)
-            plain_total = total_softmax(highest_of_place, plain_total_of_place, LOG2_E)
-            plain_total_of = tl.where(here, plain_total, plain_total_of)
+            highest, total, plain_total = online_softmax(logits + row, classes, rate, True, T, COLUMNS)
+            highest_of = tl.where(index == p, highest, highest_of)
+            total_of = tl.where(index == p, total, total_of)
+            plain_total_of = tl.where(index == p, plain_total, plain_total_of)
 
         present = index < candidates
         row_of = (index.to(tl.int64) * batch + sample) * classes
@@ -193,18 +174,18 @@ def _rows_in_blocks(
         scale_of = gradient_scale(batch, in_range_of, MEAN, T)
         divergence_of = tl.zeros((CANDIDATES,), T)
         for start in range(0, classes, COLUMNS):
-            c = start + column
+            c = start + tl.arange(0, COLUMNS)
             rest = tl.zeros((COLUMNS,), T)
             highest_prediction = tl.zeros((COLUMNS,), T)
             owner = tl.full((COLUMNS,), -1, tl.int32)
             for p in range(candidates):
                 row = (tl.cast(p, tl.int64) * batch + sample) * classes
-                z = tl.load(logits + row + c, mask=c < classes, other=float("-inf")).to(T)
-                prediction = tl.exp2((z - pick(highest_of, index, p)) * rate) / pick(total_of, index, p)
+                x = (load_classes(logits + row, c, classes, T) - pick(highest_of, index, p)) * rate
+                prediction = tl.exp2(x) / pick(total_of, index, p)
                 rest, highest_prediction, owner = _add_prediction(prediction, p, rest, highest_prediction, owner)
             for p in range(candidates):
                 row = (tl.cast(p, tl.int64) * batch + sample) * classes
-                z = tl.load(logits + row + c, mask=c < classes, other=float("-inf")).to(T)
+                z = load_classes(logits + row, c, classes, T)
                 highest, total = pick(highest_of, index, p), pick(total_of, index, p)
                 x = (z - highest) * rate
                 own = tl.exp2(x) / total
@@ -216,17 +197,17 @@ def _rows_in_blocks(
                 scale = pick(scale_of, index, p)
                 slope = pick(soft, index, p) * t * scale * (own - q)
                 slope += pick(hard, index, p) * scale * (plain - is_own.to(T))
-                tl.store(gradient + row + c, slope.to(gradient.dtype.element_ty), mask=c < classes)
+                store_gradient(out.gradient + row + c, slope, c < classes)
 
         own_logit = tl.load(logits + row_of + label_of, mask=present, other=0.0).to(T)
-        values = weighted(soft, t * t * LN_2 * divergence_of)
-        values += weighted(hard, (tl.log2(plain_total_of) - (own_logit - highest_of) * LOG2_E) * LN_2)
+        values = soft_loss(soft, t, divergence_of)
+        values += hard_loss(hard, tl.log2(plain_total_of), (own_logit - highest_of) * LOG2_E)
         values = tl.where(in_range_of, values, float("nan"))
-        if sample_loss is not None:
-            tl.store(sample_loss + index.to(tl.int64) * batch + sample, values, mask=present)
+        if out.sample_loss is not None:
+            tl.store(out.sample_loss + index.to(tl.int64) * batch + sample, values, mask=present)
         losses += values.to(tl.float64)
 
-    _write_losses(loss, partial, losses, index, candidates, block, blocks, batch, MEAN)
+    _write_losses(out, losses, index, candidates, block, blocks, batch, MEAN)
 
 
 def peer_loss(
@@ -236,24 +217,19 @@ def peer_loss(
     logits, labels = logits.contiguous(), labels.contiguous()
     shape = _more_programs(shape_of(logits), logits)
     blocks = shape.blocks(logits, together=True)
-    mean, each = reduction == "mean", reduction == "none"
-    gradient, loss = torch.empty_like(logits), new_loss(logits, reduction)
-    total = None if each else loss
-    partial = None
-    if blocks > 1 and not each:
-        partial = logits.new_empty((shape.candidates, blocks, 1), dtype=torch.float64)
+    out = new_results(logits, shape, blocks, reduction)
     kernel = _rows_in_registers if shape.in_registers else _rows_in_blocks
     with on_device(logits):
         kernel[(blocks,)](
-            logits, labels, temperature, alpha, gradient, loss if each else None, total, partial,
+            logits, labels, temperature, alpha, out,
             shape.candidates, shape.batch, shape.classes, blocks,
             stride_of_candidates(labels, 1), stride_of_candidates(alpha, 0),
-            INCLUDE_SELF=include_self, MEAN=mean, ALIGNMENT=shape.alignment, T=computed(logits)[1],
+            INCLUDE_SELF=include_self, MEAN=reduction == "mean", ALIGNMENT=shape.alignment, T=computed(logits)[1],
             CANDIDATES=triton.next_power_of_2(shape.candidates),
             ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=registers(logits),
         )  # fmt: skip
-        add_partial_sums(partial, (total, None, None, None), shape.candidates, blocks, shape.batch, mean)
-    return loss, gradient
+        add_partial_sums(out, shape, blocks, reduction)
+    return out.loss, out.gradient
 
 
 def _more_programs(shape: Shape, logits: Tensor) -> Shape:
