@@ -198,11 +198,16 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+# tfkd_fast/kernels is a link to the folder. Where links are not checked out (git on Windows makes a text file of one),
+# the package is mapped to the folder itself: the same wheel.
+UNLINKED = [] if (ROOT / "tfkd_fast" / "kernels").is_dir() else ["tfkd_fast.kernels"]
+
 setup(
     # A build dependency only where the environment has none: any torch >= 2.11 serves, and a second copy is large.
     setup_requires=["torch>=2.11"] if find_compiler() and not find_torch() else [],
-    package_dir={"": "."},  # so that an editable installation is a path, which type checkers and editors follow
-    packages=find_packages(include=["tfkd_fast*"]),
+    # The root, so that an editable installation is a path, which type checkers and editors follow.
+    package_dir={"": ".", **dict.fromkeys(UNLINKED, "kernels")},
+    packages=find_packages(include=["tfkd_fast*"]) + UNLINKED,
     package_data={
         "tfkd_fast": ["py.typed"],
         "tfkd_fast.recipes": ["*.toml", "policies/*.safetensors"],
@@ -214,7 +219,10 @@ setup(
         Extension(
             "tfkd_fast.native.libtfkd_fast",
             sources=[],
-            depends=["CMakeLists.txt", *(str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("csrc/*/*")))],
+            depends=[
+                "CMakeLists.txt",
+                *(str(f.relative_to(ROOT)) for f in sorted(ROOT.glob("csrc/**/*")) if f.is_file()),
+            ],
         )
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},

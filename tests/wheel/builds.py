@@ -21,7 +21,12 @@ NO_CUDA = {"CUDACXX": "/nonexistent/nvcc"}
 
 def build_wheel(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The hook that pip calls, without isolation."""
-    code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    return build("wheel", source, **environment)
+
+
+def build(kind: str, source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The hook for a wheel or an sdist."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}('dist')"
     kept = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "CUDAARCHS")}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=source, env=kept | environment, capture_output=True, text=True

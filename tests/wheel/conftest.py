@@ -7,6 +7,8 @@ import pytest
 
 from tests.wheel.builds import ENTRIES, ROOT
 
+IGNORED = shutil.ignore_patterns("__pycache__", "native")
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
@@ -15,7 +17,7 @@ def source(tmp_path: Path) -> Path:
     copy.mkdir()
     for entry in ENTRIES:
         if (ROOT / entry).is_dir():
-            shutil.copytree(ROOT / entry, copy / entry, ignore=shutil.ignore_patterns("__pycache__", "native"))
+            shutil.copytree(ROOT / entry, copy / entry, symlinks=True, ignore=IGNORED)
         else:
             shutil.copy(ROOT / entry, copy / entry)
     return copy
@@ -25,8 +27,10 @@ def source(tmp_path: Path) -> Path:
 def small_source(source: Path) -> Path:
     """The same with a single, empty operator, which compiles in seconds."""
     for folder in source.glob("csrc/*"):
-        if folder.name != "build_info":
+        if folder.name not in ("build_info", "common"):
             shutil.rmtree(folder)
+    for file in source.glob("csrc/common/*.cpp"):
+        file.unlink()
     (source / "csrc" / "empty").mkdir()
     (source / "csrc" / "empty" / "cpu.cpp").write_text("#include <torch/csrc/stable/library.h>\n")
     return source
