@@ -1,4 +1,4 @@
-"""Policies that are learned over whole runs, and the students that a controller outside of a run teaches."""
+"""Learning of policies over whole runs, and students that a controller outside of a run steers."""
 
 from tfkd_fast.policies.learn import learn_policy
 from tfkd_fast.policies.students import Students

@@ -1,4 +1,4 @@
-"""Learn a policy over whole runs, into a folder that the search can go on from."""
+"""Learning of a policy over whole runs, in a folder that the search can continue from."""
 
 import json
 from collections.abc import Callable
@@ -15,17 +15,28 @@ from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, a
 from tfkd_fast.steering.control.settings import RandomSettings, SampledPolicySettings
 
 LOG = "generations.jsonl"
+"""Name of the log of a search: one line for each generation."""
 
 
 def learn_policy(
     recipe: Recipe, out: Path, *, generations: int, students: int, on_generation: Callable[[int, Generation], None]
 ) -> Path:
-    """Search for a policy of the recipe's target; returns its file, `policy.safetensors` in `out`.
+    """Search for a policy for the recipe's target, see `PolicySearch`.
 
-    The file is written after every generation. A folder with fewer generations than asked for goes on.
+    The policy file is written after every generation. A folder with fewer generations is continued.
+
+    Args:
+        recipe: the recipe that students train by.
+        out: folder of the search.
+        generations: number of generations in all.
+        students: number of students of a generation.
+        on_generation: called with the number and the result of every new generation.
+
+    Returns:
+        The policy file, `policy.safetensors` in `out`.
 
     Raises:
-        UserError: for a folder that holds another search, and for a recipe that leaves nothing to steer.
+        UserError: the folder holds another search, or the recipe leaves nothing to steer.
     """
     folder, log = RunFolder(out), out / LOG
     wanted = recipe.to_toml()
@@ -40,7 +51,7 @@ def learn_policy(
     fleet = Students(recipe, students)
     settings = recipe.options
     assert isinstance(settings, ControlledTargetsSettings)  # Students refuses others
-    own = settings.controller  # what it says of a policy holds; any other controller says nothing
+    own = settings.controller  # gives the bounds of the policy's deviation if it has a policy
     search = PolicySearch(
         fleet.space,
         own if isinstance(own, SampledPolicySettings) else RandomSettings(name="random"),

@@ -1,4 +1,4 @@
-"""Students that somebody outside teaches, interval by interval: the engine under `control.TargetControlEnv`."""
+"""Students that a caller steers interval by interval: the training behind `control.TargetControlEnv`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,18 +25,19 @@ from tfkd_fast.training.population import Population
 
 
 class Students:
-    """A `control.StudentFleet` of `count` students of a recipe: each is a trajectory of its own, without selection.
+    """A `control.StudentFleet` of students of a recipe: each is a trajectory of its own, without selection.
 
-    Data, network, optimiser, schedule and target are the recipe's, and so are interval, warm-up and cooldown; its
-    controller and its selection are not used. A student of seed s has the weights of a run of seed s, and data order
-    and augmentation of the random stream s under the recipe's seed. It is judged on held-out images by averaged weights
-    or after the cooldown, as a controller would see it; test images stay sealed while it trains.
+    Data, network, optimiser, schedule, target, interval, warm-up and cooldown are the recipe's; its controller and its
+    selection are not used. A student of seed s has the weights of a run of seed s, and the data order and augmentation
+    of the random stream s under the recipe's seed. It is judged on held-out images by averaged weights or after the
+    cooldown, as for a controller; test images stay sealed while it trains.
     """
 
     def __init__(self, recipe: Recipe, count: int = 1) -> None:
-        """
+        """Prepare `count` >= 1 students.
+
         Raises:
-            UserError: for a recipe that holds nothing out, or whose target leaves nothing to steer.
+            UserError: the recipe holds nothing out, or leaves nothing to steer.
         """
         if count < 1:
             raise ValueError(f"count must be 1 or more, got {count}")
@@ -57,22 +58,26 @@ class Students:
         self.trainer = parts.epochs
         self._untaught = self._method.state_dict()
         self._epoch = 0
-        self._snapshots: list[Snapshot] = []  # none before the start, and after somebody diverged
+        self._snapshots: list[Snapshot] = []  # empty before the start, and after a student diverged
 
     @property
     def space(self) -> ActionSpace:
-        """What an action steers."""
+        """The space of an action."""
         return self._method.space
 
     @property
     def action_names(self) -> tuple[str, ...]:
+        """A names, one for each number of an action."""
         return self.space.action_names
 
     def start(self, seeds: Sequence[int]) -> list[Snapshot]:
-        """New students, after the warm-up where the recipe has one. What was captured and compiled serves them, too.
+        """Start new students, including the warm-up of the recipe; captured and compiled steps are reused.
+
+        Args:
+            seeds: one seed for each student, 0 .. 2**32 - 1.
 
         Raises:
-            UserError: the loss was not finite in the warm-up, which knows no actions.
+            UserError: the loss was not finite in the warm-up, which does not depend on actions.
         """
         if len(seeds) != self.count or not all(0 <= seed < 2**32 for seed in seeds):
             raise ValueError(f"seeds must be {self.count} numbers in 0 .. 2**32 - 1, got {list(seeds)}")
@@ -87,7 +92,7 @@ class Students:
         return self._snapshots
 
     def train(self, actions: Tensor) -> list[Snapshot | None]:
-        """One decision interval under actions (P,A), see `control.StudentFleet.train`."""
+        """Train for one decision interval under actions (P,A), see `control.StudentFleet.train`."""
         if not self._snapshots or self._epoch == self.epochs:
             raise RuntimeError("the students have not started, or are through: call start")
         if actions.shape != (self.count, len(self.action_names)):
