@@ -18,6 +18,8 @@ from tfkd_fast.events import Event, RunFinished, RunStarted, TargetApplied, from
 from tfkd_fast.report import read_run, write_report
 from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.replay import replay_table
+from tfkd_fast.study import Run, StudyFolder, results
+from tfkd_fast.study.plan import make_study
 
 OLD_RUNS = Path(__file__).with_name("old_runs")
 OLD = sorted(path.name for path in OLD_RUNS.iterdir())
@@ -270,3 +272,21 @@ def test_an_old_run_can_be_replayed() -> None:
     assert [entry["start"] for entry in table["controller"]["recorded"]] == [
         pytest.approx((event["first_epoch"] - 1) / 6) for event in applied
     ]
+
+
+def test_old_runs_stand_in_the_table_of_a_study(tmp_path: Path) -> None:
+    rows = "".join(f'[rows.{name}]\nmethod = "ce"\n' for name in ("tfkd-mrs", "education"))
+    study = make_study("old", f'seeds = [0]\nbaseline = "education"\n{rows}')
+    folder = StudyFolder(tmp_path)
+    for name in study.rows:
+        shutil.copytree(OLD_RUNS / name, folder.run(Run(study.rows[name], 0)).path)
+    runs = folder.finished(study, [0])
+    found = {line.row: line for line in results.lines(study, runs)}
+    for name in study.rows:
+        summary = json.loads((OLD_RUNS / name / "summary.json").read_text())
+        top1 = found[name].test_top1
+        assert top1 is not None
+        assert top1.mean == summary["test_top1"]
+    difference = found["tfkd-mrs"].difference
+    assert difference is not None
+    assert difference.mean == pytest.approx(runs["tfkd-mrs"][0]["test_top1"] - runs["education"][0]["test_top1"])

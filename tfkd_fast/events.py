@@ -426,7 +426,7 @@ class ProfessorJudged(Event):
     no difference."""
     spearman: Number
     """Rank correlation between the two over the wrong classes, where the teacher is right; NaN where not defined."""
-    verdict: str
+    verdict: str = ""
     """The comparison in one sentence."""
     warning: str = ""
     """What makes the comparison doubtful, in one sentence; empty where nothing does."""

@@ -1,6 +1,7 @@
 """What teachers, pathways, professors and grades leave in a log is on the page, in words, tables and charts."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.report.pages import Page, edit, nulled, page_of
-from tfkd_fast.events import to_line
-from tfkd_fast.methods.professor.training import Report
+from tfkd_fast.events import ProfessorJudged, to_line
+from tfkd_fast.methods.professor.training import in_words
 from tfkd_fast.report import read_run
 from tfkd_fast.report.teaching import MOST_PATHWAYS, shown_pathways
 
@@ -152,29 +153,51 @@ def test_pathways_of_which_none_is_used_are_told_in_words(make_run: MakeRun) -> 
     assert "Weights of the pathways" not in page.titles
 
 
-def line_of(report: Report) -> Line:
-    """What is logged of a professor."""
-    return json.loads(to_line(report.event(), 0.0))
+def professor(images: int, kept_images: int, teacher_top1: float, professor_top1: float, margin: float) -> Line:
+    """What is logged of the professor of a teacher that errs on 11 % of the images."""
+    judged = ProfessorJudged(
+        teacher="deep",
+        images=images,
+        epochs=7,
+        teacher_error=11.0,
+        kept_images=kept_images,
+        teacher_top1=teacher_top1,
+        professor_top1=professor_top1,
+        margin=margin,
+        spearman=0.972,
+    )
+    return json.loads(to_line(in_words(judged), 0.0))
 
 
 REPORTS = {
-    "no better": Report("deep", 220, 7, 11.0, 68, 98.53, 97.06, 2.04, 0.972),
-    "not clearly better": Report("deep", 220, 7, 11.0, 68, 97.06, 98.53, 2.04, 0.972),
-    "is better": Report("deep", 220, 7, 11.0, 1068, 95.0, 98.0, 1.1, 0.972),
+    "no better": professor(220, 68, 98.53, 97.06, 2.04),
+    "not clearly better": professor(220, 68, 97.06, 98.53, 2.04),
+    "is better": professor(220, 1068, 95.0, 98.0, 1.1),
 }
 
 
 @pytest.mark.parametrize("verdict", REPORTS)
 def test_a_professor_is_judged_in_words_and_figures(make_run: MakeRun, verdict: str) -> None:
-    page = page_of(taught_run(make_run, line_of(REPORTS[verdict])))
+    page = page_of(taught_run(make_run, REPORTS[verdict]))
     assert verdict in page.words
     assert [other for other in REPORTS if other in page.words] == [verdict]
     assert "Teachers" not in page.titles
 
 
 def test_the_figures_of_each_professor_stand_in_a_row(make_run: MakeRun) -> None:
-    told = Report("wide", 221, 7, 2.0, 69, 90.0, None, None, None)
-    page = page_of(taught_run(make_run, line_of(REPORTS["no better"]), line_of(told)))
+    nan = math.nan
+    told = ProfessorJudged(
+        teacher="wide",
+        images=221,
+        epochs=7,
+        teacher_error=2.0,
+        kept_images=69,
+        teacher_top1=90.0,
+        professor_top1=nan,
+        margin=nan,
+        spearman=nan,
+    )
+    page = page_of(taught_run(make_run, REPORTS["no better"], json.loads(to_line(in_words(told), 0.0))))
     assert table_rows(page, "Professors") == [
         ["deep", "98.53", "97.06", "-1.47 ± 2.04", "68", "0.972", "220", "11.0"],
         ["wide", "90.00", "–", "–", "69", "–", "221", "2.0"],
@@ -219,14 +242,14 @@ def places(chart: str, text: str, anchor: str = "start|middle") -> list[float]:
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_but_nan_has_a_page(make_run: MakeRun) -> None:
-    events = [shares(1), pathways(1, **{"0_0": 0.5}), line_of(REPORTS["no better"])]
+    events = [shares(1), pathways(1, **{"0_0": 0.5}), REPORTS["no better"]]
     page = page_of(taught_run(make_run, *(nulled(event) | {"time": 0.0} for event in events)))
     assert not re.search(r"\bnan\b", page.words + " ".join(page.labels), re.IGNORECASE)
     assert "0 of 1 in use." in page.words
 
 
 def test_names_are_escaped(make_run: MakeRun) -> None:
-    professor = line_of(REPORTS["no better"]) | {"teacher": "<b>", "verdict": "<u>", "warning": "<s>"}
+    professor = REPORTS["no better"] | {"teacher": "<b>", "verdict": "<u>", "warning": "<s>"}
     events = [shares(1, names=("<b>", "$x$")), pathways(1, **{"0_0 <b>": 0.5}), professor, grade(1, 1, 6, [2])]
     page = page_of(taught_run(make_run, *events, teachers=["<b>"]))
     assert not page.tags.keys() & {"b", "u", "s", "i"}

@@ -537,6 +537,12 @@ def test_the_rank_correlation_is_scipys() -> None:
     assert training.spearman(first[:, :2], second[:, :2], labels.clamp(max=1)).shape == (0,)
 
 
+def figures(**values: float) -> ProfessorJudged:
+    """Of a professor that learned from 400 images and is judged by 100."""
+    usual = {"teacher_error": 12.0, "teacher_top1": 70.0, "professor_top1": 69.0, "margin": 1.5, "spearman": 0.9}
+    return ProfessorJudged(teacher="run-0", images=400, epochs=3, kept_images=100, **usual | values)
+
+
 @pytest.mark.parametrize(
     ("top1", "sentence"),
     [
@@ -546,7 +552,7 @@ def test_the_rank_correlation_is_scipys() -> None:
     ],
 )
 def test_a_report_says_plainly_what_a_professor_is_worth(top1: float, sentence: str) -> None:
-    event = training.Report("run-0", 400, 3, 12.0, 100, 70.0, top1, 1.5, 0.9).event()
+    event = training.in_words(figures(professor_top1=top1))
     assert event.verdict.startswith(sentence)
     assert event.warning == ""
 
@@ -575,7 +581,7 @@ def test_the_margin_of_a_difference_is_that_of_its_pairs() -> None:
 
 
 def test_a_teacher_that_hardly_errs_is_warned_of() -> None:
-    warning = training.Report("run-0", 400, 3, 2.9, 100, 70.0, 69.0, 1.0, 0.9).event().warning
+    warning = training.in_words(figures(teacher_error=2.9)).warning
     assert "run-0 errs on 2.9 %" in warning
     assert "data.holdout" in warning
 

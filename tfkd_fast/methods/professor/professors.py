@@ -7,7 +7,6 @@ trained, cannot be read in public: all of it is our choice.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
-from tfkd_fast.events import Event
+from tfkd_fast.events import Event, ProfessorJudged
 from tfkd_fast.methods.base import Context, Material, StepBatch, TeacherOutputs
 from tfkd_fast.methods.professor.lessons import Lessons
 from tfkd_fast.methods.professor.networks import Professor
@@ -27,7 +26,7 @@ from tfkd_fast.methods.professor.settings import (
     SelectiveProfessorSettings,
     StagedProfessorSettings,
 )
-from tfkd_fast.methods.professor.training import Report, Training, judge
+from tfkd_fast.methods.professor.training import Training, judge
 from tfkd_fast.methods.taught.corrections import mixed
 from tfkd_fast.randomness import seeded
 
@@ -41,7 +40,7 @@ class Professors:
         self._temperature = temperature
         self._late = torch.zeros((), dtype=torch.bool, device=context.device)  # in the second half of the run
         self._professors = self._built()
-        self._reports: list[Report] = []
+        self._judged: list[ProfessorJudged] = []
 
     def fit(self, material: Material) -> Iterator[Event]:
         """Train them, and tell how each compares with its teacher.
@@ -81,8 +80,8 @@ class Professors:
             self._choose(trainings, choice, epoch + 1)
         for training in trainings:
             training.take_best()
-        self._reports = self._judged(kept, material, trainings)
-        yield from (report.event() for report in self._reports)
+        self._judged = self._judge(kept, material, trainings)
+        yield from self._judged
 
     def begin_epoch(self, epoch: int) -> None:
         """0-based, of the student."""
@@ -95,18 +94,18 @@ class Professors:
 
     def summary(self) -> list[dict[str, Any]]:
         """One a teacher."""
-        return [asdict(report) | {"verdict": report.verdict} for report in self._reports]
+        return [judged.model_dump(exclude={"warning"}) for judged in self._judged]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "professors": [professor.state_dict() for professor in self._professors],
-            "reports": [asdict(report) for report in self._reports],
+            "judged": [judged.model_dump() for judged in self._judged],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for professor, saved in zip(self._professors, state["professors"], strict=True):
             professor.load_state_dict(saved)
-        self._reports = [Report(**values) for values in state["reports"]]
+        self._judged = [ProfessorJudged(**values) for values in state["judged"]]
 
     def _built(self) -> list[Professor]:
         """Initialised from the seed of the run without touching the global random state."""
@@ -155,7 +154,7 @@ class Professors:
         for training, loss in zip(trainings, losses, strict=True):
             training.keep_if_best(loss, epochs)
 
-    def _judged(self, kept: list[Batch], material: Material, trainings: list[Training]) -> list[Report]:
+    def _judge(self, kept: list[Batch], material: Material, trainings: list[Training]) -> list[ProfessorJudged]:
         said: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in trainings]
         for batch in kept:
             teachers = material.teach(batch.images)

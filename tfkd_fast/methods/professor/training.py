@@ -1,7 +1,6 @@
 """How one professor is trained, and what came of it."""
 
 import math
-from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -121,64 +120,58 @@ class Training:
         return randomness.normal(words[0], words[1]).to(code.dtype)
 
 
-@dataclass(frozen=True)
-class Report:
-    """A professor beside its teacher. Accuracies are percent."""
+def judge(teacher: str, training: Training, said: list[tuple[Tensor, Tensor, Tensor]]) -> ProfessorJudged:
+    """Compare a professor with its teacher on images that neither learned from.
 
-    teacher: str
-    images: int  # that it learned from
-    epochs: int  # after which it was the best on images of their own; 0: it is its teacher
-    teacher_error: float  # on them, as they were shown
-    kept_images: int  # that neither learned from
-    teacher_top1: float  # on them, as below
-    professor_top1: float | None  # None where it is told the label
-    margin: float | None  # half of the 95 % interval of the difference, image by image
-    spearman: float | None  # between the two over the classes that are not the label, where the teacher is right
-
-    def event(self) -> ProfessorJudged:
-        return ProfessorJudged.model_validate(asdict(self) | {"verdict": self.verdict, "warning": self._warning})
-
-    @property
-    def verdict(self) -> str:
-        if self.professor_top1 is None or self.margin is None:
-            return "the professor is told the label, so its accuracy says nothing"
-        if not self.epochs:
-            return "the professor was never better than its teacher, and is that teacher"
-        gain = self.professor_top1 - self.teacher_top1
-        measured = f"{gain:+.1f} ± {self.margin:.1f} points on {self.kept_images} images that neither learned from"
-        if gain <= 0:
-            return f"the professor is no better than its teacher, {measured}"
-        clearly = "" if gain > self.margin else "not clearly "
-        return f"the professor is {clearly}better than its teacher, {measured}"
-
-    @property
-    def _warning(self) -> str:
-        if self.teacher_error >= LEAST_ERROR:
-            return ""
-        return (
-            f"teacher {self.teacher} errs on {self.teacher_error:.1f} % of what its professor learns from: "
-            f"below {LEAST_ERROR:g} % there is little to learn; make the images harder (professor.cutout, "
-            "professor.jitter) or hold more out from the teacher (data.holdout of its run)"
-        )
-
-
-def judge(teacher: str, training: Training, said: list[tuple[Tensor, Tensor, Tensor]]) -> Report:
-    """By the kept images: batches of logits (B,C) of the teacher and of its professor, and labels (B,)."""
+    Args:
+        teacher: name of the teacher.
+        training: the training of the professor.
+        said: batches of logits (B,C) of the teacher and of the professor, and labels (B,).
+    """
     logits, refined, labels = (torch.cat(parts) for parts in zip(*said, strict=True))
     right, refined_right = (z.argmax(1) == labels for z in (logits, refined))
     correlations = spearman(logits[right], refined[right], labels[right])
     difference = refined_right.double() - right.double()
     told = training.professor.told
-    return Report(
-        teacher,
-        training.images,
-        training.best_epochs,
-        training.teacher_error,
-        len(labels),
-        100.0 * float(right.double().mean()),
-        None if told else 100.0 * float(refined_right.double().mean()),
-        None if told else 196.0 * float(difference.std(correction=0)) / len(labels) ** 0.5,
-        float(correlations.mean()) if correlations.numel() else None,
+    figures = ProfessorJudged(
+        teacher=teacher,
+        images=training.images,
+        epochs=training.best_epochs,
+        teacher_error=training.teacher_error,
+        kept_images=len(labels),
+        teacher_top1=100.0 * float(right.double().mean()),
+        professor_top1=math.nan if told else 100.0 * float(refined_right.double().mean()),
+        margin=math.nan if told else 196.0 * float(difference.std(correction=0)) / len(labels) ** 0.5,
+        spearman=float(correlations.mean()) if correlations.numel() else math.nan,
+    )
+    return in_words(figures)
+
+
+def in_words(figures: ProfessorJudged) -> ProfessorJudged:
+    """The same figures with their verdict, and with a warning where there is one."""
+    return figures.model_copy(update={"verdict": _verdict(figures), "warning": _warning(figures)})
+
+
+def _verdict(figures: ProfessorJudged) -> str:
+    gain = figures.professor_top1 - figures.teacher_top1
+    if math.isnan(gain):
+        return "the professor is told the label, so its accuracy says nothing"
+    if not figures.epochs:
+        return "the professor was never better than its teacher, and is that teacher"
+    measured = f"{gain:+.1f} ± {figures.margin:.1f} points on {figures.kept_images} images that neither learned from"
+    if gain <= 0:
+        return f"the professor is no better than its teacher, {measured}"
+    clearly = "" if gain > figures.margin else "not clearly "
+    return f"the professor is {clearly}better than its teacher, {measured}"
+
+
+def _warning(figures: ProfessorJudged) -> str:
+    if figures.teacher_error >= LEAST_ERROR:
+        return ""
+    return (
+        f"teacher {figures.teacher} errs on {figures.teacher_error:.1f} % of what its professor learns from: "
+        f"below {LEAST_ERROR:g} % there is little to learn; make the images harder (professor.cutout, "
+        "professor.jitter) or hold more out from the teacher (data.holdout of its run)"
     )
 
 
