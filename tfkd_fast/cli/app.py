@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import tfkd_fast
 from tfkd_fast import api
 from tfkd_fast.cli.bench import measure, show
 from tfkd_fast.cli.display import Display
 from tfkd_fast.cli.doctor import examine
 from tfkd_fast.cli.methods import show_method, show_methods
+from tfkd_fast.cli.options import show_options
 from tfkd_fast.cli.study import train_study
 from tfkd_fast.data import LoaderName
 from tfkd_fast.device import resolve_compute
@@ -27,6 +29,7 @@ from tfkd_fast.runs.export import export_student
 from tfkd_fast.runs.precedence import set_override
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.runs.replay import replay_recipe
+from tfkd_fast.runs.schema import recipe_schema
 from tfkd_fast.steering.control.policy_search import Generation
 from tfkd_fast.study import load_study
 
@@ -36,13 +39,32 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a small classifier by distillation without a teacher.",
 )
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set; for npz, the file.")]
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+CompileName = Literal["auto", "on", "off"]
+PopulationName = Literal["auto", "sequential", "streams", "stacked"]
+OpsName = Literal["auto", "reference", "cpp", "cuda", "triton"]
+
+DEVICE = typer.Option(metavar="DEVICE", help="Device to compute on: auto, cpu or cuda.")
+PRECISION = typer.Option(metavar="FORMAT", help="Number format of the passes: auto, fp32 or bf16.")
+MODEL = typer.Option(metavar="NAME", help="Name of the network that is trained.")
+OUT = typer.Option(metavar="RUN_DIR", help="Folder of the new run; by default one under runs/.")
+
+DataRoot = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Folder of the data set; for npz, the file.", show_default=False)
+]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --out.")]
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any value of the recipe.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Set any value of the recipe; may be given again. tfkd-fast options lists them.",
+    ),
 ]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", show_default=False)]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.", show_default=False)]
 
 
 def main() -> None:
@@ -54,35 +76,70 @@ def main() -> None:
         sys.exit(2)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(tfkd_fast.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; its help is that of the program."""
+
+
 @app.command()
 def train(
     recipe: Annotated[
         str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or the name of a shipped recipe.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="digits, cifar10, cifar100, svhn, folder or npz.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the data set: digits, cifar10, cifar100, svhn, folder or npz."),
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
-    method: Annotated[str | None, typer.Option(help="By name: tfkd-fast methods lists them.")] = None,
-    model: Annotated[str | None, typer.Option(help="The student, by name.")] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the training method; tfkd-fast methods lists them.")
+    ] = None,
+    model: Annotated[str | None, MODEL] = None,
     teacher: Annotated[
         list[Path] | None,
         typer.Option(metavar="RUN_DIR", help="A finished run that the student learns from; may be given again."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option()] = None,
-    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option()] = None,
-    loader: Annotated[LoaderName | None, typer.Option()] = None,
-    compile: Annotated[Literal["auto", "on", "off"] | None, typer.Option(help="torch.compile of the step.")] = None,
-    population: Annotated[
-        Literal["auto", "sequential", "streams", "stacked"] | None,
-        typer.Option(help="How candidates train side by side."),
+    epochs: Annotated[int | None, typer.Option(help="Number of passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Number of images in a batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random in the run.")] = None,
+    device: Annotated[DeviceName | None, DEVICE] = None,
+    precision: Annotated[PrecisionName | None, PRECISION] = None,
+    loader: Annotated[
+        LoaderName | None,
+        typer.Option(metavar="NAME", help="Loader of the images: auto, resident, dali or torchvision."),
     ] = None,
-    ops: Annotated[Literal["auto", "reference", "cpp", "cuda", "triton"] | None, typer.Option()] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; by default under runs/.")] = None,
+    compiling: Annotated[
+        CompileName | None,
+        typer.Option(
+            "--compile", metavar="WHEN", help="Whether torch.compile makes the training step: auto, on or off."
+        ),
+    ] = None,
+    population: Annotated[
+        PopulationName | None,
+        typer.Option(metavar="HOW", help="How candidates train side by side: auto, sequential, streams or stacked."),
+    ] = None,
+    ops: Annotated[
+        OpsName | None,
+        typer.Option(metavar="BACKEND", help="Implementation of the operators: auto, reference, cpp, cuda or triton."),
+    ] = None,
+    out: Annotated[Path | None, OUT] = None,
     overwrite: Overwrite = False,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Go on with an unfinished run.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Go on with the unfinished run in this folder, by its own recipe."),
+    ] = None,
     assignments: Assignments = None,
 ) -> None:
     """Train a student, test it once at the end, and leave a run folder with a report."""
@@ -94,7 +151,7 @@ def train(
     }
     overrides = _given(
         {"method": method, "epochs": epochs, "seed": seed, "device": device, "precision": precision, "ops": ops}
-        | {"compile": compile, "population": population}
+        | {"compile": compiling, "population": population}
         | {"data": _given(data), "model": _given({"name": model})}
         | {"teachers": _given({"runs": [str(run_dir) for run_dir in teacher or []] or None})}
     )
@@ -102,19 +159,22 @@ def train(
     if resume is not None:
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
-        out, run = resume, partial(api.resume, resume)
-    else:
-        resolved = load_recipe(recipe, overrides)
-        out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
-        run = partial(api.train, resolved, out, overwrite=overwrite, download=download)
-    _watch(run, out)
+        with _watched(resume) as display:
+            summary = api.resume(resume, listeners=[display])
+        _tell(summary, resume)
+        return
+    resolved = load_recipe(recipe, overrides)
+    out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
+    with _watched(out) as display:
+        summary = api.train(resolved, out, overwrite=overwrite, download=download, listeners=[display])
+    _tell(summary, out)
 
 
 @app.command()
 def replay(
     run_dir: RunDir,
-    out: Annotated[Path | None, typer.Option(help="The run folder; by default under runs/.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Another one than the run's own.")] = None,
+    out: Annotated[Path | None, OUT] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the new run; by default that of the replayed one.")] = None,
     overwrite: Overwrite = False,
     assignments: Assignments = None,
 ) -> None:
@@ -123,20 +183,29 @@ def replay(
     _assign(overrides, assignments)
     recipe = replay_recipe(run_dir, overrides)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
-    _watch(partial(api.train, recipe, out, overwrite=overwrite), out)
+    with _watched(out) as display:
+        summary = api.train(recipe, out, overwrite=overwrite, listeners=[display])
+    _tell(summary, out)
 
 
 @app.command()
 def study(
     name: Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")],
-    out: Annotated[Path | None, typer.Option(help="The study's folder; by default under runs/studies/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the study; by default one under runs/studies/.")
+    ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default one on CUDA, otherwise one a core.")
+        int | None,
+        typer.Option(min=1, help="Number of runs at a time; by default one on CUDA, otherwise one for each core."),
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option(min=0, help="Train these instead of the study's; may be given again.")
+        list[int] | None,
+        typer.Option(min=0, help="A seed to train instead of those of the study; may be given again."),
     ] = None,
-    rows: Annotated[list[str] | None, typer.Option(help="Train these alone; may be given again.")] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A row to train instead of all of them; may be given again."),
+    ] = None,
     data_root: DataRoot = None,
     download: Download = False,
     assignments: Assignments = None,
@@ -153,9 +222,16 @@ def study(
 @app.command()
 def learn(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
-    out: Annotated[Path, typer.Option(help="A folder for the policy; one with fewer generations goes on.")],
-    generations: Annotated[int, typer.Option(min=1, help="Runs of several students each.")] = 10,
-    students: Annotated[int, typer.Option(min=4, help="That train side by side, each under a policy of its own.")] = 6,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder for the policy; a search in it that has fewer generations goes on."),
+    ],
+    generations: Annotated[
+        int, typer.Option(min=1, help="Number of generations, each of which trains --students students.")
+    ] = 10,
+    students: Annotated[
+        int, typer.Option(min=4, help="Number of students in a generation, each under a policy of its own.")
+    ] = 6,
     data_root: DataRoot = None,
     assignments: Assignments = None,
 ) -> None:
@@ -175,10 +251,10 @@ def learn(
 @app.command("eval")
 def evaluate(
     run_dir: RunDir,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option()] = "auto",
+    device: Annotated[DeviceName, DEVICE] = "auto",
+    precision: Annotated[PrecisionName, PRECISION] = "auto",
 ) -> None:
-    """Test accuracy, NLL and ECE of a finished run, as JSON."""
+    """Print the test accuracy, NLL and ECE of a finished run as JSON."""
     print(json.dumps(api.evaluate(run_dir, device=device, precision=precision), indent=2))
 
 
@@ -199,7 +275,7 @@ def export(run_dir: RunDir) -> None:
 
 @app.command()
 def doctor() -> None:
-    """What this installation can do, what is missing, and how to get it."""
+    """Show what this installation can do, what is missing, and how to get it."""
     console = Console()
     for title, rows in examine().items():
         table = Table(title=title, title_justify="left", title_style="bold")
@@ -212,9 +288,11 @@ def doctor() -> None:
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, with all its options.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A method to show with all that it reads.")
+    ] = None,
 ) -> None:
-    """The training methods: where each is from, what it needs, and what can be set."""
+    """List the training methods, or show where one is from and what it reads."""
     if name is None:
         show_methods(Console())
     else:
@@ -222,21 +300,40 @@ def methods(
 
 
 @app.command()
-def bench(
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option()] = "auto",
-    model: Annotated[str, typer.Option(help="The student, by name.")] = "vgg8",
-    width: Annotated[float, typer.Option(help="Multiplies every channel count.")] = 1.0,
-    batch_size: Annotated[int, typer.Option()] = 128,
-    steps: Annotated[int, typer.Option(min=2, help="Of one measurement.")] = 10,
-    rounds: Annotated[int, typer.Option(min=2, help="Measurements of each variant.")] = 7,
-    compiled: Annotated[bool, typer.Option(help="Also beside torch.compile, which takes a minute to compile.")] = True,
-    candidates: Annotated[
-        list[int] | None, typer.Option(help="Also train so many candidates, in every way; may be given again.")
+def options(
+    table: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="A table of the recipe, such as data or controller.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema of recipe files instead, for editors.")
+    ] = False,
 ) -> None:
-    """Images a second of the training step on this machine, beside plain PyTorch, with the limit beside it."""
+    """List every key of a recipe, or of one table, with its values, its default and what it is."""
+    if schema:
+        print(json.dumps(recipe_schema(), indent=2))
+    else:
+        show_options(table, Console())
+
+
+@app.command()
+def bench(
+    device: Annotated[DeviceName, DEVICE] = "auto",
+    precision: Annotated[PrecisionName, PRECISION] = "auto",
+    model: Annotated[str, MODEL] = "vgg8",
+    width: Annotated[float, typer.Option(help="Factor that multiplies the number of channels of every layer.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Number of images in a batch.")] = 128,
+    steps: Annotated[int, typer.Option(min=2, help="Number of training steps in a measurement.")] = 10,
+    rounds: Annotated[int, typer.Option(min=2, help="Number of measurements of each variant.")] = 7,
+    compiled: Annotated[
+        bool, typer.Option(help="Whether torch.compile is measured, too, which takes a minute to compile.")
+    ] = True,
+    candidates: Annotated[
+        list[int] | None,
+        typer.Option(help="A number of candidates to train in every way side by side; may be given again."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file that the figures are written to.")] = None,
+) -> None:
+    """Measure the images a second of the training step on this machine, beside plain PyTorch and the limit."""
     figures = measure(
         resolve_compute(device, precision, "auto"),
         ModelSettings(name=model, width=width),
@@ -251,14 +348,19 @@ def bench(
         out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _watch(train: Callable[..., dict[str, Any]], out: Path) -> None:
-    """Train into the run folder `out` before a person's eyes, then write its report."""
+@contextmanager
+def _watched(out: Path) -> Iterator[Display]:
+    """A display of a run into the folder `out`; after Ctrl-C a sentence tells how to go on."""
     try:
         with Display() as display:
-            summary = train(listeners=[display])
+            yield display
     except KeyboardInterrupt:
         print(f"stopped: tfkd-fast train --resume {out} goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _tell(summary: dict[str, Any], out: Path) -> None:
+    """Write the report of a finished run, and print what came of it."""
     from tfkd_fast.report import write_report  # imports matplotlib, which takes a second
 
     report = write_report(out)
