@@ -230,6 +230,7 @@ def test_maps_are_converted_to_float32_once_and_their_gradients_are_summed_there
     read = features.after_relu[-1]
     assert features.after_relu[0] is read
     assert features.after_relu[:1] == [read]
+    assert features.as_computed().after_relu[0] is maps
     with pytest.raises(IndexError):
         features.after_relu[1]
     # 256 + 1 + 1 + ... in bfloat16 stays 256: each sum is rounded.

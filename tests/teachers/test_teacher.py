@@ -10,14 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 
+from tfkd_fast import tensor_file
 from tfkd_fast.api import train
 from tfkd_fast.data import DataSettings, make_loader, open_dataset
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Needs
+from tfkd_fast.models import FeatureName
 from tfkd_fast.runs.recipe import load_recipe
-from tfkd_fast.teachers.cache import gather_teachers
+from tfkd_fast.teachers.cache import CACHE, gather_teachers
 from tfkd_fast.teachers.teacher import Teachers, load_teacher, load_teachers, trained_on_holdout, unseen_indices
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -36,6 +38,7 @@ def write_images(path: Path, classes: list[str], seed: int = 0, size: int = 32) 
 
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+STAGES: frozenset[FeatureName] = frozenset({"stages"})
 
 
 def a_run(out: Path, data: Path, **tables: Any) -> Path:
@@ -74,7 +77,9 @@ def test_a_teacher_is_the_student_of_its_run(teacher: Path, images: Path) -> Non
     loaded = load_teacher(teacher, dataset, CPU)
     assert (loaded.facts.name, loaded.facts.model, loaded.facts.labels) == ("teacher", "resnet20", (0, 1, 2, 3, 4))
     loader = make_loader(dataset.read_test(), dataset, DataSettings(loader="resident"), CPU.device, CPU.dtype, seed=0)
-    outputs = [Teachers([loaded], CPU, 64, features=True).predict(b.images.unsqueeze(0))[0] for b in loader.in_order()]
+    outputs = [
+        Teachers([loaded], CPU, 64, features=STAGES).predict(b.images.unsqueeze(0))[0] for b in loader.in_order()
+    ]
     logits = torch.cat([output.logits[0] for output in outputs])
     labels = torch.cat([batch.labels for batch in loader.in_order()])
     summary = json.loads((teacher / "summary.json").read_text())
@@ -90,9 +95,9 @@ def test_logits_come_in_the_order_of_the_students_classes(teacher: Path, images:
     names["classes"] = names["classes"][::-1]
     np.savez(tmp_path / "backwards.npz", **names)
     pixels = torch.randn(1, 4, 3, 32, 32)
-    expected = Teachers([load_teacher(teacher, opened(images), CPU)], CPU, 4, features=False).predict(pixels)[0].logits
+    expected = Teachers([load_teacher(teacher, opened(images), CPU)], CPU, 4).predict(pixels)[0].logits
     backwards = load_teacher(teacher, opened(tmp_path / "backwards.npz"), CPU)
-    found = Teachers([backwards], CPU, 4, features=False).predict(pixels)[0].logits
+    found = Teachers([backwards], CPU, 4).predict(pixels)[0].logits
     torch.testing.assert_close(found, expected.flip(-1), rtol=0, atol=0)
     assert backwards.facts.labels == (0, 1, 2, 3, 4)
 
@@ -109,7 +114,7 @@ def test_a_teacher_sees_images_standardised_as_in_its_training(teacher: Path, im
         loader = make_loader(dataset.read_test(), dataset, DataSettings(loader="resident"), CPU.device, CPU.dtype, 0)
         loaded = load_teacher(teacher, dataset, CPU)
         batch = next(loader.in_order())
-        results.append(Teachers([loaded], CPU, 64, features=False).predict(batch.images.unsqueeze(0))[0].logits)
+        results.append(Teachers([loaded], CPU, 64).predict(batch.images.unsqueeze(0))[0].logits)
     assert opened(images).mean != opened(tmp_path / "darker.npz").mean
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)  # float32 roundings through twenty layers
 
@@ -177,7 +182,9 @@ def test_of_a_teacher_of_other_images_nothing_is_known_to_be_unseen(teacher: Pat
     assert unseen_indices([], other, 0.0) is None
 
 
-def gathered(images: Path, teacher: Path, *, features: bool = False, **tables: Any) -> tuple[Teachers, Any]:
+def gathered(
+    images: Path, teacher: Path, *, features: frozenset[FeatureName] = frozenset(), **tables: Any
+) -> tuple[Teachers, Any]:
     """The teachers of a student's run, and its loader."""
     data = {"dataset": "npz", "root": str(images), "batch_size": 16, "loader": "resident"} | tables.pop("data", {})
     teachers = {"runs": [str(teacher), str(teacher)]} | tables.pop("teachers", {})
@@ -192,8 +199,9 @@ def gathered(images: Path, teacher: Path, *, features: bool = False, **tables: A
 @pytest.mark.parametrize("kind", [{"teachers": {"views": 2}}, {"data": {"augment": False}}], ids=["views", "plain"])
 def test_the_cache_tells_what_the_teachers_would(teacher: Path, images: Path, tmp_path: Path, kind: Any) -> None:
     tables = {"teachers": {"cache": str(tmp_path / "cache"), **kind.get("teachers", {})}, "data": kind.get("data", {})}
-    gathered(images, teacher, features=True, **tables)  # makes the file
-    cached, loader = gathered(images, teacher, features=True, **tables)
+    names: frozenset[FeatureName] = frozenset({"stages", "stem", "block_sums"})
+    gathered(images, teacher, features=names, **tables)  # makes the file
+    cached, loader = gathered(images, teacher, features=names, **tables)
     assert len(cached.teachers) == 2
     for epoch in (0, 1, 5):
         cached.start(epoch)
@@ -203,8 +211,68 @@ def test_the_cache_tells_what_the_teachers_would(teacher: Path, images: Path, tm
                 # Batches of other images: sums of float32 in another order.
                 torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(found.features.pooled, expected.features.pooled, rtol=1e-4, atol=1e-5)
-                for maps in zip(found.features[0], expected.features[0], strict=True):
-                    torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(found.features.stem, expected.features.stem, rtol=1e-4, atol=1e-4)
+                for name in ("before_relu", "after_relu", "block_sums"):
+                    maps, known = (getattr(outputs.features, name) for outputs in (found, expected))
+                    for pair in zip(maps, known, strict=True):
+                        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_serves_a_method_that_reads_no_more_than_it_holds(teacher: Path, images: Path, tmp_path: Path) -> None:
+    tables = {"teachers": {"cache": str(tmp_path / "cache"), "views": 1}}
+    gathered(images, teacher, features=STAGES | {"stem"}, **tables)
+    for names in (frozenset(), STAGES, frozenset({"stem"})):
+        cached, loader = gathered(images, teacher, features=names, **tables)
+        batch = next(loader.epoch(0))
+        (found, _) = cached.outputs(batch.images.unsqueeze(0), batch.indices.unsqueeze(0))
+        assert (found.features is not None) == bool(names)
+        if found.features is not None:
+            assert (len(found.features.before_relu) == 3) == ("stages" in names)
+            assert (found.features.stem is not None) == ("stem" in names)
+            assert len(found.features.block_sums) == 0
+    with pytest.raises(UserError, match="was made without the features block_sums: delete it"):
+        gathered(images, teacher, features=STAGES | {"block_sums"}, **tables)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_cache_that_says_only_whether_it_has_features_is_read(
+    teacher: Path, images: Path, tmp_path: Path, held: bool
+) -> None:
+    """As those of the first version do, whose features are those of the stages."""
+    path, tables = tmp_path / "cache", {"teachers": {"cache": str(tmp_path / "cache"), "views": 1}}
+    names = STAGES if held else frozenset()
+    gathered(images, teacher, features=names, **tables)
+    header, tensors = tensor_file.read_header(path, CACHE), tensor_file.read_tensors(path)
+    path.write_bytes(tensor_file.to_bytes(CACHE, header | {"features": held}, tensors))
+    gathered(images, teacher, features=names, **tables)
+    missing = "stem" if held else "stages, stem"
+    with pytest.raises(UserError, match=f"was made without the features {missing}: delete it"):
+        gathered(images, teacher, features=STAGES | {"stem"}, **tables)
+
+
+def test_the_classifier_makes_the_teachers_logits_of_its_pooled_features(
+    teacher: Path, images: Path, tmp_path: Path
+) -> None:
+    """Also where the classes come in another order and the images are standardised in another way."""
+    with np.load(images) as arrays:
+        names = dict(arrays)
+    names["classes"] = names["classes"][::-1]
+    names["train_images"] = names["train_images"] // 2
+    np.savez(tmp_path / "other.npz", **names)
+    for path in (images, tmp_path / "other.npz"):
+        dataset = opened(path)
+        loaded = load_teacher(teacher, dataset, Compute(torch.device("cpu"), torch.bfloat16))
+        bfloat16 = Teachers([loaded], Compute(torch.device("cpu"), torch.bfloat16), 4, features=STAGES)
+        (outputs,) = bfloat16.predict(torch.randn(1, 4, 3, 32, 32).bfloat16())
+        classifier = loaded.facts.classifier
+        pooled = outputs.features.pooled.requires_grad_()
+        logits = classifier(pooled)
+        torch.testing.assert_close(logits, outputs.logits, rtol=0, atol=0)
+        assert not any(parameter.requires_grad for parameter in classifier.parameters())
+        assert not classifier.training
+        (gradient,) = torch.autograd.grad(logits.sum(), pooled)
+        assert gradient.abs().sum() > 0
+        assert loaded.facts.network is loaded.network
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -79,7 +79,7 @@ def assert_same_weights(population: Population, student: nn.Module) -> None:
 
 
 def test_features_are_those_of_the_batch() -> None:
-    method = Probe(features=True)
+    method = Probe(features=frozenset({"stages"}))
     train(method)
     logits, batch = method.steps[0]
     shown = next(a_loader().epoch(0))
@@ -128,7 +128,7 @@ class WithHead(Probe):
     """A second classifier, on the map of a middle stage; a layer that the loss never uses stands beside it."""
 
     def __init__(self, **needs: Any) -> None:
-        super().__init__(features=True, **needs)
+        super().__init__(features=frozenset({"stages"}), **needs)
         torch.manual_seed(1)
         self.adapters = nn.ModuleDict({"head": nn.Linear(16, 10), "unused": nn.Linear(2, 2)})
 

@@ -69,6 +69,12 @@ class Features(NamedTuple):
         stem = None if self.stem is None else self.stem.float()
         return Features(before, after, self.pooled.float(), stem, sums)
 
+    def as_computed(self) -> "Features":
+        """The same features with the maps of stages in the dtype in which the network computed them, for layers that
+        compute in that dtype, too; what they give is converted to float32 before a loss is made of it."""
+        before, after, sums = (parts.as_computed if isinstance(parts, Float32Maps) else parts for parts in self._maps())
+        return self._replace(before_relu=before, after_relu=after, block_sums=sums)
+
     @classmethod
     def stacked(cls, several: Sequence["Features"]) -> "Features":
         """The features of n networks with an axis of n in front."""
@@ -94,11 +100,11 @@ class Float32Maps(Sequence[Tensor]):
     """Maps in float32, each of which is converted when it is first read."""
 
     def __init__(self, maps: Sequence[Tensor]) -> None:
-        self._maps = maps
+        self.as_computed = maps
         self._converted: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self._maps)
+        return len(self.as_computed)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -109,18 +115,18 @@ class Float32Maps(Sequence[Tensor]):
         if isinstance(places, range):
             return [self[place] for place in places]
         if places not in self._converted:
-            self._converted[places] = self._maps[places].float()
+            self._converted[places] = self.as_computed[places].float()
         return self._converted[places]
 
 
 def logits_and_features(
-    network: nn.Module, names: Collection[FeatureName] | bool, images: Tensor
+    network: nn.Module, names: Collection[FeatureName], images: Tensor
 ) -> tuple[Tensor, Features | None]:
-    """The logits of images (B,C,H,W), and the features that are named, True for those of the stages; None for none."""
+    """The logits of images (B,C,H,W), and the features that are named; None where none are."""
     if not names:
         return network(images), None
     logits, features = network(images, return_features=True)
-    return logits, features.only(("stages",) if names is True else names)
+    return logits, features.only(names)
 
 
 class FeatureShapes(NamedTuple):

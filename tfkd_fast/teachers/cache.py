@@ -1,6 +1,6 @@
 """The cache of teachers: their outputs for the training images, read from a file instead of computed in every step."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from tfkd_fast.data.loaders import free_memory
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Needs, TeacherOutputs
-from tfkd_fast.models import Features
+from tfkd_fast.models import FeatureName, Features
 from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.runs.recipe import Recipe
-from tfkd_fast.teachers.teacher import Teacher, Teachers
+from tfkd_fast.teachers.teacher import Teacher, Teachers, in_float32
 from tfkd_fast.tensor_file import ForeignFile
 
 CACHE = "cache"
@@ -36,7 +36,7 @@ class CachedTeachers(Teachers):
         compute: Compute,
         batch_size: int,
         *,
-        features: bool,
+        features: frozenset[FeatureName],
         tables: dict[str, Tensor],
         images: int,
     ) -> None:
@@ -49,7 +49,7 @@ class CachedTeachers(Teachers):
         """
         super().__init__(teachers, compute, batch_size, features=features)
         self._tables = {name: table.to(compute.device) for name, table in tables.items()}
-        self._images = images
+        self._names, self._images = features, images
         self._views = len(tables["0.logits"]) // images
         self._first = torch.zeros((), dtype=torch.int64, device=compute.device)
 
@@ -65,12 +65,21 @@ class CachedTeachers(Teachers):
         def part(name: str) -> Tensor:
             return self._tables[f"{number}.{name}"].index_select(0, rows).unflatten(0, shape)
 
-        features: Features | None = None
-        if f"{number}.pooled" in self._tables:
-            stages = len(self.teachers[number].facts.shapes.maps)
-            before = [part(f"before_relu.{stage}") for stage in range(stages)]
-            features = Features(before, [F.relu(feature_map) for feature_map in before], part("pooled"))
-        return TeacherOutputs(part("logits"), features)
+        if not self._names:
+            return TeacherOutputs(part("logits"), None)
+        shapes = self.teachers[number].facts.shapes
+        stages = len(shapes.maps) if "stages" in self._names else 0
+        sums = len(shapes.block_sums) if "block_sums" in self._names else 0
+        has_stem = "stem" in self._names and shapes.stem is not None
+        before = [part(f"before_relu.{stage}") for stage in range(stages)]
+        features = Features(
+            before,
+            [F.relu(maps) for maps in before],
+            part("pooled"),
+            part("stem") if has_stem else None,
+            [part(f"block_sums.{stage}") for stage in range(sums)],
+        )
+        return in_float32(TeacherOutputs(part("logits"), features))
 
 
 def gather_teachers(
@@ -111,13 +120,12 @@ def gather_teachers(
         "teachers.views": views,
         "seed": recipe.seed if recipe.data.augment else None,
         "precision": compute.precision,
-        "features": features,
     }
     if path.exists():
-        tables = _read(path, wanted)
+        tables = _read(path, wanted, features)
     else:
         tables = _compute_tables(present, loader, views)
-        content = tensor_file.to_bytes(CACHE, wanted, tables)
+        content = tensor_file.to_bytes(CACHE, wanted | {"features": sorted(features)}, tables)
         try:
             write_atomically(path, lambda file: file.write(content))
         except OSError as error:
@@ -134,23 +142,39 @@ def _compute_tables(teachers: Teachers, loader: Loader, views: int) -> dict[str,
     columns: dict[str, list[Tensor]] = {}
     for view in range(views):
         for batch in loader.visit(order, view):
-            for number, outputs in enumerate(teachers.predict(batch.images.unsqueeze(0))):
-                parts = {"logits": outputs.logits}
-                if outputs.features is not None:
-                    parts["pooled"] = outputs.features.pooled
-                    maps = enumerate(outputs.features.before_relu)
-                    parts |= {f"before_relu.{stage}": part for stage, part in maps}
-                for name, part in parts.items():
+            for number in range(len(teachers.teachers)):
+                outputs = teachers.predict_one(batch.images.unsqueeze(0), number)
+                for name, part in _parts(outputs).items():
                     columns.setdefault(f"{number}.{name}", []).append(part[0].cpu())
     return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}
 
 
-def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Tensor]:
+def _parts(outputs: TeacherOutputs) -> dict[str, Tensor]:
+    """What is kept of the outputs, by name; maps after ReLU follow from those before."""
+    features = outputs.features
+    if features is None:
+        return {"logits": outputs.logits}
+    stem = {} if features.stem is None else {"stem": features.stem}
+    before = {f"before_relu.{stage}": maps for stage, maps in enumerate(features.before_relu)}
+    sums = {f"block_sums.{stage}": maps for stage, maps in enumerate(features.block_sums)}
+    return {"logits": outputs.logits, "pooled": features.pooled} | stem | before | sums
+
+
+def _read(path: Path, wanted: dict[str, Any], features: frozenset[FeatureName]) -> dict[str, Tensor]:
+    """The tables of a cache that holds what is wanted, or more features."""
     try:
         made_of = tensor_file.read_header(path, CACHE)
         different = [name for name in wanted if made_of.get(name) != wanted[name]]
-        if not different:
+        missing = sorted(features.difference(_held_features(made_of.get("features"))))
+        if not different and not missing:
             return tensor_file.read_tensors(path)
     except (OSError, ForeignFile):
         raise UserError(f"{path} is no cache of teachers' outputs: name another file as teachers.cache") from None
-    raise UserError(f"teachers.cache {path} was made with another {different[0]}: delete it, or name another file")
+    fault = f"with another {different[0]}" if different else f"without the features {', '.join(missing)}"
+    raise UserError(f"teachers.cache {path} was made {fault}: delete it, or name another file")
+
+
+def _held_features(entry: Any) -> Collection[str]:
+    """The names of the features in a cache, by its header; caches of version 0.1 say whether there are those of the
+    stages."""
+    return (["stages"] if entry else []) if isinstance(entry, bool) else entry or []

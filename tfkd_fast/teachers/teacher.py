@@ -15,7 +15,7 @@ from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import TeacherFacts, TeacherOutputs
-from tfkd_fast.models import ModelSettings, feature_shapes, logits_and_features
+from tfkd_fast.models import FeatureName, ModelSettings, feature_shapes, logits_and_features
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import load_student, read_student_header
@@ -40,14 +40,21 @@ class Teacher:
 class Teachers:
     """The teachers of a run, of which there may be none."""
 
-    def __init__(self, teachers: Sequence[Teacher], compute: Compute, batch_size: int, *, features: bool) -> None:
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        compute: Compute,
+        batch_size: int,
+        *,
+        features: frozenset[FeatureName] = frozenset(),
+    ) -> None:
         """Prepare teachers for batches of images.
 
         Args:
             teachers: the loaded teachers.
             compute: device and precision, and whether networks are compiled.
             batch_size: number of images of a full batch.
-            features: whether outputs include features.
+            features: names of the features that outputs include, see `Features`.
         """
         self.teachers = list(teachers)
         self._compute = compute
@@ -69,25 +76,44 @@ class Teachers:
 
     @torch.no_grad()
     def outputs(self, images: Tensor, indices: Tensor) -> tuple[TeacherOutputs, ...]:
-        """Return the outputs of the wanted teachers for a training batch.
+        """Return the outputs of the wanted teachers for a training batch; features as `TeacherOutputs` has them.
 
         Args:
             images: (n,B,C,H,W), augmented training images.
             indices: (n,B) int64, their indices among the training images.
         """
-        return tuple(self._look(images, number) for number in self._wanted)
+        return tuple(in_float32(self.predict_one(images, number)) for number in self._wanted)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
         """Return the outputs of all teachers for any images (n,B,C,H,W)."""
-        return tuple(self._look(images, number) for number in range(len(self.teachers)))
+        return tuple(in_float32(self.predict_one(images, number)) for number in range(len(self.teachers)))
 
-    def _look(self, images: Tensor, number: int) -> TeacherOutputs:
+    @torch.no_grad()
+    def predict_one(self, images: Tensor, number: int) -> TeacherOutputs:
+        """Return the outputs of one teacher for any images (n,B,C,H,W), with features in the dtype of the run."""
         n, size = images.shape[:2]
         with self._compute.autocast():
             logits, features = self._forwards[number](images.flatten(0, 1))
         inner = features and features.map(lambda part: part.unflatten(0, (n, size)))
         return TeacherOutputs(logits.float().unflatten(0, (n, size)), inner)
+
+
+def in_float32(outputs: TeacherOutputs) -> TeacherOutputs:
+    """Return outputs with their features in float32, as losses read them."""
+    return outputs._replace(features=outputs.features and outputs.features.in_float32())
+
+
+def classifier_of(network: nn.Module) -> nn.Module:
+    """Return the layer that takes the pooled features of a network to its logits.
+
+    Raises:
+        TypeError: for a network without one.
+    """
+    found = network.classifier
+    if not isinstance(found, nn.Module):
+        raise TypeError(f"{type(network).__name__} has no classifier that is a module")
+    return found
 
 
 class Restandardised(nn.Module):
@@ -106,6 +132,11 @@ class Restandardised(nn.Module):
         self.register_buffer("factor", std / own_std)
         self.register_buffer("offset", (mean - own_mean) / own_std)
 
+    @property
+    def classifier(self) -> nn.Module:
+        """The layer that takes pooled features to the logits of this network."""
+        return classifier_of(self.network)
+
     def forward(self, images: Tensor, return_features: bool = False) -> Any:
         standardised = (images.float() * self.factor + self.offset).to(images.dtype)
         return self.network(standardised, return_features)
@@ -114,16 +145,23 @@ class Restandardised(nn.Module):
 class Reordered(nn.Module):
     """A network whose logits are reordered, because it was trained with another order of the same classes."""
 
+    order: Tensor
+
     def __init__(self, network: nn.Module, order: Sequence[int]) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("order", torch.tensor(order))
 
+    @property
+    def classifier(self) -> nn.Module:
+        """The layer that takes pooled features to the logits of this network."""
+        return Reordered(classifier_of(self.network), self.order.tolist()).to(self.order.device).eval()
+
     def forward(self, images: Tensor, return_features: bool = False) -> Any:
         if not return_features:
-            return self.network(images)[:, self.order]
+            return self.network(images)[..., self.order]
         logits, features = self.network(images, return_features=True)
-        return logits[:, self.order], features
+        return logits[..., self.order], features
 
 
 def load_teachers(recipe: Recipe, dataset: Dataset, compute: Compute) -> list[Teacher]:
@@ -168,7 +206,12 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
         network = Reordered(network, order)
     network = compute.place(network.requires_grad_(False)).eval()
     facts = TeacherFacts(
-        run_dir.resolve().name, model.name, tuple(sorted(labels)), feature_shapes(network, dataset.image_shape)
+        run_dir.resolve().name,
+        model.name,
+        tuple(sorted(labels)),
+        feature_shapes(network, dataset.image_shape),
+        network,
+        classifier_of(network),
     )
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     return Teacher(facts, network, checksum, header.get("training_data", ""), header.get("holdout", 0.0))

@@ -75,9 +75,10 @@ class EpochTrainer:
         self._compute, self._on_batch, self._mixing = compute, on_batch, mixing
         self._setup = StepSetup(
             method,
+            compute,
             settings,
             adapters or Adapters(method.adapters),
-            teachers or Teachers((), compute, loader.batch_size, features=False),
+            teachers or Teachers((), compute, loader.batch_size),
             HoldoutBatches(holdout) if holdout is not None and method.needs.look_ahead else None,
         )
         self._streams = Streams() if compute.device.type == "cuda" and not method.needs.look_ahead else None

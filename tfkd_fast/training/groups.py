@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from tfkd_fast.device import Compute
 from tfkd_fast.methods.base import Method, Plan
-from tfkd_fast.models import Features, logits_and_features
+from tfkd_fast.models import FeatureName, Features, logits_and_features
 from tfkd_fast.models.layers import stack
 from tfkd_fast.training.population import Population
 
@@ -65,6 +65,11 @@ class Group:
     slow_forward: Forward | None
     """That of the slow networks, where there are any; without gradient and without features."""
 
+    def forward_in_float32(self, images: Tensor) -> tuple[Tensor, Features | None]:
+        """The same as `forward`, with features as a loss reads them."""
+        logits, features = self.forward(images)
+        return logits, features and features.in_float32()
+
 
 @dataclass(frozen=True)
 class GroupSpec:
@@ -103,8 +108,8 @@ def together(slots: range, spec: GroupSpec) -> Group:
         split,
         tuple(models),
         networks,
-        _one_by_one(networks, spec, features=spec.method.needs.features),
-        without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], spec, features=False))
+        _one_by_one(networks, spec, spec.method.needs.features),
+        without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], spec, frozenset()))
         if population.slow
         else None,
     )
@@ -144,7 +149,7 @@ def _member(slot: int, spec: GroupSpec) -> Member:
     return Member(slices(population.weights), slices(population.momenta), slices(sums), slices(population.slow))
 
 
-def _one_by_one(networks: Sequence[nn.Module], spec: GroupSpec, *, features: bool) -> Forward:
+def _one_by_one(networks: Sequence[nn.Module], spec: GroupSpec, features: frozenset[FeatureName]) -> Forward:
     compute = spec.compute
     forwards = [
         compute.compile_network(partial(logits_and_features, network, features), spec.batch_size)

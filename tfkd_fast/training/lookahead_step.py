@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tfkd_fast.data import Batch
 from tfkd_fast.methods.base import StepBatch, TeacherOutputs
-from tfkd_fast.models import logits_and_features
+from tfkd_fast.models import Features, logits_and_features
 from tfkd_fast.training.feed import Shown
 from tfkd_fast.training.groups import Group, stack_features
 from tfkd_fast.training.sgd import sgd_step
@@ -41,17 +41,20 @@ class Trial:
         self.nesterov = setup.optimizer.nesterov
 
     def loss(self) -> Tensor:
-        method = self._setup.method
-        logits, inner = logits_and_features(self._group.networks[0], method.needs.features, self.batch.images)
+        images = self.batch.images.unsqueeze(0)
+        logits, features = self._forward(images)
         batch = StepBatch(
             self._shown.batch.labels,
             self._shown.batch.indices,
             self._group.candidates.start,
-            features=stack_features([inner]),
+            features=features,
             teachers=self._teachers,
             students=self._group.students,
+            images=images,
+            forward=self._forward,
+            teach=self._predict,
         )
-        return step_loss(method, logits.unsqueeze(0), batch, self._shown.mixed).total[0]
+        return step_loss(self._setup.method, logits, batch, self._shown.mixed).total[0]
 
     def descend(self, gradients: Sequence[Tensor]) -> None:
         sgd_step(self.weights, gradients, self.momenta, self._rate, self._setup.optimizer)
@@ -62,7 +65,17 @@ class Trial:
         return next(self._setup.holdout)
 
     def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
-        return self._setup.teachers.predict(images.to(self._shown.batch.images.dtype).unsqueeze(0))
+        return self._predict(images.unsqueeze(0))
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Features | None]:
+        """Of images (1,B,C,H,W), without autocast."""
+        names = self._setup.method.needs.features
+        logits, features = logits_and_features(self._group.networks[0], names, images[0])
+        return logits.unsqueeze(0), stack_features([features])
+
+    def _predict(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
+        """What the teachers make of images (1,B,C,H,W), in the precision of the run."""
+        return self._setup.teachers.predict(images.to(self._shown.batch.images.dtype))
 
     @contextmanager
     def undone(self) -> Iterator[None]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.data import MixPartners
-from tfkd_fast.methods.base import CompanionOutputs, Method, Needs, StepBatch, TeacherOutputs
+from tfkd_fast.data import Batch, MixPartners
+from tfkd_fast.device import Compute
+from tfkd_fast.methods.base import CompanionOutputs, Method, StepBatch, TeacherOutputs
+from tfkd_fast.models import Features
 from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
@@ -32,6 +34,7 @@ class StepSetup:
     """What all steps of a run are taken with, beside the candidates and their batch."""
 
     method: Method
+    compute: Compute
     optimizer: OptimizerSettings
     adapters: Adapters
     teachers: Teachers
@@ -106,7 +109,7 @@ def train_step(
         teachers: their outputs for the batch.
     """
     method, adapters, count = setup.method, setup.adapters, len(group.leaves)
-    logits, batch = forward_batch(group, shown, teachers, method.needs)
+    logits, batch = forward_batch(setup, group, shown, teachers)
     loss = step_loss(method, logits, batch, shown.mixed)
     leaves = [*group.leaves, *adapters.weights]
     gradients = torch.autograd.grad(loss.total.sum(), leaves, allow_unused=method.adapters is not None)
@@ -123,44 +126,56 @@ def train_step(
 
 
 def forward_batch(
-    group: Group, shown: Shown, teachers: tuple[TeacherOutputs, ...], needs: Needs
+    setup: StepSetup, group: Group, shown: Shown, teachers: tuple[TeacherOutputs, ...]
 ) -> tuple[Tensor, StepBatch]:
     """Run students, and where there are any companions and slow copies, on a batch.
 
     Args:
         teachers: their outputs for the batch.
-        needs: those of the method that the batch is for.
 
     Returns:
         Logits (n,B,C) with gradient, and what `Method.loss` reads beside them.
     """
     images, size = shown.batch.images, shown.batch.labels.shape[1]
-    beside: CompanionOutputs | None = None
+    companions: CompanionOutputs | None = None
     if shown.companions is None:
         logits, features = group.forward(images)
-    elif needs.companion_gradient:
-        both, features = group.forward(torch.cat([images, shown.companions.images], dim=1))
-        logits, of_companions = both[:, :size], both[:, size:]
-        features = features and features.map(lambda part: part[:, :size])
+    elif setup.method.needs.companion_gradient:
+        both, of_both = group.forward(torch.cat([images, shown.companions.images], dim=1))
+        logits = both[:, :size]
+        features = of_both and of_both.map(lambda part: part[:, :size])
+        of_companions = of_both and of_both.map(lambda part: part[:, size:])
+        companions = _companion_outputs(shown.companions, both[:, size:], of_companions)
     else:
         with torch.no_grad():
-            of_companions, _ = group.forward(shown.companions.images)
+            companions = _companion_outputs(shown.companions, *group.forward(shown.companions.images))
         logits, features = group.forward(images)
     n = len(logits)
-    if shown.companions is not None:
-        labels, indices = shown.companions.labels.expand(n, -1), shown.companions.indices.expand(n, -1)
-        beside = CompanionOutputs(of_companions, labels, indices)
     batch = StepBatch(
-        shown.batch.labels.expand(n, -1),
-        shown.batch.indices.expand(n, -1),
+        _of_each(shown.batch.labels, n),
+        _of_each(shown.batch.indices, n),
         group.candidates.start,
         group.slow_forward(images)[0] if group.slow_forward else None,
-        features,
+        features and features.in_float32(),
         teachers,
-        beside,
+        companions,
         group.students,
+        _of_each(images, n),
+        group.forward_in_float32,
+        setup.teachers.predict,
+        setup.compute.autocast,
     )
     return logits, batch
+
+
+def _companion_outputs(shown: Batch, logits: Tensor, features: Features | None) -> CompanionOutputs:
+    labels, indices, images = (_of_each(column, len(logits)) for column in (shown.labels, shown.indices, shown.images))
+    return CompanionOutputs(logits, labels, indices, features and features.in_float32(), images)
+
+
+def _of_each(column: Tensor, n: int) -> Tensor:
+    """(n,...) of what n candidates are shown, (1,...) where all are shown the same."""
+    return column.expand(n, *column.shape[1:])
 
 
 class StepLoss(NamedTuple):

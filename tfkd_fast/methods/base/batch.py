@@ -1,11 +1,13 @@
 """What a loss is computed from, the batch that candidates see in a step, and what it gives back."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from tfkd_fast.models import Features
@@ -13,16 +15,22 @@ from tfkd_fast.ops import SoftTargetStats
 
 T = TypeVar("T")
 
+NO_IMAGES = torch.empty(0)
+
+
+def _not_given(images: Tensor) -> NoReturn:
+    raise ValueError("this batch was made by hand, without networks to show other images")
+
 
 class TeacherOutputs(NamedTuple):
     """The outputs of one teacher for a batch, without gradient; `TeacherFacts.labels` has the order of the logits."""
 
     logits: Tensor  # (n,B,C) float32
-    features: Features | None = None  # the same axes in front; None unless the method needs features
+    features: Features | None = None  # float32, (n,B,...) each; None unless the method needs features
 
     def need_features(self) -> Features:
         """The features, for a method that needs them. Raises ValueError where there are none."""
-        return _needed(self.features, "features=True")
+        return _needed(self.features, "features")
 
 
 class CompanionOutputs(NamedTuple):
@@ -31,6 +39,8 @@ class CompanionOutputs(NamedTuple):
     logits: Tensor  # (n,B,C)
     labels: Tensor  # (n,B) int64
     indices: Tensor  # (n,B) int64
+    features: Features | None = None  # float32, (n,B,...) each; None unless the method needs features
+    images: Tensor = NO_IMAGES  # (n,B,C,H,W), as `StepBatch.images`
 
 
 @dataclass(frozen=True)
@@ -50,22 +60,47 @@ class StepBatch:
     slow_logits: Tensor | None = None
     """(n,B,C): logits of the candidates' averaged weights."""
     features: Features | None = None
-    """The candidates' features, (n,B,...) each, with gradient."""
+    """The candidates' features, float32, (n,B,...) each, with gradient."""
     teachers: tuple[TeacherOutputs, ...] = ()
     """Outputs of the teachers that the plan names, in the order of `Context.teachers`, for the same images."""
     companions: CompanionOutputs | None = None
     """Outputs for the images beside the batch."""
     students: tuple[nn.Module, ...] = ()
     """The n networks themselves, for what neither logits nor features tell."""
+    images: Tensor = NO_IMAGES
+    """(n,B,C,H,W) as they were shown: augmented, mixed and standardised, in the dtype that the run computes in."""
+    forward: Callable[[Tensor], tuple[Tensor, Features | None]] = _not_given
+    """Runs the candidates on other images (n,B,C,H,W) in the dtype of `images`, as on the batch: logits (n,B,C) and
+    features, with gradient. It is a pass more, which also moves the running statistics of batch norms."""
+    teach: Callable[[Tensor], tuple[TeacherOutputs, ...]] = _not_given
+    """The outputs of all teachers for other images (n,B,C,H,W), such as companions, without gradient."""
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Opens a region in which layers compute in the precision of the run, as the candidates did; see `adapt`."""
 
     @property
     def candidates(self) -> slice:
         """The numbers of the n candidates: the rows of a tensor (P,...) that holds something of each."""
         return slice(self.first_candidate, self.first_candidate + len(self.labels))
 
+    def adapt(self, adapter: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+        """What an adapter, a layer or network of the method, makes of features in the precision of the run.
+
+        Called directly, a layer computes in the dtype of the features, float32, which is as right and slower.
+
+        Args:
+            adapter: takes a batch (n*B,...), as any layer of torch does.
+            maps: (n,B,...).
+
+        Returns:
+            (n,B,...) float32.
+        """
+        with self.autocast():
+            adapted = adapter(maps.flatten(0, 1))
+        return adapted.float().unflatten(0, maps.shape[:2])
+
     def need_features(self) -> Features:
         """The candidates' features. Raises ValueError where the method did not ask for them."""
-        return _needed(self.features, "features=True")
+        return _needed(self.features, "features")
 
     def need_slow_logits(self) -> Tensor:
         """The logits of averaged weights, (n,B,C). Raises ValueError where the method did not ask for them."""

@@ -1,10 +1,10 @@
 """What a method is told: facts of the run that it serves, and images and teachers to prepare itself with."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfkd_fast.data import Batch
 from tfkd_fast.methods.base.batch import TeacherOutputs
@@ -24,6 +24,12 @@ class TeacherFacts:
     """Labels of the student's data set in the order of the teacher's logits: 0 .. C-1, or fewer for a specialist."""
     shapes: FeatureShapes
     """The shapes of the teacher's features."""
+    network: nn.Module = field(default_factory=nn.Identity, compare=False, repr=False)
+    """The frozen network itself, on the device and in evaluation mode: from the student's images to logits in the order
+    of `labels`."""
+    classifier: nn.Module = field(default_factory=nn.Identity, compare=False, repr=False)
+    """The frozen layer that takes the teacher's pooled features (B, shapes.pooled) to its logits (B,C), in the order of
+    `labels`. Gradients flow through it."""
 
 
 @dataclass(frozen=True)

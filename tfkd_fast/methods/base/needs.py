@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tfkd_fast.data import Companions
+from tfkd_fast.models import FeatureName
 
 Average = Literal["epoch", "interval"]
 """Averages of the weights: over the steps of an interval's last epoch, or over the ends of its epochs."""
@@ -36,8 +37,10 @@ class Needs:
     """How many teachers the method learns from."""
     specialists: bool = False
     """Whether a teacher may know some of the classes only."""
-    features: bool = False
-    """Whether `StepBatch.features` and those of the teachers are read."""
+    features: frozenset[FeatureName] = frozenset()
+    """Which features are read, of the candidates and of their teachers, see `Features`: "stages" for the maps of every
+    stage, "stem" and "block_sums" for those of residual networks. The pooled features come with any of them. What is
+    not named costs nothing."""
     companions: Companions | None = None
     """Which images are shown beside each batch, see `StepBatch.companions`; None for none."""
     companion_gradient: bool = False

@@ -40,7 +40,7 @@ class PathwayStudent(TaughtStudent):
 
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
-        return replace(super().needs_for(settings), features=True)
+        return replace(super().needs_for(settings), features=frozenset({"stages"}))
 
     def connect(self, pathways: Sequence[Pathway]) -> None:
         """Make the connectors of K pathways, of weight 0 for now; a subclass calls it once."""
@@ -70,7 +70,8 @@ class PathwayStudent(TaughtStudent):
 
     def pathway_losses(self, batch: StepBatch) -> Tensor:
         """(n,K), 0 where none is computed. The n candidates share the connectors and their batch norms."""
-        student, teacher = batch.need_features(), batch.teachers[0].need_features()
+        # Connectors compute in the dtype of the maps, and hierarchical_context_loss in float32.
+        student, teacher = batch.need_features().as_computed(), batch.teachers[0].need_features().as_computed()
         n = len(batch.labels)
         losses = [self._weights.new_zeros(n)] * len(self.pathways)
         for number in self._computed:

@@ -51,7 +51,7 @@ class USKD(SingleStudent):
 
     @classmethod
     def needs_for(cls, settings: USKDSettings) -> Needs:
-        return Needs(features=True)
+        return Needs(features=frozenset({"stages"}))
 
     def __init__(self, settings: USKDSettings, context: Context) -> None:
         super().__init__(settings, context)

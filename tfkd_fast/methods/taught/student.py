@@ -67,7 +67,7 @@ class TaughtStudent(SingleStudent):
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
         """One teacher; a professor reads its features."""
-        return Needs(teachers=TeacherCount(1, 1), features=settings.professor is not None)
+        return Needs(teachers=TeacherCount(1, 1), features=frozenset({"stages"}) if settings.professor else frozenset())
 
     def __init__(self, settings: TaughtSettings, context: Context, *, temperature: float | None = None) -> None:
         """`temperature`: at which `teacher_logits` are softened; None for a method that reads anything else of the

@@ -89,7 +89,11 @@ class MMKD(TaughtStudent):
     def needs_for(cls, settings: TaughtSettings) -> Needs:
         """Without mixed images: a hard image has one label."""
         return replace(
-            super().needs_for(settings), teachers=TeacherCount(2, None), features=True, look_ahead=True, mixing=False
+            super().needs_for(settings),
+            teachers=TeacherCount(2, None),
+            features=frozenset({"stages"}),
+            look_ahead=True,
+            mixing=False,
         )
 
     def __init__(self, settings: MMKDSettings, context: Context) -> None:
