@@ -77,6 +77,10 @@ class Method(ABC):
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         """The loss of a step of n candidates, by their logits (n,B,C).
 
+        It is called outside of autocast, and logits and features come in float32, whatever the precision of the run:
+        losses are computed in float32, and any layer of torch can be an adapter. `StepBatch.adapt` calls a layer in the
+        precision of the run, which is faster.
+
         No host synchronisation, and every tensor that it reads keeps its place in memory for the whole run: a step is
         captured once, then replayed.
         """
