@@ -18,7 +18,8 @@ from tfkd_fast.methods import METHODS, Context, MethodEntry
 from tfkd_fast.methods.base import Loss, Needs, SingleStudent, StepBatch
 from tfkd_fast.models import ModelSettings, build_model
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.recipe import make_recipe, merge
+from tfkd_fast.runs.precedence import merge
+from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.tensor_file import read_tensors
 from tfkd_fast.training.epoch import EpochTrainer
@@ -26,6 +27,10 @@ from tfkd_fast.training.population import Population
 from tfkd_fast.training.trainer import Trainer
 
 EPOCHS = 2
+LOADERS: dict[str, dict[str, Any]] = {
+    "resident": {"loader": "resident"},
+    "torchvision": {"loader": "torchvision", "workers": 0},
+}
 FP32, BF16 = (Compute(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
 
 
@@ -33,7 +38,7 @@ def train(out: Path, compute: Compute, *tables: dict[str, Any]) -> Path:
     values: dict[str, Any] = {
         "method": "distiller",
         "epochs": EPOCHS,
-        "data": {"batch_size": 32, "holdout": 0.2, "loader": "resident", "workers": 0},
+        "data": {"batch_size": 32, "holdout": 0.2, "loader": "resident"},
         "model": {"name": "resnet8x4", "width": 0.125},
         "schedule": {"name": "one-cycle"},
     }
@@ -89,7 +94,7 @@ def test_a_method_that_asks_for_everything_learns(compute: Compute, teacher: dic
 def test_it_goes_on_from_a_checkpoint_to_the_bit(
     view: str, loader: str, compute: Compute, teacher: dict[str, Any], tmp_path: Path
 ) -> None:
-    tables = teacher, {"view": view, "data": {"loader": loader}}
+    tables = teacher, {"view": view, "data": LOADERS[loader]}
     whole, part = train(tmp_path / "whole", compute, *tables), tmp_path / "part"
     shutil.copytree(whole, part)
     (part / "student.safetensors").unlink()
@@ -101,7 +106,7 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(
 
 @pytest.mark.usefixtures("distiller")
 def test_the_student_is_the_same_whatever_loader_shows_its_companions(teacher: dict[str, Any], tmp_path: Path) -> None:
-    runs = [train(tmp_path / name, BF16, teacher, {"data": {"loader": name}}) for name in ("resident", "torchvision")]
+    runs = [train(tmp_path / name, BF16, teacher, {"data": data}) for name, data in LOADERS.items()]
     students = [(run / "student.safetensors").read_bytes() for run in runs]
     assert students[0] == students[1]
 

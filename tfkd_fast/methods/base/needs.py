@@ -38,9 +38,9 @@ class Needs:
     specialists: bool = False
     """Whether a teacher may know some of the classes only."""
     features: frozenset[FeatureName] = frozenset()
-    """Names of the features that are read, of the candidates and of their teachers, see `Features`: "stages" for the maps of every
-    stage, "stem" and "block_sums" for those of residual networks. The pooled features come with any of them. What is
-    not named costs nothing."""
+    """Names of the features that are read, of candidates and of teachers, see `Features`: "stages" for the maps of
+    every stage, "stem" and "block_sums" for those of residual networks. The pooled features come with any of them.
+    What is not named costs nothing."""
     companions: Companions | None = None
     """Which images are shown beside each batch, see `StepBatch.companions`; None for none."""
     companion_gradient: bool = False
