@@ -23,8 +23,6 @@ NOT_YET_COVERED = (
     "cli/",
     "data/settings.py",
     "kernels/",
-    "methods/",
-    "training/",
     "settings.py",
 )
 """Modules whose names and texts are still to be gone over; the list only ever gets shorter."""

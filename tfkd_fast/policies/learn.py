@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.policies.students import Students
 from tfkd_fast.runs.folder import RunFolder, finite
 from tfkd_fast.runs.log import LineFile
@@ -49,9 +48,7 @@ def learn_policy(
     if any(len(generation.qualities) != students for generation in done):
         raise UserError(f"the search in {out} has {len(done[0].qualities)} students at a time: give as many")
     fleet = Students(recipe, students)
-    settings = recipe.options
-    assert isinstance(settings, ControlledTargetsSettings)  # Students refuses others
-    own = settings.controller  # gives the bounds of the policy's deviation if it has a policy
+    own = fleet.settings.controller  # gives the bounds of the policy's deviation if it has a policy
     search = PolicySearch(
         fleet.space,
         own if isinstance(own, SampledPolicySettings) else RandomSettings(name="random"),

@@ -59,6 +59,8 @@ class Students:
         self._untaught = self._method.state_dict()
         self._epoch = 0
         self._snapshots: list[Snapshot] = []  # empty before the start, and after a student diverged
+        self.settings = settings
+        """The tables of the recipe's method."""
 
     @property
     def space(self) -> ActionSpace:

@@ -17,10 +17,12 @@ class Adapters:
         self.buffers = list(module.buffers()) if module else []
 
     def train(self) -> None:
+        """Put the layers into training mode."""
         if self.module is not None:
             self.module.train()
 
     def forget_momenta(self) -> None:
+        """Set all momenta to zero."""
         for momentum in self.momenta:
             momentum.zero_()
 

@@ -157,7 +157,7 @@ def method_context(
 
 
 def _untrained_population(method: Method, build: Callable[[int], nn.Module], seed: int) -> Population:
-    """As many candidates as the method may train, from the same weights or each from its own."""
+    """The candidates that the method may train at most, from the same weights or each from its own."""
     needs = method.needs
     population = Population(partial(build, seed), needs.candidates, slow=needs.slow_decay is not None)
     if needs.own_weights:

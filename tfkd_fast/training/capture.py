@@ -39,7 +39,8 @@ class RepeatedStep:
     """
 
     def __init__(self, streams: Streams | None, *, compiles: bool) -> None:
-        """With `streams`, which there are on CUDA, it is captured."""
+        """The step is captured where there are `streams`, as on CUDA. `compiles`: whether torch compiles its first
+        run."""
         self._streams = streams
         self._set_up_left = int(compiles) if streams is None else UNCAPTURED + 1
         self._graph: torch.cuda.CUDAGraph | None = None

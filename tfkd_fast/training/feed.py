@@ -15,9 +15,9 @@ class Shown(NamedTuple):
 
     batch: Batch
     companions: Batch | None = None
-    """As many images as in the batch."""
+    """The images beside the batch, as many as in it."""
     mixed: MixPartners | None = None
-    """With what the images of the batch were mixed."""
+    """The images that those of the batch were mixed with."""
 
     def of(self, rows: slice) -> "Shown":
         """What some of the candidates see."""
@@ -46,7 +46,7 @@ class Feed(Protocol):
         """Inside the step number `step` (1,) int64: its batch of `size` samples and their companions."""
 
 
-class HostFeed:
+class HostFeed(Feed):
     """Takes batches from a loader. On CUDA they are copied to where a captured step reads them."""
 
     def __init__(self, loader: Loader, companions: Companions | None, *, in_place: bool) -> None:
@@ -94,7 +94,7 @@ def _stacked(batches: Sequence[Batch]) -> Batch:
     return Batch(*map(torch.stack, zip(*batches, strict=True)))
 
 
-class ResidentFeed:
+class ResidentFeed(Feed):
     """Makes batches inside the step, from images and orders that are on the device."""
 
     def __init__(self, loader: Loader, companions: Companions | None, rows: int) -> None:
@@ -109,7 +109,7 @@ class ResidentFeed:
         """Nothing to do for the host."""
 
     def finish(self) -> None:
-        """Nothing is open."""
+        """Nothing has to be closed."""
 
     def shown(self, step: Tensor, size: int) -> Shown:
         positions = step * self._loader.batch_size + torch.arange(size, device=step.device)
@@ -137,7 +137,7 @@ class ResidentFeed:
         return plan
 
 
-class MixedFeed:
+class MixedFeed(Feed):
     """Mixes the images of another feed in pairs."""
 
     def __init__(self, feed: Feed, mixing: Mixing, rows: int, steps: int, device: torch.device) -> None:

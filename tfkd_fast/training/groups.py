@@ -33,6 +33,7 @@ FASTEST: SideBySide = "streams"
 
 
 def choose_side_by_side(wanted: SideBySide | Literal["auto"]) -> SideBySide:
+    """The way that a recipe asks for, or the fastest one for `auto`."""
     return FASTEST if wanted == "auto" else wanted
 
 
@@ -43,7 +44,7 @@ class Member:
     weights: list[Tensor]
     momenta: list[Tensor]
     sums: list[Tensor]
-    """Of the weights after each step of the epoch; empty where no average is wanted."""
+    """Sums of the weights after each step of the epoch; empty where no average is wanted."""
     slow: list[Tensor]
     """Weights that follow; empty where none do."""
 
@@ -63,7 +64,7 @@ class Group:
     """What the plan makes of each student, see `Plan.network`."""
     forward: Forward
     slow_forward: Forward | None
-    """That of the slow networks, where there are any; without gradient and without features."""
+    """The forward pass of the slow networks, without gradient and without features; None where there are none."""
 
     def forward_in_float32(self, images: Tensor) -> tuple[Tensor, Features | None]:
         """The same as `forward`, with features as a loss reads them."""
@@ -86,7 +87,7 @@ class GroupSpec:
 
 
 def alone(slot: int, spec: GroupSpec) -> Group:
-    """One candidate."""
+    """A group of one candidate."""
     return together(range(slot, slot + 1), spec)
 
 

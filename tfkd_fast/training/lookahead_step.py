@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.data import Batch
-from tfkd_fast.methods.base import StepBatch, TeacherOutputs
+from tfkd_fast.methods.base import StepBatch, TeacherOutputs, TrainingStep
 from tfkd_fast.models import Features, logits_and_features
 from tfkd_fast.training.feed import Shown
 from tfkd_fast.training.groups import Group, stack_features
@@ -15,7 +15,7 @@ from tfkd_fast.training.sgd import sgd_step
 from tfkd_fast.training.step import Records, StepSetup, step_loss
 
 
-class Trial:
+class Trial(TrainingStep):
     """`methods.base.TrainingStep` over one candidate of a run."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Trial:
         return self._predict(images.unsqueeze(0))
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Features | None]:
-        """Of images (1,B,C,H,W), without autocast."""
+        """Run the network on images (1,B,C,H,W), without autocast."""
         names = self._setup.method.needs.features
         logits, features = logits_and_features(self._group.networks[0], names, images[0])
         return logits.unsqueeze(0), stack_features([features])

@@ -17,7 +17,7 @@ class Population:
     """
 
     def __init__(self, build: Callable[[], nn.Module], size: int, *, slow: bool = False) -> None:
-        """With `slow`, each candidate has a second network, `slow_models[p]`, that follows its weights."""
+        """`slow`: whether each candidate has a second network, `slow_models[p]`, that follows its weights."""
         self.models = [build() for _ in range(size)]
         self.weights = _stack([dict(model.named_parameters()) for model in self.models])
         self.buffers = _stack([dict(model.named_buffers()) for model in self.models])
@@ -26,9 +26,9 @@ class Population:
         self.slow = _stack([{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in self.slow_models])
         """Name -> (P,...), weights and buffers of the slow networks."""
         self.epoch_average = WeightAverage(self.weights)
-        """Of the weights after each step of an epoch, while one is wanted."""
+        """The average of the weights after each step of an epoch, while one is wanted."""
         self.interval_average = WeightAverage(self.weights)
-        """Of the weights after each epoch of an interval, while one is wanted."""
+        """The average of the weights after each epoch of an interval, while one is wanted."""
 
     def __len__(self) -> int:
         return len(self.models)
@@ -39,6 +39,7 @@ class Population:
             network.load_state_dict(model.state_dict())
 
     def forget_momenta(self) -> None:
+        """Set all momenta to zero."""
         for stack in self.momenta.values():
             stack.zero_()
 

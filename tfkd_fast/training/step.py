@@ -45,15 +45,22 @@ class StepSetup:
 class Records(NamedTuple):
     """What the steps of an epoch read and write, on the device."""
 
-    step: Tensor  # (1,) int64, counts from 0
-    learning_rates: Tensor  # (n, steps) float32
-    losses: Tensor  # (n, steps) float32, a row a candidate
-    totals: Tensor  # (n,3) float64, sums over samples: correct, true-class probability, entropy
-    terms: Tensor  # (n, MOST_TERMS) float64, sums over samples: the terms of the loss, where it has several
-    names: list[str]  # of the terms; empty where the loss has one only
+    step: Tensor
+    """(1,) int64: the number of the step in its epoch, from 0."""
+    learning_rates: Tensor
+    """(n,steps) float32: the learning rate of each candidate and step."""
+    losses: Tensor
+    """(n,steps) float32: the loss of each candidate and step."""
+    totals: Tensor
+    """(n,3) float64: sums over samples of correct predictions, of the label's probability, and of the entropy."""
+    terms: Tensor
+    """(n,MOST_TERMS) float64: sums over samples of the terms of the loss, where it has several."""
+    names: list[str]
+    """Names of these terms; empty where the loss has one term only."""
 
     @classmethod
     def empty(cls, candidates: int, steps: int, device: torch.device) -> "Records":
+        """Records of zeros, for so many candidates and so many steps of an epoch."""
         return cls(
             torch.zeros(1, dtype=torch.int64, device=device),
             torch.zeros(candidates, steps, device=device),
@@ -174,16 +181,19 @@ def _companion_outputs(shown: Batch, logits: Tensor, features: Features | None) 
 
 
 def _of_each(column: Tensor, n: int) -> Tensor:
-    """(n,...) of what n candidates are shown, (1,...) where all are shown the same."""
+    """Expand a column (1,...), where all n candidates are shown the same, to (n,...)."""
     return column.expand(n, *column.shape[1:])
 
 
 class StepLoss(NamedTuple):
     """The losses of n candidates in one step, means over the batch; those of mixed images count both labels."""
 
-    total: Tensor  # (n,) with gradient
-    terms: Mapping[str, Tensor]  # (n,) each
+    total: Tensor
+    """(n,) with gradient: the loss that is minimised."""
+    terms: Mapping[str, Tensor]
+    """The terms of the loss by name, (n,) each."""
     statistics: SoftTargetStats
+    """Training statistics of the batch."""
 
 
 def step_loss(method: Method, logits: Tensor, batch: StepBatch, mixed: MixPartners | None) -> StepLoss:

@@ -88,10 +88,10 @@ def test_candidates_of_a_steered_method_have_a_row_each() -> None:
 def test_what_was_not_asked_for_is_named() -> None:
     _, batch = random_step(0, teachers=1)
     for read, need in (
-        (batch.need_features, "features=True"),
+        (batch.need_features, "features"),
         (batch.need_slow_logits, "slow_decay"),
         (batch.need_companions, "companions"),
-        (batch.teachers[0].need_features, "features=True"),
+        (batch.teachers[0].need_features, "features"),
     ):
         with pytest.raises(ValueError, match=f"set {need} in the Needs that it gives"):
             read()

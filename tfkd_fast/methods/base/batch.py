@@ -25,8 +25,10 @@ def _not_given(images: Tensor) -> NoReturn:
 class TeacherOutputs(NamedTuple):
     """The outputs of one teacher for a batch, without gradient; `TeacherFacts.labels` has the order of the logits."""
 
-    logits: Tensor  # (n,B,C) float32
-    features: Features | None = None  # float32, (n,B,...) each; None unless the method needs features
+    logits: Tensor
+    """(n,B,C) float32: the teacher's logits."""
+    features: Features | None = None
+    """The teacher's features, float32, (n,B,...) each; None unless the method needs features."""
 
     def need_features(self) -> Features:
         """The features, for a method that needs them. Raises ValueError where there are none."""
@@ -36,11 +38,16 @@ class TeacherOutputs(NamedTuple):
 class CompanionOutputs(NamedTuple):
     """The student's outputs for the images that are shown beside a batch."""
 
-    logits: Tensor  # (n,B,C)
-    labels: Tensor  # (n,B) int64
-    indices: Tensor  # (n,B) int64
-    features: Features | None = None  # float32, (n,B,...) each; None unless the method needs features
-    images: Tensor = NO_IMAGES  # (n,B,C,H,W), as `StepBatch.images`
+    logits: Tensor
+    """(n,B,C): the student's logits for the companions."""
+    labels: Tensor
+    """(n,B) int64: the labels of the companions."""
+    indices: Tensor
+    """(n,B) int64: which training images the companions are."""
+    features: Features | None = None
+    """The student's features of the companions, float32, (n,B,...) each; None unless the method needs features."""
+    images: Tensor = NO_IMAGES
+    """(n,B,C,H,W): the companions themselves, as `StepBatch.images`."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ class StepBatch:
     """
 
     labels: Tensor
-    """(n,B) int64."""
+    """(n,B) int64: the labels of the images."""
     indices: Tensor
-    """(n,B) int64 in 0 .. num_images-1: which training images these are; each is shown at most once an epoch."""
+    """(n,B) int64: which training images these are, 0 .. num_images-1; each is shown at most once an epoch."""
     first_candidate: int = 0
     """The number of the first of the n candidates."""
     slow_logits: Tensor | None = None
@@ -68,7 +75,7 @@ class StepBatch:
     students: tuple[nn.Module, ...] = ()
     """The n networks themselves, for what neither logits nor features tell."""
     images: Tensor = NO_IMAGES
-    """(n,B,C,H,W) as they were shown: augmented, mixed and standardised, in the dtype that the run computes in."""
+    """(n,B,C,H,W): the images as shown: augmented, mixed and standardised, in the dtype that the run computes in."""
     forward: Callable[[Tensor], tuple[Tensor, Features | None]] = _not_given
     """Runs the candidates on other images (n,B,C,H,W) in the dtype of `images`, as on the batch: logits (n,B,C) and
     features, with gradient. It is a pass more, which also moves the running statistics of batch norms."""

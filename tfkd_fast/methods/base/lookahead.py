@@ -11,16 +11,16 @@ from tfkd_fast.methods.base.batch import TeacherOutputs
 
 
 class TrainingStep(Protocol):
-    """A step that is about to be taken, for a method that tries out others before it. One student, no autocast.
-
-    `weights` are the parameters of the student, then those of the method's adapters, and `momenta` theirs: the tensors
-    that the step itself will change. The student is in training mode.
-    """
+    """A step that is about to be taken, for a method that tries out others before it. One student, no autocast."""
 
     student: nn.Module
+    """The network, in training mode."""
     weights: list[Tensor]
+    """The parameters of the student, then those of the method's adapters: the tensors that the step will change."""
     momenta: list[Tensor]
-    batch: Batch  # without an axis of candidates
+    """The momentum of each weight."""
+    batch: Batch
+    """The batch of the step, without an axis of candidates."""
     learning_rate: float
     momentum: float
     weight_decay: float

@@ -14,8 +14,9 @@ class TeacherCount(NamedTuple):
     """The fewest and the most teachers that a method learns from."""
 
     fewest: int
+    """The smallest number of teachers."""
     most: int | None
-    """None: any number."""
+    """The largest number of teachers; None for any number."""
 
     def includes(self, count: int) -> bool:
         """Whether a method may learn from so many teachers."""
@@ -42,12 +43,12 @@ class Needs:
     every stage, "stem" and "block_sums" for those of residual networks. The pooled features come with any of them.
     What is not named costs nothing."""
     companions: Companions | None = None
-    """Which images are shown beside each batch, see `StepBatch.companions`; None for none."""
+    """The images that are shown beside each batch, see `StepBatch.companions`; None for none."""
     companion_gradient: bool = False
     """Whether the gradient flows through the logits of companions, too. If so, the student sees both in one pass."""
     averages: frozenset[Average] = frozenset()
-    """Which averages of the weights candidates are judged by at the end of an interval, see `IntervalResult`. That over
-    an interval is kept where several candidates train."""
+    """The averages of the weights that candidates are judged by at the end of an interval, see `IntervalResult`. The
+    one over an interval is kept where several candidates train."""
     cooldown_epochs: int = 0
     """For how many epochs a copy of each candidate trains on before it is judged, while the learning rate falls to zero
     along a straight line; `IntervalResult.cooled` is then read. 0 for no cooldown."""

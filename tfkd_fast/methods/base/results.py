@@ -53,18 +53,22 @@ class IntervalResult:
     """One candidate at the end of an interval, judged by averaged weights where the method asked for them."""
 
     training: TrainingStatistics
-    last: HoldoutMetrics | None  # the weights as they are
-    epoch_average: HoldoutMetrics | None  # their running average over the interval's last epoch
-    interval_average: HoldoutMetrics | None  # the average of the interval's end-of-epoch weights
-    cooled: HoldoutMetrics | None = None  # a copy after the epochs of a cooldown
+    last: HoldoutMetrics | None
+    """Held-out figures of the weights as they are."""
+    epoch_average: HoldoutMetrics | None
+    """Held-out figures of the average of the weights over the steps of the interval's last epoch."""
+    interval_average: HoldoutMetrics | None
+    """Held-out figures of the average of the weights at the ends of the interval's epochs."""
+    cooled: HoldoutMetrics | None = None
+    """Held-out figures of a copy after `Needs.cooldown_epochs` more."""
     influence: Callable[[], Tensor] | None = None
-    """Works out (C,C) float64: entry (y,c) is by how much one step of training would raise (above 0: spoil) the
-    held-out loss, per unit of mass that the target of label y gives to class c, learning rate 1."""
+    """Computes (C,C) float64: entry (y,c) is by how much one step of training would raise the held-out loss, in nats
+    per unit of mass that the target of label y gives to class c, at learning rate 1. Above 0 the step does harm."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Which candidates live on, and what to write into the log about it."""
+    """The candidates that live on, and what to write into the log about it."""
 
     survivors: tuple[int, ...]
     """The best first: slot s continues from survivor s modulo their number."""

@@ -6,7 +6,7 @@ from tfkd_fast.settings import Settings
 
 
 class TeacherTable(Settings):
-    """Which teachers there are, and how their outputs are kept."""
+    """The teachers of a run, and how their outputs are kept."""
 
     runs: tuple[str, ...] = ()
     """Folders of the finished runs whose students are the teachers; --teacher names one."""

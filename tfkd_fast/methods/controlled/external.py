@@ -29,8 +29,10 @@ from tfkd_fast.steering.selection import NoSelectionSettings
 
 
 class ExternalTargets(SteeredMethod):
-    """Of the settings, the target and the interval, warm-up and cooldown of a decision hold; nobody decides and selects
-    here."""
+    """Students side by side whose targets are set from outside before each interval.
+
+    Target, interval, warm-up and cooldown are those of the settings; controller and selection are not used.
+    """
 
     def __init__(self, settings: ControlledTargetsSettings, context: Context, students: int) -> None:
         """
@@ -107,7 +109,7 @@ class ExternalTargets(SteeredMethod):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Of a moment between two intervals."""
+        """Restore a state that was saved between two intervals."""
         self._teaching.load_state_dict(state["teaching"])
         self._teaching.set(None, self.needs.candidates)
         self._standings = [Standing.from_state_dict(values) for values in state["standings"]]

@@ -13,14 +13,18 @@ class Standing:
     """A student at the end of an interval: what the next one is compared with."""
 
     training: TrainingStatistics
-    top1: float  # held-out, fraction
-    nll: float  # held-out, temperature-calibrated
-    true_mass: float  # of the target that it was taught with
-    nll_history: tuple[float, ...] = ()  # calibrated held-out NLL after each epoch of its lineage
+    top1: float
+    """Held-out top-1, a fraction."""
+    nll: float
+    """Held-out negative log-likelihood under the temperature that minimises it, nats."""
+    true_mass: float
+    """Mean mass of the true class in the target that it was trained with."""
+    nll_history: tuple[float, ...] = ()
+    """The same negative log-likelihood after each epoch of its lineage."""
 
     @classmethod
     def untrained(cls, classes: int) -> Self:
-        """As good as chance."""
+        """A student that is as good as chance."""
         training = TrainingStatistics(math.log(classes), 1 / classes, 1 / classes, math.log(classes))
         return cls(training, 1 / classes, math.log(classes), true_mass=1.0)
 

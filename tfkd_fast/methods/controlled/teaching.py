@@ -19,7 +19,7 @@ LONGEST_WARMUP = 0.25
 """The warm-up takes at most this share of the run, so that short runs are controlled, too (our choice)."""
 
 PERTURBATION = 1e-4
-"""Of an action, to see how the table moves with it."""
+"""Change of one number of an action, to see how the table moves with it."""
 
 
 def target_needs(settings: TargetSettings) -> Needs:
@@ -135,7 +135,7 @@ class Teaching:
         self.instances.continue_from(parents)
 
     def true_mass(self, slot: int) -> float:
-        """Of one candidate's class table, mean over the classes."""
+        """The mass of the true class in one candidate's class table, mean over the classes."""
         return float(self.tables[slot].diagonal().mean())
 
     def describe(self) -> list[dict[str, Any]]:
@@ -152,10 +152,18 @@ class Teaching:
         return [asdict(summary) | {"sources": of} for summary, of in zip(summaries, sources, strict=True)]
 
     def action_gradient(self, slot: int, influence: Tensor) -> Tensor:
-        """(A,) float32: how the loss whose dependence on the targets is `influence` (C,C) depends on the slot's action.
+        """The gradient of the held-out loss in the action of one candidate, by central differences in float64.
 
-        Both on the CPU. The table counts as much as its share; the shares and temperatures themselves get 0. By central
-        differences in float64: the tables are cheap, and not every family has derivatives.
+        Tables are cheap, and not every family has derivatives. Entries of the action that set shares and temperatures
+        of sources get 0: they are not differentiated.
+
+        Args:
+            slot: the number of the candidate.
+            influence: (C,C) float64 on the CPU, see `IntervalResult.influence`.
+
+        Returns:
+            (A,) float32 on the CPU: sum over y, c of influence[y,c] times the derivative of table[y,c] in the action,
+            times the share of the class table.
 
         Raises:
             ValueError: for the one-hot label, which no action sets.

@@ -34,11 +34,14 @@ class Pathway(NamedTuple):
     teacher_stage: int
     student_stage: int
     transform: Transform
-    teacher_depth: float  # relative: 0 is the first stage, 1 the last
+    teacher_depth: float
+    """Relative depth of the teacher's stage: 0 is the first stage, 1 the last."""
     student_depth: float
+    """Relative depth of the student's stage, likewise."""
 
     @property
     def name(self) -> str:
+        """The stages and the transform, as the log names a pathway."""
         return f"{self.teacher_stage}>{self.student_stage} {self.transform}"
 
 
@@ -65,7 +68,7 @@ def find_pathways(teacher: FeatureShapes, student: FeatureShapes, settings: Path
 
 
 def _places(shapes: FeatureShapes) -> list[tuple[int, int]]:
-    """Of each stage, how deep it lies: comparable between networks."""
+    """How deep each stage lies, comparable between networks."""
     earlier: Counter[int] = Counter()
     places = []
     for _, height, _ in shapes.maps:

@@ -30,14 +30,16 @@ FILES = FileKind("process", Header, 1, "process.file", "give the folder of a fin
 
 @dataclass(frozen=True)
 class Process:
-    """alpha of K pathways at T moments; between two of them it moves along a straight line."""
+    """The numbers alpha of K pathways at T moments; between two moments they move along straight lines."""
 
     pathways: tuple[Pathway, ...]
-    times: Tensor  # (T,) float64, rising: 0 is the start of a run, 1 its end
-    alpha: Tensor  # (T,K) float32, see `biased_softmax`
+    times: Tensor
+    """(T,) float64: the moments, rising; 0 is the start of a run, 1 its end."""
+    alpha: Tensor
+    """(T,K) float32: the numbers whose `biased_softmax` are the weights of the pathways."""
 
     def at(self, time: float) -> Tensor:
-        """(K,) at a time of 0 .. 1; before the first moment as then, and likewise after the last."""
+        """The numbers (K,) at a time of 0 .. 1; those of the first moment before it, those of the last after it."""
         following = int(torch.searchsorted(self.times, time, right=True))
         before, after = max(0, following - 1), min(following, len(self.times) - 1)
         if before == after:
@@ -46,7 +48,9 @@ class Process:
         return torch.lerp(self.alpha[before], self.alpha[after], float(share))
 
     def moved(self, pathways: Sequence[Pathway]) -> Self:
-        """For the pathways of another pair of networks: each takes the alpha of the one with the same transform that is
+        """Move the process to the pathways of another pair of networks.
+
+        Each takes the alpha of the one with the same transform that is
         nearest to it in relative depth, by the sum of the distances at the teacher and at the student; of equally near
         ones the first. Then all are shifted alike, so that the weights have the same sum as before. (Our choice.)
 

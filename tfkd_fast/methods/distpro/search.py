@@ -19,7 +19,7 @@ from tfkd_fast.methods.taught.student import TaughtSettings
 from tfkd_fast.settings import Settings
 
 BETAS = (0.5, 0.999)
-"""Of Adam (the authors' code)."""
+"""Decay rates of Adam (the authors' code)."""
 
 LONGEST_STEP = 0.5
 """The most that alpha of a pathway moves at once (our choice)."""
@@ -129,7 +129,8 @@ def influences(step: TrainingStep, pathway_losses: Callable[[], Tensor]) -> Tens
 
 
 class LearnedAlpha:
-    """alpha of K pathways, ones at first, moved by Adam, and the process that it went through. On the CPU."""
+    """The numbers alpha of K pathways, ones at first and moved by Adam, and the process they went through; on the
+    CPU."""
 
     def __init__(self, settings: SearchSettings, pathways: int) -> None:
         self._settings = settings
@@ -141,7 +142,7 @@ class LearnedAlpha:
 
     @property
     def value(self) -> Tensor:
-        """(K,) float32."""
+        """(K,) float32: the present numbers."""
         return self._alpha.detach()
 
     def learn(self, influences: Tensor) -> None:

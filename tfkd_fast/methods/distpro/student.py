@@ -23,7 +23,7 @@ class PathwaysSettings(TaughtSettings):
 
 
 def context_shapes(context: Context) -> tuple[FeatureShapes, FeatureShapes]:
-    """Of the one teacher and of the student."""
+    """The shapes of the features of the one teacher, and of the student."""
     return context.teachers[0].shapes, context.need_shapes()
 
 
@@ -53,7 +53,8 @@ class PathwayStudent(TaughtStudent):
         self._computed: list[int] = []
 
     def set_weights(self, weights: Tensor) -> None:
-        """g (K,) of the steps to come; a pathway of weight 0 is not computed. For weights on the CPU nobody waits."""
+        """Set the weights g (K,) of the steps to come; a pathway of weight 0 is not computed. Weights on the CPU make
+        nobody wait."""
         self._weights.copy_(weights)
         self._computed = [number for number, weight in enumerate(weights.tolist()) if weight > 0]
 
@@ -69,7 +70,8 @@ class PathwayStudent(TaughtStudent):
         return Loss({"hard": hard, "pathways": pathways}, statistics)
 
     def pathway_losses(self, batch: StepBatch) -> Tensor:
-        """(n,K), 0 where none is computed. The n candidates share the connectors and their batch norms."""
+        """(n,K): the loss of each pathway, 0 where it is not computed. The n candidates share connectors and batch
+        norms."""
         # Connectors compute in the dtype of the maps, and hierarchical_context_loss in float32.
         student, teacher = batch.need_features().as_computed(), batch.teachers[0].need_features().as_computed()
         n = len(batch.labels)

@@ -13,9 +13,10 @@ from tfkd_fast.methods.taught.specialists import check_partition, specialist_gro
 from tfkd_fast.settings import Settings
 
 GRADES = 3
-"""Of the paper: primary school, middle school, university."""
+"""Number of grades in the paper: primary school, middle school, university."""
 PROMOTIONS = {"restart": (0.4, 0.65), "paper": (0.625, 0.75)}
-"""Of three grades, as fractions of the run. 96 and 156 of 240 epochs are our choice, 150 and 180 the authors' code."""
+"""Promotions of three grades, as fractions of the run, by the schedule. 96 and 156 of 240 epochs are our choice, 150
+and 180 are those of the authors' code."""
 
 
 class GradesSettings(Settings):
@@ -40,15 +41,15 @@ class GradePlan:
     group: tuple[int, ...]
     """Labels that are new."""
     labels: tuple[int, ...]
-    """Of this grade and those before it, ascending."""
+    """Labels of this grade and of those before it, ascending."""
     stages: int
-    """Of the network, how many take part."""
+    """How many stages of the network take part."""
     first_epoch: int
     end: int
 
 
 def plan_grades(settings: GradesSettings, context: Context, stages: int) -> list[GradePlan]:
-    """Of a student with so many stages.
+    """Plan the grades of a student with so many stages.
 
     Raises:
         UserError: for teachers or groups that do not divide the classes among them, and for more grades than there are

@@ -12,9 +12,9 @@ from tfkd_fast.methods.taught.student import TaughtSettings
 
 
 class SpecialistsKD(KD):
-    """alpha T^2 KL(softmax(t/T) || softmax(z/T)) + (1-alpha) CE(y, softmax(z)), as `KD` has it, for the logits t of
-    teachers that know a group of the classes each, side by side. The preset of alpha is education's, so that the two
-    differ in the grades and the softmax alone (our choice).
+    """Distillation by alpha T^2 KL(softmax(t/T) || softmax(z/T)) + (1-alpha) CE(y, softmax(z)), as `KD` has it, for the
+    logits t of teachers that know a group of the classes each, side by side. The preset of alpha is education's, so
+    that the two differ in the grades and the softmax alone (our choice).
 
     The calibration trap: no specialist has learned how sure it may be of an image of another group, and its logits have
     a level of their own, which its own softmax does not see. Here one softmax compares them all, so that a class of
@@ -42,5 +42,5 @@ class SpecialistsKD(KD):
         self._side_by_side = SideBySide(context, range(len(context.teachers)))
 
     def teacher_logits(self, batch: StepBatch) -> Tensor:
-        """(n,1,B,C) float32, of all teachers as one, corrected by the label where the recipe says so."""
+        """(n,1,B,C) float32: logits of all teachers as one, corrected by the label where the recipe says so."""
         return self._corrected(self._side_by_side(batch.teachers), batch.labels).unsqueeze(1)

@@ -20,21 +20,23 @@ class Marks:
         self._ends: list[list[float]] = []  # those at the end of each grade so far
 
     def see(self, top1_by_class: Sequence[float] | None) -> None:
-        """What came of an epoch."""
+        """Record an epoch: held-out top-1 by class, (C,) fractions, NaN where none was judged; None without held-out
+        images."""
         if top1_by_class is not None:
             top1 = torch.tensor(top1_by_class, dtype=torch.float64)
             self._latest = [float(top1[list(group)].nanmean()) for group in self._groups]
 
     def end_grade(self) -> None:
+        """Keep the latest accuracies as those at the end of a grade."""
         if self._latest:
             self._ends.append(self._latest)
 
     def latest(self) -> list[float]:
-        """Of each group, in percent."""
+        """The latest accuracy of each group, in percent."""
         return [100.0 * top1 for top1 in self._latest]
 
     def summary(self) -> dict[str, Any]:
-        """Of each group, in percent; empty where no images are held out."""
+        """Accuracy and forgetting of each group, in percent; empty where no images are held out."""
         if not self._ends:
             return {}
         final = self._ends[-1]

@@ -55,8 +55,11 @@ class EducationSettings(TaughtSettings):
 
 
 class Education(TaughtStudent):
-    """Teachers g = 1 .. G, each of a group Y_g of the classes, and as many grades. In grade n the network is the first
-    stages of the student under a head of its own, at last the student itself. It learns the classes of groups 1 .. n by
+    """A student that deepens in grades, each with the teacher of one more group of classes.
+
+    There are teachers g = 1 .. G, each of a group Y_g of the classes, and as many grades. In grade n the network is the
+    first stages of the student under a head of its own, at last the student itself. It learns the classes of groups 1
+    .. n by
 
         alpha T^2 KL(softmax(t_g/T) || softmax(z[Y_g]/T)) + (1-alpha) CE(y, softmax(z)),    g the group of label y.
 

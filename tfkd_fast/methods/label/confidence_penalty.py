@@ -8,7 +8,7 @@ from tfkd_fast.settings import Settings
 
 
 class ConfidencePenaltyLoss(Settings):
-    """The `[loss]` table."""
+    """The `[loss]` table of the method."""
 
     beta: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     """Weight of the entropy of the prediction (nats), which is subtracted from the cross-entropy."""

@@ -27,9 +27,9 @@ class OLSSettings(Settings):
 
 
 class OLS(SingleStudent):
-    """(1-alpha) CE(e_y, softmax(z)) + alpha CE(S[y], softmax(z)), where row y of S is the mean prediction of the epoch
-    before for those samples of label y that were classified correctly, uniform if there were none: Zhang et al.,
-    "Delving deep into label smoothing", TIP 2021.
+    """Cross-entropy with two labels, (1-alpha) CE(e_y, softmax(z)) + alpha CE(S[y], softmax(z)), where row y of S is
+    the mean prediction of the epoch before for those samples of label y that were classified correctly, uniform if
+    there were none: Zhang et al., "Delving deep into label smoothing", TIP 2021.
 
     Computed with KL(S[y] || softmax(z)) in place of the second cross-entropy, which is less by the entropy of S[y], a
     constant of the epoch. In the first epoch all rows are uniform (our choice, the rule for a class without samples;

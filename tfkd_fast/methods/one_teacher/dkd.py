@@ -35,7 +35,8 @@ class DKDSettings(TaughtSettings):
 
 
 class DKD(TaughtStudent):
-    """ce_weight CE(y, softmax(z)) + w (alpha TCKD + beta NCKD): Zhao et al., CVPR 2022, equation 7.
+    """Decoupled distillation by ce_weight CE(y, softmax(z)) + w (alpha TCKD + beta NCKD): Zhao et al., CVPR 2022,
+    equation 7.
 
     TCKD = T^2 KL of (p_y, 1 - p_y) of the teacher from that of the student, and NCKD = T^2 KL of the probabilities of
     all classes but y, made to sum to 1; both at temperature T. w grows by equal steps to 1, an epoch a step, as in the

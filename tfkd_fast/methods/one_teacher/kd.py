@@ -26,7 +26,8 @@ class KDSettings(TaughtSettings):
 
 
 class KD(TaughtStudent):
-    """alpha T^2 KL(softmax(t/T) || softmax(z/T)) + (1-alpha) CE(y, softmax(z)): Hinton, Vinyals, Dean, 2015."""
+    """Distillation by alpha T^2 KL(softmax(t/T) || softmax(z/T)) + (1-alpha) CE(y, softmax(z)): Hinton, Vinyals, Dean,
+    2015."""
 
     def __init__(self, settings: KDSettings, context: Context) -> None:
         super().__init__(settings, context, temperature=settings.loss.temperature)

@@ -26,7 +26,7 @@ class Draw(IntEnum):
     CUTOUT = 1
     JITTER = 2
     CODE = 3
-    """And those after it, one a teacher."""
+    """The stream of the first teacher's codes; those of the other teachers follow."""
 
 
 class Lessons:

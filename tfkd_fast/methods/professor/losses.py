@@ -23,7 +23,7 @@ def correlation_loss(logits: Tensor, labels: Tensor, others: Tensor, temperature
 
 
 def other_classes(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """(B,C): softmax(z/T) with 0 at the label, renormalised."""
+    """The distribution (B,C) softmax(z/T) with 0 at the label, renormalised."""
     return _without(logits / temperature, labels).softmax(-1)
 
 
@@ -62,5 +62,5 @@ def discriminator_loss(real: Tensor, fake: Tensor, counts: Tensor | None = None)
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Of the scores (B,) that a discriminator gives to what is to pass for real."""
+    """The mean of -s over the scores s (B,) that a discriminator gives to what is to pass for real."""
     return -fake.mean()

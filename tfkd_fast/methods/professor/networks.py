@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 SLOPE = 0.2
-"""Of LeakyReLU."""
+"""Negative slope of LeakyReLU."""
 
 
 class Professor(nn.Module):
@@ -55,8 +55,8 @@ class Professor(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Which of the vectors that it is shown with a label are real: above 0. Miyato et al. (ICLR 2018) bound its slope
-    by spectral normalisation."""
+    """Scores vectors that it is shown with a label: above 0 for those that it takes for real. Spectral normalisation
+    bounds its slope (Miyato et al., ICLR 2018)."""
 
     def __init__(self, size: int, num_classes: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, spectral_norm(nn.Linear(width, 1)))
 
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        """(B,) of vectors (B,size) and labels (B,)."""
+        """Scores (B,) of vectors (B,size) with labels (B,)."""
         condition = F.one_hot(labels, self.num_classes).to(vectors.dtype)
         score: Tensor = self.layers(torch.cat([vectors, condition], dim=1)).squeeze(1)
         return score

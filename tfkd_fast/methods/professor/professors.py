@@ -93,7 +93,7 @@ class Professors:
         return torch.stack([self._taught(outputs.logits, refined, batch.labels) for outputs, refined in heard], dim=1)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One a teacher."""
+        """What became of the professor of each teacher, by the name of the figure."""
         return [judged.model_dump(exclude={"warning"}) for judged in self._judged]
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Professors:
 
     @torch.no_grad()
     def _refined(self, teachers: Sequence[TeacherOutputs], labels: Tensor) -> list[Tensor]:
-        """(n,B,C) of each professor, for labels (n,B)."""
+        """Logits (n,B,C) of each professor, for labels (n,B)."""
         return [
             professor(pooled(outputs).flatten(0, 1), outputs.logits.flatten(0, 1), labels.flatten())[0].view_as(
                 outputs.logits
@@ -168,7 +168,7 @@ class Professors:
         ]
 
     def _taught(self, said: Tensor, refined: Tensor, labels: Tensor) -> Tensor:
-        """(n,B,C), by the strategy."""
+        """Logits (n,B,C) float32 that the student learns from: those of teacher and professor, by the strategy."""
         match self._settings:
             case ReplaceProfessorSettings():
                 return refined
@@ -181,13 +181,14 @@ class Professors:
 
 
 def selected(said: Tensor, refined: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """Logits (...,C), sample by sample: refined where the others are wrong about the label (...), or give it a
-    probability that is by more than `margin` below the refined one; else the others."""
+    """Choose logits (...,C) sample by sample: those of the professor, `refined`, where the teacher's argmax is wrong,
+    or where the professor gives the label (...) a probability that is higher by more than `margin`; else the
+    teacher's."""
     label = labels.unsqueeze(-1)
     surer = refined.softmax(-1).gather(-1, label) - said.softmax(-1).gather(-1, label) > margin
     return torch.where(surer | (said.argmax(-1, keepdim=True) != label), refined, said)
 
 
 def pooled(outputs: TeacherOutputs) -> Tensor:
-    """(n,B,F) float32."""
+    """The pooled features of a teacher, (n,B,F) float32."""
     return outputs.need_features().pooled.float()

@@ -21,7 +21,7 @@ from tfkd_fast.methods.professor.settings import ProfessorSettings
 from tfkd_fast.randomness import Purpose, random_words
 
 BETAS = (0.5, 0.999)
-"""Of Adam, as is usual with discriminators."""
+"""Decay rates of Adam, as is usual with discriminators."""
 
 LEAST_ERROR = 3.0
 """Percent of the lessons that a teacher must get wrong for its professor to have something to learn (our choice)."""
@@ -48,9 +48,9 @@ class Training:
         self._errors = torch.zeros((), dtype=torch.int64, device=device)
         self._shown = 0
         self.images = 0
-        """That it learns from."""
+        """The number of images that it learns from."""
         self.best_epochs = 0
-        """After which it was the best."""
+        """The number of epochs after which it was the best."""
         self._best_loss = math.inf
         self._best: dict[str, Tensor] = {}
 
@@ -60,15 +60,21 @@ class Training:
         self.images += len(labels)
 
     def keep_if_best(self, loss: float, epochs: int) -> None:
-        """After so many epochs, by a loss on images that it does not learn from. One that is told the label is kept as
-        it is last, because its loss says nothing. Untrained it is its teacher, so that it ends no worse by this loss.
+        """Keep the present weights if their loss on the images to choose by is the lowest so far.
+
+        A professor that is told the label always keeps its latest weights, because its loss says nothing. Untrained, a
+        professor equals its teacher, so that the result is never worse by this loss.
+
+        Args:
+            loss: the sum over the images to choose by, in nats.
+            epochs: the number of epochs that it has been trained for.
         """
         if loss < self._best_loss or self.professor.told:
             self._best_loss, self.best_epochs = loss, epochs
             self._best = {name: value.clone() for name, value in self.professor.state_dict().items()}
 
     def take_best(self) -> None:
-        """At the end of its training."""
+        """Restore the weights that were kept, at the end of its training."""
         self.professor.load_state_dict(self._best)
         self.professor.eval().requires_grad_(False)
 

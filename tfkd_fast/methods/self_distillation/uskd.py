@@ -13,7 +13,7 @@ from tfkd_fast.settings import Settings
 from tfkd_fast.steering.targets.zipf import zipf_targets
 
 SMOOTHING = 0.1
-"""Of the labels of the weak head; the C classes share it."""
+"""Label smoothing of the weak head; the C classes share it."""
 
 
 class USKDLoss(Settings):

@@ -32,8 +32,8 @@ class AverageSettings(TaughtSettings):
 
 
 class Average(TaughtStudent):
-    """ce_weight CE(y, softmax(z)) + kd_weight sum_m v_m T^2 KL(softmax(t_m/T) || softmax(z/T)), where the v_m of a
-    sample sum to 1: a subclass says what they are."""
+    """Distillation by ce_weight CE(y, softmax(z)) + kd_weight sum_m v_m T^2 KL(softmax(t_m/T) || softmax(z/T)), where
+    the v_m of a sample sum to 1: a subclass says what they are."""
 
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
@@ -45,7 +45,7 @@ class Average(TaughtStudent):
 
     @abstractmethod
     def weights(self, teachers: Tensor, labels: Tensor) -> Tensor | None:
-        """v, (n,B,M), of teachers with logits (n,M,B,C), for labels (n,B); None: equal weights."""
+        """The weights v (n,B,M) of teachers with logits (n,M,B,C), for labels (n,B); None for equal weights."""
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings, teachers = self._settings, self.teacher_logits(batch)

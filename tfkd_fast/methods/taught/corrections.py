@@ -1,4 +1,4 @@
-"""What the label alone can mend in the logits of teachers, at no cost: the controls of everything that costs more.
+"""Corrections of the logits of teachers by the label: free baselines of everything that costs more.
 
 All logits are (...,C), without gradient. Where the label is mixed in, it is mixed into probabilities at the temperature
 that the student is taught at: the result is logits whose softmax at that temperature is the mixture.

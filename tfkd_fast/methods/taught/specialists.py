@@ -40,6 +40,6 @@ class SideBySide:
         self._num_classes = context.num_classes
 
     def __call__(self, outputs: Sequence[TeacherOutputs]) -> Tensor:
-        """(n,B,C) float32; 0 for a class that none of them knows."""
+        """Their logits (n,B,C) float32, 0 for a class that none of them knows."""
         said = torch.cat([teacher.logits for teacher in outputs], -1)
         return said.new_zeros(*said.shape[:-1], self._num_classes).index_copy(-1, self._labels, said)

@@ -17,7 +17,7 @@ from tfkd_fast.settings import Forms, Settings
 
 
 class TeacherBase(TeacherTable):
-    """Which teachers there are, and what the label corrects in their logits."""
+    """The teachers of a run, and what the label corrects in their logits."""
 
     adjust: str
     """Correction of the teachers' logits by the label: none, the label mixed into the softened predictions (label-mix),
@@ -115,7 +115,7 @@ class TaughtStudent(SingleStudent):
                 self._corrected = swapped
 
     def teacher_logits(self, batch: StepBatch) -> Tensor:
-        """(n,M,B,C) float32, from all M teachers, refined."""
+        """(n,M,B,C) float32: the logits of all M teachers, refined."""
         if self._professors is not None:
             return self._professors.refine(batch)
         if len(batch.teachers) == 1:

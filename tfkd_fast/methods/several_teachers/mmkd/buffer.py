@@ -10,7 +10,7 @@ from tfkd_fast.randomness import Purpose, random_keys
 
 
 class HardBuffer:
-    """As many images as fit, as they were augmented, on the device: first whole batches, then what is misclassified."""
+    """A buffer of augmented images on the device: first whole batches until it is full, then what is misclassified."""
 
     def __init__(self, capacity: int, seed: int) -> None:
         self._capacity, self._seed = capacity, seed
@@ -19,6 +19,7 @@ class HardBuffer:
 
     @property
     def full(self) -> bool:
+        """Whether as many images are kept as fit."""
         return self._filled == self._capacity
 
     def add(self, batch: Batch, wrong: Tensor, step: int) -> None:
@@ -40,7 +41,7 @@ class HardBuffer:
             kept.index_copy_(0, slots, torch.where(chosen, new, kept.index_select(0, slots)))
 
     def draw(self, count: int, step: int) -> Batch:
-        """As many different images, at random.
+        """Draw so many different images at random.
 
         Raises:
             ValueError: for a buffer that is not full.

@@ -12,8 +12,8 @@ from tfkd_fast.methods.base.differences import PERTURBATION, Tensors, derivative
 MATCHING_STEPS = 2
 
 Matching = Callable[[], tuple[Tensor, Tensor]]
-"""By the present weights: terms, with gradient in the weights, and shares of the same shape, with gradient in Theta.
-The loss is the sum of their products, and the shares count as constants in its gradient."""
+"""Computes terms and shares of one shape by the present weights: the loss is the sum of their products. The terms carry
+gradient to the weights, the shares carry gradient to Theta and count as constants in the loss."""
 
 
 def meta_gradient(

@@ -11,28 +11,32 @@ from tfkd_fast.methods.base import TeacherOutputs
 from tfkd_fast.models.layers import BatchNorm, Conv, average_pool_to, norm_relu_pool
 
 ConnectorName = Literal["deep", "linear"]
-"""deep: 1x1, 3x3 and 1x1 convolutions with half of the student's channels between them; linear: one of 1x1. Batch norm
-and ReLU after each. The authors' two."""
+"""Connectors by name: deep is 1x1, 3x3 and 1x1 convolutions with half of the student's channels between them, linear is
+one of 1x1. Batch norm and ReLU after each. The authors' two."""
 
 
 class Seen(NamedTuple):
-    """What n students and M teachers make of the same images. Maps are the last ones, after ReLU."""
+    """The outputs of n students and M teachers for the same images. Maps are the last ones, after ReLU."""
 
-    logits: Tensor  # (n,B,C)
-    maps: Tensor  # (n,B,width,H,W)
-    teacher_logits: Tensor  # (n,M,B,C)
-    teacher_maps: list[Tensor]  # M of (n,B,width,H,W)
+    logits: Tensor
+    """(n,B,C): the students' logits."""
+    maps: Tensor
+    """(n,B,width,H,W): the students' last maps."""
+    teacher_logits: Tensor
+    """(n,M,B,C): the teachers' logits."""
+    teacher_maps: list[Tensor]
+    """M tensors (n,B,width,H,W): the last map of each teacher."""
 
     @classmethod
     def of(cls, logits: Tensor, maps: Tensor, teachers: Sequence[TeacherOutputs]) -> "Seen":
-        """In the dtype of the logits."""
+        """Collect the outputs of students and teachers; maps are cast to the dtype of the logits."""
         teacher_logits = torch.stack([outputs.logits for outputs in teachers], dim=1)
         teacher_maps = [outputs.need_features().after_relu[-1] for outputs in teachers]
         return cls(logits, maps.to(logits.dtype), teacher_logits, [each.to(logits.dtype) for each in teacher_maps])
 
 
 class Connector(nn.Module):
-    """phi_m: from the student's maps (B,width,H,W) to as many channels as the teacher has."""
+    """The connector phi_m from the student's maps (B,width,H,W) to as many channels as the teacher has."""
 
     def __init__(self, kind: ConnectorName, width: int, teacher_width: int) -> None:
         super().__init__()

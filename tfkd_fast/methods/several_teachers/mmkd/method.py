@@ -66,7 +66,7 @@ class MMKDMeta(Settings):
 
 
 class MMKDSettings(TaughtSettings):
-    """The tables of MMKD."""
+    """The tables that belong to MMKD."""
 
     loss: MMKDLoss = MMKDLoss()
     """The divergences from the teachers' predictions and features, and the label beside them."""
@@ -163,7 +163,7 @@ class MMKD(TaughtStudent):
         return [event]
 
     def state_dict(self) -> dict[str, Any]:
-        """As between two epochs. The engine keeps the adapters."""
+        """The state between two epochs. The engine keeps the adapters."""
         return {
             "weights": copy.deepcopy(self._weights.state_dict()),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
@@ -186,7 +186,7 @@ class MMKD(TaughtStudent):
         return torch.stack([of_logits, of_features]) / seen.logits.shape[1]
 
     def _beta(self) -> float:
-        """At the present step."""
+        """The weight of the features now: it rises in a straight line from 0 to loss.beta over loss.warmup_epochs."""
         epoch = -(-self.context.num_images // self.context.batch_size)
         warmup = max(1.0, self._loss.warmup_epochs * epoch)
         return self._loss.beta * min(1.0, self._steps / warmup)

@@ -24,7 +24,7 @@ class TeacherWeights(nn.Module):
         self._batch_size, self._gram_norm = batch_size, gram_norm
 
     def forward(self, seen: Seen) -> Tensor:
-        """omega and v, (2,n,B,M); each sums to 1 over the teachers.
+        """The weights omega and v, together (2,n,B,M); each sums to 1 over the teachers.
 
         Theta_F knows one batch size only; in another batch the teachers have equal weights for their features (our
         choice; the authors drop the batch).
@@ -38,7 +38,7 @@ class TeacherWeights(nn.Module):
         return torch.stack([omega, self.by_features(grams.to(dtype)).softmax(-1)])
 
     def _gram(self, maps: Tensor) -> Tensor:
-        """(n,B,B) of maps (n,B,...)."""
+        """Gram matrices (n,B,B) of maps (n,B,...)."""
         rows = maps.flatten(2)
         gram = rows @ rows.transpose(1, 2)
         return F.normalize(gram, dim=-1) if self._gram_norm == "rows" else gram

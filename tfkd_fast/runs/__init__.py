@@ -1,1 +1,0 @@
-"""What a run is made of on disk: recipe, folder, checkpoints, log, trained student, exports."""
