@@ -1,6 +1,8 @@
 """Counter-based randomness: known answers, and what the library asks of it."""
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ KNOWN_ANSWERS = [
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ]
 CPU = torch.device("cpu")
+HEADER = Path(__file__).parents[1] / "csrc" / "common" / "random.h"
 
 
 def words(text: str) -> list[int]:
@@ -143,3 +146,13 @@ def test_seeded_layers_are_those_of_torch_and_leave_no_trace() -> None:
     with pytest.raises(ZeroDivisionError), seeded(7):
         torch.rand(1) / (1 // 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_operators_draw_for_purposes_of_the_list() -> None:
+    """The C++ header names those that an operator draws for: their numbers are the list's."""
+    (purposes,) = re.findall(r"enum class Purpose : uint32_t \{(.*?)\}", HEADER.read_text(), re.DOTALL)
+    named = {name.upper(): int(number) for name, number in re.findall(r"k(\w+) = (\d+)", purposes)}
+    assert named
+    assert named == {name: Purpose[name] for name in named}
+    sources = " ".join(file.read_text() for file in HEADER.parents[1].glob("*/*") if file.is_file())
+    assert {name.upper() for name in re.findall(r"Purpose::k(\w+)", sources)} == set(named)

@@ -21,7 +21,7 @@ struct Window {
   bool mirrored;
 };
 
-HOST_AND_DEVICE Window window_of(int64_t index, const int64_t* draw, const Augmentation& augmentation) {
+TFKD_HOST_AND_DEVICE Window window_of(int64_t index, const int64_t* draw, const Augmentation& augmentation) {
   const Words words = random_words(index, Purpose::kAugment, draw);
   const uint32_t places = 2 * static_cast<uint32_t>(augmentation.pad) + 1;
   return {static_cast<int>(below(words.at[0], places)) - augmentation.pad,
@@ -60,9 +60,9 @@ inline AugmentCall checked(const Tensor& images, const Tensor& indices, const Te
                   "an image must have less than 2**29 pixels");
   STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && (indices.dim() == 1 || indices.dim() == 2),
                   "indices must be (B,) or (P,B) int64");
-  STD_TORCH_CHECK(draw.scalar_type() == ScalarType::Long && (draw.dim() == 1 || draw.dim() == 2) &&
-                      draw.size(draw.dim() - 1) == 3,
-                  "draw must be (3,) or (P,3) int64");
+  STD_TORCH_CHECK(
+      draw.scalar_type() == ScalarType::Long && (draw.dim() == 1 || draw.dim() == 2) && draw.size(draw.dim() - 1) == 3,
+      "draw must be (3,) or (P,3) int64");
   STD_TORCH_CHECK(indices.dim() == 1 || draw.dim() == 1 || indices.size(0) == draw.size(0),
                   "indices and draw must have the same P");
   STD_TORCH_CHECK(pad >= 0 && pad < int64_t{1} << 30, "pad must be in 0 .. 2**30 - 1");
@@ -79,7 +79,9 @@ inline AugmentCall checked(const Tensor& images, const Tensor& indices, const Te
           .type = type,
           .count = images.size(0),
           .batch = indices.size(indices.dim() - 1),
-          .candidates = indices.dim() == 2 ? indices.size(0) : draw.dim() == 2 ? draw.size(0) : 1,
+          .candidates = indices.dim() == 2 ? indices.size(0)
+                        : draw.dim() == 2  ? draw.size(0)
+                                           : 1,
           .height = static_cast<int>(height),
           .width = static_cast<int>(width),
           .channels = static_cast<int>(channels)};

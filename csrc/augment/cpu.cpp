@@ -1,7 +1,8 @@
 // Random windows of padded images, mirrored and normalised. The definition is `_reference` in tfkd_fast/ops/augment.py.
 //
-// A pixel has 256 values, so a channel has no more results: they are computed and rounded once, and then looked up. That
-// is faster than to compute in vectors, of which the division is the larger part, and takes no more for a mirrored row.
+// A pixel has 256 values, so a channel has no more results: they are computed and rounded once, and then looked up.
+// That is faster than to compute in vectors, of which the division is the larger part, and takes no more for a mirrored
+// row.
 
 #include "../common/loss_cpu.h"
 #include "arguments.h"
@@ -38,7 +39,8 @@ scalar* look_up(int64_t count, const uint8_t* from, int64_t step, const Table<sc
 }
 
 template <int kChannels, typename scalar>
-void show(const AugmentCall& call, const uint8_t* image, const Window& window, const Table<scalar>* tables, scalar* to) {
+void show(const AugmentCall& call, const uint8_t* image, const Window& window, const Table<scalar>* tables,
+          scalar* to) {
   constexpr uint8_t kBlack[kChannels] = {};
   const int64_t height = call.height, width = call.width, step = window.mirrored ? -kChannels : kChannels;
   // Columns of the image that are shown, and of the padding before and after them.
@@ -99,22 +101,11 @@ Tensor augment_cpu(const Tensor& images, const Tensor& indices, const Tensor& dr
   const int64_t* index = call.indices.const_data_ptr<int64_t>();
   for (int64_t i = 0, count = call.indices.numel(); i < count; ++i) {
     if (index[i] < 0 || index[i] >= call.count) {
-      throw std::out_of_range("index " + std::to_string(index[i]) + " is not one of the N = " +
-                              std::to_string(call.count) + " images");
+      throw std::out_of_range("index " + std::to_string(index[i]) +
+                              " is not one of the N = " + std::to_string(call.count) + " images");
     }
   }
-  switch (type) {
-    case ScalarType::Float:
-      return run<float>(call);
-    case ScalarType::Double:
-      return run<double>(call);
-    case ScalarType::Half:
-      return run<torch::headeronly::Half>(call);
-    case ScalarType::BFloat16:
-      return run<torch::headeronly::BFloat16>(call);
-    default:
-      throw std::runtime_error("dtype must be float32, float64, float16 or bfloat16");
-  }
+  return for_scalar_of(type, "dtype", [&](auto scalar) { return run<decltype(scalar)>(call); });
 }
 
 }  // namespace

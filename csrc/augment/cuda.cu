@@ -2,13 +2,11 @@
 // tfkd_fast/ops/augment.py.
 //
 // Moves H*W*C bytes of an image in and as many values out. A block shows a part of one image at a time; all its threads
-// draw the window, which takes less than telling each other. A thread stores 16 bytes at a time, and its neighbour the next.
+// draw the window, which takes less than telling each other. A thread stores 16 bytes at a time, and its neighbour the
+// next.
 
 #include "../common/device.cuh"
 #include "arguments.h"
-
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 namespace tfkd_fast {
 namespace {
@@ -46,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) show(const Call in, scalar*
     }
     const Window window = window_of(index, in.draw + candidate * in.draw_of_candidate, in.augmentation);
     const uint8_t* image = in.images + index * in.height * row;
-    auto* shown = reinterpret_cast<Vector<scalar, kVector>*>(out + place * in.height * row);
+    auto* shown = reinterpret_cast<AlignedVector<scalar, kVector>*>(out + place * in.height * row);
 
     const int first = static_cast<int>(task % in.parts) * kVectors * kThreads;
     const int end = min(vectors - first, kVectors * kThreads) + first;
@@ -64,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) show(const Call in, scalar*
         if (++channel == in.channels) channel = 0, ++x;
         if (x == in.width) x = 0, ++y;
       }
-      Vector<scalar, kVector> vector;
+      AlignedVector<scalar, kVector> vector;
       channel = first_channel;
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
@@ -111,22 +109,11 @@ Tensor augment_cuda(const Tensor& images, const Tensor& indices, const Tensor& d
                     "indices, draw, mean and std must be on the device of the images");
   }
   const AugmentCall call = checked(images, indices, draw, pad, flip, mean, std, type);
-  switch (type) {
-    case ScalarType::Float:
-      return run<float>(call);
-    case ScalarType::Double:
-      return run<double>(call);
-    case ScalarType::Half:
-      return run<torch::headeronly::Half>(call);
-    case ScalarType::BFloat16:
-      return run<torch::headeronly::BFloat16>(call);
-    default:
-      STD_TORCH_CHECK(false, "dtype must be float32, float64, float16 or bfloat16");
-  }
+  return for_scalar_of(type, "dtype", [&](auto scalar) { return run<decltype(scalar)>(call); });
 }
 
 }  // namespace
 
-TFKD_FAST_CUDA_LIBRARY(library) { library.impl("augment", TORCH_BOX(&augment_cuda)); }
+TFKD_CUDA_LIBRARY(library) { library.impl("augment", TORCH_BOX(&augment_cuda)); }
 
 }  // namespace tfkd_fast

@@ -1,4 +1,9 @@
 // How the compiled operators were built, and what they use on this processor.
+//
+// A Python module and not a file of JSON, because it also tells what is only known where it runs: which copy of a
+// function the loader has taken on this processor. It asks the same test of the compiler that chooses the copies.
+
+#include "../common/vector_widths.h"
 
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
@@ -9,9 +14,9 @@ namespace py = pybind11;
 
 namespace {
 
-// Which copy of a function runs, of those that FOR_EVERY_VECTOR_WIDTH (csrc/common/vector_math.h) makes: the same tests.
+// Which copy of a function runs, of those that TFKD_FOR_EVERY_VECTOR_WIDTH makes.
 std::string vector_level() {
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12
+#if TFKD_HAS_VECTOR_WIDTHS
   __builtin_cpu_init();
   if (__builtin_cpu_supports("x86-64-v4")) return "AVX-512";
   if (__builtin_cpu_supports("x86-64-v3")) return "AVX2";

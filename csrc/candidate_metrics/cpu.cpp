@@ -81,7 +81,7 @@ struct Rows {
 struct Survey {
   bool finite = true;
   double top1 = 0, top5 = 0, nll = 0, brier = 0, entropy = 0, confidence = 0;
-  std::array<double, kBins> gap{};  // correct - confidence
+  std::array<double, kBins> gap{};      // correct - confidence
   std::array<Derivatives, 2> halves{};  // at b = 1
 
   Survey& operator+=(const Survey& other) {
@@ -101,7 +101,7 @@ struct Moments {
 };
 
 template <typename T>
-INLINE void add_derivatives(const Moments<T>& moments, T own, Derivatives& to) {
+TFKD_INLINE void add_derivatives(const Moments<T>& moments, T own, Derivatives& to) {
   const double scale = 1.0 / moments.sum, first = moments.first * scale, second = moments.second * scale;
   to.first += first - own;
   to.second += second - first * first;
@@ -109,7 +109,7 @@ INLINE void add_derivatives(const Moments<T>& moments, T own, Derivatives& to) {
 }
 
 template <typename T>
-INLINE void survey_rows(const Rows<T>& rows, const T* edges, Survey& out) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void survey(const Rows<T>& rows, const T* edges, Survey& out) {
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* logits = rows.logits + i * rows.filled;
     const int32_t label = static_cast<int32_t>(rows.labels[i]);
@@ -163,7 +163,8 @@ INLINE void survey_rows(const Rows<T>& rows, const T* edges, Survey& out) {
 }
 
 template <typename T>
-INLINE void derive_rows(const Rows<T>& rows, const std::array<double, 2>& b, std::array<Derivatives, 2>& out) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void derive(const Rows<T>& rows, const std::array<double, 2>& b,
+                                        std::array<Derivatives, 2>& out) {
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* logits = rows.logits + i * rows.filled;
     const int half = (rows.first + i) % 2;
@@ -185,7 +186,7 @@ INLINE void derive_rows(const Rows<T>& rows, const std::array<double, 2>& b, std
 }
 
 template <typename T>
-INLINE double sum_nll(const Rows<T>& rows, const std::array<double, 2>& b) {
+TFKD_FOR_EVERY_VECTOR_WIDTH double nll_of(const Rows<T>& rows, const std::array<double, 2>& b) {
   double nll = 0;
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* logits = rows.logits + i * rows.filled;
@@ -197,19 +198,6 @@ INLINE double sum_nll(const Rows<T>& rows, const std::array<double, 2>& b) {
   }
   return nll;
 }
-
-#define DEFINE(T)                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void survey(const Rows<T>& rows, const T* edges, Survey& out) {                            \
-    survey_rows(rows, edges, out);                                                                                  \
-  }                                                                                                                 \
-  FOR_EVERY_VECTOR_WIDTH void derive(const Rows<T>& rows, const std::array<double, 2>& b,                           \
-                                     std::array<Derivatives, 2>& out) {                                             \
-    derive_rows(rows, b, out);                                                                                      \
-  }                                                                                                                 \
-  FOR_EVERY_VECTOR_WIDTH double nll_of(const Rows<T>& rows, const std::array<double, 2>& b) { return sum_nll(rows, b); }
-DEFINE(float)
-DEFINE(double)
-#undef DEFINE
 
 // The interior edges of the bins.
 template <typename T>

@@ -13,9 +13,6 @@
 #include "../common/arguments.h"
 #include "../common/device.cuh"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 
 namespace tfkd_fast {
@@ -29,10 +26,10 @@ constexpr int kBins = 15;
 
 constexpr int kSearches = 3;  // on the even samples, on the odd ones, on all
 constexpr int kAll = 2;
-constexpr int kPoints = 3;  // of each search, a pass
-constexpr int kPasses = 9;  // of `derive`
+constexpr int kPoints = 3;                      // of each search, a pass
+constexpr int kPasses = 9;                      // of `derive`
 constexpr double kHighest = 2.995732273553991;  // log 20, and -log 0.05
-constexpr double kWidth = 5e-5;  // the root is found when it is in a bracket of this width
+constexpr double kWidth = 5e-5;                 // the root is found when it is in a bracket of this width
 
 struct Slope {
   double value, rise;  // the derivative of the NLL in b, and the derivative of that over u
@@ -48,9 +45,7 @@ struct Search {
   __device__ bool done() const { return high - low <= kWidth; }
 
   // Where the line through both ends passes zero; not a number where it never does.
-  __device__ double on_chord() const {
-    return low - at_low.value * ((high - low) / (at_high.value - at_low.value));
-  }
+  __device__ double on_chord() const { return low - at_low.value * ((high - low) / (at_high.value - at_low.value)); }
 
   // Three points inside, ascending. They quarter the bracket, or include the end that nobody has seen; or else, where
   // the passes left suffice without this one, they close in on the root: a derivative that bends to one side only has
@@ -104,9 +99,6 @@ constexpr int kSurveySums = kGaps + kBins;
 constexpr int kSlopeSums = kSearches * kPoints * 2;
 
 // Numbers.
-
-template <typename scalar>
-using Computed = std::conditional_t<std::is_same_v<scalar, double>, double, float>;
 
 template <typename T>
 constexpr T kLn2 = T(0.6931471805599453);
@@ -500,27 +492,12 @@ Tensor candidate_metrics_cuda(const Tensor& logits_, const Tensor& labels_) {
                   "labels do not fit the logits");
   const Tensor logits = as_contiguous(logits_), labels = as_contiguous(labels_);
   const Tensor metrics = new_contiguous(logits, {9, logits.size(0)}, loss_type(logits));
-  switch (logits.scalar_type()) {
-    case ScalarType::Float:
-      run<float>(logits, labels, metrics);
-      break;
-    case ScalarType::Double:
-      run<double>(logits, labels, metrics);
-      break;
-    case ScalarType::Half:
-      run<torch::headeronly::Half>(logits, labels, metrics);
-      break;
-    case ScalarType::BFloat16:
-      run<torch::headeronly::BFloat16>(logits, labels, metrics);
-      break;
-    default:
-      STD_TORCH_CHECK(false, "logits must be float32, float64, float16 or bfloat16");
-  }
+  for_scalar_of(logits.scalar_type(), "logits", [&](auto scalar) { run<decltype(scalar)>(logits, labels, metrics); });
   return metrics;
 }
 
 }  // namespace
 
-TFKD_FAST_CUDA_LIBRARY(library) { library.impl("candidate_metrics", TORCH_BOX(&candidate_metrics_cuda)); }
+TFKD_CUDA_LIBRARY(library) { library.impl("candidate_metrics", TORCH_BOX(&candidate_metrics_cuda)); }
 
 }  // namespace tfkd_fast

@@ -1,5 +1,5 @@
-// The arguments that the losses have in common. Python has checked them for people; these checks keep a direct call of an
-// operator from reading foreign memory.
+// The arguments that the losses have in common. Python has checked them for people; these checks keep a direct call of
+// an operator from reading foreign memory.
 #pragma once
 
 #include "shim.h"
@@ -7,18 +7,44 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace tfkd_fast {
 
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// The type that is computed in, for numbers that are stored in the type `scalar`.
+template <typename scalar>
+using Computed = std::conditional_t<std::is_same_v<scalar, double>, double, float>;
+
+// Calls f(scalar{}) for a type of `name`, an argument.
+template <typename Function>
+auto for_scalar_of(ScalarType type, const char* name, Function f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      throw std::runtime_error(std::string(name) + " must be float32, float64, float16 or bfloat16");
+  }
+}
 
 // Of logits (B,C) or (P,B,C).
 struct Axes {
@@ -74,11 +100,10 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 inline Tensor new_strided(const Tensor& like, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
                           ScalarType type) {
   int32_t device_type = 0;
-  TFKD_FAST_CHECK_SHIM(aoti_torch_get_device_type(like.get(), &device_type));
+  TFKD_CHECK_SHIM(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  TFKD_FAST_CHECK_SHIM(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                                static_cast<int32_t>(type), device_type, like.get_device_index(),
-                                                &handle));
+  TFKD_CHECK_SHIM(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                           static_cast<int32_t>(type), device_type, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 

@@ -3,6 +3,7 @@
 
 #include "arguments.h"
 #include "device.cuh"
+#include "sort_key.h"
 
 #include <algorithm>
 #include <optional>
@@ -11,28 +12,10 @@ namespace tfkd_fast {
 
 constexpr int kSortThreads = 256;  // of a block, at most
 
-// Unsigned integers in the order of numbers. They equal those of sort_key.h, which the device cannot call.
-
-template <typename T>
-using DeviceKey = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;  // T is float or double
-
-__device__ __forceinline__ uint32_t bits_of(float value) { return __float_as_uint(value); }
-__device__ __forceinline__ uint64_t bits_of(double value) { return static_cast<uint64_t>(__double_as_longlong(value)); }
-
-// Ascending with `value`: -0 equals 0, and every NaN is the same and comes after infinity. Never 0.
-template <typename T>
-__device__ __forceinline__ DeviceKey<T> device_key(T value) {
-  using Key = DeviceKey<T>;
-  constexpr Key kSign = Key(1) << (sizeof(Key) * 8 - 1);
-  if (value != value) return ~Key(0);
-  const Key bits = bits_of(value == T(0) ? T(0) : value);
-  return bits & kSign ? ~bits : bits | kSign;
-}
-
 // What is sorted: equal keys are in the order of their indices.
 template <typename T>
-struct alignas(2 * sizeof(DeviceKey<T>)) SortItem {
-  DeviceKey<T> key;
+struct alignas(2 * sizeof(SortKey<T>)) SortItem {
+  SortKey<T> key;
   uint32_t index;
 
   __device__ bool operator<(const SortItem& other) const {

@@ -1,6 +1,6 @@
 // What the CUDA kernels share: the launch on torch's stream, the check of a label, reductions over lanes and blocks.
-// Kernels are launched with `launch`, not with <<<>>>, so that a plain C++ compiler can read the files too: the tests run
-// the kernels on the processor that way, with a cuda_runtime.h of their own.
+// Kernels are launched with `launch`, not with <<<>>>, so that a plain C++ compiler can read the files too: the tests
+// run the kernels on the processor that way, with a cuda_runtime.h of their own.
 #pragma once
 
 #include "shim.h"
@@ -19,10 +19,10 @@
 #include <type_traits>
 #include <utility>
 
-#ifdef TFKD_FAST_ON_HOST  // the tests' build
-#define TFKD_FAST_CUDA_LIBRARY(library) STABLE_TORCH_LIBRARY_IMPL(tfkd_fast_on_host, CPU, library)
+#ifdef TFKD_ON_HOST  // the tests' build
+#define TFKD_CUDA_LIBRARY(library) STABLE_TORCH_LIBRARY_IMPL(tfkd_fast_on_host, CPU, library)
 #else
-#define TFKD_FAST_CUDA_LIBRARY(library) STABLE_TORCH_LIBRARY_IMPL(tfkd_fast, CUDA, library)
+#define TFKD_CUDA_LIBRARY(library) STABLE_TORCH_LIBRARY_IMPL(tfkd_fast, CUDA, library)
 #endif
 
 // Exported by libtorch_cuda; the header that declares it asks for the whole of CUDA's.
@@ -32,9 +32,7 @@ namespace tfkd_fast {
 
 constexpr int kWarp = 32;
 
-inline void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
-}
+inline void check(cudaError_t error) { STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error)); }
 
 // Queues kernel<<<grid, block, shared_bytes>>>(arguments...) on the current stream of the device of `tensor`. No wait.
 template <typename... Parameters, typename... Arguments>
@@ -42,7 +40,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
             const torch::stable::Tensor& tensor, Arguments&&... arguments) {
   const torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
   void* stream = nullptr;
-  TFKD_FAST_CHECK_SHIM(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TFKD_CHECK_SHIM(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   constexpr size_t kWithoutRequest = 40 * 1024;  // above 48 KB, static memory included, it has to be asked for
   if (shared_bytes > kWithoutRequest) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
@@ -75,7 +73,7 @@ __device__ __forceinline__ void check_label(int64_t label, int64_t classes) {
 
 // What is loaded or stored at once.
 template <typename scalar, int kVector>
-struct alignas(sizeof(scalar) * kVector) Vector {
+struct alignas(sizeof(scalar) * kVector) AlignedVector {
   scalar at[kVector];
 };
 

@@ -11,7 +11,6 @@
 #include <type_traits>
 #include <utility>
 
-
 namespace tfkd_fast {
 
 constexpr int64_t kElementsPerTask = 8192;  // about 5 us of work, above the cost of waking a thread
@@ -23,18 +22,8 @@ inline int64_t rows_per_task(int64_t elements_per_row) {
 // Calls f(scalar{}, T{}) with the type of the logits and the type that the loss is computed in.
 template <typename Function>
 auto for_type_of(const Tensor& logits, Function f) {
-  switch (logits.scalar_type()) {
-    case ScalarType::Float:
-      return f(float{}, float{});
-    case ScalarType::Double:
-      return f(double{}, double{});
-    case ScalarType::Half:
-      return f(torch::headeronly::Half{}, float{});
-    case ScalarType::BFloat16:
-      return f(torch::headeronly::BFloat16{}, float{});
-    default:
-      throw std::runtime_error("logits must be float32, float64, float16 or bfloat16");
-  }
+  return for_scalar_of(logits.scalar_type(), "logits",
+                       [&](auto scalar) { return f(scalar, Computed<decltype(scalar)>{}); });
 }
 
 // `labels` contiguous. std::out_of_range is Python's IndexError.
@@ -42,8 +31,8 @@ inline void check_labels(const Tensor& labels, int64_t classes) {
   const int64_t* label = labels.const_data_ptr<int64_t>();
   for (int64_t i = 0, count = labels.numel(); i < count; ++i) {
     if (label[i] < 0 || label[i] >= classes) {
-      throw std::out_of_range("label " + std::to_string(label[i]) + " is not one of the C = " +
-                              std::to_string(classes) + " classes");
+      throw std::out_of_range("label " + std::to_string(label[i]) +
+                              " is not one of the C = " + std::to_string(classes) + " classes");
     }
   }
 }
@@ -102,7 +91,7 @@ void stored(int64_t count, const T* computed, scalar* row) {
 
 // The sum of one value over the rows of a candidate, in their order: it does not depend on the number of threads.
 template <typename T, typename Value>
-double sum_over_batch(const std::vector<Outcome<T>>& outcomes, Value Outcome<T>::*value, const Axes& axes,
+double sum_over_batch(const std::vector<Outcome<T>>& outcomes, Value Outcome<T>::* value, const Axes& axes,
                       int64_t candidate) {
   double sum = 0;
   for (int64_t i = candidate * axes.batch; i < (candidate + 1) * axes.batch; ++i) sum += outcomes[i].*value;

@@ -1,24 +1,21 @@
 // Counter-based random numbers, alike on every device. The definition is tfkd_fast/randomness.py.
 #pragma once
 
-#include <cstdint>
+#include "host_and_device.h"
 
-#ifdef __CUDACC__
-#define HOST_AND_DEVICE __host__ __device__ __forceinline__
-#else
-#define HOST_AND_DEVICE inline
-#endif
+#include <cstdint>
 
 namespace tfkd_fast {
 
-enum class Purpose : uint32_t { kSplit = 0, kOrder = 1, kAugment = 2 };
+// What the operators draw numbers for, of the list in tfkd_fast/randomness.py; a test compares the two.
+enum class Purpose : uint32_t { kAugment = 2 };
 
 struct Words {
   uint32_t at[4];
 };
 
 // Philox4x32-10.
-HOST_AND_DEVICE Words philox(Words counter, uint32_t key0, uint32_t key1) {
+TFKD_HOST_AND_DEVICE Words philox(Words counter, uint32_t key0, uint32_t key1) {
 #ifdef __CUDACC__
 #pragma unroll
 #endif
@@ -32,7 +29,7 @@ HOST_AND_DEVICE Words philox(Words counter, uint32_t key0, uint32_t key1) {
 }
 
 // Four words for a sample; `draw` is (seed, epoch, stream).
-HOST_AND_DEVICE Words random_words(int64_t sample, Purpose purpose, const int64_t* draw) {
+TFKD_HOST_AND_DEVICE Words random_words(int64_t sample, Purpose purpose, const int64_t* draw) {
   const auto seed = static_cast<uint64_t>(draw[0]);
   const Words counter{{static_cast<uint32_t>(sample), static_cast<uint32_t>(draw[1]), static_cast<uint32_t>(purpose),
                        static_cast<uint32_t>(draw[2])}};
@@ -40,7 +37,7 @@ HOST_AND_DEVICE Words random_words(int64_t sample, Purpose purpose, const int64_
 }
 
 // Uniform on 0 .. bound - 1.
-HOST_AND_DEVICE uint32_t below(uint32_t word, uint32_t bound) {
+TFKD_HOST_AND_DEVICE uint32_t below(uint32_t word, uint32_t bound) {
   return static_cast<uint32_t>(uint64_t{word} * bound >> 32);
 }
 

@@ -1,3 +1,5 @@
+// The loss of a row, row_loss.h: its loops are compiled for every vector width, and what puts them together once.
+
 #include "row_loss.h"
 #include "vector_math.h"
 
@@ -8,9 +10,6 @@
 
 namespace tfkd_fast {
 namespace {
-
-template <typename T>
-using Vector = typename VectorOf<T>::Type;
 
 // The vector at kBits + n has all bits in the last n lanes and none in the others.
 template <typename T>
@@ -27,7 +26,7 @@ struct LastLanes {
 // where the row is no multiple of the lanes: `fresh(value)` keeps a value in the lanes that were not there before, and
 // makes the others 0. Masked loads and stores would cost more than the few numbers that are computed twice.
 template <typename T, typename Visit>
-INLINE void for_each_vector(int64_t classes, Visit visit) {
+TFKD_INLINE void for_each_vector(int64_t classes, Visit visit) {
   constexpr int64_t kLanes = VectorOf<T>::kLanes;
   const auto all = [](const Vector<T>& value) __attribute__((always_inline)) { return value; };
   int64_t c = 0;
@@ -42,11 +41,14 @@ INLINE void for_each_vector(int64_t classes, Visit visit) {
     visit(classes - kLanes, rest);
   }
 }
-#define VISIT [&](int64_t c, auto fresh) __attribute__((always_inline))
+#define VISIT [&](int64_t c, auto fresh) __attribute__((always_inline))  // until the last of the loops
 #define VISIT_WHOLE [&](int64_t c, auto) __attribute__((always_inline))
 
+// The loops over a row. Each is a function of its own: together in one, the compiler runs out of registers and keeps
+// the sums in memory.
+
 template <typename T>
-INLINE TargetSums<T> target_sums(int64_t classes, const T* target) {
+TFKD_FOR_EVERY_VECTOR_WIDTH TargetSums<T> target_sums(int64_t classes, const T* target) {
   Vector<T> mass{}, negentropy{};
   for_each_vector<T>(classes, VISIT {
     const Vector<T> q = fresh(load(target + c));
@@ -58,19 +60,18 @@ INLINE TargetSums<T> target_sums(int64_t classes, const T* target) {
 
 // NaN is not seen here; it shows in the sum of the exponentials.
 template <typename T>
-INLINE T highest_of(int64_t classes, const T* logits) {
+TFKD_FOR_EVERY_VECTOR_WIDTH T highest_of(int64_t classes, const T* logits) {
   Vector<T> highest = Vector<T>{} - std::numeric_limits<T>::infinity();
   for_each_vector<T>(classes, VISIT_WHOLE {
     const Vector<T> z = load(logits + c);
     highest = z > highest ? z : highest;
   });
-  return over_lanes<T>(highest, [](const auto& a, const auto& b) __attribute__((always_inline)) {
-    return a > b ? a : b;
-  });
+  return over_lanes<T>(highest,
+                       [](const auto& a, const auto& b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 template <typename T>
-INLINE void scale_row(int64_t classes, T factor, T* row) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void scale_row(int64_t classes, T factor, T* row) {
   constexpr int64_t kLanes = VectorOf<T>::kLanes;
   const Vector<T> last = load(row + classes - kLanes) * factor;  // before its lanes are scaled in place
   for (int64_t c = 0; c + kLanes <= classes; c += kLanes) store<T>(load(row + c) * factor, row + c);
@@ -91,7 +92,8 @@ struct Exponentials {
 };
 
 template <bool kWithDot, bool kWithCross, typename T>
-INLINE Exponentials<T> exponentials(int64_t classes, const T* logits, const T* target, T highest, T scale, T* out) {
+TFKD_FOR_EVERY_VECTOR_WIDTH Exponentials<T> exponentials(int64_t classes, const T* logits, const T* target, T highest,
+                                                         T scale, T* out) {
   Vector<T> sum{}, dot{}, cross{};
   for_each_vector<T>(classes, VISIT {
     const Vector<T> x = (load(logits + c) - highest) * scale;
@@ -104,7 +106,13 @@ INLINE Exponentials<T> exponentials(int64_t classes, const T* logits, const T* t
       cross += fresh(q == T(0) ? Vector<T>{} : q * x);
     }
   });
-  return {sum_over_lanes<T>(sum), kWithDot ? sum_over_lanes<T>(dot) : T(0), kWithCross ? sum_over_lanes<T>(cross) : T(0)};
+  return {sum_over_lanes<T>(sum), kWithDot ? sum_over_lanes<T>(dot) : T(0),
+          kWithCross ? sum_over_lanes<T>(cross) : T(0)};
+}
+
+template <typename T>
+Exponentials<T> exponentials_without_target(int64_t classes, const T* logits, T highest, T scale, T* out) {
+  return exponentials<true, false>(classes, logits, logits, highest, scale, out);
 }
 
 // A row that is shorter than a vector, filled up with classes that change nothing: logit -inf, target 0.
@@ -120,8 +128,8 @@ struct ShortRow {
 
 // gradient = softmax_factor * softened + hard_factor * plain - target_factor * target
 template <bool kWithPlain, typename T>
-INLINE void combine(int64_t classes, T softmax_factor, const T* softened, T hard_factor, const T* plain,
-                    T target_factor, const T* target, T* gradient) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void combine(int64_t classes, T softmax_factor, const T* softened, T hard_factor,
+                                         const T* plain, T target_factor, const T* target, T* gradient) {
   for_each_vector<T>(classes, VISIT_WHOLE {
     Vector<T> softmaxes = softmax_factor * load(softened + c);
     if constexpr (kWithPlain) softmaxes += hard_factor * load(plain + c);
@@ -129,61 +137,33 @@ INLINE void combine(int64_t classes, T softmax_factor, const T* softened, T hard
   });
 }
 
+#undef VISIT
+#undef VISIT_WHOLE
+
 using Halves = uint16_t __attribute__((vector_size(32)));
-using Words = uint32_t __attribute__((vector_size(64)));
+using Unsigned = uint32_t __attribute__((vector_size(64)));
 
 // The upper half of a float is a bfloat16.
-INLINE Floats widened(const Halves& bits) { return reinterpret_cast<Floats>(__builtin_convertvector(bits, Words) << 16); }
+TFKD_INLINE Floats widened(const Halves& bits) {
+  return reinterpret_cast<Floats>(__builtin_convertvector(bits, Unsigned) << 16);
+}
 // Rounds to nearest, of two equally near ones to the even one; every NaN becomes the quiet one.
-INLINE Halves narrowed(const Floats& x) {
-  const Words bits = reinterpret_cast<Words>(x);
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return __builtin_convertvector(x == x ? rounded : Words{} + 0x7fc0u, Halves);
+TFKD_INLINE Halves narrowed(const Floats& x) {
+  const Unsigned bits = reinterpret_cast<Unsigned>(x);
+  const Unsigned rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector(x == x ? rounded : Unsigned{} + 0x7fc0u, Halves);
 }
 
 template <typename From, typename To>
-INLINE void convert(int64_t count, const From* from, To* to) {
+TFKD_INLINE void convert(int64_t count, const From* from, To* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
 }
 
 template <typename T>
-INLINE void add(int64_t classes, T weight, const T* from, T* to) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void add(int64_t classes, T weight, const T* from, T* to) {
 #pragma omp simd
   for (int64_t c = 0; c < classes; ++c) to[c] += weight * from[c];
 }
-
-// Each loop is a function of its own: together in one, the compiler runs out of registers and keeps the sums in memory.
-#define DEFINE(T)                                                                                                     \
-  FOR_EVERY_VECTOR_WIDTH TargetSums<T> whole_sums_of_target(int64_t classes, const T* target) {                       \
-    return target_sums(classes, target);                                                                              \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH T highest_logit(int64_t classes, const T* logits) { return highest_of(classes, logits); }    \
-  FOR_EVERY_VECTOR_WIDTH Exponentials<T> soften(int64_t classes, const T* logits, T highest, T scale, T* out) {       \
-    return exponentials<true, false>(classes, logits, logits, highest, scale, out);                                   \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH Exponentials<T> soften_with_target(int64_t classes, const T* logits, const T* target,        \
-                                                            T highest, T scale, T* out) {                             \
-    return exponentials<false, true>(classes, logits, target, highest, scale, out);                                   \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH Exponentials<T> soften_with_all(int64_t classes, const T* logits, const T* target,           \
-                                                         T highest, T scale, T* out) {                                \
-    return exponentials<true, true>(classes, logits, target, highest, scale, out);                                    \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void soft_gradient(int64_t classes, T softmax_factor, const T* softened, T target_factor,    \
-                                            const T* target, T* gradient) {                                           \
-    combine<false>(classes, softmax_factor, softened, T(0), softened, target_factor, target, gradient);               \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void mixed_gradient(int64_t classes, T softmax_factor, const T* softened, T hard_factor,     \
-                                             const T* plain, T target_factor, const T* target, T* gradient) {         \
-    combine<true>(classes, softmax_factor, softened, hard_factor, plain, target_factor, target, gradient);            \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void scale(int64_t classes, T factor, T* row) { scale_row(classes, factor, row); }           \
-  FOR_EVERY_VECTOR_WIDTH void add_weighted(int64_t classes, T weight, const T* from, T* to) {                         \
-    add(classes, weight, from, to);                                                                                   \
-  }
-DEFINE(float)
-DEFINE(double)
-#undef DEFINE
 
 // The sums over a long row, part by part: one running sum in float32 would lose its last digits.
 template <typename Sums, typename Part>
@@ -204,11 +184,11 @@ Outcome<T> whole_row_loss(const RowLoss<T>& row, bool with_stats, T* gradient, T
   const T *logits = row.logits, *target = row.target;
   const T temperature = row.temperature, soft_weight = row.soft_weight, hard_weight = row.hard_weight;
 
-  const T highest = highest_logit(classes, logits);
+  const T highest = highest_of(classes, logits);
   const auto soft = in_parts<Exponentials<T>>(classes, [&](int64_t begin, int64_t count) {
     const T *z = logits + begin, *q = target + begin;
-    return with_stats ? soften_with_all(count, z, q, highest, T(1) / temperature, softened + begin)
-                      : soften_with_target(count, z, q, highest, T(1) / temperature, softened + begin);
+    return (with_stats ? exponentials<true, true, T>
+                       : exponentials<false, true, T>)(count, z, q, highest, T(1) / temperature, softened + begin);
   });
   const T divergence = row.sums.negentropy - soft.cross + row.sums.mass * std::log(soft.sum);
 
@@ -217,7 +197,7 @@ Outcome<T> whole_row_loss(const RowLoss<T>& row, bool with_stats, T* gradient, T
   T sum = soft.sum, dot = soft.dot;
   if (temperature != T(1) && (hard_weight != T(0) || with_stats)) {
     const auto at_one = in_parts<Exponentials<T>>(classes, [&](int64_t begin, int64_t count) {
-      return soften(count, logits + begin, highest, T(1), probabilities + begin);
+      return exponentials_without_target(count, logits + begin, highest, T(1), probabilities + begin);
     });
     plain = probabilities, sum = at_one.sum, dot = at_one.dot;
   }
@@ -225,10 +205,10 @@ Outcome<T> whole_row_loss(const RowLoss<T>& row, bool with_stats, T* gradient, T
   const T soft_factor = soft_weight * temperature * row.gradient_scale;
   const T softmax_factor = soft_factor * row.sums.mass / soft.sum;
   if (hard_weight == T(0)) {
-    soft_gradient(classes, softmax_factor, softened, soft_factor, target, gradient);
+    combine<false>(classes, softmax_factor, softened, T(0), softened, soft_factor, target, gradient);
   } else {
     const T hard_factor = hard_weight * row.gradient_scale / sum;
-    mixed_gradient(classes, softmax_factor, softened, hard_factor, plain, soft_factor, target, gradient);
+    combine<true>(classes, softmax_factor, softened, hard_factor, plain, soft_factor, target, gradient);
     gradient[row.label] -= hard_weight * row.gradient_scale;
   }
 
@@ -239,7 +219,7 @@ Outcome<T> whole_row_loss(const RowLoss<T>& row, bool with_stats, T* gradient, T
   outcome.loss -= hard_weight == T(0) ? T(0) : hard_weight * true_log_probability;
   if (!with_stats) return outcome;
   if (plain != probabilities) std::copy_n(plain, classes, probabilities);
-  scale(classes, T(1) / sum, probabilities);
+  scale_row(classes, T(1) / sum, probabilities);
   outcome.true_probability = std::exp(true_log_probability);
   outcome.entropy = log_sum - dot / sum;
   // As argmax has it: of equal logits the one of lower index comes first.
@@ -258,10 +238,10 @@ bool is_short(int64_t classes) {
 template <typename T>
 TargetSums<T> sums_of_target(int64_t classes, const T* target) {
   if (!is_short<T>(classes)) {
-    return in_parts<TargetSums<T>>(
-        classes, [&](int64_t begin, int64_t count) { return whole_sums_of_target(count, target + begin); });
+    return in_parts<TargetSums<T>>(classes,
+                                   [&](int64_t begin, int64_t count) { return target_sums(count, target + begin); });
   }
-  return whole_sums_of_target(VectorOf<T>::kLanes, ShortRow<T>(classes, target, T(0)).values);
+  return target_sums(VectorOf<T>::kLanes, ShortRow<T>(classes, target, T(0)).values);
 }
 
 template <typename T>
@@ -283,17 +263,17 @@ T softmax_row(int64_t classes, const T* logits, T temperature, T* probabilities)
     const ShortRow<T> row(classes, logits, -std::numeric_limits<T>::infinity());
     return softmax_row(VectorOf<T>::kLanes, row.values, temperature, probabilities);
   }
-  const T highest = highest_logit(classes, logits);
+  const T highest = highest_of(classes, logits);
   const auto at = in_parts<Exponentials<T>>(classes, [&](int64_t begin, int64_t count) {
-    return soften(count, logits + begin, highest, T(1) / temperature, probabilities + begin);
+    return exponentials_without_target(count, logits + begin, highest, T(1) / temperature, probabilities + begin);
   });
-  scale(classes, T(1) / at.sum, probabilities);
+  scale_row(classes, T(1) / at.sum, probabilities);
   return at.dot / at.sum - std::log(at.sum);
 }
 
 template <typename T>
 void add_row(int64_t classes, T weight, const T* from, T* to) {
-  add_weighted(classes, weight, from, to);
+  add(classes, weight, from, to);
 }
 
 #define INSTANTIATE(T)                                               \
@@ -308,7 +288,7 @@ INSTANTIATE(double)
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-FOR_EVERY_VECTOR_WIDTH void load_row(int64_t count, const BFloat16* from, float* to) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void load_row(int64_t count, const BFloat16* from, float* to) {
   const int64_t whole = count / 16 * 16;
   for (int64_t i = 0; i < whole; i += 16) {
     Halves bits;
@@ -318,7 +298,7 @@ FOR_EVERY_VECTOR_WIDTH void load_row(int64_t count, const BFloat16* from, float*
   convert(count - whole, from + whole, to + whole);
 }
 
-FOR_EVERY_VECTOR_WIDTH void store_row(int64_t count, const float* from, BFloat16* to) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void store_row(int64_t count, const float* from, BFloat16* to) {
   const int64_t whole = count / 16 * 16;
   for (int64_t i = 0; i < whole; i += 16) {
     const Halves bits = narrowed(load(from + i));
@@ -327,7 +307,7 @@ FOR_EVERY_VECTOR_WIDTH void store_row(int64_t count, const float* from, BFloat16
   convert(count - whole, from + whole, to + whole);
 }
 
-FOR_EVERY_VECTOR_WIDTH void load_row(int64_t count, const Half* from, float* to) { convert(count, from, to); }
-FOR_EVERY_VECTOR_WIDTH void store_row(int64_t count, const float* from, Half* to) { convert(count, from, to); }
+TFKD_FOR_EVERY_VECTOR_WIDTH void load_row(int64_t count, const Half* from, float* to) { convert(count, from, to); }
+TFKD_FOR_EVERY_VECTOR_WIDTH void store_row(int64_t count, const float* from, Half* to) { convert(count, from, to); }
 
 }  // namespace tfkd_fast

@@ -1,5 +1,8 @@
-// One row of logits: its loss and the gradient of it, on the processor. Each function is compiled for several vector widths.
+// One row of logits: its loss and the gradient of it, on the processor. Each function is compiled for several vector
+// widths.
 #pragma once
+
+#include "outcome.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -33,15 +36,6 @@ struct RowLoss {
   T gradient_scale;
 };
 
-template <typename T>
-struct Outcome {
-  T loss;
-  // Of the softmax at temperature 1; only with statistics.
-  T true_probability;
-  T entropy;
-  bool correct;
-};
-
 // Rows of scratch memory. Each has room for whole vectors and begins at a cache line.
 template <typename T>
 class ScratchRows {
@@ -65,9 +59,9 @@ class ScratchRows {
 template <typename T>
 TargetSums<T> sums_of_target(int64_t classes, const T* target);
 
-// soft_weight * T^2 * KL(target || softmax(logits / T)) + hard_weight * CE(label, softmax(logits)). A weight of 0 takes its
-// term away, even where that is infinite. `gradient` gets the derivative in the logits, times gradient_scale. The other two
-// are rows of scratch memory; with statistics `probabilities` gets the softmax at temperature 1.
+// soft_weight * T^2 * KL(target || softmax(logits / T)) + hard_weight * CE(label, softmax(logits)). A weight of 0 takes
+// its term away, even where that is infinite. `gradient` gets the derivative in the logits, times gradient_scale. The
+// other two are rows of scratch memory; with statistics `probabilities` gets the softmax at temperature 1.
 template <typename T>
 Outcome<T> row_loss(const RowLoss<T>& row, bool with_stats, T* gradient, T* softened, T* probabilities);
 

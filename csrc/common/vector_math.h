@@ -1,5 +1,7 @@
-// Vectors of numbers, with exp and log, and the vector widths that a function is compiled for.
+// Vectors of numbers, with exp and log.
 #pragma once
+
+#include "vector_widths.h"
 
 #include <bit>
 #include <cmath>
@@ -7,14 +9,6 @@
 #include <cstring>
 #include <limits>
 #include <utility>
-
-// One copy of a function for each vector width, the widest that the processor has taken at load time.
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_EVERY_VECTOR_WIDTH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EVERY_VECTOR_WIDTH
-#endif
-#define INLINE inline __attribute__((always_inline))
 
 namespace tfkd_fast {
 
@@ -40,25 +34,28 @@ struct VectorOf<double> {
 };
 
 template <typename T>
-INLINE typename VectorOf<T>::Type load(const T* from) {
-  typename VectorOf<T>::Type vector;
+using Vector = typename VectorOf<T>::Type;
+
+template <typename T>
+TFKD_INLINE Vector<T> load(const T* from) {
+  Vector<T> vector;
   std::memcpy(&vector, from, sizeof(vector));
   return vector;
 }
 
 template <typename T>
-INLINE void store(const typename VectorOf<T>::Type& vector, T* to) {
+TFKD_INLINE void store(const Vector<T>& vector, T* to) {
   std::memcpy(to, &vector, sizeof(vector));
 }
 
 template <int kStep, size_t... kLanes>
-INLINE auto rotated(const auto& vector, std::index_sequence<kLanes...>) {
+TFKD_INLINE auto rotated(const auto& vector, std::index_sequence<kLanes...>) {
   return __builtin_shufflevector(vector, vector, ((kLanes + kStep) % sizeof...(kLanes))...);
 }
 
 // In pairs: the order is fixed.
 template <typename T, typename Combine>
-INLINE T over_lanes(typename VectorOf<T>::Type vector, Combine combine) {
+TFKD_INLINE T over_lanes(Vector<T> vector, Combine combine) {
   constexpr auto kLanes = std::make_index_sequence<VectorOf<T>::kLanes>();
   if constexpr (kLanes.size() == 16) vector = combine(vector, rotated<8>(vector, kLanes));
   vector = combine(vector, rotated<4>(vector, kLanes));
@@ -68,23 +65,24 @@ INLINE T over_lanes(typename VectorOf<T>::Type vector, Combine combine) {
 }
 
 template <typename T>
-INLINE T sum_over_lanes(typename VectorOf<T>::Type vector) {
+TFKD_INLINE T sum_over_lanes(Vector<T> vector) {
   return over_lanes<T>(vector, [](const auto& a, const auto& b) __attribute__((always_inline)) { return a + b; });
 }
 
 // The integers beside a float, or beside a vector of floats.
-INLINE int32_t to_bits(float x) { return std::bit_cast<int32_t>(x); }
-INLINE float from_bits(int32_t bits) { return std::bit_cast<float>(bits); }
-INLINE float to_float(int32_t n) { return static_cast<float>(n); }
-INLINE VectorOf<float>::Index to_bits(const Floats& x) { return reinterpret_cast<VectorOf<float>::Index>(x); }
-INLINE Floats from_bits(const VectorOf<float>::Index& bits) { return reinterpret_cast<Floats>(bits); }
-INLINE Floats to_float(const VectorOf<float>::Index& n) { return __builtin_convertvector(n, Floats); }
+TFKD_INLINE int32_t to_bits(float x) { return std::bit_cast<int32_t>(x); }
+TFKD_INLINE float from_bits(int32_t bits) { return std::bit_cast<float>(bits); }
+TFKD_INLINE float to_float(int32_t n) { return static_cast<float>(n); }
+TFKD_INLINE VectorOf<float>::Index to_bits(const Floats& x) { return reinterpret_cast<VectorOf<float>::Index>(x); }
+TFKD_INLINE Floats from_bits(const VectorOf<float>::Index& bits) { return reinterpret_cast<Floats>(bits); }
+TFKD_INLINE Floats to_float(const VectorOf<float>::Index& n) { return __builtin_convertvector(n, Floats); }
 
-// exp(x) for x <= 0, and NaN; of a float or of Floats: 2^n * e^r with |r| <= ln(2)/2, e^r by the polynomial whose largest
-// relative error is the least, 3e-9; float32 makes it 2e-7. Without branches, so that loops over it become vectors, and with
-// the terms in pairs, so that they do not wait for each other. Where the result would be subnormal it is 0.
+// exp(x) for x <= 0, and NaN; of a float or of Floats: 2^n * e^r with |r| <= ln(2)/2, e^r by the polynomial whose
+// largest relative error is the least, 3e-9; float32 makes it 2e-7. Without branches, so that loops over it become
+// vectors, and with the terms in pairs, so that they do not wait for each other. Where the result would be subnormal it
+// is 0.
 template <typename F>
-INLINE F exp_nonpositive(const F& x) {
+TFKD_INLINE F exp_nonpositive(const F& x) {
   constexpr float kLowest = -87.0f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
   const F shifted = x * 1.44269504f + kRound;
@@ -97,8 +95,8 @@ INLINE F exp_nonpositive(const F& x) {
   const auto exponent = (to_bits(shifted) << 23) + (127 << 23);
   return x < kLowest ? 0.0f : series * from_bits(exponent);
 }
-INLINE double exp_nonpositive(double x) { return std::exp(x); }
-INLINE Doubles exp_nonpositive(const Doubles& x) {
+TFKD_INLINE double exp_nonpositive(double x) { return std::exp(x); }
+TFKD_INLINE Doubles exp_nonpositive(const Doubles& x) {
   Doubles result;
   for (int64_t i = 0; i < VectorOf<double>::kLanes; ++i) result[i] = std::exp(x[i]);
   return result;
@@ -107,7 +105,7 @@ INLINE Doubles exp_nonpositive(const Doubles& x) {
 // log(x) for normal x > 0, likewise: x = 2^n * m with m in [sqrt(1/2), sqrt(2)), log(m) = 2 atanh((m-1)/(m+1)) by its
 // series. NaN for negative x and NaN.
 template <typename F>
-INLINE F log_positive(const F& x) {
+TFKD_INLINE F log_positive(const F& x) {
   constexpr int32_t kRootHalf = 0x3f3504f3;
   const auto offset = to_bits(x) - kRootHalf;
   const F n = to_float(offset >> 23);
@@ -120,8 +118,8 @@ INLINE F log_positive(const F& x) {
   const F log_m = 2.0f * s + s * square * series;
   return x >= 0.0f ? (n * -2.12194440e-4f + log_m) + n * 0.693359375f : std::numeric_limits<float>::quiet_NaN();
 }
-INLINE double log_positive(double x) { return std::log(x); }
-INLINE Doubles log_positive(const Doubles& x) {
+TFKD_INLINE double log_positive(double x) { return std::log(x); }
+TFKD_INLINE Doubles log_positive(const Doubles& x) {
   Doubles result;
   for (int64_t i = 0; i < VectorOf<double>::kLanes; ++i) result[i] = std::log(x[i]);
   return result;

@@ -1,9 +1,9 @@
-// 3x3 convolution of small maps in bfloat16 by matrix products over the taps that fall inside the map, and its gradients.
-// The definition is `_reference` in tfkd_fast/ops/conv3x3.py.
+// 3x3 convolution of small maps in bfloat16 by matrix products over the taps that fall inside the map, and its
+// gradients. The definition is `_reference` in tfkd_fast/ops/conv3x3.py.
 //
 // By the taps that fall inside a map has at most nine kinds of positions: four corners, four edges and the inside. The
-// outputs of a kind are one product: the inputs under its taps, gathered, times the weights of those taps. A sum over all
-// taps and channels is rounded once. The gradient of the inputs is the same with the kernel turned around.
+// outputs of a kind are one product: the inputs under its taps, gathered, times the weights of those taps. A sum over
+// all taps and channels is rounded once. The gradient of the inputs is the same with the kernel turned around.
 
 #include "../common/loss_cpu.h"
 
@@ -15,7 +15,6 @@
 namespace tfkd_fast {
 namespace {
 
-using torch::headeronly::BFloat16;
 using torch::headeronly::MemoryFormat;
 
 struct Tap {
@@ -23,13 +22,16 @@ struct Tap {
   constexpr int bit() const { return 1 << (3 * (row + 1) + column + 1); }
 };
 
-// The taps of every kind of position are neighbours in this walk, each once, so that the weights laid out along it serve all
-// kinds: those of a whole map's edges, corners and inside between the two spaces, the others in maps one row or column wide.
+// The taps of every kind of position are neighbours in this walk, each once, so that the weights laid out along it
+// serve all kinds: those of a whole map's edges, corners and inside between the two spaces, the others in maps one row
+// or column wide.
+// clang-format off
 constexpr std::array<Tap, 17> kWalk = {{
     {0, -1}, {0, 0},
     {0, 1}, {1, 1}, {1, 0}, {0, 0}, {1, -1}, {0, -1}, {-1, -1}, {-1, 0}, {0, 0}, {-1, 1}, {0, 1}, {1, 1}, {1, 0},
     {0, 0}, {-1, 0},
 }};
+// clang-format on
 
 // Neighbouring positions along one axis under which the same taps fall inside.
 struct Span {
@@ -139,8 +141,8 @@ void for_weight_type(const Tensor& weight, Function f) {
 // Weights along the walk as matrices that multiply gathered rows from the right.
 struct WalkedWeight {
   Tensor values;
-  int64_t begin;       // of the part of the walk that they cover
-  int64_t per_tap;     // elements
+  int64_t begin;    // of the part of the walk that they cover
+  int64_t per_tap;  // elements
   int64_t in_channels, out_channels;
   std::array<int64_t, 2> strides;  // of a matrix (taps * in_channels, out_channels)
 
@@ -149,8 +151,8 @@ struct WalkedWeight {
   }
 };
 
-// For the outputs from the inputs; turned, for the gradient of the inputs from that of the outputs. Rows of input channels
-// lie together in both, as they do in a weight that is channels last.
+// For the outputs from the inputs; turned, for the gradient of the inputs from that of the outputs. Rows of input
+// channels lie together in both, as they do in a weight that is channels last.
 WalkedWeight walked(const Tensor& weight, const std::vector<Kind>& kinds, bool turned) {
   int64_t begin = kWalk.size(), end = 0;
   for (const Kind& kind : kinds) {
@@ -159,8 +161,12 @@ WalkedWeight walked(const Tensor& weight, const std::vector<Kind>& kinds, bool t
   }
   const int64_t taps = end - begin, outputs = weight.size(0), inputs = weight.size(1);
   const int64_t per_tap = turned ? outputs * inputs : inputs, per_output = turned ? inputs : taps * inputs;
-  WalkedWeight result{scratch(weight, taps * outputs, inputs), begin, per_tap, turned ? outputs : inputs,
-                      turned ? inputs : outputs, {1, per_output}};
+  WalkedWeight result{scratch(weight, taps * outputs, inputs),
+                      begin,
+                      per_tap,
+                      turned ? outputs : inputs,
+                      turned ? inputs : outputs,
+                      {1, per_output}};
   if (turned) result.strides = {per_output, 1};
 
   auto* values = static_cast<BFloat16*>(result.values.mutable_data_ptr());
@@ -191,7 +197,8 @@ void for_each_position(const Kind& kind, int64_t first, int64_t last, int64_t el
   });
 }
 
-// So many are gathered at once: enough to make good for reading the weights, and memory that does not grow with the batch.
+// So many are gathered at once: enough to make good for reading the weights, and memory that does not grow with the
+// batch.
 constexpr int64_t kPositionsAtOnce = 2048;
 
 // x (B,I,H,W) channels last -> (B,O,H,W).
@@ -227,9 +234,9 @@ Tensor convolved(const Tensor& x, const WalkedWeight& weight, const std::vector<
       const Tensor left = view(inputs, 0, {rows, columns}, {columns, 1}), right = weight.matrix(kind);
       const Tensor product = view(outputs, 0, {rows, out_channels}, {out_channels, 1});
       if (bias) {
-        TFKD_FAST_CHECK_SHIM(aoti_torch_cpu_addmm_out(product.get(), bias->get(), left.get(), right.get(), 1.0, 1.0));
+        TFKD_CHECK_SHIM(aoti_torch_cpu_addmm_out(product.get(), bias->get(), left.get(), right.get(), 1.0, 1.0));
       } else {
-        TFKD_FAST_CHECK_SHIM(aoti_torch_cpu_mm_out(product.get(), left.get(), right.get()));
+        TFKD_CHECK_SHIM(aoti_torch_cpu_mm_out(product.get(), left.get(), right.get()));
       }
       for_each_position(kind, first, last, out_channels, [&](int64_t row, int64_t b, int64_t i, int64_t j) {
         std::copy_n(computed + row * out_channels, out_channels, to + pixel(b, i, j) * out_channels);
@@ -239,7 +246,8 @@ Tensor convolved(const Tensor& x, const WalkedWeight& weight, const std::vector<
   return y;
 }
 
-// Columns begin..end of maps, as rows of channels in the order (H,B,columns): neighbouring lines of maps stay neighbours.
+// Columns begin..end of maps, as rows of channels in the order (H,B,columns): neighbouring lines of maps stay
+// neighbours.
 Tensor columns_of(const Tensor& x, int64_t begin, int64_t end) {
   const Maps maps = maps_of(x);
   const int64_t channels = x.size(1), line = (end - begin) * channels;
@@ -255,7 +263,8 @@ Tensor columns_of(const Tensor& x, int64_t begin, int64_t end) {
   return columns;
 }
 
-// Along one axis: the first of the outputs whose inputs under a tap are inside, the first of these inputs, and how many.
+// Along one axis: the first of the outputs whose inputs under a tap are inside, the first of these inputs, and how
+// many.
 struct Overlap {
   int64_t outputs, inputs, count;
   Overlap(int64_t size, int64_t offset)
@@ -280,7 +289,7 @@ Tensor weight_gradients(const Tensor& gradient, const Tensor& x) {
       const Tensor left = view(of_outputs, rows.outputs * line * outputs, {outputs, terms}, {1, outputs});
       const Tensor right = view(of_inputs, rows.inputs * line * inputs, {terms, inputs}, {inputs, 1});
       const Tensor product = view(sums, tap * outputs * inputs, {outputs, inputs}, {inputs, 1});
-      TFKD_FAST_CHECK_SHIM(aoti_torch_cpu_mm_out(product.get(), left.get(), right.get()));
+      TFKD_CHECK_SHIM(aoti_torch_cpu_mm_out(product.get(), left.get(), right.get()));
     }
   }
   return sums;

@@ -22,7 +22,8 @@ Arguments checked(const Tensor& logits, const Tensor& teachers, const std::optio
                   const std::string& reduction) {
   const Axes axes = axes_of(logits);
   const ScalarType type = loss_type(logits);
-  STD_TORCH_CHECK(teachers.dim() >= 3 && teachers.size(teachers.dim() - 3) > 0, "teachers must be (M,B,C) or (P,M,B,C)");
+  STD_TORCH_CHECK(teachers.dim() >= 3 && teachers.size(teachers.dim() - 3) > 0,
+                  "teachers must be (M,B,C) or (P,M,B,C)");
   const int64_t count = teachers.size(teachers.dim() - 3);
   check_shape("teachers", teachers, teachers.scalar_type(), axes, {count, axes.batch, axes.classes});
   STD_TORCH_CHECK(loss_type(teachers) == type, "teachers must be float64 where the logits are, and only there");
@@ -31,8 +32,8 @@ Arguments checked(const Tensor& logits, const Tensor& teachers, const std::optio
   check_shape("temperature", temperature, type, axes, {});
   check_shape("alpha", alpha, type, axes, {});
   check_reduction(reduction);
-  Arguments in{as_contiguous(logits), as_contiguous(teachers), labels, weights, temperature, alpha, reduction, axes,
-               count};
+  Arguments in{
+      as_contiguous(logits), as_contiguous(teachers), labels, weights, temperature, alpha, reduction, axes, count};
   if (labels) {
     in.labels = as_contiguous(*labels);
     check_labels(*in.labels, axes.classes);

@@ -15,7 +15,7 @@ namespace {
 enum class TeacherType { kFloat, kBFloat16, kHalf, kDouble };
 
 TeacherType teacher_type(const Tensor& teachers) {
-  return for_scalar_of(teachers, [](auto scalar) {
+  return for_scalar_of(teachers.scalar_type(), "teachers", [](auto scalar) {
     using Scalar = decltype(scalar);
     return std::is_same_v<Scalar, float>      ? TeacherType::kFloat
            : std::is_same_v<Scalar, BFloat16> ? TeacherType::kBFloat16
@@ -24,7 +24,8 @@ TeacherType teacher_type(const Tensor& teachers) {
   });
 }
 
-struct ForRegisters {  // see rows_in_registers
+// See rows_in_registers. Outside of the template, of which double is never in registers: nvcc would warn.
+struct ForRegisters {
   static constexpr int kArrays = 3;
   static constexpr bool kWithLogarithm = false;
 };
@@ -114,7 +115,7 @@ struct Teachers : ForRegisters {
         T values[kVector];
         teachers.with_row(candidate, sample, m, classes, [&](const auto* row) {
           using scalar = std::remove_cvref_t<decltype(*row)>;
-          const auto loaded = reinterpret_cast<const Vector<scalar, kVector>*>(row)[c / kVector];
+          const auto loaded = reinterpret_cast<const AlignedVector<scalar, kVector>*>(row)[c / kVector];
 #pragma unroll
           for (int j = 0; j < kVector; ++j) values[j] = static_cast<T>(loaded.at[j]);
         });
@@ -176,7 +177,7 @@ std::tuple<Tensor, Tensor> loss_cuda(const Tensor& logits_, const Tensor& teache
                       .reduction = reduction,
                       .axes = axes,
                       .vector_bits = vector_bits(axes.classes, {logits, teachers})};
-  const LossResults out = for_scalar_of(logits, [&](auto scalar) {
+  const LossResults out = for_scalar_of(logits.scalar_type(), "logits", [&](auto scalar) {
     using T = Computed<decltype(scalar)>;
     Teachers<T> target{};
     target.logits = teachers.const_data_ptr();
@@ -200,6 +201,6 @@ std::tuple<Tensor, Tensor> loss_cuda(const Tensor& logits_, const Tensor& teache
 
 }  // namespace
 
-TFKD_FAST_CUDA_LIBRARY(library) { library.impl("distillation_loss", TORCH_BOX(&loss_cuda)); }
+TFKD_CUDA_LIBRARY(library) { library.impl("distillation_loss", TORCH_BOX(&loss_cuda)); }
 
 }  // namespace tfkd_fast

@@ -9,7 +9,6 @@
 #include "../common/vector_math.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
 
 #include <array>
 #include <tuple>
@@ -17,28 +16,16 @@
 namespace tfkd_fast {
 namespace {
 
-using torch::headeronly::BFloat16;
-template <typename T>
-using Vector = typename VectorOf<T>::Type;
 template <typename T>
 using Bits = typename VectorOf<T>::Index;
 
-// A pack is 64 bytes of an image, some channels of a position, which are computed in one or two vectors of T. A bfloat16
-// is the upper half of a float, so each lane of a pack holds two channels, an even one and an odd one, that become floats
-// by a shift and a mask: moving them between lanes would take longer than what is computed with them. Numbers of the
-// channels lie in this order, too: those of the even channels of a pack before those of the odd ones, and whole packs.
+// A pack is 64 bytes of an image, some channels of a position, which are computed in one or two vectors of T. A
+// bfloat16 is the upper half of a float, so each lane of a pack holds two channels, an even one and an odd one, that
+// become floats by a shift and a mask: moving them between lanes would take longer than what is computed with them.
+// Numbers of the channels lie in this order, too: those of the even channels of a pack before those of the odd ones,
+// and whole packs.
 template <typename scalar>
-struct Pack {
-  using T = scalar;
-  static constexpr int kParts = 1;
-};
-template <>
-struct Pack<BFloat16> {
-  using T = float;
-  static constexpr int kParts = 2;
-};
-template <typename scalar>
-using Computed = typename Pack<scalar>::T;
+constexpr int kPackParts = std::is_same_v<scalar, BFloat16> ? 2 : 1;
 template <typename scalar>
 constexpr int64_t kPackChannels = 64 / sizeof(scalar);
 template <typename scalar>
@@ -50,7 +37,7 @@ int64_t packs_of(int64_t channels) {
 }
 template <typename scalar>
 int64_t place_of(int64_t channel) {
-  constexpr int kParts = Pack<scalar>::kParts;
+  constexpr int kParts = kPackParts<scalar>;
   const int64_t in_pack = channel % kPackChannels<scalar>;
   return channel - in_pack + in_pack % kParts * kLanes<scalar> + in_pack / kParts;
 }
@@ -62,7 +49,7 @@ template <typename scalar>
 constexpr int64_t kGroup = 2 * sizeof(scalar);  // windows
 template <typename scalar>
 int shift_of(int64_t window_of_group, int part) {
-  return static_cast<int>(4 * (window_of_group * Pack<scalar>::kParts + part));
+  return static_cast<int>(4 * (window_of_group * kPackParts<scalar> + part));
 }
 
 // Rows of windows, and the positions of the images that they are made of.
@@ -91,29 +78,30 @@ struct Windows {
   template <typename scalar>
   int64_t offset_of_places(int64_t row, int64_t window, int64_t channel) const {
     const int64_t group = row * groups_in_row<scalar>() + window / kGroup<scalar>;
-    return (group * packs_of<scalar>(channels) + channel / kPackChannels<scalar>) * 64;
+    return (group * packs_of<scalar>(channels) + channel / kPackChannels<scalar>)*64;
   }
 };
 
-// Calls visit(c, count) for the first channel of each pack: `count` is a constant for whole ones; the last may be shorter.
+// Calls visit(c, count) for the first channel of each pack: `count` is a constant for whole ones; the last may be
+// shorter.
 template <typename scalar, typename Visit>
-INLINE void for_packs(int64_t channels, Visit visit) {
+TFKD_INLINE void for_packs(int64_t channels, Visit visit) {
   constexpr int64_t kCount = kPackChannels<scalar>;
   int64_t c = 0;
   for (; c + kCount <= channels; c += kCount) visit(c, std::integral_constant<int64_t, kCount>());
   if (c < channels) visit(c, channels - c);
 }
-#define VISIT [&](int64_t c, auto count) __attribute__((always_inline))
+#define VISIT [&](int64_t c, auto count) __attribute__((always_inline))  // until the last of the loops
 
 // `count` numbers of an image, and 0 for the other channels.
 template <typename scalar>
-INLINE Bits<Computed<scalar>> get(const scalar* from, auto count) {
+TFKD_INLINE Bits<Computed<scalar>> get(const scalar* from, auto count) {
   Bits<Computed<scalar>> pack{};
   std::memcpy(&pack, from, count * sizeof(scalar));
   return pack;
 }
 template <typename scalar>
-INLINE void put(const Bits<Computed<scalar>>& pack, scalar* to, auto count) {
+TFKD_INLINE void put(const Bits<Computed<scalar>>& pack, scalar* to, auto count) {
   std::memcpy(to, &pack, count * sizeof(scalar));
 }
 
@@ -122,7 +110,7 @@ template <typename T>
 constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 
 template <typename scalar>
-INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int part) {
+TFKD_INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int part) {
   if constexpr (std::is_same_v<scalar, BFloat16>) {
     return from_bits(part == 0 ? pack << 16 : pack & kUpperHalf);
   } else {
@@ -130,12 +118,13 @@ INLINE Vector<Computed<scalar>> part_of(const Bits<Computed<scalar>>& pack, int 
   }
 }
 
-// Bits whose upper half is the nearest bfloat16, of two equally near ones the even one. Of a NaN the lower half must be 0.
-INLINE Bits<float> rounded(const Bits<float>& bits) { return bits + 0x7fff + ((bits >> 16) & 1); }
+// Bits whose upper half is the nearest bfloat16, of two equally near ones the even one. Of a NaN the lower half must be
+// 0.
+TFKD_INLINE Bits<float> rounded(const Bits<float>& bits) { return bits + 0x7fff + ((bits >> 16) & 1); }
 
 // Makes numbers, as bits that are rounded, a part of a pack that was 0.
 template <typename scalar>
-INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Bits<Computed<scalar>>& bits) {
+TFKD_INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Bits<Computed<scalar>>& bits) {
   if constexpr (std::is_same_v<scalar, BFloat16>) {
     using Unsigned = uint32_t __attribute__((vector_size(64)));
     pack |= part == 0 ? reinterpret_cast<Bits<float>>(reinterpret_cast<Unsigned>(bits) >> 16) : bits & kUpperHalf;
@@ -145,7 +134,7 @@ INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Bits<Computed
 }
 
 template <typename scalar>
-INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Vector<Computed<scalar>>& values) {
+TFKD_INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Vector<Computed<scalar>>& values) {
   const auto bits = reinterpret_cast<Bits<Computed<scalar>>>(values);
   if constexpr (std::is_same_v<scalar, BFloat16>) {
     set_part<scalar>(pack, part, rounded(bits));
@@ -156,9 +145,10 @@ INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Vector<Comput
 
 // sums += term(value, place) for each position, in their order.
 template <typename scalar, typename Term>
-INLINE void add_terms(const scalar* images, int64_t positions, int64_t channels, Computed<scalar>* sums, Term term) {
+TFKD_INLINE void add_terms(const scalar* images, int64_t positions, int64_t channels, Computed<scalar>* sums,
+                           Term term) {
   constexpr int64_t kPositions = 16;  // of all channels in turn, so that memory is read as it lies
-  constexpr int kParts = Pack<scalar>::kParts;
+  constexpr int kParts = kPackParts<scalar>;
   for (int64_t first = 0; first < positions; first += kPositions) {
     const int64_t last = std::min(first + kPositions, positions);
     for_packs<scalar>(channels, VISIT {
@@ -174,14 +164,15 @@ INLINE void add_terms(const scalar* images, int64_t positions, int64_t channels,
 }
 
 template <typename scalar>
-INLINE void sum_values(const scalar* images, int64_t positions, int64_t channels, Computed<scalar>* sums) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void add_values(const scalar* images, int64_t positions, int64_t channels,
+                                            Computed<scalar>* sums) {
   add_terms(images, positions, channels, sums,
             [](const auto& sum, const auto& value, int64_t) __attribute__((always_inline)) { return sum + value; });
 }
 
 template <typename scalar>
-INLINE void sum_squares(const scalar* images, int64_t positions, int64_t channels, const Computed<scalar>* means,
-                        Computed<scalar>* sums) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void add_squares(const scalar* images, int64_t positions, int64_t channels,
+                                             const Computed<scalar>* means, Computed<scalar>* sums) {
   add_terms(images, positions, channels, sums,
             [means](const auto& sum, const auto& value, int64_t place) __attribute__((always_inline)) {
               const auto centred = value - load(means + place);
@@ -189,10 +180,11 @@ INLINE void sum_squares(const scalar* images, int64_t positions, int64_t channel
             });
 }
 
-// Calls visit(row, first, last) for each group of windows. They stay in the first-level cache while one pack of channels
-// after the other visits them; the numbers of more windows, with many channels, would fall on too few places in it.
+// Calls visit(row, first, last) for each group of windows. They stay in the first-level cache while one pack of
+// channels after the other visits them; the numbers of more windows, with many channels, would fall on too few places
+// in it.
 template <typename scalar, typename Visit>
-INLINE void for_groups(const Windows& in, int64_t begin, int64_t end, Visit visit) {
+TFKD_INLINE void for_groups(const Windows& in, int64_t begin, int64_t end, Visit visit) {
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t first = 0; first < in.in_row(); first += kGroup<scalar>) {
       visit(row, first, std::min(first + kGroup<scalar>, in.in_row()));
@@ -200,15 +192,16 @@ INLINE void for_groups(const Windows& in, int64_t begin, int64_t end, Visit visi
   }
 }
 
-// max(value * alpha + beta, 0), the largest of each window and where it is. The bits of floats that are not negative are in
-// the order of the numbers, and those of negative ones are negative, so integers are compared. NaN, whose bits may be
-// anywhere, comes of an alpha or beta that is not finite alone: there `lowest` is NaN, the result, and elsewhere 0.
+// max(value * alpha + beta, 0), the largest of each window and where it is. The bits of floats that are not negative
+// are in the order of the numbers, and those of negative ones are negative, so integers are compared. NaN, whose bits
+// may be anywhere, comes of an alpha or beta that is not finite alone: there `lowest` is NaN, the result, and elsewhere
+// 0.
 template <int kSide, typename scalar>
-INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scalar* images,
-                      const Computed<scalar>* alphas, const Computed<scalar>* betas, const Computed<scalar>* lowest,
-                      scalar* out, uint8_t* places) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void write_maxima(const Windows& in, int64_t begin, int64_t end, const scalar* images,
+                                              const Computed<scalar>* alphas, const Computed<scalar>* betas,
+                                              const Computed<scalar>* lowest, scalar* out, uint8_t* places) {
   using T = Computed<scalar>;
-  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
+  constexpr int kParts = kPackParts<scalar>, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
   const Bits<T> nan = reinterpret_cast<Bits<T>>(Vector<T>{} + kNaN<T>);
   for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
@@ -256,11 +249,12 @@ INLINE void maxima_of(const Windows& in, int64_t begin, int64_t end, const scala
 
 // Sums of the gradient, and of it times what the image is above its mean.
 template <int kSide, typename scalar>
-INLINE void gradient_sums_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,
-                             const uint8_t* places, const scalar* images, const Computed<scalar>* means,
-                             Computed<scalar>* sums, Computed<scalar>* products) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void add_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,
+                                              const uint8_t* places, const scalar* images,
+                                              const Computed<scalar>* means, Computed<scalar>* sums,
+                                              Computed<scalar>* products) {
   using T = Computed<scalar>;
-  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
+  constexpr int kParts = kPackParts<scalar>, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
   for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
@@ -303,14 +297,14 @@ struct Linear {
 
 // Of `positions` that belong to no window.
 template <typename scalar>
-INLINE void gradient_without_window(const scalar* images, int64_t positions, int64_t channels,
-                                    const Linear<Computed<scalar>>& linear, scalar* out) {
+TFKD_INLINE void gradient_without_window(const scalar* images, int64_t positions, int64_t channels,
+                                         const Linear<Computed<scalar>>& linear, scalar* out) {
   using T = Computed<scalar>;
   for_packs<scalar>(channels, VISIT {
     for (int64_t i = c; i < positions * channels; i += channels) {
       const Bits<T> pack = get(images + i, count);
       Bits<T> result{};
-      for (int p = 0; p < Pack<scalar>::kParts; ++p) {
+      for (int p = 0; p < kPackParts<scalar>; ++p) {
         const int64_t lane = c + p * kLanes<scalar>;
         const Vector<T> above = part_of<scalar>(pack, p) - load(linear.mean + lane);
         set_part<scalar>(result, p, load(linear.shift + lane) - above * load(linear.slope + lane));
@@ -321,10 +315,11 @@ INLINE void gradient_without_window(const scalar* images, int64_t positions, int
 }
 
 template <int kSide, typename scalar>
-INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const scalar* gradient, const uint8_t* places,
-                        const scalar* images, const Linear<Computed<scalar>>& linear, scalar* out) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void write_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,
+                                                const uint8_t* places, const scalar* images,
+                                                const Linear<Computed<scalar>>& linear, scalar* out) {
   using T = Computed<scalar>;
-  constexpr int kParts = Pack<scalar>::kParts, kPositions = kSide * kSide;
+  constexpr int kParts = kPackParts<scalar>, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
   for_groups<scalar>(in, begin, end, [&](int64_t row, int64_t first, int64_t last) __attribute__((always_inline)) {
     for_packs<scalar>(channels, VISIT {
@@ -372,50 +367,17 @@ INLINE void gradient_of(const Windows& in, int64_t begin, int64_t end, const sca
   }
 }
 
-#define DEFINE(scalar)                                                                                                \
-  FOR_EVERY_VECTOR_WIDTH void add_values(const scalar* images, int64_t positions, int64_t channels,                   \
-                                         Computed<scalar>* sums) {                                                    \
-    sum_values(images, positions, channels, sums);                                                                    \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void add_squares(const scalar* images, int64_t positions, int64_t channels,                  \
-                                          const Computed<scalar>* mean, Computed<scalar>* sums) {                     \
-    sum_squares(images, positions, channels, mean, sums);                                                             \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void write_maxima(const Windows& in, int64_t begin, int64_t end, const scalar* images,       \
-                                           const Computed<scalar>* alpha, const Computed<scalar>* beta,               \
-                                           const Computed<scalar>* lowest, scalar* out, uint8_t* places) {            \
-    if (in.side == 1) return maxima_of<1>(in, begin, end, images, alpha, beta, lowest, out, places);                  \
-    maxima_of<2>(in, begin, end, images, alpha, beta, lowest, out, places);                                           \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void add_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,     \
-                                           const uint8_t* places, const scalar* images, const Computed<scalar>* mean, \
-                                           Computed<scalar>* sums, Computed<scalar>* products) {                      \
-    if (in.side == 1) return gradient_sums_of<1>(in, begin, end, gradient, places, images, mean, sums, products);     \
-    gradient_sums_of<2>(in, begin, end, gradient, places, images, mean, sums, products);                              \
-  }                                                                                                                   \
-  FOR_EVERY_VECTOR_WIDTH void write_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,   \
-                                             const uint8_t* places, const scalar* images,                             \
-                                             const Linear<Computed<scalar>>& linear, scalar* out) {                   \
-    if (in.side == 1) return gradient_of<1>(in, begin, end, gradient, places, images, linear, out);                   \
-    gradient_of<2>(in, begin, end, gradient, places, images, linear, out);                                            \
-  }
-DEFINE(BFloat16)
-DEFINE(float)
-DEFINE(double)
-#undef DEFINE
+#undef VISIT
 
 // A value becomes value * alpha + beta.
-#define DEFINE(T)                                                                                                     \
-  FOR_EVERY_VECTOR_WIDTH void linear_terms(int64_t count, const T* weight, const T* bias, const T* mean,              \
-                                           const T* invstd, T* alpha, T* beta) {                                      \
-    for (int64_t i = 0; i < count; ++i) {                                                                             \
-      alpha[i] = invstd[i] * weight[i];                                                                               \
-      beta[i] = bias[i] - mean[i] * alpha[i];                                                                         \
-    }                                                                                                                 \
+template <typename T>
+TFKD_FOR_EVERY_VECTOR_WIDTH void linear_terms(int64_t count, const T* weight, const T* bias, const T* mean,
+                                              const T* invstd, T* alpha, T* beta) {
+  for (int64_t i = 0; i < count; ++i) {
+    alpha[i] = invstd[i] * weight[i];
+    beta[i] = bias[i] - mean[i] * alpha[i];
   }
-DEFINE(float)
-DEFINE(double)
-#undef DEFINE
+}
 
 Windows windows_of(const Tensor& images, bool pool) {
   STD_TORCH_CHECK(images.dim() == 4, "x must be (B,C,H,W)");
@@ -539,7 +501,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   auto* out = static_cast<scalar*>(maxima.mutable_data_ptr());
   auto* place = places.mutable_data_ptr<uint8_t>();
   for_rows(in, [&](int64_t begin, int64_t end) {
-    write_maxima(in, begin, end, images, alpha.data(), beta.data(), lowest.data(), out, place);
+    (in.side == 1 ? write_maxima<1, scalar> : write_maxima<2, scalar>)(in, begin, end, images, alpha.data(),
+                                                                       beta.data(), lowest.data(), out, place);
   });
   return {maxima, places, mean_out, invstd_out};
 }
@@ -558,7 +521,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor
   Numbers<scalar> mean(means), invstd(invstds), scale(weight), shift(channels), slope(channels);
   const int64_t count = mean.size();
   const auto sums = sums_of_parts<double, T>(in.rows(), x.numel(), 2 * count, [&](int64_t begin, int64_t end, T* out) {
-    add_gradient(in, begin, end, gradient, place, images, mean.data(), out, out + count);
+    (in.side == 1 ? add_gradient<1, scalar> : add_gradient<2, scalar>)(in, begin, end, gradient, place, images,
+                                                                       mean.data(), out, out + count);
   });
 
   Tensor of_weight = new_contiguous(x, {channels}, weight.scalar_type());
@@ -579,7 +543,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor
   auto* out = static_cast<scalar*>(of_x.mutable_data_ptr());
   const Linear<T> linear{mean.data(), scale.data(), shift.data(), slope.data()};
   for_rows(in, [&](int64_t begin, int64_t end) {
-    write_gradient(in, begin, end, gradient, place, images, linear, out);
+    (in.side == 1 ? write_gradient<1, scalar> : write_gradient<2, scalar>)(in, begin, end, gradient, place, images,
+                                                                           linear, out);
   });
   return {of_x, of_weight, of_bias};
 }

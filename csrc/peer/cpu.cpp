@@ -43,8 +43,8 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
   auto* gradient_rows = static_cast<scalar*>(gradient.mutable_data_ptr());
   std::vector<Outcome<T>> outcomes(in.axes.rows());
   torch::stable::parallel_for(0, batch, rows_per_task(2 * candidates * classes), [&](int64_t begin, int64_t end) {
-    // Row i of `after` becomes the sum of the predictions of i+1, i+2, ...; without the candidate itself the mean is the
-    // sum of those before it and those after it. Taking its own prediction from the sum of all would lose digits.
+    // Row i of `after` becomes the sum of the predictions of i+1, i+2, ...; without the candidate itself the mean is
+    // the sum of those before it and those after it. Taking its own prediction from the sum of all would lose digits.
     ScratchRows<T> predictions(classes, candidates), after(classes, candidates), scratch(classes, 6);
     const T share = T(1) / static_cast<T>(in.include_self ? candidates : candidates - 1);
     for (int64_t sample = begin; sample < end; ++sample) {
@@ -90,8 +90,7 @@ std::tuple<Tensor, Tensor> run(const Arguments& in) {
 std::tuple<Tensor, Tensor> loss_cpu(const Tensor& logits, const Tensor& labels, const Tensor& temperature,
                                     const Tensor& alpha, bool include_self, const std::string& reduction) {
   const auto in = checked(logits, labels, temperature, alpha, include_self, reduction);
-  return for_type_of(in.logits,
-                     [&](auto scalar, auto value) { return run<decltype(scalar), decltype(value)>(in); });
+  return for_type_of(in.logits, [&](auto scalar, auto value) { return run<decltype(scalar), decltype(value)>(in); });
 }
 
 }  // namespace

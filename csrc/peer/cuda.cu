@@ -132,22 +132,21 @@ __global__ void __launch_bounds__(128) know_rows(const LossArguments<scalar> in,
   check_label(label, in.classes);
   OnlineSoftmax<T> online{terms.temperature, true};
   for_vectors<kVector, 4>(row, in.classes,
-                          [&](int, const Vector<scalar, kVector>& logits) { online.add(logits); });
+                          [&](int, const AlignedVector<scalar, kVector>& logits) { online.add(logits); });
   online.over_block(scratch);
   if (threadIdx.x != 0) return;
   const Exponent<T> softened(online.highest, terms.temperature), plain(online.highest, T(1));
   const T cross_entropy = kLn2<T> * (log_2(online.plain_sum) - plain(static_cast<T>(row[label])));
-  known[blockIdx.x] = {softened.shift, T(1) / online.sum, log_2(online.sum), plain.shift, T(1) / online.plain_sum,
-                       weighted(terms.hard_weight, cross_entropy)};
+  known[blockIdx.x] = {softened.shift, T(1) / online.sum,       log_2(online.sum),
+                       plain.shift,    T(1) / online.plain_sum, weighted(terms.hard_weight, cross_entropy)};
 }
 
 constexpr int kThreads = 128, kVectors = 4;  // a block, a thread
 
 // One block a sample and kThreads * kVectors * kVector classes.
 template <typename scalar, int kVector>
-__global__ void __launch_bounds__(kThreads)
-    peers_in_blocks(const LossArguments<scalar> in, const Peers peers, const Known<Computed<scalar>>* known,
-                    int tiles) {
+__global__ void __launch_bounds__(kThreads) peers_in_blocks(const LossArguments<scalar> in, const Peers peers,
+                                                            const Known<Computed<scalar>>* known, int tiles) {
   using T = Computed<scalar>;
   const int64_t sample = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles, first = tile * kVectors * kThreads + threadIdx.x, count = in.classes / kVector;
@@ -155,7 +154,7 @@ __global__ void __launch_bounds__(kThreads)
 
   // Calls f(k, c, logits) for the thread's vectors of a candidate's row.
   const auto for_row = [&](int candidate, auto f) {
-    const auto* row = reinterpret_cast<const Vector<scalar, kVector>*>(in.logits + in.row(candidate, sample));
+    const auto* row = reinterpret_cast<const AlignedVector<scalar, kVector>*>(in.logits + in.row(candidate, sample));
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
       const int at = first + k * kThreads;
@@ -167,7 +166,7 @@ __global__ void __launch_bounds__(kThreads)
   T totals[kVectors][kVector] = {};
   for (int p = 0; p < peers.candidates; ++p) {
     const Known<T> row = known[p * in.batch + sample];
-    for_row(p, [&](int k, int, const Vector<scalar, kVector>& logits) {
+    for_row(p, [&](int k, int, const AlignedVector<scalar, kVector>& logits) {
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         totals[k][j] += row.share * power_of_2(multiply_add(static_cast<T>(logits.at[j]), scale, row.shift));
@@ -180,10 +179,10 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t label = in.labels[p * in.labels_of_candidate + sample];
     const T soft_factor = terms.soft_weight * terms.temperature * in.gradient_scale;
     const T hard_factor = terms.hard_weight * in.gradient_scale;
-    auto* gradient = reinterpret_cast<Vector<scalar, kVector>*>(in.gradient + in.row(p, sample));
+    auto* gradient = reinterpret_cast<AlignedVector<scalar, kVector>*>(in.gradient + in.row(p, sample));
     T divergence = 0;
-    for_row(p, [&](int k, int c, const Vector<scalar, kVector>& logits) {
-      Vector<scalar, kVector> out;
+    for_row(p, [&](int k, int c, const AlignedVector<scalar, kVector>& logits) {
+      AlignedVector<scalar, kVector> out;
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         const T logit = static_cast<T>(logits.at[j]), x = multiply_add(logit, scale, row.shift);
@@ -287,13 +286,13 @@ std::tuple<Tensor, Tensor> loss_cuda(const Tensor& logits_, const Tensor& labels
                       .reduction = reduction,
                       .axes = axes,
                       .vector_bits = vector_bits(axes.classes, {logits})};
-  const LossResults out =
-      for_scalar_of(logits, [&](auto scalar) { return run_peers<decltype(scalar)>(call, include_self); });
+  const LossResults out = for_scalar_of(logits.scalar_type(), "logits",
+                                        [&](auto scalar) { return run_peers<decltype(scalar)>(call, include_self); });
   return {out.loss, out.gradient};
 }
 
 }  // namespace
 
-TFKD_FAST_CUDA_LIBRARY(library) { library.impl("peer_loss", TORCH_BOX(&loss_cuda)); }
+TFKD_CUDA_LIBRARY(library) { library.impl("peer_loss", TORCH_BOX(&loss_cuda)); }
 
 }  // namespace tfkd_fast

@@ -76,9 +76,9 @@ Tensor rank_binned_targets_cpu(const Tensor& similarity, const Tensor& true_mass
   STD_TORCH_CHECK(true_mass.dim() <= 1, "true_mass must be () or (P,)");
   STD_TORCH_CHECK((bin_masses.dim() == 1 || bin_masses.dim() == 2) && bin_masses.size(bin_masses.dim() - 1) == bins,
                   "bin_masses must be (J,) or (P,J)");
-  STD_TORCH_CHECK(true_mass.scalar_type() == similarity.scalar_type() &&
-                      bin_masses.scalar_type() == similarity.scalar_type(),
-                  "true_mass and bin_masses must have the dtype of similarity");
+  STD_TORCH_CHECK(
+      true_mass.scalar_type() == similarity.scalar_type() && bin_masses.scalar_type() == similarity.scalar_type(),
+      "true_mass and bin_masses must have the dtype of similarity");
   std::vector<int64_t> lead;
   for (const auto& [tensor, own_axes] : {std::pair{&similarity, 2}, {&true_mass, 0}, {&bin_masses, 1}}) {
     if (tensor->dim() == own_axes) continue;

@@ -5,9 +5,6 @@
 
 #include "../common/block_sort.cuh"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <functional>
 
 namespace tfkd_fast {
@@ -18,16 +15,16 @@ constexpr int kMostBins = 960;
 
 template <typename scalar>
 struct Call {
-  using T = std::conditional_t<std::is_same_v<scalar, double>, double, float>;
+  using T = Computed<scalar>;
   const scalar *similarity, *true_mass, *bin_masses;
   scalar* table;
   SortItem<T>* scratch;
-  int64_t rows;                                      // of similarities
-  int64_t tables_of_similarity;                      // tables that a matrix of similarities serves
+  int64_t rows;                                     // of similarities
+  int64_t tables_of_similarity;                     // tables that a matrix of similarities serves
   int64_t true_mass_of_table, bin_masses_of_table;  // strides; 0 where all tables have the same
   int classes, sort_size;
-  int first_bin, bins;                // of this launch
-  int starts[kMostBins + 1];          // the ranks where they begin; the last is where they end
+  int first_bin, bins;        // of this launch
+  int starts[kMostBins + 1];  // the ranks where they begin; the last is where they end
 };
 
 // The mass of a class in a bin. Every step is rounded to the type of the table.
@@ -61,9 +58,9 @@ __global__ void __launch_bounds__(kSortThreads, 4) fill_tables(const Call<scalar
     __syncthreads();  // the items may still be read for the row before
     for (int c = threadIdx.x; c < in.sort_size; c += blockDim.x) {
       // The true class comes before all others, so that it has rank 0, and what is no class after them.
-      const auto key = c == label       ? DeviceKey<T>(0)
-                       : c < in.classes ? device_key(-static_cast<T>(similarity[c]))
-                                        : ~DeviceKey<T>(0);
+      const auto key = c == label       ? SortKey<T>(0)
+                       : c < in.classes ? sort_key(-static_cast<T>(similarity[c]))
+                                        : ~SortKey<T>(0);
       items[c] = {key, static_cast<uint32_t>(c)};
     }
     block_sort(items, in.sort_size, [](const Item& a, const Item& b) { return a < b; });
@@ -120,9 +117,9 @@ Tensor rank_binned_targets_cuda(const Tensor& similarity_, const Tensor& true_ma
   STD_TORCH_CHECK(true_mass_.dim() <= 1, "true_mass must be () or (P,)");
   STD_TORCH_CHECK((bin_masses_.dim() == 1 || bin_masses_.dim() == 2) && bin_masses_.size(bin_masses_.dim() - 1) == bins,
                   "bin_masses must be (J,) or (P,J)");
-  STD_TORCH_CHECK(true_mass_.scalar_type() == similarity_.scalar_type() &&
-                      bin_masses_.scalar_type() == similarity_.scalar_type(),
-                  "true_mass and bin_masses must have the dtype of similarity");
+  STD_TORCH_CHECK(
+      true_mass_.scalar_type() == similarity_.scalar_type() && bin_masses_.scalar_type() == similarity_.scalar_type(),
+      "true_mass and bin_masses must have the dtype of similarity");
   std::vector<int64_t> shape{classes, classes};
   for (const auto& [tensor, own_axes] : {std::pair{&similarity_, 2}, {&true_mass_, 0}, {&bin_masses_, 1}}) {
     if (tensor->dim() == own_axes) continue;
@@ -138,27 +135,14 @@ Tensor rank_binned_targets_cuda(const Tensor& similarity_, const Tensor& true_ma
   const int64_t tables = shape.size() == 3 ? shape[0] : 1;
   const Tensor similarity = as_contiguous(similarity_), true_mass = as_contiguous(true_mass_),
                bin_masses = as_contiguous(bin_masses_);
-  switch (similarity.scalar_type()) {
-    case ScalarType::Float:
-      run<float>(similarity, true_mass, bin_masses, bin_starts, tables, table);
-      break;
-    case ScalarType::Double:
-      run<double>(similarity, true_mass, bin_masses, bin_starts, tables, table);
-      break;
-    case ScalarType::Half:
-      run<torch::headeronly::Half>(similarity, true_mass, bin_masses, bin_starts, tables, table);
-      break;
-    case ScalarType::BFloat16:
-      run<torch::headeronly::BFloat16>(similarity, true_mass, bin_masses, bin_starts, tables, table);
-      break;
-    default:
-      STD_TORCH_CHECK(false, "similarity must be float32, float64, float16 or bfloat16");
-  }
+  for_scalar_of(similarity.scalar_type(), "similarity", [&](auto scalar) {
+    run<decltype(scalar)>(similarity, true_mass, bin_masses, bin_starts, tables, table);
+  });
   return table;
 }
 
 }  // namespace
 
-TFKD_FAST_CUDA_LIBRARY(library) { library.impl("rank_binned_targets", TORCH_BOX(&rank_binned_targets_cuda)); }
+TFKD_CUDA_LIBRARY(library) { library.impl("rank_binned_targets", TORCH_BOX(&rank_binned_targets_cuda)); }
 
 }  // namespace tfkd_fast

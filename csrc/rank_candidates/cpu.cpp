@@ -65,7 +65,7 @@ Ranking rank_candidates_cpu(const Tensor& criteria, const std::vector<bool>& hig
     const auto* values = static_cast<const decltype(scalar)*>(contiguous.const_data_ptr());
     auto* winners = winner.mutable_data_ptr<int64_t>();
     const Places out{ranks.mutable_data_ptr<double>(), scores.mutable_data_ptr<double>(),
-                      order.mutable_data_ptr<int64_t>()};
+                     order.mutable_data_ptr<int64_t>()};
     const int64_t size = candidates * columns;
     torch::stable::parallel_for(0, winner.numel(), rows_per_task(16 * size), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -80,8 +80,6 @@ Ranking rank_candidates_cpu(const Tensor& criteria, const std::vector<bool>& hig
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tfkd_fast, CPU, library) {
-  library.impl("rank_candidates", TORCH_BOX(&rank_candidates_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(tfkd_fast, CPU, library) { library.impl("rank_candidates", TORCH_BOX(&rank_candidates_cpu)); }
 
 }  // namespace tfkd_fast

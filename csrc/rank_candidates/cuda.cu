@@ -6,9 +6,6 @@
 #include "../common/block_sort.cuh"
 #include "arguments.h"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 namespace tfkd_fast {
 namespace {
 
@@ -16,7 +13,7 @@ constexpr int kMostCriteria = 128;  // of a launch
 
 template <typename scalar>
 struct Call {
-  using T = std::conditional_t<std::is_same_v<scalar, double>, double, float>;
+  using T = Computed<scalar>;
   const scalar* values;  // (populations, candidates, criteria)
   double *ranks, *scores;
   int64_t *order, *winner;
@@ -39,7 +36,7 @@ __device__ __forceinline__ double product(double a, double b) {
 
 // How many of the sorted keys are below `key`, or not above it.
 template <bool kNotAbove, typename T>
-__device__ int count_below(const SortItem<T>* items, int size, DeviceKey<T> key) {
+__device__ int count_below(const SortItem<T>* items, int size, SortKey<T> key) {
   int begin = 0, end = size;
   while (begin < end) {
     const int middle = (begin + end) / 2;
@@ -58,10 +55,10 @@ __device__ void rank_under(const scalar* values, bool higher_is_better, int cand
                            SortItem<T>* items, int sort_size) {
   __syncthreads();  // the items may still be read
   for (int k = threadIdx.x; k < sort_size; k += blockDim.x) {
-    DeviceKey<T> key = ~DeviceKey<T>(0);  // what is no candidate comes last, after NaN
+    SortKey<T> key = ~SortKey<T>(0);  // what is no candidate comes last, after NaN
     if (k < candidates) {
       const T value = static_cast<T>(values[static_cast<int64_t>(k) * criteria]);
-      key = device_key(higher_is_better ? -value : value);
+      key = sort_key(higher_is_better ? -value : value);
     }
     items[k] = {key, static_cast<uint32_t>(k)};
   }
@@ -147,27 +144,13 @@ Ranking rank_candidates_cuda(const Tensor& criteria, const std::vector<bool>& hi
   if (std::get<3>(results).numel() == 0) return results;
 
   const Tensor values = as_contiguous(criteria);
-  switch (values.scalar_type()) {
-    case ScalarType::Float:
-      run<float>(values, higher_is_better, weights, results);
-      break;
-    case ScalarType::Double:
-      run<double>(values, higher_is_better, weights, results);
-      break;
-    case ScalarType::Half:
-      run<torch::headeronly::Half>(values, higher_is_better, weights, results);
-      break;
-    case ScalarType::BFloat16:
-      run<torch::headeronly::BFloat16>(values, higher_is_better, weights, results);
-      break;
-    default:
-      STD_TORCH_CHECK(false, "criteria must be float32, float64, float16 or bfloat16");
-  }
+  for_scalar_of(values.scalar_type(), "criteria",
+                [&](auto scalar) { run<decltype(scalar)>(values, higher_is_better, weights, results); });
   return results;
 }
 
 }  // namespace
 
-TFKD_FAST_CUDA_LIBRARY(library) { library.impl("rank_candidates", TORCH_BOX(&rank_candidates_cuda)); }
+TFKD_CUDA_LIBRARY(library) { library.impl("rank_candidates", TORCH_BOX(&rank_candidates_cuda)); }
 
 }  // namespace tfkd_fast

@@ -22,8 +22,8 @@ struct Settings {
 };
 
 template <bool kNesterov>
-FOR_EVERY_VECTOR_WIDTH void update(float* __restrict weight, const float* __restrict gradient,
-                                   float* __restrict momentum, int64_t count, const Settings& set) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void update(float* __restrict weight, const float* __restrict gradient,
+                                        float* __restrict momentum, int64_t count, const Settings& set) {
   const float rate = set.rate, decay = set.decay, factor = set.factor;
   for (int64_t i = 0; i < count; ++i) {
     const float direction = gradient[i] + decay * weight[i];

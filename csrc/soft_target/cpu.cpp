@@ -27,14 +27,20 @@ Arguments checked(const Tensor& logits, const Tensor& labels, const Tensor& targ
   if (temperature) check_shape("temperature", *temperature, type, axes, {});
   if (hard_weight) check_shape("hard_weight", *hard_weight, type, axes, {});
   check_reduction(reduction);
-  Arguments in{as_contiguous(logits), as_contiguous(labels), as_contiguous(targets), temperature, hard_weight,
-               class_rows,         reduction,          axes};
+  Arguments in{as_contiguous(logits),
+               as_contiguous(labels),
+               as_contiguous(targets),
+               temperature,
+               hard_weight,
+               class_rows,
+               reduction,
+               axes};
   check_labels(in.labels, axes.classes);
   return in;
 }
 
-// The rows by candidate and label, in their order where these are equal: who adds to one row of the similarity table adds
-// alone, and in the same order for any number of threads.
+// The rows by candidate and label, in their order where these are equal: who adds to one row of the similarity table
+// adds alone, and in the same order for any number of threads.
 std::vector<int64_t> sorted_by_label(const Arguments& in, const std::vector<int64_t>& group) {
   std::vector<int64_t> starts(in.axes.candidates * in.axes.classes + 1), order(in.axes.rows());
   for (const int64_t g : group) ++starts[g + 1];
@@ -152,10 +158,12 @@ std::tuple<Tensor, Tensor> loss_cpu(const Tensor& logits, const Tensor& labels, 
   return {out.loss, out.gradient};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_with_stats_cpu(
-    const Tensor& logits, const Tensor& labels, const Tensor& targets, const std::optional<Tensor>& similarity,
-    const std::optional<Tensor>& temperature, const std::optional<Tensor>& hard_weight, bool class_rows,
-    const std::string& reduction) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_with_stats_cpu(const Tensor& logits, const Tensor& labels,
+                                                                       const Tensor& targets,
+                                                                       const std::optional<Tensor>& similarity,
+                                                                       const std::optional<Tensor>& temperature,
+                                                                       const std::optional<Tensor>& hard_weight,
+                                                                       bool class_rows, const std::string& reduction) {
   const auto in = checked(logits, labels, targets, temperature, hard_weight, class_rows, reduction);
   STD_TORCH_CHECK(!similarity || (similarity->scalar_type() == ScalarType::Float &&
                                   has_shape(*similarity, in.axes.shape({in.axes.classes, in.axes.classes}))),

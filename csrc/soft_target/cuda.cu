@@ -11,7 +11,8 @@
 namespace tfkd_fast {
 namespace {
 
-struct ForRegisters {  // see rows_in_registers
+// See rows_in_registers. Outside of the template, of which double is never in registers: nvcc would warn.
+struct ForRegisters {
   static constexpr int kArrays = 2;
   static constexpr bool kWithLogarithm = true;
 };
@@ -45,7 +46,7 @@ struct TargetRows : ForRegisters {
 
     template <int kVector>
     __device__ __forceinline__ void get(int c, T (&target)[kVector], T& negentropy) const {
-      const auto loaded = reinterpret_cast<const Vector<T, kVector>*>(q)[c / kVector];
+      const auto loaded = reinterpret_cast<const AlignedVector<T, kVector>*>(q)[c / kVector];
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         target[j] = loaded.at[j];
@@ -55,11 +56,11 @@ struct TargetRows : ForRegisters {
   };
 
   template <int kVector>
-  __device__ Row open(int64_t candidate, int64_t sample, int64_t label, int classes, const Terms<T>&,
-                      unsigned char*, T* scratch) const {
+  __device__ Row open(int64_t candidate, int64_t sample, int64_t label, int classes, const Terms<T>&, unsigned char*,
+                      T* scratch) const {
     const T* q = row(candidate, sample, label, classes);
     T mass = 0;
-    for_vectors<kVector, 4>(q, classes, [&](int, const Vector<T, kVector>& loaded) {
+    for_vectors<kVector, 4>(q, classes, [&](int, const AlignedVector<T, kVector>& loaded) {
 #pragma unroll
       for (int j = 0; j < kVector; ++j) mass += loaded.at[j];
     });
@@ -92,7 +93,7 @@ LossResults loss(const Tensor& logits_, const Tensor& labels_, const Tensor& tar
                       .reduction = reduction,
                       .axes = axes,
                       .vector_bits = vector_bits(axes.classes, {logits, targets})};
-  return for_scalar_of(logits, [&](auto scalar) {
+  return for_scalar_of(logits.scalar_type(), "logits", [&](auto scalar) {
     using T = Computed<decltype(scalar)>;
     TargetRows<T> rows{};
     rows.rows = targets.const_data_ptr<T>();
@@ -105,22 +106,23 @@ LossResults loss(const Tensor& logits_, const Tensor& labels_, const Tensor& tar
 std::tuple<Tensor, Tensor> loss_cuda(const Tensor& logits, const Tensor& labels, const Tensor& targets,
                                      const std::optional<Tensor>& temperature, const std::optional<Tensor>& hard_weight,
                                      bool class_rows, const std::string& reduction) {
-  const auto out =
-      loss(logits, labels, targets, temperature, hard_weight, class_rows, reduction, false, std::nullopt);
+  const auto out = loss(logits, labels, targets, temperature, hard_weight, class_rows, reduction, false, std::nullopt);
   return {out.loss, out.gradient};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_with_stats_cuda(
-    const Tensor& logits, const Tensor& labels, const Tensor& targets, const std::optional<Tensor>& similarity,
-    const std::optional<Tensor>& temperature, const std::optional<Tensor>& hard_weight, bool class_rows,
-    const std::string& reduction) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_with_stats_cuda(const Tensor& logits, const Tensor& labels,
+                                                                        const Tensor& targets,
+                                                                        const std::optional<Tensor>& similarity,
+                                                                        const std::optional<Tensor>& temperature,
+                                                                        const std::optional<Tensor>& hard_weight,
+                                                                        bool class_rows, const std::string& reduction) {
   const auto out = loss(logits, labels, targets, temperature, hard_weight, class_rows, reduction, true, similarity);
   return {out.loss, out.gradient, out.correct, out.true_probability, out.entropy};
 }
 
 }  // namespace
 
-TFKD_FAST_CUDA_LIBRARY(library) {
+TFKD_CUDA_LIBRARY(library) {
   library.impl("soft_target_loss", TORCH_BOX(&loss_cuda));
   library.impl("soft_target_loss_with_stats", TORCH_BOX(&loss_with_stats_cuda));
 }

@@ -30,7 +30,7 @@ CHECKS = ["-fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-div
 COMPILE = [
     *("-x", "c++", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"),
     *("-fno-strict-aliasing", "-fno-extern-tls-init", "-ftrivial-auto-var-init=pattern"),
-    *("-Wno-unknown-pragmas", "-DTFKD_FAST_ON_HOST", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+    *("-Wno-unknown-pragmas", "-DTFKD_ON_HOST", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
     *("-isystem", str(HERE / "include"), "-isystem", str(TORCH / "include")),
 ]
 LINK = ["-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu"]

@@ -114,6 +114,6 @@ Tensor run(const Tensor& in, const std::string& kernel, int64_t threads) {
 
 }  // namespace
 
-TFKD_FAST_CUDA_LIBRARY(library) { library.impl("emulation", TORCH_BOX(&run)); }
+TFKD_CUDA_LIBRARY(library) { library.impl("emulation", TORCH_BOX(&run)); }
 
 }  // namespace tfkd_fast

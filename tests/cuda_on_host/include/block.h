@@ -1,6 +1,6 @@
 // Runs a block of CUDA threads on the processor: a fiber a thread, one after the other, each until it waits for others.
-// What CUDA leaves undefined is an error here: barriers and warp collectives that not all threads reach together, memory
-// beyond what was asked for, misaligned vectors, overflowing indices.
+// What CUDA leaves undefined is an error here: barriers and warp collectives that not all threads reach together,
+// memory beyond what was asked for, misaligned vectors, overflowing indices.
 #pragma once
 
 #include <sys/mman.h>
@@ -223,8 +223,8 @@ class Block {
     self.where = where, self.collective = operation, self.mask = mask, self.source = source, self.value = value;
     if (!(mask >> lane() & 1)) fail(std::runtime_error(name(self) + " is not in its own mask, " + at(where)));
     if (source >= 0 && !(mask >> source & 1)) {
-      fail(std::runtime_error(name(self) + " reads lane " + std::to_string(source) + ", which its mask does not name, " +
-                              at(where)));
+      fail(std::runtime_error(name(self) + " reads lane " + std::to_string(source) +
+                              ", which its mask does not name, " + at(where)));
     }
     self.state = State::kInCollective;
     for (int other = 0; other < 32; ++other) {
@@ -377,7 +377,7 @@ struct Report {
   uint32_t line, column;
 };
 
-#define CUDA_ON_HOST_UNDEFINED(behaviour)                                                                         \
+#define CUDA_ON_HOST_UNDEFINED(behaviour)                                                                          \
   extern "C" __attribute__((visibility("hidden"), used)) inline void cuda_on_host_##behaviour(Report* report) asm( \
       "__ubsan_handle_" #behaviour);                                                                               \
   void cuda_on_host_##behaviour(Report* report) {                                                                  \

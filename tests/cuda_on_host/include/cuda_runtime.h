@@ -1,5 +1,5 @@
-// CUDA for a C++ compiler, as far as csrc/*/cuda.cu use it: the kernels then run on the processor, which is how they are
-// tested on machines without a GPU.
+// CUDA for a C++ compiler, as far as csrc/*/cuda.cu use it: the kernels then run on the processor, which is how they
+// are tested on machines without a GPU.
 #pragma once
 
 #include <link.h>
@@ -30,13 +30,27 @@
 using std::max;
 using std::min;
 
-struct __align__(8) float2 { float x, y; };
-struct __align__(16) float4 { float x, y, z, w; };
-struct __align__(16) double2 { double x, y; };
-struct __align__(8) uint2 { unsigned x, y; };
-struct __align__(16) uint4 { unsigned x, y, z, w; };
-struct __align__(8) int2 { int x, y; };
-struct __align__(16) int4 { int x, y, z, w; };
+struct __align__(8) float2 {
+  float x, y;
+};
+struct __align__(16) float4 {
+  float x, y, z, w;
+};
+struct __align__(16) double2 {
+  double x, y;
+};
+struct __align__(8) uint2 {
+  unsigned x, y;
+};
+struct __align__(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct __align__(8) int2 {
+  int x, y;
+};
+struct __align__(16) int4 {
+  int x, y, z, w;
+};
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
@@ -161,14 +175,14 @@ namespace cuda_on_host {
 // Dynamic shared memory. Without a request 48 KB, but the static, of which little is known here, counts too.
 constexpr size_t kSharedBytes = 227 * 1024, kSharedBytesWithoutRequest = 44 * 1024;
 constexpr int kMultiprocessors = 4;
-constexpr unsigned char kGarbage = 0xff;  // NaN in every floating-point format
+constexpr unsigned char kGarbage = 0xff;               // NaN in every floating-point format
 inline std::map<const void*, size_t> requested_bytes;  // by kernel
 inline std::mutex one_grid_at_a_time;
 
 }  // namespace cuda_on_host
 
-// What `extern __shared__ __align__(16) unsigned char dynamic_shared[]` means in a kernel of namespace tfkd_fast, and in one of
-// its unnamed namespace.
+// What `extern __shared__ __align__(16) unsigned char dynamic_shared[]` means in a kernel of namespace tfkd_fast, and
+// in one of its unnamed namespace.
 namespace tfkd_fast {
 
 constexpr size_t kMargin = 1024;  // behind it
@@ -207,7 +221,8 @@ class SharedMemory {
 #ifndef __SANITIZE_ADDRESS__
     const auto* beyond = dynamic_shared + bytes_;
     if (!std::all_of(beyond, beyond + tfkd_fast::kMargin, [](unsigned char byte) { return byte == kGarbage; })) {
-      throw std::runtime_error("a block wrote beyond its " + std::to_string(bytes_) + " bytes of dynamic shared memory");
+      throw std::runtime_error("a block wrote beyond its " + std::to_string(bytes_) +
+                               " bytes of dynamic shared memory");
     }
 #endif
   }
@@ -288,7 +303,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 }
 
 extern "C" __attribute__((visibility("hidden"))) inline int32_t aoti_torch_get_current_cuda_stream(int32_t,
-                                                                                                  void** stream) {
+                                                                                                   void** stream) {
   *stream = nullptr;
   return 0;
 }
