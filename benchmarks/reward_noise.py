@@ -10,7 +10,6 @@ that as many random numbers would. Then, for each third of the runs, by how much
 changes them, with its standard error.
 """
 
-import json
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +18,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from tfkd_fast import load_run
+from tfkd_fast.events import CandidateSelected, TargetsDecided
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -31,13 +33,18 @@ THIRDS = ("first", "second", "last")
 
 def decisions(run: Path) -> list[Decision]:
     """In the order of the run."""
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    actions = {e["interval"]: [c["action"] for c in e["candidates"]] for e in events if e["event"] == "decision"}
+    events = load_run(run).events
+    actions = {
+        event.interval: np.array([candidate.action for candidate in event.candidates])
+        for event in events
+        if isinstance(event, TargetsDecided)
+    }
     found = []
-    for event in (e for e in events if e["event"] == "selection"):
-        values = dict(zip(event["criteria"], np.array(event["values"]).T, strict=True))
-        judged = np.column_stack([100 * values["holdout-top1"], values["holdout-nll"]])
-        found.append((np.array(actions.get(event["interval"], np.zeros((len(judged), 0)))), judged))
+    for event in events:
+        if isinstance(event, CandidateSelected):
+            values = dict(zip(event.criteria, np.array(event.values).T, strict=True))
+            judged = np.column_stack([100 * values["holdout-top1"], values["holdout-nll"]])
+            found.append((actions.get(event.interval, np.zeros((len(judged), 0))), judged))
     return found
 
 
@@ -70,9 +77,8 @@ def slopes(found: list[Decision]) -> tuple[Array, Array]:
     return slope, np.sqrt(np.outer(np.diag(np.linalg.inv(x.T @ x)), variance))
 
 
-def action_names(run: Path) -> list[str]:
-    events = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return next(event["action_names"] for event in events if event["event"] == "decision")
+def action_names(run: Path) -> tuple[str, ...]:
+    return next(event.action_names for event in load_run(run).events if isinstance(event, TargetsDecided))
 
 
 def main(runs: list[Path]) -> None:

@@ -29,7 +29,7 @@ from tfkd_fast.runs.log import Listener
 REFRESH = 0.1
 """Seconds between two movements of the bar."""
 MOST_PATHWAYS = 3
-"""In a line."""
+"""The most pathways that the line of an epoch names."""
 
 
 class Display(Listener):
@@ -196,7 +196,7 @@ class Display(Listener):
             self._bar.start()
 
     def _images_per_epoch(self) -> float:
-        """Of all candidates of the present interval."""
+        """Images that an epoch shows to all candidates of the present interval together."""
         images = self._facts.train_images if self._facts else 0
         return self._share * images * max(1, len(self._targets))
 
