@@ -27,7 +27,7 @@ class ReadIf:
     """
 
     key: str
-    """The other key."""
+    """The other key of the table."""
     test: Callable[[Any], bool]
     """Whether the marked key is read, given the value of the other one."""
     words: str

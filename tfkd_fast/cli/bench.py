@@ -76,6 +76,7 @@ def show(figures: Figures, console: Console) -> None:
 
 
 def show_population(figures: Figures, console: Console) -> None:
+    """Print the speeds of several candidates, a row for each number of them and a column for each way."""
     table = Table(title="candidates side by side, images/s of all together", title_justify="left")
     table.add_column("candidates", justify="right")
     ways = [row["variant"] for row in next(iter(figures["population"].values()))]

@@ -179,7 +179,7 @@ def _form_name(names: Mapping[str, type[Settings]], form: type[Settings]) -> str
 
 
 def _description(forms: TableForms, key: str) -> str:
-    """Of the key that tells forms apart, which the base class of the forms describes."""
+    """The description of the key that tells forms apart, which the base class of the forms has."""
     return next(
         field.description
         for form in forms.classes

@@ -22,7 +22,7 @@ ClassChoice = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class DataSettings(Settings):
-    """Which images, and how they reach the network."""
+    """The `[data]` table of a recipe: images, and how they reach the network."""
 
     dataset: str = "digits"
     """Name of the data set: digits, cifar10, cifar100, svhn, folder or npz."""

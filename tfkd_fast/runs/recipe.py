@@ -61,22 +61,22 @@ class Recipe(Settings):
     """The tables of the method, which a recipe file has beside the others."""
 
     def table(self) -> Table:
-        """As nested plain values, in the layout of a recipe file."""
+        """Return nested plain values in the layout of a recipe file."""
         values = self.model_dump(mode="json", exclude_none=True)
         options = values.pop("options")
         return values | options
 
     def with_loader(self, name: str) -> Self:
-        """The same with another loader."""
+        """Return the same recipe with another loader of images."""
         return self.model_copy(update={"data": self.data.model_copy(update={"loader": name})})
 
     def to_toml(self) -> str:
-        """As the text of a recipe file."""
+        """Return the text of a recipe file."""
         return tomli_w.dumps(self.table())
 
     @property
     def teachers(self) -> TeacherTable:
-        """Those of the method; none for a method that has none."""
+        """The `[teachers]` table of the method; no teachers for a method that has none."""
         table = getattr(self.options, "teachers", None)
         return table if isinstance(table, TeacherTable) else TeacherTable()
 
@@ -86,13 +86,17 @@ class Recipe(Settings):
         return self.teachers.views if self.data.augment else 0
 
     def learning_rate(self, epoch: float, span: tuple[int, int] | None = None) -> float:
-        """At a position within the run, in epochs; with a schedule that does not run from the first epoch to the last
-        but from `span[0]` to `span[1]`."""
+        """Return the learning rate at a position within the run.
+
+        Args:
+            epoch: the position, in epochs from the start of the run.
+            span: first epoch and end of the schedule, where it does not take the whole run.
+        """
         first, end = span or (0, self.epochs)
         return self.optimizer.learning_rate * self.schedule.ratio((epoch - first) / (end - first))
 
     def learning_rates(self, epoch: int, steps: int, span: tuple[int, int] | None = None) -> list[float]:
-        """Of each step of a 0-based epoch."""
+        """Return the learning rate of each step of a 0-based epoch; see `learning_rate`."""
         return [self.learning_rate(epoch + step / steps, span) for step in range(steps)]
 
 
