@@ -18,9 +18,7 @@ import tfkd_fast
 
 ROOT = Path(tfkd_fast.__file__).parent
 
-NOT_YET_COVERED = (
-    "kernels/",
-)
+NOT_YET_COVERED = ("kernels/",)
 """Modules whose names and texts are still to be gone over; the list only ever gets shorter."""
 
 SHORTEST = 20
