@@ -129,8 +129,8 @@ def test_why_the_cuda_library_cannot_serve(
     monkeypatch: pytest.MonkeyPatch, torch_cuda: str | None, driver: tuple[int, int] | None, reason: str | None
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
-    monkeypatch.setattr(native, "_driver_version", lambda: driver)
-    found = native._no_cuda("13.1.80")
+    monkeypatch.setattr(native, "driver_version", lambda: driver)
+    found = native.why_no_cuda("13.1.80")
     assert found is None if reason is None else reason in str(found)
 
 
@@ -140,5 +140,5 @@ def test_the_driver_is_asked_for_its_version(tmp_path: Path) -> None:
     source, library = tmp_path / "driver.cpp", tmp_path / "libcuda.so.1"
     source.write_text('extern "C" int cuDriverGetVersion(int* version) { *version = 12080; return 0; }\n')
     subprocess.run(["g++", "-shared", "-fPIC", source, "-o", library], check=True)
-    code = "from tfkd_fast.ops import native; print(native._driver_version())"
+    code = "from tfkd_fast.ops import native; print(native.driver_version())"
     assert run_in(ROOT, code, LD_LIBRARY_PATH=str(tmp_path)).strip() == "(12, 8)"

@@ -67,7 +67,7 @@ def load_cpp() -> NativeLibrary:
 def load_cuda() -> NativeLibrary:
     """Load the operators for CUDA tensors if torch and the driver can run them."""
     build = build_information()
-    reason = _no_cuda(None if build is None else build.cuda_compiler)
+    reason = why_no_cuda(None if build is None else build.cuda_compiler)
     if reason is not None:
         return NativeLibrary(reason, "")
     about = f"built by nvcc {build.cuda_compiler} for {build.cuda_architectures}" if build else "compiled"
@@ -84,11 +84,11 @@ def _load(part: str, file: str, about: str) -> NativeLibrary:
     return NativeLibrary(reason, "" if reason else about)
 
 
-def _no_cuda(cuda: str | None) -> str | None:
+def why_no_cuda(cuda: str | None) -> str | None:
     """Return why kernels of this CUDA version cannot run here; None if torch and the driver can run them."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA: install one with CUDA"
-    driver = _driver_version()
+    driver = driver_version()
     if driver is None:
         return "no NVIDIA driver was found: it needs a GPU with one"
     # Within a major version, a driver runs kernels of newer CUDA versions, too.
@@ -97,7 +97,7 @@ def _no_cuda(cuda: str | None) -> str | None:
     return None
 
 
-def _driver_version() -> tuple[int, int] | None:
+def driver_version() -> tuple[int, int] | None:
     """Return the CUDA version of the driver without initialising CUDA, so that the process can still fork."""
     version = ctypes.c_int()
     try:

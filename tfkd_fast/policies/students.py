@@ -54,7 +54,7 @@ class Students:
             dataset = open_dataset(recipe.data)
             parts = assemble(recipe, dataset, compute, lambda context: ExternalTargets(settings, context, count))
         self._build = partial(build_student, recipe, dataset, compute)
-        self._method, self._population, self._judge = parts.method, parts.population, parts.judge
+        self._method, self.population, self._judge = parts.method, parts.population, parts.judge
         self.trainer = parts.epochs
         self._untaught = self._method.state_dict()
         self._epoch = 0
@@ -84,7 +84,7 @@ class Students:
         if len(seeds) != self.count or not all(0 <= seed < 2**32 for seed in seeds):
             raise ValueError(f"seeds must be {self.count} numbers in 0 .. 2**32 - 1, got {list(seeds)}")
         candidates = [self._untrained_population(seed, 1).candidate(0) for seed in seeds]
-        self._population.load_state_dict({"candidates": candidates, "epochs_averaged": 0})
+        self.population.load_state_dict({"candidates": candidates, "epochs_averaged": 0})
         self._method.load_state_dict(self._untaught)
         self._method.data_streams = list(seeds)
         self._epoch, self._snapshots = 0, self._method.snapshots(0)
@@ -122,7 +122,7 @@ class Students:
                 average = epoch + 1 == interval.end and "epoch" in self._method.needs.averages
                 runs = self.trainer.run(plan, epoch, rates, average=average)
                 self._method.end_epoch([EpochResult(run.training, None) for run in runs])
-            averages = self._judge.average_metrics(self._population.epoch_average, self.count, interval.end)
+            averages = self._judge.average_metrics(self.population.epoch_average, self.count, interval.end)
             cooled_metrics = self._cooled(plan)
             self._method.end_interval(
                 [
@@ -137,7 +137,7 @@ class Students:
             return [None] * self.count
         end = plan.interval.end
         with cooled(self.trainer, self._method, plan, end, self._recipe.learning_rate(end)):
-            return self._judge.metrics(self._population.models)
+            return self._judge.metrics(self.population.models)
 
     def _untrained_population(self, seed: int, size: int) -> Population:
         return Population(partial(self._build, seed), size, slow=self._method.needs.slow_decay is not None)

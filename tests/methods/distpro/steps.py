@@ -76,7 +76,7 @@ class Step:
         self.weights: list[Tensor] = [*student.parameters(), *method.adapters.parameters()]
         generator = torch.Generator().manual_seed(9)
         self.momenta = [1e-2 * torch.randn(w.shape, generator=generator).to(w) for w in self.weights]
-        self._taught, self._held_out = tuple(taught), held_out
+        self.taught, self.held_out = tuple(taught), held_out
 
     def loss(self) -> Tensor:
         logits, features = self.student(self.batch.images, return_features=True)
@@ -84,7 +84,7 @@ class Step:
             self.batch.labels.unsqueeze(0),
             self.batch.indices.unsqueeze(0),
             features=in_front(features),
-            teachers=self._taught,
+            teachers=self.taught,
         )
         return self.method.loss(logits.unsqueeze(0), shown).total[0]
 
@@ -92,7 +92,7 @@ class Step:
         raise AssertionError("the search takes the step by hand")
 
     def holdout(self) -> Batch:
-        return self._held_out
+        return self.held_out
 
     def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
         raise AssertionError("the validation loss is that of the label alone")

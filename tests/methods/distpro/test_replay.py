@@ -37,10 +37,10 @@ def test_an_epoch_has_the_weights_of_its_middle(tmp_path: Path) -> None:
     method = build(tmp_path)
     for epoch in range(4):
         (event,) = method.begin_interval(epoch).events
-        assert torch.equal(method._weights, biased_softmax(alpha[2 * epoch + 1]))
+        assert torch.equal(method.weights, biased_softmax(alpha[2 * epoch + 1]))
         assert isinstance(event, PathwaysWeighed)
         assert event.epoch == epoch + 1
-        assert list(event.weights) == method._weights.tolist()
+        assert list(event.weights) == method.weights.tolist()
         assert len(event.names) == 15
 
 
@@ -56,7 +56,7 @@ def test_a_process_that_was_searched_for_is_replayed_at_the_moments_of_the_searc
     for _ in range(4):
         search.before_step(step)
         step.take()
-        had.append(search._weights.clone())
+        had.append(search.weights.clone())
     (tmp_path / FILE).write_bytes(search.files()[FILE])
     process = load_process(tmp_path)
     for moment, weights in enumerate(had):
@@ -64,7 +64,7 @@ def test_a_process_that_was_searched_for_is_replayed_at_the_moments_of_the_searc
     replayed = build(tmp_path, epochs=2)  # with middles at 1/4 and 3/4
     for epoch, moment in ((0, 1), (1, 3)):
         replayed.begin_interval(epoch)
-        assert torch.equal(replayed._weights, had[moment])
+        assert torch.equal(replayed.weights, had[moment])
 
 
 def test_small_weights_are_skipped_and_pathways_that_never_count_are_not_there(tmp_path: Path) -> None:
@@ -75,14 +75,14 @@ def test_small_weights_are_skipped_and_pathways_that_never_count_are_not_there(t
     method = build(tmp_path, skip_below=0.5)
     assert [pathway.name for pathway in method.pathways] == [p.name for k, p in enumerate(process.pathways) if k != 2]
     first = method.begin_interval(0).phase
-    assert method._computed == [k for k in range(14) if k != 4]
-    assert torch.equal(method._weights.nonzero().flatten(), torch.tensor(method._computed))
-    place = method._weights.data_ptr()
+    assert method.computed == [k for k in range(14) if k != 4]
+    assert torch.equal(method.weights.nonzero().flatten(), torch.tensor(method.computed))
+    place = method.weights.data_ptr()
     second = method.begin_interval(1).phase
-    assert method._computed == list(range(14))
+    assert method.computed == list(range(14))
     assert first != second
     assert method.begin_interval(2).phase == second
-    assert method._weights.data_ptr() == place
+    assert method.weights.data_ptr() == place
 
 
 def test_what_is_skipped_changes_seven_times_at_most(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_is_skipped_changes_seven_times_at_most(tmp_path: Path) -> None:
     for epoch in range(32):
         phases.append(method.begin_interval(epoch).phase)
         weights = biased_softmax(process.at((epoch + 0.5) / 32))
-        for pathway, weight in zip(method.pathways, method._weights, strict=True):
+        for pathway, weight in zip(method.pathways, method.weights, strict=True):
             assert weight in (0.0, weights[number[pathway]])
             assert weight > 0 or weights[number[pathway]] * 15 < 0.5
     assert [len(set(phases[start : start + 4])) for start in range(0, 32, 4)] == [1] * 8
@@ -110,7 +110,7 @@ def test_a_resumed_run_goes_on_with_the_same_process_and_refuses_another(tmp_pat
     resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
     for method in (straight, resumed):
         method.begin_interval(1)
-    assert torch.equal(straight._weights, resumed._weights)
+    assert torch.equal(straight.weights, resumed.weights)
     write(tmp_path, torch.ones(9, 15))
     with pytest.raises(UserError, match="is not the one that this run began with"):
         build(tmp_path).load_state_dict(straight.state_dict())

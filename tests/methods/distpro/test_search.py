@@ -131,7 +131,7 @@ def test_the_hypergradient_through_networks_and_connectors_is_that_of_finite_dif
 
     def pathway_losses() -> Tensor:
         step.loss()
-        return method._measured[0]
+        return method.measured[0]
 
     def held_out_loss_after(alpha: Tensor) -> Tensor:
         with step.undone(), torch.enable_grad():
@@ -203,7 +203,7 @@ def test_a_pathway_from_random_features_gets_the_lowest_weight(seed: int) -> Non
         step = following
         method.before_step(step)
         step.take()
-    useful_weight, random_weight = biased_softmax(method._alpha.value).tolist()
+    useful_weight, random_weight = biased_softmax(method.alpha.value).tolist()
     assert random_weight < 0.5 * useful_weight
     assert useful_weight + random_weight < 1
 
@@ -217,7 +217,7 @@ def test_looking_ahead_leaves_no_trace_but_alpha() -> None:
     tensors = [tensor.detach().clone() for tensor in step.tensors()]
     places = [tensor.data_ptr() for tensor in step.tensors()]
     method.before_step(step)
-    assert not torch.equal(method._alpha.value, torch.ones(30))
+    assert not torch.equal(method.alpha.value, torch.ones(30))
     assert [tensor.data_ptr() for tensor in step.tensors()] == places
     assert all(torch.equal(now, then) for now, then in zip(step.tensors(), tensors, strict=True))
 
@@ -267,16 +267,17 @@ def test_the_loss_is_that_of_label_and_pathways(candidates: int) -> None:
 
 def test_a_skipped_pathway_is_not_computed_but_judged() -> None:
     method = build(pathways={"transforms": ["identity-1x1"]})
-    method._alpha.value[4] = -1.0
-    method._apply()
+    state = method.state_dict()
+    state["alpha"][4] = -1.0
+    method.load_state_dict(state)
     step = first_step(method)
     gradients = torch.autograd.grad(step.loss(), list(method.adapters.parameters()), allow_unused=True)
     connectors = [gradients[i : i + 3] for i in range(0, len(gradients), 3)]
     assert [number for number, own in enumerate(connectors) if own[0] is None] == [4]
-    assert method._measured[0, 4] == 0
+    assert method.measured[0, 4] == 0
     method.before_step(step)
-    assert method._alpha.value[4] != -1.0
-    assert (method._measured[0] > 0).all()
+    assert method.alpha.value[4] != -1.0
+    assert (method.measured[0] > 0).all()
 
 
 # What is learned and recorded.
@@ -329,15 +330,15 @@ def test_a_restored_search_goes_on_with_the_same_numbers() -> None:
         step.take()
     saved.load_state_dict(copy.deepcopy(straight.state_dict()))
     saved.adapters.load_state_dict(straight.adapters.state_dict())
-    other = Step(saved, copy.deepcopy(step.student), step._taught, step.batch, step.holdout())
+    other = Step(saved, copy.deepcopy(step.student), step.taught, step.batch, step.holdout())
     for mine, theirs in zip(other.momenta, step.momenta, strict=True):
         mine.copy_(theirs)
     for _ in range(3):
         for method, its_step in ((straight, step), (saved, other)):
             method.before_step(its_step)
             its_step.take()
-    assert torch.equal(straight._alpha.value, saved._alpha.value)
-    assert torch.equal(straight._weights, saved._weights)
+    assert torch.equal(straight.alpha.value, saved.alpha.value)
+    assert torch.equal(straight.weights, saved.weights)
     assert all(torch.equal(a, b) for a, b in zip(step.tensors(), other.tensors(), strict=True))
     assert straight.files() == saved.files()
     assert straight.begin_interval(1) == saved.begin_interval(1)
@@ -345,10 +346,10 @@ def test_a_restored_search_goes_on_with_the_same_numbers() -> None:
 
 def test_what_a_step_reads_keeps_its_place() -> None:
     method = build()
-    before = method._weights.data_ptr()
+    before = method.weights.data_ptr()
     method.before_step(first_step(method))
     method.load_state_dict(method.state_dict())
-    assert method._weights.data_ptr() == before
+    assert method.weights.data_ptr() == before
 
 
 def test_the_first_order_is_refused_with_the_reason() -> None:

@@ -51,7 +51,7 @@ def random_batch(n: int = 1, teachers: int = 1, seed: int = 0) -> StepBatch:
 def shaken(refiner: Professors) -> Professors:
     """As if trained: what the professors add to the logits is not nothing, and the same for every one of a shape."""
     generator = torch.Generator().manual_seed(9)
-    for professor in refiner._professors:
+    for professor in refiner.networks:
         last = professor.generator[-1]
         last.weight.copy_(0.3 * torch.randn(last.weight.shape, generator=generator))
     return refiner
@@ -200,25 +200,25 @@ def test_a_step_follows_the_gradients_that_are_written_out_here() -> None:
     assert 0 < right.sum() < BATCH
     lesson.look(said, labels)
     lesson.begin_epoch(0)
-    student, judges = copy.deepcopy(professor), copy.deepcopy((lesson._of_outputs, lesson._of_codes))
+    student, judges = copy.deepcopy(professor), copy.deepcopy((lesson.of_outputs, lesson.of_codes))
     lesson.step(h, said, labels, torch.arange(BATCH), 0)
     assert lesson.teacher_error == pytest.approx(100 * float((~right).double().mean()))
 
     refined, code = student(h, said, labels)
     real, fake = ((z / TEMPERATURE).log_softmax(1) for z in (said, refined.detach()))
     of_outputs, of_codes = judges
-    noise = lesson._noise(code, torch.arange(BATCH), 0)
+    noise = lesson.noise(code, torch.arange(BATCH), 0)
     objective = (1 - of_outputs(real, labels)[right]).clamp(min=0).mean()
     objective = objective + (1 + of_outputs(fake, labels)).clamp(min=0).mean()
     objective = objective + (1 - of_codes(noise, labels)).clamp(min=0).mean()
     objective = objective + (1 + of_codes(code.detach(), labels)).clamp(min=0).mean()
     own = [*of_outputs.parameters(), *of_codes.parameters()]
-    moved = [*lesson._of_outputs.parameters(), *lesson._of_codes.parameters()]
+    moved = [*lesson.of_outputs.parameters(), *lesson.of_codes.parameters()]
     assert_first_step_of_adam(own, moved, torch.autograd.grad(objective, own))
 
     others = losses.other_classes(said, labels, TEMPERATURE)
-    others = torch.where(right.unsqueeze(1), others, lesson._prototypes.others()[labels])
-    for judge in (lesson._of_outputs, lesson._of_codes):
+    others = torch.where(right.unsqueeze(1), others, lesson.prototypes.others()[labels])
+    for judge in (lesson.of_outputs, lesson.of_codes):
         judge.eval()  # no further power iteration
     q = (refined / TEMPERATURE).softmax(1)
     p = q.scatter(1, labels.unsqueeze(1), 0.0)
@@ -226,8 +226,8 @@ def test_a_step_follows_the_gradients_that_are_written_out_here() -> None:
     divergence = torch.xlogy(others, others) - others * p.clamp(min=1e-30).log()
     objective = -refined.log_softmax(1)[torch.arange(BATCH), labels].mean()
     objective = objective + 0.7 * divergence.sum(1).mean()
-    objective = objective - 0.3 * lesson._of_outputs(q.log(), labels).mean()
-    objective = objective - 0.2 * lesson._of_codes(code, labels).mean()
+    objective = objective - 0.3 * lesson.of_outputs(q.log(), labels).mean()
+    objective = objective - 0.2 * lesson.of_codes(code, labels).mean()
     own = list(student.parameters())
     assert_first_step_of_adam(own, professor.parameters(), torch.autograd.grad(objective, own))
 
@@ -328,7 +328,7 @@ def said_and_refined(batch: StepBatch, told: str = "label-free") -> tuple[Tensor
 def test_joint_teaching_is_kd_from_both(n: int, variant: str) -> None:
     """The same gradient as (1-g) KD(t) + g KD(p), and the loss of it less a constant of the teachers."""
     method = kd({"professor": {"strategy": "joint", "share": 0.3, "variant": variant}}, temperature=3.0, alpha=0.8)
-    shaken(method._professors)
+    shaken(method.professors)
     batch = random_batch(n)
     logits = random_outputs(4, n).logits.double().requires_grad_()
     said, refined = said_and_refined(batch, variant)
@@ -374,14 +374,14 @@ def test_a_sure_teacher_is_replaced_where_it_is_less_sure_than_its_professor() -
 
 def test_staged_teaching_changes_at_half_of_the_run_in_place() -> None:
     method = kd({"professor": {"strategy": "staged"}}, epochs=5)
-    shaken(method._professors)
+    shaken(method.professors)
     batch = random_batch()
     said, refined = said_and_refined(batch)
-    address = method._professors._late.data_ptr()
+    address = method.professors.late.data_ptr()
     for epoch, expected in enumerate([said, said, said, refined, refined]):
         method.begin_interval(epoch)
         assert torch.equal(method.teacher_logits(batch)[:, 0].double(), expected)
-    assert method._professors._late.data_ptr() == address
+    assert method.professors.late.data_ptr() == address
 
 
 class OfSeveral(KD):
@@ -473,11 +473,11 @@ def test_a_state_restores_the_professors_without_training() -> None:
     batch = replace(batch, teachers=(outputs,))
     assert not torch.equal(method.teacher_logits(batch)[:, 0], outputs.logits)
     restored = KD(KDSettings.model_validate({"professor": {}}), context(num_classes=8, features=48))
-    addresses = [tensor.data_ptr() for tensor in restored._professors._professors[0].state_dict().values()]
+    addresses = [tensor.data_ptr() for tensor in restored.professors.networks[0].state_dict().values()]
     restored.load_state_dict(copy.deepcopy(method.state_dict()))
     assert torch.equal(method.teacher_logits(batch), restored.teacher_logits(batch))
     assert restored.summary() == method.summary()
-    assert [tensor.data_ptr() for tensor in restored._professors._professors[0].state_dict().values()] == addresses
+    assert [tensor.data_ptr() for tensor in restored.professors.networks[0].state_dict().values()] == addresses
 
 
 def test_preparing_leaves_the_global_random_state_alone_and_is_a_function_of_the_seed() -> None:
@@ -519,7 +519,7 @@ def test_a_professor_that_only_forgets_is_its_teacher() -> None:
 
 def test_a_professor_is_fixed_once_it_is_trained() -> None:
     method, _ = prepared(epochs=1)
-    (professor,) = method._professors._professors
+    (professor,) = method.professors.networks
     assert not professor.training
     assert not any(parameter.requires_grad for parameter in professor.parameters())
 

@@ -74,7 +74,7 @@ def test_what_a_step_reads_keeps_its_place() -> None:
     method = build("ps-kd")
 
     def addresses() -> list[int]:
-        return [method._memory.logits.data_ptr(), method._hard_weight.data_ptr()]
+        return [method.candidate_tensors()["memory"].data_ptr(), method.hard_weight.data_ptr()]
 
     before = addresses()
     train(method, 0)

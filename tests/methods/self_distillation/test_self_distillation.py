@@ -132,7 +132,7 @@ def test_dlb_goes_on_from_its_state_with_the_same_numbers_in_the_same_place() ->
     """A captured training step holds the addresses."""
     method, restored = build("dlb"), build("dlb")
     assert isinstance(method, DLB)
-    addresses = (method._logits.data_ptr(), method._indices.data_ptr())
+    addresses = [tensor.data_ptr() for tensor in method.candidate_tensors().values()]
     first, second, third, *_ = dlb_steps()
     for step in (first, second):
         method.loss(*step)
@@ -142,7 +142,7 @@ def test_dlb_goes_on_from_its_state_with_the_same_numbers_in_the_same_place() ->
     method.load_state_dict(state)  # over what it has seen since
     for each in (restored, method):
         assert torch.equal(each.loss(*third).total, expected)
-    assert (method._logits.data_ptr(), method._indices.data_ptr()) == addresses
+    assert [tensor.data_ptr() for tensor in method.candidate_tensors().values()] == addresses
     forgetful = build("dlb").loss(*third).total
     assert not torch.equal(forgetful, expected), "the state matters"
 

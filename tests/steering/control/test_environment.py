@@ -211,7 +211,7 @@ def test_where_one_of_several_diverges_all_end() -> None:
     vector = TargetControlVectorEnv(students, render_mode="ansi")
     before, _ = vector.reset(seed=0)
     with torch.no_grad():
-        students._population.models[1].classifier.bias[0] = torch.inf
+        students.population.models[1].classifier.bias[0] = torch.inf
     observations, rewards, terminated, truncated, infos = vector.step(np.zeros((2, 1), np.float32))
     assert rewards.tolist() == [0.0, -10.0]
     assert terminated.tolist() == infos["diverged"].tolist() == [False, True]

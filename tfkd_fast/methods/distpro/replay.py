@@ -62,7 +62,7 @@ class DistPro(PathwayStudent):
 
     def begin_interval(self, epoch: int) -> Plan:
         self.set_weights(self._schedule[epoch])
-        return replace(super().begin_interval(epoch), phase=tuple(self._computed))
+        return replace(super().begin_interval(epoch), phase=tuple(self.computed))
 
     def state_dict(self) -> dict[str, Any]:
         return {"schedule": self._schedule}

@@ -61,38 +61,39 @@ class DistProSearch(PathwayStudent):
         super().__init__(settings, context)
         self.connect(context_pathways(context, settings.pathways))
         self._skip_below = settings.pathways.skip_below
-        self._alpha = LearnedAlpha(settings.search, len(self.pathways))
-        self._measured = torch.empty(0)  # pathway losses of the last call of `loss`
+        self.alpha = LearnedAlpha(settings.search, len(self.pathways))
+        self.measured = torch.empty(0)
+        """(n,K) pathway losses of the last call of `loss`, without gradient."""
         self._apply()
 
     def _apply(self) -> None:
-        self.set_weights(without_small(biased_softmax(self._alpha.value), self._skip_below))
+        self.set_weights(without_small(biased_softmax(self.alpha.value), self._skip_below))
 
     def pathway_losses(self, batch: StepBatch) -> Tensor:
         losses = super().pathway_losses(batch)
-        self._measured = losses.detach()
+        self.measured = losses.detach()
         return losses
 
     def before_step(self, step: TrainingStep) -> None:
         def all_losses() -> Tensor:
-            computed, self._computed = self._computed, list(range(len(self.pathways)))
+            computed, self.computed = self.computed, list(range(len(self.pathways)))
             step.loss()
-            self._computed = computed
-            return self._measured[0]
+            self.computed = computed
+            return self.measured[0]
 
-        self._alpha.learn(influences(step, all_losses).cpu())
+        self.alpha.learn(influences(step, all_losses).cpu())
         self._apply()
 
     def files(self) -> dict[str, bytes]:
         """The process, for `distpro`."""
-        process = self._alpha.process(self.pathways)
+        process = self.alpha.process(self.pathways)
         return {FILE: process.to_bytes(self.context.teachers[0].model, self.context.model)}
 
     def state_dict(self) -> dict[str, Any]:
-        return self._alpha.state_dict()
+        return self.alpha.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._alpha.load_state_dict(state)
+        self.alpha.load_state_dict(state)
         self._apply()
 
 

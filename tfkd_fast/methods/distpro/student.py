@@ -49,24 +49,26 @@ class PathwayStudent(TaughtStudent):
         connectors = Connectors(self.pathways, *context_shapes(self.context), self.context.seed)
         self._connectors = connectors.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.adapters = self._connectors
-        self._weights = torch.zeros(len(self.pathways), device=device)
-        self._computed: list[int] = []
+        self.weights = torch.zeros(len(self.pathways), device=device)
+        """g (K,) float32, the weight of each pathway's loss; written in place, see `set_weights`."""
+        self.computed: list[int] = []
+        """Numbers of the pathways whose loss is computed now."""
 
     def set_weights(self, weights: Tensor) -> None:
         """Set the weights g (K,) of the steps to come; a pathway of weight 0 is not computed. Weights on the CPU make
         nobody wait."""
-        self._weights.copy_(weights)
-        self._computed = [number for number, weight in enumerate(weights.tolist()) if weight > 0]
+        self.weights.copy_(weights)
+        self.computed = [number for number, weight in enumerate(weights.tolist()) if weight > 0]
 
     def begin_interval(self, epoch: int) -> Plan:
         """The event says what the epoch begins with."""
         names = tuple(pathway.name for pathway in self.pathways)
-        event = PathwaysWeighed(epoch=epoch + 1, names=names, weights=tuple(self._weights.tolist()))
+        event = PathwaysWeighed(epoch=epoch + 1, names=names, weights=tuple(self.weights.tolist()))
         return replace(super().begin_interval(epoch), events=[event])
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        pathways = (self._weights * self.pathway_losses(batch)).sum(-1)
+        pathways = (self.weights * self.pathway_losses(batch)).sum(-1)
         return Loss({"hard": hard, "pathways": pathways}, statistics)
 
     def pathway_losses(self, batch: StepBatch) -> Tensor:
@@ -75,8 +77,8 @@ class PathwayStudent(TaughtStudent):
         # Connectors compute in the dtype of the maps, and hierarchical_context_loss in float32.
         student, teacher = batch.need_features().as_computed(), batch.teachers[0].need_features().as_computed()
         n = len(batch.labels)
-        losses = [self._weights.new_zeros(n)] * len(self.pathways)
-        for number in self._computed:
+        losses = [self.weights.new_zeros(n)] * len(self.pathways)
+        for number in self.computed:
             pathway = self.pathways[number]
             of_student = student.before_relu[pathway.student_stage].flatten(0, 1)
             of_teacher = teacher.before_relu[pathway.teacher_stage].flatten(0, 1)
@@ -84,4 +86,4 @@ class PathwayStudent(TaughtStudent):
         return torch.stack(losses, dim=1)
 
     def summary(self) -> dict[str, Any]:
-        return {"pathways": len(self.pathways), "pathway_weight": self._weights.sum().item()}
+        return {"pathways": len(self.pathways), "pathway_weight": self.weights.sum().item()}

@@ -87,15 +87,16 @@ class Education(TaughtStudent):
         super().__init__(settings, context)
         self._settings, self._replay = settings.loss, settings.grades.replay
         self._restart = settings.grades.schedule == "restart"
-        self._grades = plan_grades(settings.grades, context, len(context.need_shapes().maps))
-        self._heads = [self._build_head(i, grade) for i, grade in enumerate(self._grades[:-1])]
+        self.grades = plan_grades(settings.grades, context, len(context.need_shapes().maps))
+        self._heads = [self._build_head(i, grade) for i, grade in enumerate(self.grades[:-1])]
         self.adapters = nn.ModuleList(self._heads)
-        grade_of = {label: i for i, grade in enumerate(self._grades) for label in grade.group}
+        grade_of = {label: i for i, grade in enumerate(self.grades) for label in grade.group}
         self._grade_of = torch.tensor([grade_of[label] for label in range(context.num_classes)], device=context.device)
-        self._listened = [self._wanted_in(number) for number in range(len(self._grades))]
+        self._listened = [self._wanted_in(number) for number in range(len(self.grades))]
         self._side_by_side = [SideBySide(context, teachers) for teachers in self._listened]
-        self._recalled: Tensor | None = None  # (B,C), what the head of the grade before makes of a batch
-        self._marks = Marks([grade.group for grade in self._grades])
+        self.recalled: Tensor | None = None
+        """(B,C), what the head of the grade before makes of the latest batch; None before it was asked."""
+        self._marks = Marks([grade.group for grade in self.grades])
         self._enter(0)
 
     def _build_head(self, number: int, grade: GradePlan) -> Head:
@@ -115,14 +116,14 @@ class Education(TaughtStudent):
     def _enter(self, epoch: int) -> None:
         """The grade of a 0-based epoch."""
         self._epoch = epoch
-        self._number = sum(epoch >= grade.first_epoch for grade in self._grades) - 1
-        since = epoch - self._grades[self._number].first_epoch
+        self._number = sum(epoch >= grade.first_epoch for grade in self.grades) - 1
+        since = epoch - self.grades[self._number].first_epoch
         self._recalls = self._number > 0 and since < self._settings.self_reference_epochs
         self._recalls &= self._settings.self_reference > 0
 
     def begin_interval(self, epoch: int) -> Plan:
         self._enter(epoch)
-        grade, complete = self._grades[self._number], self._number == len(self._heads)
+        grade, complete = self.grades[self._number], self._number == len(self._heads)
         labels = grade.labels if self._replay else grade.group
         started = GradeStarted(
             grade=self._number + 1,
@@ -147,14 +148,14 @@ class Education(TaughtStudent):
         """Makes the network of the present grade from a student; once complete, it has the student's own head."""
         return partial(
             Grade,
-            stages=self._grades[self._number].stages,
+            stages=self.grades[self._number].stages,
             head=None if complete else self._heads[self._number],
             watch=self._recall if self._recalls else None,
         )
 
     def _recall(self, given: Sequence[Tensor]) -> None:
         before = self._number - 1
-        self._recalled = self._heads[before].recall(given[self._grades[before].stages - 1])
+        self.recalled = self._heads[before].recall(given[self.grades[before].stages - 1])
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings = self._settings
@@ -163,14 +164,14 @@ class Education(TaughtStudent):
         own = self._grade_of[batch.labels].unsqueeze(-1) == self._grade_of
         soft = _divergence(logits, taught, own, settings.temperature)
         terms = {"soft": settings.alpha * soft, "hard": (1.0 - settings.alpha) * hard}
-        if self._recalls and self._recalled is not None:
+        if self._recalls and self.recalled is not None:
             before = self._grade_of < self._number
-            terms["head before"] = settings.self_reference * _divergence(logits, self._recalled, before, 1.0)
+            terms["head before"] = settings.self_reference * _divergence(logits, self.recalled, before, 1.0)
         return Loss(terms, statistics)
 
     def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
         self._marks.see(results[0].holdout_by_class)
-        if self._epoch + 1 == self._grades[self._number].end:
+        if self._epoch + 1 == self.grades[self._number].end:
             self._marks.end_grade()
         top1 = self._marks.latest()
         judged = GroupsJudged(epoch=self._epoch + 1, grade=self._number + 1, holdout_top1=tuple(top1))

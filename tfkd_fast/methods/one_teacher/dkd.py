@@ -46,11 +46,12 @@ class DKD(TaughtStudent):
     def __init__(self, settings: DKDSettings, context: Context) -> None:
         super().__init__(settings, context, temperature=settings.loss.temperature)
         self._settings = settings.loss
-        self._warmth = torch.ones((), device=context.device)
+        self.warmth = torch.ones((), device=context.device)
+        """() float32, what the divergences count now; it rises to 1 in place over the warm-up."""
 
     def begin_interval(self, epoch: int) -> Plan:
         warmup = self._settings.warmup * self.context.epochs
-        self._warmth.fill_(min((epoch + 1) / warmup, 1.0) if warmup else 1.0)
+        self.warmth.fill_(min((epoch + 1) / warmup, 1.0) if warmup else 1.0)
         return super().begin_interval(epoch)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
@@ -61,7 +62,7 @@ class DKD(TaughtStudent):
         target = ops.distillation_loss(binary, teacher_binary, temperature=temperature)
         non_target = ops.distillation_loss(others, teacher_others, temperature=temperature)
         soft = settings.alpha * target + settings.beta * non_target
-        return Loss({"hard": settings.ce_weight * hard, "soft": self._warmth * soft}, statistics)
+        return Loss({"hard": settings.ce_weight * hard, "soft": self.warmth * soft}, statistics)
 
 
 def _decoupled(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

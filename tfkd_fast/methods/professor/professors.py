@@ -38,8 +38,10 @@ class Professors:
         """`temperature`: that the student is taught at."""
         self._settings, self._context = settings, context
         self._temperature = temperature
-        self._late = torch.zeros((), dtype=torch.bool, device=context.device)  # in the second half of the run
-        self._professors = self._built()
+        self.late = torch.zeros((), dtype=torch.bool, device=context.device)
+        """() bool, whether the run is in its second half; written in place."""
+        self.networks = self._built()
+        """The professors, one for each teacher."""
         self._judged: list[ProfessorJudged] = []
 
     def fit(self, material: Material) -> Iterator[Event]:
@@ -85,7 +87,7 @@ class Professors:
 
     def begin_epoch(self, epoch: int) -> None:
         """0-based, of the student."""
-        self._late.fill_(2 * epoch >= self._context.epochs)
+        self.late.fill_(2 * epoch >= self._context.epochs)
 
     def refine(self, batch: StepBatch) -> Tensor:
         """(n,M,B,C) float32: what the student learns from in place of the teachers' logits."""
@@ -98,12 +100,12 @@ class Professors:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "professors": [professor.state_dict() for professor in self._professors],
+            "professors": [professor.state_dict() for professor in self.networks],
             "judged": [judged.model_dump() for judged in self._judged],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for professor, saved in zip(self._professors, state["professors"], strict=True):
+        for professor, saved in zip(self.networks, state["professors"], strict=True):
             professor.load_state_dict(saved)
         self._judged = [ProfessorJudged(**values) for values in state["judged"]]
 
@@ -128,7 +130,7 @@ class Professors:
         with seeded(context.seed):
             return [
                 Training(professor, settings, context.num_classes, seed=context.seed, number=number)
-                for number, professor in enumerate(self._professors)
+                for number, professor in enumerate(self.networks)
             ]
 
     @torch.no_grad()
@@ -138,7 +140,7 @@ class Professors:
             professor(pooled(outputs).flatten(0, 1), outputs.logits.flatten(0, 1), labels.flatten())[0].view_as(
                 outputs.logits
             )
-            for professor, outputs in zip(self._professors, teachers, strict=True)
+            for professor, outputs in zip(self.networks, teachers, strict=True)
         ]
 
     def _choose(
@@ -177,7 +179,7 @@ class Professors:
             case SelectiveProfessorSettings(margin=margin):
                 return selected(said, refined, labels, margin)
             case StagedProfessorSettings():
-                return torch.where(self._late, refined, said)
+                return torch.where(self.late, refined, said)
 
 
 def selected(said: Tensor, refined: Tensor, labels: Tensor, margin: float) -> Tensor:

@@ -38,12 +38,15 @@ class Training:
         self.professor = professor
         self._settings, self._seed = settings, seed
         self._stream = Draw.CODE + number
-        self._of_outputs = Discriminator(num_classes, num_classes, (256, 128)).to(device)
-        self._of_codes = Discriminator(settings.code_size, num_classes, (128,)).to(device)
-        self._prototypes = Prototypes(num_classes, settings.temperature, device)
-        self._others = self._prototypes.others()
+        self.of_outputs = Discriminator(num_classes, num_classes, (256, 128)).to(device)
+        """Tells the professor's log probabilities from the teacher's."""
+        self.of_codes = Discriminator(settings.code_size, num_classes, (128,)).to(device)
+        """Tells the professor's codes from normal noise."""
+        self.prototypes = Prototypes(num_classes, settings.temperature, device)
+        """The teacher's mean prediction for each class, where it is right."""
+        self._others = self.prototypes.others()
         self._learner = torch.optim.Adam(professor.parameters(), lr=settings.learning_rate, betas=BETAS)
-        judges = [*self._of_outputs.parameters(), *self._of_codes.parameters()]
+        judges = [*self.of_outputs.parameters(), *self.of_codes.parameters()]
         self._judges = torch.optim.Adam(judges, lr=settings.learning_rate, betas=BETAS)
         self._errors = torch.zeros((), dtype=torch.int64, device=device)
         self._shown = 0
@@ -56,7 +59,7 @@ class Training:
 
     def look(self, logits: Tensor, labels: Tensor) -> None:
         """Before the first step: what the teacher says of a batch, (B,C) and (B,), enters the class prototypes."""
-        self._prototypes.add(logits, labels)
+        self.prototypes.add(logits, labels)
         self.images += len(labels)
 
     def keep_if_best(self, loss: float, epochs: int) -> None:
@@ -81,7 +84,7 @@ class Training:
     def begin_epoch(self, epoch: int) -> None:
         """0-based; the last third of the epochs has a tenth of the learning rate."""
         self.professor.train().requires_grad_(True)
-        self._others = self._prototypes.others()
+        self._others = self.prototypes.others()
         late = 3 * epoch >= 2 * self._settings.epochs
         for optimizer in (self._learner, self._judges):
             for group in optimizer.param_groups:
@@ -96,9 +99,9 @@ class Training:
         refined, code = self.professor(pooled, logits, labels)
         said, says = ((z / temperature).log_softmax(1) for z in (logits, refined))
 
-        prior = self._noise(code, indices, epoch)
-        loss = discriminator_loss(self._of_outputs(said, labels), self._of_outputs(says.detach(), labels), right)
-        loss = loss + discriminator_loss(self._of_codes(prior, labels), self._of_codes(code.detach(), labels))
+        prior = self.noise(code, indices, epoch)
+        loss = discriminator_loss(self.of_outputs(said, labels), self.of_outputs(says.detach(), labels), right)
+        loss = loss + discriminator_loss(self.of_codes(prior, labels), self.of_codes(code.detach(), labels))
         self._judges.zero_grad()
         loss.backward()
         self._judges.step()
@@ -107,8 +110,8 @@ class Training:
         loss = (
             F.cross_entropy(refined, labels)
             + settings.correlation * correlation_loss(refined, labels, others, temperature)
-            + settings.output_adversary * generator_loss(self._of_outputs(says, labels))
-            + settings.code_adversary * generator_loss(self._of_codes(code, labels))
+            + settings.output_adversary * generator_loss(self.of_outputs(says, labels))
+            + settings.code_adversary * generator_loss(self.of_codes(code, labels))
         )
         self._learner.zero_grad()
         loss.backward()
@@ -119,7 +122,7 @@ class Training:
         """Percent of what the teacher was shown in all steps so far."""
         return 100.0 * int(self._errors) / self._shown
 
-    def _noise(self, code: Tensor, indices: Tensor, epoch: int) -> Tensor:
+    def noise(self, code: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """Standard normal, like codes (B,D): a function of (seed, epoch, index)."""
         samples = indices.unsqueeze(1) * code.shape[1] + torch.arange(code.shape[1], device=code.device)
         words = random_words(samples, Purpose.PROFESSOR, seed=self._seed, epoch=epoch, stream=self._stream)

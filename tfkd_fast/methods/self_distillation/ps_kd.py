@@ -44,17 +44,18 @@ class PSKD(SingleStudent):
         super().__init__(settings, context)
         self._last_alpha = settings.loss.alpha
         self._memory = InstanceMemory(1, context.num_images, context.num_classes, context.device)
-        self._hard_weight = torch.ones((), device=context.device)  # 1 - alpha_t
+        self.hard_weight = torch.ones((), device=context.device)
+        """() float32, 1 - alpha_t of the present epoch; written in place."""
 
     def begin_interval(self, epoch: int) -> Plan:
         alpha = self._last_alpha * (epoch + 1) / self.context.epochs if epoch > 0 else 0.0
-        self._hard_weight.fill_(1.0 - alpha)
+        self.hard_weight.fill_(1.0 - alpha)
         return super().begin_interval(epoch)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         before = self._memory.exchange(batch.candidates, batch.indices, logits).softmax(-1, dtype=torch.float32)
         loss, statistics = ops.soft_target_loss_with_stats(
-            logits, batch.labels, before, hard_weight=self._hard_weight, rows="sample"
+            logits, batch.labels, before, hard_weight=self.hard_weight, rows="sample"
         )
         return Loss({"hard and soft": loss}, statistics)
 

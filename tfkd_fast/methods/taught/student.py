@@ -90,7 +90,8 @@ class TaughtStudent(SingleStudent):
                     f"teacher {teacher.name} knows {len(teacher.labels)} of the {context.num_classes} classes: "
                     "this method learns from teachers of all of them"
                 )
-        self._professors: Professors | None = None
+        self.professors: Professors | None = None
+        """What refines the logits of the teachers; None without a `[professor]` table."""
         self._corrected: Correction = uncorrected
         """What the label makes of the logits (n,B,C) of one teacher, for labels (n,B)."""
         adjust = settings.teachers.adjust
@@ -107,7 +108,7 @@ class TaughtStudent(SingleStudent):
                     f"teachers.adjust {adjust} is what a professor is compared with: set it to none, or leave "
                     "out the [professor] table"
                 )
-            self._professors = Professors(settings.professor, context, temperature)
+            self.professors = Professors(settings.professor, context, temperature)
         match settings.teachers:
             case LabelMixTeachers(label_share=share):
                 self._corrected = partial(label_mixed, share=share, temperature=temperature)
@@ -116,31 +117,31 @@ class TaughtStudent(SingleStudent):
 
     def teacher_logits(self, batch: StepBatch) -> Tensor:
         """(n,M,B,C) float32: the logits of all M teachers, refined."""
-        if self._professors is not None:
-            return self._professors.refine(batch)
+        if self.professors is not None:
+            return self.professors.refine(batch)
         if len(batch.teachers) == 1:
             return self._corrected(batch.teachers[0].logits, batch.labels).unsqueeze(1)
         return torch.stack([self._corrected(teacher.logits, batch.labels) for teacher in batch.teachers], dim=1)
 
     def prepare(self, material: Material) -> Iterable[Event]:
-        return () if self._professors is None else self._professors.fit(material)
+        return () if self.professors is None else self.professors.fit(material)
 
     def begin_interval(self, epoch: int) -> Plan:
-        if self._professors is not None:
-            self._professors.begin_epoch(epoch)
+        if self.professors is not None:
+            self.professors.begin_epoch(epoch)
         return super().begin_interval(epoch)
 
     def summary(self) -> dict[str, Any]:
-        return super().summary() | ({} if self._professors is None else {"professors": self._professors.summary()})
+        return super().summary() | ({} if self.professors is None else {"professors": self.professors.summary()})
 
     def state_dict(self) -> dict[str, Any]:
-        professors = {} if self._professors is None else {"professors": self._professors.state_dict()}
+        professors = {} if self.professors is None else {"professors": self.professors.state_dict()}
         return super().state_dict() | professors
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        if self._professors is not None:
-            self._professors.load_state_dict(state["professors"])
+        if self.professors is not None:
+            self.professors.load_state_dict(state["professors"])
 
 
 def _in_words(teachers: TeacherCount) -> str:

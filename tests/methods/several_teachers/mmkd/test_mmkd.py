@@ -51,9 +51,14 @@ def build(
 
 def exact(method: MMKD) -> MMKD:
     """In float64, its warm-up over."""
-    for module in (method._connectors, method._weights):
+    for module in (method.adapters, method.weights):
         module.double()
-    method._steps = IMAGES
+    return after(method, IMAGES)
+
+
+def after(method: MMKD, steps: int) -> MMKD:
+    """As if it had taken so many steps."""
+    method.load_state_dict(method.state_dict() | {"steps": steps})
     return method
 
 
@@ -97,7 +102,7 @@ def written_out(method: MMKD, logits: Tensor, batch: StepBatch, *, beta: float, 
         v = torch.full((size, count), 1.0 / count, dtype=torch.float64)
     total = -logits.log_softmax(-1)[torch.arange(size), batch.labels[0]].sum()
     with ops.using_backend("reference"):
-        for m, connector in enumerate(copy.deepcopy(method._connectors)):
+        for m, connector in enumerate(copy.deepcopy(method.adapters)):
             teacher, own = (taught[m] / temperature).softmax(-1), (logits / temperature).log_softmax(-1)
             divergence = (teacher * (teacher.log() - own)).sum(-1)
             shown = student
@@ -122,7 +127,7 @@ def test_the_loss_is_that_of_its_formula(gram_norm: str, size: int, connector: s
     torch.testing.assert_close(losses[0], expected, rtol=1e-9, atol=1e-9)
     leaves = [logits, batch.features.after_relu[-1], *method.adapters.parameters()]
     found = torch.autograd.grad(losses.sum(), leaves, retain_graph=True)
-    theta = list(method._weights.parameters())
+    theta = list(method.weights.parameters())
     of_theta = torch.autograd.grad(losses.sum(), theta, retain_graph=True, allow_unused=True)
     assert of_theta == (None,) * len(theta)
     wanted = torch.autograd.grad(written_out(method, logits[0], batch, beta=30.0, rows=gram_norm == "rows"), leaves[:2])
@@ -161,7 +166,7 @@ def test_identical_teachers_are_one_teacher_for_any_weights() -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         with torch.no_grad():
-            for parameter in method._weights.parameters():
+            for parameter in method.weights.parameters():
                 parameter.normal_()
         losses = method.loss(logits, batch).total
         torch.testing.assert_close(losses[0], expected, rtol=1e-12, atol=1e-12)
@@ -172,8 +177,7 @@ def test_beta_rises_over_the_warm_up() -> None:
     method = build({"loss": {"warmup_epochs": 2.0, "beta": 50.0}})
     found = []
     for steps in (1, 5, 10, 11):
-        method._steps = steps
-        found.append(method._beta())
+        found.append(after(method, steps).beta())
     assert found == pytest.approx([5.0, 25.0, 50.0, 50.0])
 
 

@@ -114,9 +114,10 @@ class MMKD(TaughtStudent):
             connectors = [Connector(settings.loss.connector, width, wanted) for wanted in teacher_widths]
             weights = TeacherWeights(context.num_classes, count, context.batch_size, settings.loss.gram_norm)
         self.adapters = self._connectors = nn.ModuleList(connectors).to(context.device)
-        self._weights = weights.to(context.device)
+        self.weights = weights.to(context.device)
+        """Theta, the networks that weigh the teachers."""
         self._optimizer = torch.optim.Adam(
-            self._weights.parameters(), self._meta.learning_rate, weight_decay=self._meta.weight_decay
+            self.weights.parameters(), self._meta.learning_rate, weight_decay=self._meta.weight_decay
         )
         self._hard = HardBuffer(self._meta.buffer, context.seed)
         self._shown: Batch | None = None  # to the step that is being taken
@@ -140,7 +141,7 @@ class MMKD(TaughtStudent):
         hard, statistics = self.cross_entropy(logits, batch.labels)
         seen = Seen.of(logits, batch.need_features().after_relu[-1], batch.teachers)
         with torch.no_grad():
-            shares = self._weights(seen)
+            shares = self.weights(seen)
             self._shares += shares.sum((1, 2))
             self._samples += batch.labels.numel()
             if self._shown is not None:  # one candidate sees it
@@ -165,7 +166,7 @@ class MMKD(TaughtStudent):
     def state_dict(self) -> dict[str, Any]:
         """The state between two epochs. The engine keeps the adapters."""
         return {
-            "weights": copy.deepcopy(self._weights.state_dict()),
+            "weights": copy.deepcopy(self.weights.state_dict()),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "hard": self._hard.state_dict(),
             "steps": self._steps,
@@ -174,7 +175,7 @@ class MMKD(TaughtStudent):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._weights.load_state_dict(state["weights"])
+        self.weights.load_state_dict(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._hard.load_state_dict(state["hard"], self.context.device)
         self._steps, self._updates, self._skipped = state["steps"], state["updates"], state["skipped"]
@@ -182,10 +183,10 @@ class MMKD(TaughtStudent):
     def _terms(self, seen: Seen) -> Tensor:
         """What each sample and teacher adds to alpha L_KD + beta L_feat, unweighed: (2,n,B,M)."""
         of_logits = self._loss.alpha * divergences(seen, self._loss.temperature)
-        of_features = self._beta() * distances(seen, self._connectors)
+        of_features = self.beta() * distances(seen, self._connectors)
         return torch.stack([of_logits, of_features]) / seen.logits.shape[1]
 
-    def _beta(self) -> float:
+    def beta(self) -> float:
         """The weight of the features now: it rises in a straight line from 0 to loss.beta over loss.warmup_epochs."""
         epoch = -(-self.context.num_images // self.context.batch_size)
         warmup = max(1.0, self._loss.warmup_epochs * epoch)
@@ -200,12 +201,12 @@ class MMKD(TaughtStudent):
         def matching() -> tuple[Tensor, Tensor]:
             logits, features = step.student(images, return_features=True)
             seen = Seen.of(logits.unsqueeze(0), features.after_relu[-1].unsqueeze(0), teachers)
-            return self._terms(seen), self._weights(seen)
+            return self._terms(seen), self.weights(seen)
 
         def outer() -> Tensor:
             return F.cross_entropy(step.student(images), batch.labels)
 
-        theta = list(self._weights.parameters())
+        theta = list(self.weights.parameters())
         gradients = meta_gradient(step, matching, outer, theta)
         if all(bool(gradient.isfinite().all()) for gradient in gradients):
             for parameter, gradient in zip(theta, gradients, strict=True):
