@@ -5,14 +5,23 @@ PYTHON := python3
 TORCH  := torch==2.14.1 torchvision==0.29.2
 BIN    := $(VENV)/bin
 OUT    := build/benchmarks
+# A process a core, so a thread a process.
+TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal
 
-.PHONY: train test lint benchmarks docs gpu-check clean
+.PHONY: train test test-fast durations lint benchmarks docs gpu-check clean
 
 train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
 
 test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal  # a process a core, so a thread a process
+	$(TESTS)
+
+test-fast: $(VENV)/installed
+	$(TESTS) -m "not slow"
+
+# Everything once more, to write tests/durations.txt, by which test-fast chooses.
+durations: $(VENV)/installed
+	$(TESTS) --measure
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

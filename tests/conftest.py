@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.fast import Durations, mark_slow
 from tests.support.once import Once
 from tests.support.real_images import real_images
 
@@ -51,8 +52,18 @@ def exact_products() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = allowed, fixed
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--measure", action="store_true", help="write down how long the tests take, for `make test-fast`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--measure"):
+        config.pluginmanager.register(Durations())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Mark what is slow; skip what needs a GPU where there is none."""
+    mark_slow(items)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -71,3 +71,46 @@ def test_every_module_has_its_test_and_every_test_its_place() -> None:
     assert len(covered) == len(set(covered)), "the table names a module twice"
     assert modules - set(covered) - with_own == set(), "these modules have no test"
     assert tests - named == set(), "these tests are named for no module, and not in the table"
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def private_names() -> set[str]:
+    """All names with an underscore that the package defines: of functions, classes, attributes and variables."""
+    names: set[str] = set()
+    for file in [*(ROOT / "tfkd_fast").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    return {name for name in names if is_private(name)}
+
+
+def private_accesses(file: Path, names: set[str]) -> list[str]:
+    """Where a test reads, sets or imports one of these names of an object that is not its own."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in names:
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            found += [] if own else [f"{file.name}:{node.lineno} .{node.attr}"]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
+            "setattr",
+            "getattr",
+            "delattr",
+        ):
+            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            found += [f"{file.name}:{node.lineno} {text}" for text in texts if text.rpartition(".")[2] in names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tfkd_fast"):
+            found += [f"{file.name}:{node.lineno} {each.name}" for each in node.names if is_private(each.name)]
+    return found
+
+
+def test_tests_use_public_names() -> None:
+    names = private_names()
+    assert len(names) > 100
+    assert [place for file in HERE.rglob("*.py") for place in private_accesses(file, names)] == []

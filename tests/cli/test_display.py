@@ -89,17 +89,11 @@ def test_the_time_left_counts_training_only_and_the_images_that_an_epoch_shows(
         listener.event(StepsCompiled(epoch=1, seconds=1000.0))  # of which nothing is shown
         clock.now += 2.0
         listener.batch(200)  # 100 images a second
-        assert status_of(listener).endswith("0:00:38 left")  # 3,800 of four epochs of 1,000
+        assert listener.status.endswith("0:00:38 left")  # 3,800 of four epochs of 1,000
         clock.now += 3.0
         listener.batch(300)
         clock.now += 500.0  # evaluation
         listener.event(EPOCH)
         clock.now += 1.0
         listener.batch(100)
-        assert status_of(listener).endswith("0:00:14 left")  # 1,400 of three epochs of 500
-
-
-def status_of(listener: Display) -> str:
-    """Beside the bar."""
-    assert listener._bar is not None
-    return str(listener._bar.tasks[0].fields["status"])
+        assert listener.status.endswith("0:00:14 left")  # 1,400 of three epochs of 500

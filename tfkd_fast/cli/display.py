@@ -72,6 +72,11 @@ class Display(Listener):
                 status=self._status(speed),
             )
 
+    @property
+    def status(self) -> str:
+        """What stands beside the bar; empty without a terminal."""
+        return str(self._bar.tasks[0].fields["status"]) if self._bar and self._bar.tasks else ""
+
     def event(self, event: Event) -> None:
         """Print what the event says; a kind that is not shown only moves the clock."""
         match event:
