@@ -77,7 +77,7 @@ def test_what_a_step_reads_keeps_its_place() -> None:
     method = build("ols")
 
     def addresses() -> list[int]:
-        return [method._soft_labels.data_ptr(), method._sums.data_ptr()]
+        return [tensor.data_ptr() for tensor in method.candidate_tensors().values()]
 
     before = addresses()
     train(method, 0)
