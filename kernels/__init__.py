@@ -1,1 +1,1 @@
-"""Triton kernels, one module an operator; imported as `tfkd_fast.kernels`, a link to this folder."""
+"""Triton kernels, one module for each operator; imported as `tfkd_fast.kernels`, a link to this folder."""

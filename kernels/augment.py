@@ -1,7 +1,7 @@
-"""Random windows of padded images, mirrored and normalised. The definition is `tfkd_fast.ops.augment`.
+"""Triton kernel of `tfkd_fast.ops.augment`: random windows of padded images, mirrored and normalised.
 
-A program shows a part of one image. It draws the window itself, Philox for one sample, and visits the values in the
-order in which they are written; what it reads lies in the same order, or within a row in the opposite one.
+A program writes a part of one image. It draws the window by Philox for one sample, and processes values in the order in
+which they are written; they are read in the same order, or within a row in the opposite one.
 """
 
 import torch
@@ -29,7 +29,7 @@ def _show(
     draw_stride: tl.tensor, pad: tl.tensor,
     FLIP: tl.constexpr, CHANNELS: tl.constexpr, VALUES: tl.constexpr, ROUNDS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A program shows up to ROUNDS * VALUES values of an image; for an index that is out of range they are NaN."""
+    """Write up to ROUNDS * VALUES values of an image; they are NaN for an index out of range."""
     values = height * width * CHANNELS
     parts = tl.cdiv(values, VALUES * ROUNDS)
     place = (tl.program_id(0) // parts).to(tl.int64)
@@ -65,7 +65,7 @@ def _show(
 def augment(
     images: Tensor, indices: Tensor, draw: Tensor, pad: int, flip: bool, mean: Tensor, std: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Images as they lie in memory, (B,H,W,C) or (P,B,H,W,C); see `tfkd_fast.ops.augment`."""
+    """Compute `tfkd_fast.ops.augment`; the images are returned as (B,H,W,C) or (P,B,H,W,C)."""
     images, indices, draw = images.contiguous(), indices.contiguous(), draw.contiguous()
     count, height, width, channels = images.shape
     lead = indices.shape[:-1] or draw.shape[:-1]

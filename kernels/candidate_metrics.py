@@ -1,4 +1,4 @@
-"""Accuracy, likelihood and calibration of candidates. The definition is `tfkd_fast.ops.candidate_metrics`.
+"""Triton kernels of `tfkd_fast.ops.candidate_metrics`: accuracy, likelihood and calibration of candidates.
 
 `_survey` reads the logits once, for all metrics but the calibrated ones. With b = 1/T the NLL of a sample is
 log sum_c exp(b z_c) - b z_y, convex in b, so that its derivative E[z] - z_y passes zero once. `_narrow` takes the sums
@@ -21,9 +21,9 @@ from tfkd_fast.kernels.common import (
     LOG2_E,
     WARPS,
     candidate_and_block,
-    computed,
     divisible,
     load_labels,
+    loss_dtypes,
     on_device,
     pick,
     registers,
@@ -50,7 +50,7 @@ def _load_tile(
     logits: tl.tensor, row: tl.tensor, first: tl.tensor, classes: tl.tensor, present: tl.tensor, T: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Logits of some classes of some rows, and the classes; -infinity beyond the last."""
+    """Load the logits of some classes of some rows, -infinity beyond the last class; return them and the classes."""
     c = first + tl.arange(0, COLUMNS)
     inside = present[:, None] & (c < classes)[None, :]
     return tl.load(logits + row[:, None] + c[None, :], mask=inside, other=float("-inf")).to(T), c[None, :]
@@ -63,7 +63,7 @@ def _below(logits: tl.tensor, highest: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _sums_over_blocks(parts: tl.tensor, blocks: tl.tensor, BLOCKS: tl.constexpr) -> tl.tensor:
-    """(SUMS,) from (SUMS, blocks)."""
+    """Add the partial sums (SUMS,blocks) of all blocks to sums (SUMS,)."""
     block = tl.arange(0, BLOCKS)[None, :]
     at = tl.arange(0, SUMS)[:, None] * blocks + block
     return tl.sum(tl.load(parts + at, mask=block < blocks, other=0.0), 1)
@@ -74,7 +74,7 @@ def _brackets(
     lows: tl.tensor, slopes: tl.tensor, candidate: tl.tensor, candidates: tl.tensor, pass_: tl.tensor, block: tl.tensor,
     blocks: tl.tensor, BLOCKS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Where the brackets begin in this pass, by search, and how wide they are; from the slopes of the pass before."""
+    """Return the lower end of each search's bracket in this pass, and the width, from the slopes of the last pass."""
     search = tl.arange(0, SUMS // SECTIONS)
     searches: tl.constexpr = SUMS // SECTIONS
     width = tl.exp2((pass_ * -3).to(tl.float64)) * (2.0 * HIGHEST)
@@ -94,7 +94,7 @@ def _slope(
     logits: tl.tensor, row: tl.tensor, classes: tl.tensor, highest: tl.tensor, own: tl.tensor, b: tl.tensor,
     present: tl.tensor, T: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The derivative of the NLL in b for a tile of rows, at a b a row."""
+    """Return the derivative of the NLL in b for a tile of rows, with one b for each row."""
     scale = b * LOG2_E
     total = tl.zeros_like(highest)
     first = tl.zeros_like(highest)
@@ -242,7 +242,7 @@ def _finish(
     parts: tl.tensor, lows: tl.tensor, crossed: tl.tensor, metrics: tl.tensor, pass_: tl.tensor, candidates: tl.tensor,
     samples: tl.tensor, blocks: tl.tensor, BLOCKS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The metrics (9,K), one program a candidate."""
+    """Write the metrics (9,K) of one candidate."""
     candidate = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, SUMS)
     block = tl.arange(0, BLOCKS)
@@ -266,21 +266,21 @@ def _finish(
 
 
 def candidate_metrics(logits: Tensor, labels: Tensor) -> Tensor:
-    """(9,K), the metrics in the order of `tfkd_fast.ops.CandidateMetrics`; NaN for a label out of range."""
+    """Return metrics (9,K) in the order of `tfkd_fast.ops.CandidateMetrics`; they are NaN for a label out of range."""
     logits, labels = logits.contiguous(), labels.contiguous()
     shape = shape_of(logits)
     candidates, samples = shape.candidates, shape.batch
     blocks = min(triton.cdiv(samples, shape.rows), MOST_BLOCKS)
     new = logits.new_empty
-    metrics = new((METRICS, candidates), dtype=computed(logits)[0])
-    highest = new((candidates, samples), dtype=computed(logits)[0])
+    metrics = new((METRICS, candidates), dtype=loss_dtypes(logits)[0])
+    highest = new((candidates, samples), dtype=loss_dtypes(logits)[0])
     parts = new((candidates, SUMS.value, blocks), dtype=torch.float64)
     slopes = new((PASSES, candidates, SUMS.value, blocks), dtype=torch.float64)
     lows = new((PASSES + 1, candidates, SUMS.value // SECTIONS.value), dtype=torch.float64)
     crossed = new((candidates, blocks), dtype=torch.float64)
     tile = {
         "ALIGNMENT": shape.alignment,
-        "T": computed(logits)[1],
+        "T": loss_dtypes(logits)[1],
         "ROWS": shape.rows,
         "COLUMNS": shape.columns,
         "maxnreg": registers(logits),

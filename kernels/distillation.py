@@ -1,4 +1,4 @@
-"""The distillation loss of one or several teachers, and its gradient. The definition is `tfkd_fast.ops.distillation`.
+"""Triton kernels of `tfkd_fast.ops.distillation`: the loss of one or several teachers, and its gradient.
 
 Moves (M+1)*B*C logits in and B*C gradients out. Up to 1,024 classes a program holds several rows in registers: the
 students' and those of one teacher at a time, so each logit is read once, and of the teachers only their mean is left
@@ -15,9 +15,9 @@ from tfkd_fast.kernels.common import (
     LOG2_E,
     WARPS,
     candidate_and_block,
-    computed,
     divisible,
     load_labels,
+    loss_dtypes,
     on_device,
     pick,
     registers,
@@ -37,6 +37,7 @@ from tfkd_fast.kernels.losses import (
     new_results,
     no_sums,
     online_softmax,
+    safe_product,
     setting,
     soft_loss,
     softmax_of,
@@ -44,7 +45,6 @@ from tfkd_fast.kernels.losses import (
     store_loss,
     store_tile,
     tile_of,
-    weighted,
     write_sums,
 )
 
@@ -59,7 +59,7 @@ def _load_weight(
     weights: tl.tensor, candidate: tl.tensor, sample: tl.tensor, teacher: tl.tensor, teachers: tl.tensor,
     stride_p: tl.tensor, stride_b: tl.tensor, stride_m: tl.tensor, present: tl.tensor, T: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """A teacher's weight for samples; 1/M where no weights are given."""
+    """Load a teacher's weights for samples; they are 1/M if no weights are given."""
     if weights is None:
         weight = tl.where(present, 1.0 / teachers.to(T), 0.0)
     else:
@@ -78,7 +78,7 @@ def _rows_in_registers(
     MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     TEACHERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`blocks` programs a candidate; each takes every `blocks`-th tile of ROWS samples."""
+    """Compute every `blocks`-th tile of ROWS samples of a candidate, which has `blocks` programs."""
     candidate, block = candidate_and_block(blocks)
     classes = divisible(classes, ALIGNMENT)
     t = setting(temperature, candidate, temperature_stride, 1.0, T)
@@ -104,10 +104,10 @@ def _rows_in_registers(
             teacher = softmax_of(teacher_z, tl.max(teacher_z, 1), t)
             p = teacher.power / teacher.total[:, None]
             shift = softmax.log_total - teacher.log_total
-            of_teacher = tl.sum(weighted(p, teacher.exponent - softmax.exponent + shift[:, None]), 1)
-            divergence += weighted(weight, of_teacher)
+            of_teacher = tl.sum(safe_product(p, teacher.exponent - softmax.exponent + shift[:, None]), 1)
+            divergence += safe_product(weight, of_teacher)
             mass += weight
-            q += weighted(weight[:, None], p)
+            q += safe_product(weight[:, None], p)
         value = soft_loss(soft, t, divergence)
 
         if labels is None:
@@ -140,9 +140,9 @@ def _rows_in_blocks(
     MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     TEACHERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`blocks` programs a candidate; each takes every `blocks`-th sample, COLUMNS classes at a time.
+    """Compute every `blocks`-th sample of a candidate, which has `blocks` programs, COLUMNS classes at a time.
 
-    What is known of each teacher's row is in vectors of TEACHERS, a power of 2.
+    Values of the teachers' rows are held in vectors of TEACHERS, a power of 2.
     """
     candidate, block = candidate_and_block(blocks)
     classes = divisible(classes, ALIGNMENT)
@@ -194,8 +194,8 @@ def _rows_in_blocks(
                 teacher_x = (load_classes(teacher_row, c, classes, T) - pick(highest_of, index, m)) * rate
                 p = tl.exp2(teacher_x) / teacher_total
                 difference = teacher_x - x + (log_total - tl.log2(teacher_total))
-                divergence_of_place += weighted(weight, weighted(p, difference))
-                slope -= factor * weighted(weight, p)
+                divergence_of_place += safe_product(weight, safe_product(p, difference))
+                slope -= factor * safe_product(weight, p)
             if with_labels:
                 plain_e = tl.exp2((z - highest) * LOG2_E)
                 slope += hard_factor * (plain_e / plain_total - (c == label).to(T))
@@ -220,7 +220,7 @@ def distillation_loss(
     alpha: Tensor,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and gradient; see `tfkd_fast.ops.distillation_loss`. Teachers (M,B,C) or (P,M,B,C), weights (B,M)."""
+    """Compute loss and gradient of `tfkd_fast.ops.distillation_loss`; teachers have the axis M, weights are (B,M)."""
     logits, teachers = logits.contiguous(), teachers.contiguous()
     labels = None if labels is None else labels.contiguous()
     shape = shape_of(logits)
@@ -234,7 +234,7 @@ def distillation_loss(
             shape.batch, shape.classes, blocks, count,
             stride_of_candidates(labels, 1), stride_of_candidates(teachers, 3),
             stride_of_candidates(temperature, 0), stride_of_candidates(alpha, 0), *weight_strides,
-            MEAN=reduction == "mean", ALIGNMENT=shape.alignment, T=computed(logits)[1],
+            MEAN=reduction == "mean", ALIGNMENT=shape.alignment, T=loss_dtypes(logits)[1],
             TEACHERS=1 if shape.in_registers else triton.next_power_of_2(count),
             ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=registers(logits),
         )  # fmt: skip

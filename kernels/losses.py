@@ -1,9 +1,10 @@
-"""What the Triton kernels of the losses share: softmaxes, the hard term, and results with their sums over the batch.
+"""Shared parts of the Triton kernels of the losses: softmaxes, the hard term, and results with sums over the batch.
 
 Exponents and logarithms are to the base 2, for which the hardware has instructions. Numbers are float32, or float64 for
 float64 logits; sums over samples are float64, in a fixed order.
 
-Up to 1,024 classes a program holds a tile of several rows in registers. A longer row is visited some classes at a time.
+Up to 1,024 classes a program holds a tile of several rows in registers. A longer row is processed some classes at
+a time.
 """
 
 from typing import NamedTuple
@@ -13,15 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tfkd_fast.kernels.common import LN_2, LOG2_E, Shape, computed, sum_of_present
+from tfkd_fast.kernels.common import LN_2, LOG2_E, Shape, loss_dtypes, sum_of_present
 
-# The lowest number of float32: a difference from it is a number even for a logit of -infinity.
+# The lowest float32: its difference from a logit of -infinity is not NaN.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def weighted(weight: tl.tensor, value: tl.tensor) -> tl.tensor:
-    """weight * value, and 0 for a weight of 0 even where the value is infinite or NaN."""
+def safe_product(weight: tl.tensor, value: tl.tensor) -> tl.tensor:
+    """Return weight * value, and 0 for a weight of 0 even if the value is infinite or NaN."""
     return tl.where(weight == 0.0, 0.0, weight * value)
 
 
@@ -29,7 +30,7 @@ def weighted(weight: tl.tensor, value: tl.tensor) -> tl.tensor:
 def setting(
     values: tl.tensor, candidate: tl.tensor, stride: tl.tensor, default: tl.constexpr, T: tl.constexpr
 ) -> tl.tensor:
-    """A candidate's value of a setting; None has the default."""
+    """Load a candidate's value of a setting; None stands for the default."""
     if values is None:
         value = tl.full((), default, T)
     else:
@@ -39,7 +40,7 @@ def setting(
 
 @triton.jit
 def gradient_scale(batch: tl.tensor, in_range: tl.tensor, MEAN: tl.constexpr, T: tl.constexpr) -> tl.tensor:
-    """1, or 1/B for the mean over the batch; NaN where the label is out of range."""
+    """Return 1, or 1/B for the mean over the batch, and NaN for labels out of range."""
     scale = tl.full((), 1.0, T)
     if MEAN:
         scale = scale / batch.to(T)
@@ -50,36 +51,40 @@ def gradient_scale(batch: tl.tensor, in_range: tl.tensor, MEAN: tl.constexpr, T:
 
 
 class Results(NamedTuple):
-    """The results of a loss; None for what nobody asks for. A kernel gets them as one argument."""
+    """The results of a loss, which are one argument of a kernel; None for a result that is not wanted."""
 
     gradient: Tensor
-    """(P,B,C), of the shape and dtype of the logits."""
+    """Gradients in the shape (P,B,C) and dtype of the logits."""
     sample_loss: Tensor | None
-    """(P,B)."""
+    """Losses (P,B) of the samples, for reduction "none"."""
     total_loss: Tensor | None
-    """(P,), the sums or means over the batch."""
+    """Sums or means (P,) of the losses over the batch."""
     correct: Tensor | None
+    """Numbers (P,) float32 of correct samples."""
     true_probability: Tensor | None
+    """Sums (P,) float32 of the probabilities of the labels."""
     entropy: Tensor | None
-    """(P,) float32, the training statistics: sums over the batch."""
+    """Sums (P,) float32 of the entropies, nats."""
     partial: Tensor | None
-    """(P,blocks,1) or, with statistics, (P,blocks,4) float64: the parts of programs that share a batch."""
+    """Partial sums (P,blocks,1), or (P,blocks,4) with statistics, float64, of programs that share a batch."""
 
     @property
     def loss(self) -> Tensor:
+        """The loss in the wanted reduction."""
         loss = self.total_loss if self.sample_loss is None else self.sample_loss
-        assert loss is not None  # one of the two is asked for
+        assert loss is not None  # one of the two is always present
         return loss
 
     @property
     def statistics(self) -> tuple[Tensor, ...]:
+        """The training statistics; empty if they are not wanted."""
         return tuple(one for one in (self.correct, self.true_probability, self.entropy) if one is not None)
 
 
 def new_results(logits: Tensor, shape: Shape, blocks: int, reduction: str, with_stats: bool = False) -> Results:
-    """Uninitialised tensors for the results of a loss, whose batch `blocks` programs share."""
+    """Allocate the results of a loss, without initialisation, for `blocks` programs that share a batch."""
     each = reduction == "none"
-    loss = logits.new_empty(logits.shape[:-1] if each else logits.shape[:-2], dtype=computed(logits)[0])
+    loss = logits.new_empty(logits.shape[:-1] if each else logits.shape[:-2], dtype=loss_dtypes(logits)[0])
     correct, true_probability, entropy = (
         logits.new_empty(logits.shape[:-2], dtype=torch.float32) if with_stats else None for _ in range(3)
     )
@@ -98,23 +103,28 @@ def new_results(logits: Tensor, shape: Shape, blocks: int, reduction: str, with_
 
 
 class Sums(NamedTuple):
-    """What a program adds up over its samples, in float64."""
+    """The sums of a program over its samples, in float64."""
 
     loss: tl.tensor
+    """Sum of the losses of all samples."""
     correct: tl.tensor
+    """Number of correct samples."""
     true_probability: tl.tensor
+    """Sum of the probabilities of the labels."""
     entropy: tl.tensor
+    """Sum of the entropies."""
 
 
 @triton.jit
 def no_sums() -> Sums:
+    """Return sums of zero."""
     zero = tl.zeros((), tl.float64)
     return Sums(zero, zero, zero, zero)
 
 
 @triton.jit
 def write_loss(loss: tl.tensor, candidate: tl.tensor, total: tl.tensor, batch: tl.tensor, MEAN: tl.constexpr) -> None:
-    """The mean of no samples is NaN."""
+    """Write the sum, or the MEAN, of the losses of a candidate; the mean of no samples is NaN."""
     if loss is not None:
         if MEAN:
             total = tl.where(batch == 0, float("nan"), total / tl.maximum(batch, 1).to(tl.float64))
@@ -126,7 +136,7 @@ def write_sums(
     out: Results, sums: Sums, candidate: tl.tensor, block: tl.tensor, blocks: tl.tensor, batch: tl.tensor,
     MEAN: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The results, where one program has the whole batch; or else one program's part of them."""
+    """Write the results if one program has the whole batch, else the partial sums of this program."""
     with_stats: tl.constexpr = out.correct is not None
     if out.partial is None:
         write_loss(out.total_loss, candidate, sums.loss, batch, MEAN)
@@ -146,7 +156,7 @@ def write_sums(
 
 @triton.jit
 def sum_of_blocks(partial: tl.tensor, blocks: tl.tensor, stride: tl.constexpr, BLOCKS: tl.constexpr) -> tl.tensor:
-    """The sum of one number of each block; `stride` is from a block to the next."""
+    """Return the sum of one number of each block; `stride` is the distance between blocks."""
     index = tl.arange(0, BLOCKS)
     total = tl.zeros((BLOCKS,), tl.float64)
     for first in range(0, blocks, BLOCKS):
@@ -160,7 +170,7 @@ def _add_partial_sums(
     partial: tl.tensor, loss: tl.tensor, correct: tl.tensor, true_probability: tl.tensor, entropy: tl.tensor,
     blocks: tl.tensor, batch: tl.tensor, MEAN: tl.constexpr, BLOCKS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One program a candidate. It does not get `Results`: it would be compiled for each dtype of a gradient."""
+    """Add the partial sums of one candidate. With `Results` it would be compiled for each dtype of a gradient."""
     candidate = tl.program_id(0).to(tl.int64)
     count: tl.constexpr = 1 if correct is None else 4
     part = partial + candidate * blocks * count
@@ -172,7 +182,7 @@ def _add_partial_sums(
 
 
 def add_partial_sums(results: Results, shape: Shape, blocks: int, reduction: str) -> None:
-    """Results from the parts that programs have left; nothing to do where each program had a whole batch."""
+    """Add the partial sums of programs to results; there are none if each program had a whole batch."""
     if results.partial is None:
         return
     _add_partial_sums[(shape.candidates,)](
@@ -191,15 +201,20 @@ def store_gradient(to: tl.tensor, slope: tl.tensor, mask: tl.tensor) -> None:
 
 
 class Tile(NamedTuple):
-    """Some rows of a candidate, the whole of each."""
+    """Several whole rows of a candidate."""
 
     candidate: tl.tensor
+    """Number of the candidate."""
     sample: tl.tensor
+    """Numbers (ROWS,) of the samples."""
     present: tl.tensor
+    """Whether each sample (ROWS,) is in the batch."""
     row: tl.tensor
-    """Where the rows begin."""
+    """Offsets (ROWS,) of the rows."""
     column: tl.tensor
+    """Numbers (COLUMNS,) of the classes."""
     inside: tl.tensor
+    """Whether each entry (ROWS,COLUMNS) is a logit."""
 
 
 @triton.jit
@@ -207,7 +222,7 @@ def tile_of(
     candidate: tl.tensor, first: tl.tensor, batch: tl.tensor, classes: tl.tensor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> Tile:  # fmt: skip
-    """The ROWS samples from `first` on; those of the batch are present."""
+    """Return the tile of the ROWS samples from `first` on, of which those in the batch are present."""
     sample = first + tl.arange(0, ROWS)
     present = sample < batch
     column = tl.arange(0, COLUMNS)
@@ -217,7 +232,7 @@ def tile_of(
 
 @triton.jit
 def load_tile(logits: tl.tensor, row: tl.tensor, tile: Tile, T: tl.constexpr) -> tl.tensor:
-    """Logits of a tile, whose rows begin at `row`; -infinity beyond the last class."""
+    """Load the logits of a tile whose rows begin at `row`; they are -infinity beyond the last class."""
     return tl.load(logits + row[:, None] + tile.column[None, :], mask=tile.inside, other=float("-inf")).to(T)
 
 
@@ -225,20 +240,23 @@ class Softmax(NamedTuple):
     """The softmax of a tile of rows."""
 
     highest: tl.tensor
+    """Highest logit of each row."""
     exponent: tl.tensor
-    """log2 of the softmax without its normaliser."""
+    """Binary logarithm of the softmax without its normaliser."""
     power: tl.tensor
-    """The same as a power of 2."""
+    """Softmax without its normaliser, 2 to the power of `exponent`."""
     total: tl.tensor
-    """The normaliser."""
+    """Normaliser of each row."""
     log_total: tl.tensor
+    """Binary logarithm of the normaliser."""
 
 
 @triton.jit
 def softmax_of(logits: tl.tensor, highest: tl.tensor, temperature: tl.tensor) -> Softmax:
-    """Classes beyond the last have the logit -infinity. `highest` is the highest logit of each row.
+    """Compute the softmax of rows; `highest` is the highest logit of each row.
 
-    A row without a softmax, because it has a NaN, an infinity or no finite logit, gets a normaliser of NaN.
+    Columns beyond the last class have the logit -infinity. The normaliser is NaN for a row without a softmax, which has
+    a NaN, an infinity or no finite logit.
     """
     exponent = (logits - highest[:, None]) * (1.0 / (temperature * LN_2))
     power = tl.exp2(exponent)
@@ -248,14 +266,14 @@ def softmax_of(logits: tl.tensor, highest: tl.tensor, temperature: tl.tensor) ->
 
 @triton.jit
 def soft_loss(soft: tl.tensor, temperature: tl.tensor, divergence: tl.tensor) -> tl.tensor:
-    """The soft term, of a divergence in bits."""
-    return weighted(soft, temperature * temperature * LN_2 * divergence)
+    """Return the soft term of the loss from a divergence in bits."""
+    return safe_product(soft, temperature * temperature * LN_2 * divergence)
 
 
 @triton.jit
 def hard_loss(hard: tl.tensor, log_total: tl.tensor, own: tl.tensor) -> tl.tensor:
-    """The hard term; `own` is the exponent of the label's logit at temperature 1."""
-    return weighted(hard, (log_total - own) * LN_2)
+    """Return the hard term of the loss; `own` is the exponent of the label's logit at temperature 1."""
+    return safe_product(hard, (log_total - own) * LN_2)
 
 
 @triton.jit
@@ -263,9 +281,10 @@ def add_cross_entropy(
     value: tl.tensor, slope: tl.tensor, softmax: Softmax, z: tl.tensor, own_logit: tl.tensor, label: tl.tensor,
     tile: Tile, hard: tl.tensor, scale: tl.tensor, temperature: tl.tensor, WITH_STATS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, Softmax, tl.tensor]:  # fmt: skip
-    """Losses and gradients with their hard term; the softmax at temperature 1, and the exponent of the label's logit.
+    """Add the hard term to losses and gradients.
 
-    With statistics the softmax is that at temperature 1 always; without, where the hard term has a weight.
+    It also returns the softmax at temperature 1 and the exponent of the label's logit. Without statistics, the softmax
+    is at temperature 1 only if the hard term has a weight.
     """
     plain = softmax
     if (temperature != 1.0) & (WITH_STATS | (hard != 0.0)):
@@ -278,7 +297,7 @@ def add_cross_entropy(
 
 @triton.jit
 def store_tile(out: Results, tile: Tile, batch: tl.tensor, value: tl.tensor, slope: tl.tensor) -> tl.tensor:
-    """Write a tile's gradients and, where they are asked for, its losses; gives the sum of its losses."""
+    """Write the gradients of a tile, and its losses if they are wanted; return the sum of its losses."""
     store_gradient(out.gradient + tile.row[:, None] + tile.column[None, :], slope, tile.inside)
     if out.sample_loss is not None:
         tl.store(out.sample_loss + tile.candidate * batch + tile.sample, value, mask=tile.present)
@@ -290,15 +309,15 @@ def store_tile(out: Results, tile: Tile, batch: tl.tensor, value: tl.tensor, slo
 
 @triton.jit
 def load_classes(row: tl.tensor, c: tl.tensor, classes: tl.tensor, T: tl.constexpr) -> tl.tensor:
-    """Logits of some classes of the row that begins at a pointer; -infinity beyond the last."""
+    """Load the logits of some classes of the row at a pointer; they are -infinity beyond the last class."""
     return tl.load(row + c, mask=c < classes, other=float("-inf")).to(T)
 
 
 @triton.jit
 def _with_logits(logits: tl.tensor, highest: tl.tensor, total: tl.tensor, scale: tl.tensor) -> tl.tensor:
-    """Online softmax: what `total` is with another logit in each place, and one exponential for it.
+    """Add one logit in each place to an online softmax, with one exponential.
 
-    `total` is a sum of exp2((logit - highest) * scale). It begins with highest = LOWEST and total = 0.
+    `total` is the sum of exp2((logit - highest) * scale); it begins as 0 with highest = LOWEST.
     """
     power = tl.exp2(-tl.abs(logits - highest) * scale)
     return tl.where(logits > highest, total * power + 1.0, total + power)
@@ -306,7 +325,7 @@ def _with_logits(logits: tl.tensor, highest: tl.tensor, total: tl.tensor, scale:
 
 @triton.jit
 def _total_of_places(highest: tl.tensor, total: tl.tensor, scale: tl.tensor) -> tl.tensor:
-    """The online sums of all places together; 0 or NaN for a row without a softmax."""
+    """Return the sum over all places of an online softmax; 0 or NaN for a row without a softmax."""
     return tl.sum(total * tl.exp2((highest - tl.max(highest, 0)) * scale), 0)
 
 
@@ -315,7 +334,7 @@ def online_softmax(
     row: tl.tensor, classes: tl.tensor, rate: tl.tensor,
     WITH_PLAIN: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """The highest logit of a row, and the normaliser of its softmax: at `rate` and, WITH_PLAIN, at temperature 1.
+    """Return the highest logit of a row and the normalisers of its softmax at `rate` and, WITH_PLAIN, at temperature 1.
 
     `rate` is log2(e) / temperature.
     """
@@ -335,7 +354,7 @@ def online_softmax(
 def load_label(
     labels: tl.tensor, candidate: tl.tensor, stride: tl.tensor, sample: tl.tensor, classes: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The label of one sample, 0 if it is out of range, and whether it is in range."""
+    """Load the label of one sample, or 0 if it is out of range; return it and whether it is in range."""
     label = tl.load(labels + candidate * stride + sample)
     in_range = (label >= 0) & (label < classes)
     return tl.where(in_range, label, 0).to(tl.int32), in_range
@@ -343,7 +362,7 @@ def load_label(
 
 @triton.jit
 def store_loss(out: Results, candidate: tl.tensor, sample: tl.tensor, batch: tl.tensor, value: tl.tensor) -> tl.tensor:
-    """Write the loss of one sample, where it is asked for; gives it in float64."""
+    """Write the loss of one sample if it is wanted, and return it in float64."""
     if out.sample_loss is not None:
         tl.store(out.sample_loss + candidate * batch + sample, value)
     return value.to(tl.float64)

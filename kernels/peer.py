@@ -1,4 +1,4 @@
-"""The losses of a population whose candidates teach each other, and their gradients; see `tfkd_fast.ops.peer`.
+"""Triton kernels of `tfkd_fast.ops.peer`: the losses of candidates that learn from each other, and their gradients.
 
 Moves P*B*C logits in and P*B*C gradients out. A program visits its samples for all candidates twice: for the sum of
 their predictions, and for losses and gradients. The second visit reads the caches. Only the sum exists, in registers.
@@ -17,9 +17,9 @@ from tfkd_fast.kernels.common import (
     LOG2_E,
     WARPS,
     Shape,
-    computed,
     divisible,
     load_labels,
+    loss_dtypes,
     on_device,
     pick,
     programs_at_once,
@@ -37,13 +37,13 @@ from tfkd_fast.kernels.losses import (
     load_tile,
     new_results,
     online_softmax,
+    safe_product,
     setting,
     soft_loss,
     softmax_of,
     store_gradient,
     store_tile,
     tile_of,
-    weighted,
     write_loss,
 )
 
@@ -54,7 +54,7 @@ NOT_SPECIALIZED = ["candidates", "batch", "blocks", "labels_stride", "alpha_stri
 def _add_prediction(
     prediction: tl.tensor, candidate: tl.tensor, rest: tl.tensor, highest: tl.tensor, owner: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """`rest` is the sum of all predictions but the highest."""
+    """Add a prediction to the sum `rest` of all but the highest, to the highest, and to the number of its owner."""
     above = prediction > highest
     rest += tl.where(above, highest, prediction)
     return rest, tl.where(above, prediction, highest), tl.where(above, candidate, owner)
@@ -65,7 +65,7 @@ def _mean_prediction(
     prediction: tl.tensor, candidate: tl.tensor, candidates: tl.tensor, rest: tl.tensor, highest: tl.tensor,
     owner: tl.tensor, INCLUDE_SELF: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """What teaches a candidate, from the sums over all and its own prediction."""
+    """Return the target of a candidate from the sums over all candidates and its own prediction."""
     if INCLUDE_SELF:
         mean = (rest + highest) / candidates.to(rest.dtype)
     else:
@@ -78,7 +78,7 @@ def _write_losses(
     out: Results, losses: tl.tensor, index: tl.tensor, candidates: tl.tensor, block: tl.tensor, blocks: tl.tensor,
     batch: tl.tensor, MEAN: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Sums over the batch, or over a program's part of it, of all candidates."""
+    """Write the sums of all candidates over the batch, or over a program's part of it."""
     if out.partial is not None:
         tl.store(out.partial + index * blocks + block, losses, mask=index < candidates)
     elif out.total_loss is not None:
@@ -94,7 +94,7 @@ def _rows_in_registers(
     INCLUDE_SELF: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     CANDIDATES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Each program takes every `blocks`-th tile of ROWS samples. CANDIDATES is a power of 2, at least `candidates`."""
+    """Compute every `blocks`-th tile of ROWS samples. CANDIDATES is a power of 2, at least `candidates`."""
     block = tl.program_id(0)
     classes = divisible(classes, ALIGNMENT)
     index = tl.arange(0, CANDIDATES)
@@ -122,7 +122,7 @@ def _rows_in_registers(
             own = softmax.power / softmax.total[:, None]
             q = _mean_prediction(own, p, candidates, rest, highest_prediction, owner, INCLUDE_SELF)
             surprise = tl.log2(q) - (softmax.exponent - softmax.log_total[:, None])
-            value = soft_loss(soft, t, tl.sum(weighted(q, surprise), 1))
+            value = soft_loss(soft, t, tl.sum(safe_product(q, surprise), 1))
             slope = (soft * t * scale)[:, None] * (own - q)
             own_logit = tl.load(logits + tile.row + label, mask=tile.present, other=0.0).to(T)
             value, slope, _, _ = add_cross_entropy(
@@ -142,9 +142,9 @@ def _rows_in_blocks(
     INCLUDE_SELF: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     CANDIDATES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Each program takes every `blocks`-th sample, COLUMNS classes at a time; before that it reads the rows once more.
+    """Compute every `blocks`-th sample, COLUMNS classes at a time, after reading its rows once for their normalisers.
 
-    What is known of each candidate's row is in vectors of CANDIDATES.
+    Values of the candidates' rows are held in vectors of CANDIDATES.
     """
     block = tl.program_id(0)
     classes = divisible(classes, ALIGNMENT)
@@ -190,7 +190,7 @@ def _rows_in_blocks(
                 x = (z - highest) * rate
                 own = tl.exp2(x) / total
                 q = _mean_prediction(own, p, candidates, rest, highest_prediction, owner, INCLUDE_SELF)
-                divergence = tl.sum(weighted(q, tl.log2(q) - (x - tl.log2(total))), 0)
+                divergence = tl.sum(safe_product(q, tl.log2(q) - (x - tl.log2(total))), 0)
                 divergence_of += tl.where(index == p, divergence, 0.0)
                 plain = tl.exp2((z - highest) * LOG2_E) / pick(plain_total_of, index, p)
                 is_own = c == tl.sum(tl.where(index == p, label_of, 0), 0)
@@ -213,10 +213,10 @@ def _rows_in_blocks(
 def peer_loss(
     logits: Tensor, labels: Tensor, temperature: Tensor, alpha: Tensor, include_self: bool, reduction: str
 ) -> tuple[Tensor, Tensor]:
-    """Losses and gradients; see `tfkd_fast.ops.peer_loss`."""
+    """Compute losses and gradients of `tfkd_fast.ops.peer_loss`."""
     logits, labels = logits.contiguous(), labels.contiguous()
     shape = _more_programs(shape_of(logits), logits)
-    blocks = shape.blocks(logits, together=True)
+    blocks = shape.blocks(logits, all_candidates=True)
     out = new_results(logits, shape, blocks, reduction)
     kernel = _rows_in_registers if shape.in_registers else _rows_in_blocks
     with on_device(logits):
@@ -224,7 +224,7 @@ def peer_loss(
             logits, labels, temperature, alpha, out,
             shape.candidates, shape.batch, shape.classes, blocks,
             stride_of_candidates(labels, 1), stride_of_candidates(alpha, 0),
-            INCLUDE_SELF=include_self, MEAN=reduction == "mean", ALIGNMENT=shape.alignment, T=computed(logits)[1],
+            INCLUDE_SELF=include_self, MEAN=reduction == "mean", ALIGNMENT=shape.alignment, T=loss_dtypes(logits)[1],
             CANDIDATES=triton.next_power_of_2(shape.candidates),
             ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=registers(logits),
         )  # fmt: skip
@@ -233,10 +233,10 @@ def peer_loss(
 
 
 def _more_programs(shape: Shape, logits: Tensor) -> Shape:
-    """Fewer rows a tile, down to a number a thread, while the samples would not occupy the device.
+    """Reduce the rows of a tile, down to one number for each thread, until the samples occupy the device.
 
-    There are no programs for other candidates that would, and fewer rows are more likely still cached at the second
-    visit.
+    There are no programs for other candidates that would occupy it, and fewer rows are more likely to be cached when
+    they are read again.
     """
     rows = shape.rows
     while rows > 1 and rows * shape.columns > 32 * WARPS and shape.batch < rows * programs_at_once(logits):

@@ -1,4 +1,4 @@
-"""Class tables from the ranks of similarities. The definition is `tfkd_fast.ops.rank_binned_targets`.
+"""Triton kernel of `tfkd_fast.ops.rank_binned_targets`: class tables from the ranks of similarities.
 
 The rank of a class is the number of classes before it, which a program counts for some classes of one row: C^2
 comparisons a row, all from the caches, and C numbers written. That is faster than a sort up to a few thousand classes.
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tfkd_fast.kernels.common import computed, device_values, on_device, stride_of_candidates
+from tfkd_fast.kernels.common import device_values, loss_dtypes, on_device, stride_of_candidates
 
 # 128 classes of a program are compared with 32 at a time: 32 comparisons a thread in 4 warps.
 CLASSES, OTHERS = 128, 32
@@ -17,7 +17,7 @@ CLASSES, OTHERS = 128, 32
 
 @triton.jit
 def _share(true_mass: tl.tensor, bin_mass: tl.tensor, size: tl.tensor, S: tl.constexpr, T: tl.constexpr) -> tl.tensor:
-    """The mass of a class in a bin; every step is rounded to the type of the table, S."""
+    """Return the mass of a class in a bin; every step is rounded to the dtype S of the table."""
     rest = (1.0 - true_mass.to(T)).to(S)
     in_bin = (rest.to(T) * bin_mass.to(T)).to(S)
     if tl.float64 == T:
@@ -34,7 +34,7 @@ def _fill_tables(
     bin_masses_stride: tl.tensor,
     T: tl.constexpr, CLASSES: tl.constexpr, OTHERS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A program has CLASSES classes of a row of similarities, and serves all tables made from it."""
+    """Rank CLASSES classes of a row of similarities, and write their masses in all tables made from it."""
     S: tl.constexpr = table.dtype.element_ty
     parts = tl.cdiv(classes, CLASSES)
     row = tl.program_id(0) // parts
@@ -71,7 +71,7 @@ def _fill_tables(
 
 
 def rank_binned_targets(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: list[int]) -> Tensor:
-    """Class tables; see `tfkd_fast.ops.rank_binned_targets`. All tensors have the dtype of `similarity`."""
+    """Compute `tfkd_fast.ops.rank_binned_targets` for tensors that have the dtype of `similarity`."""
     similarity, true_mass, bin_masses = similarity.contiguous(), true_mass.contiguous(), bin_masses.contiguous()
     classes = similarity.shape[-1]
     lead = similarity.shape[:-2] or true_mass.shape or bin_masses.shape[:-1]
@@ -87,6 +87,6 @@ def rank_binned_targets(similarity: Tensor, true_mass: Tensor, bin_masses: Tenso
             similarity, true_mass, bin_masses, starts, table,
             classes, len(bin_starts), (lead[0] if lead else 1) // similarities,
             stride_of_candidates(true_mass, 0), stride_of_candidates(bin_masses, 1),
-            T=computed(similarity)[1], CLASSES=columns, OTHERS=OTHERS, num_warps=4,
+            T=loss_dtypes(similarity)[1], CLASSES=columns, OTHERS=OTHERS, num_warps=4,
         )  # fmt: skip
     return table

@@ -1,4 +1,4 @@
-"""Ranks of candidates, their scores and their order. The definition is `tfkd_fast.ops.rank_candidates`.
+"""Triton kernels of `tfkd_fast.ops.rank_candidates`: ranks of candidates, their scores and their order.
 
 Everything is counted: a candidate's rank from how many are better and how many are equal, and its place in the order
 from how many come before it. That is K^2 comparisons a criterion, from the caches; populations are small.
@@ -9,16 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tfkd_fast.kernels.common import computed, device_values, on_device
+from tfkd_fast.kernels.common import device_values, loss_dtypes, on_device
 
 CANDIDATES, OTHERS = 64, 32  # compared with each other at a time: 16 comparisons a thread in 4 warps
 
 
 @triton.jit
 def _round_to_9_decimals(value: tl.tensor) -> tl.tensor:
-    """To the nearest, as torch.round(decimals=9), for a value that is not negative.
+    """Round a non-negative value to 9 decimals, as torch.round(decimals=9) does.
 
-    Beside 2^52 float64 has no digits after the point; a number above it has none anyway.
+    Numbers of 2^52 and above have no digits after the point in float64, so adding 2^52 rounds to an integer.
     """
     scaled = value * 1e9
     no_digits = 4503599627370496.0
@@ -31,7 +31,7 @@ def _rank(
     criteria: tl.tensor,
     T: tl.constexpr, CANDIDATES: tl.constexpr, OTHERS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Ranks and scores of CANDIDATES candidates of a population."""
+    """Write the ranks and scores of CANDIDATES candidates of a population."""
     parts = tl.cdiv(candidates, CANDIDATES)
     base = (tl.program_id(0) // parts).to(tl.int64) * candidates
     k = tl.program_id(0) % parts * CANDIDATES + tl.arange(0, CANDIDATES)
@@ -61,7 +61,7 @@ def _order(
     ranks: tl.tensor, scores: tl.tensor, order: tl.tensor, winner: tl.tensor, candidates: tl.tensor,
     criteria: tl.tensor, CANDIDATES: tl.constexpr, OTHERS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The places of CANDIDATES candidates: by score, then by the ranks in turn, then by index."""
+    """Write the positions of CANDIDATES candidates in the order: by score, then by each rank in turn, then by index."""
     parts = tl.cdiv(candidates, CANDIDATES)
     population = (tl.program_id(0) // parts).to(tl.int64)
     base = population * candidates
@@ -89,7 +89,7 @@ def _order(
 def rank_candidates(
     criteria: Tensor, higher_is_better: list[bool], weights: list[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ranks, scores, order and winner; see `tfkd_fast.ops.rank_candidates`."""
+    """Compute ranks, scores, order and winner of `tfkd_fast.ops.rank_candidates`."""
     criteria = criteria.contiguous()
     candidates, count = criteria.shape[-2:]
     ranks = criteria.new_empty(criteria.shape, dtype=torch.float64)
@@ -105,7 +105,7 @@ def rank_candidates(
         # Without fusion: each product of a weight and a rank is rounded, as in the definition.
         _rank[programs](
             criteria, settings, settings[count:], ranks, scores, candidates, count,
-            T=computed(criteria)[1], CANDIDATES=CANDIDATES, OTHERS=OTHERS, num_warps=4, enable_fp_fusion=False,
+            T=loss_dtypes(criteria)[1], CANDIDATES=CANDIDATES, OTHERS=OTHERS, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
         _order[programs](
             ranks, scores, order, winner, candidates, count, CANDIDATES=CANDIDATES, OTHERS=OTHERS, num_warps=4

@@ -1,4 +1,4 @@
-"""The soft-target loss, its gradient and the training statistics. The definition is `tfkd_fast.ops.soft_target`.
+"""Triton kernels of `tfkd_fast.ops.soft_target`: the loss, its gradient and the training statistics.
 
 Moves B*C logits in and B*C gradients out, and B*C targets in where each sample has its own; a class table stays in the
 caches. Up to 1,024 classes a program holds several rows in registers, so each logit is read once. A longer row is read
@@ -16,9 +16,9 @@ from tfkd_fast.kernels.common import (
     TILE,
     WARPS,
     candidate_and_block,
-    computed,
     divisible,
     load_labels,
+    loss_dtypes,
     on_device,
     registers,
     shape_of,
@@ -38,6 +38,7 @@ from tfkd_fast.kernels.losses import (
     new_results,
     no_sums,
     online_softmax,
+    safe_product,
     setting,
     soft_loss,
     softmax_of,
@@ -45,7 +46,6 @@ from tfkd_fast.kernels.losses import (
     store_loss,
     store_tile,
     tile_of,
-    weighted,
     write_sums,
 )
 
@@ -65,7 +65,7 @@ def _rows_in_registers(
     CLASS_ROWS: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`blocks` programs a candidate; each takes every `blocks`-th tile of ROWS samples."""
+    """Compute every `blocks`-th tile of ROWS samples of a candidate, which has `blocks` programs."""
     candidate, block = candidate_and_block(blocks)
     classes = divisible(classes, ALIGNMENT)
     with_stats: tl.constexpr = out.correct is not None
@@ -86,7 +86,7 @@ def _rows_in_registers(
         highest = tl.max(z, 1)
         softmax = softmax_of(z, highest, t)
         surprise = tl.log2(q) - (softmax.exponent - softmax.log_total[:, None])
-        value = soft_loss(soft, t, tl.sum(weighted(q, surprise), 1))
+        value = soft_loss(soft, t, tl.sum(safe_product(q, surprise), 1))
         factor = soft * t * scale
         slope = (factor * tl.sum(q, 1) / softmax.total)[:, None] * softmax.power - factor[:, None] * q
 
@@ -100,7 +100,7 @@ def _rows_in_registers(
                 first_best = (own_logit == highest) & (tl.max(earlier.to(tl.int32), 1) == 0)
                 first_best = first_best & (plain.total == plain.total) & in_range
                 probability = tl.where(in_range, tl.exp2(own) / plain.total, float("nan"))
-                dot = tl.sum(weighted(plain.power, plain.exponent), 1)
+                dot = tl.sum(safe_product(plain.power, plain.exponent), 1)
                 uncertainty = (plain.log_total - dot / plain.total) * LN_2
                 sums = Sums(
                     sums.loss,
@@ -131,7 +131,7 @@ def _rows_in_blocks(
     CLASS_ROWS: tl.constexpr, MEAN: tl.constexpr, ALIGNMENT: tl.constexpr, T: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`blocks` programs a candidate; each takes every `blocks`-th sample, COLUMNS classes at a time."""
+    """Compute every `blocks`-th sample of a candidate, which has `blocks` programs, COLUMNS classes at a time."""
     candidate, block = candidate_and_block(blocks)
     classes = divisible(classes, ALIGNMENT)
     column = tl.arange(0, COLUMNS)
@@ -168,7 +168,7 @@ def _rows_in_blocks(
             q = tl.load(targets + target_row + c, mask=c < classes, other=0.0)
             x = (z - highest) * rate
             e = tl.exp2(x)
-            divergence_of_place += weighted(q, tl.log2(q) - (x - log_total))
+            divergence_of_place += safe_product(q, tl.log2(q) - (x - log_total))
             slope = softmax_factor * e - factor * q
             if with_plain:
                 if t != 1.0:
@@ -176,7 +176,7 @@ def _rows_in_blocks(
                     e = tl.exp2(x)
                 slope += hard_factor * (e / plain_total - (c == label).to(T))
                 if with_stats:
-                    dot_of_place += weighted(e, x)
+                    dot_of_place += safe_product(e, x)
                     earlier_of_place |= ((z == highest) & (c < label)).to(tl.int32)
                 if similarity is not None:
                     line = similarity + candidate * similarity_stride_p + label.to(tl.int64) * similarity_stride_y
@@ -215,7 +215,7 @@ def soft_target_loss(
     class_rows: bool,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and gradient; see `tfkd_fast.ops.soft_target_loss`."""
+    """Compute loss and gradient of `tfkd_fast.ops.soft_target_loss`."""
     out = _run(logits, labels, targets, None, temperature, hard_weight, class_rows, reduction, False)
     return out.loss, out.gradient
 
@@ -230,7 +230,7 @@ def soft_target_loss_with_stats(
     class_rows: bool,
     reduction: str,
 ) -> tuple[Tensor, ...]:
-    """Loss, gradient, correct, true_probability, entropy; see `tfkd_fast.ops.soft_target_loss_with_stats`."""
+    """Compute loss, gradient and statistics of `tfkd_fast.ops.soft_target_loss_with_stats`."""
     out = _run(logits, labels, targets, similarity, temperature, hard_weight, class_rows, reduction, True)
     return out.loss, out.gradient, *out.statistics
 
@@ -260,7 +260,7 @@ def _run(
             shape.batch, shape.classes, blocks,
             stride_of_candidates(labels, 1), stride_of_candidates(targets, 2),
             stride_of_candidates(temperature, 0), stride_of_candidates(hard_weight, 0), *similarity_strides,
-            CLASS_ROWS=class_rows, MEAN=reduction == "mean", ALIGNMENT=shape.alignment, T=computed(logits)[1],
+            CLASS_ROWS=class_rows, MEAN=reduction == "mean", ALIGNMENT=shape.alignment, T=loss_dtypes(logits)[1],
             ROWS=shape.rows, COLUMNS=shape.columns, num_warps=WARPS, maxnreg=registers(logits),
         )  # fmt: skip
         add_partial_sums(out, shape, blocks, reduction)

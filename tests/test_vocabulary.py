@@ -18,9 +18,6 @@ import tfkd_fast
 
 ROOT = Path(tfkd_fast.__file__).parent
 
-NOT_YET_COVERED = ("kernels/",)
-"""Modules whose names and texts are still to be gone over; the list only ever gets shorter."""
-
 SHORTEST = 20
 """Characters that a docstring has at least: fewer name a unit or a letter, and say nothing without their neighbours."""
 
@@ -43,15 +40,11 @@ class Text:
     public: bool
 
 
-def covered(path: Path) -> bool:
-    return not path.relative_to(ROOT).as_posix().startswith(NOT_YET_COVERED)
-
-
 @cache
 def modules() -> dict[Path, ast.Module]:
     """Module -> its syntax tree; `kernels` may be a link, which `rglob` does not follow."""
     paths = sorted({*ROOT.rglob("*.py"), *(ROOT / "kernels").glob("*.py")})
-    return {path: ast.parse(path.read_text()) for path in paths if covered(path)}
+    return {path: ast.parse(path.read_text()) for path in paths}
 
 
 def place(path: Path, node: ast.AST) -> str:
@@ -174,8 +167,3 @@ def test_an_attribute_is_explained_by_the_string_below_it() -> None:
             if token.type == tokenize.COMMENT and token.start[0] in attributes and "noqa" not in token.string:
                 trailing.append(f"{place(path, attributes[token.start[0]])} {token.string}")
     assert trailing == []
-
-
-def test_every_module_that_is_not_covered_exists() -> None:
-    """A list of exceptions that names what is gone would hide what comes in its place."""
-    assert [name for name in NOT_YET_COVERED if not (ROOT / name).exists() and name != "events.py"] == []
