@@ -1,8 +1,8 @@
-// Where gradients on the processor lie.
+// Memory of gradients on the CPU.
 //
 // The system takes back the memory of a large tensor when it is freed, and clears new pages for the next one, which
 // takes longer than the loss. So the memory of the last few large gradients is kept for the next ones of their sizes.
-// While it is kept the system may reclaim it (MADV_FREE): it is missing to nobody.
+// Meanwhile the system may reclaim its pages (MADV_FREE), so kept memory does not reduce what other processes can use.
 #pragma once
 
 #include "arguments.h"

@@ -37,7 +37,8 @@ inline void check_labels(const Tensor& labels, int64_t classes) {
   }
 }
 
-// A value of each candidate, or one of all; any stride. A row of logits must not ask a tensor: that calls into torch.
+// One value for each candidate, or one for all, of any stride. It is read from memory: asking the tensor for it would
+// call into torch for every row of logits.
 template <typename T>
 class CandidateValues {
  public:
