@@ -86,8 +86,10 @@ class Durations:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not hasattr(session.config, "workerinput"):  # no worker of pytest-xdist
-            slow = sorted((name, seconds) for name, seconds in self._of_test.items() if seconds > LIMIT)
-            FILE.write_text("".join(f"{seconds:.1f} {name}\n" for name, seconds in slow))
+            lines = {line.split(maxsplit=1)[1]: line for line in FILE.read_text().splitlines()}
+            for name, seconds in self._of_test.items():
+                lines[name] = f"{seconds:.1f} {name}" if seconds > LIMIT else ""
+            FILE.write_text("".join(f"{lines[name]}\n" for name in sorted(lines) if lines[name]))
 
 
 def _now() -> float:
