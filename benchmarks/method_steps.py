@@ -29,7 +29,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS, Context, Method, find_method
 from tfkd_fast.methods.base import Material, TeacherFacts
 from tfkd_fast.models import ModelSettings, build_model, feature_shapes
-from tfkd_fast.runs.recipe import merge
+from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teacher, Teachers
 from tfkd_fast.throughput.measure import CLASSES, measure_interleaved
