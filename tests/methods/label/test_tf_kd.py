@@ -146,7 +146,7 @@ def test_a_teacher_of_some_classes_is_refused() -> None:
         ({"temperature": 0.0}, "loss.temperature"),
         ({"alpha": 1.5}, "loss.alpha"),
         ({"multiplier": -1.0}, "loss.multiplier"),
-        ({"multiplier": 10.0}, "the paper has no multiplier"),
+        ({"multiplier": 10.0}, "where loss.convention is paper: it belongs to reference"),
         ({"kappa": 50.0}, "loss.kappa"),
     ],
 )
