@@ -113,7 +113,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_serves(tmp_path
     older, newest = sorted((folder / "checkpoints").glob("*.ckpt"))[-2:]
     os.truncate(newest, newest.stat().st_size // 2)
     assert f"{newest} is truncated or damaged" in refusal("train", "--resume", folder)
-    assert load_checkpoint(older)["epoch"] >= 1
+    assert load_checkpoint(older)["state"]["epoch"] >= 1
 
 
 def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:

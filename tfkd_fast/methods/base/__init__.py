@@ -17,7 +17,6 @@ __all__ = [
     "CompanionOutputs",
     "Context",
     "EpochResult",
-    "Event",
     "HoldoutMetrics",
     "Interval",
     "IntervalResult",

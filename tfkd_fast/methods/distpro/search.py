@@ -63,7 +63,7 @@ class DistProSearch(PathwayStudent):
         self._skip_below = settings.pathways.skip_below
         self.alpha = LearnedAlpha(settings.search, len(self.pathways))
         self.measured = torch.empty(0)
-        """(n,K) pathway losses of the last call of `loss`, without gradient."""
+        """(n,K): losses of the pathways in the last call of `loss`, without gradient."""
         self._apply()
 
     def _apply(self) -> None:

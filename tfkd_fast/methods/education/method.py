@@ -95,7 +95,7 @@ class Education(TaughtStudent):
         self._listened = [self._wanted_in(number) for number in range(len(self.grades))]
         self._side_by_side = [SideBySide(context, teachers) for teachers in self._listened]
         self.recalled: Tensor | None = None
-        """(B,C), what the head of the grade before makes of the latest batch; None before it was asked."""
+        """(B,C): logits of the head of the grade before for the latest batch; None before it was asked."""
         self._marks = Marks([grade.group for grade in self.grades])
         self._enter(0)
 

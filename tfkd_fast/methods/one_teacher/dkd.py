@@ -47,7 +47,7 @@ class DKD(TaughtStudent):
         super().__init__(settings, context, temperature=settings.loss.temperature)
         self._settings = settings.loss
         self.warmth = torch.ones((), device=context.device)
-        """() float32, what the divergences count now; it rises to 1 in place over the warm-up."""
+        """() float32: the present factor of the divergences; it rises to 1 in place over the warm-up."""
 
     def begin_interval(self, epoch: int) -> Plan:
         warmup = self._settings.warmup * self.context.epochs

@@ -39,7 +39,7 @@ class Professors:
         self._settings, self._context = settings, context
         self._temperature = temperature
         self.late = torch.zeros((), dtype=torch.bool, device=context.device)
-        """() bool, whether the run is in its second half; written in place."""
+        """() bool: whether the run is in its second half; written in place."""
         self.networks = self._built()
         """The professors, one for each teacher."""
         self._judged: list[ProfessorJudged] = []

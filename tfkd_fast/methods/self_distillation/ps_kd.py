@@ -45,7 +45,7 @@ class PSKD(SingleStudent):
         self._last_alpha = settings.loss.alpha
         self._memory = InstanceMemory(1, context.num_images, context.num_classes, context.device)
         self.hard_weight = torch.ones((), device=context.device)
-        """() float32, 1 - alpha_t of the present epoch; written in place."""
+        """() float32: the weight of the label in the present epoch, 1 - alpha_t; written in place."""
 
     def begin_interval(self, epoch: int) -> Plan:
         alpha = self._last_alpha * (epoch + 1) / self.context.epochs if epoch > 0 else 0.0
