@@ -156,9 +156,10 @@ def test_a_disk_that_is_full_stops_the_run_with_one_sentence(tmp_path: Path, wha
     assert not list(folder.rglob("*.part"))
     state = RunFolder(folder).newest_state()  # the checksum is right
     assert state is not None
+    later = state["state"]["epoch"] + 2
     with pytest.raises(KeyboardInterrupt):
-        api.resume(folder, [StopAfter(state["epoch"] + 2)])
-    assert newest(folder).name == f"epoch-{state['epoch'] + 2:05d}.ckpt"
+        api.resume(folder, [StopAfter(later)])
+    assert newest(folder).name == f"epoch-{later:05d}.ckpt"
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
 

@@ -66,7 +66,7 @@ def test_weights_of_less_than_a_part_of_the_equal_share_are_dropped() -> None:
     ("table", "sentence"),
     [
         ({"transforms": []}, r"recipe key 'pathways\.transforms'"),
-        ({"transforms": ["complex", "complex"]}, "name each transform once"),
+        ({"transforms": ["complex", "complex"]}, "'complex' is named twice"),
         ({"transforms": ["cubic"]}, "identity-1x1"),
         ({"skip_below": 1.0}, "less than 1"),
     ],
