@@ -48,21 +48,24 @@ def mark_slow(items: list[pytest.Item]) -> None:
 class Durations:
     """A plugin that measures every test and writes `FILE`.
 
-    In processor time, which other work on the machine does not change. A fixture that several tests share counts for
-    each of them: whichever of them runs first has to wait for it.
+    In processor time, which other work on the machine does not change. A fixture that several tests share counts,
+    for each of its parameters, for each of them: whichever of them runs first has to wait for it.
     """
 
     def __init__(self) -> None:
-        self._of_fixture: dict[tuple[str, str], float] = defaultdict(float)
+        self._of_fixture: dict[tuple[str, str, int], float] = defaultdict(float)
+        """Where it is defined, its name, and which of its parameters it has -> the longest that it took."""
         self._of_test: dict[str, float] = {}
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+    ) -> Iterator[None]:
         started = _now()
         try:
             return (yield)
         finally:
-            name = fixturedef.baseid, fixturedef.argname
+            name = fixturedef.baseid, fixturedef.argname, getattr(request, "param_index", 0)
             self._of_fixture[name] = max(self._of_fixture[name], _now() - started)
 
     @pytest.hookimpl(wrapper=True)
@@ -72,10 +75,12 @@ class Durations:
             return (yield)
         finally:
             names = getattr(item, "fixturenames", ())
+            callspec = getattr(item, "callspec", None)
+            parameters = callspec.indices if callspec else {}
             fixtures = (
                 seconds
-                for (base, name), seconds in self._of_fixture.items()
-                if name in names and item.nodeid.startswith(base)
+                for (base, name, parameter), seconds in self._of_fixture.items()
+                if name in names and parameter == parameters.get(name, 0) and item.nodeid.startswith(base)
             )
             item.user_properties.append(("processor seconds", _now() - started + sum(fixtures)))
 
