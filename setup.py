@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,13 +41,49 @@ def find_torch() -> Distribution | None:
     return None
 
 
+def compiler_command() -> tuple[list[str], str | None, list[str]]:
+    """CXX in its parts: what launches the compiler, its name, and its flags, as in "ccache g++ -m64"."""
+    command = os.environ.get("CXX")
+    if command is None or shutil.which(command):  # also a path with spaces
+        return [], command, []
+    words = shlex.split(command, posix=os.name == "posix")
+    first_flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    *launcher, name = words[:first_flag] or [""]
+    return launcher, name, words[first_flag:]
+
+
 def find_compiler() -> str | None:
-    """A C++20 compiler: the one that CXX names, or else the system's."""
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
-    for compiler in filter(None, map(shutil.which, names)):
-        probe = [compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
-        if subprocess.run(probe, input=b"#include <bit>\n", capture_output=True).returncode == 0:
-            return compiler
+    """The path of a C++20 compiler: the one that CXX names, or else the system's."""
+    launcher, name, flags = compiler_command()
+    for compiler in filter(None, map(shutil.which, ["c++", "g++", "clang++"] if name is None else [name])):
+        probe = [*launcher, compiler, "-std=c++20", "-fsyntax-only", *flags, "-x", "c++", "-"]
+        try:
+            if subprocess.run(probe, input=b"#include <bit>\n", capture_output=True).returncode == 0:
+                return str(Path(compiler).absolute())  # as it is called: a link may be a launcher
+        except OSError:  # the launcher is not there
+            continue
+    return None
+
+
+def why_afresh(options: dict[str, object]) -> str | None:
+    """Why the build folder cannot be configured with these options; None if it can, or if there is none.
+
+    CMake refuses the folder of another source tree or generator, and forgets its options where a compiler changes.
+    """
+    try:
+        lines = (BUILD / "CMakeCache.txt").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    entries = (re.fullmatch(r"([\w-]+):\w+=(.*)", line) for line in lines)
+    cached = dict(entry.groups() for entry in entries if entry)
+    for name, folder in (("CMAKE_HOME_DIRECTORY", ROOT), ("CMAKE_CACHEFILE_DIR", BUILD)):
+        if Path(cached.get(name, "")).resolve() != folder.resolve():
+            return f"it belongs to {cached.get(name, 'no source folder')}"
+    if cached.get("CMAKE_GENERATOR") != "Ninja":
+        return f"it was made for {cached.get('CMAKE_GENERATOR')}"
+    for name in ("CMAKE_CXX_COMPILER", "CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER"):
+        if {name} <= options.keys() & cached.keys() and cached[name] != str(options[name]):
+            return f"it was made with {cached[name]}"
     return None
 
 
@@ -134,9 +171,12 @@ def compile_all() -> tuple[list[Path], dict[str, str]]:
 
     nvcc, no_cuda = find_nvcc(compiler, torch)
     pybind11, no_bindings = find_pybind11()
+    launcher, _, flags = compiler_command()
     options = {
         "CMAKE_MAKE_PROGRAM": ninja,
         "CMAKE_CXX_COMPILER": compiler,
+        "CMAKE_CXX_COMPILER_LAUNCHER": ";".join(launcher) or os.environ.get("CMAKE_CXX_COMPILER_LAUNCHER", ""),
+        "CMAKE_CXX_FLAGS": " ".join([*map(shlex.quote, flags), os.environ.get("CXXFLAGS", "")]).strip(),
         "TORCH_FOLDER": torch.locate_file("torch"),
         "BUILD_CUDA": "ON" if nvcc else "OFF",
         "BUILD_BINDINGS": "ON" if pybind11 else "OFF",
@@ -146,8 +186,12 @@ def compile_all() -> tuple[list[Path], dict[str, str]]:
         options |= {"CMAKE_CUDA_ARCHITECTURES": CUDA_ARCHITECTURES}
     if pybind11:
         options |= {"pybind11_DIR": pybind11, "Python_EXECUTABLE": sys.executable}
+    afresh = why_afresh(options)
+    if afresh:
+        print(f"{BUILD} is built afresh: {afresh}")
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
     subprocess.check_call(
-        [cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", *(f"-D{name}={value}" for name, value in options.items())]
+        [cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", *(["--fresh"] if afresh else []), *definitions]
     )
     subprocess.check_call([cmake, "--build", BUILD])
 
