@@ -34,7 +34,7 @@ def train(
             `{"method": "kd", "data": {"batch_size": 32}}`, over the shipped recipe of their data set if there is one.
         out: the run folder, which is made.
         overrides: nested values by table that go before those of the recipe.
-        overwrite: whether a run that is in `out` may be replaced.
+        overwrite: whether a run that is in `out` may be replaced. Files there that are no part of a run stay.
         download: whether a data set that is missing may be fetched.
         listeners: told of every event and every batch while the run goes on.
 
@@ -42,18 +42,19 @@ def train(
         The summary, as in `summary.json`. Top-1 and top-5 are percent.
 
     Raises:
-        UserError: for bad input, before `out` is touched, and for a loss that is no longer finite.
+        UserError: for bad input, before `out` is touched, such as a folder that holds something else than a run or that
+            another process trains into; and for a loss that is no longer finite.
     """
     recipe = _resolved(recipe, overrides or {})
     folder = RunFolder(Path(out))
-    if not overwrite:
-        folder.refuse_if_taken()
+    folder.refuse_if_taken(overwrite=overwrite)
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
         with sealed_test_images():
             trainer = _trainer(recipe, open_dataset(recipe.data, download=download), folder, listeners)
-            folder.create(recipe.to_toml())  # nothing is left that could be refused
-            summary = trainer.run()
-        return _finish(trainer, summary)
+        with folder.alone():
+            folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
+            folder.create(recipe.to_toml())
+            return _run(trainer)
 
 
 def resume(out: Path | str, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
@@ -67,20 +68,22 @@ def resume(out: Path | str, listeners: Sequence[Listener] = ()) -> dict[str, Any
         The summary, as in `summary.json`. Top-1 and top-5 are percent.
 
     Raises:
-        UserError: if the folder holds no run, or a finished one.
+        UserError: if the folder holds no run, or a finished one, or one that another process trains.
     """
     folder = RunFolder(Path(out))
     recipe = read_recipe(folder)
-    if folder.summary.exists():
-        raise UserError(f"the run in {out} is finished: see {folder.summary}")
-    state = folder.newest_state()
-    if state is not None:
-        recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
-    with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-        with sealed_test_images():
-            trainer = _trainer(recipe, open_dataset(recipe.data), folder, listeners)
-            summary = trainer.run()
-        return _finish(trainer, summary)
+    if folder.generations.exists():
+        raise UserError(f"{out} holds the search for a policy: tfkd-fast learn goes on with it")
+    with folder.alone():
+        if folder.summary.exists():
+            raise UserError(f"the run in {out} is finished: see {folder.summary}")
+        state = folder.newest_state()
+        if state is not None:
+            recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
+        with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
+            with sealed_test_images():
+                trainer = _trainer(recipe, open_dataset(recipe.data), folder, listeners)
+            return _run(trainer)
 
 
 def evaluate(out: Path | str, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
@@ -122,10 +125,12 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: Seq
     return Trainer(recipe, dataset, compute, folder, listeners)
 
 
-def _finish(trainer: Trainer, summary: dict[str, Any]) -> dict[str, Any]:
-    """Test the student of a run that is trained, and write its summary."""
+def _run(trainer: Trainer) -> dict[str, Any]:
+    """Train, then test the student and write the summary."""
     folder = trainer.folder
-    summary = summary | _test(trainer.recipe, trainer.dataset, trainer.compute, folder)
+    with sealed_test_images():
+        summary = trainer.run()
+    summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder)
     folder.write_json(folder.summary, summary)
     trainer.finish(summary)
     return summary

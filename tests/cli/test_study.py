@@ -152,7 +152,7 @@ def test_interrupted_it_stops_its_processes_and_says_how_to_go_on(tmp_path: Path
     )
     for seed in (0, 1):
         wait_for(out / "runs" / f"ce-seed{seed}" / "metrics.jsonl", process)  # checkpoints come and go
-    assert f"another tfkd-fast study is at work in {out}" in refusal("study", study, "--out", out)
+    assert f"another tfkd-fast is at work in {out}" in refusal("study", study, "--out", out)
     started = children(process.pid)
     assert len(started) == 2
     process.send_signal(signal.SIGINT)

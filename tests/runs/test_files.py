@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.command import SMALL, refusal
+from tfkd_fast import api
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.checkpoint import MAGIC, load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import RunFolder, finite
+from tfkd_fast.runs.recipe import load_recipe
+from tfkd_fast.study import StudyFolder
 
 STATE = {"weights": torch.arange(1000.0), "epoch": 3, "names": ["a", "b"], "nested": {"none": None}}
 
@@ -78,21 +82,86 @@ def test_a_run_folder_keeps_two_checkpoints_and_finds_the_newest(tmp_path: Path)
 def test_an_existing_run_is_refused_and_replaced_only_on_request(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.refuse_if_taken()
-    run.create("a = 1")
+    run.create('method = "ce"')
     run.save_checkpoint(1, {"epoch": 1})
     with pytest.raises(UserError, match=r"holds an unfinished run: go on with --resume"):
         run.refuse_if_taken()
     run.write_json(run.summary, {"test_top1": 1.0})
     with pytest.raises(UserError, match=r"already holds a finished run: .*--overwrite"):
         run.refuse_if_taken()
-    assert run.recipe.read_text() == "a = 1"
+    assert run.recipe.read_text() == 'method = "ce"'
     assert run.checkpoint_files()
     foreign = tmp_path / "notes.txt"
     foreign.write_text("mine")
-    run.create("a = 2")
+    run.create('method = "kd"')
     assert run.read_summary() is None
     assert not run.checkpoint_files()
     assert foreign.read_text() == "mine"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("recipe", [None, "[tool.other]\nname = 1\n", "not toml"])
+def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path: Path, recipe: str | None) -> None:
+    """Whatever is asked for, and also where its files have names that a run gives."""
+    folder = tmp_path / "project"
+    for name in ("checkpoints/epoch-00001.ckpt", "tensorboard/events.out.tfevents.1", "summary.json", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    if recipe is not None:
+        (folder / "recipe.toml").write_text(recipe)
+    before = contents(folder)
+    train = ["train", "digits", *SMALL, "--out", folder]
+    for arguments in (train, [*train, "--overwrite"]):
+        refused = refusal(*arguments)
+        assert f"{folder} is not empty and holds nothing of tfkd-fast (checkpoints is in it)" in refused
+        assert "choose another --out" in refused
+    with pytest.raises(UserError, match="holds nothing of tfkd-fast"):
+        StudyFolder(folder).refuse_if_foreign()
+    assert "choose another --out" in refusal("learn", "digits", "--set", "target.family=scalar", "--out", folder)
+    assert contents(folder) == before
+
+
+def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.create('method = "ce"')
+    run.save_checkpoint(1, {"epoch": 1})
+    run.tensorboard.mkdir()
+    files = [run.summary, run.metrics, run.student, run.best, run.policy, run.report, run.archive, run.onnx]
+    files += [
+        tmp_path / "process.safetensors",
+        tmp_path / "summary.json.part",
+        run.tensorboard / "events.out.tfevents.7.host",
+    ]
+    files += [run.checkpoints / "epoch-00002.ckpt.part"]
+    users = [
+        tmp_path / "notes.txt",
+        tmp_path / "checkpoints" / "mine.pt",
+        tmp_path / "checkpoints" / "old" / "epoch-00001.ckpt",
+    ]
+    users += [run.tensorboard / "layout.json", tmp_path / "student.txt"]
+    for file in (*files, *users):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    files += run.checkpoint_files()
+    run.refuse_if_taken(overwrite=True)
+    run.create('method = "kd"')
+    assert not [file for file in files if file.exists()]
+    assert all(file.read_text() == "x" for file in users)
+    assert run.recipe.read_text() == 'method = "kd"'
+
+
+def test_a_search_for_a_policy_is_no_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.create('method = "ce"')
+    run.generations.write_text("")
+    with pytest.raises(UserError, match="holds the search for a policy: choose another --out"):
+        run.refuse_if_taken(overwrite=True)
+    run.recipe.write_text(load_recipe("digits").to_toml())
+    with pytest.raises(UserError, match="holds the search for a policy: tfkd-fast learn goes on"):
+        api.resume(tmp_path)
 
 
 def test_a_folder_without_a_recipe_is_no_run(tmp_path: Path) -> None:

@@ -13,9 +13,6 @@ from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
 from tfkd_fast.steering.control.settings import RandomSettings, SampledPolicySettings
 
-LOG = "generations.jsonl"
-"""Name of the log of a search: one line for each generation."""
-
 
 def learn_policy(
     recipe: Recipe, out: Path, *, generations: int, students: int, on_generation: Callable[[int, Generation], None]
@@ -37,16 +34,11 @@ def learn_policy(
     Raises:
         UserError: the folder holds another search, or the recipe leaves nothing to steer.
     """
-    folder, log = RunFolder(out), out / LOG
-    wanted = recipe.to_toml()
-    finished = ""
-    if folder.recipe.exists():
-        if not log.exists() or read_recipe(folder) != recipe:
+    folder = RunFolder(out)
+    if not folder.generations.exists():
+        if folder.recipe.exists():
             raise UserError(f"{out} holds something else than this search: choose another --out")
-        finished = "".join(line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n"))
-    done = [_generation(json.loads(line)) for line in finished.splitlines()]
-    if any(len(generation.qualities) != students for generation in done):
-        raise UserError(f"the search in {out} has {len(done[0].qualities)} students at a time: give as many")
+        folder.refuse_if_taken()
     fleet = Students(recipe, students)
     own = fleet.settings.controller  # gives the bounds of the policy's deviation if it has a policy
     search = PolicySearch(
@@ -55,17 +47,31 @@ def learn_policy(
         students,
         recipe.seed,
     )
-    search.restore(done)
-    if not done:
-        folder.create(wanted)
-    lines = LineFile(log, keep=len(finished.encode()))
-    for number in range(len(done), generations):
-        generation = search.run_generation(fleet)
-        lines.write(json.dumps(finite({"event": "generation", "number": number} | as_record(generation))))
-        folder.write_bytes(folder.policy.name, search.policy_bytes())
-        on_generation(number, generation)
-    lines.close()
+    with folder.alone():
+        finished = _finished(folder, recipe)
+        done = [_generation(json.loads(line)) for line in finished.splitlines()]
+        if any(len(generation.qualities) != students for generation in done):
+            raise UserError(f"the search in {out} has {len(done[0].qualities)} students at a time: give as many")
+        search.restore(done)
+        if not done:
+            folder.create(recipe.to_toml())
+        lines = LineFile(folder.generations, keep=len(finished.encode()))
+        for number in range(len(done), generations):
+            generation = search.run_generation(fleet)
+            lines.write(json.dumps(finite({"event": "generation", "number": number} | as_record(generation))))
+            folder.write_bytes(folder.policy.name, search.policy_bytes())
+            on_generation(number, generation)
+        lines.close()
     return folder.policy
+
+
+def _finished(folder: RunFolder, recipe: Recipe) -> str:
+    """The whole lines of the search's log, empty before the first generation."""
+    if not folder.generations.exists():
+        return ""
+    if read_recipe(folder) != recipe:
+        raise UserError(f"{folder.path} holds something else than this search: choose another --out")
+    return "".join(line for line in folder.generations.read_text().splitlines(keepends=True) if line.endswith("\n"))
 
 
 def _generation(line: dict[str, Any]) -> Generation:

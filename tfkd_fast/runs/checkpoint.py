@@ -21,10 +21,13 @@ MAGIC = b"tfkd_fast checkpoint 2\n"
 OLD_MAGICS = (b"tfkd_fast checkpoint 1\n",)
 """The first bytes of older checkpoints, which hold the state of runs and methods in another form."""
 
+PART = ".part"
+"""What the name of a file ends in while it is written; the file takes its own name when it is whole."""
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a neighbour file, flush it to disk, then rename: `path` is the old file or the new one, never a part."""
-    scratch = path.with_name(path.name + ".part")
+    scratch = path.with_name(path.name + PART)
     try:
         with scratch.open("wb") as file:
             write(file)
@@ -33,9 +36,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         scratch.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from None
+    finally:
+        with contextlib.suppress(OSError):  # it has the name of the file now
+            scratch.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

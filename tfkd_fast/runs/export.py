@@ -1,11 +1,13 @@
 """A finished student in the formats that other programs load. Inference needs nothing of this package."""
 
+import io
 from pathlib import Path
 
 import torch
 
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import read_recipe
 from tfkd_fast.runs.student import load_student
@@ -25,10 +27,15 @@ def export_student(out: Path) -> list[Path]:
     example = torch.zeros(2, channels, height, width)
     shapes = {"images": {0: torch.export.Dim("batch")}}
     program = torch.export.export(model, (example,), dynamic_shapes=shapes)
-    archive, onnx = folder.student.with_suffix(".pt2"), folder.student.with_suffix(".onnx")
-    torch.export.save(program, archive)
-    try:
-        torch.onnx.export(program, f=onnx, verbose=False, external_data=False)
-    except ImportError:
-        raise UserError(f"wrote {archive}, but ONNX needs more: pip install 'tfkd-fast[export]'") from None
-    return [folder.student, archive, onnx]
+    with folder.alone():
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        write_atomically(folder.archive, lambda file: file.write(content.getbuffer()))
+        try:
+            exported = torch.onnx.export(program, verbose=False)
+        except ImportError:
+            raise UserError(f"wrote {folder.archive}, but ONNX needs more: pip install 'tfkd-fast[export]'") from None
+        assert exported is not None
+        onnx = exported.model_proto.SerializeToString()
+        write_atomically(folder.onnx, lambda file: file.write(onnx))
+    return [folder.student, folder.archive, folder.onnx]

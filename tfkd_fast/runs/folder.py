@@ -1,19 +1,24 @@
 """The folder of a run: the names of its files, and who may write where.
 
 recipe.toml (resolved) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
-best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) · summary.json ·
-report.html · tensorboard/ when asked for.
+best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) and other files
+of a method · summary.json · report.html · student.pt2 and student.onnx when exported · tensorboard/ when asked for ·
+lock.
 """
 
 import contextlib
 import json
 import math
-import shutil
+import tomllib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from tfkd_fast.methods import METHODS
+from tfkd_fast.runs.checkpoint import PART, load_checkpoint, save_checkpoint, write_atomically
+from tfkd_fast.runs.lock import LOCK, alone_in, refuse_if_busy
 
 KEPT_CHECKPOINTS = 2
 
@@ -31,15 +36,32 @@ class RunFolder:
         self.policy = path / "policy.safetensors"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
+        self.archive = path / "student.pt2"
+        self.onnx = path / "student.onnx"
         self.tensorboard = path / "tensorboard"
+        self.generations = path / "generations.jsonl"  # of a search for a policy, which is no run
 
-    def refuse_if_taken(self) -> None:
-        """Raise UserError if the folder holds a run, or is no folder."""
-        if self.path.exists() and not self.path.is_dir():
+    def alone(self) -> AbstractContextManager[list[int]]:
+        """Take the folder, which is made, while the block runs; see `alone_in`."""
+        return alone_in(self.path)
+
+    def refuse_if_taken(self, *, overwrite: bool = False) -> None:
+        """Raise UserError unless a run may begin here: the folder is empty or not there, or with `overwrite` has a run.
+
+        What others keep in a folder is no run: it is refused in any case.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
             raise UserError(f"{self.path} is a file: choose another --out")
-        if self.summary.exists():
+        refuse_if_busy(self.path)
+        if self.generations.exists():
+            raise UserError(f"{self.path} holds the search for a policy: choose another --out")
+        if not self._holds_run():
+            refuse_if_foreign(self.path, ours={LOCK, self.recipe.name + PART})
+        elif self.summary.exists() and not overwrite:
             raise UserError(f"{self.path} already holds a finished run: choose another --out, or pass --overwrite")
-        if self.recipe.exists():
+        elif not overwrite:
             raise UserError(
                 f"{self.path} holds an unfinished run: go on with --resume {self.path}, or pass --overwrite"
             )
@@ -47,14 +69,33 @@ class RunFolder:
     def create(self, recipe_text: str) -> None:
         """Make the folder, without what an earlier run left there; files that are no part of a run stay."""
         try:
-            for file in (self.summary, self.metrics, self.student, self.best, self.policy, self.report, self.recipe):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for file in self._written():
                 file.unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.tensorboard):
-                shutil.rmtree(folder, ignore_errors=True)
-            self.checkpoints.mkdir(parents=True)
+            with contextlib.suppress(OSError):  # it is not there, or somebody else has files in it
+                self.tensorboard.rmdir()
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
         write_atomically(self.recipe, lambda file: file.write(recipe_text.encode()))
+
+    def _written(self) -> Iterator[Path]:
+        """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
+        that of a run until the next recipe takes its place."""
+        own = [self.summary, self.metrics, self.student, self.best, self.report, self.archive, self.onnx]
+        methods = [self.path / name for entry in METHODS.values() for name in entry.build.FILES]
+        for file in (*own, *methods):
+            yield file
+            yield file.with_name(file.name + PART)
+        yield from self.checkpoint_files()
+        yield from self.checkpoints.glob(f"epoch-*.ckpt{PART}")
+        yield from self.tensorboard.glob("events.out.tfevents.*")
+
+    def _holds_run(self) -> bool:
+        """Whether recipe.toml is that of a run; other programs have files of this name, too."""
+        try:
+            return isinstance(tomllib.loads(self.recipe.read_text()).get("method"), str)
+        except (OSError, ValueError):
+            return False
 
     def require_run(self) -> None:
         """Raise UserError unless the folder holds a run."""
@@ -68,6 +109,8 @@ class RunFolder:
     def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> Path:
         """Write the state after `epoch` epochs and drop all but the newest two."""
         path = self.checkpoints / f"epoch-{epoch:05d}.ckpt"
+        with contextlib.suppress(OSError):  # the write says what is wrong
+            self.checkpoints.mkdir(exist_ok=True)
         save_checkpoint(path, state)
         for old in self.checkpoint_files()[:-KEPT_CHECKPOINTS]:
             with contextlib.suppress(OSError):  # the next one tries again
@@ -91,6 +134,18 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
         return json.loads(self.summary.read_text()) if self.summary.exists() else None
+
+
+def refuse_if_foreign(folder: Path, *, ours: set[str]) -> None:
+    """Raise UserError if the folder has an entry that is not one of ours."""
+    try:
+        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours)
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    if foreign:
+        raise UserError(
+            f"{folder} is not empty and holds nothing of tfkd-fast ({foreign[0]} is in it): choose another --out"
+        )
 
 
 def finite(value: Any) -> Any:

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +17,8 @@ from typing import Any, TypeAlias
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.checkpoint import write_atomically
-from tfkd_fast.runs.folder import RunFolder, finite
+from tfkd_fast.runs.folder import RunFolder, finite, refuse_if_foreign
+from tfkd_fast.runs.lock import LOCK, alone_in
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.study import results
@@ -50,6 +50,7 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._parts = [path / name for name in ("recipes", "runs", "logs")]
         self.table = path / "table.md"
         self.results = path / "results.json"
 
@@ -65,6 +66,13 @@ class StudyFolder:
         """What the process of a run printed."""
         return self.path / "logs" / f"{run.name}.txt"
 
+    def refuse_if_foreign(self) -> None:
+        """Raise UserError if the folder holds something else than a study; what lies beside a study may stay there."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose another --out")
+        if self.path.exists() and not all(part.is_dir() for part in self._parts):
+            refuse_if_foreign(self.path, ours={LOCK, *(part.name for part in self._parts)})
+
     def create(self) -> None:
         """Make the folder.
 
@@ -72,8 +80,8 @@ class StudyFolder:
             UserError: it cannot be written to.
         """
         try:
-            for name in ("recipes", "runs", "logs"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
+            for part in self._parts:
+                part.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
 
@@ -106,8 +114,9 @@ class Runner:
         processes at a time: without it one on CUDA, one a core otherwise.
 
         Raises:
-            UserError: a run in the folder was trained by another recipe.
+            UserError: the folder holds something else than a study, or a run by another recipe.
         """
+        folder.refuse_if_foreign()
         self.study, self.folder, self._on_end = study, folder, on_end
         self.seeds = [*study.seeds, *(seed for seed in seeds if seed not in study.seeds)]
         for run in (Run(row, seed) for seed in self.seeds for row in study.rows.values()):
@@ -123,8 +132,8 @@ class Runner:
 
     def run(self) -> None:
         """Train, and write the table after every run; a run that fails does not stop the others."""
-        self.folder.create()
-        with _alone_in(self.folder.path) as inherited:
+        with alone_in(self.folder.path) as inherited:
+            self.folder.create()
             self.write_table()
             try:
                 while self.waiting or self._running:
@@ -248,25 +257,3 @@ def _uses_cuda(row: Row) -> bool:
         return False
     recipe = row.recipe(0)
     return resolve_compute(recipe.device, recipe.precision).device.type == "cuda"
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[list[int]]:
-    """Take the folder for as long as we or a process of ours lives, also one that outlived a runner that was killed.
-
-    Gives the file descriptors that those processes must inherit.
-
-    Raises:
-        UserError: if another study, or what is left of one, is at work there.
-    """
-    if sys.platform == "win32":  # has no such locks
-        yield []
-        return
-    import fcntl
-
-    with (folder / "lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another tfkd-fast study is at work in {folder}: wait for it, or end it first") from None
-        yield [lock.fileno()]

@@ -341,6 +341,7 @@ def test_a_restored_search_goes_on_with_the_same_numbers() -> None:
     assert torch.equal(straight.weights, saved.weights)
     assert all(torch.equal(a, b) for a, b in zip(step.tensors(), other.tensors(), strict=True))
     assert straight.files() == saved.files()
+    assert straight.files().keys() == set(straight.FILES)
     assert straight.begin_interval(1) == saved.begin_interval(1)
 
 

@@ -6,7 +6,7 @@ The engine runs any method through this protocol and names none. Accuracies are 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from tfkd_fast.methods.base.results import EpochResult, IntervalResult, Outcome
 class Method(ABC):
     """A training method. Its state is per run: one object serves one run from the first epoch to the last."""
 
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """Names of the files that `files` may give: a run that replaces one of this method deletes them."""
     needs: Needs
     """What it asks of the engine, for the whole run."""
     adapters: nn.Module | None = None
@@ -98,7 +100,7 @@ class Method(ABC):
         return {}
 
     def files(self) -> dict[str, bytes]:
-        """What the method adds to the run folder at the end, by file name."""
+        """What the method adds to the run folder at the end, by file name; the names are in `FILES`."""
         return {}
 
     # State.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -51,6 +51,9 @@ from tfkd_fast.steering.selection import (
 )
 from tfkd_fast.steering.targets import LEAST_RISE, RankBinnedTargetSettings, TargetSettings
 
+POLICY = "policy.safetensors"
+"""Name of the file that the controller's policy is kept in."""
+
 DROP = 0.5
 """A learning rate below this share of the epoch before is a drop, and makes held-out figures jump (our choice)."""
 
@@ -68,6 +71,8 @@ class ControlledTargetsSettings(Settings):
 
 class ControlledTargets(SteeredMethod):
     """A target family, a controller that acts on it, and a selection among candidates."""
+
+    FILES: ClassVar = (POLICY,)
 
     @classmethod
     def needs_for(cls, settings: ControlledTargetsSettings) -> Needs:
@@ -188,7 +193,7 @@ class ControlledTargets(SteeredMethod):
     def files(self) -> dict[str, bytes]:
         """The policy, for runs that are to start with it."""
         policy = self._controller.policy_bytes()
-        return {"policy.safetensors": policy} if policy else {}
+        return {POLICY: policy} if policy else {}
 
     def candidate_tensors(self) -> dict[str, Tensor]:
         return self.teaching.candidate_tensors()

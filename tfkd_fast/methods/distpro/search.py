@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,8 @@ class DistProSearch(PathwayStudent):
     The outer problem is the cross-entropy of held-out images after the step, the inner one the step itself. A pathway
     that is skipped is judged all the same, forward only, so that it comes back when it would help (our choice).
     """
+
+    FILES: ClassVar = (FILE,)
 
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
