@@ -134,15 +134,17 @@ def find_pybind11() -> Found:
 class BuildNative(build_ext):
     """Compiles csrc/ into tfkd_fast/native/, and records there what is left out, and why."""
 
+    built: list[Path]
+
     def run(self) -> None:
         folder = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "tfkd_fast" / "native"
         folder.mkdir(parents=True, exist_ok=True)
-        built, missing = compile_all()
+        self.built, missing = compile_all()
         for part, reason in missing.items():
             self.warn(f"{part} is left out, the package works without it: {reason}")
-        for old in set(folder.iterdir()) - {folder / file.name for file in built}:
+        for old in set(folder.iterdir()) - {folder / file.name for file in self.built}:
             old.unlink()
-        for file in built:
+        for file in self.built:
             new = folder / f"{file.name}.new"
             shutil.copyfile(file, new)
             new.replace(folder / file.name)  # a running program keeps the library that it has mapped
@@ -235,8 +237,17 @@ def kernels_of_reports() -> Iterator[dict[str, str]]:
             yield {"operator": source.parent.name, **kernel.groupdict()}
 
 
-class PlatformWheel(bdist_wheel):
-    """The operators depend on the platform, but on no Python version. (The build information does; it is optional.)"""
+class AnyPythonWheel(bdist_wheel):
+    """The operators depend on the platform, but on no Python version. (The build information does; it is optional.)
+
+    Where nothing was compiled, the wheel depends on no platform either.
+    """
+
+    def run_command(self, command: str) -> None:
+        super().run_command(command)
+        if command == "build" and not self.get_finalized_command("build_ext").built:
+            self.distribution.ext_modules = None
+            self.root_is_pure = True
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
@@ -247,8 +258,9 @@ class PlatformWheel(bdist_wheel):
 UNLINKED = [] if (ROOT / "tfkd_fast" / "kernels").is_dir() else ["tfkd_fast.kernels"]
 
 setup(
-    # A build dependency only where the environment has none: any torch >= 2.11 serves, and a second copy is large.
-    setup_requires=["torch>=2.11"] if find_compiler() and not find_torch() else [],
+    # A build dependency only of what compiles (see build_backend.py) and only where the environment has none: any
+    # torch >= 2.11 serves, and a second copy is large.
+    setup_requires=["torch>=2.11"] if "sdist" not in sys.argv and find_compiler() and not find_torch() else [],
     # The root, so that an editable installation is a path, which type checkers and editors follow.
     package_dir={"": ".", **dict.fromkeys(UNLINKED, "kernels")},
     packages=find_packages(include=["tfkd_fast*"]) + UNLINKED,
@@ -269,5 +281,5 @@ setup(
             ],
         )
     ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPythonWheel},
 )

@@ -17,6 +17,8 @@ from tfkd_fast.events import (
     StepsCompiled,
     TeachersWeighed,
 )
+from tfkd_fast.ops import backends
+from tfkd_fast.ops.native import NativeLibrary
 
 START = RunStarted(
     method="ce",
@@ -55,6 +57,21 @@ def shown(*events: Event) -> list[str]:
         for event in (START, *events):
             listener.event(event)
     return text.getvalue().splitlines()[2:]
+
+
+@pytest.mark.parametrize(
+    ("serving", "missing", "said"),
+    [("reference", "it is not built", 1), ("reference", None, 0), ("cuda", "it is not built", 0)],
+)
+def test_the_slow_operators_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, serving: str, missing: str | None, said: int
+) -> None:
+    monkeypatch.setattr(backends, "native_library", NativeLibrary(missing, ""))
+    text = io.StringIO()
+    with Display(Console(file=text, width=200)) as listener:
+        listener.event(START.model_copy(update={"ops": serving}))
+        listener.event(EPOCH)
+    assert text.getvalue().count("The slow operators serve (plain PyTorch), because it is not built\n") == said
 
 
 @pytest.mark.parametrize("saw", [False, True, None])

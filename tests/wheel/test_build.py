@@ -16,12 +16,12 @@ from tfkd_fast.ops import native
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree, not an installation")
 
 
-def run_in(folder: Path, code: str, **environment: str) -> str:
+def run_in(folder: Path, code: str, *arguments: str, **environment: str) -> str:
     """What Python code prints that imports what is in `folder`."""
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": str(folder)} | environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -52,7 +52,10 @@ print(ops.__file__, recipes, cpp.state, cpp.reason, sep="\\n")
     where, recipes, state, why = run_in(installed, code).splitlines()
     assert Path(where).is_relative_to(installed)
     assert (recipes, state) == ("True", "refused")
-    assert why == (f"the C++ library is not built: {reason} when the package was installed; fix that and reinstall")
+    assert why == f"the C++ library is not built: {reason} when the package was installed; fix that and reinstall"
+
+    doctor = run_in(installed, "from tfkd_fast.cli import main; main()", "doctor", COLUMNS="400")
+    assert f"The slow operators serve (plain PyTorch), because {why}" in doctor
 
 
 @needs_cpp

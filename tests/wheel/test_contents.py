@@ -1,6 +1,7 @@
 """What is in a wheel, and that it is the same however the source came."""
 
 import shutil
+import subprocess
 import tarfile
 import zipfile
 from collections import Counter
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wheel.builds import ROOT, build
+from tests.wheel.builds import ROOT, build, call_backend
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs the source tree, not an installation")
 
@@ -49,3 +50,40 @@ def test_the_kernels_are_installed_once_however_the_source_came(source: Path, tm
     assert {name for name in files if "kernels" in name} == kernels
     assert installed_by(built("wheel", unpacked)) == files
     assert installed_by(built("wheel", unlinked)) == files
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_source_distribution_holds_the_repository_and_needs_no_torch(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a git checkout")
+    names = {name for name in listed.stdout.split("\0") if name}
+    copy = tmp_path / "copy"
+    for name in names:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
+    (copy / "tfkd_fast" / "native").mkdir()
+    (copy / "tfkd_fast" / "native" / "libtfkd_fast.so").touch()
+    (copy / "tests" / "__pycache__").mkdir()
+    (copy / "tests" / "__pycache__" / "left.pyc").touch()
+
+    asked = {"PYTHONPATH": f"{hide_torch(tmp_path / 'hidden')}"}
+    for kind, needed in (("sdist", "[]"), ("wheel", "['torch>=2.11']")):
+        hook = call_backend(f"get_requires_for_build_{kind}()", copy, **asked)
+        assert hook.stdout.splitlines()[-1:] == [needed], hook.stdout + hook.stderr
+    with tarfile.open(built("sdist", copy)) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
+    assert names - held == {"tfkd_fast/kernels"}  # the link, of which there is the folder
+    made = {name for name in held - names if "egg-info" not in name and not name.startswith("tfkd_fast/kernels/")}
+    assert made == {"PKG-INFO", "setup.cfg"}
+
+
+def hide_torch(folder: Path) -> Path:
+    """A folder for PYTHONPATH that lets setup.py find no torch, as in an environment that has none."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import importlib.metadata as m\n"
+        "every = m.distributions\n"
+        "m.distributions = lambda **asked: () if asked.get('name') == 'torch' else every(**asked)\n"
+    )
+    return folder

@@ -24,6 +24,7 @@ from tfkd_fast.events import (
     TargetsDecided,
     TeachersWeighed,
 )
+from tfkd_fast.ops.backends import why_slow
 from tfkd_fast.runs.log import Listener
 
 REFRESH = 0.1
@@ -116,6 +117,8 @@ class Display(Listener):
             f"{start.train_images:,} images to fit, {start.holdout_images:,} held out · seed {start.seed}"
         )
         self._print(f"{start.device_name} · {start.precision} · loader {start.loader} · operators {start.ops}")
+        if start.ops == "reference" and (slow := why_slow()):
+            self._print(slow)
         if start.teachers:
             saw = " · trained on images that are held out here" if start.teachers_saw_holdout else ""
             self._print(f"taught by {', '.join(start.teachers)}{saw}")

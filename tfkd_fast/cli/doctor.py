@@ -10,7 +10,7 @@ import tfkd_fast
 from tfkd_fast import ops
 from tfkd_fast.data import missing_loaders
 from tfkd_fast.device import cpu_capabilities, resolve_compute
-from tfkd_fast.ops import native
+from tfkd_fast.ops import backends, native
 
 EXTRAS = {
     "tensorboard": ("TensorBoard events", "logging"),
@@ -62,7 +62,7 @@ def _cuda() -> str:
 def _build() -> Table:
     rows: Table = [("what", "how it was built")]
     parts = ("the C++ library", "the CUDA library", "the build information")
-    reasons = {part: native.not_built(part) for part in parts}
+    reasons = {part: native.not_built(part) for part in parts} | {"the C++ library": backends.why_slow()}
     build = native.build_information()
     if build is None:
         reasons["the build information"] = reasons["the build information"] or (

@@ -108,6 +108,13 @@ def backend_of(operator: str, device: torch.device) -> str:
     return _choose(operator, None, tensor)
 
 
+def why_slow() -> str | None:
+    """Return a sentence where plain PyTorch serves because the C++ library is missing; None if it is loaded."""
+    if native_library.missing is None:
+        return None
+    return f"The slow operators serve (plain PyTorch), because {native_library.missing}"
+
+
 @contextmanager
 def using_backend(name: str) -> Iterator[None]:
     """Force a backend on the whole process while the context is open, see `select`; "auto" changes nothing.
