@@ -110,6 +110,8 @@ def test_sizes_and_dtypes_against_the_reference(backend: Any, num_classes: int, 
         pytest.skip("C^3 comparisons in an interpreter")
     generator = torch.manual_seed(num_classes)
     candidates = 1 if num_classes > 200 else 2
+    if backend.name == "triton" and backend.slow and num_classes >= 100:
+        num_classes, candidates = min(num_classes, 140), 1  # a row of 140 has two programs, the second of 12
     similarity = torch.randn(candidates, num_classes, num_classes, generator=generator).to(dtype)  # half types: ties
     similarity[..., ::7] = similarity[..., :1]
     similarity[:, 0, 1::5] = torch.nan
@@ -123,9 +125,11 @@ def test_sizes_and_dtypes_against_the_reference(backend: Any, num_classes: int, 
 
 
 def test_more_bins_than_a_kernel_expects(backend: Any) -> None:
-    similarity = torch.rand(200, 200, dtype=torch.float64, generator=torch.manual_seed(0))
-    starts = list(range(1, 200))
-    masses = torch.arange(1.0, 200.0, dtype=torch.float64) / (199 * 100)
+    classes = 70 if backend.name == "triton" and backend.slow else 200  # a program reads 32 bins at a time
+    similarity = torch.rand(classes, classes, dtype=torch.float64, generator=torch.manual_seed(0))
+    starts = list(range(1, classes))
+    masses = torch.arange(1.0, classes, dtype=torch.float64)
+    masses /= masses.sum()
     table = tables(backend, similarity, torch.tensor(0.5, dtype=torch.float64), masses, starts)
     assert_near(table, by_loop(similarity.numpy(), 0.5, masses.numpy(), starts))
 

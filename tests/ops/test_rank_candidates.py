@@ -159,6 +159,8 @@ def test_a_batch_ranks_each_population_by_itself(backend: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("candidates", "criteria"), [(1, 1), (2, 1), (31, 3), (33, 5), (64, 2), (130, 40), (1025, 1)])
 def test_sizes_and_dtypes_against_scipy(backend: Any, candidates: int, criteria: int, dtype: torch.dtype) -> None:
+    if backend.name == "triton" and backend.slow:  # programs of 64 candidates, and a loop over the criteria
+        candidates, criteria = min(candidates, 200), min(criteria, 6)
     values = torch.randn(candidates, criteria, generator=torch.manual_seed(0)).to(dtype)  # half types: ties
     values[::5] = -0.0
     values[::10] = 0.0
