@@ -12,6 +12,8 @@ from hypothesis import given
 
 from tests.steering.control.problems import build, outcome, same
 from tfkd_fast.errors import UserError
+from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
+from tfkd_fast.settings import table_forms
 from tfkd_fast.steering.control import Controller, Decision, Progress
 from tfkd_fast.steering.control.controller import Draws
 
@@ -25,6 +27,13 @@ VALUES: dict[str, dict[str, object]] = {
     "policy": {"policy": "cifar10"},
     **{name: {} for name in LEARNING},
 }
+
+
+def test_every_controller_is_among_them() -> None:
+    (union,) = [field for name, field in ControlledTargetsSettings.model_fields.items() if name == "controller"]
+    forms = table_forms(union)
+    assert forms is not None
+    assert set(VALUES) == set(forms.names)
 
 
 def play(controller: Controller, progress: Progress, decisions: range) -> list[dict[str, object]]:

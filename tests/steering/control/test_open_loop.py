@@ -71,7 +71,6 @@ def test_fixed_plays_one_action_for_every_candidate(progress: Progress) -> None:
     assert torch.equal(decision.actions, torch.tensor([[0.5, 1.0, -1.0, 0.0]] * 3))
     assert decision.roles == ("fixed",) * 3
     assert decision.log_probability(0) is None
-    assert not controller.learns
 
 
 def test_fixed_is_neutral_by_default_and_empty_for_a_constant_target(progress: Progress) -> None:
@@ -122,7 +121,6 @@ def test_a_recording_plays_what_has_begun_last(progress: Progress, fraction: flo
     assert torch.equal(decision.actions, torch.full((2, 5), entry + 1.0))
     assert decision.learning_rate_factors == ((1.0, 0.5, 2.0)[entry],) * 2
     assert decision.roles == ("recorded",) * 2
-    assert not controller.learns
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

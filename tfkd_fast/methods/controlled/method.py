@@ -80,7 +80,7 @@ class ControlledTargets(SteeredMethod):
         target, chosen = target_needs(settings.target), settings.selection
         selects = isinstance(chosen, RankedSelectionSettings)
         beside_each_other = target.joint_steps and not selects  # peers that train to the end
-        holdout = selects or control.learns(settings.controller)
+        holdout = selects or settings.controller.learns
         cooldown_epochs = settings.controller.cooldown_epochs if holdout else 0
         averages: dict[Average, bool] = {"epoch": holdout and not cooldown_epochs, "interval": chosen.needs_average}
         return replace(
@@ -169,7 +169,7 @@ class ControlledTargets(SteeredMethod):
         best, parent = survivors[0], self._standings[0]
         if not self._selects or len(survivors) == 1:
             events += self._applied_events(best)
-        if self._decision is not None and self._controller.learns:
+        if self._decision is not None and self._settings.controller.learns:
             gradient = self._action_gradient(best, results[best]) if self._controller.needs_gradient else None
             events.append(self._learn(self._decision, standings, best, parent, gradient))
         if self._decision is not None:

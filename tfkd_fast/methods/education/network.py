@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tfkd_fast.errors import UserError
 from tfkd_fast.models import VGG, ResidualNetwork
 from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, average_pool, initialise_convolutions, norm_relu_pool
 
@@ -68,7 +69,10 @@ class Grade(nn.Module):
         """
         super().__init__()
         if not isinstance(student, VGG | ResidualNetwork):
-            raise TypeError(f"a {type(student).__name__} has no stages that a grade could consist of")
+            raise UserError(
+                f"method education deepens a student stage by stage, and {type(student).__name__} has no stages to run "
+                "apart: choose a VGG or a residual network as the model"
+            )
         self.student, self.head = student, head
         self._stages, self._watch = stages, watch
 

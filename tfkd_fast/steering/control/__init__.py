@@ -56,7 +56,6 @@ __all__ = [
     "TargetControlEnv",
     "TargetControlVectorEnv",
     "build_controller",
-    "learns",
     "observation",
 ]
 
@@ -76,15 +75,6 @@ def __getattr__(name: str) -> Any:
             raise
         raise UserError(f"{name} needs gymnasium: pip install 'tfkd-fast[gym]'") from None
     return getattr(environment, name)
-
-
-OPEN_LOOP = ("fixed", "schedule", "progressive", "recorded")
-"""The controllers that learn nothing from how students do."""
-
-
-def learns(settings: ControllerSettings) -> bool:
-    """Whether the controller that the settings name learns from how students do, and so needs held-out images."""
-    return settings.name not in OPEN_LOOP
 
 
 def build_controller(settings: ControllerSettings, space: ActionSpace, seed: int) -> Controller:

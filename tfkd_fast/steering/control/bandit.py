@@ -21,8 +21,6 @@ class BanditController(Controller):
     Moulines, ALT 2011), because the target that serves a student best changes while it learns.
     """
 
-    learns = True
-
     def __init__(self, settings: BanditSettings, space: ActionSpace, seed: int) -> None:
         for number, arm in enumerate(settings.arms):
             check_length(f"controller.arms[{number}]", arm, space, "give as many")

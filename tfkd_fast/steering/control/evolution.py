@@ -51,8 +51,6 @@ class EvolutionController(Controller):
     loading, all draws are made again and the optimiser learns from the same losses.
     """
 
-    learns = True
-
     def __init__(self, settings: EvolutionSettings, space: ActionSpace, seed: int) -> None:
         self._std, self._action_size = settings.initial_std, space.action_size
         self._seed = seed % 2**32  # the range of numpy's generator

@@ -26,7 +26,6 @@ class HypergradientController(Controller):
     through one step only as in MetaDistil (Zhou et al., ACL 2022). There is no network: the action itself is learned.
     """
 
-    learns = True
     explores = False
     needs_gradient = True
 

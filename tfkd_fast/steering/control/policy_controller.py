@@ -52,8 +52,6 @@ class PolicyController(Controller):
     0.14 against 0.10 after 48 decisions.
     """
 
-    learns = True  # "policy" and "random" learn nothing, but need the winner, and their rewards are logged
-
     def __init__(self, settings: PolicySettings, space: ActionSpace, seed: int) -> None:
         self._name, self._space = settings.name, space
         self.explores = not isinstance(settings, PlayedPolicySettings)

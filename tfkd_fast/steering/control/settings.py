@@ -1,7 +1,7 @@
 """The `[controller]` table of a recipe: one class for each controller."""
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -26,6 +26,8 @@ class RecordedAction(Settings):
 class ControllerBase(Settings):
     """What every controller reads. All defaults of the `[controller]` table are our choice."""
 
+    learns: ClassVar[bool] = False
+    """Whether the controller is told how candidates did after each of its decisions, for which images are held out."""
     name: str
     """Name of the controller, which sets the actions of a run."""
     warmup_epochs: int = Field(default=5, ge=0)
@@ -91,6 +93,7 @@ class RecordedSettings(ControllerBase):
 class RewardedSettings(ControllerBase):
     """What controllers read that are rewarded for their decisions."""
 
+    learns = True
     top1_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the gain in held-out top-1 in a reward; the gain in calibrated held-out NLL has the rest."""
 
@@ -209,6 +212,7 @@ class EvolutionSettings(RewardedSettings):
 class HypergradientSettings(ControllerBase):
     """One action that follows the gradient of the held-out loss."""
 
+    learns = True
     name: Literal["hypergradient"]
     hypergradient_rate: float = Field(default=0.1, gt=0)
     """Learning rate of Adam for the action, which is roughly how far one decision moves it."""
