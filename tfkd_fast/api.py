@@ -13,6 +13,7 @@ from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener
 from tfkd_fast.runs.precedence import Table, merge
 from tfkd_fast.runs.recipe import Recipe, load_recipe, make_recipe, read_recipe
+from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import load_student
 from tfkd_fast.runs.tensorboard import TensorBoardWriter
 from tfkd_fast.training.trainer import Trainer, in_percent
@@ -26,6 +27,7 @@ def train(
     overwrite: bool = False,
     download: bool = False,
     listeners: Sequence[Listener] = (),
+    stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Train a student into a run folder, then test it once.
 
@@ -37,6 +39,7 @@ def train(
         overwrite: whether a run that is in `out` may be replaced. Files there that are no part of a run stay.
         download: whether a data set that is missing may be fetched.
         listeners: told of every event and every batch while the run goes on.
+        stop: ends the run on a signal once its last finished epoch is saved, see `stopped_by_signals`.
 
     Returns:
         The summary, as in `summary.json`. Top-1 and top-5 are percent.
@@ -54,15 +57,16 @@ def train(
         with folder.alone():
             folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
             folder.create(recipe.to_toml())
-            return _run(trainer)
+            return _run(trainer, stop)
 
 
-def resume(out: Path | str, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
+def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | None = None) -> dict[str, Any]:
     """Go on with an unfinished run from its newest checkpoint, to the bits that it would have had without the break.
 
     Args:
         out: the run folder.
         listeners: told of every event and every batch while the run goes on.
+        stop: as for `train`.
 
     Returns:
         The summary, as in `summary.json`. Top-1 and top-5 are percent.
@@ -83,7 +87,7 @@ def resume(out: Path | str, listeners: Sequence[Listener] = ()) -> dict[str, Any
         with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
             with sealed_test_images():
                 trainer = _trainer(recipe, open_dataset(recipe.data), folder, listeners)
-            return _run(trainer)
+            return _run(trainer, stop)
 
 
 def evaluate(out: Path | str, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
@@ -125,11 +129,11 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: Seq
     return Trainer(recipe, dataset, compute, folder, listeners)
 
 
-def _run(trainer: Trainer) -> dict[str, Any]:
+def _run(trainer: Trainer, stop: Stop | None) -> dict[str, Any]:
     """Train, then test the student and write the summary."""
     folder = trainer.folder
     with sealed_test_images():
-        summary = trainer.run()
+        summary = trainer.run(stop)
     summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder)
     folder.write_json(folder.summary, summary)
     trainer.finish(summary)

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support.command import command, refusal, run, wait_for
 from tests.support.runs import log
+from tfkd_fast.runs.lock import refuse_if_busy
 
 HEAD = """
 seeds = [0, 1]
@@ -49,14 +49,6 @@ def write(folder: Path, text: str) -> Path:
 def students(out: Path) -> dict[str, int]:
     """Run -> when its student was written."""
     return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/student.safetensors")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_signals() -> Iterator[None]:
-    """A study changes how its process takes SIGTERM, and here that is the process of all tests."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +137,8 @@ def test_a_killed_run_goes_on_when_the_study_is_given_again(tmp_path: Path) -> N
     assert "Missing" not in (out / "table.md").read_text()
 
 
-def test_interrupted_it_stops_its_processes_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_interrupted_it_stops_its_processes_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
     study, out = write(tmp_path, HEAD.replace("epochs = 1", "epochs = 500") + CE), tmp_path / "out"
     process = subprocess.Popen(
         command("study", study, "--out", out, "--jobs", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -155,11 +148,12 @@ def test_interrupted_it_stops_its_processes_and_says_how_to_go_on(tmp_path: Path
     assert f"another tfkd-fast is at work in {out}" in refusal("study", study, "--out", out)
     started = children(process.pid)
     assert len(started) == 2
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, message = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert message.decode() == "stopped: the same command again goes on from the last checkpoints\n"
     assert not any(Path("/proc", str(pid)).exists() for pid in started)
+    refuse_if_busy(out)
 
 
 def children(parent: int) -> list[int]:

@@ -30,6 +30,7 @@ from tfkd_fast.runs.precedence import set_override
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.schema import recipe_schema
+from tfkd_fast.runs.stop import Stop, Stopped, stopped_by_signals
 from tfkd_fast.steering.control.policy_search import Generation
 from tfkd_fast.study import load_study
 
@@ -159,14 +160,14 @@ def train(
     if resume is not None:
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
-        with _watched(resume) as display:
-            summary = api.resume(resume, listeners=[display])
+        with _watched(resume) as (display, stop):
+            summary = api.resume(resume, listeners=[display], stop=stop)
         _tell(summary, resume)
         return
     resolved = load_recipe(recipe, overrides)
     out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
-    with _watched(out) as display:
-        summary = api.train(resolved, out, overwrite=overwrite, download=download, listeners=[display])
+    with _watched(out) as (display, stop):
+        summary = api.train(resolved, out, overwrite=overwrite, download=download, listeners=[display], stop=stop)
     _tell(summary, out)
 
 
@@ -183,8 +184,8 @@ def replay(
     _assign(overrides, assignments)
     recipe = replay_recipe(run_dir, overrides)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
-    with _watched(out) as display:
-        summary = api.train(recipe, out, overwrite=overwrite, listeners=[display])
+    with _watched(out) as (display, stop):
+        summary = api.train(recipe, out, overwrite=overwrite, listeners=[display], stop=stop)
     _tell(summary, out)
 
 
@@ -244,7 +245,8 @@ def learn(
         print(f"generation {number + 1}/{generations} · quality {mean:.3f} in the mean, {best:.3f} at best", flush=True)
 
     resolved = load_recipe(recipe, overrides)
-    path = learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
+    with _stopped("the same command again goes on after the last generation"):
+        path = learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
     print(f"policy {path}")
 
 
@@ -349,14 +351,21 @@ def bench(
 
 
 @contextmanager
-def _watched(out: Path) -> Iterator[Display]:
-    """A display of a run into the folder `out`; after Ctrl-C a sentence tells how to go on."""
+def _watched(out: Path) -> Iterator[tuple[Display, Stop]]:
+    """A display of a run into the folder `out`, and what ends it on a signal."""
+    with _stopped(f"tfkd-fast train --resume {out} goes on from the last checkpoint") as stop, Display() as display:
+        yield display, stop
+
+
+@contextmanager
+def _stopped(how_to_go_on: str) -> Iterator[Stop]:
+    """Ctrl-C and the signals of clusters and closed terminals end the block; then a sentence tells how to go on."""
     try:
-        with Display() as display:
-            yield display
-    except KeyboardInterrupt:
-        print(f"stopped: tfkd-fast train --resume {out} goes on from the last checkpoint", file=sys.stderr)
-        raise typer.Exit(130) from None
+        with stopped_by_signals() as stop:
+            yield stop
+    except Stopped as stopped:
+        print(f"stopped: {how_to_go_on}", file=sys.stderr)
+        raise typer.Exit(stopped.exit_code) from None
 
 
 def _tell(summary: dict[str, Any], out: Path) -> None:

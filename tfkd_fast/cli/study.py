@@ -1,6 +1,5 @@
 """`tfkd-fast study`: a line for every run that ends, and the table."""
 
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.stop import Stopped, stopped_by_signals
 from tfkd_fast.study import Row, Run, Runner, Study, StudyFolder, distinct
 from tfkd_fast.study.results import HEADINGS, cells, contrast_lines, lines, notes
 
@@ -46,12 +46,12 @@ def train_study(
         f"finished, {len(runner.waiting)} to train, {runner.jobs} at a time",
         markup=False,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C: no process of ours is left behind
     try:
-        runner.run()
-    except KeyboardInterrupt:
+        with stopped_by_signals():
+            runner.run()
+    except Stopped as stopped:
         print("stopped: the same command again goes on from the last checkpoints", file=sys.stderr)
-        return 130
+        return stopped.exit_code
     show(runner, console)
     return 1 if runner.failures else 0
 

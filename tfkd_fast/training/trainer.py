@@ -43,6 +43,7 @@ from tfkd_fast.methods.base import (
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener, RunLog
 from tfkd_fast.runs.recipe import Recipe
+from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import save_student
 from tfkd_fast.teachers.teacher import trained_on_holdout, unseen_indices
 from tfkd_fast.training.assemble import Parts, assemble
@@ -85,16 +86,27 @@ class Trainer:
         self._plan: Plan | None = None  # of the interval that is being trained; None between two
         self._log: RunLog  # opened by run()
 
-    def run(self) -> dict[str, Any]:
-        """Train to the last epoch; returns what training adds to the summary. The test set is not read."""
+    def run(self, stop: Stop | None = None) -> dict[str, Any]:
+        """Train to the last epoch; returns what training adds to the summary. The test set is not read.
+
+        Args:
+            stop: asks for an end before that, at the next epoch that ends, which is saved.
+
+        Raises:
+            Stopped: `stop` asked for it.
+        """
+        stop = stop or Stop()
         self._start()
         while self.state.epoch < self.recipe.epochs:
             if self._plan is None:
                 self._plan = self._next_plan()
-            self._run_epoch(self._plan)
-            if self.state.epoch % self.recipe.checkpoint_every == 0 or self.state.epoch == self.recipe.epochs:
+            self._run_epoch(self._plan, stop)
+            due = self.state.epoch % self.recipe.checkpoint_every == 0 or self.state.epoch == self.recipe.epochs
+            if due or stop.requested:
                 with self._log.timed("saving"):
                     self._save()
+                stop.unsaved = False
+            stop.check()
         self._save_student(self.folder.student, self.population.models[0])
         for name, content in self.parts.method.files().items():
             self.folder.write_bytes(name, content)
@@ -121,7 +133,7 @@ class Trainer:
             self._log.write(*plan.events)
         return plan
 
-    def _run_epoch(self, plan: Plan) -> None:
+    def _run_epoch(self, plan: Plan, stop: Stop) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
         state, method, epochs = self.state, self.parts.method, self.parts.epochs
         interval, averages = plan.interval, method.needs.averages
@@ -138,6 +150,7 @@ class Trainer:
             models = self.population.models[: interval.candidates]
             judged = self.parts.judge.judgements([plan.network(model) for model in models], plan.known_labels)
             holdout = [judgement and judgement.metrics for judgement in judged]
+        stop.unsaved = True
         state.epoch += 1
         with self._log.timed("steering"):
             self._log.write(*(self._epoch_event(plan, slot, run, holdout[slot]) for slot, run in enumerate(runs)))

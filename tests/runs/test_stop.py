@@ -1,0 +1,102 @@
+"""Signals that end a run lose no finished epoch."""
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import SMALL, command
+from tests.support.runs import log, recipe, without_clocks
+from tfkd_fast import api
+from tfkd_fast.events import EpochEnded, Event
+from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.lock import refuse_if_busy
+from tfkd_fast.runs.log import Listener
+from tfkd_fast.runs.stop import SIGNALS, Stopped, stopped_by_signals
+
+EPOCHS = 4
+
+
+class SignalIn(Listener):
+    """Sends this process signals when an epoch is logged, which no checkpoint has by then."""
+
+    def __init__(self, epoch: int, *signals: int) -> None:
+        self.epoch, self.signals = epoch, signals
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, EpochEnded) and event.epoch == self.epoch:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+
+
+def stopped(folder: Path, every: int, *signals: int) -> Stopped:
+    """How a run ended that got signals in its second epoch."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    settings = recipe("ce", epochs=EPOCHS, checkpoint_every=every)
+    with pytest.raises(Stopped) as end, stopped_by_signals() as stop:
+        api.train(settings, folder, listeners=[SignalIn(2, *signals)], stop=stop)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    return end.value
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_run_with_a_checkpoint_of_its_last_finished_epoch(tmp_path: Path, number: int) -> None:
+    assert stopped(tmp_path, EPOCHS, number).exit_code == 128 + number
+    assert [path.name for path in RunFolder(tmp_path).checkpoint_files()] == ["epoch-00002.ckpt"]
+    refuse_if_busy(tmp_path)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    api.train(recipe("ce", epochs=EPOCHS, checkpoint_every=EPOCHS), whole)
+    stopped(part, EPOCHS, signal.SIGTERM)
+    api.resume(part)
+    assert (part / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+    assert without_clocks(part)[:-1] == without_clocks(whole)[:-1]  # the last one says how many seconds saving took
+
+
+def test_a_second_signal_does_not_wait_for_the_end_of_the_epoch(tmp_path: Path) -> None:
+    assert stopped(tmp_path, EPOCHS, signal.SIGTERM, signal.SIGUSR1).exit_code == 128 + signal.SIGTERM
+    assert not RunFolder(tmp_path).checkpoint_files()
+
+
+def test_without_unsaved_epochs_a_signal_ends_the_block_at_once() -> None:
+    reached = False
+    with pytest.raises(Stopped), stopped_by_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached = True
+    assert not reached
+
+
+def test_what_was_to_be_ignored_stays_ignored() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_closed_costs_no_epoch(tmp_path: Path) -> None:
+    folder, message = tmp_path / "run", tmp_path / "message"
+    terminal, screen = pty.openpty()
+    arguments = ["train", "digits", *SMALL, "--method", "ce", "--epochs", "1000", "--set", "checkpoint_every=1000"]
+    with message.open("wb") as errors:
+        process = subprocess.Popen(
+            ["setsid", "--ctty", *command(*arguments, "--out", folder)], stdin=screen, stdout=screen, stderr=errors
+        )
+    os.close(screen)
+    while not (folder / "metrics.jsonl").exists() or '"epoch"' not in (folder / "metrics.jsonl").read_text():
+        assert process.poll() is None, message.read_text()
+        time.sleep(0.01)
+    os.close(terminal)
+    assert process.wait(120) == 128 + signal.SIGHUP
+    assert message.read_text() == f"stopped: tfkd-fast train --resume {folder} goes on from the last checkpoint\n"
+    (checkpoint,) = RunFolder(folder).checkpoint_files()
+    last = max(event["epoch"] for event in log(folder) if event["event"] == "epoch")
+    assert checkpoint.name == f"epoch-{last:05d}.ckpt"
