@@ -135,8 +135,8 @@ def _run(trainer: Trainer, stop: Stop | None) -> dict[str, Any]:
     with sealed_test_images():
         summary = trainer.run(stop)
     summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder)
-    folder.write_json(folder.summary, summary)
     trainer.finish(summary)
+    folder.write_json(folder.summary, summary)  # from now on the run is finished
     return summary
 
 

@@ -103,6 +103,8 @@ class RunResumed(RunFacts):
 
     epoch: int
     """Number of epochs that are trained already."""
+    log_incomplete: bool = False
+    """Whether lines that the log had at the checkpoint are missing before this one, as a power cut may leave it."""
 
 
 class RunFinished(RunFacts):

@@ -12,7 +12,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from tests.support.command import SMALL, command, refusal, run, run_alone, sentence_of, wait_for
-from tests.support.runs import log, without_clocks
+from tests.support.runs import log, recipe, without_clocks
+from tfkd_fast import api
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.runs.checkpoint import load_checkpoint
 from tfkd_fast.runs.student import load_student
@@ -128,6 +129,16 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
     _, message = process.communicate()
     assert process.returncode == 130
     assert message.decode() == f"stopped: tfkd-fast train --resume {folder} goes on from the last checkpoint\n"
+
+
+def test_a_run_that_was_killed_before_its_report_gets_it(tmp_path: Path) -> None:
+    api.train(recipe("ce", epochs=1), tmp_path)  # which writes none
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    printed = run("train", "--resume", tmp_path).stdout
+    assert "is finished; its report was missing and is written now" in printed
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert "is finished" in refusal("train", "--resume", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event, PathwaysWeighed, StepsCompiled
-from tfkd_fast.runs.log import PARTS, Listener, RunLog, read_log
+from tfkd_fast.runs.log import PARTS, Listener, RunLog, read_log, whole_bytes
 
 
 class Hears(Listener):
@@ -50,7 +50,7 @@ def test_a_log_is_cut_back_to_the_checkpoint_and_goes_on(tmp_path: Path) -> None
     path = tmp_path / "metrics.jsonl"
     log = RunLog(path, [])
     log.write(FIRST)
-    kept, seconds = log.size(), log.elapsed()
+    kept, seconds = log.sync(), log.elapsed()
     log.write(FIRST)
     log.close()
     log = RunLog(path, [], keep=kept, earlier_seconds=1000.0 + seconds, seconds={"training": 7.0})
@@ -86,3 +86,21 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: .*the checkpoints are untouched"):
         RunLog(tmp_path / "metrics.jsonl", [])
+
+
+def test_undamaged_lines_are_counted_up_to_the_first_that_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert whole_bytes(path, 100) == 0
+    log = RunLog(path, [])
+    log.write(FIRST)
+    first = log.sync()
+    log.write(SECOND)
+    both = log.sync()
+    log.close()
+    content = path.read_bytes()
+    assert whole_bytes(path, both) == whole_bytes(path, both + 100) == both
+    for limit in (first, both - 1):
+        assert whole_bytes(path, limit) == first
+    for damaged in (content[:-5], content[:first] + b"\0" * 20, content[:first] + b"\xff\n" + content[first:]):
+        path.write_bytes(damaged)
+        assert whole_bytes(path, both) == first

@@ -19,6 +19,7 @@ from tfkd_fast import api
 from tfkd_fast.data import missing_loaders, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.events import EpochEnded, Event
+from tfkd_fast.report import write_report
 from tfkd_fast.runs import folder as run_folder
 from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import RunFolder
@@ -107,6 +108,28 @@ def test_a_run_goes_on_with_the_loader_that_it_chose(tmp_path: Path) -> None:
 
 
 # What goes wrong on a disk.
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "zeros"])
+def test_a_log_that_a_power_cut_left_short_costs_its_lines_only(tmp_path: Path, damage: str) -> None:
+    settings, images = recipe("ce", epochs=3), few_images()
+    folder = RunFolder(tmp_path)
+    trainer(settings, tmp_path, images).run()
+    whole = folder.student.read_bytes()
+    folder.student.unlink()
+    newest(tmp_path).unlink()
+    content = folder.metrics.read_bytes()
+    if damage == "gone":
+        folder.metrics.unlink()
+    else:
+        cut = content.index(b'"epoch"') + 30  # within the line of the first epoch
+        folder.metrics.write_bytes(content[:cut] + (b"\0" * (len(content) - cut) if damage == "zeros" else b""))
+    Trainer(settings, images, Compute(torch.device("cpu"), torch.float32), folder, []).run()
+    assert folder.student.read_bytes() == whole
+    assert [event["epoch"] for event in log(tmp_path) if event["event"] == "epoch"] == [3]
+    assert [event["log_incomplete"] for event in log(tmp_path) if event["event"] == "resume"] == [True]
+    assert "lacks lines from before it was resumed after epoch 2" in write_report(tmp_path).read_text()
+
 
 TRAIN = [sys.executable, "-m", "tfkd_fast", "train"]
 SMALL = ["digits", "--device", "cpu", "--method", "ce", "--epochs", "400", "--set", "model.width=0.125"]

@@ -26,6 +26,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.policies import learn_policy
 from tfkd_fast.runs.export import export_student
+from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import set_override
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.runs.replay import replay_recipe
@@ -160,6 +161,11 @@ def train(
     if resume is not None:
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
+        folder = RunFolder(resume)
+        if folder.summary.exists() and not folder.report.exists():  # killed when all but its report was done
+            print(f"the run in {resume} is finished; its report was missing and is written now")
+            print(f"report {_report(resume)}")
+            return
         with _watched(resume) as (display, stop):
             summary = api.resume(resume, listeners=[display], stop=stop)
         _tell(summary, resume)
@@ -263,9 +269,7 @@ def evaluate(
 @app.command()
 def report(run_dir: RunDir) -> None:
     """Write the HTML page of a run again."""
-    from tfkd_fast.report import write_report  # imports matplotlib, which takes a second
-
-    print(write_report(run_dir))
+    print(_report(run_dir))
 
 
 @app.command()
@@ -370,11 +374,16 @@ def _stopped(how_to_go_on: str) -> Iterator[Stop]:
 
 def _tell(summary: dict[str, Any], out: Path) -> None:
     """Write the report of a finished run, and print what came of it."""
-    from tfkd_fast.report import write_report  # imports matplotlib, which takes a second
-
-    report = write_report(out)
+    report = _report(out)
     print(f"test accuracy {summary['test_top1']:.2f} %")
     print(f"report {report}")
+
+
+def _report(run_dir: Path) -> Path:
+    """Write the page of a run and return its path."""
+    from tfkd_fast.report import write_report  # imports matplotlib, which takes a second
+
+    return write_report(run_dir)
 
 
 def _assign(overrides: dict[str, Any], assignments: list[str] | None) -> None:

@@ -86,6 +86,11 @@ class Display(Listener):
             case RunResumed():
                 self._facts = event
                 self._print(f"going on with {event.method} on {event.dataset} after epoch {event.epoch}")
+                if event.log_incomplete:
+                    self._print(
+                        "lines of metrics.jsonl from before that are missing: the student is not affected, "
+                        "the report will lack them"
+                    )
                 self._start_bar()
             case LoaderChosen():
                 self._show_loader(event)

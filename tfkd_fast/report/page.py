@@ -191,6 +191,8 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         facts.append(("Epoch rule", run.summary.get("epoch_rule", UNKNOWN)))
     if run.resumes:
         facts.append(("Resumed", "after epoch " + ", ".join(str(resume.epoch) for resume in run.resumes)))
+    if incomplete := [str(resume.epoch) for resume in run.resumes if resume.log_incomplete]:
+        facts.append(("Log", f"lacks lines from before it was resumed after epoch {', '.join(incomplete)}"))
     return facts
 
 

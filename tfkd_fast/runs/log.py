@@ -58,6 +58,17 @@ class LineFile:
         """Bytes that were written so far, those that were kept included."""
         return os.fstat(self._file.fileno()).st_size
 
+    def sync(self) -> None:
+        """Flush to disk what was written.
+
+        Raises:
+            UserError: the disk failed.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failure(error) from None
+
     def close(self) -> None:
         """Close the file; nothing can be written afterwards."""
         self._file.close()
@@ -123,13 +134,28 @@ class RunLog:
         """Seconds of the run so far, over all of its processes."""
         return self._earlier_seconds + time.perf_counter() - self._started
 
-    def size(self) -> int:
-        """Size of the file in bytes."""
+    def sync(self) -> int:
+        """Flush the file to disk, so that it outlives a power cut as a checkpoint does; returns its size in bytes."""
+        self._file.sync()
         return self._file.size()
 
     def close(self) -> None:
         """Close the file; nothing can be written afterwards."""
         self._file.close()
+
+
+def whole_bytes(path: Path, limit: int) -> int:
+    """Bytes of the first lines of a log that are undamaged, within its first `limit` bytes; 0 without a log."""
+    whole = 0
+    for line in path.read_bytes()[:limit].splitlines(keepends=True) if path.exists() else ():
+        try:
+            from_line(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        whole += len(line)
+    return whole
 
 
 def read_log(path: Path) -> list[LogLine]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import RunResumed
 from tfkd_fast.methods import find_method
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
@@ -32,7 +33,9 @@ def replay_table(run_dir: Path) -> Table:
     table["data"]["holdout"] = 0.0
     if entry.record is None:  # steered in nothing
         return table
-    events = (line.event for line in read_log(folder.metrics) if line.event is not None)
+    events = [line.event for line in read_log(folder.metrics) if line.event is not None]
+    if any(isinstance(event, RunResumed) and event.log_incomplete for event in events):
+        raise UserError(f"the run in {run_dir} cannot be replayed: its log lost lines before it was resumed")
     try:
         recorded = entry.record(recipe.options, events, recipe.epochs)
     except UserError as error:

@@ -41,7 +41,7 @@ from tfkd_fast.methods.base import (
     SteeredMethod,
 )
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.log import Listener, RunLog
+from tfkd_fast.runs.log import Listener, RunLog, whole_bytes
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import save_student
@@ -249,7 +249,7 @@ class Trainer:
             self._restore(saved)
             return
         self._log = RunLog(self.folder.metrics, self._listeners)
-        self._log.write(RunStarted(**self._facts(), classes=tuple(self.dataset.classes), format=FORMAT))
+        self._log.write(self._started())
         choice = self.parts.images.choice
         if choice is not None:
             self._log.write(LoaderChosen(**asdict(choice)))
@@ -266,10 +266,11 @@ class Trainer:
                 f"the teachers of the run in {self.folder.path} are not those that it began with: restore them"
             )
         self.state = state = RunState.from_state_dict(saved["state"])
+        kept = whole_bytes(self.folder.metrics, state.log_bytes)
         self._log = RunLog(
             self.folder.metrics,
             self._listeners,
-            keep=state.log_bytes,
+            keep=kept,
             earlier_seconds=state.elapsed,
             seconds=state.seconds,
         )
@@ -277,11 +278,13 @@ class Trainer:
         parts.adapters.load_state_dict(saved["adapters"])
         parts.method.load_state_dict(saved["method"])
         self._plan = parts.method.resume_interval(state.interval) if state.interval else None
-        self._log.write(RunResumed(epoch=state.epoch, **self._facts()))
+        if not kept:
+            self._log.write(self._started())
+        self._log.write(RunResumed(epoch=state.epoch, log_incomplete=kept < state.log_bytes, **self._facts()))
 
     def _save(self) -> None:
         state, parts = self.state, self.parts
-        state.seconds, state.elapsed, state.log_bytes = self._log.seconds, self._log.elapsed(), self._log.size()
+        state.seconds, state.elapsed, state.log_bytes = self._log.seconds, self._log.elapsed(), self._log.sync()
         active = state.interval.candidates if state.interval else state.alive
         self.folder.save_checkpoint(
             state.epoch,
@@ -353,6 +356,10 @@ class Trainer:
             holdout=HoldoutFigures(**in_percent(holdout)) if holdout else None,
             holdout_classes=len(plan.known_labels or self.dataset.classes) if holdout else None,
         )
+
+    def _started(self) -> RunStarted:
+        """The first line of the log."""
+        return RunStarted(**self._facts(), classes=tuple(self.dataset.classes), format=FORMAT)
 
     def _summary(self) -> dict[str, Any]:
         state, log = self.state, self._log
