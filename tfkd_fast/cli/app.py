@@ -25,6 +25,7 @@ from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.policies import learn_policy
+from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.runs.export import export_student
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import set_override
@@ -340,6 +341,8 @@ def bench(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file that the figures are written to.")] = None,
 ) -> None:
     """Measure the images a second of the training step on this machine, beside plain PyTorch and the limit."""
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}, make it first")
     figures = measure(
         resolve_compute(device, precision, "auto"),
         ModelSettings(name=model, width=width),
@@ -351,7 +354,8 @@ def bench(
     )
     show(figures, Console())
     if out is not None:
-        out.write_text(json.dumps(figures, indent=1) + "\n")
+        content = json.dumps(figures, indent=1) + "\n"
+        write_atomically(out, lambda file: file.write(content.encode()))
 
 
 @contextmanager
