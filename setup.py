@@ -52,17 +52,42 @@ def compiler_command() -> tuple[list[str], str | None, list[str]]:
     return launcher, name, words[first_flag:]
 
 
+PROBE = """
+#include <bit>
+using Floats = float __attribute__((vector_size(16)));
+struct Axes { int rows, columns; };
+float probe(Axes axes, Floats x, float* out) {
+  const auto [rows, columns] = axes;
+  const auto fill = [&](int i) { out[i] = rows * columns; };
+  fill(std::bit_cast<int>(x[0]));
+  return __builtin_shufflevector(x, x, 1, 2, 3, 0)[0];
+}
+"""
+"""What csrc/ uses and some compilers of C++20 lack: GCC before 12, and Clang at least up to 16."""
+
+
 def find_compiler() -> str | None:
-    """The path of a C++20 compiler: the one that CXX names, or else the system's."""
+    """The path of a C++20 compiler that can compile csrc/: the one that CXX names, or else the system's."""
+    return try_compilers()[0]
+
+
+def try_compilers() -> Found:
+    """The same, and what the first compiler that was refused says of the probe."""
     launcher, name, flags = compiler_command()
+    refused = ""
     for compiler in filter(None, map(shutil.which, ["c++", "g++", "clang++"] if name is None else [name])):
-        probe = [*launcher, compiler, "-std=c++20", "-fsyntax-only", *flags, "-x", "c++", "-"]
+        probe = [*launcher, compiler, "-std=c++20", "-fopenmp-simd", "-fsyntax-only", *flags, "-x", "c++", "-"]
         try:
-            if subprocess.run(probe, input=b"#include <bit>\n", capture_output=True).returncode == 0:
-                return str(Path(compiler).absolute())  # as it is called: a link may be a launcher
-        except OSError:  # the launcher is not there
+            run = subprocess.run(probe, input=PROBE, capture_output=True, text=True)
+        except OSError as error:  # the launcher is not there
+            refused = refused or str(error)
             continue
-    return None
+        if run.returncode == 0:
+            return str(Path(compiler).absolute()), ""  # as it is called: a link may be a launcher
+        said = run.stderr.strip().splitlines() or [""]
+        error = next((line for line in said if "error" in line), said[0])
+        refused = refused or f"csrc/ needs GCC 12 or newer; {compiler} says {error}"
+    return None, refused
 
 
 def why_afresh(options: dict[str, object]) -> str | None:
@@ -159,7 +184,8 @@ class BuildNative(build_ext):
 
 def compile_all() -> tuple[list[Path], dict[str, str]]:
     """The files that were built, and part -> why it is left out. An error of a compiler ends the installation."""
-    compiler, cmake, ninja, torch = find_compiler(), find_tool("cmake"), find_tool("ninja"), find_torch()
+    compiler, refused = try_compilers()
+    cmake, ninja, torch = find_tool("cmake"), find_tool("ninja"), find_torch()
     needed = {
         "a C++20 compiler": compiler,
         "cmake": cmake,
@@ -168,7 +194,7 @@ def compile_all() -> tuple[list[Path], dict[str, str]]:
     }
     lacking = [name for name, found in needed.items() if found is None]
     if lacking:
-        reason = f"{' and '.join(lacking)} not found"
+        reason = f"{' and '.join(lacking)} not found{f' ({refused})' if refused else ''}"
         return [], dict.fromkeys(("the C++ library", "the CUDA library", "the build information"), reason)
 
     nvcc, no_cuda = find_nvcc(compiler, torch)

@@ -1,5 +1,6 @@
 """A build starts from whatever an earlier one left, and CXX may hold more than a path."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -85,3 +86,15 @@ def test_what_is_no_compiler_in_cxx_leaves_the_operators_out(
     run = build_cpp(CXX=command)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "the C++ library is left out, the package works without it: a C++20 compiler not found" in run.stderr
+
+
+def test_a_compiler_that_lacks_what_the_sources_use_is_refused_with_what_it_says(
+    small_source: Path, build_cpp: Build
+) -> None:
+    """As GCC 11, which has C++20 and not this function of GCC 12."""
+    run = build_cpp(CXX="g++ -D__builtin_shufflevector=not_in_gcc_11")
+    assert run.returncode == 0, run.stdout + run.stderr
+    missing = unpacked_wheel(small_source) / "tfkd_fast" / "native" / "missing.json"
+    reason = json.loads(missing.read_text())["the C++ library"]
+    assert reason.startswith(f"a C++20 compiler not found (csrc/ needs GCC 12 or newer; {GXX} says ")
+    assert "not_in_gcc_11" in reason
