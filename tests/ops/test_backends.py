@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -130,3 +131,37 @@ except UserError as error:
 """
     message = "operator backend 'cp' does not exist: did you mean 'cpp'?"
     assert in_a_new_process(code, TFKD_FAST_OPS="cp") == message
+
+
+def operator_arguments() -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]]:
+    """The tensors and the other arguments of a call of every operator."""
+    z, y, one = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(3)
+    logits = {"logits": z, "labels": y}
+    table = {**logits, "targets": torch.eye(3)}
+    students = {"student_logits": z, "teacher_logits": z, "labels": y, "teacher_weights": torch.ones(1)}
+    x, statistics = torch.zeros(2, 3, 4, 4), {"running_mean": one, "running_var": one}
+    masses = {"similarity": torch.eye(3), "true_mass": torch.tensor(0.5), "bin_masses": torch.ones(1)}
+    images = {"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8), "indices": y, "draw": y[:3]}
+    options = {"pad": 1, "flip": False, "dtype": torch.float32}
+    return {
+        "soft_target_loss": (ops.soft_target_loss, table, {}),
+        "soft_target_loss_with_stats": (ops.soft_target_loss_with_stats, {**table, "similarity": torch.eye(3)}, {}),
+        "distillation_loss": (ops.distillation_loss, students, {}),
+        "peer_loss": (ops.peer_loss, {"logits": z.expand(2, 4, 3), "labels": y}, {}),
+        "norm_relu_pool": (ops.norm_relu_pool, {"x": x, "weight": one, "bias": one, **statistics}, {"momentum": 0.1}),
+        "conv3x3": (ops.conv3x3, {"x": x, "weight": torch.zeros(5, 3, 3, 3), "bias": torch.zeros(5)}, {}),
+        "sgd_step": (ops.sgd_step, {"weight": one, "gradient": one, "momentum": one}, {"rate": 0.1}),
+        "candidate_metrics": (ops.candidate_metrics, {"logits": z.expand(2, 4, 3), "labels": y}, {}),
+        "rank_candidates": (ops.rank_candidates, {"criteria": z}, {"higher_is_better": [True] * 3}),
+        "rank_binned_targets": (ops.rank_binned_targets, masses, {"bin_starts": [1]}),
+        "augment": (ops.augment, {**images, "mean": one, "std": one}, options),
+    }
+
+
+@pytest.mark.parametrize("name", list(operator_arguments()))
+def test_a_number_in_place_of_a_tensor_is_refused_in_one_sentence(name: str) -> None:
+    function, tensors, others = operator_arguments()[name]
+    function(**tensors, **others)
+    for argument in tensors:
+        with pytest.raises(TypeError, match=rf"^{argument} must be a tensor, got float: use torch\.as_tensor$"):
+            function(**{**tensors, argument: 0.5}, **others)

@@ -546,6 +546,9 @@ Z, Y, Q = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.eye(3)
         ((Z.int(), Y, Q), {}, TypeError, "logits must be float32"),
         ((Z, Y.int(), Q), {}, TypeError, "labels must be int64"),
         ((Z, Y, Q.int()), {}, TypeError, "targets must be floating point"),
+        ((Z, Y, 0.5), {}, TypeError, "targets must be a tensor, got float: use torch.as_tensor"),
+        ((Z, Y, 2 * Q), {}, ValueError, "every row of targets must sum to 1, got a sum of 2"),
+        ((Z, Y, 0.99 * Q.half()), {}, ValueError, "every row of targets must sum to 1, got a sum of 0.99"),
         ((Z[0], Y, Q), {}, ValueError, r"logits must be \(B,C\) or \(P,B,C\) with C >= 1, got \(3,\)"),
         ((Z, Y[:3], Q), {}, ValueError, r"labels must be \(4,\) for these logits, got \(3,\)"),
         ((Z, Y, Q), {"rows": "sample"}, ValueError, r"targets must be \(4, 3\) for these logits, got \(3, 3\)"),
@@ -568,6 +571,15 @@ Z, Y, Q = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.eye(3)
 def test_arguments_that_do_not_fit(arguments: Any, keywords: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         soft_target_loss(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_rows_that_sum_to_one_up_to_rounding_are_taken(dtype: torch.dtype) -> None:
+    """1000 classes, each probability rounded to the dtype; a row with NaN is left to the loss, which shows it."""
+    targets = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0)).softmax(-1).to(dtype)
+    assert soft_target_loss(torch.zeros(3, 1000), Y[:3], targets, rows="sample").isfinite()
+    targets[1, 0] = torch.nan
+    assert soft_target_loss(torch.zeros(3, 1000), Y[:3], targets, rows="sample").isnan()
 
 
 @pytest.mark.parametrize(

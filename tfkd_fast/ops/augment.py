@@ -51,6 +51,7 @@ def augment(
             index that is out of range. The other backends do with it what they do with a label.
     """
     _check(images, indices, draw, pad, mean, std, dtype)
+    mean, std = mean.detach(), std.detach()  # from tangents of forward-mode differentiation, too
     function = backends.select("augment", backend, images)
     batch: Tensor = function(images, indices, draw, pad, flip, mean, std, dtype)
     return batch.movedim(-1, -3)
@@ -79,6 +80,7 @@ def random_windows(
 def _check(
     images: Tensor, indices: Tensor, draw: Tensor, pad: int, mean: Tensor, std: Tensor, dtype: torch.dtype
 ) -> None:
+    backends.check_tensors(images=images, indices=indices, draw=draw, mean=mean, std=std)
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8, got {images.dtype}")
     if images.dim() != 4 or 0 in images.shape[1:] or images.shape[3] > 4:
@@ -150,7 +152,7 @@ def _fused(
     std: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    batch: Tensor = operator(images, indices, draw, pad, flip, mean.detach(), std.detach(), dtype)
+    batch: Tensor = operator(images, indices, draw, pad, flip, mean, std, dtype)
     return batch
 
 

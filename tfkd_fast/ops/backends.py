@@ -95,6 +95,13 @@ def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., 
     return operators[operator][_choose(operator, backend, tensor)].function
 
 
+def check_tensors(**arguments: Any) -> None:
+    """Raise TypeError for an argument that is no tensor; None stands for one that was left out."""
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}: use torch.as_tensor")
+
+
 def backend_of(operator: str, device: torch.device) -> str:
     """Return the backend that serves float32 tensors on `device` if a call names none.
 

@@ -59,16 +59,18 @@ def candidate_metrics(logits: Tensor, labels: Tensor, *, backend: str | None = N
         backend: an operator backend; None picks the fastest that serves the tensors.
 
     Raises:
-        ValueError: for shapes that do not fit; TypeError for dtypes.
+        ValueError: for shapes that do not fit; TypeError for dtypes and for arguments that are no tensors.
         IndexError, or torch's own RuntimeError from the reference: for a label out of range, on the CPU. A CUDA device
             reports it by an assertion.
     """
     _check(logits, labels)
+    logits = logits.detach()  # from tangents of forward-mode differentiation, too
     metrics: CandidateMetrics = backends.select("candidate_metrics", backend, logits)(logits, labels)
     return metrics
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:
+    backends.check_tensors(logits=logits, labels=labels)
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if labels.dtype != torch.int64:
@@ -154,7 +156,7 @@ def _fit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _fused(operator: OpOverload, logits: Tensor, labels: Tensor) -> CandidateMetrics:
-    return CandidateMetrics(*operator(logits.detach(), labels).unbind(0))
+    return CandidateMetrics(*operator(logits, labels).unbind(0))
 
 
 def _fake(logits: Tensor, labels: Tensor) -> Tensor:

@@ -24,13 +24,17 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
         (B,K,H,W). From channels-last x it is channels-last; from cpp always.
 
     Raises:
-        ValueError: for shapes that do not fit; TypeError for dtypes.
+        ValueError: for shapes that do not fit; TypeError for dtypes and for arguments that are no tensors.
+        RuntimeError: from cpp, named as the backend, for forward-mode differentiation; None takes the reference for it.
     """
+    backends.check_tensors(x=x, weight=weight, bias=bias)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     _check(x, weight, bias)
-    # torch.func knows torch's own operators
-    if backend is None and (fused.inside_torch_func() or not _is_faster(x, weight)):
+    # torch.func and forward-mode differentiation know torch's own operators
+    if backend is None and (
+        fused.inside_torch_func() or not _is_faster(x, weight) or fused.has_tangent(x, weight, bias)
+    ):
         backend = "reference"
     result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
     return result
@@ -88,6 +92,12 @@ def _refuses(x: Tensor) -> str | None:
     return fused.cpp_refuses(x)
 
 
+def _cpp(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    fused.refuse_tangent("conv3x3", x, weight, bias)
+    result: Tensor = _operators.conv3x3(x, weight, bias)
+    return result
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias = inputs
     ctx.save_for_backward(x, weight)
@@ -97,6 +107,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 @once_differentiable
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, weight = ctx.saved_tensors
+    fused.refuse_tangent("conv3x3", gradient)
     of_x, of_weight, of_bias = ctx.needs_input_grad
     return (
         _operators.conv3x3_input_gradient(gradient, weight) if of_x else None,
@@ -129,7 +140,7 @@ backends.register("conv3x3", "reference", _reference)
 backends.register(
     "conv3x3",
     "cpp",
-    fused.overload(fused.NAMESPACES["cpp"], "conv3x3"),
+    _cpp,
     refuses=_refuses,
     about=backends.native_library.about,
 )

@@ -29,7 +29,8 @@ def distillation_loss(
         alpha * sum_m v_m T^2 KL(softmax(t_m/T) || softmax(z/T)) + (1-alpha) * CE(y, softmax(z))
 
     A class to which a teacher gives probability 0 adds nothing, and neither does a term of weight 0, even where it is
-    infinite. The gradient flows to the student's logits only, once: the fast backends return it with the loss.
+    infinite. The gradient flows to the student's logits only, once: the fast backends return it with the loss, and it
+    serves forward-mode differentiation (torch.func.jvp, jacfwd), too.
 
     Args:
         student_logits: z, (B,C) or (P,B,C) for P candidates: float32, float64, bfloat16 or float16.
@@ -79,6 +80,7 @@ def _checked(
     weights: Tensor | None,
     reduction: Reduction,
 ) -> _DistillationCall:
+    backends.check_tensors(student_logits=logits, teacher_logits=teachers, labels=labels, teacher_weights=weights)
     losses.check_logits(logits, labels)
     losses.check_temperature(temperature, logits)
     losses.check_reduction(reduction)

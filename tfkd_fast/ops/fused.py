@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
 from tfkd_fast.ops import backends
 
@@ -133,6 +134,28 @@ def inside_torch_func() -> bool:
     return inside
 
 
+def forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is open.
+
+    Torch has no public function for it. torch.compile follows this one without leaving its graph.
+    """
+    level: int = forward_ad._current_level
+    return level >= 0
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether a tensor carries a tangent of forward-mode differentiation (forward_ad.dual_level, torch.func.jvp)."""
+    return forward_mode() and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+
+
+def refuse_tangent(operator: str, *tensors: Tensor | None) -> None:
+    """Raise RuntimeError for a tensor with a tangent, which an operator without a forward derivative would lose."""
+    if has_tangent(*tensors):
+        raise RuntimeError(f'this backend of {operator} has no forward-mode derivative: use backend="reference"')
+
+
 class NoSecondDerivative(torch.autograd.Function):
     """Makes the derivative of a gradient raise an error: it depends on the inputs, but its derivative is not known."""
 
@@ -148,6 +171,10 @@ class NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError('this backend has no second derivative: use backend="reference"')
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         raise RuntimeError('this backend has no second derivative: use backend="reference"')
 
 

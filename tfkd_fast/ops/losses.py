@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import fused
+from tfkd_fast.ops import backends, fused
 
 Reduction = Literal["mean", "sum", "none"]
 """Reductions of a loss over the batch."""
@@ -24,7 +24,7 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
 def as_tensor(value: float | Tensor, logits: Tensor) -> Tensor:
     """Return a setting as a tensor without gradient, on the device of the logits and in the dtype of the loss."""
     if isinstance(value, Tensor):
-        value = value.detach() if value.requires_grad else value
+        value = value.detach()  # from a tangent of forward-mode differentiation, too
         return value if value.dtype == loss_dtype(logits) else value.to(loss_dtype(logits))
     return torch.scalar_tensor(value, dtype=loss_dtype(logits), device=logits.device)
 
@@ -65,41 +65,30 @@ def loss_with_gradient(operator: OpOverload, logits: Tensor, *args: Any, reducti
     # float16 has too little range for a gradient divided by B: there the mean is taken in the backward pass.
     late_mean = reduction == "mean" and logits.dtype == torch.float16
     loss, gradient, *others = operator(logits.detach(), *args, "sum" if late_mean else reduction)
-    if logits.requires_grad:
-        mapped = torch.compiler.is_compiling() or fused.inside_torch_func()
-        attach = _AttachLossGradientMapped if mapped else _AttachLossGradient
-        loss = attach.apply(logits, loss, gradient)
+    if torch.compiler.is_compiling():
+        if fused.forward_mode():  # torch.compile then leaves the call to Python, unless it must make one graph
+            raise RuntimeError('this backend compiles no forward-mode derivative: use backend="reference"')
+        if logits.requires_grad:
+            loss = _AttachLossGradientCompiled.apply(logits, loss, gradient)
+    elif fused.inside_torch_func():
+        loss = _AttachLossGradientMapped.apply(logits, loss, gradient)
+    elif logits.requires_grad or fused.has_tangent(logits):
+        loss = _AttachLossGradient.apply(logits, loss, gradient)
     return (loss / logits.shape[-2] if late_mean else loss), others
 
 
-class _AttachLossGradient(torch.autograd.Function):
+class _AttachLossGradientCompiled(torch.autograd.Function):
     """Attaches to a loss the gradient that was computed with it: d(loss of a sample) / d(its logits).
 
     torch.library.register_autograd takes no operator that writes to an argument, so the operators have no autograd of
-    their own, and this function, made of aten operators alone, stands after all of them.
+    their own, and this function, made of aten operators alone, stands after all of them. It is for torch.compile, which
+    takes no function with a forward derivative.
     """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, gradient)
-        return loss.view_as(loss)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        logits, gradient = ctx.saved_tensors
-        scaled = _scale_gradient(gradient, upstream[0])
-        if torch.is_grad_enabled():  # create_graph=True, or torch.func.grad
-            scaled = fused.NoSecondDerivative.apply(scaled, logits)
-        return scaled, None, None
-
-
-class _AttachLossGradientMapped(_AttachLossGradient):
-    """`_AttachLossGradient` in the form that torch.func and torch.compile need; an eager call takes 10 us longer."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         return loss.view_as(loss)
 
     @staticmethod
@@ -107,9 +96,50 @@ class _AttachLossGradientMapped(_AttachLossGradient):
         logits, _, gradient = inputs
         ctx.save_for_backward(logits, gradient)
 
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, gradient = ctx.saved_tensors
+        scaled = _scale_gradient(gradient, upstream[0])
+        # create_graph=True, torch.func.grad, or forward mode over the backward pass
+        if torch.is_grad_enabled() or fused.has_tangent(logits):
+            scaled = fused.NoSecondDerivative.apply(scaled, logits)
+        return scaled, None, None
+
+
+class _AttachLossGradientMapped(_AttachLossGradientCompiled):
+    """`_AttachLossGradientCompiled` with a forward derivative, in the form that torch.func needs."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        logits, loss, gradient = inputs
+        ctx.save_for_backward(logits, gradient)
+        ctx.save_for_forward(logits, gradient)
+        ctx.summed = tuple(range(loss.dim() - gradient.dim(), 0))
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *others: Any) -> Tensor:
+        """Return the derivative of the loss along a tangent of the logits: the sum of gradient times tangent."""
+        logits, gradient = ctx.saved_tensors
+        gradient = fused.NoSecondDerivative.apply(gradient, logits).to(loss_dtype(gradient))
+        return (gradient * tangent.to(gradient.dtype)).sum(ctx.summed)
+
+
+class _AttachLossGradient(_AttachLossGradientMapped):
+    """`_AttachLossGradientMapped` in the form that saves an eager call 10 us."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        _AttachLossGradientMapped.setup_context(ctx, (logits, loss, gradient), None)
+        return loss.view_as(loss)
+
+    setup_context = torch.autograd.Function.setup_context  # torch's own stands for the form with a context
+
 
 def _scale_gradient(gradient: Tensor, upstream: Tensor) -> Tensor:
     plain = not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(upstream)
+    plain = plain and not fused.has_tangent(upstream)
     # `loss.backward()` sends a 1. On the CPU, where a look costs no wait, that saves reading and writing the gradient.
     if plain and upstream.is_cpu and (upstream.item() == 1.0 if upstream.dim() == 0 else bool((upstream == 1.0).all())):
         return gradient
@@ -133,6 +163,7 @@ def check_reduction(reduction: str) -> None:
 
 def check_logits(logits: Tensor, labels: Tensor | None) -> None:
     """Raise TypeError or ValueError for logits that no loss accepts, and for labels that do not fit them."""
+    backends.check_tensors(logits=logits, labels=labels)
     if logits.dtype not in DTYPES:
         raise TypeError(f"logits must be float32, float64, bfloat16 or float16, got {logits.dtype}")
     if logits.dim() not in (2, 3) or logits.shape[-1] < 1:

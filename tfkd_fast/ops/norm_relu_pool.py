@@ -11,6 +11,8 @@ from tfkd_fast.ops import backends, fused
 DTYPES = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
 """Dtype of x -> dtype of the parameters and of the running statistics."""
 
+TENSORS = ("x", "weight", "bias", "running_mean", "running_var")
+
 
 def norm_relu_pool(
     x: Tensor,
@@ -37,18 +39,21 @@ def norm_relu_pool(
         eps: added to the variance.
         pool: whether there is max-pooling; an odd row or column at the end is left out, as in torch.
         backend: an operator backend; None picks the fastest that serves the tensors: the reference in float32 without
-            pooling, and inside of torch.func's transforms.
+            pooling, inside of torch.func's transforms, and for forward-mode differentiation.
 
     Returns:
         (B,C,H//2,W//2), or (B,C,H,W) without pooling, in the dtype of x. From cpp it is channels-last.
 
     Raises:
-        ValueError: for shapes that do not fit, and for a batch of one position; TypeError for dtypes.
+        ValueError: for shapes that do not fit, and for a batch of one position.
+        TypeError: for dtypes, and for arguments that are no tensors.
+        RuntimeError: from cpp, named as the backend, for forward-mode differentiation.
     """
     call = _NormReluPoolCall(x, weight, bias, running_mean, running_var, momentum, eps, pool)
     _check(call)
-    mapped = fused.inside_torch_func()  # cpp writes to tensors, which vmap cannot map
-    if backend is None and (mapped or (x.dtype == torch.float32 and not pool)):  # where torch is the faster one
+    # cpp writes to tensors, which vmap cannot map, and has no forward derivative
+    needs_reference = fused.inside_torch_func() or fused.has_tangent(x, weight, bias)
+    if backend is None and (needs_reference or (x.dtype == torch.float32 and not pool)):  # where torch is faster
         backend = "reference"
     result: Tensor = backends.select("norm_relu_pool", backend, x)(call)
     return result
@@ -69,6 +74,7 @@ class _NormReluPoolCall(NamedTuple):
 
 def _check(call: _NormReluPoolCall) -> None:
     x, pool = call.x, call.pool
+    backends.check_tensors(**{name: getattr(call, name) for name in TENSORS})
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be bfloat16, float32 or float64, got {x.dtype}")
     smallest = 2 if pool else 1
@@ -76,7 +82,7 @@ def _check(call: _NormReluPoolCall) -> None:
         raise ValueError(f"x must be (B,C,H,W) with C >= 1 and H, W >= {smallest}, got {tuple(x.shape)}")
     if x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"x must have more than one value a channel, got {tuple(x.shape)}")
-    for name in ("weight", "bias", "running_mean", "running_var"):
+    for name in TENSORS[1:]:
         tensor: Tensor = getattr(call, name)
         if tensor.shape != x.shape[1:2]:
             raise ValueError(f"{name} must be ({x.shape[1]},) for this x, got {tuple(tensor.shape)}")
@@ -103,6 +109,7 @@ def _reference(call: _NormReluPoolCall) -> Tensor:
 
 def _fused(call: _NormReluPoolCall) -> Tensor:
     x, weight, bias, *settings = call
+    fused.refuse_tangent("norm_relu_pool", x, weight, bias)
     x = x.contiguous(memory_format=torch.channels_last)
     y, *saved = _operators.norm_relu_pool(x.detach(), weight.detach(), bias.detach(), *settings)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
@@ -122,6 +129,7 @@ class _AttachImageGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
+        fused.refuse_tangent("norm_relu_pool", upstream[0])
         gradient = upstream[0].contiguous(memory_format=torch.channels_last)
         gradients = _operators.norm_relu_pool_backward(gradient, x, weight, *saved, ctx.pool)
         if torch.is_grad_enabled():  # create_graph=True

@@ -41,12 +41,15 @@ def rank_binned_targets(
         ValueError: for shapes or bin starts that do not fit; TypeError for a similarity that is not floating point.
     """
     _check(similarity, true_mass, bin_masses, bin_starts)
+    # from tangents of forward-mode differentiation, too
+    similarity, true_mass, bin_masses = similarity.detach(), true_mass.detach(), bin_masses.detach()
     function = backends.select("rank_binned_targets", backend, similarity)
     table: Tensor = function(similarity, true_mass, bin_masses, bin_starts)
     return table
 
 
 def _check(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]) -> None:
+    backends.check_tensors(similarity=similarity, true_mass=true_mass, bin_masses=bin_masses)
     if not similarity.is_floating_point():
         raise TypeError(f"similarity must be floating point, got {similarity.dtype}")
     if similarity.dim() not in (2, 3) or similarity.shape[-1] != similarity.shape[-2] or similarity.shape[-1] < 2:
@@ -105,8 +108,8 @@ def _reference(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_st
 def _fused(
     operator: OpOverload, similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]
 ) -> Tensor:
-    masses = (masses.detach().to(similarity.dtype) for masses in (true_mass, bin_masses))
-    table: Tensor = operator(similarity.detach(), *masses, bin_starts)
+    masses = (masses.to(similarity.dtype) for masses in (true_mass, bin_masses))
+    table: Tensor = operator(similarity, *masses, bin_starts)
     return table
 
 

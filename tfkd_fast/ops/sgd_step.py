@@ -35,15 +35,18 @@ def sgd_step(
             memory.
 
     Raises:
-        ValueError: for shapes or dtypes that differ.
+        ValueError: for shapes or dtypes that differ; TypeError for arguments that are no tensors.
+        RuntimeError: from cpp, named as the backend, for forward-mode differentiation; None takes the reference for it.
     """
+    backends.check_tensors(weight=weight, gradient=gradient, momentum=momentum)
     for name, tensor in (("gradient", gradient), ("momentum", momentum)):
         if tensor.shape != weight.shape or tensor.dtype != weight.dtype:
             raise ValueError(
                 f"{name} must be {tuple(weight.shape)} {weight.dtype} as the weight is, "
                 f"got {tuple(tensor.shape)} {tensor.dtype}"
             )
-    if backend is None and not _fits_cpp(weight, momentum):
+    differentiated = fused.has_tangent(weight, gradient, momentum)  # cpp has no forward derivative
+    if backend is None and (differentiated or not _fits_cpp(weight, momentum)):
         backend = "reference"
     backends.select("sgd_step", backend, weight)(weight, gradient, momentum, rate, decay, factor, nesterov)
 
@@ -70,6 +73,7 @@ def _fits_cpp(weight: Tensor, momentum: Tensor) -> bool:
 
 
 def _cpp(weight: Tensor, gradient: Tensor, momentum: Tensor, *settings: float) -> None:
+    fused.refuse_tangent("sgd_step", weight, gradient, momentum)
     _operator(weight, match_layout(weight, gradient), momentum, *settings)
 
 

@@ -40,12 +40,15 @@ def soft_target_loss(
         (1-w) * T^2 * KL(q || softmax(z/T)) + w * CE(y, softmax(z))
 
     A class of target 0 adds nothing, and neither does a term of weight 0, even where it is infinite. The gradient flows
-    to the logits only, once: the fast backends return it with the loss.
+    to the logits only, once: the fast backends return it with the loss, and it serves forward-mode differentiation
+    (torch.func.jvp, jacfwd), too.
 
     Args:
         logits: z, (B,C) or (P,B,C) for P candidates: float32, float64, bfloat16 or float16.
         labels: y, (B,) or (P,B) int64, 0..C-1.
-        targets: q, floating point; computed with in the dtype of the loss.
+        targets: q, floating point; computed with in the dtype of the loss. Every row sums to 1. On the CPU it is
+            checked to 1e-3 (4 epsilons of a half); on other devices the host would have to wait for them, and inside of
+            torch.func and torch.compile there are no values.
             rows="class": a class table (C,C) or (P,C,C), whose row y is the target of samples of label y.
             rows="sample": one row for each sample, (B,C) or (P,B,C).
         temperature: T > 0, a number or a tensor () or (P,) on the device of the logits. Tensors are not checked: that
@@ -59,7 +62,7 @@ def soft_target_loss(
         () or (P,), or (B,) or (P,B) with reduction="none": float32, or float64 for float64 logits.
 
     Raises:
-        ValueError: for shapes and values that do not fit; TypeError for dtypes.
+        ValueError: for shapes and values that do not fit; TypeError for dtypes and for arguments that are no tensors.
         IndexError, or torch's own RuntimeError from the reference: for a label out of range, on the CPU. A CUDA device
             reports it by an assertion.
     """
@@ -112,6 +115,7 @@ class _SoftTargetCall(NamedTuple):
 def _check(call: _SoftTargetCall) -> None:
     logits = call.logits
     losses.check_logits(logits, call.labels)
+    backends.check_tensors(labels=call.labels, targets=call.targets)
     if not call.targets.is_floating_point():
         raise TypeError(f"targets must be floating point, got {call.targets.dtype}")
     if call.rows not in ("class", "sample"):
@@ -121,11 +125,23 @@ def _check(call: _SoftTargetCall) -> None:
     losses.check_temperature(call.temperature, logits)
     losses.check_weight("hard_weight", call.hard_weight, logits)
     losses.check_reduction(call.reduction)
+    _check_sums(call.targets)
+
+
+def _check_sums(targets: Tensor) -> None:
+    """Raise ValueError for a row that does not sum to 1, where the host need not wait for the answer."""
+    if not targets.is_cpu or torch.compiler.is_compiling() or fused.inside_torch_func():
+        return
+    sums = targets.detach().sum(-1, dtype=losses.loss_dtype(targets))
+    off = (sums - 1.0).abs() > max(1e-3, 4 * torch.finfo(targets.dtype).eps)  # NaN is no larger, and shows in the loss
+    if bool(off.any()):
+        raise ValueError(f"every row of targets must sum to 1, got a sum of {float(sums[off][0]):.6g}")
 
 
 def _check_similarity(similarity: Tensor | None, logits: Tensor) -> None:
     if similarity is None:
         return
+    backends.check_tensors(similarity=similarity)
     losses.check_device("similarity", similarity, logits)
     wanted = (*logits.shape[:-2], logits.shape[-1], logits.shape[-1])
     if similarity.dtype != torch.float32:
@@ -154,7 +170,7 @@ def _reference(call: _SoftTargetCall) -> Tensor:
 def _reference_with_stats(call: _SoftTargetCall, similarity: Tensor | None) -> tuple[Tensor, SoftTargetStats]:
     loss = _reference(call)
     with torch.no_grad():
-        logits = call.logits.to(losses.loss_dtype(call.logits))
+        logits = call.logits.detach().to(losses.loss_dtype(call.logits))
         index = call.labels.expand(logits.shape[:-1]).unsqueeze(-1)
         probabilities = logits.softmax(-1)
         true_probability = probabilities.gather(-1, index).squeeze(-1)
