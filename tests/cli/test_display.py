@@ -80,6 +80,12 @@ def test_the_teachers_are_named_at_the_start(saw: bool | None) -> None:
     assert line == "taught by deep, wide" + " · trained on images that are held out here" * bool(saw)
 
 
+def test_what_happens_to_image_files_is_said_at_the_start() -> None:
+    reading = "the largest centred square, upright, resized to 32 x 32"
+    assert shown(START.model_copy(update={"reading": reading}))[2] == f"of each image file: {reading}"
+    assert not any("image file" in line for line in shown())
+
+
 def test_grades_pathways_and_weights_of_teachers_take_a_line_each() -> None:
     grade = GradeStarted(grade=2, first_epoch=3, epochs=2, stages=3, labels=(0, 1, 2))
     names = ("0>0", "0>1", "0>2", "1>1", "1>2")

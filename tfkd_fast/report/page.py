@@ -184,6 +184,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Candidates", f"up to {start.candidates} at a time" if start.candidates > 1 else "one"),
         ("Machine", f"{start.device_name} ({start.device}), {start.precision}"),
         ("Loader and operators", f"{start.loader}, {start.ops}"),
+        *([("Image files", start.reading)] if start.reading else []),
         ("Epochs", str(start.epochs)),
         ("Seeds", f"1 (seed {start.seed})"),
     ]

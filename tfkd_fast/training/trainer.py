@@ -250,6 +250,10 @@ class Trainer:
             return
         self._log = RunLog(self.folder.metrics, self._listeners)
         self._log.write(self._started())
+        dataset = self.dataset
+        self._log.write(
+            RunStarted(**self._facts(), classes=tuple(dataset.classes), reading=dataset.reading, format=FORMAT)
+        )
         choice = self.parts.images.choice
         if choice is not None:
             self._log.write(LoaderChosen(**asdict(choice)))

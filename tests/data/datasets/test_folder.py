@@ -46,6 +46,7 @@ def test_classes_and_files_are_in_the_order_of_their_names(tmp_path: Path, size:
     assert dataset.classes == ["ant", "bee", "cow"]
     assert dataset.image_shape == (3, size, size)
     assert dataset.flip
+    assert f"the largest centred square, upright, resized to {size} x {size}" in dataset.reading
     train, test = dataset.read_train(), dataset.read_test()
     assert train.all_images().shape == (4, 3, size, size)
     assert train.all_images()[:, 0, 0, 0].tolist() == [30, 20, 10, 40]

@@ -18,6 +18,7 @@ from tfkd_fast.data import Dataset, DataSettings, make_loader, missing_loaders, 
 from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets.base import ChannelStatistics
 from tfkd_fast.data.images import FileImages
+from tfkd_fast.data.loaders import choose_loader
 from tfkd_fast.errors import UserError
 
 if reason := missing_loaders()["dali"]:
@@ -184,7 +185,7 @@ def test_the_global_random_state_is_left_alone() -> None:
 def test_every_format_of_the_right_size_keeps_its_pixels(tmp_path: Path, device: str) -> None:
     names = ["a.png", "b.bmp", "c.ppm", "d.tif", "e.webp"]
     images = {name: noise(32, 32, 3) for name in names}
-    images |= {"grey.png": noise(32, 32), "grey.pgm": noise(32, 32), "transparent.png": noise(32, 32, 4)}
+    images |= {"grey.png": noise(32, 32), "grey.pgm": noise(32, 32)}
     images["palette.png"] = noise(32, 32, 3).convert("P")
     assert difference(write(tmp_path, images, lossless=True), device).max() == 0
 
@@ -248,6 +249,33 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, fault: str) -> None
     loader = loader_of(set_of(images), "dali")
     with pytest.raises(UserError, match=rf"^cannot read the image {bad} \([^\n]*\): replace it or delete it$"):
         collect(loader.epoch(0))
+
+
+PECULIAR = {
+    "transparent.png": (noise(32, 32, 4), "has transparent pixels|has the mode RGBA"),
+    "transparent.webp": (noise(32, 32, 4), "has transparent pixels|has the mode RGBA"),
+    "palette.png": (noise(32, 32, 3).quantize(16), "has transparent pixels"),
+    "deep.png": (Image.fromarray(RANDOM.integers(0, 65536, (32, 32), dtype=np.uint16)), "has the mode I;16"),
+    "deep.pgm": (Image.fromarray(RANDOM.integers(0, 65536, (32, 32), dtype=np.uint16)), "has the mode I"),
+    "cmyk.jpg": (noise(32, 32, 3).convert("CMYK"), "has the mode CMYK"),
+    "turned.jpg": (smooth(32, 32), "is turned by EXIF data"),
+}
+
+
+@pytest.mark.parametrize("name", PECULIAR)
+def test_files_that_dali_shows_differently_are_refused_and_the_other_loaders_agree(tmp_path: Path, name: str) -> None:
+    image, reason = PECULIAR[name]
+    exif = Image.Exif()
+    exif[0x112] = 6
+    options = {"turned.jpg": {"exif": exif}, "palette.png": {"transparency": 3}}.get(name, {"lossless": True})
+    images = write(tmp_path, {"plain.png": noise(32, 32, 3)})
+    image.save(tmp_path / name, **options)
+    images = FileImages([*images.files, tmp_path / name], torch.arange(2), 32)
+    with pytest.raises(UserError, match=rf"^loader dali may show .*{name}, which ({reason}), with other pixels: use"):
+        loader_of(set_of(images), "dali")
+    assert choose_loader(images, set_of(images), DataSettings(), torch.device("cpu"), torch.float32, 0).refused["dali"]
+    others = [list(loader_of(set_of(images), loader).in_order()) for loader in ("resident", "torchvision")]
+    assert_same(*others)
 
 
 def test_formats_that_dali_does_not_read_are_refused(tmp_path: Path) -> None:

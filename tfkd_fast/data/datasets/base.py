@@ -39,6 +39,7 @@ class Dataset:
         read_train: Callable[[], ImageSet],
         read_test: Callable[[], ImageSet],
         statistics: ChannelStatistics | None = None,
+        reading: str = "",
     ) -> None:
         """Describe a data set; images are read when they are first used.
 
@@ -49,12 +50,14 @@ class Dataset:
             flip: whether a mirrored image still shows its class.
             read_train, read_test: read the images of a part.
             statistics: the usual constants of the field; None to compute them from the training images.
+            reading: what happens to the pixels of the files, in words; empty if they stay as they are.
         """
         self.name = name
         self.classes = classes
         self.superclasses = find_superclasses(classes)  # None for other classes than those of CIFAR-100
         self.image_shape = image_shape
         self.flip = flip
+        self.reading = reading
         self._read_train = read_train
         self._read_test = read_test
         self._given_statistics = statistics
@@ -108,7 +111,13 @@ class PartOfDataset(Dataset):
         read_test: Callable[[], ImageSet],
     ) -> None:
         super().__init__(
-            whole.name, classes, whole.image_shape, flip=whole.flip, read_train=read_train, read_test=read_test
+            whole.name,
+            classes,
+            whole.image_shape,
+            flip=whole.flip,
+            read_train=read_train,
+            read_test=read_test,
+            reading=whole.reading,
         )
         self.whole = whole
 

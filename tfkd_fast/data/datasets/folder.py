@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from tfkd_fast.data.datasets.base import Dataset
-from tfkd_fast.data.images import FileImages
+from tfkd_fast.data.images import READING, FileImages
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 
@@ -42,6 +42,7 @@ def open_folder(settings: DataSettings, download: bool) -> Dataset:
         flip=True,
         read_train=lambda: _images(train, classes, size),
         read_test=lambda: _images(test, classes, size),
+        reading=READING.format(size=size),
     )
 
 

@@ -177,6 +177,8 @@ def _refusal(name: str, images: ImageSet, device: torch.device, share: float = 1
             for file in images.files:
                 if file.suffix.lower() not in DALI_SUFFIXES:
                     return f"does not read {file.suffix} files such as {file}: use --loader torchvision"
+            if images.peculiar is not None:
+                return f"may show {images.peculiar}, with other pixels: use --loader torchvision"
     return None
 
 

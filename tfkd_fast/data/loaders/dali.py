@@ -4,8 +4,9 @@ Order and augmentation come from outside as views, so that they are those of eve
 and of files of the set's size, are equal to those of the other loaders (except JPEG on a GPU, where the decoder is
 another one). A file of another size is resized as by Pillow, with two differences: Pillow rounds twice, which changes a
 pixel by one grey level at most, and where the filter reaches beyond the edge of the image, DALI repeats the last pixel
-and Pillow leaves it out, which changes the outermost row and column of a reduced image. 16-bit files are scaled to 8
-bits, where Pillow clips them.
+and Pillow leaves it out, which changes the outermost row and column of a reduced image. Sets with a file that has
+transparent pixels, more than 8 bits, colours other than RGB or grey, or is turned by EXIF data are refused
+(`FileImages.peculiar`), because DALI shows some of these differently.
 """
 
 import contextlib
