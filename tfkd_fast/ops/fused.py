@@ -175,6 +175,7 @@ class NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        """Refuse forward mode over a gradient, as `backward` does the reverse mode."""
         raise RuntimeError('this backend has no second derivative: use backend="reference"')
 
 
