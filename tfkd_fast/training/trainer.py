@@ -250,10 +250,6 @@ class Trainer:
             return
         self._log = RunLog(self.folder.metrics, self._listeners)
         self._log.write(self._started())
-        dataset = self.dataset
-        self._log.write(
-            RunStarted(**self._facts(), classes=tuple(dataset.classes), reading=dataset.reading, format=FORMAT)
-        )
         choice = self.parts.images.choice
         if choice is not None:
             self._log.write(LoaderChosen(**asdict(choice)))
@@ -363,7 +359,8 @@ class Trainer:
 
     def _started(self) -> RunStarted:
         """The first line of the log."""
-        return RunStarted(**self._facts(), classes=tuple(self.dataset.classes), format=FORMAT)
+        dataset = self.dataset
+        return RunStarted(**self._facts(), classes=tuple(dataset.classes), reading=dataset.reading, format=FORMAT)
 
     def _summary(self) -> dict[str, Any]:
         state, log = self.state, self._log
