@@ -24,7 +24,7 @@ from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.runs.recipe import Recipe, load_recipe
 from tfkd_fast.training.assemble import assemble
-from tfkd_fast.training.cooldown import cooled
+from tfkd_fast.training.cooldown import train_cooldown
 
 COPIES = 4
 
@@ -58,7 +58,7 @@ class Branching:
         return self.judge.average_metrics(self.population.epoch_average, COPIES, epoch)
 
     def judge_cooled(self, epoch: int) -> list[HoldoutMetrics | None]:
-        with cooled(self.trainer, self.method, self.plan, epoch, self.recipe.learning_rate(epoch)):
+        with train_cooldown(self.trainer, self.method, self.plan, epoch, self.recipe.learning_rate(epoch)):
             return self.judge.metrics(self.population.models)
 
 

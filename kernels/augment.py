@@ -18,7 +18,7 @@ ROUNDS = 8  # of a program at most
 
 
 @triton.jit
-def _below(word: tl.tensor, bound: tl.tensor) -> tl.tensor:
+def _bounded_integer(word: tl.tensor, bound: tl.tensor) -> tl.tensor:
     return (word.to(tl.uint64) * bound >> 32).to(tl.int32)
 
 
@@ -42,7 +42,7 @@ def _show(
     stream = tl.load(draw + candidate * draw_stride + 2).to(tl.uint32)
     purpose = tl.full((), AUGMENT, tl.uint32)
     vertical, horizontal, mirror, _ = tl.philox(seed, index.to(tl.uint32), epoch, purpose, stream)
-    top, left = _below(vertical, 2 * pad + 1) - pad, _below(horizontal, 2 * pad + 1) - pad
+    top, left = _bounded_integer(vertical, 2 * pad + 1) - pad, _bounded_integer(horizontal, 2 * pad + 1) - pad
 
     first = tl.program_id(0) % parts * (VALUES * ROUNDS)
     image = images + tl.where(in_range, index, 0) * values
@@ -52,12 +52,12 @@ def _show(
         pixel, channel = value // CHANNELS, value % CHANNELS
         y, x = pixel // width, pixel % width
         if FLIP:
-            x = tl.where(_below(mirror, 2) == 1, width - 1 - x, x)
+            x = tl.where(_bounded_integer(mirror, 2) == 1, width - 1 - x, x)
         y += top
         x += left
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        shown = tl.load(image + (y * width + x) * CHANNELS + channel, mask=inside & (value < readable), other=0)
-        normalised = tl.div_rn(shown.to(tl.float32) - tl.load(mean + channel), tl.load(std + channel))
+        byte = tl.load(image + (y * width + x) * CHANNELS + channel, mask=inside & (value < readable), other=0)
+        normalised = tl.div_rn(byte.to(tl.float32) - tl.load(mean + channel), tl.load(std + channel))
         normalised = tl.where(in_range, normalised, float("nan"))
         tl.store(out + place * values + value, normalised.to(out.dtype.element_ty), mask=value < values)
 
@@ -72,10 +72,10 @@ def augment(
     out = images.new_empty((*lead, indices.shape[-1], height, width, channels), dtype=dtype)
     if out.numel() == 0:
         return out
-    shown = out.numel() // (height * width * channels)
+    image_count = out.numel() // (height * width * channels)
     parts = triton.cdiv(height * width * channels, VALUES * ROUNDS)
     with on_device(images):
-        _show[(shown * parts,)](
+        _show[(image_count * parts,)](
             images, indices, draw, mean.contiguous(), std.contiguous(), out,
             count, indices.shape[-1], height, width,
             stride_of_candidates(indices, 1), stride_of_candidates(draw, 1), pad,

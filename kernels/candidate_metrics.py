@@ -57,7 +57,7 @@ def _load_tile(
 
 
 @triton.jit
-def _below(logits: tl.tensor, highest: tl.tensor) -> tl.tensor:
+def _subtract_highest(logits: tl.tensor, highest: tl.tensor) -> tl.tensor:
     return tl.maximum(logits - highest[:, None], FAR)
 
 
@@ -100,7 +100,7 @@ def _slope(
     first = tl.zeros_like(highest)
     for start in range(0, classes, COLUMNS):
         z, _ = _load_tile(logits, row, start, classes, present, T, COLUMNS)
-        x = _below(z, highest)
+        x = _subtract_highest(z, highest)
         e = tl.exp2(x * scale[:, None])
         total += tl.sum(e, 1)
         first += tl.sum(e * x, 1)
@@ -132,8 +132,8 @@ def _survey(
             highest_of_place = tl.maximum(highest_of_place, z)
             is_ahead = (z > own_logit[:, None]) | ((z == own_logit[:, None]) & (c < label[:, None]))
             ahead += tl.sum(is_ahead.to(tl.int32), 1)
-            finite = tl.abs(z) < float("inf")
-            not_finite += tl.sum(((c < classes) & (finite == 0)).to(tl.int32), 1)
+            is_finite = tl.abs(z) < float("inf")
+            not_finite += tl.sum(((c < classes) & (is_finite == 0)).to(tl.int32), 1)
         highest = tl.max(highest_of_place, 1)
         tl.store(highest_of + candidate * samples + sample, highest, mask=present)
 
@@ -142,7 +142,7 @@ def _survey(
         first = tl.zeros((ROWS,), T)
         for start in range(0, classes, COLUMNS):
             z, c = _load_tile(logits, row, start, classes, present, T, COLUMNS)
-            x = _below(z, highest)
+            x = _subtract_highest(z, highest)
             e = tl.exp(x)
             other = tl.where(c == label[:, None], 0.0, e)
             others += tl.sum(other, 1)
@@ -226,7 +226,7 @@ def _cross(
         for start in range(0, classes, COLUMNS):
             # Not `_`, which has another type outside of the loop.
             z, _c = _load_tile(logits, row, start, classes, present, T, COLUMNS)
-            total += tl.sum(tl.exp2(_below(z, highest) * scale[:, None]), 1)
+            total += tl.sum(tl.exp2(_subtract_highest(z, highest) * scale[:, None]), 1)
         value = tl.log(total.to(tl.float64)) - own * b_of_other
         nll += sum_of_present(value, present)
     tl.store(crossed + candidate * blocks + block, nll)

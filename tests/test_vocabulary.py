@@ -27,6 +27,12 @@ LEANING = ("Of ", "The others", "That ", "Which ", "As ", "And ", "Likewise", "B
 SHAPE = re.compile(r"\([\w,+*. ]*\)[^:.;]*: [\w-]+ [\w`]+", re.DOTALL)
 """A shape, and a dtype if need be, with what the tensor is behind a colon."""
 
+BANNED = re.compile(
+    "_*(of|alone|together|stacked|cooled|harder|learned|selected|moved|mixed|swapped|shipped|undone|taught|said|heard|told"
+    "|surer|seen|shown|kept|given|finite|below)_*"
+)
+"""Participles, adverbs and prepositions: a function is named by a verb, a value by a noun."""
+
 PROTOCOL_OF_TORCH = frozenset({"forward", "setup_context", "backward", "state_dict", "load_state_dict"})
 """Methods whose meaning torch fixes: they need no docstring."""
 
@@ -99,6 +105,17 @@ def test_no_parameter_and_no_variable_of_a_function_hides_a_builtin() -> None:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and hasattr(builtins, node.id):
                 hiding.append(f"{place(path, node)} {node.id}")
     assert hiding == []
+
+
+def test_a_function_is_named_by_a_verb_and_a_value_by_a_noun() -> None:
+    found = []
+    for path, tree in modules().items():
+        for node in ast.walk(tree):
+            match node:
+                case ast.FunctionDef(name=name) | ast.arg(arg=name) | ast.Name(id=name) | ast.Attribute(attr=name):
+                    if BANNED.fullmatch(name):
+                        found.append(f"{place(path, node)} {name}")
+    assert found == []
 
 
 @pytest.mark.parametrize("opening", LEANING)

@@ -38,7 +38,7 @@ def train(
         overrides: nested values by table that go before those of the recipe.
         overwrite: whether a run that is in `out` may be replaced. Files there that are no part of a run stay.
         download: whether a data set that is missing may be fetched.
-        listeners: told of every event and every batch while the run goes on.
+        listeners: called with every event and every batch while the run goes on.
         stop: ends the run on a signal once its last finished epoch is saved, see `stopped_by_signals`.
 
     Returns:
@@ -48,13 +48,13 @@ def train(
         UserError: for bad input, before `out` is touched, such as a folder that holds something else than a run or that
             another process trains into; and for a loss that is no longer finite.
     """
-    recipe = _resolved(recipe, overrides or {})
+    recipe = _make_recipe(recipe, overrides or {})
     folder = RunFolder(Path(out))
     folder.refuse_if_taken(overwrite=overwrite)
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
         with sealed_test_images():
             trainer = _trainer(recipe, open_dataset(recipe.data, download=download), folder, listeners)
-        with folder.alone():
+        with folder.lock():
             folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
             folder.create(recipe.to_toml())
             return _run(trainer, stop)
@@ -65,7 +65,7 @@ def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | 
 
     Args:
         out: the run folder.
-        listeners: told of every event and every batch while the run goes on.
+        listeners: called with every event and every batch while the run goes on.
         stop: as for `train`.
 
     Returns:
@@ -78,7 +78,7 @@ def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | 
     recipe = read_recipe(folder)
     if folder.generations.exists():
         raise UserError(f"{out} holds the search for a policy: tfkd-fast learn goes on with it")
-    with folder.alone():
+    with folder.lock():
         if folder.summary.exists():
             raise UserError(f"the run in {out} is finished: see {folder.summary}")
         state = folder.newest_state()
@@ -111,8 +111,8 @@ def evaluate(out: Path | str, *, device: str = "auto", precision: str = "auto") 
     return _test(recipe, open_dataset(recipe.data), resolve_compute(device, precision), folder)
 
 
-def _resolved(recipe: Recipe | Table | str, overrides: Table) -> Recipe:
-    """The recipe that an argument stands for, under other values."""
+def _make_recipe(recipe: Recipe | Table | str, overrides: Table) -> Recipe:
+    """Make the recipe of an argument, with `overrides` over its values."""
     if isinstance(recipe, Recipe):
         return make_recipe(recipe.table(), overrides) if overrides else recipe
     if isinstance(recipe, str):

@@ -110,17 +110,17 @@ class TableForms:
 
 def table_forms(field: FieldInfo) -> TableForms | None:
     """The forms of a field that is a table, or a list of tables; None for a plain value."""
-    parts = list(_flattened(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation))
+    parts = list(_flatten(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation))
     classes = tuple(part for part in parts if isinstance(part, type) and issubclass(part, Settings))
     keys = [part.key for part in parts if isinstance(part, Forms)]
     return TableForms(keys[0] if keys else None, classes) if classes else None
 
 
-def _flattened(annotation: Any) -> Iterator[Any]:
+def _flatten(annotation: Any) -> Iterator[Any]:
     """The members of a union or list, of annotated members too, and what they are annotated with."""
     if arguments := [part for part in get_args(annotation) if part not in (NoneType, ...)]:
         for part in arguments:
-            yield from _flattened(part)
+            yield from _flatten(part)
     else:
         yield annotation
 

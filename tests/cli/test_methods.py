@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.support.command import refusal, run
-from tfkd_fast.cli.methods import left_out, method_tables
+from tfkd_fast.cli.methods import method_tables, optional_tables
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.recipe import make_recipe
 
@@ -52,9 +52,9 @@ def test_presets_stand_for_the_defaults_and_a_name_fixes_its_form() -> None:
 
 
 def test_a_table_that_may_be_left_out_is_opened_where_a_method_presets_it() -> None:
-    assert [table.name for table in left_out(METHODS["kd"])] == ["professor"]
+    assert [table.name for table in optional_tables(METHODS["kd"])] == ["professor"]
     assert "[professor] may be left out: tfkd-fast options professor lists its keys" in run("methods", "kd").stdout
-    assert left_out(METHODS["professor"]) == []
+    assert optional_tables(METHODS["professor"]) == []
     assert "professor" in [table.name for table in method_tables(METHODS["professor"])]
 
 

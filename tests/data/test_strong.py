@@ -119,7 +119,7 @@ def shown_beside(name: str, kind: Any, epoch: int, streams: list[int]) -> list[t
     found = []
     for step, size in enumerate(loader.batch_sizes()):
         feed.advance()
-        shown = feed.shown(torch.tensor([step]), size)
+        shown = feed.read(torch.tensor([step]), size)
         found.append((*shown.batch, *shown.companions))
     feed.finish()
     return found

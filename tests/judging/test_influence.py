@@ -148,7 +148,7 @@ def test_the_action_that_follows_the_gradient_lowers_the_loss_after_the_next_ste
     settings = make_table(TargetSettings, family=family, sources=sources)
     teaching = Teaching(settings, Context(CLASSES, BATCH, 10, 0, torch.device("cpu"), lambda epoch: 1.0), 1)
     action = torch.linspace(-0.5, 0.5, teaching.space.action_size)
-    teaching.set(action[None], 1)
+    teaching.set_actions(action[None], 1)
     gradient = teaching.action_gradient(0, influence(model, smooth(), [shown], [judged]))
     rate, target = 0.05, teaching.space.target
     share = teaching.space.shares(action[None])[0, 0].double()

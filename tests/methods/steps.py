@@ -65,8 +65,8 @@ def descend(step: TrainingStep, gradients: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def undone(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """`TrainingStep.undone` of a step that may change these."""
+def rollback(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """`TrainingStep.rollback` of a step that may change these."""
     before = [tensor.detach().clone() for tensor in tensors]
     yield
     with torch.no_grad():

@@ -96,12 +96,12 @@ def test_no_step_waits_for_the_device(
 def test_a_captured_step_is_the_step(kind: str, runs_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of(kind, runs_of, tmp_path / "cache")
     cuda, graphs = Compute(torch.device("cuda"), torch.float32), []
-    take = capture._captured
-    monkeypatch.setattr(capture, "_captured", lambda *of: graphs.append(take(*of)) or graphs[-1])
+    take = capture.capture_graph
+    monkeypatch.setattr(capture, "capture_graph", lambda *of: graphs.append(take(*of)) or graphs[-1])
     captured = train(recipe, tmp_path / "captured", cuda).population
     assert len(graphs) > 1
     count = len(graphs)
-    monkeypatch.setattr(capture, "UNCAPTURED", 10**6)
+    monkeypatch.setattr(capture, "WARMUP_STEPS", 10**6)
     uncaptured = train(recipe, tmp_path / "uncaptured", cuda).population
     assert len(graphs) == count
     for part in ("weights", "buffers", "momenta"):

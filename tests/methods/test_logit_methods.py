@@ -167,12 +167,12 @@ def test_with_the_right_weights_the_decoupled_parts_are_plain_kd() -> None:
 def test_dkd_warms_up_in_place_over_a_share_of_the_run() -> None:
     method = build("dkd", ce_weight=0.0, warmup=0.25)  # 6 epochs of 24
     logits, batch = random_step(1, 1)
-    place, losses = method.warmth.data_ptr(), []  # type: ignore[attr-defined]
+    place, losses = method.warmup_factor.data_ptr(), []  # type: ignore[attr-defined]
     for epoch in range(8):
         method.begin_interval(epoch)
         losses.append(method.loss(logits, batch).total.item())
     assert [loss / losses[-1] for loss in losses] == pytest.approx([k / 6 for k in range(1, 7)] + [1, 1], rel=1e-6)
-    assert method.warmth.data_ptr() == place, "a captured step holds the address"  # type: ignore[attr-defined]
+    assert method.warmup_factor.data_ptr() == place, "a captured step holds the address"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,7 +29,7 @@ def test_a_run_is_read_by_kind(make_run: MakeRun) -> None:
     assert run.start.classes[:2] == ("class 0", "class 1")
     assert len(run.epochs) == 4 * 1 + 16 * 4
     assert len(run.decisions) == 1 + 8  # the warm-up, then every second epoch
-    assert len(run.decided) == len(run.selections) == len(run.rewards) == 8
+    assert len(run.controller_decisions) == len(run.selections) == len(run.rewards) == 8
     assert run.summary == json.loads((folder / "summary.json").read_text())
     assert run.recipe_text == (folder / "recipe.toml").read_text()
     assert run.seconds == lines_of(folder)[-1]["time"]

@@ -13,7 +13,7 @@ from tests.report.pages import Page, edit, nulled, page_of
 from tfkd_fast.events import ProfessorJudged, to_line
 from tfkd_fast.methods.professor.training import in_words
 from tfkd_fast.report import read_run
-from tfkd_fast.report.teaching import MOST_PATHWAYS, shown_pathways
+from tfkd_fast.report.teaching import MOST_PATHWAYS, select_pathways
 
 MakeRun = Callable[..., Path]
 Line = dict[str, Any]
@@ -129,7 +129,7 @@ def test_weights_of_pathways_are_shown_over_epochs(make_run: MakeRun) -> None:
     second = pathways(2, **{"0_0 a": 0.0, "0_1 a": 0.1, "1_1 a": 0.7, "1_0 b": 0.0})
     folder = taught_run(make_run, first, second)
     page = page_of(folder)
-    assert shown_pathways(read_run(folder)) == [0, 1, 2]
+    assert select_pathways(read_run(folder)) == [0, 1, 2]
     assert "Pathways at the beginning of epoch 2: 2 of 4 in use, the strongest 1>1 a 0.700, 0>1 a 0.100." in page.words
     assert all(f">{name}</text>" in page.text for name in ("0&gt;0 a", "0&gt;1 a", "1&gt;1 a"))
     assert "1&gt;0 b</text>" not in page.text
@@ -141,7 +141,7 @@ def test_weights_of_pathways_are_shown_over_epochs(make_run: MakeRun) -> None:
 def test_of_very_many_pathways_the_strongest_are_shown_in_the_order_of_the_log(make_run: MakeRun) -> None:
     weights = {f"{number}_0": 0.001 * (1 + number * 7 % 50) for number in range(50)}
     folder = taught_run(make_run, pathways(1, **weights))
-    rows = shown_pathways(read_run(folder))
+    rows = select_pathways(read_run(folder))
     assert len(rows) == MOST_PATHWAYS
     assert rows == [number for number in range(50) if number * 7 % 50 >= 50 - MOST_PATHWAYS]
     assert f"Left out, of at most 0.014: {50 - MOST_PATHWAYS}." in page_of(folder).words

@@ -13,14 +13,14 @@ from tests.support.command import SMALL, command, refusal, wait_for
 from tests.support.runs import recipe
 from tfkd_fast import api
 from tfkd_fast.errors import UserError
-from tfkd_fast.runs.lock import alone_in, refuse_if_busy
+from tfkd_fast.runs.lock import lock_folder, refuse_if_busy
 
 HOLD = """
 import sys
 from pathlib import Path
-from tfkd_fast.runs.lock import alone_in
+from tfkd_fast.runs.lock import lock_folder
 
-with alone_in(Path(sys.argv[1])):
+with lock_folder(Path(sys.argv[1])):
     print("taken", flush=True)
     sys.stdin.read()
 """
@@ -43,20 +43,23 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_folder_is_taken_until_its_process_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     with holder(folder) as process:
-        with pytest.raises(UserError, match=r"another tfkd-fast is at work in .*folder: wait for it"), alone_in(folder):
+        with (
+            pytest.raises(UserError, match=r"another tfkd-fast is at work in .*folder: wait for it"),
+            lock_folder(folder),
+        ):
             pass
         with pytest.raises(UserError, match="is at work"):
             refuse_if_busy(folder)
         process.kill()
         process.wait()
         refuse_if_busy(folder)
-        with alone_in(folder):
+        with lock_folder(folder):
             refuse_if_busy(folder)  # it is we
 
 
 def test_a_process_that_inherits_the_lock_holds_it(tmp_path: Path) -> None:
     """As the runs of a study do, which may outlive it."""
-    with alone_in(tmp_path) as inherited:
+    with lock_folder(tmp_path) as inherited:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=inherited)
     with pytest.raises(UserError, match="is at work"):
         refuse_if_busy(tmp_path)
@@ -69,7 +72,7 @@ def test_a_process_that_inherits_the_lock_holds_it(tmp_path: Path) -> None:
 def test_a_worker_that_was_forked_does_not_hold_the_lock(tmp_path: Path) -> None:
     """It may outlive a run that was killed by seconds, in which the run is resumed."""
     read, write = os.pipe()
-    with alone_in(tmp_path):
+    with lock_folder(tmp_path):
         child = os.fork()
         if child == 0:
             os.close(write)

@@ -72,9 +72,9 @@ def test_a_new_log_replaces_an_old_one(tmp_path: Path) -> None:
 
 def test_seconds_are_counted_by_part_also_where_a_block_fails(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "metrics.jsonl", [])
-    with pytest.raises(KeyboardInterrupt), log.timed("saving"):
+    with pytest.raises(KeyboardInterrupt), log.measure_seconds("saving"):
         raise KeyboardInterrupt
-    with log.timed("steering"):
+    with log.measure_seconds("steering"):
         pass
     log.close()
     assert log.seconds["saving"] > 0

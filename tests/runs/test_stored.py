@@ -43,7 +43,7 @@ def test_the_student_predicts_as_it_was_tested(finished: Path) -> None:
     assert not student.training
     images = open_dataset(run.recipe.data).read_test()
     with torch.no_grad():
-        predicted = student(run.normalised(images.all_images())).argmax(1)
+        predicted = student(run.normalise(images.all_images())).argmax(1)
     assert run.summary is not None
     assert 100 * (predicted == images.labels).float().mean().item() == pytest.approx(run.summary["test_top1"], abs=1e-4)
 
@@ -51,7 +51,7 @@ def test_the_student_predicts_as_it_was_tested(finished: Path) -> None:
 def test_pixels_may_be_fractions(finished: Path) -> None:
     run = load_run(finished)
     pixels = torch.randint(256, (5, 1, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(run.normalised(pixels / 255), run.normalised(pixels))
+    torch.testing.assert_close(run.normalise(pixels / 255), run.normalise(pixels))
 
 
 def test_the_best_student_is_that_of_its_file(finished: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_best_student_is_that_of_its_file(finished: Path) -> None:
 
 def test_images_of_another_shape_are_refused(finished: Path) -> None:
     with pytest.raises(UserError, match=r"takes images of shape \(1, 32, 32\), not \(3, 32, 32\)"):
-        load_run(finished).normalised(torch.zeros(2, 3, 32, 32))
+        load_run(finished).normalise(torch.zeros(2, 3, 32, 32))
 
 
 def test_an_unfinished_run_has_a_recipe_and_a_log(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
 def test_a_captured_step_is_the_step(way: str, sources: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     captured, population, _, plan = make(way, "cuda", sources=sources)
     runs = train(captured, plan, epochs=4)
-    monkeypatch.setattr("tfkd_fast.training.capture.UNCAPTURED", 10**6)
+    monkeypatch.setattr("tfkd_fast.training.capture.WARMUP_STEPS", 10**6)
     uncaptured, others, _, plan = make(way, "cuda", sources=sources)
     expected = train(uncaptured, plan, epochs=4)
     for slot in range(3):

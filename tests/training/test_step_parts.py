@@ -256,7 +256,7 @@ class LooksAhead(WithHead):
         self.held_out.append(step.holdout())
         if not self._tries:
             return
-        with step.undone():
+        with step.rollback():
             first = step.loss()
             gradients = torch.autograd.grad(first, step.weights, allow_unused=True)
             with torch.no_grad():

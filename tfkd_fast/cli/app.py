@@ -1,4 +1,4 @@
-"""Commands and their options. Each is a few calls into the package; what a person reads is printed here."""
+"""Commands and their options. Each is a few calls into the package, whose results are printed here."""
 
 import json
 import sys
@@ -152,13 +152,13 @@ def train(
         "loader": loader,
         "batch_size": batch_size,
     }
-    overrides = _given(
+    overrides = _drop_unset(
         {"method": method, "epochs": epochs, "seed": seed, "device": device, "precision": precision, "ops": ops}
         | {"compile": compiling, "population": population}
-        | {"data": _given(data), "model": _given({"name": model})}
-        | {"teachers": _given({"runs": [str(run_dir) for run_dir in teacher or []] or None})}
+        | {"data": _drop_unset(data), "model": _drop_unset({"name": model})}
+        | {"teachers": _drop_unset({"runs": [str(run_dir) for run_dir in teacher or []] or None})}
     )
-    _assign(overrides, assignments)
+    _add_assignments(overrides, assignments)
     if resume is not None:
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
@@ -167,15 +167,15 @@ def train(
             print(f"the run in {resume} is finished; its report was missing and is written now")
             print(f"report {_report(resume)}")
             return
-        with _watched(resume) as (display, stop):
+        with _display_run(resume) as (display, stop):
             summary = api.resume(resume, listeners=[display], stop=stop)
-        _tell(summary, resume)
+        _report_run(summary, resume)
         return
     resolved = load_recipe(recipe, overrides)
     out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
-    with _watched(out) as (display, stop):
+    with _display_run(out) as (display, stop):
         summary = api.train(resolved, out, overwrite=overwrite, download=download, listeners=[display], stop=stop)
-    _tell(summary, out)
+    _report_run(summary, out)
 
 
 @app.command()
@@ -187,13 +187,13 @@ def replay(
     assignments: Assignments = None,
 ) -> None:
     """Train again on all training images, none held out, by the targets that a finished run was taught with."""
-    overrides = _given({"seed": seed})
-    _assign(overrides, assignments)
+    overrides = _drop_unset({"seed": seed})
+    _add_assignments(overrides, assignments)
     recipe = replay_recipe(run_dir, overrides)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
-    with _watched(out) as (display, stop):
+    with _display_run(out) as (display, stop):
         summary = api.train(recipe, out, overwrite=overwrite, listeners=[display], stop=stop)
-    _tell(summary, out)
+    _report_run(summary, out)
 
 
 @app.command()
@@ -219,8 +219,8 @@ def study(
     assignments: Assignments = None,
 ) -> None:
     """Train the rows of a table under several seeds and compare them; given again, go on with what is left."""
-    overrides = _given({"data": _given({"root": str(data_root) if data_root else None})})
-    _assign(overrides, assignments)
+    overrides = _drop_unset({"data": _drop_unset({"root": str(data_root) if data_root else None})})
+    _add_assignments(overrides, assignments)
     plan = load_study(name, overrides)
     out = out or Path("runs", "studies", plan.name)
     code = train_study(plan, out, rows=plan.choose(rows or []), seeds=seeds or [], jobs=jobs, download=download)
@@ -245,7 +245,7 @@ def learn(
 ) -> None:
     """Learn a policy from what becomes of students at the end of whole runs: for controller.policy of other runs."""
     overrides: dict[str, Any] = {"data": {"root": str(data_root)}} if data_root else {}
-    _assign(overrides, assignments)
+    _add_assignments(overrides, assignments)
 
     def on_generation(number: int, generation: Generation) -> None:
         best, mean = max(generation.qualities), sum(generation.qualities) / students
@@ -359,7 +359,7 @@ def bench(
 
 
 @contextmanager
-def _watched(out: Path) -> Iterator[tuple[Display, Stop]]:
+def _display_run(out: Path) -> Iterator[tuple[Display, Stop]]:
     """A display of a run into the folder `out`, and what ends it on a signal."""
     with _stopped(f"tfkd-fast train --resume {out} goes on from the last checkpoint") as stop, Display() as display:
         yield display, stop
@@ -376,7 +376,7 @@ def _stopped(how_to_go_on: str) -> Iterator[Stop]:
         raise typer.Exit(stopped.exit_code) from None
 
 
-def _tell(summary: dict[str, Any], out: Path) -> None:
+def _report_run(summary: dict[str, Any], out: Path) -> None:
     """Write the report of a finished run, and print what came of it."""
     report = _report(out)
     print(f"test accuracy {summary['test_top1']:.2f} %")
@@ -390,11 +390,11 @@ def _report(run_dir: Path) -> Path:
     return write_report(run_dir)
 
 
-def _assign(overrides: dict[str, Any], assignments: list[str] | None) -> None:
+def _add_assignments(overrides: dict[str, Any], assignments: list[str] | None) -> None:
     for assignment in assignments or []:
         set_override(overrides, assignment)
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Only what was given on the command line."""
+def _drop_unset(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that were given on the command line."""
     return {key: value for key, value in values.items() if value not in (None, {})}

@@ -1,4 +1,4 @@
-"""`tfkd-fast bench`: what is measured, and the tables that a person reads."""
+"""`tfkd-fast bench`: its measurements and their tables."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def measure(
     compiled: bool,
     candidates: list[int],
 ) -> Figures:
-    """Everything that the tables show, as JSON takes it."""
+    """Measure all that the tables show; the result can be written as JSON."""
     workload = bench.Workload(compute, model, batch_size, steps)
     loops = bench.measure_training(workload, rounds, compiled=compiled)
     whole_batches: tuple[LoaderName, ...] = ("resident", "dali")
@@ -48,7 +48,7 @@ def measure(
 
 
 def show(figures: Figures, console: Console) -> None:
-    """One table a question: how fast is a student, and how fast are candidates side by side."""
+    """Print the tables: how fast a student trains, and how fast candidates train side by side."""
     on = f"{figures['device']}, {figures['threads']} threads · {figures['precision']} · {figures['model']['name']}"
     table = Table(title=f"{on} · batch {figures['batch_size']}", title_justify="left")
     for heading in ("training step", "images/s", "±", "tfkd-fast", "of the matrix rate"):
@@ -83,7 +83,7 @@ def show_population(figures: Figures, console: Console) -> None:
     for way in ways:
         table.add_column(way, justify="right")
     for size, rows in figures["population"].items():
-        alone = rows[0]["images_per_second"]
+        single = rows[0]["images_per_second"]
         speeds = (row["images_per_second"] for row in rows)
-        table.add_row(str(size), *(f"{speed:,.0f} ({speed / alone:.2f}x)" for speed in speeds))
+        table.add_row(str(size), *(f"{speed:,.0f} ({speed / single:.2f}x)" for speed in speeds))
     console.print(table)

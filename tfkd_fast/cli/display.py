@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line for every epoch and decision, and on a terminal a live status below them."""
+"""The display of a run: a line for every epoch and decision, and on a terminal a live status below them."""
 
 import math
 import time
@@ -49,7 +49,7 @@ class Display(Listener):
         self._ranking = ""
         self._images = 0
         self._share = 1.0  # of the images to fit that an epoch shows; fewer where only some classes are taught
-        self._epoch_started = self._moved = time.perf_counter()
+        self._epoch_started = self._bar_updated = time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -62,8 +62,8 @@ class Display(Listener):
         """Move the bar, a few times a second."""
         self._images += images
         now = time.perf_counter()
-        if self._bar and self._task is not None and now - self._moved > REFRESH:
-            self._moved = now
+        if self._bar and self._task is not None and now - self._bar_updated > REFRESH:
+            self._bar_updated = now
             speed = self._images / (now - self._epoch_started)
             self._bar.update(
                 self._task,
@@ -75,11 +75,11 @@ class Display(Listener):
 
     @property
     def status(self) -> str:
-        """What stands beside the bar; empty without a terminal."""
+        """The text beside the bar; empty without a terminal."""
         return str(self._bar.tasks[0].fields["status"]) if self._bar and self._bar.tasks else ""
 
     def event(self, event: Event) -> None:
-        """Print what the event says; a kind that is not shown only moves the clock."""
+        """Print the line of an event; a kind that has none only moves the clock."""
         match event:
             case RunStarted():
                 self._show_start(event)
@@ -110,7 +110,7 @@ class Display(Listener):
                 self._show_selection(event)
             case RunFinished():
                 self._show_finish(event)
-        self._epoch_started = time.perf_counter()  # what is done between epochs is not training
+        self._epoch_started = time.perf_counter()  # the time between epochs is not training
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -138,8 +138,8 @@ class Display(Listener):
 
     def _show_professor(self, professor: ProfessorJudged) -> None:
         correlation = professor.spearman
-        kept = "" if math.isnan(correlation) else f" · rank correlation with it {correlation:.2f}"
-        self._print(f"professor of {professor.teacher}: {professor.verdict}{kept}")
+        correlation_text = "" if math.isnan(correlation) else f" · rank correlation with it {correlation:.2f}"
+        self._print(f"professor of {professor.teacher}: {professor.verdict}{correlation_text}")
         if professor.warning:
             self._print(f"warning: {professor.warning}")
 
@@ -172,7 +172,7 @@ class Display(Listener):
             )
 
     def _show_epoch(self, epoch: EpochEnded) -> None:
-        if self._images:  # the first candidate that tells of the epoch
+        if self._images:  # the first candidate of the epoch
             self._share *= self._images / self._images_per_epoch()
         self._latest, self._images = epoch, 0
         holdout = epoch.holdout

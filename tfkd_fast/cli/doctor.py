@@ -1,4 +1,4 @@
-"""What this installation can do, and what is missing and how to get it."""
+"""The abilities of this installation, and for each missing part how to get it."""
 
 import importlib.util
 import platform

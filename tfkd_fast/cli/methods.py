@@ -1,4 +1,4 @@
-"""`tfkd-fast methods`: what there is to train by, and what each method reads, as the methods themselves say it."""
+"""`tfkd-fast methods`: the list of the training methods, and the keys that each of them reads."""
 
 from rich.console import Console
 
@@ -8,7 +8,7 @@ from tfkd_fast.settings import TableForms
 
 
 def show_methods(console: Console) -> None:
-    """Print one line a method: its name, how many teachers it learns from, and what it teaches with."""
+    """Print one line a method: its name, how many teachers it learns from, and its targets."""
     names = max(map(len, METHODS))
     console.print(f"{'method':{names}}  teachers  teaches with", style="bold", markup=False, highlight=False)
     for name, entry in METHODS.items():
@@ -29,7 +29,7 @@ def show_method(name: str, console: Console) -> None:
     for table in method_tables(entry):
         console.print()
         show_table(table, console, entry.preset.get(table.name))
-    for table in left_out(entry):
+    for table in optional_tables(entry):
         line = f"[{table.name}] may be left out: tfkd-fast options {table.name} lists its keys"
         console.print(f"\n{line}", markup=False, highlight=False, soft_wrap=True)
 
@@ -47,10 +47,10 @@ def method_tables(entry: MethodEntry) -> list[TableOptions]:
     return tables
 
 
-def left_out(entry: MethodEntry) -> list[TableOptions]:
+def optional_tables(entry: MethodEntry) -> list[TableOptions]:
     """The tables that a method reads only where a recipe has them."""
-    shown = {table.name for table in method_tables(entry)}
-    return [table for table in tables_of(entry.settings) if table.name not in shown]
+    names = {table.name for table in method_tables(entry)}
+    return [table for table in tables_of(entry.settings) if table.name not in names]
 
 
 def _teachers(entry: MethodEntry) -> str:

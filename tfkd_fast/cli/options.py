@@ -23,7 +23,7 @@ WIDEST = 100
 """Columns that lines are broken at where the terminal is wider."""
 
 TOP = "recipe"
-"""What the keys that are in no table are listed under."""
+"""The name under which the keys that are in no table are listed."""
 
 
 class Option(NamedTuple):
@@ -36,7 +36,7 @@ class Option(NamedTuple):
     takes: str
     """The values that the key takes, in words."""
     description: str
-    """What the key is, in a sentence."""
+    """The description of the key, in a sentence."""
 
 
 class OptionGroup(NamedTuple):
@@ -54,7 +54,7 @@ class TableOptions:
     name: str
     """The name in a recipe file; TOP for the keys that are in no table."""
     description: str
-    """What the table is, in a sentence."""
+    """The description of the table, in a sentence."""
     forms: TableForms
     methods: tuple[str, ...] = ()
     """Methods that have it; empty for a table of every recipe."""
@@ -202,7 +202,7 @@ def text(value: Any) -> str:
 
 
 def values_of(annotation: Any, constraints: list[Any]) -> str:
-    """In words, the values of a type within bounds, which are objects of annotated_types."""
+    """The values of a type in words, within bounds, which are objects of annotated_types."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         fields = [item.metadata if isinstance(item, FieldInfo) else [item] for item in args[1:]]

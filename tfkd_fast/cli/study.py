@@ -57,7 +57,7 @@ def train_study(
 
 
 def show(runner: Runner, console: Console) -> None:
-    """The table, what must be known to read it, and where it is."""
+    """Print the table, the notes that its reader needs, and its path."""
     runs = runner.finished()
     found = lines(runner.study, runs)
     table = Table(title=runner.study.name, title_justify="left", box=SIMPLE)

@@ -56,12 +56,12 @@ class Mixing:
         images, others = batch.images, batch.images.roll(1, dims=1)
         share = plan[:, 0]
         if self._name == "mixup":
-            kept = share.reshape(-1, 1, 1, 1, 1)
+            weight = share.reshape(-1, 1, 1, 1, 1)
         else:
-            kept = 1.0 - _box(plan, *images.shape[-2:]).reshape(len(plan), 1, 1, *images.shape[-2:])
-            share = kept.mean(dim=(1, 2, 3, 4))
-        mixed = torch.lerp(others, images, kept.to(images.dtype))
-        return batch._replace(images=mixed), MixPartners(batch.labels.roll(1, dims=1), share)
+            weight = 1.0 - _box(plan, *images.shape[-2:]).reshape(len(plan), 1, 1, *images.shape[-2:])
+            share = weight.mean(dim=(1, 2, 3, 4))
+        mixture = torch.lerp(others, images, weight.to(images.dtype))
+        return batch._replace(images=mixture), MixPartners(batch.labels.roll(1, dims=1), share)
 
 
 def _box(plan: Tensor, height: int, width: int) -> Tensor:

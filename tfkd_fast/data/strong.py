@@ -46,8 +46,8 @@ def augment_strongly(images: Tensor, indices: Tensor, draws: Tensor, *, mean: Te
     place = random_words(2 * indices + 1, Purpose.STRONG, **places)
     pixels = images.movedim(2, -1).reshape(n * batch, height * width, channels).float()
     pixels = (_change_colours(pixels * std + mean, colour) - mean) / std
-    source, kept = _translate_and_cut(place, height, width)
-    pixels = pixels.take_along_dim(source.unsqueeze(-1), 1).masked_fill(~kept.unsqueeze(-1), 0.0)
+    source, mask = _translate_and_cut(place, height, width)
+    pixels = pixels.take_along_dim(source.unsqueeze(-1), 1).masked_fill(~mask.unsqueeze(-1), 0.0)
     return pixels.to(images.dtype).view(n, batch, height, width, channels).movedim(-1, 2)
 
 
@@ -72,8 +72,8 @@ def _translate_and_cut(words: Words, height: int, width: int) -> tuple[Tensor, T
         cut.append((place >= first) & (place < first + size))
         sources.append(source.clamp(0, side - 1))
     source = sources[0].unsqueeze(2) * width + sources[1].unsqueeze(1)
-    kept = inside[0].unsqueeze(2) & inside[1].unsqueeze(1) & ~(cut[0].unsqueeze(2) & cut[1].unsqueeze(1))
-    return source.flatten(1), kept.flatten(1)
+    mask = inside[0].unsqueeze(2) & inside[1].unsqueeze(1) & ~(cut[0].unsqueeze(2) & cut[1].unsqueeze(1))
+    return source.flatten(1), mask.flatten(1)
 
 
 def _between(word: Tensor, low: float, high: float) -> Tensor:

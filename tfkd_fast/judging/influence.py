@@ -43,18 +43,18 @@ def influence(model: nn.Module, scratch: nn.Module, training: Iterable[Batch], h
     here = [weight.detach().clone() for weight in weights]
     total: Tensor | None = None
     count = 0
-    for shown, judged in islice(zip(training, holdout, strict=False), BATCHES):
+    for fit, judged in islice(zip(training, holdout, strict=False), BATCHES):
         loss = F.cross_entropy(scratch(judged.images.float()), judged.labels)
         direction = torch.autograd.grad(loss, weights)
-        images = shown.images.float()
+        images = fit.images.float()
         with torch.no_grad():
             (slopes,) = derivatives_along(direction, weights, here, partial(_outputs, scratch, images))
             torch._foreach_copy_(weights, here)
-            change = slopes.double() / len(shown.labels)
+            change = slopes.double() / len(fit.labels)
             classes = change.shape[1]
             if total is None:
                 total = change.new_zeros(classes, classes)
-            total.index_add_(0, shown.labels, change)
+            total.index_add_(0, fit.labels, change)
         count += 1
     if total is None:
         raise ValueError("training and holdout must hold one batch at least")

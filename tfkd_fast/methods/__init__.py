@@ -42,7 +42,7 @@ class MethodEntry:
     named_for: tuple[str, str] | None = None
     """Table and key of the preset that the name stands for: with another value it would be another method."""
     one_trajectory: str | None = None
-    """What it is called without selection, if not the same."""
+    """Name of the method without selection, where it is another one."""
     record: Callable[[Any, Iterable[Event], int], dict[str, Any]] | None = None
     """For a method that is steered: gives, from the settings, the log and the epochs of a run, the tables of a recipe
     that trains by the same targets again. None: the run's own recipe does that."""

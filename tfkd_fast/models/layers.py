@@ -76,7 +76,7 @@ class Features(NamedTuple):
         return self._replace(before_relu=before, after_relu=after, block_sums=sums)
 
     @classmethod
-    def stacked(cls, several: Sequence["Features"]) -> "Features":
+    def stack(cls, several: Sequence["Features"]) -> "Features":
         """The features of n networks with an axis of n in front."""
         first = several[0]
         before, after, sums = (

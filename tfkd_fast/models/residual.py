@@ -65,12 +65,12 @@ class ResidualNetwork(nn.Module):
 
     def run_stages(self, images: Tensor, count: int | None = None) -> list[Tensor]:
         """Run the first `count` stages, or all for None, and return their outputs after ReLU."""
-        given: list[Tensor] = []
+        outputs: list[Tensor] = []
         x, active = self._stem(images)
         for stage in list(self.stages)[:count]:
             x, active = _run_stage(stage, x, active)
-            given.append(active)
-        return given
+            outputs.append(active)
+        return outputs
 
     def _stem(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the map of the first convolution, before and after batch norm and ReLU."""

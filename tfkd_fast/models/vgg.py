@@ -82,12 +82,12 @@ class VGG(nn.Module):
 
     def run_stages(self, images: Tensor, count: int | None = None) -> list[Tensor]:
         """Run the first `count` stages, or all for None, and return their outputs after ReLU and pooling."""
-        given: list[Tensor] = []
+        outputs: list[Tensor] = []
         x, pooled_stages = images, self._pooled_stages(images)
         for i, stage in enumerate(list(self.stages)[:count]):
             x = stage(x, activate=True, pool=i in pooled_stages)
-            given.append(x)
-        return given
+            outputs.append(x)
+        return outputs
 
     def _pooled_stages(self, images: Tensor) -> range:
         size = images.shape[-1]

@@ -86,7 +86,7 @@ def _check(logits: Tensor, labels: Tensor) -> None:
 
 @torch.no_grad()
 def _reference(logits: Tensor, labels: Tensor) -> CandidateMetrics:
-    finite = logits.isfinite().all(dim=(1, 2))
+    is_finite = logits.isfinite().all(dim=(1, 2))
     classes = torch.arange(logits.shape[-1], device=labels.device)
     own = _at_label(logits, labels).unsqueeze(-1)
     ahead = ((logits > own) | ((logits == own) & (classes < labels.unsqueeze(-1)))).sum(-1)
@@ -119,7 +119,7 @@ def _reference(logits: Tensor, labels: Tensor) -> CandidateMetrics:
         entropy=torch.special.entr(probabilities).sum(-1).mean(-1),
         confidence=confidence.mean(-1),
     )
-    return CandidateMetrics(*(torch.where(finite, metric, torch.nan) for metric in metrics))
+    return CandidateMetrics(*(torch.where(is_finite, metric, torch.nan) for metric in metrics))
 
 
 def _at_label(values: Tensor, labels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.policies.students import Students
-from tfkd_fast.runs.folder import RunFolder, finite
+from tfkd_fast.runs.folder import RunFolder, replace_nonfinite
 from tfkd_fast.runs.log import LineFile
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
@@ -47,7 +47,7 @@ def learn_policy(
         students,
         recipe.seed,
     )
-    with folder.alone():
+    with folder.lock():
         finished = _finished(folder, recipe)
         done = [_generation(json.loads(line)) for line in finished.splitlines()]
         if any(len(generation.qualities) != students for generation in done):
@@ -58,7 +58,9 @@ def learn_policy(
         lines = LineFile(folder.generations, keep=len(finished.encode()))
         for number in range(len(done), generations):
             generation = search.run_generation(fleet)
-            lines.write(json.dumps(finite({"event": "generation", "number": number} | as_record(generation))))
+            lines.write(
+                json.dumps(replace_nonfinite({"event": "generation", "number": number} | as_record(generation)))
+            )
             folder.write_bytes(folder.policy.name, search.policy_bytes())
             on_generation(number, generation)
         lines.close()

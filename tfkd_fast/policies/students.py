@@ -19,7 +19,7 @@ from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.steering.control import Snapshot
 from tfkd_fast.steering.targets import ActionSpace
 from tfkd_fast.training.assemble import assemble, build_student
-from tfkd_fast.training.cooldown import cooled
+from tfkd_fast.training.cooldown import train_cooldown
 from tfkd_fast.training.epoch import Diverged
 from tfkd_fast.training.population import Population
 
@@ -69,7 +69,7 @@ class Students:
 
     @property
     def action_names(self) -> tuple[str, ...]:
-        """A names, one for each number of an action."""
+        """The names of the A numbers of an action."""
         return self.space.action_names
 
     def start(self, seeds: Sequence[int]) -> list[Snapshot]:
@@ -123,20 +123,20 @@ class Students:
                 runs = self.trainer.run(plan, epoch, rates, average=average)
                 self._method.end_epoch([EpochResult(run.training, None) for run in runs])
             averages = self._judge.average_metrics(self.population.epoch_average, self.count, interval.end)
-            cooled_metrics = self._cooled(plan)
+            cooldown_metrics = self._cooldown_metrics(plan)
             self._method.end_interval(
                 [
-                    IntervalResult(run.training, None, average, None, cooled=metrics)
-                    for run, average, metrics in zip(runs, averages, cooled_metrics, strict=True)
+                    IntervalResult(run.training, None, average, None, after_cooldown=metrics)
+                    for run, average, metrics in zip(runs, averages, cooldown_metrics, strict=True)
                 ]
             )
             self._epoch = interval.end
 
-    def _cooled(self, plan: Plan) -> list[HoldoutMetrics | None]:
+    def _cooldown_metrics(self, plan: Plan) -> list[HoldoutMetrics | None]:
         if not self._method.needs.cooldown_epochs:
             return [None] * self.count
         end = plan.interval.end
-        with cooled(self.trainer, self._method, plan, end, self._recipe.learning_rate(end)):
+        with train_cooldown(self.trainer, self._method, plan, end, self._recipe.learning_rate(end)):
             return self._judge.metrics(self.population.models)
 
     def _untrained_population(self, seed: int, size: int) -> Population:

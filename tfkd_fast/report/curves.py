@@ -1,4 +1,4 @@
-"""How training went: curves over epochs. Each function returns None where the run has nothing for it to show."""
+"""Curves of training over epochs. Each function returns None where the run has nothing for it to show."""
 
 import math
 from collections.abc import Callable
@@ -179,7 +179,7 @@ def _draw_drops(axes: Axes, run: RunRecord) -> None:
 
 
 def groups_chart(run: RunRecord) -> Chart | None:
-    """Held-out accuracy of each group of classes that a grade brought; None where there are no groups."""
+    """Held-out accuracy of each group of classes that a grade added; None where there are no groups."""
     if not run.groups:
         return None
     epochs = [record.epoch for record in run.groups]
@@ -220,7 +220,7 @@ def _draw_grades(run: RunRecord, named: Axes, *others: Axes) -> None:
 
 
 def _draw_rivals(axes: Axes, run: RunRecord, value: Callable[[EpochEnded], float]) -> None:
-    """Behind the student: one path for all tracks, with gaps between them."""
+    """Draw the other candidates behind the student, as one path with gaps between their tracks."""
     points = [point for track in run.rivals for point in [*((e.epoch, value(e)) for e in track), (math.nan, math.nan)]]
     if any(math.isfinite(y) for _, y in points):
         xs, ys = zip(*points, strict=True)

@@ -33,7 +33,8 @@ LIGHT = {
     "purple": "#a8467f",
     "rise": "#fbe3d3",
 }
-"""Colours by name, as drawn; lines are Okabe and Ito's, told apart by the colour-blind (purple darkened to be read)."""
+"""Colours by name, as drawn; those of lines are Okabe and Ito's, which the colour-blind can distinguish (with a darker
+purple)."""
 
 DARK = {
     "ink": "#e7eaee",
@@ -132,7 +133,7 @@ def inline_svg(name: str, label: str, size: tuple[float, float], paint: Callable
 
 
 def epoch_axis(axes: Axes) -> None:
-    """Whole epochs along the bottom."""
+    """Mark whole epochs along the bottom."""
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.set_xlabel("epoch")
 
@@ -160,10 +161,10 @@ def heat_map(
 
     The page shows through where a value is zero or not known. `norm` is fitted to the others.
     """
-    shown = np.ma.masked_less_equal(np.ma.masked_invalid(values), 0.0)
-    low, high = (float(shown.min()), float(shown.max())) if shown.count() else (0.5, 1.0)
+    visible = np.ma.masked_less_equal(np.ma.masked_invalid(values), 0.0)
+    low, high = (float(visible.min()), float(visible.max())) if visible.count() else (0.5, 1.0)
     norm.vmin, norm.vmax = (low, high) if high > 1.001 * low else (0.9 * low, 1.1 * high)
-    image = axes.imshow(shown, aspect="auto", interpolation="none", extent=(*extent, len(values), 0), norm=norm)
+    image = axes.imshow(visible, aspect="auto", interpolation="none", extent=(*extent, len(values), 0), norm=norm)
     axes.grid(visible=False)
     bar = axes.figure.colorbar(image, cax=scale)
     bar.outline.set_visible(False)
@@ -191,14 +192,14 @@ def row_label(axes: Axes, text: str) -> None:
 
 
 def markers(points: Sequence[object]) -> dict[str, Any]:
-    """Points are marked where they are few: a single one would not show as a line."""
+    """Markers for few points, of which a single one would not show as a line."""
     return {"marker": "o", "markersize": 3.0} if len(points) <= 24 else {}
 
 
 def several_lines(
     axes: Axes, epochs: Sequence[float], names: Sequence[str], courses: Iterable[Sequence[float]]
 ) -> None:
-    """A line for each name, told apart by its colour, then by its dashes."""
+    """Draw a line for each name, with a colour of its own, then with dashes."""
     for number, (name, values) in enumerate(zip(names, courses, strict=True)):
         turn, colour = divmod(number, len(LINES))
         dashes = ("-", DASHED, DOTTED)[turn % 3]

@@ -1,4 +1,4 @@
-"""Numbers of a run as text. What is not known, None or NaN, is a dash."""
+"""Numbers of a run as text. A value that is not known, None or NaN, is a dash."""
 
 import math
 from typing import Any

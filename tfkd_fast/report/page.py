@@ -151,7 +151,7 @@ def _test_headlines(run: RunRecord, summary: dict[str, Any]) -> list[Headline]:
 
 
 def _latest_headlines(run: RunRecord) -> list[Headline]:
-    """Headlines of a run that is not finished: how the student stands now."""
+    """Headlines of a run that is not finished, by the latest epoch of the student."""
     if not run.student:
         return [Headline("Time so far", *duration(run.seconds), "no epoch finished yet")]
     latest = run.student[-1]
@@ -172,7 +172,7 @@ def _latest_headlines(run: RunRecord) -> list[Headline]:
 
 
 def _facts(run: RunRecord) -> list[tuple[str, str]]:
-    """What was trained, on what and how."""
+    """The facts of the run: method, data, network and machine."""
     start = run.start
     tables = {"Target": ("target", "family"), "Controller": ("controller", "name")}
     held_out = f", {start.holdout_images:,} held out" if start.holdout_images else ", none held out"

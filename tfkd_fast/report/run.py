@@ -34,7 +34,7 @@ EventT = TypeVar("EventT", bound=Event)
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a run folder tells."""
+    """The contents of a run folder."""
 
     recipe_text: str
     recipe: dict[str, Any]
@@ -51,9 +51,9 @@ class RunRecord:
     groups: list[GroupsJudged]
     resumes: list[RunResumed]
     seconds: float
-    """From the start to the last event."""
+    """Seconds from the start of the run to its last event."""
     summary: dict[str, Any] | None
-    """None while the run is unfinished."""
+    """The summary of the run; None while it is unfinished."""
 
     @cached_property
     def student(self) -> list[EpochEnded]:
@@ -88,16 +88,16 @@ class RunRecord:
 
     @cached_property
     def winners(self) -> dict[int, int]:
-        """Interval -> the candidate that it continued from, where there was a selection."""
+        """Interval -> the candidate that the selection at its end let continue."""
         return {selection.interval: selection.winner for selection in self.selections}
 
     @cached_property
-    def decided(self) -> list[TargetsDecided]:
-        """The controller's own decisions: those after the warm-up, which is taught one-hot."""
+    def controller_decisions(self) -> list[TargetsDecided]:
+        """The controller's own decisions, which begin after the warm-up on one-hot targets."""
         return [decision for decision in self.decisions if self.survivor(decision).role != "warm-up"]
 
     def survivor(self, decision: TargetsDecided) -> CandidateTarget:
-        """What the surviving student of an interval was taught with."""
+        """The target of the surviving student of an interval."""
         return decision.candidates[self.winners.get(decision.interval, 0)]
 
 

@@ -1,4 +1,5 @@
-"""What steered training: targets, rankings, actions and rewards. Each chart is None where a run has none of them."""
+"""Charts of what steered training: targets, rankings, actions and rewards. A chart is None for a run that has no such
+events."""
 
 import math
 from collections import Counter
@@ -30,19 +31,19 @@ from tfkd_fast.report.run import RunRecord
 from tfkd_fast.steering.targets import LEAST_RISE
 
 RANKS = LinearSegmentedColormap.from_list("ranks", [(0.1, 0.45, 0.72, 1.0), (0.1, 0.45, 0.72, 0.06)])
-"""From the best to the worst: fades into the page, be it light or dark."""
+"""Colours from the best to the worst rank, which fade into a light or a dark page."""
 MOST_BAND_LABELS = 12
 MOST_NUMBERED_EVENTS = 16
 
 
 def target_chart(run: RunRecord) -> Chart | None:
-    """The target that the student was taught with over time, and where it moved away from the one-hot label."""
+    """The student's target over time, and where it moved away from the one-hot label."""
     if not run.decisions:
         return None
-    taught = [run.survivor(decision) for decision in run.decisions]
+    targets = [run.survivor(decision) for decision in run.decisions]
     first, last = run.decisions[0].first_epoch, run.decisions[-1].last_epoch
-    mass = np.full((len(taught[0].mass_by_rank), last - first + 1), np.nan)
-    for decision, target in zip(run.decisions, taught, strict=True):
+    mass = np.full((len(targets[0].mass_by_rank), last - first + 1), np.nan)
+    for decision, target in zip(run.decisions, targets, strict=True):
         mass[:, decision.first_epoch - first : decision.last_epoch - first + 1] = np.array([target.mass_by_rank]).T
     bands = rank_bands(mass[1:])
     rises = divergence_rises(run)
@@ -79,7 +80,7 @@ def target_chart(run: RunRecord) -> Chart | None:
     starts = [decision.first_epoch for decision in run.decisions]
     label = (
         f"Heat map of the target's mass by similarity rank, epochs {first} to {last}, over two curves. "
-        f"True-class mass: {describe_curve(starts, [target.true_mass for target in taught])}. "
+        f"True-class mass: {describe_curve(starts, [target.true_mass for target in targets])}. "
         f"The divergence from the one-hot label rose in {len(rises)} intervals."
     )
     note = (
@@ -210,7 +211,7 @@ def divergence_rises(run: RunRecord) -> list[TargetsDecided]:
     """The decisions that took the student's target further from the one-hot label than the decision before them."""
     return [
         now
-        for before, now in pairwise(run.decided)
+        for before, now in pairwise(run.controller_decisions)
         if run.survivor(now).divergence > run.survivor(before).divergence + LEAST_RISE
     ]
 

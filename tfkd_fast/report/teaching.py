@@ -1,4 +1,4 @@
-"""What teachers counted for: weights of teachers and of pathways. Each chart is None where a run has none of them."""
+"""Charts of the weights of teachers and of pathways. A chart is None for a run that has no such events."""
 
 import math
 from operator import itemgetter
@@ -23,7 +23,7 @@ from tfkd_fast.report.drawing import (
 from tfkd_fast.report.run import RunRecord
 
 MOST_PATHWAYS = 36
-"""Rows of the heat map."""
+"""The most rows of the heat map."""
 
 
 def teacher_chart(run: RunRecord) -> Chart | None:
@@ -68,7 +68,7 @@ def teacher_chart(run: RunRecord) -> Chart | None:
 
 def pathway_chart(run: RunRecord) -> Chart | None:
     """The weight of each pathway over epochs, and of all together."""
-    rows = shown_pathways(run)
+    rows = select_pathways(run)
     if not rows:
         return None
     epochs = [record.epoch for record in run.pathway_weights]
@@ -77,7 +77,7 @@ def pathway_chart(run: RunRecord) -> Chart | None:
     weights = np.full((len(names), last - first + 1), np.nan)
     for record in run.pathway_weights:
         weights[:, record.epoch - first] = record.weights
-    together = [math.fsum(record.weights) for record in run.pathway_weights]
+    totals = [math.fsum(record.weights) for record in run.pathway_weights]
     rest = [number for number in range(len(names)) if number not in rows]
     extent = (first - 0.5, last + 0.5)
     inches = 0.3 + 0.16 * len(rows)
@@ -88,7 +88,7 @@ def pathway_chart(run: RunRecord) -> Chart | None:
         heat_map(each, figure.add_subplot(grid[0, 1]), weights[rows], extent, LogNorm(), "weight")
         each.set_yticks(np.arange(len(rows)) + 0.5, [names[number] for number in rows])
         total.axhline(0, color=LIGHT["muted"], linewidth=0.6)
-        total.plot(epochs, together, color=LIGHT["blue"], **markers(epochs))
+        total.plot(epochs, totals, color=LIGHT["blue"], **markers(epochs))
         total.set_title("all together")
         each.sharex(total)
         each.tick_params(labelbottom=False)
@@ -97,7 +97,7 @@ def pathway_chart(run: RunRecord) -> Chart | None:
 
     label = (
         f"Heat map of the weights of {len(rows)} pathways, epochs {first} to {last}, over a curve of their sum: "
-        f"{describe_curve(epochs, together)}. In the last of these epochs: {pathway_words(run.pathway_weights[-1])}."
+        f"{describe_curve(epochs, totals)}. In the last of these epochs: {pathway_words(run.pathway_weights[-1])}."
     )
     note = (
         "A name tells the stage of the teacher, the stage of the student that it teaches, both counted from 0, and "
@@ -111,8 +111,9 @@ def pathway_chart(run: RunRecord) -> Chart | None:
     return Chart("Weights of the pathways", note, svg, wide=True)
 
 
-def shown_pathways(run: RunRecord) -> list[int]:
-    """The numbers of those that ever had a weight, of very many those that had the most; in the order of the log."""
+def select_pathways(run: RunRecord) -> list[int]:
+    """Select the pathways that ever had a weight, of very many those that had the most: their numbers in the order of
+    the log."""
     if not run.pathway_weights:
         return []
     peaks = np.nan_to_num([record.weights for record in run.pathway_weights]).max(axis=0)

@@ -1,4 +1,4 @@
-"""What a run says in sentences: its teachers, its controller, its selections, and how it was measured."""
+"""Sentences about a run: its teachers, its controller, its selections, and how it was measured."""
 
 import math
 
@@ -26,7 +26,7 @@ def teaching_words(run: RunRecord) -> str:
 
 def steering_words(run: RunRecord) -> str:
     """How the controller moved the target, and whether it was progressive."""
-    targets = [run.survivor(decision) for decision in run.decided]
+    targets = [run.survivor(decision) for decision in run.controller_decisions]
     masses = [target.true_mass for target in targets]
     if len(targets) < 2 or not all(math.isfinite(target.true_mass + target.divergence) for target in targets):
         return f"Decisions: {len(targets)}."
@@ -48,7 +48,7 @@ def ranking_words(run: RunRecord) -> str:
 
 
 def measurement_words(run: RunRecord) -> list[str]:
-    """What must be known before the figures are believed, a sentence or two each."""
+    """Conditions of the figures that a reader must know, a sentence or two each."""
     lines = [_holdout_use(run), *_teacher_warnings(run)]
     if run.summary is None:
         return [*lines, "The test set has not been read yet: that happens after the last epoch only."]

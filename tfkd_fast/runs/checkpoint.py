@@ -43,7 +43,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name is on disk, too: or else a power cut could bring the old file back after newer ones were deleted."""
+    """Write the entries of a folder to disk, too: or else a power cut could bring an old file back after newer ones
+    were deleted."""
     if hasattr(os, "O_DIRECTORY"):  # not on Windows
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

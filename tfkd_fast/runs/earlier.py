@@ -16,7 +16,7 @@ RETIRED = {"search": ("order",)}
 """Keys that no version reads any more, by table."""
 
 
-def without_unread(table: Table, fields: Mapping[str, FieldInfo]) -> Table:
+def drop_unread_keys(table: Table, fields: Mapping[str, FieldInfo]) -> Table:
     """The resolved recipe of a run folder, without the keys that nothing reads there.
 
     Args:
@@ -25,7 +25,7 @@ def without_unread(table: Table, fields: Mapping[str, FieldInfo]) -> Table:
     Raises:
         UserError: for a run that this version cannot do as the version did that wrote it.
     """
-    table = _with_peers(table)
+    table = _move_peers(table)
     result: Table = {}
     for key, values in table.items():
         forms = table_forms(fields[key]) if key in fields else None
@@ -36,8 +36,8 @@ def without_unread(table: Table, fields: Mapping[str, FieldInfo]) -> Table:
     return result
 
 
-def _with_peers(table: Table) -> Table:
-    """Their number was `selection.candidates` where nothing is selected; now it is `target.peers`."""
+def _move_peers(table: Table) -> Table:
+    """Move the number of peers from `selection.candidates`, where nothing is selected, to `target.peers`."""
     target, selection = table.get("target", {}), table.get("selection", {})
     if "peers" not in target.get("sources", ()) or selection.get("budget") != "none" or "candidates" not in selection:
         return table

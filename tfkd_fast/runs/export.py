@@ -27,7 +27,7 @@ def export_student(out: Path) -> list[Path]:
     example = torch.zeros(2, channels, height, width)
     shapes = {"images": {0: torch.export.Dim("batch")}}
     program = torch.export.export(model, (example,), dynamic_shapes=shapes)
-    with folder.alone():
+    with folder.lock():
         content = io.BytesIO()
         torch.export.save(program, content)
         write_atomically(folder.archive, lambda file: file.write(content.getbuffer()))

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one sentence that names the key and the remedy."""
+"""The fault of a recipe, in one sentence that names the key and the remedy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tfkd_fast.settings import UNREAD, TableForms, table_forms
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a recipe a fault is."""
+    """The place of a fault in a recipe."""
 
     path: tuple[str, ...]
     """The keys down to the fault, without the names of forms."""
@@ -71,7 +71,7 @@ def _place(fault: ErrorDetails, fields: Mapping[str, FieldInfo]) -> Place:
 
 
 def _description(place: Place) -> str:
-    """What the last key of the path is, within a sentence."""
+    """The description of the last key of the path, for the middle of a sentence."""
     text = place.fields[place.path[-1]].description or ""
     return text[:1].lower() + text[1:].removesuffix(".")
 

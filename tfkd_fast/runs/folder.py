@@ -18,7 +18,7 @@ from typing import Any
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.checkpoint import PART, load_checkpoint, save_checkpoint, write_atomically
-from tfkd_fast.runs.lock import LOCK, alone_in, refuse_if_busy
+from tfkd_fast.runs.lock import LOCK, lock_folder, refuse_if_busy
 
 KEPT_CHECKPOINTS = 2
 
@@ -41,9 +41,9 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.generations = path / "generations.jsonl"  # of a search for a policy, which is no run
 
-    def alone(self) -> AbstractContextManager[list[int]]:
-        """Take the folder, which is made, while the block runs; see `alone_in`."""
-        return alone_in(self.path)
+    def lock(self) -> AbstractContextManager[list[int]]:
+        """Context manager that makes the folder and locks it while the block runs; see `lock_folder`."""
+        return lock_folder(self.path)
 
     def refuse_if_taken(self, *, overwrite: bool = False) -> None:
         """Raise UserError unless a run may begin here: the folder is empty or not there, or with `overwrite` has a run.
@@ -67,7 +67,7 @@ class RunFolder:
             )
 
     def create(self, recipe_text: str) -> None:
-        """Make the folder, without what an earlier run left there; files that are no part of a run stay."""
+        """Make the folder, and remove the files of an earlier run from it; files that are no part of a run stay."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in self._written():
@@ -103,7 +103,7 @@ class RunFolder:
             raise UserError(f"{self.path} is no run folder: it has no recipe.toml")
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write what a method adds to the folder."""
+        """Write a file that a method adds to the folder."""
         write_atomically(self.path / name, lambda file: file.write(content))
 
     def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> Path:
@@ -128,7 +128,7 @@ class RunFolder:
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         """Write nested plain values as indented JSON, atomically; NaN and infinity become null."""
-        text = json.dumps(finite(values), indent=2) + "\n"
+        text = json.dumps(replace_nonfinite(values), indent=2) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -148,12 +148,12 @@ def refuse_if_foreign(folder: Path, *, ours: set[str]) -> None:
         )
 
 
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+def replace_nonfinite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None, also in nested values."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [replace_nonfinite(item) for item in value]
     return value

@@ -16,11 +16,11 @@ _held: set[int] = set()
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[list[int]]:
-    """Make the folder, and take it for as long as the block runs or this process lives.
+def lock_folder(folder: Path) -> Iterator[list[int]]:
+    """Make the folder, and lock it for as long as the block runs or this process lives.
 
-    Gives the file descriptors that hold the lock: a process that inherits them holds it, too. The system takes the lock
-    from a process that ends, however it ends. File systems and systems without such locks are written without one.
+    Yields the file descriptors that hold the lock: a process that inherits them holds it, too. The system takes the
+    lock from a process that ends, however it ends. File systems and systems without such locks are written without one.
 
     Raises:
         UserError: another process is at work there, or the folder cannot be written to.
@@ -51,7 +51,7 @@ def refuse_if_busy(folder: Path) -> None:
 
 
 def _take(lock: int, folder: Path) -> None:
-    if sys.platform == "win32":  # has no such locks
+    if sys.platform == "win32":  # Windows has no such locks
         return
     import fcntl
 

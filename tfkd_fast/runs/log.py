@@ -1,4 +1,4 @@
-"""The log of a run while it is written: the file, those who listen, and the clock."""
+"""The log of a run while it is written: the file, its listeners, and the clock."""
 
 import errno
 import os
@@ -11,17 +11,18 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event, LogLine, from_line, to_line
 
 PARTS = ("training", "compile", "evaluation", "steering", "saving")
-"""What a run's seconds go to: training steps, their set-up, held-out metrics, method and log, checkpoints."""
+"""The activities that a run's seconds are counted for: training steps, their set-up, held-out metrics, method and log,
+checkpoints."""
 
 
 class Listener:
-    """Watches a run, such as a progress display does. A subclass overrides what it wants to hear of."""
+    """A listener to a run, such as a progress display. A subclass overrides the methods that it needs."""
 
     def event(self, event: Event) -> None:
-        """An event was written to the log."""
+        """Called when an event was written to the log."""
 
     def batch(self, images: int) -> None:
-        """Students were trained on `images` more images, summed over the candidates."""
+        """Called when students were trained on `images` more images, summed over the candidates."""
 
 
 class LineFile:
@@ -55,7 +56,7 @@ class LineFile:
             raise self._failure(error) from None
 
     def size(self) -> int:
-        """Bytes that were written so far, those that were kept included."""
+        """Number of bytes in the file so far, those that were kept included."""
         return os.fstat(self._file.fileno()).st_size
 
     def sync(self) -> None:
@@ -81,7 +82,7 @@ class LineFile:
 
 
 class RunLog:
-    """Writes metrics.jsonl and tells listeners of it; measures what the seconds of the run go to."""
+    """Writes metrics.jsonl, calls the listeners, and counts the seconds of the run by activity."""
 
     def __init__(
         self,
@@ -92,11 +93,11 @@ class RunLog:
         earlier_seconds: float = 0.0,
         seconds: dict[str, float] | None = None,
     ) -> None:
-        """Open the log of a new run, or of one that goes on from a checkpoint.
+        """Open the log of a new run, or of one that continues from a checkpoint.
 
         Args:
             path: metrics.jsonl.
-            listeners: hear of every event and of every batch.
+            listeners: called with every event and every batch.
             keep: bytes of the file that were written before the checkpoint; what follows them is cut off.
             earlier_seconds: seconds of the run before the checkpoint.
             seconds: seconds of each of `PARTS` before the checkpoint.
@@ -107,22 +108,22 @@ class RunLog:
         self._file, self._listeners = LineFile(path, keep=keep), listeners
         self._earlier_seconds, self._started = earlier_seconds, time.perf_counter()
         self.seconds = dict.fromkeys(PARTS, 0.0) | (seconds or {})
-        """Seconds of the run by what they went to, see `PARTS`."""
+        """Seconds of the run by activity, see `PARTS`."""
 
     def write(self, *events: Event) -> None:
-        """Append a line for each event, then tell the listeners."""
+        """Append a line for each event, then call the listeners."""
         for event in events:
             self._file.write(to_line(event, self.elapsed()))
             for listener in self._listeners:
                 listener.event(event)
 
     def batch(self, images: int) -> None:
-        """Tell the listeners that students were trained on so many more images."""
+        """Call the listeners with the number of images of a step."""
         for listener in self._listeners:
             listener.batch(images)
 
     @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
+    def measure_seconds(self, part: str) -> Iterator[None]:
         """Count the seconds of the block as those of `part`, one of `PARTS`; also where it ends by an exception."""
         started = time.perf_counter()
         try:

@@ -14,7 +14,7 @@ from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods import MethodEntry, find_method
 from tfkd_fast.methods.base import TeacherTable
 from tfkd_fast.models import ModelSettings
-from tfkd_fast.runs.earlier import without_unread
+from tfkd_fast.runs.earlier import drop_unread_keys
 from tfkd_fast.runs.faults import explain
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import Table, resolve
@@ -107,10 +107,10 @@ def core_fields() -> dict[str, FieldInfo]:
 
 def shipped_recipes() -> dict[str, str]:
     """Name -> TOML text of the recipes that come with the package."""
-    return shipped("tfkd_fast.recipes")
+    return packaged_texts("tfkd_fast.recipes")
 
 
-def shipped(package: str) -> dict[str, str]:
+def packaged_texts(package: str) -> dict[str, str]:
     """Name -> text of the TOML files of a package."""
     return {
         item.name.removesuffix(".toml"): item.read_text()
@@ -151,7 +151,7 @@ def read_recipe(folder: RunFolder) -> Recipe:
     folder.require_run()
     table = parse(folder.recipe.read_text(), str(folder.recipe))
     method = find_method(table.get("method", DEFAULT_METHOD))
-    return make_recipe(without_unread(table, core_fields() | method.settings.model_fields))
+    return make_recipe(drop_unread_keys(table, core_fields() | method.settings.model_fields))
 
 
 def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
@@ -160,7 +160,7 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
     values = resolve_levels({"method": DEFAULT_METHOD} | table, overrides)
     method = find_method(values["method"])
     tables_of_method = method.settings.model_fields
-    _keep_its_name(method, values)
+    _refuse_other_method(method, values)
     if "teachers" in overrides and "teachers" not in tables_of_method:
         raise UserError(f"method {values['method']!r} learns from no teacher: leave --teacher out, or choose another")
     core = {key: value for key, value in values.items() if key not in tables_of_method}
@@ -172,12 +172,12 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
 
 
 def resolve_levels(*levels: Table) -> Table:
-    """One table of several, lowest first, over the presets of their method; see `precedence`."""
+    """Merge tables, lowest first, over the presets of their method, see `precedence`."""
     return resolve(levels, core_fields(), DEFAULT_METHOD)
 
 
-def _keep_its_name(method: MethodEntry, values: Table) -> None:
-    """Refuse a value that would make of a method something else than its name says."""
+def _refuse_other_method(method: MethodEntry, values: Table) -> None:
+    """Refuse a value under which the method would be another one than its name says."""
     if method.named_for is None:
         return
     table, key = method.named_for

@@ -1,4 +1,4 @@
-"""Replay: what the surviving student of a run was taught, interval by interval, as a recipe for all training images."""
+"""Replay: the targets of the surviving student of a run, interval by interval, as a recipe for all training images."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ def replay_recipe(run_dir: Path, overrides: Table | None = None) -> Recipe:
     held out, nothing learned and nothing selected. A run that was steered in nothing is its own record.
 
     Raises:
-        UserError: for a run that is not finished, held nothing out, or did not record all that its student was taught.
+        UserError: for a run that is not finished, held nothing out, or did not record all targets of its student.
     """
     return make_recipe(replay_table(run_dir), overrides)
 
 
 def replay_table(run_dir: Path) -> Table:
-    """The tables of that recipe, without its overrides."""
+    """The tables of a finished run's replay, without overrides."""
     folder = RunFolder(run_dir)
     recipe = read_recipe(folder)
     if not folder.summary.exists():

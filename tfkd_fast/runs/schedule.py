@@ -22,7 +22,7 @@ class OptimizerSettings(Settings):
 
 
 class ScheduleBase(Settings):
-    """What every schedule has."""
+    """The key that all schedules have."""
 
     name: str
     """Course of the learning rate over the run."""

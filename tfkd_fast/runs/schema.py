@@ -41,7 +41,7 @@ def recipe_schema() -> Schema:
 
 
 def _condition(method: str, tables: Schema) -> Schema:
-    """What the tables are under a method, which the file may leave out if it is the default."""
+    """The condition of the schema that gives a method its tables; a file may leave out the default method."""
     named: Schema = {"properties": {"method": {"const": method}}, "required": ["method"]}
     chosen = {"anyOf": [named, {"not": {"required": ["method"]}}]} if method == DEFAULT_METHOD else named
     return {"if": chosen, "then": {"properties": tables}}
@@ -61,6 +61,6 @@ def _tables(entry: MethodEntry, definitions: Schema) -> Schema:
 
 
 def _without_required(form: type[Settings], key: str, definitions: Schema) -> Schema:
-    """The schema of a form that needs not name itself."""
+    """The schema of a form whose name a file may leave out."""
     schema = dict(definitions[form.__name__])
     return schema | {"required": [name for name in schema.get("required", []) if name != key]}

@@ -62,7 +62,7 @@ class StoredRun:
     def student(self) -> nn.Module:
         """The student of the last epoch, on the CPU in float32 and in evaluation mode.
 
-        It takes normalised images (B,C,H,W) float32, see `normalised`, and gives logits (B, number of classes).
+        It takes normalised images (B,C,H,W) float32, see `normalise`, and gives logits (B, number of classes).
 
         Raises:
             UserError: if the run is not finished.
@@ -79,7 +79,7 @@ class StoredRun:
             raise UserError(f"{self.path} has no best epoch: none was judged on held-out images; use student()")
         return self._network(self.folder.best)
 
-    def normalised(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:
         """Images as the student takes them: pixels less the mean of the training images, over their deviation.
 
         Args:

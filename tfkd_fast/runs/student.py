@@ -39,7 +39,7 @@ def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset:
 
 
 def read_student_header(path: Path) -> dict[str, Any]:
-    """What `student_bytes` wrote beside the weights.
+    """Read the header that `student_bytes` wrote beside the weights.
 
     Raises:
         UserError: if the file is missing, damaged or no student.

@@ -31,7 +31,7 @@ class TensorBoardWriter(Listener):
         self._epoch = 0
 
     def event(self, event: Event) -> None:
-        """Write what curves show of the event."""
+        """Write the points of the curves that the event has."""
         match event:
             case RunStarted() | RunResumed():
                 from torch.utils.tensorboard import SummaryWriter  # slow to import, and an extra

@@ -41,7 +41,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.runs.precedence import Table, merge
-from tfkd_fast.runs.recipe import Recipe, make_recipe, resolve_levels, shipped
+from tfkd_fast.runs.recipe import Recipe, make_recipe, packaged_texts, resolve_levels
 from tfkd_fast.settings import Settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -53,7 +53,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 class RowTable(BaseModel):
-    """A `[rows.NAME]` table; what is not named here belongs to the recipe."""
+    """A `[rows.NAME]` table; all other keys belong to the recipe."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -79,26 +79,26 @@ class StudyFile(Settings):
 
     @field_validator("seeds")
     @classmethod
-    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _require_different_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         return distinct(seeds)
 
     @field_validator("rows")
     @classmethod
-    def _a_row_at_least(cls, rows: dict[str, RowTable]) -> dict[str, RowTable]:
+    def _require_row(cls, rows: dict[str, RowTable]) -> dict[str, RowTable]:
         if not rows:
             raise ValueError("a study needs one row at least")
         return rows
 
     @field_validator("contrasts")
     @classmethod
-    def _a_pair_at_least(cls, contrasts: dict[str, Pairs]) -> dict[str, Pairs]:
+    def _require_pair(cls, contrasts: dict[str, Pairs]) -> dict[str, Pairs]:
         if not all(contrasts.values()):
             raise ValueError("a contrast needs one pair of rows at least")
         return contrasts
 
 
 REFERENCE = "row:"
-"""Before the name of a row, in a value of another row's recipe."""
+"""Prefix of the name of a row in a value of another row's recipe."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Row:
 
         Args:
             seed: one of the study's seeds.
-            folder_of: tells the run folder of a row that this one refers to, by its name.
+            folder_of: gives the run folder of a row that this one refers to, by its name.
         """
-        return make_recipe(_resolved(self.table, folder_of) | {"seed": seed + self.seed_offset})
+        return make_recipe(_replace_references(self.table, folder_of) | {"seed": seed + self.seed_offset})
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 def shipped_studies() -> dict[str, str]:
     """Name -> TOML text of the studies that come with the package."""
-    return shipped("tfkd_fast.recipes.studies")
+    return packaged_texts("tfkd_fast.recipes.studies")
 
 
 def load_study(name: str, overrides: Table | None = None) -> Study:
@@ -215,7 +215,7 @@ def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Ro
             raise UserError("its seed is one of the study's seeds, so its recipe must not set one")
         table = resolve_levels(file.base, row.recipe, overrides)
         result = Row(name, row.title or name, table, None, row.seed_offset, row.compared)
-        result.recipe(file.seeds[0])  # refuses what is wrong with it
+        result.recipe(file.seeds[0])  # refuses a recipe that is not valid
         return result
     if own := [*row.recipe, *(["seed_offset"] if row.seed_offset else [])]:
         raise UserError(f"a replay has the recipe of the row that it replays, so it must not set {min(own)!r}")
@@ -250,13 +250,13 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(part)
 
 
-def _resolved(value: Any, folder_of: Callable[[str], str]) -> Any:
+def _replace_references(value: Any, folder_of: Callable[[str], str]) -> Any:
     """The value with every reference to a row replaced by its folder."""
     if isinstance(value, str) and value.startswith(REFERENCE):
         return folder_of(value.removeprefix(REFERENCE))
     if isinstance(value, dict):
-        return {key: _resolved(part, folder_of) for key, part in value.items()}
-    return [_resolved(part, folder_of) for part in value] if isinstance(value, list) else value
+        return {key: _replace_references(part, folder_of) for key, part in value.items()}
+    return [_replace_references(part, folder_of) for part in value] if isinstance(value, list) else value
 
 
 def _explain(error: ValidationError) -> str:

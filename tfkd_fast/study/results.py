@@ -24,7 +24,7 @@ Runs = Mapping[str, Mapping[int, Summary]]
 
 @dataclass(frozen=True)
 class Mean:
-    """Over seeds, with the sample standard deviation (n - 1) of two or more."""
+    """The mean over seeds, with the sample standard deviation (n - 1) of two or more."""
 
     mean: float
     sd: float | None
@@ -32,7 +32,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a row minus the baseline, over the seeds that both have.
+    """The mean difference of a row to the baseline, over the seeds that both have.
 
     Interval (Student's t, 95 %) and p (two-sided paired t-test) are None for fewer than two pairs, or where all
     differences are equal.
@@ -56,9 +56,10 @@ class Line:
     student_epochs: Mean | None
     test_top1: Mean | None
     difference: Difference | None
-    """None for the baseline, too, and for rows that are there for others to learn from."""
+    """The difference to the baseline; None for the baseline itself, and for rows that are there for others to learn
+    from."""
     adjusted_p: float | None
-    """Holm's, over the rows that have a p."""
+    """Holm's adjusted p, over the rows that have a p."""
     holdout_top1: Mean | None
     test_nll: Mean | None
     test_ece: Mean | None
@@ -143,7 +144,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-# What a person reads.
+# Text for readers.
 
 HEADINGS = (
     "row",
@@ -160,7 +161,7 @@ HEADINGS = (
 
 
 def cells(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
-    """A line as text, one cell a heading."""
+    """The cells of a line as text, one for each heading."""
     return (
         line.title,
         f"{len(line.seeds)}/{len(seeds)}",
@@ -187,7 +188,7 @@ def contrast_lines(study: Study, runs: Runs) -> list[str]:
 
 
 def notes(study: Study, found: Sequence[Line], runs: Runs, seeds: Sequence[int]) -> list[str]:
-    """What must be known to read the table, a sentence or two each."""
+    """Notes that a reader of the table needs, a sentence or two each."""
     compared = sum(line.difference is not None for line in found)
     tested = sum(line.adjusted_p is not None for line in found)
     machines = {
@@ -214,9 +215,9 @@ def markdown(study: Study, runs: Runs, seeds: Sequence[int], failures: Mapping[s
     rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *(cells(line, seeds) for line in found)]
     text = [f"# {study.name}", ""]
     text += ["| " + " | ".join(row) + " |" for row in rows]
-    if said := contrast_lines(study, runs):
+    if sentences := contrast_lines(study, runs):
         text += ["", "Test top-1, mean over the pairs of rows, with a 95 % confidence interval over the seeds:", ""]
-        text += [f"- {line}" for line in said]
+        text += [f"- {line}" for line in sentences]
     text += ["", *(f"- {note}" for note in notes(study, found, runs, seeds))]
     text += [f"- Missing: {run}: {reason}" for run, reason in failures.items()]
     return "\n".join(text) + "\n"

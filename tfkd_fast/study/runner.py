@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.checkpoint import write_atomically
-from tfkd_fast.runs.folder import RunFolder, finite, refuse_if_foreign
-from tfkd_fast.runs.lock import LOCK, alone_in
+from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign, replace_nonfinite
+from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.study import results
@@ -27,14 +27,14 @@ from tfkd_fast.study.plan import Row, Study
 POLL = 0.1
 """Seconds between two looks at the processes."""
 PATIENCE = 10.0
-"""Seconds that a process may take to end when it is told to."""
+"""Seconds that a process may take to end after it was asked to."""
 
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row under one seed."""
+    """A run of a study: one row under one seed."""
 
     row: Row
     seed: int
@@ -46,7 +46,7 @@ class Run:
 
 
 class StudyFolder:
-    """Where a study keeps what: recipes/, runs/ and logs/ with one entry a run, table.md, results.json."""
+    """The folder of a study: recipes/, runs/ and logs/ with one entry a run, table.md, results.json."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,7 +63,7 @@ class StudyFolder:
         return RunFolder(self.path / "runs" / run.name)
 
     def log(self, run: Run) -> Path:
-        """What the process of a run printed."""
+        """The file with the output of the process of a run."""
         return self.path / "logs" / f"{run.name}.txt"
 
     def refuse_if_foreign(self) -> None:
@@ -108,7 +108,7 @@ class Runner:
         jobs: int | None = None,
         on_end: Callable[[Run, str | None], None],
     ) -> None:
-        """Runs of `rows` under `seeds`; `on_end` hears of every one that ended, and why it failed if it did.
+        """Runs of `rows` under `seeds`; `on_end` is called for each that ended, with the reason if it failed.
 
         The table has all rows of the study, under the seeds of the study and those given here. `jobs` are the
         processes at a time: without it one on CUDA, one a core otherwise.
@@ -132,7 +132,7 @@ class Runner:
 
     def run(self) -> None:
         """Train, and write the table after every run; a run that fails does not stop the others."""
-        with alone_in(self.folder.path) as inherited:
+        with lock_folder(self.folder.path) as inherited:
             self.folder.create()
             self.write_table()
             try:
@@ -152,7 +152,7 @@ class Runner:
         text = results.markdown(self.study, runs, self.seeds, self.failures)
         _write(self.folder.table, text)
         values = results.as_json(self.study, runs, self.seeds, self.failures)
-        _write(self.folder.results, json.dumps(finite(values), indent=2) + "\n")
+        _write(self.folder.results, json.dumps(replace_nonfinite(values), indent=2) + "\n")
 
     def _start_ready(self, inherited: list[int]) -> None:
         """Start runs in their order, as many as may run; one that needs others waits for them."""
@@ -190,7 +190,7 @@ class Runner:
             )
 
     def _collect_ended(self) -> None:
-        """Hear of the processes that ended; if there are none, wait a little."""
+        """Collect the processes that ended; if there are none, wait a little."""
         ended = [run for run, process in self._running.items() if process.poll() is not None]
         for run in ended:
             process = self._running.pop(run)
@@ -205,12 +205,12 @@ class Runner:
         self._on_end(run, failure)
 
     def _reason(self, run: Run, code: int) -> str:
-        """Why a run failed: what it said last."""
+        """The reason why a run failed, which is the last line of its output."""
         log = self.folder.log(run)
         if code < 0:
             return f"ended by {signal.Signals(-code).name} (see {log})"
-        said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        return f"{said[-1].removeprefix('error: ')} (see {log})"
+        lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        return f"{lines[-1].removeprefix('error: ')} (see {log})"
 
     def _stop(self) -> None:
         """End all processes; their checkpoints stay."""
@@ -224,7 +224,7 @@ class Runner:
                 process.wait()
 
     def _sources(self, run: Run) -> list[Run]:
-        """Those that a run needs: the one that it replays, or its teachers."""
+        """The runs that a run needs: the one that it replays, or its teachers."""
         return [Run(self.study.rows[name], run.seed) for name in run.row.sources]
 
     def _recipe(self, run: Run) -> Recipe:
@@ -237,7 +237,7 @@ class Runner:
         return run.row.recipe(run.seed, folder_of)
 
     def _refuse_another_recipe(self, run: Run) -> None:
-        """Raise UserError if the run's folder holds a run by another recipe, as far as that can be told by now."""
+        """Raise UserError if the run's folder holds a run by another recipe, as far as that can be known by now."""
         run_folder = self.folder.run(run)
         known = not run.row.replay or self.folder.run(self._sources(run)[0]).summary.exists()
         if run_folder.recipe.exists() and known and read_recipe(run_folder) != self._recipe(run):

@@ -39,7 +39,7 @@ class TrainingImages:
     num_holdout: int
     """Number of held-out images."""
     choice: LoaderChoice | None
-    """What `auto` came to; None where the recipe names a loader."""
+    """The choice that `auto` made; None where the recipe names a loader."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Parts(Generic[MethodT]):
     """What a recipe is trained with."""
 
     recipe: Recipe
-    """The recipe, which names the loader that `auto` came to."""
+    """The recipe, with the loader that `auto` chose."""
     dataset: Dataset
     """The data set that the recipe names."""
     images: TrainingImages
@@ -82,7 +82,7 @@ def assemble(
         dataset: the data set that it names.
         compute: where and in which precision is trained.
         build_method: builds the method from what it may know of the run.
-        on_batch: told of how many images each step is taken on, summed over the candidates that take it.
+        on_batch: called after each step with its number of images, summed over the candidates that take it.
 
     Raises:
         UserError: the recipe mixes images and the method cannot, or teachers or loaders do not suit it.

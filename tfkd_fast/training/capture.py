@@ -1,4 +1,4 @@
-"""How a step that is taken over and over is run: by the host, or on CUDA as a captured graph."""
+"""Repeated training steps: run by the host, or on CUDA captured once as a graph and then replayed."""
 
 import gc
 import time
@@ -7,15 +7,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-UNCAPTURED = 3
-"""Steps that the host runs before one is captured: libraries choose their kernels and get their memory."""
+WARMUP_STEPS = 3
+"""Eager warm-up steps before a CUDA graph is captured, so that cuDNN and cuBLAS have chosen algorithms and
+workspaces."""
 
 BRANCHES = 16
 """The most branches of one graph; torch has 32 streams, which it gives out in turn."""
 
 
 class Streams:
-    """What all captured steps of a run share: none of them are replayed at the same time."""
+    """The memory pool and the CUDA streams of all captured steps of a run, of which no two are replayed at the same
+    time."""
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
@@ -30,7 +32,7 @@ class RepeatedStep:
     The code of the step is written at the place where it is taken:
 
         if not step.replay():
-            with step.recording():
+            with step.record():
                 ...  # the code
 
     Its first steps on CUDA run on a side stream, as capturing wants it; they are steps like any other. Then one is
@@ -42,10 +44,10 @@ class RepeatedStep:
         """The step is captured where there are `streams`, as on CUDA. `compiles`: whether torch compiles its first
         run."""
         self._streams = streams
-        self._set_up_left = int(compiles) if streams is None else UNCAPTURED + 1
+        self._set_up_left = int(compiles) if streams is None else WARMUP_STEPS + 1
         self._graph: torch.cuda.CUDAGraph | None = None
         self.set_up_seconds = 0.0
-        """What the latest step took while setting up; 0 once that is over."""
+        """Seconds of the latest step while it compiled or captured; 0 for all later steps."""
 
     def replay(self) -> bool:
         """Take the step as it was captured. False where there is nothing to replay: the host has to run its code."""
@@ -56,8 +58,8 @@ class RepeatedStep:
         return True
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Around the code of the step: it runs, or is captured and then replayed."""
+    def record(self) -> Iterator[None]:
+        """Context manager around the code of the step, which is run, or captured and then replayed."""
         self.set_up_seconds = 0.0
         if not self._set_up_left:
             yield
@@ -68,10 +70,10 @@ class RepeatedStep:
         if self._streams is None:
             yield
         elif self._set_up_left:
-            with _on_the_side(self._streams):
+            with _on_side_stream(self._streams):
                 yield
         else:
-            with _capturing(self._streams) as graph:
+            with capture_graph(self._streams) as graph:
                 yield
             graph.replay()
             self._graph = graph
@@ -84,7 +86,7 @@ class RepeatedStep:
 
 
 @contextmanager
-def _on_the_side(streams: Streams) -> Iterator[None]:
+def _on_side_stream(streams: Streams) -> Iterator[None]:
     streams.side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(streams.side):
         yield
@@ -92,8 +94,9 @@ def _on_the_side(streams: Streams) -> Iterator[None]:
 
 
 @contextmanager
-def _capturing(streams: Streams) -> Iterator[torch.cuda.CUDAGraph]:
-    """Other threads (of loaders) may call CUDA meanwhile; old graphs must not be freed meanwhile."""
+def capture_graph(streams: Streams) -> Iterator[torch.cuda.CUDAGraph]:
+    """Capture a CUDA graph. Threads of loaders may call CUDA meanwhile; the garbage collector waits, because it must
+    not free an old graph during the capture."""
     graph = torch.cuda.CUDAGraph()
     gc.collect()
     gc.disable()

@@ -1,4 +1,4 @@
-"""One epoch of all candidates: which of them step together, and what an epoch leaves behind."""
+"""One epoch of all candidates: which of them take their steps together, and the statistics and costs of the epoch."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from tfkd_fast.teachers.teacher import Teachers
 from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.capture import RepeatedStep, Streams, branches
 from tfkd_fast.training.feed import Feed, make_feed
-from tfkd_fast.training.groups import Group, GroupSpec, SideBySide, alone, stacked, together
+from tfkd_fast.training.groups import Group, GroupSpec, SideBySide, joint_group, single_group, stacked_group
 from tfkd_fast.training.holdout import HoldoutBatches
 from tfkd_fast.training.lookahead_step import Trial
 from tfkd_fast.training.population import Population
@@ -36,7 +36,7 @@ class Diverged(UserError):
 
 @dataclass(frozen=True)
 class EpochRun:
-    """What an epoch of one candidate left behind."""
+    """Statistics and costs of one epoch of one candidate."""
 
     training: TrainingStatistics
     images: int
@@ -44,7 +44,8 @@ class EpochRun:
     seconds: float
     """Seconds of training; for candidates that trained at the same time, an equal share."""
     set_up_seconds: float
-    """Seconds of the first steps of a kind, which compile or capture; likewise a share, and not part of `seconds`."""
+    """Seconds of first steps, which compile or capture; for candidates that trained at the same time, an equal share.
+    They are no part of `seconds`."""
 
 
 class EpochTrainer:
@@ -65,8 +66,8 @@ class EpochTrainer:
         holdout: Loader | None = None,
         mixing: Mixing | None = None,
     ) -> None:
-        """`on_batch`, where there is one, is told of how many images a step was taken on, summed over the candidates
-        that took it.
+        """`on_batch`, where there is one, is called after each step with its number of images, summed over the
+        candidates that took it.
 
         `adapters`, `teachers` and the held-out images that the method may look at are those of the run; a method that
         has none does without.
@@ -89,14 +90,14 @@ class EpochTrainer:
         return len(self._loader_of(plan))
 
     def run(
-        self, plan: Plan, epoch: int, learning_rates: list[float], *, average: bool, announced: bool = True
+        self, plan: Plan, epoch: int, learning_rates: list[float], *, average: bool, report_batches: bool = True
     ) -> list[EpochRun]:
         """Train the candidates of a plan for the 0-based `epoch`, with a learning rate for every step.
 
         Args:
-            learning_rates: of the schedule; each candidate has its factor of the plan on top.
+            learning_rates: the rates of the schedule, one for each step; the plan has a factor for each candidate.
             average: whether `population.epoch_average` becomes the mean of the weights after each step.
-            announced: whether `on_batch` is told of each step.
+            report_batches: whether `on_batch` is called.
 
         Raises:
             Diverged: a loss was not finite.
@@ -113,11 +114,11 @@ class EpochTrainer:
         known = len(self._lanes)
         lanes = self.lanes(plan, average=average)
         rates = [[factor * rate for rate in learning_rates] for factor in plan.factors]
-        on_batch = self._on_batch if announced else None
+        on_batch = self._on_batch if report_batches else None
         runs: list[EpochRun] = []
         if self.side_by_side == "streams" and len(lanes) > 1:
             calls = [partial(lane.run, epoch, plan.streams, rates, on_batch) for lane in lanes]
-            runs += _on_threads(calls, in_turn=len(self._lanes) > known and self._compute.compile)
+            runs += _run_on_threads(calls, in_turn=len(self._lanes) > known and self._compute.compile)
         else:
             for lane in lanes:
                 runs += lane.run(epoch, plan.streams, rates, on_batch)
@@ -126,7 +127,8 @@ class EpochTrainer:
         return runs
 
     def lanes(self, plan: Plan, *, average: bool) -> list["Lane"]:
-        """What trains the candidates of such a plan; made when it is asked for first, as steps are captured in it."""
+        """The lanes that train the candidates of a plan. They are built once for each kind of plan and kept, because
+        steps are captured in them."""
         shared = len(set(plan.streams)) == 1
         kind = plan.interval.candidates, average, shared, plan.labels, plan.phase
         if kind not in self._lanes:
@@ -134,17 +136,17 @@ class EpochTrainer:
         return self._lanes[kind]
 
     def _make_lanes(self, plan: Plan, average: bool, shared: bool) -> list["Lane"]:
-        """`shared`: whether all candidates see the same batches."""
+        """Build the lanes of a plan; `shared` says whether all candidates see the same batches."""
         method, loader, slots = self._setup.method, self._loader_of(plan), range(plan.interval.candidates)
         at_once = loader.batch_size * (2 if method.needs.companion_gradient else 1)
         spec = GroupSpec(self.population, method, plan, self._compute, at_once, average)
         if len(slots) > 1 and (self.side_by_side == "stacked" or method.needs.joint_steps):
-            join = stacked if self.side_by_side == "stacked" else together
+            join = stacked_group if self.side_by_side == "stacked" else joint_group
             lanes = [[join(slots, spec)]]
         elif self.side_by_side == "streams" and self._compute.device.type == "cuda":
-            lanes = [[alone(slot, spec) for slot in slots]]
+            lanes = [[single_group(slot, spec) for slot in slots]]
         else:
-            lanes = [[alone(slot, spec)] for slot in slots]
+            lanes = [[single_group(slot, spec)] for slot in slots]
         return [self._make_lane(groups, loader, shared) for groups in lanes]
 
     def _make_lane(self, groups: list[Group], loader: Loader, shared: bool) -> "Lane":
@@ -174,7 +176,7 @@ class Lane:
     sizes: list[int]
     """The number of images of each batch of an epoch."""
     steps: dict[int, RepeatedStep]
-    """One for each of these numbers."""
+    """Batch size -> the step that is repeated on batches of this size."""
     records: Records
     streams: Streams | None
 
@@ -186,10 +188,11 @@ class Lane:
         on_batch: Callable[[int], None] | None = None,
         stop: Event | None = None,
     ) -> list[EpochRun]:
-        """One epoch; a result for each candidate of the lane.
+        """Train one epoch; returns a result for each candidate of the lane.
 
         Args:
-            data_streams, learning_rates: those of every candidate of the population.
+            data_streams: the random stream of every candidate of the population. learning_rates: the learning rates of
+            every candidate of the population, one for each step.
 
         Raises:
             CancelledError: `stop` was set.
@@ -203,29 +206,29 @@ class Lane:
             self.feed.advance()
             step = self.steps[size]
             if not step.replay():
-                with step.recording():
+                with step.record():
                     self.take_step(size)
             set_up += step.set_up_seconds
             images += 0 if step.set_up_seconds else size
             if on_batch is not None:
                 on_batch(size * len(self.slots))
         self.feed.finish()
-        training = self._statistics(epoch)  # here the host waits
+        training = self._statistics(epoch)  # the host waits for the device here
         seconds = time.perf_counter() - started - set_up
-        if images == 0:  # an epoch of nothing but first steps
+        if images == 0:  # all steps of the epoch were first steps
             images, seconds = sum(self.sizes), seconds + set_up
         share = len(self.slots)
         return [EpochRun(statistics, images, seconds / share, set_up / share) for statistics in training]
 
     def take_step(self, size: int) -> None:
-        """One step of all groups on the next batch."""
+        """Take one step of all groups on the next batch."""
         setup, first = self.setup, self.slots.start
-        shown = self.feed.shown(self.records.step, size)
+        inputs = self.feed.read(self.records.step, size)
         with branches(len(self.groups), self.streams) as contexts:
             for group, context in zip(self.groups, contexts, strict=True):
                 with context:
                     rows = slice(group.candidates.start - first, group.candidates.stop - first)
-                    own, records = shown.of(rows), self.records.of(rows)
+                    own, records = inputs.select(rows), self.records.select(rows)
                     teachers = setup.teachers.outputs(own.batch.images, own.batch.indices)
                     if setup.method.needs.look_ahead:
                         setup.method.before_step(Trial(group, own, teachers, records, setup))
@@ -250,11 +253,11 @@ class Lane:
         return statistics
 
 
-def _on_threads(runs: Sequence[Callable[..., list[EpochRun]]], *, in_turn: bool) -> list[EpochRun]:
-    """Run at the same time, on as many threads as torch uses, which share its cores. The first error stops all.
+def _run_on_threads(runs: Sequence[Callable[..., list[EpochRun]]], *, in_turn: bool) -> list[EpochRun]:
+    """Run lanes at the same time, on as many threads as torch uses, which share its cores. The first error stops all.
 
-    `in_turn`: one after the other, each with its share of the cores all the same, so that the numbers are the same. In
-    some versions of torch (2.11) no thread may call what is compiled while another compiles.
+    With `in_turn` they run one after the other, each on its share of the cores as well, so that the numbers are the
+    same. In some versions of torch (2.11) no thread may call what is compiled while another compiles.
     """
     threads, started = torch.get_num_threads(), time.perf_counter()
     workers = min(threads, len(runs))
@@ -268,12 +271,12 @@ def _on_threads(runs: Sequence[Callable[..., list[EpochRun]]], *, in_turn: bool)
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 for future in finished:
                     future.result()  # raises what a thread raised
-            except BaseException:  # also of the person who waits
+            except BaseException:  # KeyboardInterrupt, too
                 stop.set()
                 raise
             results = [run for future in futures for run in future.result()]
     finally:
         torch.set_num_threads(threads)
-    together = time.perf_counter() - started
-    share = together / sum(run.seconds + run.set_up_seconds for run in results)
+    elapsed = time.perf_counter() - started
+    share = elapsed / sum(run.seconds + run.set_up_seconds for run in results)
     return [replace(run, seconds=share * run.seconds, set_up_seconds=share * run.set_up_seconds) for run in results]

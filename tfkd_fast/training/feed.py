@@ -1,4 +1,4 @@
-"""How batches reach a training step: handed over by the host, or made in the step from data on the device."""
+"""Feeds of batches to training steps: handed over by the host, or made in the step from data on the device."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -10,23 +10,24 @@ from tfkd_fast.data import Batch, Companions, Loader, Mixing, MixPartners
 from tfkd_fast.data.companions import COMPANION_STREAM
 
 
-class Shown(NamedTuple):
-    """What candidates see in a step. Everything has an axis of n candidates in front; n is 1 where all see the same."""
+class StepInput(NamedTuple):
+    """The images of a step. Every tensor has an axis of n candidates in front; n is 1 where all candidates see the
+    same."""
 
     batch: Batch
     companions: Batch | None = None
-    """The images beside the batch, as many as in it."""
-    mixed: MixPartners | None = None
-    """The images that those of the batch were mixed with."""
+    """The companions of the images of the batch, as many as those; None for none."""
+    mix_partners: MixPartners | None = None
+    """The images that those of the batch were mixed with; None for unmixed images."""
 
-    def of(self, rows: slice) -> "Shown":
-        """What some of the candidates see."""
+    def select(self, rows: slice) -> "StepInput":
+        """The images of the candidates in `rows`."""
         if len(self.batch.labels) == 1:
             return self
-        return Shown(
+        return StepInput(
             Batch(*(tensor[rows] for tensor in self.batch)),
             self.companions and Batch(*(tensor[rows] for tensor in self.companions)),
-            self.mixed and MixPartners(*(tensor[rows] for tensor in self.mixed)),
+            self.mix_partners and MixPartners(*(tensor[rows] for tensor in self.mix_partners)),
         )
 
 
@@ -34,16 +35,17 @@ class Feed(Protocol):
     """The batches of an epoch, for candidates that take their steps together."""
 
     def start(self, epoch: int, streams: Sequence[int]) -> None:
-        """Before the first step of the 0-based epoch, with the random stream of each row of the batches."""
+        """Called before the first step of the 0-based epoch, with the random stream of each row of the batches."""
 
     def advance(self) -> None:
-        """Before each step: what the host has to do for it."""
+        """Called before each step, for the work of the host."""
 
     def finish(self) -> None:
-        """After the last step of the epoch."""
+        """Called after the last step of the epoch."""
 
-    def shown(self, step: Tensor, size: int) -> Shown:
-        """Inside the step number `step` (1,) int64: its batch of `size` samples and their companions."""
+    def read(self, step: Tensor, size: int) -> StepInput:
+        """Called inside the step with the number `step` (1,) int64; returns its batch of `size` samples and their
+        companions."""
 
 
 class HostFeed(Feed):
@@ -69,7 +71,7 @@ class HostFeed(Feed):
 
     def advance(self) -> None:
         batches, kinds = next(self._batches), 2 if self._companions else 1
-        self._current = [_stacked(batches[kind::kinds]) for kind in range(kinds)]
+        self._current = [_stack_batches(batches[kind::kinds]) for kind in range(kinds)]
         if self._companions == "strong":
             self._current[1] = self._loader.augment_strongly(self._current[1], self._draws)
         if self._in_place:
@@ -84,11 +86,11 @@ class HostFeed(Feed):
     def finish(self) -> None:
         next(self._batches, None)  # to the end, so that a loader can put away what it works with
 
-    def shown(self, step: Tensor, size: int) -> Shown:
-        return Shown(self._current[0], self._current[1] if self._companions else None)
+    def read(self, step: Tensor, size: int) -> StepInput:
+        return StepInput(self._current[0], self._current[1] if self._companions else None)
 
 
-def _stacked(batches: Sequence[Batch]) -> Batch:
+def _stack_batches(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return Batch(*(tensor.unsqueeze(0) for tensor in batches[0]))
     return Batch(*map(torch.stack, zip(*batches, strict=True)))
@@ -111,7 +113,7 @@ class ResidentFeed(Feed):
     def finish(self) -> None:
         """Nothing has to be closed."""
 
-    def shown(self, step: Tensor, size: int) -> Shown:
+    def read(self, step: Tensor, size: int) -> StepInput:
         positions = step * self._loader.batch_size + torch.arange(size, device=step.device)
         batches = [
             self._loader.resident_batch(orders.index_select(1, positions), draws)
@@ -119,7 +121,7 @@ class ResidentFeed(Feed):
         ]
         if self._companions == "strong":
             batches[1] = self._loader.augment_strongly(batches[1], self._plans[3])
-        return Shown(batches[0], batches[1] if self._companions else None)
+        return StepInput(batches[0], batches[1] if self._companions else None)
 
     def _plan(self, epoch: int, streams: Sequence[int]) -> list[Tensor]:
         """Orders (n,M) and draws (n,3), of the images and then of their companions."""
@@ -154,10 +156,10 @@ class MixedFeed(Feed):
     def finish(self) -> None:
         self._feed.finish()
 
-    def shown(self, step: Tensor, size: int) -> Shown:
-        shown = self._feed.shown(step, size)
-        batch, mixed = self._mixing.mix(shown.batch, self._plans.index_select(1, step).squeeze(1))
-        return shown._replace(batch=batch, mixed=mixed)
+    def read(self, step: Tensor, size: int) -> StepInput:
+        inputs = self._feed.read(step, size)
+        batch, mix_partners = self._mixing.mix(inputs.batch, self._plans.index_select(1, step).squeeze(1))
+        return inputs._replace(batch=batch, mix_partners=mix_partners)
 
 
 def make_feed(

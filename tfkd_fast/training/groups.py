@@ -16,7 +16,8 @@ from tfkd_fast.models.layers import stack
 from tfkd_fast.training.population import Population
 
 Forward = Callable[[Tensor], tuple[Tensor, Features | None]]
-"""Images (1,B,C,H,W) that all see, or (n,B,C,H,W), to logits (n,B,classes), and features where they are wanted."""
+"""Forward pass from images (1,B,C,H,W), the same for all candidates, or (n,B,C,H,W) to logits (n,B,classes), and to
+features where they are wanted."""
 
 SideBySide = Literal["sequential", "streams", "stacked"]
 """How P candidates train:
@@ -29,7 +30,7 @@ They compute the same for a candidate, up to the order of sums.
 """
 
 FASTEST: SideBySide = "streams"
-"""What `auto` takes: see docs/decisions.md."""
+"""The way that `auto` takes, see docs/decisions.md."""
 
 
 def choose_side_by_side(wanted: SideBySide | Literal["auto"]) -> SideBySide:
@@ -46,22 +47,22 @@ class Member:
     sums: list[Tensor]
     """Sums of the weights after each step of the epoch; empty where no average is wanted."""
     slow: list[Tensor]
-    """Weights that follow; empty where none do."""
+    """Weights of the slow network, which is a moving average; empty where there is none."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """What a step differentiates and updates."""
+    """Candidates that take a step at once: the tensors that it differentiates and updates, and their forward pass."""
 
     candidates: slice
     members: list[Member]
     leaves: list[Tensor]
-    """What the losses are differentiated in."""
+    """The tensors that the losses are differentiated with respect to."""
     split: Callable[[tuple[Tensor, ...]], list[list[Tensor]]]
-    """The gradients of the leaves, for each member in the order of its parameters."""
+    """Splits the gradients of the leaves by member, each in the order of its parameters."""
     students: tuple[nn.Module, ...]
     networks: tuple[nn.Module, ...]
-    """What the plan makes of each student, see `Plan.network`."""
+    """The network of each student that the plan trains, see `Plan.network`."""
     forward: Forward
     slow_forward: Forward | None
     """The forward pass of the slow networks, without gradient and without features; None where there are none."""
@@ -74,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """What all groups of an epoch have in common."""
+    """The population, method, plan and forward settings that all groups of an epoch have in common."""
 
     population: Population
     method: Method
@@ -86,13 +87,13 @@ class GroupSpec:
     """Whether the weights after each step are summed."""
 
 
-def alone(slot: int, spec: GroupSpec) -> Group:
+def single_group(slot: int, spec: GroupSpec) -> Group:
     """A group of one candidate."""
-    return together(range(slot, slot + 1), spec)
+    return joint_group(range(slot, slot + 1), spec)
 
 
-def together(slots: range, spec: GroupSpec) -> Group:
-    """Candidates that take a step at once, each with a forward pass of its own."""
+def joint_group(slots: range, spec: GroupSpec) -> Group:
+    """A group of candidates that take a step at once, each with a forward pass of its own."""
     population = spec.population
     models = [population.models[slot] for slot in slots]
     networks = tuple(spec.plan.network(model) for model in models)
@@ -109,15 +110,15 @@ def together(slots: range, spec: GroupSpec) -> Group:
         split,
         tuple(models),
         networks,
-        _one_by_one(networks, spec, spec.method.needs.features),
-        without_gradient(_one_by_one([population.slow_models[slot] for slot in slots], spec, frozenset()))
+        _separate_forward(networks, spec, spec.method.needs.features),
+        without_gradient(_separate_forward([population.slow_models[slot] for slot in slots], spec, frozenset()))
         if population.slow
         else None,
     )
 
 
-def stacked(slots: range, spec: GroupSpec) -> Group:
-    """The first candidates as one network."""
+def stacked_group(slots: range, spec: GroupSpec) -> Group:
+    """A group of the first candidates, run as one network over stacked weights."""
     population = spec.population
     n, model = len(slots), population.models[0]
     students = tuple(population.models[:n])
@@ -135,8 +136,8 @@ def stacked(slots: range, spec: GroupSpec) -> Group:
         split,
         students,
         students,
-        _at_once(model, weights | buffers, spec),
-        without_gradient(_at_once(model, slow, spec)) if slow else None,
+        _stacked_forward(model, weights | buffers, spec),
+        without_gradient(_stacked_forward(model, slow, spec)) if slow else None,
     )
 
 
@@ -150,7 +151,7 @@ def _member(slot: int, spec: GroupSpec) -> Member:
     return Member(slices(population.weights), slices(population.momenta), slices(sums), slices(population.slow))
 
 
-def _one_by_one(networks: Sequence[nn.Module], spec: GroupSpec, features: frozenset[FeatureName]) -> Forward:
+def _separate_forward(networks: Sequence[nn.Module], spec: GroupSpec, features: frozenset[FeatureName]) -> Forward:
     compute = spec.compute
     forwards = [
         compute.compile_network(partial(logits_and_features, network, features), spec.batch_size)
@@ -168,23 +169,23 @@ def _one_by_one(networks: Sequence[nn.Module], spec: GroupSpec, features: frozen
 def stack_features(several: Sequence[Features | None]) -> Features | None:
     """Features of n networks with an axis of n in front; None of none."""
     known = [features for features in several if features is not None]
-    return Features.stacked(known) if known else None
+    return Features.stack(known) if known else None
 
 
-def _at_once(model: nn.Module, tensors: dict[str, Tensor], spec: GroupSpec) -> Forward:
-    """`tensors`: weights and buffers (n,...) by name."""
+def _stacked_forward(model: nn.Module, tensors: dict[str, Tensor], spec: GroupSpec) -> Forward:
+    """The forward pass of n networks at once; `tensors` are their weights and buffers (n,...) by name."""
     compute = spec.compute
 
-    def one(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+    def forward_one(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = functional_call(model, tensors, (images,))
         return logits
 
-    def all_of_them(images: Tensor) -> Tensor:
+    def forward_all(images: Tensor) -> Tensor:
         if len(images) == 1:
-            return vmap(one, in_dims=(0, None))(tensors, images[0])
-        return vmap(one)(tensors, images)
+            return vmap(forward_one, in_dims=(0, None))(tensors, images[0])
+        return vmap(forward_one)(tensors, images)
 
-    compiled = compute.compile_network(all_of_them, spec.batch_size)
+    compiled = compute.compile_network(forward_all, spec.batch_size)
 
     def forward(images: Tensor) -> tuple[Tensor, Features | None]:
         with compute.autocast():
@@ -194,7 +195,7 @@ def _at_once(model: nn.Module, tensors: dict[str, Tensor], spec: GroupSpec) -> F
 
 
 def without_gradient(forward: Forward) -> Forward:
-    """The same forward pass, of which no gradient is wanted."""
+    """The same forward pass without gradient."""
 
     def run(images: Tensor) -> tuple[Tensor, Features | None]:
         with torch.no_grad():

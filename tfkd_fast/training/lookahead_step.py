@@ -1,4 +1,4 @@
-"""The step that is about to be taken, in the hands of a method that tries out others before it."""
+"""The next training step of a run, for methods that look ahead."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor
 from tfkd_fast.data import Batch
 from tfkd_fast.methods.base import StepBatch, TeacherOutputs, TrainingStep
 from tfkd_fast.models import Features, logits_and_features
-from tfkd_fast.training.feed import Shown
+from tfkd_fast.training.feed import StepInput
 from tfkd_fast.training.groups import Group, stack_features
 from tfkd_fast.training.sgd import sgd_step
 from tfkd_fast.training.step import Records, StepSetup, step_loss
@@ -21,19 +21,19 @@ class Trial(TrainingStep):
     def __init__(
         self,
         group: Group,
-        shown: Shown,
+        inputs: StepInput,
         teachers: tuple[TeacherOutputs, ...],
         records: Records,
         setup: StepSetup,
     ) -> None:
-        """`teachers`: their outputs for the batch."""
-        self._group, self._shown, self._teachers = group, shown, teachers
+        """`teachers` are the outputs of the teachers for the batch."""
+        self._group, self._inputs, self._teachers = group, inputs, teachers
         self._setup = setup
         (self.student,), (member,) = group.students, group.members
         self.weights = [*group.leaves, *setup.adapters.weights]
         self.momenta = [*member.momenta, *setup.adapters.momenta]
         self._buffers = [*self.student.buffers(), *setup.adapters.buffers]
-        self.batch = Batch(*(tensor[0] for tensor in shown.batch))._replace(images=shown.batch.images[0].float())
+        self.batch = Batch(*(tensor[0] for tensor in inputs.batch))._replace(images=inputs.batch.images[0].float())
         self._rate = records.learning_rates[0, records.step]
         self.learning_rate = float(self._rate)
         self.momentum = setup.optimizer.momentum
@@ -44,8 +44,8 @@ class Trial(TrainingStep):
         images = self.batch.images.unsqueeze(0)
         logits, features = self._forward(images)
         batch = StepBatch(
-            self._shown.batch.labels,
-            self._shown.batch.indices,
+            self._inputs.batch.labels,
+            self._inputs.batch.indices,
             self._group.candidates.start,
             features=features,
             teachers=self._teachers,
@@ -54,7 +54,7 @@ class Trial(TrainingStep):
             forward=self._forward,
             teach=self._predict,
         )
-        return step_loss(self._setup.method, logits, batch, self._shown.mixed).total[0]
+        return step_loss(self._setup.method, logits, batch, self._inputs.mix_partners).total[0]
 
     def descend(self, gradients: Sequence[Tensor]) -> None:
         sgd_step(self.weights, gradients, self.momenta, self._rate, self._setup.optimizer)
@@ -74,11 +74,11 @@ class Trial(TrainingStep):
         return logits.unsqueeze(0), stack_features([features])
 
     def _predict(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
-        """What the teachers make of images (1,B,C,H,W), in the precision of the run."""
-        return self._setup.teachers.predict(images.to(self._shown.batch.images.dtype))
+        """The outputs of the teachers for images (1,B,C,H,W), in the precision of the run."""
+        return self._setup.teachers.predict(images.to(self._inputs.batch.images.dtype))
 
     @contextmanager
-    def undone(self) -> Iterator[None]:
+    def rollback(self) -> Iterator[None]:
         tensors = [*self.weights, *self.momenta, *self._buffers]
         before = [tensor.detach().clone() for tensor in tensors]
         try:

@@ -44,7 +44,7 @@ class Population:
             stack.zero_()
 
     def continue_from(self, survivors: Sequence[int]) -> None:
-        """Slot s takes all of survivor s modulo their number, and the averages are forgotten."""
+        """Copy survivor s modulo their number into slot s, and forget the averages."""
         parents = [survivors[slot % len(survivors)] for slot in range(len(self))]
         for tensors in (self.weights, self.buffers, self.momenta, self.slow):
             for stack in tensors.values():
@@ -62,7 +62,7 @@ class Population:
         }
 
     def state_dict(self, active: int) -> Tree:
-        """The first `active` slots; slot s of the others is equal to slot s modulo `active`, or not in use."""
+        """Copies of the first `active` slots; any other slot s is equal to slot s modulo `active`, or not in use."""
         return {
             "candidates": [self.candidate(slot) for slot in range(active)],
             "epochs_averaged": self.interval_average.count,
@@ -91,10 +91,10 @@ class WeightAverage:
         self.sums: dict[str, Tensor] = {}
         """Name -> (P,...), once a sum was started. They keep their place in memory: a captured step may hold them."""
         self.count = 0
-        """Moments that were summed."""
+        """Number of moments that were summed."""
 
     def restart(self) -> None:
-        """Begin with sums of zero."""
+        """Set the sums and their count to zero."""
         if not self.sums:
             self.sums = {name: torch.zeros_like(stack) for name, stack in self._weights.items()}
         for total in self.sums.values():
@@ -102,7 +102,7 @@ class WeightAverage:
         self.count = 0
 
     def add(self, candidates: int) -> None:
-        """Sum the present weights of the first candidates."""
+        """Add the present weights of the first candidates to the sums."""
         for name, total in self.sums.items():
             total[:candidates] += self._weights[name][:candidates]
         self.count += 1

@@ -1,4 +1,4 @@
-"""Where a run stands between two epochs, as a checkpoint keeps it."""
+"""The state of a run between two epochs, as a checkpoint holds it."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -8,14 +8,14 @@ from tfkd_fast.methods.base import Interval
 
 @dataclass
 class RunState:
-    """What a run has come to so far, beside its candidates and what its method remembers."""
+    """The progress of a run, without its candidates and the state of its method."""
 
     epoch: int = 0
     """Number of epochs that are trained."""
     interval: Interval | None = None
     """The interval that is being trained; None between two intervals."""
     alive: int = 1
-    """Number of candidates that are apart between two intervals."""
+    """Number of different candidates between two intervals."""
     student_epochs: int = 0
     """Number of trained epochs, summed over all candidates, those of cooldowns included."""
     images_trained: int = 0
@@ -25,7 +25,7 @@ class RunState:
     best_top1: float = -1.0
     """Held-out top-1 after that epoch, a fraction."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds of the run by what they went to, see `tfkd_fast.runs.log.PARTS`."""
+    """Seconds of the run by activity, see `tfkd_fast.runs.log.PARTS`."""
     elapsed: float = 0.0
     """Seconds from the start of the run to the checkpoint, over all of its processes."""
     log_bytes: int = 0

@@ -1,7 +1,7 @@
 """One training step of some candidates, over tensors that keep their place: it can be captured as a CUDA graph.
 
-No host synchronisation: the learning rate, the targets and the number of the step are read from the device, and what a
-step has to tell is kept there until the epoch ends.
+No host synchronisation: the learning rate, the targets and the number of the step are read from the device, and the
+statistics of a step stay there until the epoch ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ from tfkd_fast.ops import SoftTargetStats
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
 from tfkd_fast.training.adapters import Adapters
-from tfkd_fast.training.feed import Shown
+from tfkd_fast.training.feed import StepInput
 from tfkd_fast.training.groups import Group
 from tfkd_fast.training.holdout import HoldoutBatches
 from tfkd_fast.training.sgd import sgd_step
 
 MOST_TERMS = 16
-"""The most terms of a loss that are told apart in the log."""
+"""The most terms of a loss that the log has separately."""
 
 
 @dataclass(frozen=True)
 class StepSetup:
-    """What all steps of a run are taken with, beside the candidates and their batch."""
+    """All that the steps of a run have in common, without the candidates and their batch."""
 
     method: Method
     compute: Compute
@@ -70,8 +70,8 @@ class Records(NamedTuple):
             [],
         )
 
-    def of(self, rows: slice) -> "Records":
-        """Those of some of the candidates."""
+    def select(self, rows: slice) -> "Records":
+        """The records of the candidates in `rows`, as views."""
         return self._replace(
             learning_rates=self.learning_rates[rows],
             losses=self.losses[rows],
@@ -80,13 +80,13 @@ class Records(NamedTuple):
         )
 
     def restart(self, learning_rates: list[list[float]]) -> None:
-        """For a new epoch; a learning rate for each candidate and step."""
+        """Set the records to zero for a new epoch, which has a learning rate for each candidate and step."""
         for tensor in (self.step, self.losses, self.totals, self.terms):
             tensor.zero_()
         self.learning_rates.copy_(torch.tensor(learning_rates))
 
     def add(self, loss: "StepLoss", samples: int) -> None:
-        """Take in the loss of a step, a mean over so many samples.
+        """Add the loss of a step, which is a mean over `samples` samples.
 
         Raises:
             ValueError: for a loss whose terms are not those of the steps before, or are too many.
@@ -108,16 +108,16 @@ class Records(NamedTuple):
 
 
 def train_step(
-    setup: StepSetup, group: Group, shown: Shown, teachers: tuple[TeacherOutputs, ...], records: Records
+    setup: StepSetup, group: Group, inputs: StepInput, teachers: tuple[TeacherOutputs, ...], records: Records
 ) -> None:
-    """Forward, loss, backward, update, statistics. The caller counts `records.step`.
+    """Take one step: forward pass, loss, gradient, update and statistics. The caller advances `records.step`.
 
     Args:
-        teachers: their outputs for the batch.
+        teachers: the teachers' outputs for the batch.
     """
     method, adapters, count = setup.method, setup.adapters, len(group.leaves)
-    logits, batch = forward_batch(setup, group, shown, teachers)
-    loss = step_loss(method, logits, batch, shown.mixed)
+    logits, batch = forward_batch(setup, group, inputs, teachers)
+    loss = step_loss(method, logits, batch, inputs.mix_partners)
     leaves = [*group.leaves, *adapters.weights]
     gradients = torch.autograd.grad(loss.total.sum(), leaves, allow_unused=method.adapters is not None)
     learning_rates = records.learning_rates.index_select(1, records.step)
@@ -133,41 +133,41 @@ def train_step(
 
 
 def forward_batch(
-    setup: StepSetup, group: Group, shown: Shown, teachers: tuple[TeacherOutputs, ...]
+    setup: StepSetup, group: Group, inputs: StepInput, teachers: tuple[TeacherOutputs, ...]
 ) -> tuple[Tensor, StepBatch]:
     """Run students, and where there are any companions and slow copies, on a batch.
 
     Args:
-        teachers: their outputs for the batch.
+        teachers: the teachers' outputs for the batch.
 
     Returns:
         Logits (n,B,C) with gradient, and what `Method.loss` reads beside them.
     """
-    images, size = shown.batch.images, shown.batch.labels.shape[1]
+    images, size = inputs.batch.images, inputs.batch.labels.shape[1]
     companions: CompanionOutputs | None = None
-    if shown.companions is None:
+    if inputs.companions is None:
         logits, features = group.forward(images)
     elif setup.method.needs.companion_gradient:
-        both, of_both = group.forward(torch.cat([images, shown.companions.images], dim=1))
+        both, of_both = group.forward(torch.cat([images, inputs.companions.images], dim=1))
         logits = both[:, :size]
         features = of_both and of_both.map(lambda part: part[:, :size])
         of_companions = of_both and of_both.map(lambda part: part[:, size:])
-        companions = _companion_outputs(shown.companions, both[:, size:], of_companions)
+        companions = _companion_outputs(inputs.companions, both[:, size:], of_companions)
     else:
         with torch.no_grad():
-            companions = _companion_outputs(shown.companions, *group.forward(shown.companions.images))
+            companions = _companion_outputs(inputs.companions, *group.forward(inputs.companions.images))
         logits, features = group.forward(images)
     n = len(logits)
     batch = StepBatch(
-        _of_each(shown.batch.labels, n),
-        _of_each(shown.batch.indices, n),
+        _expand_candidates(inputs.batch.labels, n),
+        _expand_candidates(inputs.batch.indices, n),
         group.candidates.start,
         group.slow_forward(images)[0] if group.slow_forward else None,
         features and features.in_float32(),
         teachers,
         companions,
         group.students,
-        _of_each(images, n),
+        _expand_candidates(images, n),
         group.forward_in_float32,
         setup.teachers.predict,
         setup.compute.autocast,
@@ -175,18 +175,21 @@ def forward_batch(
     return logits, batch
 
 
-def _companion_outputs(shown: Batch, logits: Tensor, features: Features | None) -> CompanionOutputs:
-    labels, indices, images = (_of_each(column, len(logits)) for column in (shown.labels, shown.indices, shown.images))
+def _companion_outputs(inputs: Batch, logits: Tensor, features: Features | None) -> CompanionOutputs:
+    labels, indices, images = (
+        _expand_candidates(column, len(logits)) for column in (inputs.labels, inputs.indices, inputs.images)
+    )
     return CompanionOutputs(logits, labels, indices, features and features.in_float32(), images)
 
 
-def _of_each(column: Tensor, n: int) -> Tensor:
+def _expand_candidates(column: Tensor, n: int) -> Tensor:
     """Expand a column (1,...), where all n candidates are shown the same, to (n,...)."""
     return column.expand(n, *column.shape[1:])
 
 
 class StepLoss(NamedTuple):
-    """The losses of n candidates in one step, means over the batch; those of mixed images count both labels."""
+    """The losses of n candidates in one step, means over the batch; for mixed images both labels count by their
+    shares."""
 
     total: Tensor
     """(n,) with gradient: the loss that is minimised."""
@@ -196,15 +199,18 @@ class StepLoss(NamedTuple):
     """Training statistics of the batch."""
 
 
-def step_loss(method: Method, logits: Tensor, batch: StepBatch, mixed: MixPartners | None) -> StepLoss:
+def step_loss(method: Method, logits: Tensor, batch: StepBatch, mix_partners: MixPartners | None) -> StepLoss:
     """The loss of a method; for mixed images, that of their first labels and that of their second ones, in shares."""
     loss = method.loss(logits, batch)
     total, terms = loss.total, loss.terms
-    if mixed is not None:
-        labels = mixed.labels.expand(len(logits), -1)
+    if mix_partners is not None:
+        labels = mix_partners.labels.expand(len(logits), -1)
         other = method.loss(logits, replace(batch, labels=labels))
-        total = mixed.share * total + (1.0 - mixed.share) * other.total
-        terms = {name: mixed.share * term + (1.0 - mixed.share) * other.terms[name] for name, term in terms.items()}
+        total = mix_partners.share * total + (1.0 - mix_partners.share) * other.total
+        terms = {
+            name: mix_partners.share * term + (1.0 - mix_partners.share) * other.terms[name]
+            for name, term in terms.items()
+        }
     return StepLoss(total, terms, loss.statistics or statistics_of(logits, batch.labels))
 
 

@@ -47,7 +47,7 @@ from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import save_student
 from tfkd_fast.teachers.teacher import trained_on_holdout, unseen_indices
 from tfkd_fast.training.assemble import Parts, assemble
-from tfkd_fast.training.cooldown import cooled
+from tfkd_fast.training.cooldown import train_cooldown
 from tfkd_fast.training.epoch import Diverged, EpochRun
 from tfkd_fast.training.state import RunState
 
@@ -56,7 +56,7 @@ class Trainer:
     """A run in progress: `run()` trains what is left of it, then `finish()` ends its log."""
 
     parts: Parts[Method]
-    """What is trained, until `run()` has come to its end."""
+    """The parts of the run; `run()` deletes them at its end."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Trainer:
         folder: RunFolder,
         listeners: Sequence[Listener] = (),
     ) -> None:
-        """Put everything together; nothing is written yet.
+        """Assemble the run; nothing is written yet.
 
         Raises:
             UserError: for a recipe that cannot be trained.
@@ -78,12 +78,12 @@ class Trainer:
         self._listeners = listeners
         self.parts = assemble(recipe, dataset, compute, partial(entry.build, recipe.options), self._on_batch)
         self.recipe = self.parts.recipe
-        """The recipe, which names the loader that `auto` came to."""
+        """The recipe, with the loader that `auto` chose."""
         self.population = self.parts.population
         """The candidates; after `run()` the first one is the trained student."""
         self.state = RunState()
-        """Where the run stands."""
-        self._plan: Plan | None = None  # of the interval that is being trained; None between two
+        """The progress of the run."""
+        self._plan: Plan | None = None  # of the present interval; None between two intervals
         self._log: RunLog  # opened by run()
 
     def run(self, stop: Stop | None = None) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Trainer:
             self._run_epoch(self._plan, stop)
             due = self.state.epoch % self.recipe.checkpoint_every == 0 or self.state.epoch == self.recipe.epochs
             if due or stop.requested:
-                with self._log.timed("saving"):
+                with self._log.measure_seconds("saving"):
                     self._save()
                 stop.unsaved = False
             stop.check()
@@ -111,8 +111,8 @@ class Trainer:
         for name, content in self.parts.method.files().items():
             self.folder.write_bytes(name, content)
         summary = self._summary() | self.parts.method.summary()
-        del self.parts  # no controller lives on into the test,
-        gc.collect()  # and none waits in a cycle
+        del self.parts  # so that no controller is alive during the test,
+        gc.collect()  # also where a reference cycle holds it
         return summary
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -123,8 +123,8 @@ class Trainer:
     # Training.
 
     def _next_plan(self) -> Plan:
-        """The plan of the interval that begins now; a schedule of its own begins with momenta of zero."""
-        with self._log.timed("steering"):
+        """Ask the method for the plan of the next interval; a schedule of its own starts with momenta of zero."""
+        with self._log.measure_seconds("steering"):
             plan = self.parts.method.begin_interval(self.state.epoch)
             if plan.schedule is not None and plan.schedule[0] == self.state.epoch:
                 self.population.forget_momenta()
@@ -139,20 +139,20 @@ class Trainer:
         interval, averages = plan.interval, method.needs.averages
         last = state.epoch + 1 == interval.end
         rates = self.recipe.learning_rates(state.epoch, epochs.steps(plan), plan.schedule)
-        with self._explained():
+        with self._explain_divergence():
             runs = epochs.run(plan, state.epoch, rates, average=last and "epoch" in averages)
-        self._count(runs)
+        self._add_costs(runs)
         if "interval" in averages and interval.candidates > 1:
             if state.epoch == interval.first_epoch:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
-        with self._log.timed("evaluation"):
+        with self._log.measure_seconds("evaluation"):
             models = self.population.models[: interval.candidates]
             judged = self.parts.judge.judgements([plan.network(model) for model in models], plan.known_labels)
             holdout = [judgement and judgement.metrics for judgement in judged]
         stop.unsaved = True
         state.epoch += 1
-        with self._log.timed("steering"):
+        with self._log.measure_seconds("steering"):
             self._log.write(*(self._epoch_event(plan, slot, run, holdout[slot]) for slot, run in enumerate(runs)))
             pairs = zip(runs, judged, strict=True)
             results = [EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs]
@@ -163,23 +163,23 @@ class Trainer:
     def _end_interval(self, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
         method, outcome = self.parts.method, Outcome(tuple(range(len(runs))))
         if isinstance(method, SteeredMethod):
-            outcome = self._judged(method, plan, runs, holdout)
+            outcome = self._judge_interval(method, plan, runs, holdout)
         if plan.complete:
             best = outcome.survivors[0]
             self._keep_best(self.population.models[best], holdout[best])
         self.population.continue_from(outcome.survivors)
         self.state.alive, self.state.interval, self._plan = len(outcome.survivors), None, None
 
-    def _judged(
+    def _judge_interval(
         self, method: SteeredMethod, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]
     ) -> Outcome:
-        """Show a method what its candidates are worth at the end of an interval."""
+        """Give a steered method the results of its candidates at the end of an interval; returns its outcome."""
         population, judge, epoch = self.population, self.parts.judge, self.state.epoch
-        cooled_metrics = self._cooled(method, plan)
-        with self._log.timed("evaluation"):
+        cooldown_metrics = self._cooldown_metrics(method, plan)
+        with self._log.measure_seconds("evaluation"):
             epoch_averages = judge.average_metrics(population.epoch_average, len(runs), epoch)
             interval_averages = judge.average_metrics(population.interval_average, len(runs), epoch)
-        with self._log.timed("steering"):
+        with self._log.measure_seconds("steering"):
             outcome = method.end_interval(
                 [
                     IntervalResult(
@@ -187,7 +187,7 @@ class Trainer:
                         holdout[slot],
                         epoch_averages[slot],
                         interval_averages[slot],
-                        cooled_metrics[slot],
+                        cooldown_metrics[slot],
                         judge.influence(population.models[slot], epoch),
                     )
                     for slot, run in enumerate(runs)
@@ -196,22 +196,22 @@ class Trainer:
             self._log.write(*outcome.events)
         return outcome
 
-    def _cooled(self, method: SteeredMethod, plan: Plan) -> list[HoldoutMetrics | None]:
-        """The metrics of the candidates after a cooldown, which they forget."""
+    def _cooldown_metrics(self, method: SteeredMethod, plan: Plan) -> list[HoldoutMetrics | None]:
+        """Held-out metrics of each candidate after a cooldown, which is then undone; None for each without one."""
         if not method.needs.cooldown_epochs:
             return [None] * plan.interval.candidates
         epoch = self.state.epoch
         with (
-            self._explained(),
-            cooled(self.parts.epochs, method, plan, epoch, self.recipe.learning_rate(epoch)) as runs,
+            self._explain_divergence(),
+            train_cooldown(self.parts.epochs, method, plan, epoch, self.recipe.learning_rate(epoch)) as runs,
         ):
-            self._count(runs)
-            with self._log.timed("evaluation"):
+            self._add_costs(runs)
+            with self._log.measure_seconds("evaluation"):
                 return self.parts.judge.metrics(self.population.models[: plan.interval.candidates])
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Says of a run that diverged which of its checkpoints is good."""
+    def _explain_divergence(self) -> Iterator[None]:
+        """Context manager that adds the last good checkpoint to the error of a run that diverged."""
         try:
             yield
         except Diverged as error:
@@ -219,8 +219,8 @@ class Trainer:
             last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
             raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
 
-    def _count(self, runs: list[EpochRun]) -> None:
-        """Take in what epochs of candidates have cost."""
+    def _add_costs(self, runs: list[EpochRun]) -> None:
+        """Add the images and seconds of epochs of candidates to the state and the log."""
         self.state.student_epochs += len(runs)
         self.state.images_trained += sum(run.images for run in runs)
         self._log.seconds["training"] += sum(run.seconds for run in runs)
@@ -253,11 +253,11 @@ class Trainer:
         choice = self.parts.images.choice
         if choice is not None:
             self._log.write(LoaderChosen(**asdict(choice)))
-        with self._log.timed("steering"):
+        with self._log.measure_seconds("steering"):
             self._log.write(*self.parts.method.prepare(self._material()))
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint, the counterpart of `_save`."""
+        """Continue from a checkpoint, the counterpart of `_save`."""
         parts = self.parts
         if saved["recipe"] != self.folder.recipe.read_text():
             raise UserError(f"the checkpoints in {self.folder.path} were written with another recipe.toml: restore it")
@@ -266,11 +266,11 @@ class Trainer:
                 f"the teachers of the run in {self.folder.path} are not those that it began with: restore them"
             )
         self.state = state = RunState.from_state_dict(saved["state"])
-        kept = whole_bytes(self.folder.metrics, state.log_bytes)
+        whole = whole_bytes(self.folder.metrics, state.log_bytes)
         self._log = RunLog(
             self.folder.metrics,
             self._listeners,
-            keep=kept,
+            keep=whole,
             earlier_seconds=state.elapsed,
             seconds=state.seconds,
         )
@@ -278,9 +278,9 @@ class Trainer:
         parts.adapters.load_state_dict(saved["adapters"])
         parts.method.load_state_dict(saved["method"])
         self._plan = parts.method.resume_interval(state.interval) if state.interval else None
-        if not kept:
+        if not whole:
             self._log.write(self._started())
-        self._log.write(RunResumed(epoch=state.epoch, log_incomplete=kept < state.log_bytes, **self._facts()))
+        self._log.write(RunResumed(epoch=state.epoch, log_incomplete=whole < state.log_bytes, **self._facts()))
 
     def _save(self) -> None:
         state, parts = self.state, self.parts
@@ -300,7 +300,7 @@ class Trainer:
         )
 
     def _material(self) -> Material:
-        """What the method may prepare itself with."""
+        """The images and teachers for `Method.prepare`."""
         loader, teachers = self.parts.loader, self.parts.teachers
         unseen = unseen_indices(teachers.teachers, self.dataset, self.recipe.data.holdout)
         return Material(
@@ -309,7 +309,7 @@ class Trainer:
             lambda images: teachers.predict(images.unsqueeze(0)),
         )
 
-    # What the log and the summary say.
+    # The log and the summary.
 
     def _facts(self) -> dict[str, Any]:
         """What identifies the run: the fields of `RunFacts`."""
@@ -340,7 +340,7 @@ class Trainer:
         }
 
     def _epoch_event(self, plan: Plan, slot: int, run: EpochRun, holdout: HoldoutMetrics | None) -> EpochEnded:
-        """What is logged of one candidate. Accuracies leave the engine in percent."""
+        """The log event of an epoch of one candidate, with accuracies in percent."""
         training, epoch = run.training, self.state.epoch
         return EpochEnded(
             epoch=epoch,

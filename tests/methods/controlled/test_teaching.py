@@ -83,7 +83,7 @@ def test_the_loss_is_the_weighted_sum_of_its_divergences(candidates: int) -> Non
     """Three steps, so that the memory holds something for some of the samples."""
     teaching = build(candidates=candidates)
     actions = actions_for(teaching, candidates)
-    teaching.set(actions, candidates)
+    teaching.set_actions(actions, candidates)
     remembered = torch.zeros(candidates, IMAGES, CLASSES, dtype=torch.float64)
     for seed in range(3):
         logits, batch = random_step(seed, candidates)
@@ -104,7 +104,7 @@ def test_the_loss_is_the_weighted_sum_of_its_divergences(candidates: int) -> Non
 
 def test_without_sources_it_is_the_class_table_alone() -> None:
     teaching = build(())
-    teaching.set(actions_for(teaching), CANDIDATES)
+    teaching.set_actions(actions_for(teaching), CANDIDATES)
     logits, batch = random_step(0)
     losses = teaching.loss(logits, batch).total
     for slot in range(CANDIDATES):
@@ -117,7 +117,7 @@ def test_without_sources_it_is_the_class_table_alone() -> None:
 def test_a_candidate_alone_is_taught_as_in_the_group_where_no_peers_take_part() -> None:
     together, alone = build(("memory", "slow-self")), build(("memory", "slow-self"))
     for teaching in (together, alone):
-        teaching.set(actions_for(teaching), CANDIDATES)
+        teaching.set_actions(actions_for(teaching), CANDIDATES)
     for seed in range(2):
         logits, batch = random_step(seed)
         expected = together.loss(logits, batch).total
@@ -131,7 +131,7 @@ def test_a_candidate_alone_is_taught_as_in_the_group_where_no_peers_take_part() 
 def test_peers_share_one_temperature_and_keep_their_shares() -> None:
     teaching = build()
     actions = actions_for(teaching)
-    teaching.set(actions, CANDIDATES)
+    teaching.set_actions(actions, CANDIDATES)
     described = [candidate["sources"] for candidate in teaching.describe()]
     shared = [sources["peers"]["temperature"] for sources in described]
     own = teaching.space.temperatures(actions)
@@ -146,13 +146,13 @@ def test_peers_share_one_temperature_and_keep_their_shares() -> None:
 def test_without_peers_their_share_goes_to_the_others_in_proportion() -> None:
     teaching = build()
     actions = actions_for(teaching)[:1]
-    teaching.set(actions, 1)
+    teaching.set_actions(actions, 1)
     (candidate,) = teaching.describe()
     shares = [candidate["sources"][name]["share"] for name in SOURCES]
     full = teaching.space.shares(actions)[0].double()
     assert shares[0] == 0.0
     assert shares[1:] == pytest.approx((full[2:] / (1 - full[1])).tolist(), rel=1e-6)
-    teaching.set(actions_for(teaching), CANDIDATES)  # and it comes back with the others
+    teaching.set_actions(actions_for(teaching), CANDIDATES)  # and it comes back with the others
     assert teaching.describe()[0]["sources"]["peers"]["share"] == pytest.approx(full[1].item())
 
 
@@ -160,8 +160,8 @@ def test_without_peers_their_share_goes_to_the_others_in_proportion() -> None:
 @pytest.mark.parametrize("sources", [(), ("memory",), SOURCES])
 def test_the_warm_up_is_plain_cross_entropy_and_the_memory_is_written(family: str, sources: tuple[str, ...]) -> None:
     teaching = build(sources, family)
-    teaching.set(actions_for(teaching), CANDIDATES)
-    teaching.set(None, 1)
+    teaching.set_actions(actions_for(teaching), CANDIDATES)
+    teaching.set_actions(None, 1)
     logits, batch = random_step(0, 1)
     losses = teaching.loss(logits, batch).total
     expected = F.cross_entropy(logits[0], batch.labels[0])
@@ -189,20 +189,20 @@ def test_what_a_step_reads_keeps_its_place() -> None:
         return [tensor.data_ptr() for tensor in (*tensors, similarity.accumulator, similarity.similarity)]
 
     before = addresses()
-    teaching.set(actions_for(teaching), CANDIDATES)
+    teaching.set_actions(actions_for(teaching), CANDIDATES)
     logits, batch = random_step(0)
     teaching.loss(logits, batch)
     teaching.end_epoch()
     teaching.continue_from([1])
-    teaching.set(actions_for(teaching)[:1], 1)
+    teaching.set_actions(actions_for(teaching)[:1], 1)
     teaching.load_state_dict(teaching.state_dict(active=1))
-    teaching.set(None, 1)
+    teaching.set_actions(None, 1)
     assert addresses() == before
 
 
 def test_survivors_keep_their_memories_and_a_state_restores_them() -> None:
     teaching, restored = build(family="rank-binned"), build(family="rank-binned")
-    teaching.set(actions_for(teaching), CANDIDATES)
+    teaching.set_actions(actions_for(teaching), CANDIDATES)
     logits, batch = random_step(0)
     teaching.loss(logits, batch)
     teaching.end_epoch()
@@ -228,7 +228,7 @@ def test_the_gradient_in_the_action_is_that_of_the_table(family: str, sources: t
     """Against autograd; the rank-binned operator has no derivative, so its formula is written out."""
     teaching = build(sources, family)
     actions = actions_for(teaching)
-    teaching.set(actions, CANDIDATES)
+    teaching.set_actions(actions, CANDIDATES)
     influence = torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     target, similarity = teaching.space.target, torch.full((1, CLASSES, CLASSES), 1 / CLASSES, dtype=torch.float64)
     for slot in range(CANDIDATES):

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from tests.methods.steps import undone
+from tests.methods.steps import rollback
 from tfkd_fast.data import Batch
 from tfkd_fast.methods import Context
 from tfkd_fast.methods.base import StepBatch, TeacherFacts, TeacherOutputs
@@ -101,8 +101,8 @@ class Step:
         """All that a step may change."""
         return [*self.weights, *self.momenta, *self.student.buffers(), *self.method.adapters.buffers()]
 
-    def undone(self) -> AbstractContextManager[None]:
-        return undone(self.tensors())
+    def rollback(self) -> AbstractContextManager[None]:
+        return rollback(self.tensors())
 
     def take(self) -> None:
         """The step itself."""

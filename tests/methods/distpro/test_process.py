@@ -40,7 +40,7 @@ def test_before_the_first_moment_and_after_the_last_a_process_stands_still() -> 
 
 def test_on_the_pair_that_it_was_found_for_a_process_stays_what_it_is() -> None:
     process = searched()
-    moved = process.moved(pathways())
+    moved = process.transfer(pathways())
     assert moved.pathways == process.pathways
     assert torch.equal(moved.alpha, process.alpha)
 
@@ -48,7 +48,7 @@ def test_on_the_pair_that_it_was_found_for_a_process_stays_what_it_is() -> None:
 def test_on_another_pair_a_pathway_takes_after_the_nearest_in_relative_depth() -> None:
     """A residual network has stages at depths 0, 1/2 and 1; a VGG at 0, 1/4, 1/2, 3/4 and 1."""
     process = searched()
-    moved = process.moved(pathways("resnet20", "resnet20"))
+    moved = process.transfer(pathways("resnet20", "resnet20"))
     known = [pathway[:3] for pathway in process.pathways]
     for number, (teacher, student, transform, *_) in enumerate(moved.pathways):
         source = known.index((2 * teacher, 2 * student, transform))
@@ -62,7 +62,7 @@ def test_on_another_pair_a_pathway_takes_after_the_nearest_in_relative_depth() -
 
 def test_a_transform_that_the_process_does_not_know_is_refused() -> None:
     with pytest.raises(UserError, match=r'no pathways through complex: set pathways.transforms to \["identity-1x1"\]'):
-        searched("identity-1x1").moved(pathways())
+        searched("identity-1x1").transfer(pathways())
 
 
 def test_a_file_brings_the_same_process_back(tmp_path: Path) -> None:

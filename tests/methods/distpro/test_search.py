@@ -87,13 +87,13 @@ class Toy:
         return self._held_out
 
     @contextmanager
-    def undone(self) -> Iterator[None]:
+    def rollback(self) -> Iterator[None]:
         before = copy.deepcopy(self.student.state_dict())
         yield
         self.student.load_state_dict(before)
 
     def held_out_loss_after(self, alpha: Tensor) -> float:
-        with self.undone():
+        with self.rollback():
             self.alpha = alpha
             sgd = torch.optim.SGD(
                 self.weights,
@@ -134,7 +134,7 @@ def test_the_hypergradient_through_networks_and_connectors_is_that_of_finite_dif
         return method.measured[0]
 
     def held_out_loss_after(alpha: Tensor) -> Tensor:
-        with step.undone(), torch.enable_grad():
+        with step.rollback(), torch.enable_grad():
             method.set_weights(biased_softmax(alpha))
             step.take()
             return F.cross_entropy(step.student(step.holdout().images), step.holdout().labels).detach()

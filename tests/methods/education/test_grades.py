@@ -155,9 +155,9 @@ def test_a_training_step_is_one_graph(build: Build, epoch: int) -> None:
         logits = forward(draw_images())
         weights = [weight for weight in student.parameters() if weight.requires_grad]
         gradients = torch.autograd.grad(logits[:, list(GROUPS[0])].sum(), weights, allow_unused=True)
-        recalled = [] if education.recalled is None else [education.recalled]
-        assert len(recalled) == (epoch > 3)
-        results.append([logits, *(gradient for gradient in gradients if gradient is not None), *recalled])
+        previous_logits = [] if education.previous_logits is None else [education.previous_logits]
+        assert len(previous_logits) == (epoch > 3)
+        results.append([logits, *(gradient for gradient in gradients if gradient is not None), *previous_logits])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
 

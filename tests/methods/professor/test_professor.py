@@ -19,7 +19,7 @@ from tfkd_fast.methods import METHODS, Context
 from tfkd_fast.methods.base import Material, Needs, StepBatch, TeacherCount, TeacherFacts, TeacherOutputs
 from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
 from tfkd_fast.methods.professor import Professors, ProfessorSettings, losses, professors, training
-from tfkd_fast.methods.professor.lessons import Lessons, harder
+from tfkd_fast.methods.professor.images import ProfessorImages, augment_for_professor
 from tfkd_fast.methods.professor.networks import Discriminator, Professor
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.models import Features, FeatureShapes
@@ -85,7 +85,7 @@ def test_only_a_professor_that_is_told_looks_at_the_label() -> None:
 def test_the_size_of_a_professor_of_vgg13() -> None:
     """The sums of algorithms: 461 k weights to encode (612, 512, 256, 64) and 199 k to generate, biases and norms on
     top."""
-    professor = Professor(512, 100, 64, 4.0, told=False)
+    professor = Professor(512, 100, 64, 4.0, label_conditioned=False)
 
     def weights(part: torch.nn.Module) -> int:
         return sum(p.numel() for p in part.parameters() if p.dim() == 2)
@@ -191,34 +191,34 @@ def assert_first_step_of_adam(old: Iterable[Tensor], new: Iterable[Tensor], grad
 def test_a_step_follows_the_gradients_that_are_written_out_here() -> None:
     settings = make_table(ProfessorSettings, correlation=0.7, output_adversary=0.3, code_adversary=0.2)
     torch.manual_seed(0)
-    professor = Professor(FEATURES, CLASSES, settings.code_size, TEMPERATURE, told=False)
-    lesson = training.Training(professor, settings, CLASSES, seed=3, number=0)
+    professor = Professor(FEATURES, CLASSES, settings.code_size, TEMPERATURE, label_conditioned=False)
+    lesson = training.ProfessorTraining(professor, settings, CLASSES, seed=3, number=0)
     outputs, labels = random_outputs(1), random_batch().labels[0]
     said, h = outputs.logits[0], outputs.features.pooled[0]
     said[:4].scatter_(1, labels[:4].unsqueeze(1), 9.0)  # half of them right
     right = said.argmax(1) == labels
     assert 0 < right.sum() < BATCH
-    lesson.look(said, labels)
+    lesson.observe(said, labels)
     lesson.begin_epoch(0)
-    student, judges = copy.deepcopy(professor), copy.deepcopy((lesson.of_outputs, lesson.of_codes))
+    student, judges = copy.deepcopy(professor), copy.deepcopy((lesson.output_discriminator, lesson.code_discriminator))
     lesson.step(h, said, labels, torch.arange(BATCH), 0)
     assert lesson.teacher_error == pytest.approx(100 * float((~right).double().mean()))
 
     refined, code = student(h, said, labels)
     real, fake = ((z / TEMPERATURE).log_softmax(1) for z in (said, refined.detach()))
-    of_outputs, of_codes = judges
+    output_discriminator, code_discriminator = judges
     noise = lesson.noise(code, torch.arange(BATCH), 0)
-    objective = (1 - of_outputs(real, labels)[right]).clamp(min=0).mean()
-    objective = objective + (1 + of_outputs(fake, labels)).clamp(min=0).mean()
-    objective = objective + (1 - of_codes(noise, labels)).clamp(min=0).mean()
-    objective = objective + (1 + of_codes(code.detach(), labels)).clamp(min=0).mean()
-    own = [*of_outputs.parameters(), *of_codes.parameters()]
-    moved = [*lesson.of_outputs.parameters(), *lesson.of_codes.parameters()]
+    objective = (1 - output_discriminator(real, labels)[right]).clamp(min=0).mean()
+    objective = objective + (1 + output_discriminator(fake, labels)).clamp(min=0).mean()
+    objective = objective + (1 - code_discriminator(noise, labels)).clamp(min=0).mean()
+    objective = objective + (1 + code_discriminator(code.detach(), labels)).clamp(min=0).mean()
+    own = [*output_discriminator.parameters(), *code_discriminator.parameters()]
+    moved = [*lesson.output_discriminator.parameters(), *lesson.code_discriminator.parameters()]
     assert_first_step_of_adam(own, moved, torch.autograd.grad(objective, own))
 
     others = losses.other_classes(said, labels, TEMPERATURE)
     others = torch.where(right.unsqueeze(1), others, lesson.prototypes.others()[labels])
-    for judge in (lesson.of_outputs, lesson.of_codes):
+    for judge in (lesson.output_discriminator, lesson.code_discriminator):
         judge.eval()  # no further power iteration
     q = (refined / TEMPERATURE).softmax(1)
     p = q.scatter(1, labels.unsqueeze(1), 0.0)
@@ -226,8 +226,8 @@ def test_a_step_follows_the_gradients_that_are_written_out_here() -> None:
     divergence = torch.xlogy(others, others) - others * p.clamp(min=1e-30).log()
     objective = -refined.log_softmax(1)[torch.arange(BATCH), labels].mean()
     objective = objective + 0.7 * divergence.sum(1).mean()
-    objective = objective - 0.3 * lesson.of_outputs(q.log(), labels).mean()
-    objective = objective - 0.2 * lesson.of_codes(code, labels).mean()
+    objective = objective - 0.3 * lesson.output_discriminator(q.log(), labels).mean()
+    objective = objective - 0.2 * lesson.code_discriminator(code, labels).mean()
     own = list(student.parameters())
     assert_first_step_of_adam(own, professor.parameters(), torch.autograd.grad(objective, own))
 
@@ -248,14 +248,16 @@ def images_of(count: int) -> Callable[[int], Iterator[Batch]]:
 
 
 def test_images_are_kept_by_their_index_and_never_learned_from() -> None:
-    lessons = Lessons(images_of(1000), make_table(ProfessorSettings), seed=7)
+    lessons = ProfessorImages(images_of(1000), make_table(ProfessorSettings), seed=7)
 
     def indices(batches: Iterable[Batch]) -> set[int]:
         return {int(index) for batch in batches for index in batch.indices}
 
-    kept, choice = indices(lessons.kept()), indices(lessons.choice())
+    kept, choice = indices(lessons.evaluation_batches()), indices(lessons.validation_batches())
     assert not kept & choice
-    assert indices(lessons.learned(0)) == indices(lessons.learned(5)) == set(range(1000)) - kept - choice
+    assert (
+        indices(lessons.training_batches(0)) == indices(lessons.training_batches(5)) == set(range(1000)) - kept - choice
+    )
     assert 0.15 < len(kept) / 1000 < 0.25  # four standard deviations of 1,000 draws
     assert 0.06 < len(choice) / 1000 < 0.14
 
@@ -265,7 +267,7 @@ def test_harder_images_against_a_loop(cutout: int, jitter: float) -> None:
     """A square of zeros, somewhere; around it, an affine map of the colours of each image."""
     images = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     settings = make_table(ProfessorSettings, cutout=cutout, jitter=jitter)
-    result = harder(images, torch.arange(40), settings, seed=1, epoch=2)
+    result = augment_for_professor(images, torch.arange(40), settings, seed=1, epoch=2)
     if not cutout and not jitter:
         assert result is images
     sizes, ends = set(), set()
@@ -298,10 +300,10 @@ def test_harder_images_against_a_loop(cutout: int, jitter: float) -> None:
 def test_harder_images_are_a_function_of_epoch_and_index() -> None:
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     settings = make_table(ProfessorSettings)
-    together = harder(images, torch.arange(6), settings, seed=1, epoch=2)
-    alone = harder(images[3:4], torch.tensor([3]), settings, seed=1, epoch=2)
+    together = augment_for_professor(images, torch.arange(6), settings, seed=1, epoch=2)
+    alone = augment_for_professor(images[3:4], torch.tensor([3]), settings, seed=1, epoch=2)
     torch.testing.assert_close(together[3:4], alone)
-    assert not torch.equal(together, harder(images, torch.arange(6), settings, seed=1, epoch=3))
+    assert not torch.equal(together, augment_for_professor(images, torch.arange(6), settings, seed=1, epoch=3))
 
 
 # The strategies.
@@ -315,10 +317,10 @@ def kl(teacher: Tensor, logits: Tensor) -> Tensor:
     return (teacher * (teacher.log() - logits.log_softmax(-1))).sum(-1).mean(-1)
 
 
-def said_and_refined(batch: StepBatch, told: str = "label-free") -> tuple[Tensor, Tensor]:
+def said_and_refined(batch: StepBatch, variant: str = "label-free") -> tuple[Tensor, Tensor]:
     """(n,B,C) float64 each, of the first teacher and of the shaken professor."""
     refiner = shaken(
-        Professors(make_table(ProfessorSettings, strategy="replace", variant=told), context(), TEMPERATURE)
+        Professors(make_table(ProfessorSettings, strategy="replace", variant=variant), context(), TEMPERATURE)
     )
     return batch.teachers[0].logits.double(), refiner.refine(batch)[:, 0].double()
 
@@ -368,7 +370,7 @@ def test_a_sure_teacher_is_replaced_where_it_is_less_sure_than_its_professor() -
     labels = torch.tensor([0, 0, 0])
     said = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.3, 0.5, 0.2]]).log()
     refined = torch.tensor([[0.65, 0.2, 0.15], [0.59, 0.3, 0.11], [0.1, 0.8, 0.1]]).log()
-    result = professors.selected(said, refined, labels, 0.1)
+    result = professors.select_logits(said, refined, labels, 0.1)
     assert torch.equal(result, torch.stack([refined[0], said[1], refined[2]]))
 
 
@@ -377,11 +379,11 @@ def test_staged_teaching_changes_at_half_of_the_run_in_place() -> None:
     shaken(method.professors)
     batch = random_batch()
     said, refined = said_and_refined(batch)
-    address = method.professors.late.data_ptr()
+    address = method.professors.second_half.data_ptr()
     for epoch, expected in enumerate([said, said, said, refined, refined]):
         method.begin_interval(epoch)
         assert torch.equal(method.teacher_logits(batch)[:, 0].double(), expected)
-    assert method.professors.late.data_ptr() == address
+    assert method.professors.second_half.data_ptr() == address
 
 
 class OfSeveral(KD):
@@ -491,19 +493,19 @@ def test_preparing_leaves_the_global_random_state_alone_and_is_a_function_of_the
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_the_best_epoch_is_taken(told: bool) -> None:
+@pytest.mark.parametrize("label_conditioned", [False, True])
+def test_the_best_epoch_is_taken(label_conditioned: bool) -> None:
     """Of one that is told the label, the last."""
-    professor = Professor(4, 3, 64, 4.0, told=told)
-    lesson = training.Training(professor, make_table(ProfessorSettings), 3, seed=0, number=0)
+    professor = Professor(4, 3, 64, 4.0, label_conditioned=label_conditioned)
+    lesson = training.ProfessorTraining(professor, make_table(ProfessorSettings), 3, seed=0, number=0)
     states = []
     for epochs, loss in enumerate((3.0, 1.0, 2.0, 1.0)):
         states.append(copy.deepcopy(professor.state_dict()))
         lesson.keep_if_best(loss, epochs)
         lesson.begin_epoch(epochs)
         lesson.step(torch.randn(8, 4), torch.randn(8, 3), torch.randint(3, (8,)), torch.arange(8), epochs)
-    lesson.take_best()
-    best = 3 if told else 1
+    lesson.restore_best()
+    best = 3 if label_conditioned else 1
     assert lesson.best_epochs == best
     for name, value in professor.state_dict().items():
         torch.testing.assert_close(value, states[best][name], rtol=0, atol=0)
@@ -570,7 +572,9 @@ def test_the_margin_of_a_difference_is_that_of_its_pairs() -> None:
     wrong, right = torch.tensor([0.0, 1.0, 0.5]), torch.tensor([1.0, 0.0, 0.5])
     said = torch.stack([right] * 6 + [wrong] * 3 + [right])
     refined = torch.stack([right] * 6 + [right] * 3 + [wrong])
-    lesson = training.Training(Professor(4, 3, 64, 4.0, told=False), make_table(ProfessorSettings), 3, seed=0, number=0)
+    lesson = training.ProfessorTraining(
+        Professor(4, 3, 64, 4.0, label_conditioned=False), make_table(ProfessorSettings), 3, seed=0, number=0
+    )
     lesson.step(torch.randn(4, 4), said[5:9], labels[5:9], torch.arange(4), 0)
     report = training.judge("run-0", lesson, [(said[:4], refined[:4], labels[:4]), (said[4:], refined[4:], labels[4:])])
     variance = (3 * (1 - 0.2) ** 2 + (-1 - 0.2) ** 2 + 6 * 0.2**2) / 10

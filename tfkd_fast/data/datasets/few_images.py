@@ -22,10 +22,10 @@ class FewImages(PartOfDataset):
         Raises:
             UserError: a class has fewer images; raised when images are read.
         """
-        super().__init__(whole, whole.classes, read_train=self._chosen, read_test=whole.read_test)
+        super().__init__(whole, whole.classes, read_train=self._choose, read_test=whole.read_test)
         self._per_class = per_class
 
-    def _chosen(self) -> ImageSet:
+    def _choose(self) -> ImageSet:
         images = self.whole.read_train()
         keys = random_keys(len(images), Purpose.SUBSET, seed=SPLIT_SEED, epoch=0, stream=0, device=images.labels.device)
         chosen = []

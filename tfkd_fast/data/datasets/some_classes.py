@@ -50,12 +50,12 @@ class SomeClasses(PartOfDataset):
         super().__init__(
             whole,
             [whole.classes[label] for label in labels],
-            read_train=lambda: self._chosen(whole.read_train(), "training"),
-            read_test=lambda: self._chosen(whole.read_test(), "test"),
+            read_train=lambda: self._choose(whole.read_train(), "training"),
+            read_test=lambda: self._choose(whole.read_test(), "test"),
         )
         self._labels = torch.tensor(labels)
 
-    def _chosen(self, images: ImageSet, part: str) -> ImageSet:
+    def _choose(self, images: ImageSet, part: str) -> ImageSet:
         places = torch.isin(images.labels, self._labels).nonzero().squeeze(1)
         if not len(places):
             raise UserError(f"no {part} image shows any of the {len(self.classes)} classes of data.classes: add some")

@@ -117,8 +117,8 @@ def choose_loader(
         return LoaderChoice(able[0], {}, refused)
     speeds = {}
     for name in able:
-        shown = images.subset(torch.arange(min(len(images), SAMPLE))) if name == "resident" else images
-        loader = make_loader(shown, dataset, settings.model_copy(update={"loader": name}), device, dtype, seed)
+        sample = images.subset(torch.arange(min(len(images), SAMPLE))) if name == "resident" else images
+        loader = make_loader(sample, dataset, settings.model_copy(update={"loader": name}), device, dtype, seed)
         speeds[name] = _images_per_second(loader, device)
     return LoaderChoice(max(speeds, key=speeds.__getitem__), speeds, refused)
 

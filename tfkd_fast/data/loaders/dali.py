@@ -141,7 +141,7 @@ class DaliPipeline:
             layout = ["" if from_files else "HWC", "", ""]
             data, corner, mirrored = fn.external_source(self._feed, num_outputs=3, layout=layout)
             if from_files:
-                images = _decoded(data, size, "mixed" if on_gpu else "cpu")
+                images = _decode_files(data, size, "mixed" if on_gpu else "cpu")
             else:
                 images = data.gpu() if on_gpu else data
             window = fn.slice(
@@ -170,7 +170,7 @@ class DaliPipeline:
         self._pipeline.reset()
 
 
-def _decoded(paths: Any, size: int, device: str) -> Any:
+def _decode_files(paths: Any, size: int, device: str) -> Any:
     """Decode the largest centred square of each file to `size` x `size` RGB pixels, upright."""
     images = fn.decoders.image(fn.io.file.read(paths), device=device, output_type=types.RGB)
     shape = fn.cast(images.shape()[0:2], dtype=types.FLOAT)

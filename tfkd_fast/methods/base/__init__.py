@@ -1,4 +1,4 @@
-"""What every training method is built on: what it asks for, plans, computes and is told.
+"""The protocol of training methods: needs, plans, losses, results and the context of a run.
 
 The files in the order in which they are read: needs, plan, batch, results, context, lookahead, method, single_student.
 """

@@ -1,4 +1,4 @@
-"""What a loss is computed from, the batch that candidates see in a step, and what it gives back."""
+"""The batch of a step, from which a method computes its loss, and the loss that it returns."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ T = TypeVar("T")
 NO_IMAGES = torch.empty(0)
 
 
-def _not_given(images: Tensor) -> NoReturn:
+def _refuse_images(images: Tensor) -> NoReturn:
     raise ValueError("this batch was made by hand, without networks to show other images")
 
 
@@ -32,11 +32,11 @@ class TeacherOutputs(NamedTuple):
 
     def need_features(self) -> Features:
         """The features, for a method that needs them. Raises ValueError where there are none."""
-        return _needed(self.features, "features")
+        return _require(self.features, "features")
 
 
 class CompanionOutputs(NamedTuple):
-    """The student's outputs for the images that are shown beside a batch."""
+    """The student's outputs for the companions of a batch."""
 
     logits: Tensor
     """(n,B,C): the student's logits for the companions."""
@@ -52,10 +52,10 @@ class CompanionOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What n candidates are shown in one step, as far as a loss may want to know.
+    """The batch of n candidates in one step, with all that a loss may read beside their logits.
 
-    What a method did not ask for in its `Needs` is None or empty; the methods whose names begin with `need_` give what
-    it did ask for.
+    A field that the method did not ask for in its `Needs` is None or empty; for such a field the methods whose names
+    begin with `need_` raise ValueError.
     """
 
     labels: Tensor
@@ -71,15 +71,15 @@ class StepBatch:
     teachers: tuple[TeacherOutputs, ...] = ()
     """Outputs of the teachers that the plan names, in the order of `Context.teachers`, for the same images."""
     companions: CompanionOutputs | None = None
-    """Outputs for the images beside the batch."""
+    """The outputs for the companions of the batch; None for none."""
     students: tuple[nn.Module, ...] = ()
-    """The n networks themselves, for what neither logits nor features tell."""
+    """The n networks themselves, for losses that need more than logits and features."""
     images: Tensor = NO_IMAGES
     """(n,B,C,H,W): the images as shown: augmented, mixed and standardised, in the dtype that the run computes in."""
-    forward: Callable[[Tensor], tuple[Tensor, Features | None]] = _not_given
+    forward: Callable[[Tensor], tuple[Tensor, Features | None]] = _refuse_images
     """Runs the candidates on other images (n,B,C,H,W) in the dtype of `images`, as on the batch: logits (n,B,C) and
-    features, with gradient. It is a pass more, which also moves the running statistics of batch norms."""
-    teach: Callable[[Tensor], tuple[TeacherOutputs, ...]] = _not_given
+    features, with gradient. This is one pass more, which also updates the running statistics of batch norms."""
+    teach: Callable[[Tensor], tuple[TeacherOutputs, ...]] = _refuse_images
     """The outputs of all teachers for other images (n,B,C,H,W), such as companions, without gradient."""
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opens a region in which layers compute in the precision of the run, as the candidates did; see `adapt`."""
@@ -90,9 +90,9 @@ class StepBatch:
         return slice(self.first_candidate, self.first_candidate + len(self.labels))
 
     def adapt(self, adapter: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
-        """What an adapter, a layer or network of the method, makes of features in the precision of the run.
+        """Apply an adapter, a layer or network of the method, to features in the precision of the run.
 
-        Called directly, a layer computes in the dtype of the features, float32, which is as right and slower.
+        A layer that is called directly computes in the dtype of the features, float32, which is slower.
 
         Args:
             adapter: takes a batch (n*B,...), as any layer of torch does.
@@ -107,18 +107,18 @@ class StepBatch:
 
     def need_features(self) -> Features:
         """The candidates' features. Raises ValueError where the method did not ask for them."""
-        return _needed(self.features, "features")
+        return _require(self.features, "features")
 
     def need_slow_logits(self) -> Tensor:
         """The logits of averaged weights, (n,B,C). Raises ValueError where the method did not ask for them."""
-        return _needed(self.slow_logits, "slow_decay")
+        return _require(self.slow_logits, "slow_decay")
 
     def need_companions(self) -> CompanionOutputs:
         """The outputs for companions. Raises ValueError where the method did not ask for any."""
-        return _needed(self.companions, "companions")
+        return _require(self.companions, "companions")
 
 
-def _needed(value: T | None, need: str) -> T:
+def _require(value: T | None, need: str) -> T:
     if value is None:
         raise ValueError(f"the method reads what it did not ask for: set {need} in the Needs that it gives")
     return value

@@ -1,4 +1,4 @@
-"""What a method is told: facts of the run that it serves, and images and teachers to prepare itself with."""
+"""The facts of a run that its method may read, and the images and teachers that it may prepare itself with."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from tfkd_fast.steering.targets import Superclasses
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """A teacher as a method may know it before it sees any of its outputs."""
+    """The facts about a teacher that are known before any of its outputs."""
 
     name: str
     """The name of the teacher's run folder."""
@@ -34,7 +34,7 @@ class TeacherFacts:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may know of the run that it serves."""
+    """The facts of a run that its method may read."""
 
     num_classes: int
     num_images: int
@@ -69,7 +69,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Material:
-    """What a method may prepare itself with before the first epoch. Every 0-based epoch augments images anew."""
+    """Images and teachers with which a method may prepare itself before the first epoch. Every 0-based epoch augments
+    images anew."""
 
     fit: Callable[[int], Iterable[Batch]]
     """The training images of an epoch, batch by batch."""

@@ -38,4 +38,4 @@ def derivatives_along(
         with torch.no_grad():
             torch._foreach_copy_(weights, move(here, shift))
         ends.append(values())
-    return [(above - below) / (2.0 * small) for above, below in zip(*ends, strict=True)]
+    return [(plus - minus) / (2.0 * small) for plus, minus in zip(*ends, strict=True)]

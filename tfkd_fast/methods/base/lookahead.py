@@ -1,4 +1,4 @@
-"""The step that is about to be taken, as a method sees it that tries out others before it."""
+"""The next training step, for methods that try out steps before it is taken."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from tfkd_fast.methods.base.batch import TeacherOutputs
 
 
 class TrainingStep(Protocol):
-    """A step that is about to be taken, for a method that tries out others before it. One student, no autocast."""
+    """The next training step of one student, without autocast, for a method that tries out steps before it is taken."""
 
     student: nn.Module
     """The network, in training mode."""
@@ -38,5 +38,5 @@ class TrainingStep(Protocol):
     def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
         """The teachers' outputs for images (B,C,H,W), with n = 1."""
 
-    def undone(self) -> AbstractContextManager[None]:
-        """At its end weights, momenta and buffers, of student and adapters, are what they were, bit for bit."""
+    def rollback(self) -> AbstractContextManager[None]:
+        """Context manager that restores weights, momenta and buffers of student and adapters on exit, bit for bit."""

@@ -1,4 +1,4 @@
-"""What a training method is: it says what it needs, plans intervals, and computes the loss of a step.
+"""The protocol of a training method: it states its needs, plans intervals, and computes the loss of a step.
 
 The engine runs any method through this protocol and names none. Accuracies are fractions here.
 """
@@ -26,7 +26,7 @@ class Method(ABC):
     FILES: ClassVar[tuple[str, ...]] = ()
     """Names of the files that `files` may give: a run that replaces one of this method deletes them."""
     needs: Needs
-    """What it asks of the engine, for the whole run."""
+    """What the method asks of the engine for the whole run."""
     adapters: nn.Module | None = None
     """Layers that train along with the student, by the same optimiser, and are no part of it afterwards; None for none.
     Only methods of one candidate may have any."""
@@ -44,7 +44,7 @@ class Method(ABC):
         """
         Args:
             settings: the tables of a recipe that are the method's own.
-            context: what the method may know of the run that it serves.
+            context: the facts of the run.
 
         Raises:
             UserError: for settings that do not go with the run.
@@ -61,7 +61,7 @@ class Method(ABC):
 
     @abstractmethod
     def begin_interval(self, epoch: int) -> Plan:
-        """The interval that starts at `epoch` (0-based)."""
+        """Plan the interval that starts at `epoch` (0-based)."""
 
     def resume_interval(self, interval: Interval) -> Plan:
         """The plan of an interval whose first epochs were trained before the run was interrupted, without its events.
@@ -96,27 +96,26 @@ class Method(ABC):
     # At the end of the run.
 
     def summary(self) -> dict[str, Any]:
-        """What the method adds to summary.json."""
+        """The entries of summary.json that the method adds."""
         return {}
 
     def files(self) -> dict[str, bytes]:
-        """What the method adds to the run folder at the end, by file name; the names are in `FILES`."""
+        """The files that the method adds to the run folder at the end, by name; the names are in `FILES`."""
         return {}
 
     # State.
 
     def candidate_tensors(self) -> dict[str, Tensor]:
-        """What the method remembers of each candidate: tensors (P,...) by name, which keep their place in memory.
+        """The state of each candidate that the method keeps: tensors (P,...) by name, which keep their place in memory.
 
-        Candidates that are trained in several processes have theirs exchanged here.
+        Where candidates are trained in several processes, these tensors are exchanged.
         """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors, numbers, strings and containers of them.
 
-        The default is right for a method that remembers nothing but its `candidate_tensors`. The engine keeps the
-        adapters.
+        The default is right for a method that has no state but its `candidate_tensors`. The engine keeps the adapters.
         """
         return {name: tensor.clone() for name, tensor in self.candidate_tensors().items()}
 
@@ -128,11 +127,11 @@ class Method(ABC):
 
 
 class SteeredMethod(Method):
-    """A method that judges its candidates at the end of an interval, and says which of them live on."""
+    """A method that judges its candidates at the end of an interval and selects those that continue."""
 
     def cooldown(self) -> AbstractContextManager[None]:
-        """Open between the interval's last `end_epoch` and `end_interval`, while copies of the candidates train for
-        `Needs.cooldown_epochs`. At its end everything is as it was."""
+        """Context manager that is open between the interval's last `end_epoch` and `end_interval`, while copies of the
+        candidates train for `Needs.cooldown_epochs`. On exit the method's state is restored."""
         return nullcontext()
 
     @abstractmethod

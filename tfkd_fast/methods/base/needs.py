@@ -51,7 +51,7 @@ class Needs:
     one over an interval is kept where several candidates train."""
     cooldown_epochs: int = 0
     """For how many epochs a copy of each candidate trains on before it is judged, while the learning rate falls to zero
-    along a straight line; `IntervalResult.cooled` is then read. 0 for no cooldown."""
+    along a straight line; `IntervalResult.after_cooldown` is then read. 0 for no cooldown."""
     joint_steps: bool = False
     """Whether `loss` wants all candidates of the interval at once, on the same batch."""
     own_weights: bool = False

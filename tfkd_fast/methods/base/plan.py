@@ -1,4 +1,4 @@
-"""What holds for one interval of training: its epochs and candidates, and what the method wants in them."""
+"""The plan of one interval of training: its epochs and candidates, and the choices of the method for them."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Interval:
 
 
 def whole_network(student: nn.Module) -> nn.Module:
-    """All of a student, as most methods train and judge it."""
+    """Return the student itself, which most methods train and judge as a whole."""
     return student
 
 
@@ -33,7 +33,7 @@ class Plan:
 
     interval: Interval
     events: Sequence[Event] = ()
-    """What to write into the log about the interval."""
+    """Events about the interval for the log."""
     learning_rate_factors: tuple[float, ...] | None = None
     """Factors on the learning rate of the schedule, one for each candidate; None: 1 for all."""
     data_streams: tuple[int, ...] | None = None
@@ -46,16 +46,16 @@ class Plan:
     teachers: tuple[int, ...] | None = None
     """Numbers, ascending, of those of `Context.teachers` whose outputs are wanted; None: all."""
     network: Callable[[nn.Module], nn.Module] = whole_network
-    """What is trained and judged of a student: gives a network from images (B,...) to logits (B,C). What else is in
-    that network belongs to `Method.adapters`."""
+    """Makes of a student the network that is trained and judged, from images (B,...) to logits (B,C). Layers of it that
+    are not the student's belong to `Method.adapters`."""
     known_labels: tuple[int, ...] | None = None
     """The classes that `network` tells apart: after an epoch it is judged by held-out images of these only; None:
     all."""
     complete: bool = True
     """Whether `network` has all of the student in it, so that its held-out accuracy says how good the student is."""
     phase: Hashable = 0
-    """Another value for every path that `network` or `loss` takes: what is compiled or captured in one phase is not
-    used in another."""
+    """Key of the code path that `network` and `loss` take. The engine keeps one compiled or captured step for each
+    value, so that it must change whenever their control flow changes."""
 
     @property
     def factors(self) -> tuple[float, ...]:

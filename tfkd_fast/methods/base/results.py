@@ -1,4 +1,4 @@
-"""What came of an epoch and of an interval, and what a method that selects makes of it. Accuracies are fractions."""
+"""The results of epochs and intervals, and the outcome of a selection. Accuracies are fractions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,18 +39,19 @@ class HoldoutMetrics:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One candidate after one epoch."""
+    """The result of one candidate after one epoch."""
 
     training: TrainingStatistics
     holdout: HoldoutMetrics | None
-    """None for a run that holds no images out."""
+    """Held-out figures; None for a run that holds no images out."""
     holdout_by_class: tuple[float, ...] | None = None
     """Top-1 on the held-out images of each class; NaN for a class of which none were judged."""
 
 
 @dataclass(frozen=True)
 class IntervalResult:
-    """One candidate at the end of an interval, judged by averaged weights where the method asked for them."""
+    """The result of one candidate at the end of an interval, also for averaged weights where the method asked for
+    them."""
 
     training: TrainingStatistics
     last: HoldoutMetrics | None
@@ -59,8 +60,8 @@ class IntervalResult:
     """Held-out figures of the average of the weights over the steps of the interval's last epoch."""
     interval_average: HoldoutMetrics | None
     """Held-out figures of the average of the weights at the ends of the interval's epochs."""
-    cooled: HoldoutMetrics | None = None
-    """Held-out figures of a copy after `Needs.cooldown_epochs` more."""
+    after_cooldown: HoldoutMetrics | None = None
+    """Held-out figures of a copy that trained for `Needs.cooldown_epochs` more."""
     influence: Callable[[], Tensor] | None = None
     """Computes (C,C) float64: entry (y,c) is by how much one step of training would raise the held-out loss, in nats
     per unit of mass that the target of label y gives to class c, at learning rate 1. Above 0 the step does harm."""
@@ -68,7 +69,7 @@ class IntervalResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The candidates that live on, and what to write into the log about it."""
+    """The candidates that continue, and the events about their selection for the log."""
 
     survivors: tuple[int, ...]
     """The best first: slot s continues from survivor s modulo their number."""

@@ -1,4 +1,4 @@
-"""What methods have in common that train one student to the end and steer nothing."""
+"""The base of methods that train one student to the end and steer nothing."""
 
 from typing import Any
 

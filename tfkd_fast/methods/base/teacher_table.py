@@ -1,4 +1,4 @@
-"""What the engine reads of the `[teachers]` table of a recipe, whatever else a method has in it."""
+"""The keys of the `[teachers]` table that the engine reads; a method may add others."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""Targets that somebody outside sets before each interval: students side by side that all live on."""
+"""Targets that the caller sets before each interval, for students that train side by side without selection."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +29,7 @@ from tfkd_fast.steering.selection import NoSelectionSettings
 
 
 class ExternalTargets(SteeredMethod):
-    """Students side by side whose targets are set from outside before each interval.
+    """Students that train side by side and whose targets the caller sets before each interval.
 
     Target, interval, warm-up and cooldown are those of the settings; controller and selection are not used.
     """
@@ -61,7 +61,8 @@ class ExternalTargets(SteeredMethod):
         self.warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
         """Epochs that are trained on the one-hot label before the first decision."""
         self.actions: Tensor | None = None
-        """(P,A) float32: of what begins after the warm-up; set before every interval."""
+        """(P,A) float32: the actions of the next interval; the caller sets them before every interval after the
+        warm-up."""
         self.data_streams = list(range(students))
         """The random stream of each student's data order and augmentation; set between intervals."""
         self._standings = [Standing.untrained(context.num_classes)] * students
@@ -71,7 +72,7 @@ class ExternalTargets(SteeredMethod):
         epochs = selection.next_interval(
             epoch, self._context.epochs, self.warmup, NoSelectionSettings(), self._interval
         ).epochs
-        self._teaching.set(None if epoch < self.warmup else self.actions, self.needs.candidates)
+        self._teaching.set_actions(None if epoch < self.warmup else self.actions, self.needs.candidates)
         return Plan(Interval(epoch, epochs, self.needs.candidates), data_streams=tuple(self.data_streams))
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
@@ -94,8 +95,8 @@ class ExternalTargets(SteeredMethod):
     def snapshots(self, epoch: int) -> list[Snapshot]:
         """The students as they stand before the interval that starts at `epoch`."""
         return [
-            Snapshot(epoch, progress_of(self._context, epoch, now, before), taught["divergence"])
-            for now, before, taught in zip(self._standings, self._before, self._teaching.describe(), strict=True)
+            Snapshot(epoch, progress_of(self._context, epoch, now, before), target["divergence"])
+            for now, before, target in zip(self._standings, self._before, self._teaching.describe(), strict=True)
         ]
 
     def candidate_tensors(self) -> dict[str, Tensor]:
@@ -111,6 +112,6 @@ class ExternalTargets(SteeredMethod):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state that was saved between two intervals."""
         self._teaching.load_state_dict(state["teaching"])
-        self._teaching.set(None, self.needs.candidates)
+        self._teaching.set_actions(None, self.needs.candidates)
         self._standings = [Standing.from_state_dict(values) for values in state["standings"]]
         self._before = [Standing.from_state_dict(values) for values in state["before"]]

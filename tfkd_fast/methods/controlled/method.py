@@ -62,7 +62,7 @@ class ControlledTargetsSettings(Settings):
     """The tables of a recipe that belong to these methods."""
 
     target: TargetSettings = RankBinnedTargetSettings()
-    """The target distributions that the student is taught with."""
+    """The target distributions that the student learns from."""
     controller: ControllerSettings = PPOSettings()
     """The controller that sets the targets as training goes."""
     selection: SelectionSettings = NoSelectionSettings()
@@ -76,7 +76,8 @@ class ControlledTargets(SteeredMethod):
 
     @classmethod
     def needs_for(cls, settings: ControlledTargetsSettings) -> Needs:
-        """Held-out images where candidates are selected or the controller learns."""
+        """The needs of the tables; held-out images are needed where candidates are selected or the controller
+        learns."""
         target, chosen = target_needs(settings.target), settings.selection
         selects = isinstance(chosen, RankedSelectionSettings)
         beside_each_other = target.joint_steps and not selects  # peers that train to the end
@@ -99,7 +100,7 @@ class ControlledTargets(SteeredMethod):
         self._selects = self._ranked is not None
         self._peers = "peers" in settings.target.sources
         self.teaching = Teaching(settings.target, context, self.needs.candidates)
-        """What the candidates are taught with now."""
+        """The present targets of the candidates, and the loss by them."""
         self._controller = control.build_controller(settings.controller, self.teaching.space, context.seed)
         self._refuse_equal_candidates()
         self._one_action = self._ranked is None or self._ranked.target == "shared"
@@ -114,8 +115,9 @@ class ControlledTargets(SteeredMethod):
         self._divergences: list[float] = []  # from one-hot, of what the surviving student was taught with
 
     def begin_interval(self, epoch: int) -> Plan:
-        """Warm-up on one-hot labels first, so that the class similarities mean something; then one decision a round."""
-        planned = self._planned(epoch)
+        """Plan a warm-up on one-hot labels first, so that the class similarities mean something, then a decision a
+        round."""
+        planned = self._plan_interval(epoch)
         candidates = planned.candidates
         if self._peers and not self._selects:
             candidates = self.needs.candidates  # they train beside each other to the end
@@ -125,7 +127,7 @@ class ControlledTargets(SteeredMethod):
             self._round_start = epoch
             self._decision = None if epoch < self._warmup else self._decide(epoch, candidates)
         self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
-        self._teach()
+        self._apply_decision()
         events = [self._decision_event()] if planned.starts_round and self.teaching.space.action_size else []
         return replace(self.resume_interval(self._interval), events=events)
 
@@ -164,7 +166,7 @@ class ControlledTargets(SteeredMethod):
         else:
             scores = [self._score(standing, result) for standing, result in zip(standings, results, strict=True)]
             choice = selection.select(scores, self._ranked)
-            survivors = choice.order[: self._planned(self._interval.first_epoch).survivors]
+            survivors = choice.order[: self._plan_interval(self._interval.first_epoch).survivors]
             events.append(self._selection_event(choice, survivors))
         best, parent = survivors[0], self._standings[0]
         if not self._selects or len(survivors) == 1:
@@ -179,7 +181,8 @@ class ControlledTargets(SteeredMethod):
         return Outcome(survivors, events)
 
     def summary(self) -> dict[str, Any]:
-        """How the target moved, as it was taught to the surviving student: above 0 rises is non-progressive."""
+        """How the surviving student's target moved away from the one-hot label; a run with any rise is
+        non-progressive."""
         if not self._divergences:
             return {}
         steps = [after - before for before, after in pairwise(self._divergences)]
@@ -191,7 +194,7 @@ class ControlledTargets(SteeredMethod):
         }
 
     def files(self) -> dict[str, bytes]:
-        """The policy, for runs that are to start with it."""
+        """The policy file of a controller that has a policy, with which other runs can start."""
         policy = self._controller.policy_bytes()
         return {POLICY: policy} if policy else {}
 
@@ -225,7 +228,7 @@ class ControlledTargets(SteeredMethod):
         self._before = Standing.from_state_dict(state["before"])
         self._divergences = list(state["divergences"])
         if self._decision is None or len(self._decision.actions) == self._interval.candidates:
-            self._teach()  # within an interval
+            self._apply_decision()  # within an interval
 
     def _refuse_equal_candidates(self) -> None:
         """Candidates of one parent that differ in nothing would be the same student, trained several times."""
@@ -240,13 +243,14 @@ class ControlledTargets(SteeredMethod):
                 "(which peers cannot have), or choose a controller that gives each an action of its own"
             )
 
-    def _planned(self, epoch: int) -> PlannedInterval:
+    def _plan_interval(self, epoch: int) -> PlannedInterval:
         return selection.next_interval(
             epoch, self._context.epochs, self._warmup, self._settings.selection, self._settings.controller.interval
         )
 
     def _decide(self, epoch: int, candidates: int) -> Decision:
-        """One action each, or one for all; and the learning rates, where candidates differ in them."""
+        """Ask the controller for an action for each candidate, or one for all; draw learning rates where they
+        differ."""
         progress = self._progress(epoch)
         if self._one_action:
             decision = self._controller.decide(progress, 1).subset([0] * candidates)
@@ -258,11 +262,11 @@ class ControlledTargets(SteeredMethod):
         factors = tuple(a * b for a, b in zip(asked, drawn, strict=True))
         return replace(decision, learning_rate_factors=factors)
 
-    def _teach(self) -> None:
-        self.teaching.set(self._decision.actions if self._decision else None, self._interval.candidates)
+    def _apply_decision(self) -> None:
+        self.teaching.set_actions(self._decision.actions if self._decision else None, self._interval.candidates)
 
     def _progress(self, epoch: int) -> Progress:
-        """Before the interval that starts at `epoch`."""
+        """What the controller observes before the interval that starts at `epoch`."""
         return progress_of(self._context, epoch, self._standings[0], self._before)
 
     def _score(self, standing: Standing, result: IntervalResult) -> CandidateScore:
@@ -277,7 +281,7 @@ class ControlledTargets(SteeredMethod):
     def _learn(
         self, decision: Decision, standings: list[Standing], best: int, parent: Standing, gradient: Tensor | None
     ) -> ControllerRewarded:
-        """Reward the controller for what it decided. One action for all candidates is judged by the best of them."""
+        """Reward the controller for its decision. One action for all candidates is judged by the best of them."""
         ratio, interval = self._context.learning_rate_ratio, self._interval
         drops = any(
             ratio(epoch) < DROP * ratio(epoch - 1) for epoch in range(max(1, interval.first_epoch), interval.end)
@@ -335,7 +339,7 @@ class ControlledTargets(SteeredMethod):
         return CandidateSelected(interval=self._number, epoch=self._interval.end, survivors=survivors, **asdict(choice))
 
     def _applied_events(self, slot: int) -> list[TargetApplied]:
-        """What the surviving student was taught with since the decision: a schedule that can be taught again."""
+        """The target of the surviving student since the decision, which a replay can apply again."""
         if not self.teaching.space.action_size and not self._selects:
             return []  # the same from the first epoch to the last
         decision, target = self._decision, self.teaching.describe()[slot]

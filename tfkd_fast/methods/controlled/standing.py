@@ -1,4 +1,4 @@
-"""Where a student stands between two intervals: what a controller observes of it, and what it is compared by."""
+"""The standing of a student between two intervals: what a controller observes of it, and what it is compared by."""
 
 import math
 from dataclasses import dataclass
@@ -20,18 +20,19 @@ class Standing:
     true_mass: float
     """Mean mass of the true class in the target that it was trained with."""
     nll_history: tuple[float, ...] = ()
-    """The same negative log-likelihood after each epoch of its lineage."""
+    """Calibrated held-out negative log-likelihood after each epoch of its lineage, nats."""
 
     @classmethod
     def untrained(cls, classes: int) -> Self:
-        """A student that is as good as chance."""
+        """The standing of a student that is as good as chance."""
         training = TrainingStatistics(math.log(classes), 1 / classes, 1 / classes, math.log(classes))
         return cls(training, 1 / classes, math.log(classes), true_mass=1.0)
 
     @classmethod
     def after(cls, result: IntervalResult, true_mass: float, nll_history: tuple[float, ...] = ()) -> Self:
-        """Judged after a cooldown or by averaged weights, where there are any: the last iterate is noisy."""
-        judged = result.cooled or result.epoch_average or result.last
+        """The standing after an interval, judged after a cooldown or by averaged weights where there are any, because
+        the last iterate is noisy."""
+        judged = result.after_cooldown or result.epoch_average or result.last
         top1, nll = (judged.top1, judged.calibrated_nll) if judged else (math.nan, math.nan)
         return cls(result.training, top1, nll, true_mass, nll_history)
 
@@ -43,7 +44,8 @@ class Standing:
 
 
 def progress_of(context: Context, epoch: int, now: Standing, before: Standing) -> Progress:
-    """What a controller observes before the interval that starts at `epoch`, and what came one interval before it."""
+    """What a controller observes before the interval that starts at `epoch`: the student now, and an interval
+    earlier."""
     return Progress(
         num_classes=context.num_classes,
         epoch_fraction=epoch / context.epochs,

@@ -1,4 +1,4 @@
-"""What the candidates of a population are taught with: a class table each, and their own predictions beside it."""
+"""The targets of the candidates of a population: a class table each, mixed with their own predictions."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ LONGEST_WARMUP = 0.25
 """The warm-up takes at most this share of the run, so that short runs are controlled, too (our choice)."""
 
 PERTURBATION = 1e-4
-"""Change of one number of an action, to see how the table moves with it."""
+"""Step of the central difference of a class table in one number of an action."""
 
 
 def target_needs(settings: TargetSettings) -> Needs:
-    """What teaching with this target needs, whoever sets it."""
+    """The needs of a method that trains with this target."""
     return Needs(
         joint_steps="peers" in settings.sources,
         slow_decay=settings.slow_self_decay if "slow-self" in settings.sources else None,
@@ -51,7 +51,7 @@ class Teaching:
         self.similarity = SimilarityMemory(candidates, classes, decay, device)
         remembered = context.num_images if "memory" in self.space.sources else 0
         self.instances = InstanceMemory(candidates, remembered, classes, device)
-        """Empty where the target has no memory of single images."""
+        """The predictions for single images that the target remembers; empty where it remembers none."""
         self._one_hot = targets.one_hot_table(classes).to(device)
         self.tables = self._one_hot.repeat(candidates, 1, 1)
         """(P,C,C): the class table of each candidate."""
@@ -60,18 +60,18 @@ class Teaching:
         self.temperatures = torch.ones(candidates, len(self.space.sources), device=device)
         """(P,K): the temperature of each source."""
         self.needs_warmup = self._target.uses_similarity or bool(self.space.sources)
-        """Whether it refers to what the student has learned so far."""
+        """Whether the target depends on what the student has learned so far."""
         self._actions: Tensor | None = None
-        self.set(None, candidates)
+        self.set_actions(None, candidates)
 
     def warmup(self, wanted: int, epochs: int) -> int:
         """Epochs of one-hot labels at the start of a run of `epochs`, so that the class similarities mean something."""
         return min(wanted, int(LONGEST_WARMUP * epochs)) if self.needs_warmup else 0
 
-    def set(self, actions: Tensor | None, candidates: int) -> None:
-        """Teach the first candidates with actions (candidates,A); None is the one-hot label."""
+    def set_actions(self, actions: Tensor | None, candidates: int) -> None:
+        """Set the targets of the first candidates by actions (candidates,A) float32; None is the one-hot label."""
         self._actions = actions
-        self._taught = candidates
+        self._active = candidates
         self._refresh_tables()
         shares, temperatures = self.shares[:candidates], self.temperatures[:candidates]
         if actions is None:
@@ -88,16 +88,16 @@ class Teaching:
 
     @contextmanager
     def cooldown(self) -> Iterator[None]:
-        """While it is open, all are taught alike, by the neutral action: what they differ in after it, they differed in
-        before. At its end memories and actions are what they were."""
-        actions, candidates = self._actions, self._taught
+        """Context manager in which all candidates have the target of the neutral action, so that what they differ in
+        after it they differed in before. On exit memories and actions are restored."""
+        actions, candidates = self._actions, self._active
         memories = copy.deepcopy(self.state_dict(candidates))
-        self.set(torch.zeros(candidates, self.space.action_size), candidates)
+        self.set_actions(torch.zeros(candidates, self.space.action_size), candidates)
         try:
             yield
         finally:
             self.load_state_dict(memories)
-            self.set(actions, candidates)
+            self.set_actions(actions, candidates)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         """The loss of n candidates with logits (n,B,C); see `Method.loss`."""
@@ -113,7 +113,7 @@ class Teaching:
         return Loss(terms, statistics)
 
     def _source_loss(self, source: str, logits: Tensor, batch: StepBatch, temperature: Tensor) -> Tensor:
-        """T^2 KL to one source, (n,)."""
+        """The loss T^2 KL to one source, (n,)."""
         if source == "peers":
             return ops.peer_loss(logits, batch.labels, temperature=temperature[0], alpha=1.0)
         if source == "memory":
@@ -123,13 +123,13 @@ class Teaching:
         return ops.distillation_loss(logits, teacher.unsqueeze(1), temperature=temperature)
 
     def end_epoch(self) -> None:
-        """Similarities move with the student, and the ranks that the tables are built on move with them."""
+        """Update the class similarities, which move with the student, and the tables that are built on their ranks."""
         if self._target.uses_similarity:
             self.similarity.end_epoch()
             self._refresh_tables()
 
     def continue_from(self, survivors: Sequence[int]) -> None:
-        """Slot s takes the memories of survivor s modulo their number."""
+        """Copy the memories of survivor s modulo their number into slot s."""
         parents = [survivors[slot % len(survivors)] for slot in range(self._candidates)]
         self.similarity.continue_from(parents)
         self.instances.continue_from(parents)
@@ -139,8 +139,8 @@ class Teaching:
         return float(self.tables[slot].diagonal().mean())
 
     def describe(self) -> list[dict[str, Any]]:
-        """What each candidate is taught with, for the log."""
-        n = self._taught
+        """The target of each candidate, for the log."""
+        n = self._active
         summaries = targets.describe(self.tables[:n], self.similarity.similarity[:n])
         sources = [
             {
@@ -149,7 +149,7 @@ class Teaching:
             }
             for shares, temperatures in zip(self.shares[:n].tolist(), self.temperatures[:n].tolist(), strict=True)
         ]
-        return [asdict(summary) | {"sources": of} for summary, of in zip(summaries, sources, strict=True)]
+        return [asdict(summary) | {"sources": mixture} for summary, mixture in zip(summaries, sources, strict=True)]
 
     def action_gradient(self, slot: int, influence: Tensor) -> Tensor:
         """The gradient of the held-out loss in the action of one candidate, by central differences in float64.
@@ -183,7 +183,7 @@ class Teaching:
         return (self.shares[slot, 0].cpu() * torch.stack(change)).float()
 
     def candidate_tensors(self) -> dict[str, Tensor]:
-        """What is remembered of each candidate, see `Method.candidate_tensors`."""
+        """The memories of each candidate, see `Method.candidate_tensors`."""
         return {
             "similarity": self.similarity.similarity,
             "similarity_sums": self.similarity.accumulator,
@@ -197,15 +197,15 @@ class Teaching:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The memories; what the candidates are taught with wants to be `set` again."""
+        """Restore the memories; the caller has to set the actions again."""
         self.similarity.load_state_dict(state["similarity"])
         self.instances.load_state_dict(state["instances"])
 
     def _refresh_tables(self) -> None:
-        """The table of each candidate, from its action and its own similarities."""
-        tables = self.tables[: self._taught]
+        """Compute the table of each candidate from its action and its own similarities."""
+        tables = self.tables[: self._active]
         if self._actions is None:
             tables.copy_(self._one_hot.expand_as(tables))
         else:
             actions = self.space.class_actions(self._actions.to(self._device))
-            tables.copy_(self._target.tables(actions, self.similarity.similarity[: self._taught]))
+            tables.copy_(self._target.tables(actions, self.similarity.similarity[: self._active]))

@@ -1,4 +1,4 @@
-"""What a pathway is made of: a small network from the student's features to the teacher's, and their distance."""
+"""Connectors: small networks from the student's features to the teacher's, and the distance between features."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from tfkd_fast.models.layers import BatchNorm, Conv, average_pool_to, norm_relu_
 from tfkd_fast.randomness import seeded
 
 MOST_CHANNELS = 512
-"""Between the convolutions of a complex connector (the authors' code)."""
+"""The most channels between the convolutions of a complex connector (the authors' code)."""
 
 
 class LinearConnector(nn.Module):
@@ -25,7 +25,7 @@ class LinearConnector(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Features (B,S,h,w) as (B,T,*size)."""
-        return _grown(self.norm(self.conv(_shrunk(x, size))), size)
+        return _enlarge(self.norm(self.conv(_shrink(x, size))), size)
 
 
 class ComplexConnector(nn.Module):
@@ -44,23 +44,23 @@ class ComplexConnector(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Features (B,S,h,w) as (B,T,*size)."""
-        x = norm_relu_pool(self.norm1, self.conv1(_shrunk(x, size)))
+        x = norm_relu_pool(self.norm1, self.conv1(_shrink(x, size)))
         x = norm_relu_pool(self.norm2, self.conv2(x * self.gate(x)))
-        return self.norm3(self.conv3(_grown(x, size)))
+        return self.norm3(self.conv3(_enlarge(x, size)))
 
 
-def _shrunk(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map larger than the teacher's is averaged before the convolutions: they would compute what is thrown away (our
+def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average a map that is larger than the teacher's, before convolutions whose results would be thrown away (our
     choice; the code has nearest neighbours after them)."""
     return average_pool_to(x, size) if x.shape[-2] > size[0] else x
 
 
-def _grown(x: Tensor, size: tuple[int, int]) -> Tensor:
+def _enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size, mode="nearest") if x.shape[-2:] != size else x
 
 
 class Connectors(nn.Module):
-    """One for each of K pathways; their weights are drawn from `seed`, and the global random state stays untouched."""
+    """The connectors of K pathways; their weights are drawn from `seed`, without the global random state."""
 
     def __init__(self, pathways: Sequence[Pathway], teacher: FeatureShapes, student: FeatureShapes, seed: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from tfkd_fast.models import FeatureShapes
 from tfkd_fast.settings import Settings, named_once
 
 Transform = Literal["identity-1x1", "complex"]
-"""What brings the student's features into the teacher's space, see `connectors` (our choice of two)."""
+"""Layers that bring the student's features into the teacher's space, see `connectors` (our choice of two)."""
 
 
 class PathwaySettings(Settings):
@@ -37,7 +37,7 @@ class Pathway(NamedTuple):
     teacher_depth: float
     """Relative depth of the teacher's stage: 0 is the first stage, 1 the last."""
     student_depth: float
-    """Relative depth of the student's stage, likewise."""
+    """Relative depth of the student's stage: 0 is the first stage, 1 the last."""
 
     @property
     def name(self) -> str:
@@ -46,10 +46,9 @@ class Pathway(NamedTuple):
 
 
 def find_pathways(teacher: FeatureShapes, student: FeatureShapes, settings: PathwaySettings) -> tuple[Pathway, ...]:
-    """In the order of teacher stage, student stage and transform.
-
-    By default those to stages of the student that lie as deep as the teacher's or deeper (the authors' code, which
-    compares the numbers of the stages). Smaller maps lie deeper; of maps of one size, later ones do (our choice).
+    """Find the pathways between two networks, in the order of teacher stage, student stage and transform. By default
+    they lead to stages of the student that lie as deep as the teacher's or deeper (the authors' code, which compares
+    the numbers of the stages). Smaller maps lie deeper; of maps of one size, later ones do (our choice).
 
     Raises:
         UserError: if there are none.
@@ -57,9 +56,9 @@ def find_pathways(teacher: FeatureShapes, student: FeatureShapes, settings: Path
     teacher_places, student_places = _places(teacher), _places(student)
     found = tuple(
         Pathway(i, j, transform, _relative(i, len(teacher_places)), _relative(j, len(student_places)))
-        for i, taught in enumerate(teacher_places)
+        for i, teacher_place in enumerate(teacher_places)
         for j, place in enumerate(student_places)
-        if settings.all_pairs or place >= taught
+        if settings.all_pairs or place >= teacher_place
         for transform in settings.transforms
     )
     if not found:

@@ -18,7 +18,7 @@ FILE = "process.safetensors"
 
 
 class Header(Settings):
-    """What a file says of its process."""
+    """The header of the file of a process."""
 
     teacher: str
     student: str
@@ -39,7 +39,8 @@ class Process:
     """(T,K) float32: the numbers whose `biased_softmax` are the weights of the pathways."""
 
     def at(self, time: float) -> Tensor:
-        """The numbers (K,) at a time of 0 .. 1; those of the first moment before it, those of the last after it."""
+        """The numbers alpha (K,) float32 at a time of 0 .. 1; before the first moment its numbers, after the last those
+        of the last."""
         following = int(torch.searchsorted(self.times, time, right=True))
         before, after = max(0, following - 1), min(following, len(self.times) - 1)
         if before == after:
@@ -47,12 +48,12 @@ class Process:
         share = (time - self.times[before]) / (self.times[after] - self.times[before])
         return torch.lerp(self.alpha[before], self.alpha[after], float(share))
 
-    def moved(self, pathways: Sequence[Pathway]) -> Self:
+    def transfer(self, pathways: Sequence[Pathway]) -> Self:
         """Move the process to the pathways of another pair of networks.
 
-        Each takes the alpha of the one with the same transform that is
-        nearest to it in relative depth, by the sum of the distances at the teacher and at the student; of equally near
-        ones the first. Then all are shifted alike, so that the weights have the same sum as before. (Our choice.)
+        Each pathway takes the alpha of the known pathway with the same transform that is nearest to it in relative
+        depth, by the sum of the distances at the teacher and at the student; of equally near ones the first. Then all
+        alpha are shifted by the same number, so that the weights have the same sum as before. (Our choice.)
 
         Raises:
             UserError: for a transform that this process does not know.
@@ -63,7 +64,7 @@ class Process:
         return type(self)(tuple(pathways), self.times, alpha + shift)
 
     def to_bytes(self, teacher: str, student: str) -> bytes:
-        """In the safetensors format, with a `Header` as JSON; `teacher` and `student` name the networks."""
+        """The process in the safetensors format, with a `Header` as JSON; `teacher` and `student` name the networks."""
         header = Header(teacher=teacher, student=student, pathways=self.pathways)
         return FILES.to_bytes(header, {"times": self.times, "alpha": self.alpha})
 
@@ -83,7 +84,7 @@ def _nearest(pathway: Pathway, known: Sequence[Pathway]) -> int:
 
 
 def load_process(path: Path) -> Process:
-    """From a file, or from the folder of the run that searched for it.
+    """Load a process from a file, or from the folder of the run that searched for it.
 
     Raises:
         UserError: if it is missing, unreadable, damaged, of another kind or format.

@@ -33,7 +33,8 @@ class DistProSettings(PathwaysSettings):
 
 
 class DistPro(PathwayStudent):
-    """The weights are those of the process at the same relative time, taken in the middle of every epoch.
+    """DistPro with a process: the weights of the pathways are its weights at the same relative time, taken in the
+    middle of every epoch.
 
     Our choice: weights hold for an epoch, as a process is smooth (the paper's assumption), and a pathway is skipped in
     a span of the run in which its weight is always small, so that few kinds of steps are captured. Connectors that no
@@ -52,7 +53,7 @@ class DistPro(PathwayStudent):
                 "set process.file to the folder of a run of distpro-search"
             )
         pathways = context_pathways(context, settings.pathways)
-        process = load_process(Path(settings.process.file)).moved(pathways)
+        process = load_process(Path(settings.process.file)).transfer(pathways)
         alpha = torch.stack([process.at((epoch + 0.5) / context.epochs) for epoch in range(context.epochs)])
         spans = biased_softmax(alpha).split(math.ceil(context.epochs / SPANS))
         weights = torch.cat([span * without_small(span, settings.pathways.skip_below).any(dim=0) for span in spans])

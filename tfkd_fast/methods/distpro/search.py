@@ -1,4 +1,4 @@
-"""The search: weights of pathways that follow the gradient of the held-out loss through the step that they shape."""
+"""The search of DistPro: weights of pathways follow the gradient of the held-out loss through the training step."""
 
 import copy
 from collections.abc import Callable
@@ -44,7 +44,8 @@ class DistProSearchSettings(PathwaysSettings):
 
 
 class DistProSearch(PathwayStudent):
-    """Before every step, alpha takes one of its own: second-order bilevel optimisation, as DARTS has it.
+    """The search of DistPro: before every training step alpha takes a step of its own, by second-order bilevel
+    optimisation as in DARTS.
 
     There is no first order: the held-out loss has no distillation term and depends on the weights of the pathways only
     through the training step, so that a first-order gradient would always be 0.
@@ -87,7 +88,7 @@ class DistProSearch(PathwayStudent):
         self._apply()
 
     def files(self) -> dict[str, bytes]:
-        """The process, for `distpro`."""
+        """The file of the process, for the method distpro."""
         process = self.alpha.process(self.pathways)
         return {FILE: process.to_bytes(self.context.teachers[0].model, self.context.model)}
 
@@ -100,7 +101,7 @@ class DistProSearch(PathwayStudent):
 
 
 def influences(step: TrainingStep, pathway_losses: Callable[[], Tensor]) -> Tensor:
-    """(K,): by how much the held-out loss after the step rises with the weight of each pathway in it.
+    """The derivatives (K,) of the held-out loss after the step in the weight of each pathway.
 
     The training loss is CE + sum_k g_k H_k, so the step moves the student by -lr g_k grad H_k on account of pathway k.
     With d, the gradient of the held-out loss after the step, the answer is -lr <d, grad H_k>: a central difference of
@@ -115,7 +116,7 @@ def influences(step: TrainingStep, pathway_losses: Callable[[], Tensor]) -> Tens
     count = sum(1 for _ in step.student.parameters())
     weights, momenta = step.weights[:count], step.momenta[:count]
     gain = step.learning_rate * (1.0 + step.momentum * step.nesterov)
-    with step.undone():
+    with step.rollback():
         here = [weight.detach().clone() for weight in weights]
         gradient = torch.autograd.grad(step.loss(), weights)
         with torch.no_grad():
@@ -149,8 +150,8 @@ class LearnedAlpha:
         return self._alpha.detach()
 
     def learn(self, influences: Tensor) -> None:
-        """One step against (K,) influences of the weights. One that is not finite, of a student that diverged, is
-        skipped."""
+        """Take a step of Adam against influences (K,) of the weights; a step that is not finite, of a student that
+        diverged, is skipped."""
         if bool(influences.isfinite().all()):
             before = self.value.clone()
             self._optimizer.zero_grad()
@@ -160,18 +161,18 @@ class LearnedAlpha:
                 self._alpha.copy_(before + (self.value - before).clamp(-LONGEST_STEP, LONGEST_STEP))
         if self._steps % self._settings.record_every == 0:
             self._recorded_steps.append(self._steps)
-            self._recorded.append(self._smoothed())
+            self._recorded.append(self._smooth())
         self._steps += 1
 
-    def _smoothed(self) -> Tensor:
+    def _smooth(self) -> Tensor:
         if not self._recorded:
             return self.value.clone()
         return self._settings.smoothing * self._recorded[-1] + (1.0 - self._settings.smoothing) * self.value
 
     def process(self, pathways: tuple[Pathway, ...]) -> Process:
-        """Over the steps so far, as the whole of a run."""
+        """The process of the steps so far, stretched over a whole run."""
         times = torch.tensor([*self._recorded_steps, self._steps], dtype=torch.float64) / self._steps
-        return Process(pathways, times, torch.stack([*self._recorded, self._smoothed()]))
+        return Process(pathways, times, torch.stack([*self._recorded, self._smooth()]))
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,5 @@
-"""What search and replay have in common: a student that learns from labels and, along weighted pathways, features."""
+"""The student that search and replay have in common: it learns from labels and, along weighted pathways, from
+features."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,12 +29,13 @@ def context_shapes(context: Context) -> tuple[FeatureShapes, FeatureShapes]:
 
 
 def context_pathways(context: Context, settings: PathwaySettings) -> tuple[Pathway, ...]:
-    """Between the networks of a run; see `find_pathways`."""
+    """The pathways between the networks of a run, see `find_pathways`."""
     return find_pathways(*context_shapes(context), settings)
 
 
 class PathwayStudent(TaughtStudent):
-    """CE(y, p) + sum_k g_k HCL(connector_k(student's features), teacher's features), features before ReLU.
+    """A student with the loss CE(y, p) + sum_k g_k HCL(connector_k(student's features), teacher's features) of features
+    before ReLU.
 
     Source: Deng et al., ECCV 2022, and the authors' code.
     """
@@ -55,13 +57,13 @@ class PathwayStudent(TaughtStudent):
         """Numbers of the pathways whose loss is computed now."""
 
     def set_weights(self, weights: Tensor) -> None:
-        """Set the weights g (K,) of the steps to come; a pathway of weight 0 is not computed. Weights on the CPU make
-        nobody wait."""
+        """Set the weights g (K,) of the steps to come; a pathway of weight 0 is not computed. Weights on the CPU need
+        no synchronisation with the device."""
         self.weights.copy_(weights)
         self.computed = [number for number, weight in enumerate(weights.tolist()) if weight > 0]
 
     def begin_interval(self, epoch: int) -> Plan:
-        """The event says what the epoch begins with."""
+        """The event of the plan has the weights at the start of the epoch."""
         names = tuple(pathway.name for pathway in self.pathways)
         event = PathwaysWeighed(epoch=epoch + 1, names=names, weights=tuple(self.weights.tolist()))
         return replace(super().begin_interval(epoch), events=[event])

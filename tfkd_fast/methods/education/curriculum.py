@@ -1,4 +1,4 @@
-"""What is taught in which grade: groups of classes, stages of the network, epochs."""
+"""The curriculum: the groups of classes, the stages of the network and the epochs of each grade."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,14 +36,14 @@ class GradesSettings(Settings):
 
 @dataclass(frozen=True)
 class GradePlan:
-    """One grade. Epochs are 0-based."""
+    """The plan of one grade. Epochs are 0-based."""
 
     group: tuple[int, ...]
-    """Labels that are new."""
+    """Labels that the grade adds."""
     labels: tuple[int, ...]
     """Labels of this grade and of those before it, ascending."""
     stages: int
-    """How many stages of the network take part."""
+    """Number of stages of the network that take part."""
     first_epoch: int
     end: int
 

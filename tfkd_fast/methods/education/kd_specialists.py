@@ -43,4 +43,4 @@ class SpecialistsKD(KD):
 
     def teacher_logits(self, batch: StepBatch) -> Tensor:
         """(n,1,B,C) float32: logits of all teachers as one, corrected by the label where the recipe says so."""
-        return self._corrected(self._side_by_side(batch.teachers), batch.labels).unsqueeze(1)
+        return self._correct(self._side_by_side(batch.teachers), batch.labels).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""How good the student is in each group of classes, and how much of it was forgotten."""
+"""The accuracy of the student in each group of classes, and how much of it was forgotten."""
 
 import math
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Marks:
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:
         self._groups = groups
         self._latest: list[float] = []  # a fraction for each group; empty where no images are held out
-        self._ends: list[list[float]] = []  # those at the end of each grade so far
+        self._ends: list[list[float]] = []  # the latest at the end of each grade so far
 
-    def see(self, top1_by_class: Sequence[float] | None) -> None:
+    def record(self, top1_by_class: Sequence[float] | None) -> None:
         """Record an epoch: held-out top-1 by class, (C,) fractions, NaN where none was judged; None without held-out
         images."""
         if top1_by_class is not None:

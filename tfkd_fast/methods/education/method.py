@@ -1,4 +1,4 @@
-"""The method: which network, images and epochs a grade has, and the loss by each image's own teacher."""
+"""Education distillation: the network, images and epochs of each grade, and the loss by each image's own teacher."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -92,37 +92,38 @@ class Education(TaughtStudent):
         self.adapters = nn.ModuleList(self._heads)
         grade_of = {label: i for i, grade in enumerate(self.grades) for label in grade.group}
         self._grade_of = torch.tensor([grade_of[label] for label in range(context.num_classes)], device=context.device)
-        self._listened = [self._wanted_in(number) for number in range(len(self.grades))]
-        self._side_by_side = [SideBySide(context, teachers) for teachers in self._listened]
-        self.recalled: Tensor | None = None
-        """(B,C): logits of the head of the grade before for the latest batch; None before it was asked."""
+        self._teachers = [self._teachers_of_grade(number) for number in range(len(self.grades))]
+        self._side_by_side = [SideBySide(context, teachers) for teachers in self._teachers]
+        self.previous_logits: Tensor | None = None
+        """(B,C): the logits of the previous grade's head for the latest batch; None before the first one."""
         self._marks = Marks([grade.group for grade in self.grades])
-        self._enter(0)
+        self._set_epoch(0)
 
     def _build_head(self, number: int, grade: GradePlan) -> Head:
-        """Four times as wide as the first stage: 256 for VGG-8 (our choice), 64 for ResNet-20 (the authors' code)."""
+        """Build the head of a grade, four times as wide as the first stage: 256 for VGG-8 (our choice), 64 for
+        ResNet-20 (the authors' code)."""
         maps = self.context.need_shapes().maps
         seed = int(random_words(torch.tensor(1 + number), Purpose.WEIGHTS, seed=self.context.seed)[0])
         with seeded(seed):
             head = Head(maps[grade.stages - 1][0], 4 * maps[0][0], grade.labels, self.context.num_classes)
         return head.to(self.context.device)
 
-    def _wanted_in(self, grade: int) -> tuple[int, ...]:
-        """Numbers of the teachers whose groups are taught in a grade."""
+    def _teachers_of_grade(self, grade: int) -> tuple[int, ...]:
+        """Numbers of the teachers whose groups a grade has."""
         if len(self.context.teachers) == 1:
             return (0,)
         return tuple(range(grade + 1)) if self._replay else (grade,)
 
-    def _enter(self, epoch: int) -> None:
-        """The grade of a 0-based epoch."""
+    def _set_epoch(self, epoch: int) -> None:
+        """Set the 0-based epoch, its grade, and whether the head of the grade before takes part."""
         self._epoch = epoch
         self._number = sum(epoch >= grade.first_epoch for grade in self.grades) - 1
         since = epoch - self.grades[self._number].first_epoch
-        self._recalls = self._number > 0 and since < self._settings.self_reference_epochs
-        self._recalls &= self._settings.self_reference > 0
+        self._uses_previous_head = self._number > 0 and since < self._settings.self_reference_epochs
+        self._uses_previous_head &= self._settings.self_reference > 0
 
     def begin_interval(self, epoch: int) -> Plan:
-        self._enter(epoch)
+        self._set_epoch(epoch)
         grade, complete = self.grades[self._number], self._number == len(self._heads)
         labels = grade.labels if self._replay else grade.group
         started = GradeStarted(
@@ -137,40 +138,41 @@ class Education(TaughtStudent):
             events=[started] if epoch == grade.first_epoch else [],
             labels=None if len(labels) == self.context.num_classes else labels,
             schedule=(grade.first_epoch, grade.end) if self._restart else None,
-            teachers=self._listened[self._number],
-            network=whole_network if complete and not self._recalls else self._network_of_grade(complete),
+            teachers=self._teachers[self._number],
+            network=whole_network if complete and not self._uses_previous_head else self._network_of_grade(complete),
             known_labels=None if complete else grade.labels,
             complete=complete,
-            phase=(self._number, self._recalls),
+            phase=(self._number, self._uses_previous_head),
         )
 
     def _network_of_grade(self, complete: bool) -> Callable[[nn.Module], nn.Module]:
-        """Makes the network of the present grade from a student; once complete, it has the student's own head."""
+        """The function that makes of a student the network of the present grade, with the student's own head once
+        complete."""
         return partial(
             Grade,
             stages=self.grades[self._number].stages,
             head=None if complete else self._heads[self._number],
-            watch=self._recall if self._recalls else None,
+            watch=self._predict_by_previous_head if self._uses_previous_head else None,
         )
 
-    def _recall(self, given: Sequence[Tensor]) -> None:
+    def _predict_by_previous_head(self, outputs: Sequence[Tensor]) -> None:
         before = self._number - 1
-        self.recalled = self._heads[before].recall(given[self.grades[before].stages - 1])
+        self.previous_logits = self._heads[before].predict(outputs[self.grades[before].stages - 1])
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings = self._settings
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        taught = self._side_by_side[self._number](batch.teachers)
+        teacher_logits = self._side_by_side[self._number](batch.teachers)
         own = self._grade_of[batch.labels].unsqueeze(-1) == self._grade_of
-        soft = _divergence(logits, taught, own, settings.temperature)
+        soft = _divergence(logits, teacher_logits, own, settings.temperature)
         terms = {"soft": settings.alpha * soft, "hard": (1.0 - settings.alpha) * hard}
-        if self._recalls and self.recalled is not None:
+        if self._uses_previous_head and self.previous_logits is not None:
             before = self._grade_of < self._number
-            terms["head before"] = settings.self_reference * _divergence(logits, self.recalled, before, 1.0)
+            terms["head before"] = settings.self_reference * _divergence(logits, self.previous_logits, before, 1.0)
         return Loss(terms, statistics)
 
     def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
-        self._marks.see(results[0].holdout_by_class)
+        self._marks.record(results[0].holdout_by_class)
         if self._epoch + 1 == self.grades[self._number].end:
             self._marks.end_grade()
         top1 = self._marks.latest()
@@ -185,7 +187,7 @@ class Education(TaughtStudent):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._marks.load_state_dict(state["marks"])
-        self._enter(state["epoch"])
+        self._set_epoch(state["epoch"])
 
 
 def _divergence(logits: Tensor, teacher: Tensor, among: Tensor, temperature: float) -> Tensor:

@@ -11,7 +11,7 @@ from tfkd_fast.models import VGG, ResidualNetwork
 from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, average_pool, initialise_convolutions, norm_relu_pool
 
 ABSENT = -200.0
-"""The logit of a class that is not taught yet: finite, and its part of a softmax in float32 is exactly 0."""
+"""The logit of a class that the grade does not have: finite, and its part of a softmax in float32 is exactly 0."""
 
 
 class Head(nn.Module):
@@ -25,8 +25,8 @@ class Head(nn.Module):
     def __init__(self, in_channels: int, width: int, labels: Sequence[int], num_classes: int) -> None:
         """
         Args:
-            labels: of the classes that it tells apart.
-            num_classes: how many there are.
+            labels: labels of the classes that the head distinguishes.
+            num_classes: number of classes of the data set.
         """
         super().__init__()
         self.conv = Conv(in_channels, width, kernel=1)
@@ -41,8 +41,9 @@ class Head(nn.Module):
         return self._logits(norm_relu_pool(self.norm, self.conv(maps)))
 
     @torch.no_grad()
-    def recall(self, maps: Tensor) -> Tensor:
-        """The same as in evaluation mode, without gradient: by a head that trains no more."""
+    def predict(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) of a frozen head, with the running statistics of its batch norm and without
+        gradient."""
         norm = self.norm
         statistics = norm.running_mean, norm.running_var
         return self._logits(F.relu(F.batch_norm(self.conv(maps), *statistics, norm.weight, norm.bias, eps=norm.eps)))
@@ -65,7 +66,7 @@ class Grade(nn.Module):
         """
         Args:
             head: None for the student's own, on top of all stages.
-            watch: is shown what each stage gives to the next, while the network is in training mode.
+            watch: called with the maps of each stage while the network is in training mode.
         """
         super().__init__()
         if not isinstance(student, VGG | ResidualNetwork):
@@ -78,7 +79,7 @@ class Grade(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,C) of images (B,...)."""
-        given = self.student.run_stages(images, self._stages)
+        outputs = self.student.run_stages(images, self._stages)
         if self._watch is not None and self.training:
-            self._watch(given)
-        return self.student.classifier(average_pool(given[-1])) if self.head is None else self.head(given[-1])
+            self._watch(outputs)
+        return self.student.classifier(average_pool(outputs[-1])) if self.head is None else self.head(outputs[-1])

@@ -1,4 +1,4 @@
-"""Online label smoothing: a class is taught with what the student made of it in the epoch before."""
+"""Online label smoothing: the target of a class is the student's mean correct prediction in the epoch before."""
 
 from collections.abc import Iterable, Sequence
 
@@ -38,7 +38,7 @@ class OLS(SingleStudent):
 
     @classmethod
     def needs_for(cls, settings: OLSSettings) -> Needs:
-        """What is predicted for a mixed image tells of no class (our choice)."""
+        """No mixed images, because a prediction for one says nothing about a single class (our choice)."""
         return Needs(mixing=False)
 
     def __init__(self, settings: OLSSettings, context: Context) -> None:

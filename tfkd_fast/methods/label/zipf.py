@@ -1,4 +1,4 @@
-"""Zipf's label smoothing: the wrong classes are taught by their ranks in what the student itself predicts."""
+"""Zipf's label smoothing: targets of the wrong classes follow their ranks in the student's own predictions."""
 
 from typing import Annotated, Literal
 
@@ -24,7 +24,7 @@ class ZipfBase(Settings):
     weight: float = Field(default=0.1, ge=0)
     """Weight lambda of the wrong classes in the loss; the label has 1."""
     power: float = Field(default=1.0, ge=0)
-    """Exponent of the rank: a wrong class is taught in proportion to 1 / rank ** power."""
+    """Exponent of the rank: the target of a wrong class is proportional to 1 / rank ** power."""
 
 
 class DenseZipfLoss(ZipfBase):

@@ -1,4 +1,4 @@
-"""Decoupled distillation: what a teacher says of the label, apart from what it says of the other classes."""
+"""Decoupled distillation: the teacher's probability of the label, and its distribution over the other classes."""
 
 import math
 
@@ -46,29 +46,29 @@ class DKD(TaughtStudent):
     def __init__(self, settings: DKDSettings, context: Context) -> None:
         super().__init__(settings, context, temperature=settings.loss.temperature)
         self._settings = settings.loss
-        self.warmth = torch.ones((), device=context.device)
-        """() float32: the present factor of the divergences; it rises to 1 in place over the warm-up."""
+        self.warmup_factor = torch.ones((), device=context.device)
+        """() float32: the present factor of the divergences; it rises to 1 over the warm-up, in place."""
 
     def begin_interval(self, epoch: int) -> Plan:
         warmup = self._settings.warmup * self.context.epochs
-        self.warmth.fill_(min((epoch + 1) / warmup, 1.0) if warmup else 1.0)
+        self.warmup_factor.fill_(min((epoch + 1) / warmup, 1.0) if warmup else 1.0)
         return super().begin_interval(epoch)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings, temperature = self._settings, self._settings.temperature
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        binary, others = _decoupled(logits, batch.labels, temperature)
-        teacher_binary, teacher_others = _decoupled(self.teacher_logits(batch), batch.labels.unsqueeze(1), temperature)
+        binary, others = _decouple(logits, batch.labels, temperature)
+        teacher_binary, teacher_others = _decouple(self.teacher_logits(batch), batch.labels.unsqueeze(1), temperature)
         target = ops.distillation_loss(binary, teacher_binary, temperature=temperature)
         non_target = ops.distillation_loss(others, teacher_others, temperature=temperature)
         soft = settings.alpha * target + settings.beta * non_target
-        return Loss({"hard": settings.ce_weight * hard, "soft": self.warmth * soft}, statistics)
+        return Loss({"hard": settings.ce_weight * hard, "soft": self.warmup_factor * soft}, statistics)
 
 
-def _decoupled(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _decouple(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Logits (...,B,2) of the label and of all other classes together, whose softmax at this temperature is (p_y,
     1 - p_y), and the logits (...,B,C) without the label; labels (...,B)."""
     index = labels.unsqueeze(-1)
     others = logits.scatter(-1, index, -math.inf)  # probability 0, which adds nothing to a divergence
-    together = temperature * (others / temperature).logsumexp(-1, keepdim=True)
-    return torch.cat([logits.gather(-1, index), together], -1), others
+    rest = temperature * (others / temperature).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(-1, index), rest], -1), others

@@ -1,4 +1,4 @@
-"""Networks that refine what teachers say before a student learns from it."""
+"""Networks that refine the logits of teachers before a student learns from them."""
 
 from tfkd_fast.methods.professor.professors import Professors
 from tfkd_fast.methods.professor.settings import ProfessorSettings

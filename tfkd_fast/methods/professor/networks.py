@@ -14,17 +14,28 @@ SLOPE = 0.2
 
 
 class Professor(nn.Module):
-    """An encoder of what a teacher makes of an image, and a generator of what to add to its logits.
+    """An encoder of a teacher's features and logits, and a generator of what is added to the logits.
 
-    The code that lies between them is to be noise to whoever knows the label: what classes have in common, not which
-    one it is. Untrained, the professor says what the teacher says.
+    Given the label, the code between them should be noise: it has what classes have in common, not which class it is.
+    An untrained professor returns the logits of its teacher.
     """
 
-    def __init__(self, features: int, num_classes: int, code_size: int, temperature: float, *, told: bool) -> None:
-        """`told`: whether the generator is told the label (the literal CAAE), for images whose label is known."""
+    def __init__(
+        self, features: int, num_classes: int, code_size: int, temperature: float, *, label_conditioned: bool
+    ) -> None:
+        """Build the networks.
+
+        Args:
+            features: number of the teacher's pooled features.
+            num_classes: number of classes of the teacher.
+            code_size: number of elements of a code.
+            temperature: divides the logits that the encoder reads.
+            label_conditioned: whether the generator is given the label (the literal CAAE), for images whose label is
+                known.
+        """
         super().__init__()
         self.temperature = temperature
-        self.told = told
+        self.label_conditioned = label_conditioned
         self.encoder = nn.Sequential(
             nn.Linear(features + num_classes, 512),
             nn.BatchNorm1d(512),
@@ -38,7 +49,7 @@ class Professor(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.generator = nn.Sequential(
-            nn.Linear(code_size + num_classes * told, 256),
+            nn.Linear(code_size + num_classes * label_conditioned, 256),
             nn.BatchNorm1d(256),
             nn.ReLU(),
             nn.Linear(256, 512),
@@ -50,12 +61,12 @@ class Professor(nn.Module):
     def forward(self, pooled: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Refined logits (B,C) and codes (B,D) of pooled features (B,F), logits (B,C), labels (B,), all float32."""
         code = self.encoder(torch.cat([pooled, logits / self.temperature], dim=1))
-        told = [torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), 1.0)] if self.told else []
-        return logits + self.generator(torch.cat([code, *told], dim=1)), code
+        condition = [torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), 1.0)] if self.label_conditioned else []
+        return logits + self.generator(torch.cat([code, *condition], dim=1)), code
 
 
 class Discriminator(nn.Module):
-    """Scores vectors that it is shown with a label: above 0 for those that it takes for real. Spectral normalisation
+    """Scores vectors under the condition of a label: above 0 for those that it takes for real. Spectral normalisation
     bounds its slope (Miyato et al., ICLR 2018)."""
 
     def __init__(self, size: int, num_classes: int, hidden: tuple[int, ...]) -> None:

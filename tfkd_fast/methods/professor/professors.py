@@ -1,9 +1,9 @@
 """Professors in front of the teachers of a student, one each.
 
 Bang, Lee, Shim, "Distilling from professors: Enhancing the knowledge distillation of teachers", Information Sciences
-576, 2021: a network refines what a teacher says so that it is right more often and keeps the correlations between
-classes, and the student learns from both. What the two strategies of the paper are, and how a professor is built and
-trained, cannot be read in public: all of it is our choice.
+576, 2021: a network refines the predictions of a teacher so that they are right more often and keep the correlations
+between classes, and the student learns from both. What the two strategies of the paper are, and how a professor is
+built and trained, cannot be read in public: all of it is our choice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event, ProfessorJudged
 from tfkd_fast.methods.base import Context, Material, StepBatch, TeacherOutputs
-from tfkd_fast.methods.professor.lessons import Lessons
+from tfkd_fast.methods.professor.images import ProfessorImages
 from tfkd_fast.methods.professor.networks import Professor
 from tfkd_fast.methods.professor.settings import (
     JointProfessorSettings,
@@ -26,26 +26,27 @@ from tfkd_fast.methods.professor.settings import (
     SelectiveProfessorSettings,
     StagedProfessorSettings,
 )
-from tfkd_fast.methods.professor.training import Training, judge
-from tfkd_fast.methods.taught.corrections import mixed
+from tfkd_fast.methods.professor.training import ProfessorTraining, judge
+from tfkd_fast.methods.taught.corrections import mix_logits
 from tfkd_fast.randomness import seeded
 
 
 class Professors:
-    """Trained before the first epoch, on images that no teacher was trained on; fixed from then on."""
+    """The professors of a run, which are trained before the first epoch on images that no teacher was trained on, and
+    fixed from then on."""
 
     def __init__(self, settings: ProfessorSettings, context: Context, temperature: float) -> None:
-        """`temperature`: that the student is taught at."""
+        """`temperature` is that at which the student learns from logits."""
         self._settings, self._context = settings, context
         self._temperature = temperature
-        self.late = torch.zeros((), dtype=torch.bool, device=context.device)
+        self.second_half = torch.zeros((), dtype=torch.bool, device=context.device)
         """() bool: whether the run is in its second half; written in place."""
-        self.networks = self._built()
+        self.networks = self._build_networks()
         """The professors, one for each teacher."""
         self._judged: list[ProfessorJudged] = []
 
     def fit(self, material: Material) -> Iterator[Event]:
-        """Train them, and tell how each compares with its teacher.
+        """Train the professors; yields an event for each that compares it with its teacher.
 
         Raises:
             UserError: where there are too few images that the teachers held out.
@@ -56,46 +57,48 @@ class Professors:
                 "teachers on the same images, with a data.holdout larger than that of this run, such as 0.2"
             )
         settings, context = self._settings, self._context
-        lessons = Lessons(material.unseen, settings, context.seed)
-        trainings = self._trainings()
-        kept = list(lessons.kept())
-        choice = [(batch, material.teach(batch.images)) for batch in lessons.choice()]
+        images = ProfessorImages(material.unseen, settings, context.seed)
+        trainings = self._make_trainings()
+        evaluation = list(images.evaluation_batches())
+        validation = [(batch, material.teach(batch.images)) for batch in images.validation_batches()]
 
-        def taught(epoch: int) -> Iterator[tuple[Training, TeacherOutputs, Batch]]:
-            for batch in lessons.learned(epoch):
+        def teacher_batches(epoch: int) -> Iterator[tuple[ProfessorTraining, TeacherOutputs, Batch]]:
+            for batch in images.training_batches(epoch):
                 for training, outputs in zip(trainings, material.teach(batch.images), strict=True):
                     yield training, outputs, batch
 
-        for training, outputs, batch in taught(0):
-            training.look(outputs.logits[0], batch.labels)
-        if not kept or not trainings[0].images:
+        for training, outputs, batch in teacher_batches(0):
+            training.observe(outputs.logits[0], batch.labels)
+        if not evaluation or not trainings[0].images:
             raise UserError(
                 "the teachers held out too few images for a professor to learn from and to be judged by: train them "
                 "with a larger data.holdout"
             )
-        self._choose(trainings, choice, 0)
+        self._keep_best(trainings, validation, 0)
         for epoch in range(settings.epochs):
             for training in trainings:
                 training.begin_epoch(epoch)
-            for training, outputs, batch in taught(epoch):
-                training.step(pooled(outputs)[0], outputs.logits[0], batch.labels, batch.indices, epoch)
-            self._choose(trainings, choice, epoch + 1)
+            for training, outputs, batch in teacher_batches(epoch):
+                training.step(pooled_features(outputs)[0], outputs.logits[0], batch.labels, batch.indices, epoch)
+            self._keep_best(trainings, validation, epoch + 1)
         for training in trainings:
-            training.take_best()
-        self._judged = self._judge(kept, material, trainings)
+            training.restore_best()
+        self._judged = self._judge(evaluation, material, trainings)
         yield from self._judged
 
     def begin_epoch(self, epoch: int) -> None:
-        """0-based, of the student."""
-        self.late.fill_(2 * epoch >= self._context.epochs)
+        """Called before every 0-based epoch of the student."""
+        self.second_half.fill_(2 * epoch >= self._context.epochs)
 
     def refine(self, batch: StepBatch) -> Tensor:
         """(n,M,B,C) float32: what the student learns from in place of the teachers' logits."""
-        heard = zip(batch.teachers, self._refined(batch.teachers, batch.labels), strict=True)
-        return torch.stack([self._taught(outputs.logits, refined, batch.labels) for outputs, refined in heard], dim=1)
+        pairs = zip(batch.teachers, self._refine_logits(batch.teachers, batch.labels), strict=True)
+        return torch.stack(
+            [self._apply_strategy(outputs.logits, refined, batch.labels) for outputs, refined in pairs], dim=1
+        )
 
     def summary(self) -> list[dict[str, Any]]:
-        """What became of the professor of each teacher, by the name of the figure."""
+        """The figures of the professor of each teacher, by name."""
         return [judged.model_dump(exclude={"warning"}) for judged in self._judged]
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,8 +112,8 @@ class Professors:
             professor.load_state_dict(saved)
         self._judged = [ProfessorJudged(**values) for values in state["judged"]]
 
-    def _built(self) -> list[Professor]:
-        """Initialised from the seed of the run without touching the global random state."""
+    def _build_networks(self) -> list[Professor]:
+        """Build the professors, initialised from the seed of the run without the global random state."""
         settings, context = self._settings, self._context
         with seeded(context.seed):
             professors = [
@@ -119,78 +122,84 @@ class Professors:
                     context.num_classes,
                     settings.code_size,
                     settings.temperature,
-                    told=settings.variant == "label-conditioned",
+                    label_conditioned=settings.variant == "label-conditioned",
                 )
                 for teacher in context.teachers
             ]
         return [professor.to(context.device).eval().requires_grad_(False) for professor in professors]
 
-    def _trainings(self) -> list[Training]:
+    def _make_trainings(self) -> list[ProfessorTraining]:
         settings, context = self._settings, self._context
         with seeded(context.seed):
             return [
-                Training(professor, settings, context.num_classes, seed=context.seed, number=number)
+                ProfessorTraining(professor, settings, context.num_classes, seed=context.seed, number=number)
                 for number, professor in enumerate(self.networks)
             ]
 
     @torch.no_grad()
-    def _refined(self, teachers: Sequence[TeacherOutputs], labels: Tensor) -> list[Tensor]:
+    def _refine_logits(self, teachers: Sequence[TeacherOutputs], labels: Tensor) -> list[Tensor]:
         """Logits (n,B,C) of each professor, for labels (n,B)."""
         return [
-            professor(pooled(outputs).flatten(0, 1), outputs.logits.flatten(0, 1), labels.flatten())[0].view_as(
-                outputs.logits
-            )
+            refined.view_as(outputs.logits)
             for professor, outputs in zip(self.networks, teachers, strict=True)
+            for refined, _ in [
+                professor(pooled_features(outputs).flatten(0, 1), outputs.logits.flatten(0, 1), labels.flatten())
+            ]
         ]
 
-    def _choose(
-        self, trainings: list[Training], choice: list[tuple[Batch, tuple[TeacherOutputs, ...]]], epochs: int
+    def _keep_best(
+        self,
+        trainings: list[ProfessorTraining],
+        validation: list[tuple[Batch, tuple[TeacherOutputs, ...]]],
+        epochs: int,
     ) -> None:
         """Keep each professor as it is after so many epochs, if it is the best so far on the images to choose by."""
         for training in trainings:
             training.professor.eval()
         losses = [0.0] * len(trainings)
-        for batch, teachers in choice:
-            for number, refined in enumerate(self._refined(teachers, batch.labels.unsqueeze(0))):
+        for batch, teachers in validation:
+            for number, refined in enumerate(self._refine_logits(teachers, batch.labels.unsqueeze(0))):
                 losses[number] += float(F.cross_entropy(refined[0], batch.labels, reduction="sum"))
         for training, loss in zip(trainings, losses, strict=True):
             training.keep_if_best(loss, epochs)
 
-    def _judge(self, kept: list[Batch], material: Material, trainings: list[Training]) -> list[ProfessorJudged]:
-        said: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in trainings]
-        for batch in kept:
+    def _judge(
+        self, evaluation: list[Batch], material: Material, trainings: list[ProfessorTraining]
+    ) -> list[ProfessorJudged]:
+        batches: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in trainings]
+        for batch in evaluation:
             teachers = material.teach(batch.images)
             for own, outputs, refined in zip(
-                said, teachers, self._refined(teachers, batch.labels.unsqueeze(0)), strict=True
+                batches, teachers, self._refine_logits(teachers, batch.labels.unsqueeze(0)), strict=True
             ):
                 own.append((outputs.logits[0], refined[0], batch.labels))
         return [
             judge(facts.name, training, own)
-            for facts, training, own in zip(self._context.teachers, trainings, said, strict=True)
+            for facts, training, own in zip(self._context.teachers, trainings, batches, strict=True)
         ]
 
-    def _taught(self, said: Tensor, refined: Tensor, labels: Tensor) -> Tensor:
+    def _apply_strategy(self, teacher: Tensor, refined: Tensor, labels: Tensor) -> Tensor:
         """Logits (n,B,C) float32 that the student learns from: those of teacher and professor, by the strategy."""
         match self._settings:
             case ReplaceProfessorSettings():
                 return refined
             case JointProfessorSettings(share=share):
-                return mixed(said, refined, share, self._temperature)
+                return mix_logits(teacher, refined, share, self._temperature)
             case SelectiveProfessorSettings(margin=margin):
-                return selected(said, refined, labels, margin)
+                return select_logits(teacher, refined, labels, margin)
             case StagedProfessorSettings():
-                return torch.where(self.late, refined, said)
+                return torch.where(self.second_half, refined, teacher)
 
 
-def selected(said: Tensor, refined: Tensor, labels: Tensor, margin: float) -> Tensor:
+def select_logits(teacher: Tensor, refined: Tensor, labels: Tensor, margin: float) -> Tensor:
     """Choose logits (...,C) sample by sample: those of the professor, `refined`, where the teacher's argmax is wrong,
     or where the professor gives the label (...) a probability that is higher by more than `margin`; else the
     teacher's."""
     label = labels.unsqueeze(-1)
-    surer = refined.softmax(-1).gather(-1, label) - said.softmax(-1).gather(-1, label) > margin
-    return torch.where(surer | (said.argmax(-1, keepdim=True) != label), refined, said)
+    more_certain = refined.softmax(-1).gather(-1, label) - teacher.softmax(-1).gather(-1, label) > margin
+    return torch.where(more_certain | (teacher.argmax(-1, keepdim=True) != label), refined, teacher)
 
 
-def pooled(outputs: TeacherOutputs) -> Tensor:
+def pooled_features(outputs: TeacherOutputs) -> Tensor:
     """The pooled features of a teacher, (n,B,F) float32."""
     return outputs.need_features().pooled.float()

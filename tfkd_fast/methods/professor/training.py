@@ -1,4 +1,4 @@
-"""How one professor is trained, and what came of it."""
+"""The training of one professor, and its comparison with its teacher."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tfkd_fast import randomness
 from tfkd_fast.events import ProfessorJudged
-from tfkd_fast.methods.professor.lessons import Draw
+from tfkd_fast.methods.professor.images import Draw
 from tfkd_fast.methods.professor.losses import (
     Prototypes,
     correlation_loss,
@@ -24,32 +24,32 @@ BETAS = (0.5, 0.999)
 """Decay rates of Adam, as is usual with discriminators."""
 
 LEAST_ERROR = 3.0
-"""Percent of the lessons that a teacher must get wrong for its professor to have something to learn (our choice)."""
+"""Percent of its images that a teacher must get wrong for its professor to have something to learn (our choice)."""
 
 
-class Training:
-    """A professor and its discriminators, step by step."""
+class ProfessorTraining:
+    """Trains a professor and its discriminators, a step at a time."""
 
     def __init__(
         self, professor: Professor, settings: ProfessorSettings, num_classes: int, *, seed: int, number: int
     ) -> None:
-        """`number`: of the teacher. The professor and its discriminators lie on one device."""
+        """`number` is that of the teacher. The professor and its discriminators lie on one device."""
         device = next(professor.parameters()).device
         self.professor = professor
         self._settings, self._seed = settings, seed
         self._stream = Draw.CODE + number
-        self.of_outputs = Discriminator(num_classes, num_classes, (256, 128)).to(device)
-        """Tells the professor's log probabilities from the teacher's."""
-        self.of_codes = Discriminator(settings.code_size, num_classes, (128,)).to(device)
-        """Tells the professor's codes from normal noise."""
+        self.output_discriminator = Discriminator(num_classes, num_classes, (256, 128)).to(device)
+        """Discriminator of the professor's log probabilities from the teacher's."""
+        self.code_discriminator = Discriminator(settings.code_size, num_classes, (128,)).to(device)
+        """Discriminator of the professor's codes from normal noise."""
         self.prototypes = Prototypes(num_classes, settings.temperature, device)
         """The teacher's mean prediction for each class, where it is right."""
         self._others = self.prototypes.others()
-        self._learner = torch.optim.Adam(professor.parameters(), lr=settings.learning_rate, betas=BETAS)
-        judges = [*self.of_outputs.parameters(), *self.of_codes.parameters()]
-        self._judges = torch.optim.Adam(judges, lr=settings.learning_rate, betas=BETAS)
+        self._optimizer = torch.optim.Adam(professor.parameters(), lr=settings.learning_rate, betas=BETAS)
+        discriminators = [*self.output_discriminator.parameters(), *self.code_discriminator.parameters()]
+        self._discriminator_optimizer = torch.optim.Adam(discriminators, lr=settings.learning_rate, betas=BETAS)
         self._errors = torch.zeros((), dtype=torch.int64, device=device)
-        self._shown = 0
+        self._images_seen = 0
         self.images = 0
         """The number of images that it learns from."""
         self.best_epochs = 0
@@ -57,8 +57,9 @@ class Training:
         self._best_loss = math.inf
         self._best: dict[str, Tensor] = {}
 
-    def look(self, logits: Tensor, labels: Tensor) -> None:
-        """Before the first step: what the teacher says of a batch, (B,C) and (B,), enters the class prototypes."""
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        """Add the teacher's logits (B,C) for a batch with labels (B,) to the class prototypes, before the first
+        step."""
         self.prototypes.add(logits, labels)
         self.images += len(labels)
 
@@ -72,21 +73,21 @@ class Training:
             loss: the sum over the images to choose by, in nats.
             epochs: the number of epochs that it has been trained for.
         """
-        if loss < self._best_loss or self.professor.told:
+        if loss < self._best_loss or self.professor.label_conditioned:
             self._best_loss, self.best_epochs = loss, epochs
             self._best = {name: value.clone() for name, value in self.professor.state_dict().items()}
 
-    def take_best(self) -> None:
+    def restore_best(self) -> None:
         """Restore the weights that were kept, at the end of its training."""
         self.professor.load_state_dict(self._best)
         self.professor.eval().requires_grad_(False)
 
     def begin_epoch(self, epoch: int) -> None:
-        """0-based; the last third of the epochs has a tenth of the learning rate."""
+        """Start a 0-based epoch; the last third of the epochs has a tenth of the learning rate."""
         self.professor.train().requires_grad_(True)
         self._others = self.prototypes.others()
         late = 3 * epoch >= 2 * self._settings.epochs
-        for optimizer in (self._learner, self._judges):
+        for optimizer in (self._optimizer, self._discriminator_optimizer):
             for group in optimizer.param_groups:
                 group["lr"] = self._settings.learning_rate * (0.1 if late else 1.0)
 
@@ -95,53 +96,57 @@ class Training:
         settings, temperature = self._settings, self._settings.temperature
         right = logits.argmax(1) == labels
         self._errors += (~right).sum()
-        self._shown += len(labels)
+        self._images_seen += len(labels)
         refined, code = self.professor(pooled, logits, labels)
-        said, says = ((z / temperature).log_softmax(1) for z in (logits, refined))
+        teacher, own = ((z / temperature).log_softmax(1) for z in (logits, refined))
 
         prior = self.noise(code, indices, epoch)
-        loss = discriminator_loss(self.of_outputs(said, labels), self.of_outputs(says.detach(), labels), right)
-        loss = loss + discriminator_loss(self.of_codes(prior, labels), self.of_codes(code.detach(), labels))
-        self._judges.zero_grad()
+        loss = discriminator_loss(
+            self.output_discriminator(teacher, labels), self.output_discriminator(own.detach(), labels), right
+        )
+        loss = loss + discriminator_loss(
+            self.code_discriminator(prior, labels), self.code_discriminator(code.detach(), labels)
+        )
+        self._discriminator_optimizer.zero_grad()
         loss.backward()
-        self._judges.step()
+        self._discriminator_optimizer.step()
 
         others = torch.where(right.unsqueeze(1), other_classes(logits, labels, temperature), self._others[labels])
         loss = (
             F.cross_entropy(refined, labels)
             + settings.correlation * correlation_loss(refined, labels, others, temperature)
-            + settings.output_adversary * generator_loss(self.of_outputs(says, labels))
-            + settings.code_adversary * generator_loss(self.of_codes(code, labels))
+            + settings.output_adversary * generator_loss(self.output_discriminator(own, labels))
+            + settings.code_adversary * generator_loss(self.code_discriminator(code, labels))
         )
-        self._learner.zero_grad()
+        self._optimizer.zero_grad()
         loss.backward()
-        self._learner.step()
+        self._optimizer.step()
 
     @property
     def teacher_error(self) -> float:
-        """Percent of what the teacher was shown in all steps so far."""
-        return 100.0 * int(self._errors) / self._shown
+        """Error of the teacher on the images of all steps so far, in percent."""
+        return 100.0 * int(self._errors) / self._images_seen
 
     def noise(self, code: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        """Standard normal, like codes (B,D): a function of (seed, epoch, index)."""
+        """Standard normal noise like the codes (B,D), as a function of (seed, epoch, index)."""
         samples = indices.unsqueeze(1) * code.shape[1] + torch.arange(code.shape[1], device=code.device)
         words = random_words(samples, Purpose.PROFESSOR, seed=self._seed, epoch=epoch, stream=self._stream)
         return randomness.normal(words[0], words[1]).to(code.dtype)
 
 
-def judge(teacher: str, training: Training, said: list[tuple[Tensor, Tensor, Tensor]]) -> ProfessorJudged:
+def judge(teacher: str, training: ProfessorTraining, batches: list[tuple[Tensor, Tensor, Tensor]]) -> ProfessorJudged:
     """Compare a professor with its teacher on images that neither learned from.
 
     Args:
         teacher: name of the teacher.
         training: the training of the professor.
-        said: batches of logits (B,C) of the teacher and of the professor, and labels (B,).
+        batches: logits (B,C) of the teacher and of the professor, and labels (B,).
     """
-    logits, refined, labels = (torch.cat(parts) for parts in zip(*said, strict=True))
+    logits, refined, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     right, refined_right = (z.argmax(1) == labels for z in (logits, refined))
     correlations = spearman(logits[right], refined[right], labels[right])
     difference = refined_right.double() - right.double()
-    told = training.professor.told
+    label_conditioned = training.professor.label_conditioned
     figures = ProfessorJudged(
         teacher=teacher,
         images=training.images,
@@ -149,8 +154,8 @@ def judge(teacher: str, training: Training, said: list[tuple[Tensor, Tensor, Ten
         teacher_error=training.teacher_error,
         kept_images=len(labels),
         teacher_top1=100.0 * float(right.double().mean()),
-        professor_top1=math.nan if told else 100.0 * float(refined_right.double().mean()),
-        margin=math.nan if told else 196.0 * float(difference.std(correction=0)) / len(labels) ** 0.5,
+        professor_top1=math.nan if label_conditioned else 100.0 * float(refined_right.double().mean()),
+        margin=math.nan if label_conditioned else 196.0 * float(difference.std(correction=0)) / len(labels) ** 0.5,
         spearman=float(correlations.mean()) if correlations.numel() else math.nan,
     )
     return in_words(figures)

@@ -1,4 +1,4 @@
-"""Class-wise self-distillation: an image is taught with what the student makes of another image of its class."""
+"""Class-wise self-distillation: the target of an image is the student's prediction for another image of its class."""
 
 from pydantic import Field
 from torch import Tensor

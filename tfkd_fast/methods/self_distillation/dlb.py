@@ -1,5 +1,5 @@
-"""Self-distillation from the last mini-batch: each image is shown again one step later, and taught with what the
-student made of it then."""
+"""Self-distillation from the last mini-batch: each image is shown again one step later, where the student's earlier
+prediction is its target."""
 
 import torch
 from pydantic import Field
@@ -9,7 +9,7 @@ from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
 from tfkd_fast.settings import Settings
 
-NOBODY = -1
+NO_INDEX = -1
 """The index of a row that holds no image."""
 
 
@@ -47,7 +47,7 @@ class DLB(SingleStudent):
         self._settings = settings.loss
         shape = (self.needs.candidates, context.batch_size)
         self._logits = torch.zeros(*shape, context.num_classes, device=context.device)
-        self._indices = torch.full(shape, NOBODY, device=context.device)
+        self._indices = torch.full(shape, NO_INDEX, device=context.device)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         again, candidates = batch.need_companions(), batch.candidates
@@ -61,7 +61,7 @@ class DLB(SingleStudent):
 
         self._logits[candidates, :size] = logits.detach().float()
         self._indices[candidates, :size] = batch.indices
-        self._indices[candidates, size:].fill_(NOBODY)
+        self._indices[candidates, size:].fill_(NO_INDEX)
         return Loss({"hard": hard, "soft": self._settings.alpha * soft}, statistics)
 
     def candidate_tensors(self) -> dict[str, Tensor]:

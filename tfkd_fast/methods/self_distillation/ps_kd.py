@@ -37,7 +37,7 @@ class PSKD(SingleStudent):
 
     @classmethod
     def needs_for(cls, settings: PSKDSettings) -> Needs:
-        """What is predicted for a mixed image is of neither one."""
+        """No mixed images, because a prediction for one belongs to neither of its two images."""
         return Needs(mixing=False)
 
     def __init__(self, settings: PSKDSettings, context: Context) -> None:

@@ -72,7 +72,9 @@ class USKD(SingleStudent):
         weak = ops.soft_target_loss(weak_logits, labels, self._smoothed)
 
         with torch.no_grad():
-            scores = _without_label(weak_logits.softmax(-1), labels) + _without_label(logits.log_softmax(-1), labels)
+            scores = _normalise_without_label(weak_logits.softmax(-1), labels) + _normalise_without_label(
+                logits.log_softmax(-1), labels
+            )
         others = wrong_class_divergence(logits, labels, zipf_targets(scores, labels))
         terms = {
             "label": ((1.0 + settings.alpha * soft_label) * hard).mean(-1),
@@ -82,6 +84,6 @@ class USKD(SingleStudent):
         return Loss(terms, statistics)
 
 
-def _without_label(values: Tensor, labels: Tensor) -> Tensor:
-    """v_c / (1 - v_y), finite where v_y is 1."""
+def _normalise_without_label(values: Tensor, labels: Tensor) -> Tensor:
+    """Values v_c / (1 - v_y), finite where v_y is 1."""
     return values / (1.0 - values.gather(-1, labels.unsqueeze(-1)) + 1e-6)

@@ -1,4 +1,4 @@
-"""Several teachers at once, each weighed anew for every sample."""
+"""Distillation from several teachers, with a weight of each teacher for every sample."""
 
 from abc import abstractmethod
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""Corrections of the logits of teachers by the label: free baselines of everything that costs more.
+"""Corrections of the logits of teachers by the label: baselines of professors that cost nothing.
 
 All logits are (...,C), without gradient. Where the label is mixed in, it is mixed into probabilities at the temperature
-that the student is taught at: the result is logits whose softmax at that temperature is the mixture.
+at which the student learns from it: the result is logits whose softmax at that temperature is the mixture.
 """
 
 import math
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 Correction = Callable[[Tensor, Tensor], Tensor]
-"""What the label makes of logits: logits (...,C) and labels (...) int64 to logits (...,C)."""
+"""A function of logits (...,C) and labels (...) int64 that returns corrected logits (...,C)."""
 
 
-def uncorrected(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits as they are."""
+def keep_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits unchanged."""
     return logits
 
 
-def label_mixed(logits: Tensor, labels: Tensor, share: float, temperature: float) -> Tensor:
+def mix_label(logits: Tensor, labels: Tensor, share: float, temperature: float) -> Tensor:
     """Logits of (1-share) softmax(z/T) + share e_y, for labels (...) int64; 0 < share < 1."""
     label = torch.full_like(logits, -math.inf).scatter(-1, labels.unsqueeze(-1), 0.0)
-    return mixed(logits, temperature * label, share, temperature)
+    return mix_logits(logits, temperature * label, share, temperature)
 
 
-def mixed(first: Tensor, second: Tensor, share: float, temperature: float) -> Tensor:
+def mix_logits(first: Tensor, second: Tensor, share: float, temperature: float) -> Tensor:
     """Logits of (1-share) softmax(first/T) + share softmax(second/T); 0 < share < 1."""
     return temperature * torch.logaddexp(
         (first / temperature).log_softmax(-1) + math.log1p(-share),
@@ -33,7 +33,7 @@ def mixed(first: Tensor, second: Tensor, share: float, temperature: float) -> Te
     )
 
 
-def swapped(logits: Tensor, labels: Tensor) -> Tensor:
+def swap_label(logits: Tensor, labels: Tensor) -> Tensor:
     """Where the largest logit is not that of the label (...) int64, the two are exchanged; of equal ones, the first is
     the largest.
 

@@ -1,4 +1,4 @@
-"""Teachers that know a group of the classes each, and all classes together."""
+"""Specialists: teachers that know a group of the classes each, and all classes together."""
 
 from collections.abc import Sequence
 
@@ -34,12 +34,12 @@ class SideBySide:
     """Logits of several teachers as those of one, in the order of the student's classes."""
 
     def __init__(self, context: Context, teachers: Sequence[int]) -> None:
-        """`teachers`: numbers of those that are heard."""
+        """`teachers` are the numbers of the teachers whose logits are combined."""
         known = [label for number in teachers for label in context.teachers[number].labels]
         self._labels = torch.tensor(known, device=context.device)
         self._num_classes = context.num_classes
 
     def __call__(self, outputs: Sequence[TeacherOutputs]) -> Tensor:
-        """Their logits (n,B,C) float32, 0 for a class that none of them knows."""
-        said = torch.cat([teacher.logits for teacher in outputs], -1)
-        return said.new_zeros(*said.shape[:-1], self._num_classes).index_copy(-1, self._labels, said)
+        """Combine the logits of the teachers to (n,B,C) float32, 0 for a class that none of them knows."""
+        logits = torch.cat([teacher.logits for teacher in outputs], -1)
+        return logits.new_zeros(*logits.shape[:-1], self._num_classes).index_copy(-1, self._labels, logits)

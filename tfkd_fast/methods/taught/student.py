@@ -1,4 +1,4 @@
-"""What methods have in common whose student learns from teachers: networks of finished runs."""
+"""The base of methods whose student learns from teachers, which are the networks of finished runs."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -12,12 +12,12 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
 from tfkd_fast.methods.base import Context, Material, Needs, Plan, SingleStudent, StepBatch, TeacherCount, TeacherTable
 from tfkd_fast.methods.professor import Professors, ProfessorSettings
-from tfkd_fast.methods.taught.corrections import Correction, label_mixed, swapped, uncorrected
+from tfkd_fast.methods.taught.corrections import Correction, keep_logits, mix_label, swap_label
 from tfkd_fast.settings import Forms, Settings
 
 
 class TeacherBase(TeacherTable):
-    """The teachers of a run, and what the label corrects in their logits."""
+    """The teachers of a run, and the correction of their logits by the label."""
 
     adjust: str
     """Correction of the teachers' logits by the label: none, the label mixed into the softened predictions (label-mix),
@@ -49,10 +49,10 @@ TeacherSettings = Annotated[UncorrectedTeachers | LabelMixTeachers | SwapTeacher
 
 
 class TaughtSettings(Settings):
-    """The tables of a recipe that all these methods have."""
+    """The tables of a recipe that all methods with teachers have."""
 
     teachers: TeacherSettings = UncorrectedTeachers()
-    """The runs that the student learns from, and what the label corrects in their logits."""
+    """The runs that the student learns from, and the correction of their logits by the label."""
     professor: ProfessorSettings | None = None
     """The professor that refines the logits of each teacher; unset, nothing refines them."""
 
@@ -70,8 +70,8 @@ class TaughtStudent(SingleStudent):
         return Needs(teachers=TeacherCount(1, 1), features=frozenset({"stages"}) if settings.professor else frozenset())
 
     def __init__(self, settings: TaughtSettings, context: Context, *, temperature: float | None = None) -> None:
-        """`temperature`: at which `teacher_logits` are softened; None for a method that reads anything else of the
-        teachers.
+        """`temperature` is that at which `teacher_logits` are softened; None for a method that reads anything else of
+        the teachers.
 
         Raises:
             UserError: for another number of teachers than the method has, for one that does not know all classes, and
@@ -91,9 +91,9 @@ class TaughtStudent(SingleStudent):
                     "this method learns from teachers of all of them"
                 )
         self.professors: Professors | None = None
-        """What refines the logits of the teachers; None without a `[professor]` table."""
-        self._corrected: Correction = uncorrected
-        """What the label makes of the logits (n,B,C) of one teacher, for labels (n,B)."""
+        """The professors that refine the logits of the teachers; None without a `[professor]` table."""
+        self._correct: Correction = keep_logits
+        """The correction of the logits (n,B,C) of one teacher by the labels (n,B)."""
         adjust = settings.teachers.adjust
         if adjust == "none" and settings.professor is None:
             return
@@ -111,17 +111,17 @@ class TaughtStudent(SingleStudent):
             self.professors = Professors(settings.professor, context, temperature)
         match settings.teachers:
             case LabelMixTeachers(label_share=share):
-                self._corrected = partial(label_mixed, share=share, temperature=temperature)
+                self._correct = partial(mix_label, share=share, temperature=temperature)
             case SwapTeachers():
-                self._corrected = swapped
+                self._correct = swap_label
 
     def teacher_logits(self, batch: StepBatch) -> Tensor:
         """(n,M,B,C) float32: the logits of all M teachers, refined."""
         if self.professors is not None:
             return self.professors.refine(batch)
         if len(batch.teachers) == 1:
-            return self._corrected(batch.teachers[0].logits, batch.labels).unsqueeze(1)
-        return torch.stack([self._corrected(teacher.logits, batch.labels) for teacher in batch.teachers], dim=1)
+            return self._correct(batch.teachers[0].logits, batch.labels).unsqueeze(1)
+        return torch.stack([self._correct(teacher.logits, batch.labels) for teacher in batch.teachers], dim=1)
 
     def prepare(self, material: Material) -> Iterable[Event]:
         return () if self.professors is None else self.professors.fit(material)

@@ -171,7 +171,7 @@ class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         students = range(self.num_envs)
         seeds = [_draw(self.np_random) if seed is None else seed + student for student in students]
         observations, infos = self._episode.start(seeds)
-        return observations, self._batched(infos)
+        return observations, self._batch(infos)
 
     def step(self, actions: Floats) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Train for one decision interval under actions (P,A), or reset if the step before ended the episode."""
@@ -180,13 +180,13 @@ class TargetControlVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
             nobody = np.zeros(self.num_envs, dtype=np.bool_)
             return observations, np.zeros(self.num_envs), nobody, nobody.copy(), batched
         step = self._episode.step(np.asarray(actions))
-        return step.observations, step.rewards, step.terminated, step.truncated, self._batched(step.infos)
+        return step.observations, step.rewards, step.terminated, step.truncated, self._batch(step.infos)
 
     def render(self) -> tuple[str, ...] | None:
         """Return a line of text about each student in render mode "ansi", else None."""
         return self._episode.lines() if self.render_mode == "ansi" else None
 
-    def _batched(self, infos: list[dict[str, Any]]) -> dict[str, Any]:
+    def _batch(self, infos: list[dict[str, Any]]) -> dict[str, Any]:
         batched: dict[str, Any] = {}
         for student, info in enumerate(infos):
             batched = self._add_info(batched, info, student)

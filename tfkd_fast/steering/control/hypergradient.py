@@ -47,13 +47,13 @@ class HypergradientController(Controller):
         if outcome.action_gradient is None:
             raise ValueError("the hypergradient controller learns from outcome.action_gradient, which is None")
         gradient = outcome.action_gradient.to(self._action)
-        finite = bool(gradient.isfinite().all())
-        if finite:
+        is_finite = bool(gradient.isfinite().all())
+        if is_finite:
             self._action.grad = gradient
             self._optimizer.step()
             with torch.no_grad():
                 self._action.clamp_(-ACTION_LIMIT, ACTION_LIMIT)
-        figures = {"gradient_norm": gradient.norm().item(), "skipped": float(not finite)}
+        figures = {"gradient_norm": gradient.norm().item(), "skipped": float(not is_finite)}
         return Feedback((math.nan,) * len(decision.actions), None, figures)
 
     def state_dict(self) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def policy_bytes(controller: str, policy: GaussianPolicy, value: MLP, space: Act
 
 def find_policy(name: str) -> Path:
     """Return the file of the shipped policy of this name, or else `name` as a path."""
-    shipped = files("tfkd_fast.recipes") / "policies" / f"{name}.safetensors"
-    return Path(str(shipped)) if shipped.is_file() else Path(name)
+    packaged = files("tfkd_fast.recipes") / "policies" / f"{name}.safetensors"
+    return Path(str(packaged)) if packaged.is_file() else Path(name)
 
 
 def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: ActionSpace) -> None:
@@ -124,8 +124,8 @@ def _counterpart(name: str, names: Sequence[str]) -> int | None:
     if name in names:
         return names.index(name)
     ranks = {rank: index for index, other in enumerate(names) if (rank := _rank(other)) is not None}
-    below = [rank for rank in ranks if rank < (_rank(name) or 0)]
-    return ranks[max(below)] if below else None
+    lower = [rank for rank in ranks if rank < (_rank(name) or 0)]
+    return ranks[max(lower)] if lower else None
 
 
 def _rank(name: str) -> int | None:

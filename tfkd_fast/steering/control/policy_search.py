@@ -120,8 +120,12 @@ def _final_qualities(students: StudentFleet, parameters: Tensor, seed: int) -> l
     last = [snapshot for snapshot in snapshots if snapshot]
     actions = torch.zeros(count, size)
     while all(snapshots) and last[0].epoch < students.epochs:
-        seen = torch.stack([observation(now.progress, action) for now, action in zip(last, actions, strict=True)])
-        actions = bias + sum(seen[:, entry, None] * weight for entry, weight in zip(FEATURES, weights, strict=True))
+        observations = torch.stack(
+            [observation(now.progress, action) for now, action in zip(last, actions, strict=True)]
+        )
+        actions = bias + sum(
+            observations[:, entry, None] * weight for entry, weight in zip(FEATURES, weights, strict=True)
+        )
         actions = actions.clamp(-ACTION_LIMIT, ACTION_LIMIT)
         snapshots = [*students.train(actions)]
         last = [new or old for new, old in zip(snapshots, last, strict=True)]

@@ -33,10 +33,10 @@ def z_scores(column: Row) -> list[float]:
     Mean and deviation are those of the finite values; equal values give 0. A value that is not finite is put one
     deviation beyond them: minus infinity below the lowest, infinity and NaN above the highest (our choice).
     """
-    finite = [value for value in column if math.isfinite(value)] or [0.0]
-    low, high = min(finite), max(finite)
+    finite_values = [value for value in column if math.isfinite(value)] or [0.0]
+    low, high = min(finite_values), max(finite_values)
     span = high / 2 - low / 2 or 1.0  # halves: the range of large values may be no number
-    shares = [(value / 2 - low / 2) / span for value in finite]
+    shares = [(value / 2 - low / 2) / span for value in finite_values]
     mean, deviation = statistics.fmean(shares), statistics.pstdev(shares) or 1.0
 
     def z(value: float) -> float:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tests.methods.steps import descend, undone
+from tests.methods.steps import descend, rollback
 from tfkd_fast import ops
 from tfkd_fast.data import Batch
 from tfkd_fast.methods.base import TeacherOutputs
@@ -46,8 +46,8 @@ class Step:
     def teach(self, images: Tensor) -> tuple[TeacherOutputs, ...]:
         raise AssertionError("the look-ahead has no use for it")
 
-    def undone(self) -> AbstractContextManager[None]:
-        return undone([*self.weights, *self.momenta])
+    def rollback(self) -> AbstractContextManager[None]:
+        return rollback([*self.weights, *self.momenta])
 
 
 Weights = list[Tensor]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.methods.steps import descend, undone
+from tests.methods.steps import descend, rollback
 from tfkd_fast import ops
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
@@ -211,8 +211,8 @@ class Step:
     def holdout(self) -> Batch:
         raise AssertionError("the look-ahead has no use for it")
 
-    def undone(self) -> AbstractContextManager[None]:
-        return undone(self.tensors())
+    def rollback(self) -> AbstractContextManager[None]:
+        return rollback(self.tensors())
 
     def take(self, batch: Batch) -> None:
         self.batch = batch

@@ -1,4 +1,4 @@
-"""How the loss after a few steps of training depends on the weights that teachers had in them."""
+"""The gradient of the loss after a few steps of training in the weights that teachers had in them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,10 +46,10 @@ def meta_gradient(
         return [terms.detach(), *_gradients((terms * shares).sum(), weights)]
 
     @torch.no_grad()
-    def terms_alone() -> list[Tensor]:
+    def terms_without_gradients() -> list[Tensor]:
         return [matching()[0]]
 
-    with step.undone():
+    with step.rollback():
         path = []
         for _ in range(MATCHING_STEPS):
             terms, shares = matching()
@@ -67,11 +67,11 @@ def meta_gradient(
             here, shares = path.pop()
             direction = adjoint.direction()
             if path:
-                together = partial(terms_and_gradients, shares.detach())
-                slopes, *curvature = derivatives_along(direction, weights, here, together, perturbation)
+                with_gradients = partial(terms_and_gradients, shares.detach())
+                slopes, *curvature = derivatives_along(direction, weights, here, with_gradients, perturbation)
                 adjoint.go_back(direction, curvature)
             else:  # what came before does not depend on Theta
-                (slopes,) = derivatives_along(direction, weights, here, terms_alone, perturbation)
+                (slopes,) = derivatives_along(direction, weights, here, terms_without_gradients, perturbation)
             products.append((shares * slopes).sum())
     return torch.autograd.grad(torch.stack(products).sum(), theta)
 
@@ -85,12 +85,12 @@ class _Adjoint:
         self._momenta: Tensors = [torch.zeros_like(weight) for weight in weights]
 
     def direction(self) -> Tensors:
-        """u of the step that is gone back over next: the derivative in its gradient."""
+        """The derivative u in the gradient of the step that `go_back` goes back over next."""
         ahead = 1.0 + self._step.momentum if self._step.nesterov else 1.0
         return torch._foreach_add(self._momenta, self._weights, alpha=-self._step.learning_rate * ahead)
 
     def go_back(self, direction: Tensors, curvature: Tensors) -> None:
-        """Over one step, whose second derivative times `direction` is `curvature`."""
+        """Go back over one step, whose second derivative times `direction` is `curvature`."""
         step = self._step
         ahead = step.momentum if step.nesterov else 1.0
         self._momenta = torch._foreach_add(self._momenta, self._weights, alpha=-step.learning_rate * ahead)
@@ -104,7 +104,7 @@ def _descend(step: TrainingStep, loss: Tensor) -> None:
 
 
 def _gradients(loss: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
-    """Zero for a weight that plays no part."""
+    """Gradients of a loss in the weights; zero for a weight that plays no part."""
     return torch.autograd.grad(loss, weights, materialize_grads=True)
 
 

@@ -1,4 +1,4 @@
-"""What a student is matched with, teacher by teacher, in logits and in the last maps."""
+"""The matching of a student with each teacher, in logits and in the last feature maps."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ ConnectorName = Literal["deep", "linear"]
 one of 1x1. Batch norm and ReLU after each. The authors' two."""
 
 
-class Seen(NamedTuple):
+class MatchedOutputs(NamedTuple):
     """The outputs of n students and M teachers for the same images. Maps are the last ones, after ReLU."""
 
     logits: Tensor
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     """M tensors (n,B,width,H,W): the last map of each teacher."""
 
     @classmethod
-    def of(cls, logits: Tensor, maps: Tensor, teachers: Sequence[TeacherOutputs]) -> "Seen":
+    def collect(cls, logits: Tensor, maps: Tensor, teachers: Sequence[TeacherOutputs]) -> "MatchedOutputs":
         """Collect the outputs of students and teachers; maps are cast to the dtype of the logits."""
         teacher_logits = torch.stack([outputs.logits for outputs in teachers], dim=1)
         teacher_maps = [outputs.need_features().after_relu[-1] for outputs in teachers]
@@ -52,29 +52,29 @@ class Connector(nn.Module):
         return maps
 
 
-def divergences(seen: Seen, temperature: float) -> Tensor:
+def divergences(outputs: MatchedOutputs, temperature: float) -> Tensor:
     """T^2 KL(softmax(z_m/T) || softmax(z/T)) of each sample from each teacher, (n,B,M)."""
-    n, count, batch, classes = seen.teacher_logits.shape
-    logits = seen.logits.unsqueeze(1).expand(-1, count, -1, -1).reshape(-1, batch, classes)
-    teachers = seen.teacher_logits.reshape(-1, 1, batch, classes)
+    n, count, batch, classes = outputs.teacher_logits.shape
+    logits = outputs.logits.unsqueeze(1).expand(-1, count, -1, -1).reshape(-1, batch, classes)
+    teachers = outputs.teacher_logits.reshape(-1, 1, batch, classes)
     each = ops.distillation_loss(logits, teachers, temperature=temperature, reduction="none")
     return each.reshape(n, count, batch).transpose(1, 2)
 
 
-def distances(seen: Seen, connectors: nn.ModuleList) -> Tensor:
+def distances(outputs: MatchedOutputs, connectors: nn.ModuleList) -> Tensor:
     """Mean square of phi_m(F) - F_m for each sample and teacher, (n,B,M).
 
     The larger of two maps is average-pooled to the size of the smaller, the student's before its connector.
     """
-    n, batch = seen.logits.shape[:2]
+    n, batch = outputs.logits.shape[:2]
     each = []
-    for connector, teacher_maps in zip(connectors, seen.teacher_maps, strict=True):
-        student, teacher = seen.maps.flatten(0, 1), teacher_maps.flatten(0, 1)
+    for connector, teacher_maps in zip(connectors, outputs.teacher_maps, strict=True):
+        student, teacher = outputs.maps.flatten(0, 1), teacher_maps.flatten(0, 1)
         size = (min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1]))
-        error = connector(_pooled(student, size)) - _pooled(teacher, size)
+        error = connector(_pool_to(student, size)) - _pool_to(teacher, size)
         each.append(error.square().flatten(1).mean(1).view(n, batch))
     return torch.stack(each, dim=-1)
 
 
-def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def _pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if maps.shape[-2:] == size else average_pool_to(maps, size)

@@ -1,4 +1,4 @@
-"""The method: its settings, its loss, and when it looks ahead."""
+"""MMKD as a method: its settings, its loss, and its look-ahead steps."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,13 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.methods.several_teachers.mmkd.buffer import HardBuffer
 from tfkd_fast.methods.several_teachers.mmkd.lookahead import meta_gradient
-from tfkd_fast.methods.several_teachers.mmkd.matching import Connector, ConnectorName, Seen, distances, divergences
+from tfkd_fast.methods.several_teachers.mmkd.matching import (
+    Connector,
+    ConnectorName,
+    MatchedOutputs,
+    distances,
+    divergences,
+)
 from tfkd_fast.methods.several_teachers.mmkd.weights import GramNorm, TeacherWeights
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.randomness import seeded
@@ -75,7 +81,7 @@ class MMKDSettings(TaughtSettings):
 
 
 class MMKD(TaughtStudent):
-    """CE + alpha L_KD + beta L_feat, with weights for each sample and teacher by two networks Theta.
+    """MMKD: CE + alpha L_KD + beta L_feat, with weights for each sample and teacher by two networks Theta.
 
     L_KD = mean_x sum_m omega_m(x) T^2 KL(softmax(z_m/T) || softmax(z/T)) and L_feat = mean_x sum_m v_m(x)
     mean((phi_m(F) - F_m)^2), F the last maps, phi_m connectors that train with the student.
@@ -87,7 +93,7 @@ class MMKD(TaughtStudent):
 
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
-        """Without mixed images: a hard image has one label."""
+        """No mixed images, because a hard image has one label."""
         return replace(
             super().needs_for(settings),
             teachers=TeacherCount(2, None),
@@ -120,7 +126,7 @@ class MMKD(TaughtStudent):
             self.weights.parameters(), self._meta.learning_rate, weight_decay=self._meta.weight_decay
         )
         self._hard = HardBuffer(self._meta.buffer, context.seed)
-        self._shown: Batch | None = None  # to the step that is being taken
+        self._batch: Batch | None = None  # of the step that is being taken
         self._steps = 0  # of training, with the one that is being taken
         self._epoch = 0  # for the log, which counts from 1
         self._updates = self._skipped = 0  # of Theta
@@ -132,22 +138,22 @@ class MMKD(TaughtStudent):
         return super().begin_interval(epoch)
 
     def before_step(self, step: TrainingStep) -> None:
-        self._shown = step.batch
+        self._batch = step.batch
         self._steps += 1
         if self._hard.full and self._steps % self._meta.period == 0:
             self._learn_weights(step)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)
-        seen = Seen.of(logits, batch.need_features().after_relu[-1], batch.teachers)
+        outputs = MatchedOutputs.collect(logits, batch.need_features().after_relu[-1], batch.teachers)
         with torch.no_grad():
-            shares = self.weights(seen)
+            shares = self.weights(outputs)
             self._shares += shares.sum((1, 2))
             self._samples += batch.labels.numel()
-            if self._shown is not None:  # one candidate sees it
-                self._hard.add(self._shown, logits[0].argmax(-1) != self._shown.labels, self._steps)
-                self._shown = None
-        return Loss({"hard": hard, "teachers": (self._terms(seen) * shares).sum((0, 2, 3))}, statistics)
+            if self._batch is not None:  # one candidate sees it
+                self._hard.add(self._batch, logits[0].argmax(-1) != self._batch.labels, self._steps)
+                self._batch = None
+        return Loss({"hard": hard, "teachers": (self._terms(outputs) * shares).sum((0, 2, 3))}, statistics)
 
     def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
         omega, v = (self._shares / max(1, self._samples)).tolist()
@@ -180,11 +186,11 @@ class MMKD(TaughtStudent):
         self._hard.load_state_dict(state["hard"], self.context.device)
         self._steps, self._updates, self._skipped = state["steps"], state["updates"], state["skipped"]
 
-    def _terms(self, seen: Seen) -> Tensor:
+    def _terms(self, outputs: MatchedOutputs) -> Tensor:
         """What each sample and teacher adds to alpha L_KD + beta L_feat, unweighed: (2,n,B,M)."""
-        of_logits = self._loss.alpha * divergences(seen, self._loss.temperature)
-        of_features = self.beta() * distances(seen, self._connectors)
-        return torch.stack([of_logits, of_features]) / seen.logits.shape[1]
+        of_logits = self._loss.alpha * divergences(outputs, self._loss.temperature)
+        of_features = self.beta() * distances(outputs, self._connectors)
+        return torch.stack([of_logits, of_features]) / outputs.logits.shape[1]
 
     def beta(self) -> float:
         """The weight of the features now: it rises in a straight line from 0 to loss.beta over loss.warmup_epochs."""
@@ -193,15 +199,15 @@ class MMKD(TaughtStudent):
         return self._loss.beta * min(1.0, self._steps / warmup)
 
     def _learn_weights(self, step: TrainingStep) -> None:
-        """One update of Theta."""
+        """Update Theta once."""
         batch = self._hard.draw(self.context.batch_size, self._steps)
         images = batch.images.to(step.weights[0].dtype, memory_format=torch.channels_last)
         teachers = step.teach(batch.images)
 
         def matching() -> tuple[Tensor, Tensor]:
             logits, features = step.student(images, return_features=True)
-            seen = Seen.of(logits.unsqueeze(0), features.after_relu[-1].unsqueeze(0), teachers)
-            return self._terms(seen), self.weights(seen)
+            outputs = MatchedOutputs.collect(logits.unsqueeze(0), features.after_relu[-1].unsqueeze(0), teachers)
+            return self._terms(outputs), self.weights(outputs)
 
         def outer() -> Tensor:
             return F.cross_entropy(step.student(images), batch.labels)

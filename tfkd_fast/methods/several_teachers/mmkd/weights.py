@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.methods.several_teachers.mmkd.matching import Seen
+from tfkd_fast.methods.several_teachers.mmkd.matching import MatchedOutputs
 
 GramNorm = Literal["rows", "none"]
 
@@ -23,18 +23,18 @@ class TeacherWeights(nn.Module):
         self.by_features = _perceptron(batch_size * (teachers + 1), teachers)
         self._batch_size, self._gram_norm = batch_size, gram_norm
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, outputs: MatchedOutputs) -> Tensor:
         """The weights omega and v, together (2,n,B,M); each sums to 1 over the teachers.
 
         Theta_F knows one batch size only; in another batch the teachers have equal weights for their features (our
         choice; the authors drop the batch).
         """
-        networks = [*seen.teacher_logits.unbind(1), seen.logits.detach()]
+        networks = [*outputs.teacher_logits.unbind(1), outputs.logits.detach()]
         dtype = next(self.parameters()).dtype
         omega = self.by_logits(torch.cat(networks, dim=-1).to(dtype)).softmax(-1)
-        if seen.logits.shape[1] != self._batch_size:
+        if outputs.logits.shape[1] != self._batch_size:
             return torch.stack([omega, torch.full_like(omega, 1.0 / omega.shape[-1])])
-        grams = torch.cat([self._gram(maps) for maps in (*seen.teacher_maps, seen.maps.detach())], dim=-1)
+        grams = torch.cat([self._gram(maps) for maps in (*outputs.teacher_maps, outputs.maps.detach())], dim=-1)
         return torch.stack([omega, self.by_features(grams.to(dtype)).softmax(-1)])
 
     def _gram(self, maps: Tensor) -> Tensor:
