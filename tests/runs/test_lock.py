@@ -72,17 +72,20 @@ def test_a_process_that_inherits_the_lock_holds_it(tmp_path: Path) -> None:
 def test_a_worker_that_was_forked_does_not_hold_the_lock(tmp_path: Path) -> None:
     """It may outlive a run that was killed by seconds, in which the run is resumed."""
     read, write = os.pipe()
+    started, says = os.pipe()
     with lock_folder(tmp_path):
         child = os.fork()
         if child == 0:
             os.close(write)
+            os.write(says, b"!")  # what a forked process has to do was done before it comes here
             os.read(read, 1)  # until the other end is closed
             os._exit(0)
     try:
+        assert os.read(started, 1) == b"!"
         refuse_if_busy(tmp_path)
     finally:
-        os.close(write)
-        os.close(read)
+        for end in (write, read, started, says):
+            os.close(end)
         os.waitpid(child, 0)
 
 
