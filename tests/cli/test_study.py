@@ -111,7 +111,8 @@ def test_rows_and_seeds_can_be_chosen(finished: tuple[Path, Path, str], tmp_path
 def test_a_run_that_fails_leaves_the_others_whole(tmp_path: Path) -> None:
     """And a replay and a student wait for the run that they need, wherever the file names it."""
     text = KD + '[rows.again]\nreplay = "ce"\n[rows.bad]\nmethod = "ce"\noptimizer.learning_rate = 1e9\n'
-    study, out = write(tmp_path, HEAD.replace("[0, 1]", "[0]") + text + CE + '[rows.worse]\nreplay = "bad"\n'), tmp_path
+    study = write(tmp_path, HEAD.replace("[0, 1]", "[0]") + text + CE + '[rows.worse]\nreplay = "bad"\n')
+    out = tmp_path / "out"
     result = run("study", study, "--out", out, "--jobs", "2", ok=False)
     assert result.returncode == 1, result.stdout + result.stderr
     assert students(out).keys() == {"again-seed0", "ce-seed0", "kd-seed0"}

@@ -265,7 +265,7 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
     exec(compile(example, str(EXAMPLE), "exec"), names)
     assert (tmp_path / "agent.zip").is_file()
     assert len(names["recorded"]) == 3
-    summary = api.train(names["taught"], tmp_path / "run", listeners=[])
+    summary = api.train(names["learned"], tmp_path / "run", listeners=[])
     events = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     losses = [event["train_loss"] for event in events if event["event"] == "epoch"]
     assert losses[-1] == names["info"]["progress"]["train_loss"]
