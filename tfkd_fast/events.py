@@ -94,6 +94,8 @@ class RunStarted(RunFacts):
     """Names of the classes, in the order of the labels."""
     reading: str = ""
     """What happens to the pixels of image files, in words; empty where they stay as they are, and in older logs."""
+    parts: str = ""
+    """How training and test images were told apart, in words; empty where the files name both, and in older logs."""
     format: int = 0
     """Version of the log's format, see `FORMAT`; 0 for logs from before the format had a version."""
 

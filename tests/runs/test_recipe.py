@@ -1,10 +1,12 @@
 """Recipes: precedence, round trip, and a clear sentence for every fault."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.methods import find_method
 from tfkd_fast.runs.recipe import load_recipe, make_recipe, parse, shipped_recipes
 
 
@@ -40,6 +42,21 @@ def test_missing_and_malformed_files_are_refused(tmp_path: Path) -> None:
     broken.write_text("epochs = = 3")
     with pytest.raises(UserError, match=r"broken.toml is not valid TOML"):
         load_recipe(str(broken))
+
+
+def test_a_study_in_the_place_of_a_recipe_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('seeds = [0]\nbaseline = "a"\n[rows.a]\nmethod = "ce"\n')
+    for name in (str(file), "cifar100-reduced"):
+        sentence = f"{name} is a study, not a recipe: train it with tfkd-fast study {name}"
+        with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+            load_recipe(name)
+
+
+def test_images_of_ones_own_have_a_recipe_of_moderate_cost() -> None:
+    recipe = load_recipe("folder", {"data": {"root": "images"}})
+    assert recipe == load_recipe(None, {"data": {"dataset": "folder", "root": "images"}})
+    assert find_method(recipe.method).needs(recipe.options).candidates * recipe.epochs <= 30
 
 
 def test_a_recipe_cannot_be_changed() -> None:

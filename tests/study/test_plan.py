@@ -117,7 +117,14 @@ def test_a_fault_is_one_sentence(text: str, sentence: str) -> None:
 def test_what_differs_between_rows_is_not_set_for_all() -> None:
     with pytest.raises(UserError, match="seed cannot be set"):
         make_study("s", BASE + CE, {"seed": 1})
-    with pytest.raises(UserError, match=r"no study file 'cifar10'.*did you mean 'cifar100'"):
-        load_study("cifar10")
+    with pytest.raises(UserError, match=r"no study file 'cifar10x'.*did you mean 'cifar100'"):
+        load_study("cifar10x")
     with pytest.raises(UserError, match="no row 'c': did you mean 'ce'"):
         make_study("s", BASE + CE).choose(["c"])
+
+
+def test_a_recipe_in_the_place_of_a_study_is_told_apart() -> None:
+    with pytest.raises(UserError, match=r"^digits is a recipe, not a study: train it with tfkd-fast train$"):
+        load_study("digits")
+    with pytest.raises(UserError, match=r"^mine is a recipe, not a study"):
+        make_study("mine", 'method = "ce"\n')

@@ -98,7 +98,7 @@ def common(
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or the name of a shipped recipe.")
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
     ] = None,
     dataset: Annotated[
         str | None,
@@ -295,9 +295,7 @@ def doctor() -> None:
 
 @app.command()
 def methods(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A method to show with all that it reads.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A method to show with all that it reads.")] = None,
 ) -> None:
     """List the training methods, or show where one is from and what it reads."""
     if name is None:
@@ -309,7 +307,7 @@ def methods(
 @app.command()
 def options(
     table: Annotated[
-        str | None, typer.Argument(metavar="[TABLE]", help="A table of the recipe, such as data or controller.")
+        str | None, typer.Argument(metavar="TABLE", help="A table of the recipe, such as data or controller.")
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print a JSON schema of recipe files instead, for editors.")

@@ -124,6 +124,8 @@ class Display(Listener):
         self._print(f"{start.device_name} · {start.precision} · loader {start.loader} · operators {start.ops}")
         if start.ops == "reference" and (slow := why_slow()):
             self._print(slow)
+        if start.parts:
+            self._print(start.parts)
         if start.reading:
             self._print(f"of each image file: {start.reading}")
         if start.teachers:

@@ -1,4 +1,8 @@
-"""Class-balanced splits, which are a function of labels and seed."""
+"""Class-balanced splits, which are a function of labels or of names, and of a seed."""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -68,3 +72,28 @@ def split_indices(
             )
         chosen[members[keys[members].argsort(stable=True)[:count]]] = True
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
+
+
+def split_names(names: Sequence[str], fraction: float, seed: int = SPLIT_SEED) -> list[bool]:
+    """Choose a share of the files of one class by their names alone.
+
+    Whatever else is in the class, a file has the same place in the order that files are chosen by (our choice): where
+    files are added, those that were chosen before mostly are again. Names that differ in the composition of accents
+    only, as file systems do, count as the same.
+
+    Args:
+        names: the names of two files or more, each with its class.
+        fraction: share that is chosen, above 0 and below 1: round(fraction * n) of n files, at least one, and not all.
+        seed: seed of the split.
+
+    Returns:
+        For each name, whether it is chosen.
+    """
+
+    def place(name: str) -> bytes:
+        text = f"{seed} {unicodedata.normalize('NFC', name)}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+
+    count = min(max(1, round(fraction * len(names))), len(names) - 1)
+    chosen = set(sorted(names, key=place)[:count])
+    return [name in chosen for name in names]

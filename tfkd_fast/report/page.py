@@ -185,6 +185,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Machine", f"{start.device_name} ({start.device}), {start.precision}"),
         ("Loader and operators", f"{start.loader}, {start.ops}"),
         *([("Image files", start.reading)] if start.reading else []),
+        *([("Test set", start.parts)] if start.parts else []),
         ("Epochs", str(start.epochs)),
         ("Seeds", f"1 (seed {start.seed})"),
     ]

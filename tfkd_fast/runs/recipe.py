@@ -23,6 +23,9 @@ from tfkd_fast.settings import Settings
 
 DEFAULT_METHOD = "tfkd-mrs"
 
+STUDIES = "tfkd_fast.recipes.studies"
+"""The package of the shipped studies."""
+
 
 class Recipe(Settings):
     """The values that every method shares, and the tables of the method in `options`."""
@@ -132,10 +135,19 @@ def load_recipe(name: str | None = None, overrides: Table | None = None) -> Reci
         return make_recipe(parse(shipped_recipes()[name], name), overrides)
     path = Path(name)
     if not path.is_file():
+        _refuse_study(name, name in packaged_texts(STUDIES))
         raise UserError(
             f"no recipe file {name!r}, and no shipped recipe of that name: {nearest(name, shipped_recipes())}"
         )
-    return make_recipe(parse(path.read_text(), name), overrides)
+    table = parse(path.read_text(), name)
+    _refuse_study(name, {"rows", "baseline"} <= table.keys())
+    return make_recipe(table, overrides)
+
+
+def _refuse_study(name: str, is_study: bool) -> None:
+    """Raise UserError for the name of a study in the place of a recipe's."""
+    if is_study:
+        raise UserError(f"{name} is a study, not a recipe: train it with tfkd-fast study {name}")
 
 
 def parse(text: str, name: str) -> Table:

@@ -41,7 +41,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.runs.precedence import Table, merge
-from tfkd_fast.runs.recipe import Recipe, make_recipe, packaged_texts, resolve_levels
+from tfkd_fast.runs.recipe import (
+    STUDIES,
+    Recipe,
+    make_recipe,
+    packaged_texts,
+    resolve_levels,
+    shipped_recipes,
+)
 from tfkd_fast.settings import Settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -158,7 +165,7 @@ def distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 def shipped_studies() -> dict[str, str]:
     """Name -> TOML text of the studies that come with the package."""
-    return packaged_texts("tfkd_fast.recipes.studies")
+    return packaged_texts(STUDIES)
 
 
 def load_study(name: str, overrides: Table | None = None) -> Study:
@@ -167,15 +174,24 @@ def load_study(name: str, overrides: Table | None = None) -> Study:
     if name in studies:
         return make_study(name, studies[name], overrides)
     path = Path(name)
+    if name in shipped_recipes() and not path.is_file():
+        raise _is_a_recipe(name)
     if not path.is_file():
         raise UserError(f"no study file {name!r}, and no shipped study of that name: {nearest(name, studies)}")
     return make_study(path.stem, path.read_text(), overrides)
 
 
+def _is_a_recipe(name: str) -> UserError:
+    return UserError(f"{name} is a recipe, not a study: train it with tfkd-fast train")
+
+
 def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
     """Validate a study's text; the first fault is reported in one sentence."""
     try:
-        file = StudyFile.model_validate(tomllib.loads(text))
+        table = tomllib.loads(text)
+        if "rows" not in table and "method" in table:
+            raise _is_a_recipe(name)
+        file = StudyFile.model_validate(table)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"study {name} is not valid TOML: {error}") from None
     except ValidationError as error:

@@ -360,7 +360,13 @@ class Trainer:
     def _started(self) -> RunStarted:
         """The first line of the log."""
         dataset = self.dataset
-        return RunStarted(**self._facts(), classes=tuple(dataset.classes), reading=dataset.reading, format=FORMAT)
+        return RunStarted(
+            **self._facts(),
+            classes=tuple(dataset.classes),
+            reading=dataset.reading,
+            parts=dataset.parts,
+            format=FORMAT,
+        )
 
     def _summary(self) -> dict[str, Any]:
         state, log = self.state, self._log

@@ -1,5 +1,7 @@
 """Folders of image files."""
 
+import unicodedata
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import torch
 from PIL import Image
 
 from tfkd_fast.data import DataSettings, open_dataset
+from tfkd_fast.data.datasets.base import PartOfDataset
+from tfkd_fast.data.split import split_names
 from tfkd_fast.errors import UserError
 
 Files = dict[str, int]
@@ -100,6 +104,100 @@ def test_a_damaged_training_image_is_named(tmp_path: Path) -> None:
         UserError, match=r"cannot read the image .*train/bee/b.png \(no image format that Pillow knows\)"
     ):
         open_dataset(settings(tmp_path)).mean  # noqa: B018  # the first that looks at pixels
+
+
+FLAT: Files = {f"{name}/{i:02}.png": i for name, count in (("ant", 12), ("bee", 5), ("cow", 2)) for i in range(count)}
+
+
+def parts(root: Path) -> tuple[set[str], set[str]]:
+    """Class and file name of the training images and of the test images."""
+    dataset = open_dataset(settings(root))
+    both = (dataset.read_train(), dataset.read_test())
+    for part in both:
+        assert [dataset.classes[label] for label in part.labels] == [file.parent.name for file in part.files]
+    train, test = ({f"{file.parent.name}/{file.name}" for file in part.files} for part in both)
+    return train, test
+
+
+def test_a_folder_without_parts_is_split_class_by_class_and_says_so(tmp_path: Path) -> None:
+    write(tmp_path, FLAT)
+    train, test = parts(tmp_path)
+    assert train | test == set(FLAT)
+    assert not train & test
+    assert [sum(name.startswith(one) for name in test) for one in ("ant", "bee", "cow")] == [2, 1, 1]
+    dataset = open_dataset(settings(tmp_path))
+    assert dataset.parts == (
+        "there are no train/ and test/, so 20 % of the images of each class are the test set: 4 of 19, chosen by the "
+        "names of the files with seed 0"
+    )
+    chosen = {  # the rule, written out
+        name
+        for one, count in (("ant", 2), ("bee", 1), ("cow", 1))
+        for name in sorted(
+            (file for file in FLAT if file.startswith(one)), key=lambda file: sha256(f"0 {file}".encode()).digest()
+        )[:count]
+    }
+    assert test == chosen
+
+
+def test_a_split_depends_on_names_alone(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write(first, FLAT)
+    write(second, {name: 99 - level for name, level in reversed(FLAT.items())})  # other pixels, in another order
+    assert parts(first) == parts(second)
+    assert open_dataset(settings(first)).fingerprint == open_dataset(settings(first)).fingerprint
+    _, before = parts(first)
+    write(first, {f"bee/new {i}.png": 0 for i in range(2)})
+    _, after = parts(first)
+    assert {name for name in after if "bee" not in name} == {name for name in before if "bee" not in name}
+
+
+def test_names_that_differ_in_their_composition_only_are_split_alike() -> None:
+    composed = [f"\u00e9t\u00e9/{i}.png" for i in range(20)]
+    decomposed = [unicodedata.normalize("NFD", name) for name in composed]
+    assert composed != decomposed
+    assert split_names(composed, 0.2) == split_names(decomposed, 0.2)
+    assert sum(split_names(["a/\udcff.png", "a/b.png"], 0.2)) == 1  # bytes that are no text
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_without_a_test_part_the_validation_part_is_tested_and_it_says_so(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {file.replace("test/", f"{name}/"): level for file, level in FILES.items()})
+    dataset = open_dataset(settings(tmp_path))
+    assert dataset.parts.startswith(f"there is no test/, so the images of {name}/ are the test set; what is held out ")
+    assert dataset.read_test().all_images()[:, 0, 0, 0].tolist() == [60, 50]
+    assert len(dataset.read_train()) == 4
+
+
+def test_what_is_not_read_is_named(tmp_path: Path) -> None:
+    write(tmp_path, FILES)
+    assert open_dataset(settings(tmp_path)).parts == ""
+    write(tmp_path, {"val/ant/g.png": 1, "extra/h.png": 2})
+    assert open_dataset(settings(tmp_path)).parts == "not read: extra/, val/"
+    assert PartOfDataset(
+        open_dataset(settings(tmp_path)), ["ant"], read_train=lambda: None, read_test=lambda: None
+    ).parts
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["train/ant/a.png", "train/bee/b.png"], r"no folder .*/test and none of val, .*name .*/train as --data-root"),
+        (["train/ant/a.png", "val/ant/b.png", "valid/ant/c.png"], r"both val/ and valid/ might be the test set"),
+        (["test/ant/a.png", "test/bee/b.png"], r"there is no folder .*/train"),
+        (["ant/a.png", "ant/b.png", "test/c.png"], r"there is no folder .*/train"),
+        (["train/a.png", "test/b.png"], r"/train holds no class"),
+        (["Training/ant/a.png", "Testing/ant/b.png"], r"/Testing holds folders and no image: name the parts"),
+        (["ant/a.png", "ant/b.png", "bee/c.png"], r"/bee holds one image, .* is split, class by class: add another"),
+        (["ant/a.png", "ant/b.png"], r"holds the one class 'ant'"),
+        (["a.png"], r"holds no class: images belong into a folder of their class's name"),
+    ],
+)
+def test_a_layout_that_may_be_meant_in_two_ways_is_refused(tmp_path: Path, files: list[str], sentence: str) -> None:
+    write(tmp_path, dict.fromkeys(files, 0))
+    with pytest.raises(UserError, match=sentence) as caught:
+        open_dataset(settings(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_no_root_is_refused() -> None:

@@ -40,6 +40,7 @@ class Dataset:
         read_test: Callable[[], ImageSet],
         statistics: ChannelStatistics | None = None,
         reading: str = "",
+        parts: str = "",
     ) -> None:
         """Describe a data set; images are read when they are first used.
 
@@ -51,6 +52,7 @@ class Dataset:
             read_train, read_test: read the images of a part.
             statistics: the usual constants of the field; None to compute them from the training images.
             reading: what happens to the pixels of the files, in words; empty if they stay as they are.
+            parts: how training and test images were told apart, in words; empty if the files name both.
         """
         self.name = name
         self.classes = classes
@@ -58,6 +60,7 @@ class Dataset:
         self.image_shape = image_shape
         self.flip = flip
         self.reading = reading
+        self.parts = parts
         self._read_train = read_train
         self._read_test = read_test
         self._given_statistics = statistics
@@ -118,6 +121,7 @@ class PartOfDataset(Dataset):
             read_train=read_train,
             read_test=read_test,
             reading=whole.reading,
+            parts=whole.parts,
         )
         self.whole = whole
 

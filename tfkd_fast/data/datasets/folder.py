@@ -1,39 +1,56 @@
-"""Data sets of image files in folders that are named after their classes: train/CLASS/* and test/CLASS/*."""
+"""Data sets of image files in folders that are named after their classes: in two parts, or in one that is split."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.images import READING, FileImages
 from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.data.split import SPLIT_SEED, split_names
 from tfkd_fast.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+TRAIN, TEST = "train", "test"
+VALIDATION = ("val", "valid", "validation")
+"""Names of folders whose images are the test set where there is no folder of that name."""
+
+TEST_SHARE = 0.2
+"""Share of test images of every class where a folder has no parts (our choice)."""
 
 Listing = dict[str, list[Path]]
 """Class name -> its image files; both are sorted by name."""
 
 
+class FolderParts(NamedTuple):
+    """The image files of a folder in two parts."""
+
+    train: Listing
+    """The files of the training images."""
+    test: Listing
+    """The files of the test images."""
+    words: str
+    """How the parts were found where the folder does not name both, and what is not read; empty if there is nothing to
+    say."""
+
+
 def open_folder(settings: DataSettings, download: bool) -> Dataset:
     """Open a folder of RGB images of `settings.image_size` pixels a side.
 
-    The classes are those of train/, sorted by name. Files are listed at once and opened when they are read. Hidden
-    files and files that are no images are skipped.
+    The classes are those of the training part, sorted by name. Files are listed at once and opened when they are read.
+    Hidden files and files that are no images are skipped.
 
     Raises:
-        UserError: no folder is named, it lacks train/ or test/, or a class is empty or occurs in test/ only.
+        UserError: no folder is named, it cannot be told what its folders are, or a class is empty or occurs in the test
+            part only.
     """
     if settings.root is None:
         raise UserError("data set folder needs its folder: name it with --data-root FOLDER")
     root = Path(settings.root).expanduser()
-    train, test = list_classes(root / "train"), list_classes(root / "test")
+    train, test, words = find_parts(root)
     classes = list(train)
-    if len(classes) < 2:
-        raise UserError(f"{root / 'train'} holds the one class {classes[0]!r}: add another")
-    for name in test:
-        if name not in train:
-            raise UserError(f"class {name!r} is in {root / 'test'} but not in {root / 'train'}: add it there too")
     size = settings.image_size
     return Dataset(
         "folder",
@@ -43,7 +60,43 @@ def open_folder(settings: DataSettings, download: bool) -> Dataset:
         read_train=lambda: _images(train, classes, size),
         read_test=lambda: _images(test, classes, size),
         reading=READING.format(size=size),
+        parts=words,
     )
+
+
+def find_parts(root: Path) -> FolderParts:
+    """Find the training and test images below a folder.
+
+    train/CLASS/* and test/CLASS/* are taken as they are. Without test/, the images of val/ are the test set. Class
+    folders directly in the folder are split, see `split_names`: the parts are a function of the names of classes and
+    files.
+
+    Raises:
+        UserError: the folder is missing, or it cannot be told which images are to be tested.
+    """
+    named = {place.name for place in _folders(root)}
+    parts = named & {TRAIN, TEST, *VALIDATION}
+    if not parts:
+        return _split(root)
+    if TRAIN not in parts:
+        raise UserError(
+            f"there is no folder {root / TRAIN}: images belong into train/CLASS/ and test/CLASS/ of --data-root, or "
+            "all into CLASS/"
+        )
+    test, words = TEST, []
+    if TEST not in parts:
+        test = _only_validation(root, sorted(parts - {TRAIN}))
+        words.append(
+            f"there is no test/, so the images of {test}/ are the test set; what is held out comes from train/"
+        )
+    if unread := sorted(named - {TRAIN, test}):
+        words.append(f"not read: {', '.join(f'{name}/' for name in unread)}")
+    train_listing, test_listing = list_classes(root / TRAIN), list_classes(root / test)
+    _need_two_classes(root / TRAIN, train_listing)
+    for name in test_listing:
+        if name not in train_listing:
+            raise UserError(f"class {name!r} is in {root / test} but not in {root / TRAIN}: add it there too")
+    return FolderParts(train_listing, test_listing, "; ".join(words))
 
 
 def list_classes(folder: Path) -> Listing:
@@ -52,16 +105,73 @@ def list_classes(folder: Path) -> Listing:
     Raises:
         UserError: the folder is missing or holds no class, or a class holds no image.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: images belong into train/CLASS/ and test/CLASS/ of --data-root")
-    places = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    places = _folders(folder)
     if not places:
         raise UserError(f"{folder} holds no class: images belong into a folder of their class's name below it")
     listing = {place.name: sorted(filter(_is_image, place.iterdir())) for place in places}
     for name, files in listing.items():
-        if not files:
-            raise UserError(f"{folder / name} holds no image ({', '.join(SUFFIXES)}): add some or delete it")
+        if files:
+            continue
+        if _folders(folder / name):
+            raise UserError(
+                f"{folder / name} holds folders and no image: name the parts of a data set train/ and test/, and put "
+                "all images of a class into one folder"
+            )
+        raise UserError(f"{folder / name} holds no image ({', '.join(SUFFIXES)}): add some or delete it")
     return listing
+
+
+def _split(root: Path) -> FolderParts:
+    """Split the images of a folder without parts."""
+    listing = list_classes(root)
+    _need_two_classes(root, listing)
+    train: Listing = {}
+    test: Listing = {}
+    for name, files in listing.items():
+        if len(files) < 2:
+            raise UserError(
+                f"{root / name} holds one image, but a folder without train/ and test/ is split, class by class: add "
+                "another, or make the parts yourself"
+            )
+        chosen = split_names([f"{name}/{file.name}" for file in files], TEST_SHARE, SPLIT_SEED)
+        train[name] = [file for file, tested in zip(files, chosen, strict=True) if not tested]
+        test[name] = [file for file, tested in zip(files, chosen, strict=True) if tested]
+    images, tested = (sum(map(len, part.values())) for part in (listing, test))
+    words = (
+        f"there are no train/ and test/, so {100 * TEST_SHARE:g} % of the images of each class are the test set: "
+        f"{tested:,} of {images:,}, chosen by the names of the files with seed {SPLIT_SEED}"
+    )
+    return FolderParts(train, test, words)
+
+
+def _only_validation(root: Path, found: list[str]) -> str:
+    """The one folder that may serve as the test set where there is none of that name."""
+    if not found:
+        raise UserError(
+            f"there is no folder {root / TEST} and none of {', '.join(VALIDATION)}: add it, or name "
+            f"{root / TRAIN} as --data-root, whose images are then split"
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{root} has no test/, and both {' and '.join(f'{name}/' for name in found)} might be the test set: rename "
+            "one of them to test"
+        )
+    return found[0]
+
+
+def _need_two_classes(place: Path, listing: Listing) -> None:
+    if len(listing) < 2:
+        raise UserError(f"{place} holds the one class {next(iter(listing))!r}: add another")
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without those that are hidden, sorted by name."""
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}: images belong into train/CLASS/ and test/CLASS/ of --data-root, or all into "
+            "CLASS/"
+        )
+    return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
 
 
 def _is_image(path: Path) -> bool:
