@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks.harness import OURS, Case
 from benchmarks.rivals import dali, liger
 from benchmarks.rows import Row, as_json, from_json, regressions, rows_of
+from tfkd_fast.strict_json import to_json
 
 SUITES = [
     "soft_target",
@@ -116,7 +117,7 @@ def main() -> int:
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         results = {"device": name, "torch": torch.__version__, "rows": as_json(rows)}
-        (arguments.out / file_name).write_text(json.dumps(results, indent=1) + "\n")
+        (arguments.out / file_name).write_text(to_json(results, indent=1) + "\n")
         console.print(f"Written to {arguments.out / file_name}.")
     if before is None:
         console.print(f"No stored results of {name} to compare with.")

@@ -15,6 +15,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from tfkd_fast.strict_json import to_json
+
 FORMAT = 1
 """Version of the log that this package writes, in the first line of every log. Lines of older versions can be read."""
 
@@ -471,7 +473,7 @@ class LogLine(NamedTuple):
 
 def to_line(event: Event, seconds: float) -> str:
     """The line of metrics.jsonl, without its end, that says that `event` happened `seconds` after the run's start."""
-    return json.dumps({"event": event.kind, "time": round(seconds, 3)} | json.loads(event.model_dump_json()))
+    return to_json({"event": event.kind, "time": round(seconds, 3)} | event.model_dump(mode="json"))
 
 
 def from_line(line: str | bytes) -> LogLine:

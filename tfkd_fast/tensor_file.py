@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.settings import Settings
+from tfkd_fast.strict_json import to_json
 
 Header = TypeVar("Header", bound=Settings)
 
@@ -31,7 +32,7 @@ def to_bytes(kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> b
         header: values that JSON can hold.
         tensors: the tensors by name.
     """
-    return safetensors.torch.save(tensors, metadata={kind: json.dumps(header)})
+    return safetensors.torch.save(tensors, metadata={kind: to_json(header)})
 
 
 def read_header(path: Path, kind: str) -> dict[str, Any]:

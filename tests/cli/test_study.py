@@ -122,6 +122,9 @@ def test_a_run_that_fails_leaves_the_others_whole(tmp_path: Path) -> None:
     assert "lower optimizer.learning_rate" in page.split("Missing: bad-seed0: ")[1]
     assert "it needs bad-seed0" in page.split("Missing: worse-seed0: ")[1]
     assert "missing: bad-seed0" in result.stdout
+    again = run("study", study, "--out", out, "--rows", "ce")  # nothing of this row failed
+    assert "missing: bad-seed0" in again.stdout
+    assert "Missing: bad-seed0: the loss became" in (out / "table.md").read_text()
 
 
 def test_a_killed_run_goes_on_when_the_study_is_given_again(tmp_path: Path) -> None:

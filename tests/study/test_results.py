@@ -1,5 +1,6 @@
 """The arithmetic of a study's table against scipy's paired test, and against numbers worked out by hand."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,25 @@ def test_a_figure_that_one_run_lacks_is_left_out(study: Study) -> None:
     found = lines(study, {"a": {0: summary(1.0), 1: summary(2.0, test_nll=None, holdout_top1=None)}})
     assert found[1].test_top1 == mean_of([1.0, 2.0])
     assert (found[1].test_nll, found[1].holdout_top1) == (None, None)
+
+
+@pytest.mark.parametrize("lacking", [{"test_top1": None}, {"test_top1": math.nan}, "no key"])
+@pytest.mark.parametrize("row", ["ce", "a"])
+def test_a_run_without_a_test_top1_counts_as_missing(row: str, lacking: Any) -> None:
+    """Such as one of an earlier version whose student diverged in its last step."""
+    study = make_study("s", TEXT + '[contrasts]\nours = [["a", "ce"]]\n')
+    done = runs(ce={0: 10.0, 1: 20.0, 2: 9.0}, a={0: 11.0, 1: 23.0, 2: 9.0})
+    without = {name: {seed: run for seed, run in of.items() if (name, seed) != (row, 2)} for name, of in done.items()}
+    if lacking == "no key":
+        done[row][2] = {"seconds": 60.0}
+    else:
+        done[row][2] |= lacking
+    assert lines(study, done) == lines(study, without)
+    assert contrasts(study, done) == contrasts(study, without)
+    text = markdown(study, done, study.seeds, {})
+    assert f"Left out, because their summaries have no test top-1: {row}-seed2." in text
+    assert f"points over 2 seeds (a less ce); without seed 2, which {row} lacks" in text
+    assert "Left out" not in markdown(study, without, study.seeds, {})
 
 
 def test_the_page_says_how_it_compares_and_what_is_missing(study: Study) -> None:

@@ -1,6 +1,5 @@
 """Commands and their options. Each is a few calls into the package, whose results are printed here."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.schema import recipe_schema
 from tfkd_fast.runs.stop import Stop, Stopped, stopped_by_signals
 from tfkd_fast.steering.control.policy_search import Generation
+from tfkd_fast.strict_json import to_json
 from tfkd_fast.study import load_study
 
 app = typer.Typer(
@@ -264,7 +264,7 @@ def evaluate(
     precision: Annotated[PrecisionName, PRECISION] = "auto",
 ) -> None:
     """Print the test accuracy, NLL and ECE of a finished run as JSON."""
-    print(json.dumps(api.evaluate(run_dir, device=device, precision=precision), indent=2))
+    print(to_json(api.evaluate(run_dir, device=device, precision=precision), indent=2))
 
 
 @app.command()
@@ -315,7 +315,7 @@ def options(
 ) -> None:
     """List every key of a recipe, or of one table, with its values, its default and what it is."""
     if schema:
-        print(json.dumps(recipe_schema(), indent=2))
+        print(to_json(recipe_schema(), indent=2))
     else:
         show_options(table, Console())
 
@@ -352,7 +352,7 @@ def bench(
     )
     show(figures, Console())
     if out is not None:
-        content = json.dumps(figures, indent=1) + "\n"
+        content = to_json(figures, indent=1) + "\n"
         write_atomically(out, lambda file: file.write(content.encode()))
 
 

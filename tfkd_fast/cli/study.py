@@ -53,7 +53,7 @@ def train_study(
         print("stopped: the same command again goes on from the last checkpoints", file=sys.stderr)
         return stopped.exit_code
     show(runner, console)
-    return 1 if runner.failures else 0
+    return 1 if runner.failed_now else 0
 
 
 def show(runner: Runner, console: Console) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.policies.students import Students
-from tfkd_fast.runs.folder import RunFolder, replace_nonfinite
+from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import LineFile
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
 from tfkd_fast.steering.control.settings import RandomSettings, SampledPolicySettings
+from tfkd_fast.strict_json import to_json
 
 
 def learn_policy(
@@ -58,9 +59,7 @@ def learn_policy(
         lines = LineFile(folder.generations, keep=len(finished.encode()))
         for number in range(len(done), generations):
             generation = search.run_generation(fleet)
-            lines.write(
-                json.dumps(replace_nonfinite({"event": "generation", "number": number} | as_record(generation)))
-            )
+            lines.write(to_json({"event": "generation", "number": number} | as_record(generation)))
             folder.write_bytes(folder.policy.name, search.policy_bytes())
             on_generation(number, generation)
         lines.close()

@@ -8,7 +8,6 @@ lock.
 
 import contextlib
 import json
-import math
 import tomllib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.checkpoint import PART, load_checkpoint, save_checkpoint, write_atomically
 from tfkd_fast.runs.lock import LOCK, lock_folder, refuse_if_busy
+from tfkd_fast.strict_json import to_json
 
 KEPT_CHECKPOINTS = 2
 
@@ -128,7 +128,7 @@ class RunFolder:
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         """Write nested plain values as indented JSON, atomically; NaN and infinity become null."""
-        text = json.dumps(replace_nonfinite(values), indent=2) + "\n"
+        text = to_json(values, indent=2) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -146,14 +146,3 @@ def refuse_if_foreign(folder: Path, *, ours: set[str]) -> None:
         raise UserError(
             f"{folder} is not empty and holds nothing of tfkd-fast ({foreign[0]} is in it): choose another --out"
         )
-
-
-def replace_nonfinite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None, also in nested values."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: replace_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [replace_nonfinite(item) for item in value]
-    return value

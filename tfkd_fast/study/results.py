@@ -1,8 +1,10 @@
 """The table of a study: means over seeds, and differences to the baseline that are paired by seed.
 
-Top-1 is percent, as in the files of a run.
+Top-1 is percent, as in the files of a run. A run whose summary has no test top-1, or null there, counts as one that is
+missing, and the notes name it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +22,18 @@ Summary = Mapping[str, Any]
 
 Runs = Mapping[str, Mapping[int, Summary]]
 """Row -> seed -> the finished run."""
+
+
+def figure(summary: Summary, name: str) -> float | None:
+    """A figure of a run; None where the summary does not have it, or has null or NaN."""
+    value = summary.get(name)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def top1_by_row(study: Study, runs: Runs) -> dict[str, dict[int, float]]:
+    """Row -> seed -> test top-1 of every run that has one."""
+    found = {row: {seed: figure(run, "test_top1") for seed, run in runs.get(row, {}).items()} for row in study.rows}
+    return {row: {seed: top1 for seed, top1 in own.items() if top1 is not None} for row, own in found.items()}
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Line:
     row: str
     title: str
     seeds: tuple[int, ...]
-    """Seeds of the finished runs, in ascending order."""
+    """Seeds of the finished runs that have a test top-1, in ascending order."""
     student_epochs: Mean | None
     test_top1: Mean | None
     difference: Difference | None
@@ -69,11 +83,13 @@ class Line:
 def lines(study: Study, runs: Runs) -> list[Line]:
     """A line for every row of the study, in its order."""
 
-    def mean(row: str, figure: str) -> Mean | None:
-        values = [summary[figure] for summary in runs.get(row, {}).values()]
-        return None if not values or None in values else mean_of(values)
+    top1 = top1_by_row(study, runs)
 
-    top1 = {row: {seed: summary["test_top1"] for seed, summary in runs.get(row, {}).items()} for row in study.rows}
+    def mean(row: str, name: str) -> Mean | None:
+        values = [figure(runs[row][seed], name) for seed in top1[row]]
+        known = [value for value in values if value is not None]
+        return mean_of(known) if known and len(known) == len(values) else None
+
     baseline = study.baseline.name
     compared = [row.name for row in study.rows.values() if row.compared and row.name != baseline]
     differences = {row: paired_difference(top1[row], top1[baseline]) for row in compared}
@@ -83,7 +99,7 @@ def lines(study: Study, runs: Runs) -> list[Line]:
         Line(
             row=row.name,
             title=row.title,
-            seeds=tuple(sorted(runs.get(row.name, {}))),
+            seeds=tuple(sorted(top1[row.name])),
             student_epochs=mean(row.name, "student_epochs"),
             test_top1=mean(row.name, "test_top1"),
             difference=differences.get(row.name),
@@ -102,11 +118,9 @@ def contrasts(study: Study, runs: Runs) -> dict[str, Difference | None]:
 
     A seed counts where all rows of the contrast have it.
     """
-    found = {}
+    found, top1 = {}, top1_by_row(study, runs)
     for name, pairs in study.contrasts.items():
-        rows = {row for pair in pairs for row in pair}
-        seeds = set.intersection(*(set(runs.get(row, {})) for row in rows))
-        top1 = {row: {seed: runs[row][seed]["test_top1"] for seed in seeds} for row in rows if seeds}
+        seeds = set.intersection(*(set(top1[row]) for pair in pairs for row in pair))
         first, second = (
             {seed: float(np.mean([top1[pair[side]][seed] for pair in pairs])) for seed in seeds} for side in (0, 1)
         )
@@ -177,14 +191,21 @@ def cells(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
 
 
 def contrast_lines(study: Study, runs: Runs) -> list[str]:
-    """A sentence for each contrast that is known."""
-    return [
-        f"{name}: {_difference(found)} points over {found.pairs} seeds ("
-        + ", ".join(f"{first} less {second}" for first, second in study.contrasts[name])
-        + ")"
-        for name, found in contrasts(study, runs).items()
-        if found is not None
-    ]
+    """A sentence for each contrast that is known, which names the seeds that some of its rows lack."""
+    sentences, top1 = [], top1_by_row(study, runs)
+    for name, found in contrasts(study, runs).items():
+        if found is None:
+            continue
+        pairs = study.contrasts[name]
+        rows = dict.fromkeys(row for pair in pairs for row in pair)
+        lacking = {
+            seed: " and ".join(row for row in rows if seed not in top1[row])
+            for seed in sorted({seed for row in rows for seed in top1[row]})
+        }
+        left_out = "".join(f"; without seed {seed}, which {names} lacks" for seed, names in lacking.items() if names)
+        what = ", ".join(f"{first} less {second}" for first, second in pairs)
+        sentences.append(f"{name}: {_difference(found)} points over {found.pairs} seeds ({what}){left_out}")
+    return sentences
 
 
 def notes(study: Study, found: Sequence[Line], runs: Runs, seeds: Sequence[int]) -> list[str]:
@@ -192,8 +213,14 @@ def notes(study: Study, found: Sequence[Line], runs: Runs, seeds: Sequence[int])
     compared = sum(line.difference is not None for line in found)
     tested = sum(line.adjusted_p is not None for line in found)
     machines = {
-        f"{summary['device_name']}, {summary['precision']}" for row in runs.values() for summary in row.values()
+        f"{summary.get('device_name')}, {summary.get('precision')}" for row in runs.values() for summary in row.values()
     }
+    without = [
+        f"{row}-seed{seed}"
+        for row, by_seed in runs.items()
+        for seed, summary in by_seed.items()
+        if figure(summary, "test_top1") is None
+    ]
     result = [
         f"Seeds: {', '.join(map(str, seeds))}. Mean ± sample standard deviation over the seeds that are done.",
         "Figures of the last epoch; the test set was read once a run, after training.",
@@ -202,6 +229,8 @@ def notes(study: Study, found: Sequence[Line], runs: Runs, seeds: Sequence[int])
         f"Rows compared with the baseline: {compared}; the intervals are not corrected for their number. p is that of "
         f"the two-sided paired t-test, adjusted by Holm's method over the rows that have one: {tested}.",
     ]
+    if without:
+        result.append(f"Left out, because their summaries have no test top-1: {', '.join(without)}.")
     if machines:
         result.append(
             f"Trained on {'; '.join(sorted(machines))}. Seconds are those of runs beside others at the same time."

@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.checkpoint import write_atomically
-from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign, replace_nonfinite
+from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
 from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
+from tfkd_fast.strict_json import to_json
 from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
 
@@ -128,7 +129,10 @@ class Runner:
         self.jobs = jobs or (1 if any(_uses_cuda(row) for row in rows) else cores)
         self._threads = max(1, cores // self.jobs)
         self._running: dict[Run, Process] = {}
-        self.failures: dict[str, str] = {}
+        self.failed_now = False
+        """Whether a run failed since this runner was made."""
+        self.failures = self._earlier_failures()
+        """Reason of every run that failed, in this call or an earlier one, by name."""
 
     def run(self) -> None:
         """Train, and write the table after every run; a run that fails does not stop the others."""
@@ -152,7 +156,17 @@ class Runner:
         text = results.markdown(self.study, runs, self.seeds, self.failures)
         _write(self.folder.table, text)
         values = results.as_json(self.study, runs, self.seeds, self.failures)
-        _write(self.folder.results, json.dumps(replace_nonfinite(values), indent=2) + "\n")
+        _write(self.folder.results, to_json(values, indent=2) + "\n")
+
+    def _earlier_failures(self) -> dict[str, str]:
+        """The failures in results.json, of runs that are neither finished by now nor to be trained again."""
+        try:
+            failures = dict(json.loads(self.folder.results.read_bytes())["failures"])
+        except (OSError, ValueError, TypeError, KeyError):  # no table yet, or damaged: it is written anew
+            return {}
+        runs = (Run(row, seed) for seed in self.seeds for row in self.study.rows.values())
+        left = [run for run in runs if run not in self.waiting and not self.folder.run(run).summary.exists()]
+        return {run.name: str(failures[run.name]) for run in left if run.name in failures}
 
     def _start_ready(self, inherited: list[int]) -> None:
         """Start runs in their order, as many as may run; one that needs others waits for them."""
@@ -200,7 +214,7 @@ class Runner:
 
     def _end(self, run: Run, failure: str | None) -> None:
         if failure is not None:
-            self.failures[run.name] = failure
+            self.failures[run.name], self.failed_now = failure, True
         self.write_table()
         self._on_end(run, failure)
 

@@ -1,6 +1,7 @@
 """What holds of every controller: resuming, seeds, the global random state; and the decisions that they make."""
 
 import io
+import math
 import random
 from dataclasses import replace
 
@@ -112,6 +113,27 @@ def test_one_number_is_enough(progress: Progress, name: str) -> None:
         assert decision.actions.shape == (4, 1)
         came = outcome(decision.actions[:, 0].tolist(), action_gradient=torch.ones(1))
         controller.learn(decision, came, progress)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_leave_no_trace_in_what_follows(progress: Progress, name: str, bad: float) -> None:
+    """A candidate that diverged among others, and a single one: every later action and reward is finite."""
+    controller = build(name)
+    for k in range(24):
+        candidates = 4 if k % 2 else 1
+        decision = controller.decide(progress, candidates)
+        assert decision.actions.isfinite().all()
+        came = outcome([0.1 * slot for slot in range(candidates)], action_gradient=torch.ones(5))
+        diverged = k in (4, 7, 8)
+        if diverged:
+            nll = (bad, *came.nll[1:])
+            came = replace(came, nll=nll, winner=candidates - 1, action_gradient=torch.full((5,), bad))
+        after = replace(progress, holdout_nll=bad) if diverged and candidates == 1 else progress
+        feedback = controller.learn(decision, came, after)
+        if candidates > 1 and name != "hypergradient":
+            assert all(map(math.isfinite, feedback.rewards))
+            assert not diverged or min(feedback.rewards) == feedback.rewards[0]
 
 
 @pytest.mark.parametrize("name", VALUES)

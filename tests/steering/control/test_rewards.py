@@ -39,6 +39,30 @@ def test_equal_candidates_earn_nothing() -> None:
     np.testing.assert_allclose(rewards.numpy(), 0.5 * np.array([1, 0, -1]) * math.sqrt(1.5), atol=1e-12)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("score", ["top1", "nll"])
+@pytest.mark.parametrize("top1_share", [0.0, 0.25, 1.0])
+def test_a_diverged_candidate_earns_least_and_leaves_the_others_comparable(
+    top1_share: float, score: str, bad: float
+) -> None:
+    """Of the others, top-1 0.5 and 0.7 and NLL 1.0 and 0.8 are one standard deviation, 0.1, from their means: it is
+    put at 0.4 and 1.1, and the rewards are those of a group with these scores."""
+    scores = {"top1": (0.5, 0.9, 0.7), "nll": (1.0, 0.1, 0.8)}
+    scores[score] = (scores[score][0], bad, scores[score][2])
+    outcome = DecisionOutcome(**scores, parent_top1=0.3, parent_nll=2.0, winner=2)
+    expected = group_rewards(DecisionOutcome((0.5, 0.4, 0.7), (1.0, 1.1, 0.8), 0.3, 2.0, winner=2), top1_share)
+    torch.testing.assert_close(group_rewards(outcome, top1_share), expected)
+    assert expected.argmin() == 1
+    assert float(expected.mean()) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_where_others_are_equal_or_none_is_left() -> None:
+    nan = math.nan
+    rewards = group_rewards(DecisionOutcome((0.5, 0.5, nan), (1.0, 1.0, nan), 0.5, 1.0, winner=0), 0.5)
+    np.testing.assert_allclose(rewards.numpy(), np.array([1, 1, -2]) / math.sqrt(2), rtol=1e-12)
+    assert not group_rewards(DecisionOutcome((nan, nan), (nan, nan), 0.5, 1.0, winner=0), 0.5).any()
+
+
 def test_standardize_against_numpy() -> None:
     values = torch.randn(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = (values.numpy() - values.numpy().mean()) / values.numpy().std()

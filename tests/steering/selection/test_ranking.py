@@ -95,6 +95,14 @@ def test_a_diverged_candidate_comes_last(aggregate: str) -> None:
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("lacking", ["nll", "top1", "averaged_top1", "train_top1"])
+def test_one_score_that_is_no_number_puts_it_last(lacking: str, aggregate: str) -> None:
+    best = CandidateScore(1.0, 0.01, 1.0, 0.5, (1.2, 0.01))
+    assert select([best, *TABLE], settings(aggregate)).winner == 0
+    assert select([replace(best, **{lacking: math.nan}), *TABLE], settings(aggregate)).order[-1] == 0
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_one_candidate_wins(aggregate: str) -> None:
     assert select(TABLE[3:], settings(aggregate)).winner == 0
 

@@ -1,6 +1,5 @@
 """A distillation process: the weight of every pathway over the time of a run, and the file that it travels in."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.distpro.pathways import Pathway
 from tfkd_fast.settings import Settings
+from tfkd_fast.strict_json import to_json
 from tfkd_fast.tensor_file import FileKind
 
 FILE = "process.safetensors"
@@ -78,7 +78,7 @@ def _nearest(pathway: Pathway, known: Sequence[Pathway]) -> int:
     if not alike:
         names = sorted({other.transform for other in known})
         raise UserError(
-            f"the process has no pathways through {pathway.transform}: set pathways.transforms to {json.dumps(names)}"
+            f"the process has no pathways through {pathway.transform}: set pathways.transforms to {to_json(names)}"
         )
     return min(alike, key=distance)
 

@@ -12,16 +12,21 @@ from tfkd_fast.steering.control.controller import DecisionOutcome
 
 def standardize(values: Tensor) -> Tensor:
     """Shift and scale values (n,) to mean 0 and population standard deviation 1; equal values give zeros."""
-    centred = values - values.mean()
-    deviation = centred.square().mean().sqrt()
-    negligible = 1e-6 * values.abs().max()  # what rounding leaves of equal values
-    return centred / deviation if deviation > negligible else torch.zeros_like(values)
+    centred, deviation = values - values.mean(), _deviation(values)
+    return centred / deviation if deviation > 0 else torch.zeros_like(values)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """The population standard deviation () of values (n,), or 0 where it is what rounding leaves of equal values."""
+    deviation = (values - values.mean()).square().mean().sqrt()
+    return torch.where(deviation > 1e-6 * values.abs().max(), deviation, 0.0)
 
 
 def group_rewards(outcome: DecisionOutcome, top1_share: float) -> Tensor:
     """Return rewards (P,) float64 of candidates of one parent: a mixture of standardised gains in top-1 and in NLL.
 
-    Effects that all candidates share, such as a drop of the learning rate, cancel.
+    Effects that all candidates share, such as a drop of the learning rate, cancel. A candidate that diverged, one of
+    whose scores is not finite, gets the lowest reward, and the others are compared by their own scores (our choice).
 
     Args:
         outcome: scores of P >= 2 candidates and of their parent.
@@ -29,7 +34,18 @@ def group_rewards(outcome: DecisionOutcome, top1_share: float) -> Tensor:
     """
     gain_top1 = torch.tensor(outcome.top1, dtype=torch.float64) - outcome.parent_top1
     gain_nll = outcome.parent_nll - torch.tensor(outcome.nll, dtype=torch.float64)
+    diverged = ~(gain_top1.isfinite() & gain_nll.isfinite())
+    if diverged.any():
+        gain_top1, gain_nll = _put_last(gain_top1, diverged), _put_last(gain_nll, diverged)
     return top1_share * standardize(gain_top1) + (1.0 - top1_share) * standardize(gain_nll)
+
+
+def _put_last(gains: Tensor, diverged: Tensor) -> Tensor:
+    """Gains (n,) with those of the `diverged` (n,) bool one standard deviation of the others below the lowest."""
+    others = gains[~diverged]
+    if not len(others):
+        return torch.zeros_like(gains)
+    return gains.masked_fill(diverged, float(others.min() - (_deviation(others) or 1.0)))
 
 
 @dataclass
@@ -73,7 +89,8 @@ class Rewards:
         self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
 
     def compute(self, outcome: DecisionOutcome) -> Tensor | None:
-        """Return rewards (P,) float64, or None for a single trajectory whose learning rate dropped.
+        """Return rewards (P,) float64, or None for a single trajectory that cannot be rewarded: its learning rate
+        dropped, or its scores are not finite.
 
         The jump of the scores at such a drop cannot be told from a gain. It also changes the size of later gains, so
         the scales start again.
@@ -82,7 +99,8 @@ class Rewards:
             self._top1_scale, self._nll_scale = RunningScale(), RunningScale()
         if len(outcome.top1) > 1:
             return group_rewards(outcome, self._top1_share)
-        if not outcome.comparable:
+        scores = outcome.top1[0], outcome.nll[0], outcome.parent_top1, outcome.parent_nll
+        if not outcome.comparable or not all(map(math.isfinite, scores)):
             return None
         reward = single_reward(outcome, self._top1_share, self._top1_scale, self._nll_scale)
         return torch.tensor([reward], dtype=torch.float64)

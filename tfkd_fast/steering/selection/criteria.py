@@ -34,6 +34,12 @@ class CandidateScore:
     nll_history: tuple[float, ...]
     """Values of `nll` at all evaluations of the candidate and of its ancestors, oldest first and its own last."""
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the candidate diverged: one of its scores is NaN."""
+        averaged = 0.0 if self.averaged_top1 is None else self.averaged_top1
+        return any(map(math.isnan, (self.top1, self.nll, averaged, self.train_top1)))
+
 
 @dataclass(frozen=True)
 class Criterion:

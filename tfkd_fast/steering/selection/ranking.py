@@ -40,7 +40,8 @@ def select(scores: Sequence[CandidateScore], settings: RankedSelectionSettings) 
     """Rank the candidates by every criterion of `settings` and order them by the aggregate.
 
     Candidates of equal score stay in the Borda order (see `ops.rank_candidates`). If one candidate dominates another,
-    no aggregate gives it the worse score, and the Borda order has it first: a dominated candidate never wins.
+    no aggregate gives it the worse score, and the Borda order has it first: a dominated candidate never wins. A
+    candidate that diverged comes after all others, whatever its criteria and aggregate say.
 
     Raises:
         ValueError: there are no candidates, or averaged-top1 is a criterion and a score has no averaged accuracy.
@@ -64,7 +65,8 @@ def select(scores: Sequence[CandidateScore], settings: RankedSelectionSettings) 
             aggregated = tuple(row[decisive] for row in ranks)
         case "pareto":
             aggregated = tuple(map(float, front))
-    order = tuple(sorted(borda.order.tolist(), key=aggregated.__getitem__))  # stable
+    diverged = [score.diverged for score in scores]
+    order = tuple(sorted(borda.order.tolist(), key=lambda slot: (diverged[slot], aggregated[slot])))  # stable
     return Selection(
         criteria=settings.criteria,
         higher_is_better=higher_is_better,
