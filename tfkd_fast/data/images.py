@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
@@ -111,14 +111,13 @@ class FileImages(ImageSet):
         return type(self)([self.files[index] for index in indices.tolist()], self.labels[indices], self._size)
 
     @cached_property
-    def peculiar(self) -> str | None:
-        """The first file that other decoders show differently, with the reason; None if there is none.
+    def plain(self) -> Tensor:
+        """(N,) bool: the files that other decoders show as `read_rgb` does.
 
         The header of every file is read, which takes about 0.1 ms each.
         """
         with ThreadPoolExecutor() as pool:
-            reasons = pool.map(_peculiarity, self.files)
-            return next((f"{file}, {why}" for file, why in zip(self.files, reasons, strict=True) if why), None)
+            return torch.tensor(list(pool.map(_is_plain, self.files)), dtype=torch.bool)
 
     def _digest(self, update: Callable[[Any], None]) -> None:
         for file in self.files:
@@ -152,9 +151,9 @@ UPRIGHT = {
 def read_rgb(file: Path) -> Image.Image:
     """Decode an image file to 8-bit RGB, upright.
 
-    A grey level v of 16 bits becomes v/257, rounded; of colours with 16 bits Pillow keeps the upper 8. Transparent
-    pixels are composed on white (our choice). Of EXIF data only the orientation is read; where it cannot be, the image
-    stays as it is.
+    A grey level v of 16 bits becomes v/257, rounded, and one of 12 bits 255 v/4095; of colours with 16 bits Pillow
+    keeps the upper 8. Transparent pixels are composed on white (our choice). Of EXIF data only the orientation is read;
+    where it cannot be, the image stays as it is.
 
     Raises:
         UserError: the file cannot be decoded, or holds floats or integers of 32 bits, which have no white; the message
@@ -162,6 +161,7 @@ def read_rgb(file: Path) -> Image.Image:
     """
     try:
         with Image.open(file) as opened:
+            _scale_clear_level(opened)
             opened.load()  # a TIFF file is turned here
             if opened.mode == "F" or (opened.mode == "I" and opened.format != "PPM"):
                 kind = "floats" if opened.mode == "F" else "integers of 32 bits"
@@ -173,10 +173,30 @@ def read_rgb(file: Path) -> Image.Image:
         raise UserError(f"cannot read the image {file} ({reason}): replace it or delete it") from None
 
 
+def _scale_clear_level(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent level of a PNG file as Pillow scales its pixels of 2, 4 or 16 bits."""
+    clear, packing = image.info.get("transparency"), _packing(image) if image.format == "PNG" else ""
+    if packing in ("L;2", "L;4") and isinstance(clear, int):
+        white = 3 if packing == "L;2" else 15
+        image.info["transparency"] = (clear & white) * (255 // white)
+    if packing == "RGB;16B" and isinstance(clear, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
+
+
+def _packing(image: ImageFile.ImageFile) -> str:
+    """Return how the pixels of a PNG or TIFF file that is not loaded yet are packed: a mode, and bits other than 8."""
+    form = image.tile[0][3]
+    return str(form[0] if isinstance(form, tuple) else form)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow clips its 16 bits; those of a PGM file it keeps in 32
         levels = np.asarray(image).astype(np.int64)
-        grey = ((levels + 128) // 257).astype(np.uint8)
+        tags = getattr(image, "tag_v2", {})  # of a TIFF file, which may have 12 bits, and 0 for white
+        white = 4095 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535
+        if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+            levels = white - levels
+        grey = ((255 * levels + white // 2) // white).astype(np.uint8)
         if isinstance(clear := image.info.get("transparency"), int):
             grey[levels == clear] = 255
         return Image.fromarray(grey).convert("RGB")
@@ -195,17 +215,21 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in UPRIGHT else 1
 
 
-def _peculiarity(file: Path) -> str | None:
-    """Return what lets another decoder show a file differently; None also for a file that cannot be read at all."""
+PLAIN = {
+    "BMP": ("1", "L", "P", "RGB"), "JPEG": ("L", "RGB"), "MPO": ("RGB",), "PNG": ("1", "L", "P", "RGB"),
+    "TIFF": ("L", "RGB"), "WEBP": ("RGB",),
+}  # fmt: skip
+"""Format -> the modes of its images that every decoder shows alike, as far as `_is_plain` finds nothing else."""
+
+
+def _is_plain(file: Path) -> bool:
+    """Return whether any decoder shows the file as `read_rgb` does: opaque 8-bit RGB or grey that nothing turns."""
     try:
         with Image.open(file) as opened:
-            if opened.mode not in ("1", "L", "P", "RGB"):
-                return f"which has the mode {opened.mode}"
-            if opened.has_transparency_data:
-                return "which has transparent pixels"
-            for decoder, _, _, form in opened.tile:
-                if (opened.format in ("PNG", "TIFF") and ";16" in str(form)) or decoder.startswith("ppm"):
-                    return "which has not 8 bits"
-            return "which is turned by EXIF data" if _orientation(opened) != 1 else None
+            if opened.mode not in PLAIN.get(opened.format or "", ()) or opened.has_transparency_data:
+                return False
+            if opened.format in ("PNG", "TIFF") and opened.mode in ("L", "RGB") and _packing(opened) != opened.mode:
+                return False  # other than 8 bits, or 0 for white
+            return _orientation(opened) == 1
     except FAULTS:
-        return None
+        return False

@@ -2,15 +2,13 @@
 
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from tests.data.loaders.batches import COUNT, CPU, assert_same, dataset_of, loader_of
 from tfkd_fast.cli.doctor import examine
-from tfkd_fast.data import DataSettings, LoaderChoice, choose_loader, loaders, missing_loaders, open_dataset
+from tfkd_fast.data import DataSettings, LoaderChoice, choose_loader, loaders, missing_loaders
 from tfkd_fast.errors import UserError
 
 NEEDED = COUNT * 3 * 32 * 32  # bytes
@@ -78,19 +76,6 @@ def test_without_dali_it_is_refused_and_auto_does_without() -> None:
     found = choice()
     assert sorted(found.images_per_second) == ["resident", "torchvision"]
     assert found.refused == {"dali": "needs NVIDIA DALI: pip install 'tfkd-fast[dali]'"}
-
-
-@pytest.mark.skipif("dali" not in INSTALLED, reason="DALI is not installed")
-@pytest.mark.usefixtures("measured")
-def test_auto_does_not_take_dali_for_files_that_it_does_not_read(tmp_path: Path) -> None:
-    for name in ("train/a/1.gif", "train/b/2.gif", "test/a/3.gif"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32)).save(tmp_path / name)
-    settings = DataSettings(dataset="folder", root=str(tmp_path))
-    dataset = open_dataset(settings)
-    found = choose_loader(dataset.read_train(), dataset, settings, CPU, torch.float32, seed=5)
-    assert re.fullmatch(r"does not read \.gif files such as .*1\.gif: use --loader torchvision", found.refused["dali"])
-    assert sorted(found.images_per_second) == ["resident", "torchvision"]
 
 
 def test_doctor_shows_each_loader() -> None:

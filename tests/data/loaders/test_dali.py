@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import struct
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,6 @@ from tfkd_fast.data import Dataset, DataSettings, make_loader, missing_loaders, 
 from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets.base import ChannelStatistics
 from tfkd_fast.data.images import FileImages
-from tfkd_fast.data.loaders import choose_loader
 from tfkd_fast.errors import UserError
 
 if reason := missing_loaders()["dali"]:
@@ -222,15 +222,6 @@ def test_the_centred_square_is_resized_as_pillow_does(tmp_path: Path, name: str,
     assert off.max() <= 1 + 2 * 255 / 8
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_images_are_turned_as_their_camera_was(tmp_path: Path, device: str) -> None:
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x112] = orientation
-        images = write(tmp_path, {"image.png": noise(32, 32, 3)}, exif=exif)
-        assert difference(images, device).max() == 0
-
-
 def set_of(images: FileImages) -> Dataset:
     """Its statistics are given, so that no file is read before the loader does."""
     statistics = ChannelStatistics((0.5,) * 3, (0.2,) * 3)
@@ -251,38 +242,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, fault: str) -> None
         collect(loader.epoch(0))
 
 
-PECULIAR = {
-    "transparent.png": (noise(32, 32, 4), "has transparent pixels|has the mode RGBA"),
-    "transparent.webp": (noise(32, 32, 4), "has transparent pixels|has the mode RGBA"),
-    "palette.png": (noise(32, 32, 3).quantize(16), "has transparent pixels"),
-    "deep.png": (Image.fromarray(RANDOM.integers(0, 65536, (32, 32), dtype=np.uint16)), "has the mode I;16"),
-    "deep.pgm": (Image.fromarray(RANDOM.integers(0, 65536, (32, 32), dtype=np.uint16)), "has the mode I"),
-    "cmyk.jpg": (noise(32, 32, 3).convert("CMYK"), "has the mode CMYK"),
-    "turned.jpg": (smooth(32, 32), "is turned by EXIF data"),
-}
-
-
-@pytest.mark.parametrize("name", PECULIAR)
-def test_files_that_dali_shows_differently_are_refused_and_the_other_loaders_agree(tmp_path: Path, name: str) -> None:
-    image, reason = PECULIAR[name]
-    exif = Image.Exif()
-    exif[0x112] = 6
-    options = {"turned.jpg": {"exif": exif}, "palette.png": {"transparency": 3}}.get(name, {"lossless": True})
-    images = write(tmp_path, {"plain.png": noise(32, 32, 3)})
-    image.save(tmp_path / name, **options)
-    images = FileImages([*images.files, tmp_path / name], torch.arange(2), 32)
-    with pytest.raises(UserError, match=rf"^loader dali may show .*{name}, which ({reason}), with other pixels: use"):
-        loader_of(set_of(images), "dali")
-    assert choose_loader(images, set_of(images), DataSettings(), torch.device("cpu"), torch.float32, 0).refused["dali"]
-    others = [list(loader_of(set_of(images), loader).in_order()) for loader in ("resident", "torchvision")]
-    assert_same(*others)
-
-
-def test_formats_that_dali_does_not_read_are_refused(tmp_path: Path) -> None:
-    images = write(tmp_path, {"a.png": noise(32, 32, 3), "b.GIF": noise(32, 32)})
-    with pytest.raises(UserError, match=r"^loader dali does not read \.GIF files such as .*b\.GIF: use --loader"):
-        loader_of(set_of(images), "dali")
-    (tmp_path / "b.GIF").rename(tmp_path / "b.png")
-    images = FileImages([tmp_path / "a.png", tmp_path / "b.png"], torch.tensor([0, 1]), 32)
+def test_what_only_dali_cannot_read_is_one_sentence(tmp_path: Path) -> None:
+    images = write(tmp_path, {"image.tif": noise(32, 32, 3)})
+    content = bytearray(images.files[0].read_bytes())
+    height = content.index(struct.pack("<HHII", 257, 4, 1, 32)) + 8
+    content[height] += 1  # a row more than there is
+    images.files[0].write_bytes(content)
+    images.image(0)
     with pytest.raises(UserError, match=r"^DALI cannot read an image that Pillow can \([^\n]+\): use --loader torchv"):
-        collect(loader_of(set_of(images), "dali").epoch(0))
+        by_dali(images)

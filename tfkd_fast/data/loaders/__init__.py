@@ -14,7 +14,7 @@ import torch
 
 from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets import Dataset
-from tfkd_fast.data.images import FileImages, ImageSet
+from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
 from tfkd_fast.data.loaders.resident import ResidentImages
 from tfkd_fast.data.settings import DataSettings
@@ -40,9 +40,6 @@ LEAST_BATCHES = 8
 
 MOST_SECONDS = 0.75
 """Duration after which a measurement ends even with fewer batches."""
-
-DALI_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Suffixes of the image files that DALI decodes."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +167,7 @@ def _refusal(name: str, images: ImageSet, device: torch.device, share: float = 1
                 f"needs {needed / 2**30:.1f} GiB on {device.type}, where {free / 2**30:.1f} GiB are free: "
                 "use --loader torchvision"
             )
-    if name == "dali":
-        if missing := _missing_dali():
-            return missing
-        if isinstance(images, FileImages):
-            for file in images.files:
-                if file.suffix.lower() not in DALI_SUFFIXES:
-                    return f"does not read {file.suffix} files such as {file}: use --loader torchvision"
-            if images.peculiar is not None:
-                return f"may show {images.peculiar}, with other pixels: use --loader torchvision"
-    return None
+    return _missing_dali() if name == "dali" else None
 
 
 def _missing_dali() -> str | None:

@@ -4,21 +4,21 @@ Order and augmentation come from outside as views, so that they are those of eve
 and of files of the set's size, are equal to those of the other loaders (except JPEG on a GPU, where the decoder is
 another one). A file of another size is resized as by Pillow, with two differences: Pillow rounds twice, which changes a
 pixel by one grey level at most, and where the filter reaches beyond the edge of the image, DALI repeats the last pixel
-and Pillow leaves it out, which changes the outermost row and column of a reduced image. Sets with a file that has
-transparent pixels, more than 8 bits, colours other than RGB or grey, or is turned by EXIF data are refused
-(`FileImages.peculiar`), because DALI shows some of these differently.
+and Pillow leaves it out, which changes the outermost row and column of a reduced image. Files that DALI cannot read or
+may show differently, such as those with transparent pixels, are read by Pillow (`FileImages.plain`).
 """
 
 import contextlib
 import gc
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -29,9 +29,12 @@ from tfkd_fast.errors import UserError
 AHEAD = 2
 """Number of batches that DALI prepares in advance (its default)."""
 
-Input = tuple[Any, np.ndarray, np.ndarray]
-"""The input of a batch: images (B,H,W,C) uint8 or a list of paths as bytes, the windows' first row and column (B,2)
-int32, which may be outside of the image, and whether to mirror (B,) int32."""
+Input = tuple[Any, ...]
+"""The input of a batch: images (B,H,W,C) uint8, the windows' first row and column (B,2) int32, which may be outside of
+the image, and whether to mirror (B,) int32. Of files also the paths as bytes, and whether DALI is to read each of them
+(B,) bool; the images are then a list of those that it is not to read, and of `NO_PIXEL`."""
+
+NO_PIXEL = np.zeros((0, 0, 3), np.uint8)
 
 
 @cache
@@ -89,15 +92,20 @@ class DaliPixels:
         self._idle.append(pipeline)  # not reached by an epoch that is left early: what it prepared goes with it
 
     def _input(self, batch: Views) -> Input:
-        corner = torch.stack((batch.top, batch.left), 1).sub_(self._pad)
-        return self._data(batch.indices), corner.int().numpy(), batch.mirrored.int().numpy()
-
-    def _data(self, indices: Tensor) -> Any:
-        if isinstance(self._images, FileImages):
-            files = self._images.files
-            return [np.frombuffer(os.fsencode(files[index]), np.uint8) for index in indices.tolist()]
-        assert self._arrays is not None
-        return self._arrays[indices].numpy()
+        corner = torch.stack((batch.top, batch.left), 1).sub_(self._pad).int().numpy()
+        mirrored = batch.mirrored.int().numpy()
+        if not isinstance(self._images, FileImages):
+            assert self._arrays is not None
+            return self._arrays[batch.indices].numpy(), corner, mirrored
+        images, plain = self._images, self._images.plain[batch.indices]
+        pixels = [NO_PIXEL] * len(plain)
+        with ThreadPoolExecutor(self._threads) as pool:  # Pillow decodes outside the interpreter lock
+            places = plain.logical_not().nonzero().flatten()
+            decoded = pool.map(images.image, batch.indices[places].tolist())
+            for place, image in zip(places.tolist(), decoded, strict=True):
+                pixels[place] = image.permute(1, 2, 0).contiguous().numpy()
+        paths = [np.frombuffer(os.fsencode(images.files[index]), np.uint8) for index in batch.indices.tolist()]
+        return pixels, corner, mirrored, paths, plain.numpy()
 
     def _build(self) -> "DaliPipeline":
         return DaliPipeline(
@@ -134,20 +142,17 @@ class DaliPipeline:
 
     def __init__(self, size: int, *, from_files: bool, batch_size: int, threads: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        device_id = torch.empty(0, device=device).get_device() if on_gpu else None  # `device` may lack an index
         self._feed = InputSource()
-        self._pipeline = Pipeline(batch_size, threads, device_id, prefetch_queue_depth=AHEAD)
-        with self._pipeline:
-            layout = ["" if from_files else "HWC", "", ""]
-            data, corner, mirrored = fn.external_source(self._feed, num_outputs=3, layout=layout)
-            if from_files:
-                images = _decode_files(data, size, "mixed" if on_gpu else "cpu")
-            else:
-                images = data.gpu() if on_gpu else data
-            window = fn.slice(
-                images, start=corner, shape=[size, size], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
-            )
-            self._pipeline.set_outputs(fn.flip(window, horizontal=mirrored))
+        self._pipeline = pipeline_def(_windows, enable_conditionals=True)(
+            self._feed,
+            size,
+            from_files=from_files,
+            on_gpu=on_gpu,
+            batch_size=batch_size,
+            num_threads=threads,
+            device_id=torch.empty(0, device=device).get_device() if on_gpu else None,  # `device` may lack an index
+            prefetch_queue_depth=AHEAD,
+        )
         self._pipeline.build()
 
     def start(self, inputs: Iterator[Input]) -> None:
@@ -170,9 +175,22 @@ class DaliPipeline:
         self._pipeline.reset()
 
 
-def _decode_files(paths: Any, size: int, device: str) -> Any:
-    """Decode the largest centred square of each file to `size` x `size` RGB pixels, upright."""
-    images = fn.decoders.image(fn.io.file.read(paths), device=device, output_type=types.RGB)
+def _windows(feed: InputSource, size: int, *, from_files: bool, on_gpu: bool) -> Any:
+    """Return the windows (H,W,C) uint8 of the images of `feed`."""
+    layout = ["HWC", *[""] * (4 if from_files else 2)]
+    pixels, corner, mirrored, *file = fn.external_source(feed, num_outputs=len(layout), layout=layout)
+    images = pixels.gpu() if on_gpu else pixels
+    if from_files:
+        path, plain = file
+        if plain:  # of each image: DALI divides the batch
+            images = _decode(path, size, "mixed" if on_gpu else "cpu")
+    window = fn.slice(images, start=corner, shape=[size, size], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
+    return fn.flip(window, horizontal=mirrored)
+
+
+def _decode(path: Any, size: int, device: str) -> Any:
+    """Decode the largest centred square of a file to `size` x `size` RGB pixels, upright."""
+    images = fn.decoders.image(fn.io.file.read(path), device=device, output_type=types.RGB)
     shape = fn.cast(images.shape()[0:2], dtype=types.FLOAT)
     side = fn.reductions.min(shape)
     first = (shape - side) / 2.0
