@@ -1,6 +1,7 @@
 """The one exception that reaches a person, and how its sentences name what was meant."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -9,6 +10,17 @@ class UserError(Exception):
 
     The command line prints the sentence and exits with code 2, without a traceback.
     """
+
+
+LONGEST = 120
+"""Characters of a value that a sentence shows."""
+
+
+def shorten(value: object) -> str:
+    """What a sentence shows of a value that somebody gave: its `repr` on one line, with an ellipsis in long ones."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = LONGEST
+    return short.repr(value)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -8,14 +8,13 @@ Epochs and grades are counted from 1, candidates, intervals and labels from 0. T
 entropies and divergences are nats; all other shares are fractions.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from tfkd_fast.strict_json import to_json
+from tfkd_fast.files import from_checked_line, to_checked_line
 
 FORMAT = 1
 """Version of the log that this package writes, in the first line of every log. Lines of older versions can be read."""
@@ -473,7 +472,7 @@ class LogLine(NamedTuple):
 
 def to_line(event: Event, seconds: float) -> str:
     """The line of metrics.jsonl, without its end, that says that `event` happened `seconds` after the run's start."""
-    return to_json({"event": event.kind, "time": round(seconds, 3)} | event.model_dump(mode="json"))
+    return to_checked_line({"event": event.kind, "time": round(seconds, 3)} | event.model_dump(mode="json"))
 
 
 def from_line(line: str | bytes) -> LogLine:
@@ -482,9 +481,7 @@ def from_line(line: str | bytes) -> LogLine:
     Raises:
         ValueError: the line is damaged; the message says where, in a few words.
     """
-    values = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError(f"it is a {type(values).__name__}")
+    values = from_checked_line(line.encode() if isinstance(line, str) else line)
     for key in ("event", "time"):
         if key not in values:
             raise ValueError(f"no {key!r}")

@@ -1,68 +1,74 @@
 """Files of named tensors in the safetensors format, with a description of them as JSON in the header.
 
 The header has a single entry, because safetensors writes several entries in an order that changes between processes.
+Its last key, `sha256`, is the digest of the description and of all tensors, which is verified whenever a file is read;
+files of versions up to 0.1 have none and are read without.
 """
 
-import json
+import hashlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import safetensors
 import safetensors.torch
-from pydantic import ValidationError
+import torch
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import WrongChecksum, open_regular, parse_json, reading
 from tfkd_fast.settings import Settings
 from tfkd_fast.strict_json import to_json
 
 Header = TypeVar("Header", bound=Settings)
+Tensors = dict[str, Tensor]
+CHECKSUM = "sha256"
 
 
-class ForeignFile(Exception):
-    """The file is damaged or of another kind."""
-
-
-def to_bytes(kind: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+def to_bytes(kind: str, header: dict[str, Any], tensors: Tensors) -> bytes:
     """Return the bytes of a file.
 
     Args:
         kind: name of the header's entry.
         header: values that JSON can hold.
-        tensors: the tensors by name.
+        tensors: the tensors by name, on the CPU and contiguous.
     """
-    return safetensors.torch.save(tensors, metadata={kind: to_json(header)})
+    described = header | {CHECKSUM: _digest(kind, header, tensors)}
+    return safetensors.torch.save(tensors, metadata={kind: to_json(described)})
 
 
-def read_header(path: Path, kind: str) -> dict[str, Any]:
-    """Read the header of a file of a kind, as given to `to_bytes`.
+def read(path: Path, kind: str) -> tuple[dict[str, Any], Tensors]:
+    """Read the header of a file of a kind, as given to `to_bytes`, and all tensors to the CPU.
+
+    For a block of `reading`, which turns whatever this raises into a sentence.
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ForeignFile: the file is damaged or of another kind.
+        WrongChecksum: the file is damaged.
+        ValueError: the file is of another kind.
+        Exception: what safetensors raises for a file that is damaged or of another format.
     """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})[kind])
-    except (safetensors.SafetensorError, KeyError, ValueError):
-        raise ForeignFile from None
-    if not isinstance(header, dict):
-        raise ForeignFile
-    return header
+    open_regular(path).close()
+    with safetensors.safe_open(path, "pt") as file:
+        entries = file.metadata() or {}
+    if kind not in entries:
+        raise ValueError(f"it is no {kind} file of tfkd-fast")
+    header, tensors = parse_json(entries[kind]), safetensors.torch.load_file(path)
+    if CHECKSUM in header and header.pop(CHECKSUM) != _digest(kind, header, tensors):
+        raise WrongChecksum
+    return header, tensors
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file to the CPU.
-
-    Raises:
-        OSError: the file is missing or cannot be read.
-        ForeignFile: the file is damaged.
-    """
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError:
-        raise ForeignFile from None
+def _digest(kind: str, header: dict[str, Any], tensors: Tensors) -> str:
+    """The SHA-256, in hexadecimal, of the header's values and of every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    names = sorted(tensors)
+    shapes = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in names]
+    digest.update(to_json([kind, header, shapes]).encode())
+    for name in names:
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -80,35 +86,28 @@ class FileKind(Generic[Header]):
     remedy: str
     """The advice at the end of an error message, such as what to give as the setting."""
 
-    def to_bytes(self, header: Header, tensors: dict[str, Tensor]) -> bytes:
+    def to_bytes(self, header: Header, tensors: Tensors) -> bytes:
         """Return the bytes of a file of this kind."""
         return to_bytes(self.name, {"format": self.format_version, **header.model_dump(mode="json")}, tensors)
 
-    def read(self, path: Path) -> tuple[Header, dict[str, Tensor]]:
+    def read(self, path: Path) -> tuple[Header, Tensors]:
         """Read the header and the tensors of a file.
 
         Raises:
             UserError: the file is missing, unreadable, damaged, or of another kind or format version.
         """
-        try:
-            values, tensors = read_header(path, self.name), read_tensors(path)
-            version = values.pop("format")
-        except FileNotFoundError:
-            raise UserError(f"{self.setting} names {path}, which does not exist: {self.remedy}") from None
-        except OSError as error:
-            raise UserError(f"{self.setting} names {path}, which cannot be read: {error}") from None
-        except (ForeignFile, KeyError):
-            raise self.foreign(path) from None
-        if version != self.format_version:
-            raise UserError(
-                f"the {self.name} {path} has format {version}, but this version of tfkd-fast reads "
-                f"format {self.format_version}"
-            )
-        try:
+        with self.reading(path):
+            values, tensors = read(path, self.name)
+            version = values.pop("format", None)
+            if version is None:
+                raise ValueError("it has no format")
+            if version != self.format_version:
+                raise UserError(
+                    f"the {self.name} {path} has format {version}, but this version of tfkd-fast reads "
+                    f"format {self.format_version}"
+                )
             return self.header.model_validate(values), tensors
-        except ValidationError:
-            raise self.foreign(path) from None
 
-    def foreign(self, path: Path) -> UserError:
-        """Return the error for a file that is damaged or of another kind."""
-        return UserError(f"{path} is no {self.name} file of tfkd-fast, or is damaged: {self.remedy}")
+    def reading(self, path: Path) -> AbstractContextManager[None]:
+        """Context manager for a block that reads or checks a file of this kind, see `tfkd_fast.files.reading`."""
+        return reading(path, f"the {self.name}", f"for {self.setting}, {self.remedy}")

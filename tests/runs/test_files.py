@@ -89,7 +89,7 @@ def test_an_existing_run_is_refused_and_replaced_only_on_request(tmp_path: Path)
     run.write_json(run.summary, {"test_top1": 1.0})
     with pytest.raises(UserError, match=r"already holds a finished run: .*--overwrite"):
         run.refuse_if_taken()
-    assert run.recipe.read_text() == 'method = "ce"'
+    assert run.read_recipe_text() == 'method = "ce"'
     assert run.checkpoint_files()
     foreign = tmp_path / "notes.txt"
     foreign.write_text("mine")
@@ -150,7 +150,7 @@ def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -
     run.create('method = "kd"')
     assert not [file for file in files if file.exists()]
     assert all(file.read_text() == "x" for file in users)
-    assert run.recipe.read_text() == 'method = "kd"'
+    assert run.read_recipe_text() == 'method = "kd"'
 
 
 def test_a_search_for_a_policy_is_no_run(tmp_path: Path) -> None:

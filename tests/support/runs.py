@@ -33,7 +33,7 @@ def log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-CLOCKS = {"time", "seconds", "images_per_second", *(f"{part}_seconds" for part in PARTS)}
+CLOCKS = {"time", "seconds", "images_per_second", "crc32", *(f"{part}_seconds" for part in PARTS)}
 
 
 def without_clocks(folder: Path) -> list[dict[str, Any]]:

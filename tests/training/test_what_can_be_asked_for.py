@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.support.distiller import Distiller, DistillerSettings
 from tests.support.runs import few_images, log, without_clocks
+from tfkd_fast import tensor_file
 from tfkd_fast.data import DataSettings, make_loader, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import METHODS, Context, MethodEntry
@@ -21,7 +22,7 @@ from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.runs.schedule import OptimizerSettings
-from tfkd_fast.tensor_file import read_tensors
+from tfkd_fast.teachers.cache import CACHE
 from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.population import Population
 from tfkd_fast.training.trainer import Trainer
@@ -117,7 +118,7 @@ def test_cached_teachers_serve_it_too(teacher: dict[str, Any], tmp_path: Path) -
     tables = teacher, {"teachers": {"views": 2, "cache": str(tmp_path / "cache")}}
     students = [train(tmp_path / name, BF16, *tables) / "student.safetensors" for name in ("made", "found")]
     assert students[0].read_bytes() == students[1].read_bytes()
-    assert {"0.stem", "0.block_sums.2"} <= read_tensors(tmp_path / "cache").keys()
+    assert {"0.stem", "0.block_sums.2"} <= tensor_file.read(tmp_path / "cache", CACHE)[1].keys()
 
 
 class AttentionOfStages(SingleStudent):

@@ -22,9 +22,9 @@ from tfkd_fast.cli.study import train_study
 from tfkd_fast.data import LoaderName
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import write_bytes
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.policies import learn_policy
-from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.runs.export import export_student
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import set_override
@@ -352,8 +352,7 @@ def bench(
     )
     show(figures, Console())
     if out is not None:
-        content = to_json(figures, indent=1) + "\n"
-        write_atomically(out, lambda file: file.write(content.encode()))
+        write_bytes(out, (to_json(figures, indent=1) + "\n").encode())
 
 
 @contextmanager

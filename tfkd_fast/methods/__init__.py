@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.events import Event
 from tfkd_fast.methods.base import Context, Method, Needs
 from tfkd_fast.methods.controlled.method import ControlledTargets, ControlledTargetsSettings
@@ -244,8 +244,8 @@ METHODS: dict[str, MethodEntry] = {
 }
 
 
-def find_method(name: str) -> MethodEntry:
-    """The entry of a method; an unknown name is refused with the nearest valid one."""
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}: {nearest(name, METHODS)}")
+def find_method(name: object) -> MethodEntry:
+    """The entry of a method; anything but a known name is refused with the nearest one."""
+    if not isinstance(name, str) or name not in METHODS:
+        raise UserError(f"unknown method {shorten(name)}: {nearest(str(name), METHODS)}")
     return METHODS[name]

@@ -1,18 +1,17 @@
 """Learning of a policy over whole runs, in a folder that the search can continue from."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import from_checked_line, read_bytes, reading, to_checked_line
 from tfkd_fast.policies.students import Students
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import LineFile
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
 from tfkd_fast.steering.control.settings import RandomSettings, SampledPolicySettings
-from tfkd_fast.strict_json import to_json
 
 
 def learn_policy(
@@ -50,29 +49,31 @@ def learn_policy(
     )
     with folder.lock():
         finished = _finished(folder, recipe)
-        done = [_generation(json.loads(line)) for line in finished.splitlines()]
-        if any(len(generation.qualities) != students for generation in done):
-            raise UserError(f"the search in {out} has {len(done[0].qualities)} students at a time: give as many")
-        search.restore(done)
+        with reading(folder.generations, "the search", "delete its damaged lines, or choose another --out"):
+            done = [_generation(from_checked_line(line)) for line in finished.splitlines()]
+            if any(len(generation.qualities) != students for generation in done):
+                raise UserError(f"the search in {out} has {len(done[0].qualities)} students at a time: give as many")
+            search.restore(done)
         if not done:
             folder.create(recipe.to_toml())
-        lines = LineFile(folder.generations, keep=len(finished.encode()))
+        lines = LineFile(folder.generations, keep=len(finished))
         for number in range(len(done), generations):
             generation = search.run_generation(fleet)
-            lines.write(to_json({"event": "generation", "number": number} | as_record(generation)))
+            lines.write(to_checked_line({"event": "generation", "number": number} | as_record(generation)))
             folder.write_bytes(folder.policy.name, search.policy_bytes())
             on_generation(number, generation)
         lines.close()
     return folder.policy
 
 
-def _finished(folder: RunFolder, recipe: Recipe) -> str:
+def _finished(folder: RunFolder, recipe: Recipe) -> bytes:
     """The whole lines of the search's log, empty before the first generation."""
     if not folder.generations.exists():
-        return ""
+        return b""
     if read_recipe(folder) != recipe:
         raise UserError(f"{folder.path} holds something else than this search: choose another --out")
-    return "".join(line for line in folder.generations.read_text().splitlines(keepends=True) if line.endswith("\n"))
+    content = read_bytes(folder.generations, "the search", "choose another --out")
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _generation(line: dict[str, Any]) -> Generation:

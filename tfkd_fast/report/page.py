@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tfkd_fast.events import ProfessorJudged
+from tfkd_fast.files import write_bytes
 from tfkd_fast.report.curves import (
     accuracy_chart,
     calibration_chart,
@@ -31,7 +32,6 @@ from tfkd_fast.report.run import RunRecord, read_run
 from tfkd_fast.report.steering import action_chart, candidate_names, ranking_chart, reward_chart, target_chart
 from tfkd_fast.report.teaching import pathway_chart, teacher_chart
 from tfkd_fast.report.words import measurement_words, ranking_words, steering_words, teacher_word, teaching_words
-from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.runs.folder import RunFolder
 
 
@@ -88,7 +88,7 @@ def write_report(run_folder: Path) -> Path:
     """
     page = render(read_run(run_folder)).encode()
     path = RunFolder(run_folder).report
-    write_atomically(path, lambda file: file.write(page))
+    write_bytes(path, page)
     return path
 
 

@@ -1,6 +1,5 @@
 """A run folder, read and checked: the recipe, the events of the log by kind, and the summary once there is one."""
 
-import tomllib
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tfkd_fast.events import (
     TargetsDecided,
     TeachersWeighed,
 )
+from tfkd_fast.files import is_there, parse_toml
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 
@@ -111,24 +111,16 @@ def read_run(run_folder: Path) -> RunRecord:
     """
     folder = RunFolder(run_folder)
     folder.require_run()
-    if not folder.metrics.is_file():
+    if not is_there(folder.metrics):
         raise UserError(f"{run_folder} has no {folder.metrics.name} yet: start the run first")
     lines = read_log(folder.metrics)
     starts = _events_of(RunStarted, lines)
     if not starts:
         raise UserError(f"{folder.metrics} has no start event: start the run again")
-    recipe_text = folder.recipe.read_text()
-    try:
-        recipe = tomllib.loads(recipe_text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{folder.recipe} is damaged ({error}): restore it") from None
-    try:
-        summary = folder.read_summary()
-    except ValueError as error:
-        raise UserError(f"{folder.summary} is damaged ({error}): delete it to see the run as unfinished") from None
+    recipe_text = folder.read_recipe_text()
     return RunRecord(
         recipe_text=recipe_text,
-        recipe=recipe,
+        recipe=parse_toml(recipe_text, folder.recipe, "the recipe", "restore it"),
         start=starts[0],
         epochs=sorted(_events_of(EpochEnded, lines), key=lambda event: (event.epoch, event.candidate)),
         decisions=_events_of(TargetsDecided, lines),
@@ -141,7 +133,7 @@ def read_run(run_folder: Path) -> RunRecord:
         groups=_events_of(GroupsJudged, lines),
         resumes=_events_of(RunResumed, lines),
         seconds=lines[-1].seconds,
-        summary=summary,
+        summary=folder.read_summary(),
     )
 
 

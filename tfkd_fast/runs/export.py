@@ -7,7 +7,7 @@ import torch
 
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError
-from tfkd_fast.runs.checkpoint import write_atomically
+from tfkd_fast.files import write_bytes
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import read_recipe
 from tfkd_fast.runs.student import load_student
@@ -30,12 +30,12 @@ def export_student(out: Path) -> list[Path]:
     with folder.lock():
         content = io.BytesIO()
         torch.export.save(program, content)
-        write_atomically(folder.archive, lambda file: file.write(content.getbuffer()))
+        write_bytes(folder.archive, content.getvalue())
         try:
             exported = torch.onnx.export(program, verbose=False)
         except ImportError:
             raise UserError(f"wrote {folder.archive}, but ONNX needs more: pip install 'tfkd-fast[export]'") from None
         assert exported is not None
         onnx = exported.model_proto.SerializeToString()
-        write_atomically(folder.onnx, lambda file: file.write(onnx))
+        write_bytes(folder.onnx, onnx)
     return [folder.student, folder.archive, folder.onnx]

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tfkd_fast.errors import nearest
+from tfkd_fast.errors import nearest, shorten
 from tfkd_fast.settings import UNREAD, TableForms, table_forms
 
 
@@ -38,13 +38,12 @@ def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
         case "union_tag_invalid":
             forms, tag = table_forms(place.fields[place.path[-1]]), fault["ctx"]["tag"]
             assert forms is not None
-            return f"recipe key '{key}.{forms.key}': {nearest(tag, forms.names)} (got {tag!r})"
+            return f"recipe key '{key}.{forms.key}': {nearest(tag, forms.names)} (got {shorten(tag)})"
         case kind if kind == UNREAD:
             context = fault["ctx"]
-            return (
-                f"recipe key '{key}.{context['key']}' is read only where {context['words']} (got {context['value']!r})"
-            )
-    return f"recipe key {key!r}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+            got = shorten(context["value"])
+            return f"recipe key '{key}.{context['key']}' is read only where {context['words']} (got {got})"
+    return f"recipe key {key!r}: {fault['msg'].removeprefix('Value error, ')} (got {shorten(fault['input'])})"
 
 
 def _place(fault: ErrorDetails, fields: Mapping[str, FieldInfo]) -> Place:

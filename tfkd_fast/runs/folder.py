@@ -7,18 +7,28 @@ lock.
 """
 
 import contextlib
-import json
-import tomllib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import (
+    PART,
+    from_checked_json,
+    from_checked_text,
+    is_there,
+    parse_toml,
+    read_bytes,
+    read_text,
+    reading,
+    to_checked_json,
+    to_checked_text,
+    write_bytes,
+)
 from tfkd_fast.methods import METHODS
-from tfkd_fast.runs.checkpoint import PART, load_checkpoint, save_checkpoint, write_atomically
+from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.runs.lock import LOCK, lock_folder, refuse_if_busy
-from tfkd_fast.strict_json import to_json
 
 KEPT_CHECKPOINTS = 2
 
@@ -76,7 +86,7 @@ class RunFolder:
                 self.tensorboard.rmdir()
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
-        write_atomically(self.recipe, lambda file: file.write(recipe_text.encode()))
+        write_bytes(self.recipe, to_checked_text(recipe_text).encode())
 
     def _written(self) -> Iterator[Path]:
         """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
@@ -93,18 +103,31 @@ class RunFolder:
     def _holds_run(self) -> bool:
         """Whether recipe.toml is that of a run; other programs have files of this name, too."""
         try:
-            return isinstance(tomllib.loads(self.recipe.read_text()).get("method"), str)
-        except (OSError, ValueError):
+            text = read_text(self.recipe, "recipe", "")
+            return isinstance(parse_toml(text, self.recipe, "recipe", "").get("method"), str)
+        except UserError:
             return False
 
     def require_run(self) -> None:
         """Raise UserError unless the folder holds a run."""
-        if not self.recipe.is_file():
+        if not is_there(self.recipe):
             raise UserError(f"{self.path} is no run folder: it has no recipe.toml")
+
+    def read_recipe_text(self) -> str:
+        """The text of recipe.toml, without its checksum.
+
+        Raises:
+            UserError: the folder holds no run, or its recipe cannot be read or is not what was written.
+        """
+        self.require_run()
+        remedy = "restore it; if you changed it on purpose, delete its last line"
+        text = read_text(self.recipe, "the recipe", remedy)
+        with reading(self.recipe, "the recipe", remedy):
+            return from_checked_text(text)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file that a method adds to the folder."""
-        write_atomically(self.path / name, lambda file: file.write(content))
+        write_bytes(self.path / name, content)
 
     def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> Path:
         """Write the state after `epoch` epochs and drop all but the newest two."""
@@ -127,13 +150,21 @@ class RunFolder:
         return load_checkpoint(found[-1]) if found else None
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
-        """Write nested plain values as indented JSON, atomically; NaN and infinity become null."""
-        text = to_json(values, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        """Write nested plain values as indented JSON with a checksum, atomically; NaN and infinity become null."""
+        write_bytes(path, to_checked_json(values).encode())
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None."""
-        return json.loads(self.summary.read_text()) if self.summary.exists() else None
+        """The summary of a finished run, or None.
+
+        Raises:
+            UserError: it cannot be read, or is damaged.
+        """
+        if not is_there(self.summary):
+            return None
+        remedy = "restore it from the last line of metrics.jsonl, or delete it to see the run as unfinished"
+        content = read_bytes(self.summary, "the summary", remedy)
+        with reading(self.summary, "the summary", remedy):
+            return from_checked_json(content)
 
 
 def refuse_if_foreign(folder: Path, *, ours: set[str]) -> None:

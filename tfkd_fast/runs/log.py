@@ -9,10 +9,14 @@ from pathlib import Path
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event, LogLine, from_line, to_line
+from tfkd_fast.files import is_checked_line, read_bytes
 
 PARTS = ("training", "compile", "evaluation", "steering", "saving")
 """The activities that a run's seconds are counted for: training steps, their set-up, held-out metrics, method and log,
 checkpoints."""
+
+
+LOG_REMEDY = "make it a readable file again"
 
 
 class Listener:
@@ -148,7 +152,8 @@ class RunLog:
 def whole_bytes(path: Path, limit: int) -> int:
     """Bytes of the first lines of a log that are undamaged, within its first `limit` bytes; 0 without a log."""
     whole = 0
-    for line in path.read_bytes()[:limit].splitlines(keepends=True) if path.exists() else ():
+    content = read_bytes(path, "the log", LOG_REMEDY) if path.exists() else b""
+    for line in content[:limit].splitlines(keepends=True):
         try:
             from_line(line)
         except ValueError:
@@ -166,9 +171,13 @@ def read_log(path: Path) -> list[LogLine]:
         UserError: another line is damaged; the file, the line and the remedy are named.
     """
     lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    checked = False  # logs of earlier versions have no checksums, nor has what one wrote before a resume
+    for number, line in enumerate(read_bytes(path, "the log", LOG_REMEDY).splitlines(keepends=True), start=1):
         try:
             lines.append(from_line(line))
+            if checked and not is_checked_line(line):
+                raise ValueError("it has no checksum")
+            checked = checked or is_checked_line(line)
         except ValueError as error:
             if not line.endswith(b"\n"):
                 break

@@ -73,12 +73,18 @@ def set_override(overrides: Table, assignment: str) -> None:
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys):
         raise UserError(f"--set wants table.key=value, got {assignment!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+    value = _value(text)
     for key in keys[:-1]:
         overrides = overrides.setdefault(key, {})
         if not isinstance(overrides, dict):
             raise UserError(f"--set {path}: {key} is a value, not a table")
     overrides[keys[-1]] = value
+
+
+def _value(text: str) -> Any:
+    """The TOML value of a text, or the text itself where it is none."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # also of a number that is too long, or of too many brackets
+        return text.strip()
+    return table["value"] if len(table) == 1 else text.strip()

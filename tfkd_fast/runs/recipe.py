@@ -1,6 +1,6 @@
 """A recipe: every value of one experiment, from shipped defaults, a TOML file and the command line."""
 
-import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, Self
@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from tfkd_fast.data import DataSettings
 from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.files import is_there, parse_toml, read_text
 from tfkd_fast.methods import MethodEntry, find_method
 from tfkd_fast.methods.base import TeacherTable
 from tfkd_fast.models import ModelSettings
@@ -116,7 +117,7 @@ def shipped_recipes() -> dict[str, str]:
 def packaged_texts(package: str) -> dict[str, str]:
     """Name -> text of the TOML files of a package."""
     return {
-        item.name.removesuffix(".toml"): item.read_text()
+        item.name.removesuffix(".toml"): item.read_text("utf-8")
         for item in files(package).iterdir()
         if item.name.endswith(".toml")
     }
@@ -129,19 +130,23 @@ def load_recipe(name: str | None = None, overrides: Table | None = None) -> Reci
     """
     overrides = overrides or {}
     if name is None:
-        dataset = overrides.get("data", {}).get("dataset", "digits")
-        return make_recipe(parse(shipped_recipes().get(dataset, ""), dataset), overrides)
-    if name in shipped_recipes():
-        return make_recipe(parse(shipped_recipes()[name], name), overrides)
-    path = Path(name)
-    if not path.is_file():
-        _refuse_study(name, name in packaged_texts(STUDIES))
-        raise UserError(
-            f"no recipe file {name!r}, and no shipped recipe of that name: {nearest(name, shipped_recipes())}"
-        )
-    table = parse(path.read_text(), name)
+        data = overrides.get("data")
+        dataset = data.get("dataset", "digits") if isinstance(data, dict) else "digits"
+        return make_recipe(parse(shipped_recipes().get(str(dataset), ""), str(dataset)), overrides)
+    recipes = shipped_recipes()
+    _refuse_study(name, name in packaged_texts(STUDIES).keys() - recipes.keys() and not is_there(Path(name)))
+    table = parse(find_text(name, recipes, "recipe"), name)
     _refuse_study(name, {"rows", "baseline"} <= table.keys())
     return make_recipe(table, overrides)
+
+
+def find_text(name: str, known: Mapping[str, str], kind: str) -> str:
+    """The text of the recipe or study that is shipped under a name, or else of the file of this path."""
+    if name in known:
+        return known[name]
+    if not is_there(Path(name)):
+        raise UserError(f"no {kind} file {name!r}, and no shipped {kind} of that name: {nearest(name, known)}")
+    return read_text(Path(name), kind, f"name another file, or a shipped {kind}")
 
 
 def _refuse_study(name: str, is_study: bool) -> None:
@@ -152,16 +157,12 @@ def _refuse_study(name: str, is_study: bool) -> None:
 
 def parse(text: str, name: str) -> Table:
     """The tables of a TOML text."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe {name} is not valid TOML: {error}") from None
+    return parse_toml(text, name, "recipe", "mend that line")
 
 
 def read_recipe(folder: RunFolder) -> Recipe:
     """The resolved recipe of a run, of this version or an earlier one."""
-    folder.require_run()
-    table = parse(folder.recipe.read_text(), str(folder.recipe))
+    table = parse(folder.read_recipe_text(), str(folder.recipe))
     method = find_method(table.get("method", DEFAULT_METHOD))
     return make_recipe(drop_unread_keys(table, core_fields() | method.settings.model_fields))
 
@@ -172,6 +173,8 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
     values = resolve_levels({"method": DEFAULT_METHOD} | table, overrides)
     method = find_method(values["method"])
     tables_of_method = method.settings.model_fields
+    if "options" in values:  # no table of a file, but where a recipe keeps those of its method
+        raise UserError(f"unknown recipe key 'options': {nearest('options', core_fields() | tables_of_method)}")
     _refuse_other_method(method, values)
     if "teachers" in overrides and "teachers" not in tables_of_method:
         raise UserError(f"method {values['method']!r} learns from no teacher: leave --teacher out, or choose another")

@@ -15,7 +15,7 @@ from tfkd_fast.models import ModelSettings
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.recipe import Recipe, read_recipe
-from tfkd_fast.runs.student import load_student, read_student_header
+from tfkd_fast.runs.student import StudentHeader, load_student, read_student_header
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,12 @@ class StoredRun:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the student's logits."""
-        return tuple(self._header["classes"])
+        return self._header.classes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C,H,W) of the images that the student was trained on."""
-        channels, height, width = self._header["image_shape"]
-        return channels, height, width
+        return self._header.image_shape
 
     def student(self) -> nn.Module:
         """The student of the last epoch, on the CPU in float32 and in evaluation mode.
@@ -98,20 +97,21 @@ class StoredRun:
             )
         scaled = pixels.float() / (1 if pixels.is_floating_point() else 255)
         mean, deviation = (
-            torch.tensor(self._header[key], device=pixels.device).reshape(-1, 1, 1) for key in ("mean", "std")
+            torch.tensor(values, device=pixels.device).reshape(-1, 1, 1)
+            for values in (self._header.mean, self._header.std)
         )
         return (scaled - mean) / deviation
 
     @cached_property
-    def _header(self) -> dict[str, Any]:
+    def _header(self) -> StudentHeader:
         """The header of the student, or before the end of the run that of its best epoch."""
         finished, best = self.folder.student, self.folder.best
         return read_student_header(best if best.exists() and not finished.exists() else finished)
 
     def _network(self, weights: Path) -> nn.Module:
         header = read_student_header(weights)
-        settings = ModelSettings(name=header["name"], width=header["width"])
-        return load_student(weights, settings, len(header["classes"]), header["image_shape"][0]).eval()
+        settings = ModelSettings(name=header.name, width=header.width)
+        return load_student(weights, settings, len(header.classes), header.image_shape[0]).eval()
 
 
 def load_run(path: Path | str) -> StoredRun:

@@ -31,7 +31,6 @@ teachers.runs = ["row:teacher"]  # anywhere in a recipe: the run folder of that 
 "the controller" = [["tfkd", "ce"]]
 """
 
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +38,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.errors import UserError, nearest, shorten
+from tfkd_fast.files import is_there, parse_toml
 from tfkd_fast.runs.precedence import Table, merge
 from tfkd_fast.runs.recipe import (
     STUDIES,
     Recipe,
+    find_text,
     make_recipe,
     packaged_texts,
     resolve_levels,
@@ -171,14 +172,9 @@ def shipped_studies() -> dict[str, str]:
 def load_study(name: str, overrides: Table | None = None) -> Study:
     """The study of a shipped name or of a file; `overrides` are recipe values over those of every row."""
     studies = shipped_studies()
-    if name in studies:
-        return make_study(name, studies[name], overrides)
-    path = Path(name)
-    if name in shipped_recipes() and not path.is_file():
+    if name in shipped_recipes().keys() - studies.keys() and not is_there(Path(name)):
         raise _is_a_recipe(name)
-    if not path.is_file():
-        raise UserError(f"no study file {name!r}, and no shipped study of that name: {nearest(name, studies)}")
-    return make_study(path.stem, path.read_text(), overrides)
+    return make_study(name if name in studies else Path(name).stem, find_text(name, studies, "study"), overrides)
 
 
 def _is_a_recipe(name: str) -> UserError:
@@ -188,12 +184,10 @@ def _is_a_recipe(name: str) -> UserError:
 def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
     """Validate a study's text; the first fault is reported in one sentence."""
     try:
-        table = tomllib.loads(text)
+        table = parse_toml(text, name, "study", "mend that line")
         if "rows" not in table and "method" in table:
             raise _is_a_recipe(name)
         file = StudyFile.model_validate(table)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"study {name} is not valid TOML: {error}") from None
     except ValidationError as error:
         raise UserError(f"study {name}: {_explain(error)}") from None
     if file.baseline not in file.rows:
@@ -287,4 +281,4 @@ def _explain(error: ValidationError) -> str:
             return f"it has no {key!r}"
         case "string_pattern_mismatch":
             return f"row {path[1]!r} needs a name of letters, digits, '.', '-' and '_': folders are named after it"
-    return f"key {key!r}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+    return f"key {key!r}: {fault['msg'].removeprefix('Value error, ')} (got {shorten(fault['input'])})"

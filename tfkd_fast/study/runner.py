@@ -3,7 +3,6 @@
 A study may be stopped at any time: what is finished stays, what is not goes on from its newest checkpoint.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -16,12 +15,11 @@ from typing import Any, TypeAlias
 
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.runs.checkpoint import write_atomically
+from tfkd_fast.files import from_checked_json, read_bytes, reading, to_checked_json, write_bytes
 from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
 from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
-from tfkd_fast.strict_json import to_json
 from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
 
@@ -156,13 +154,15 @@ class Runner:
         text = results.markdown(self.study, runs, self.seeds, self.failures)
         _write(self.folder.table, text)
         values = results.as_json(self.study, runs, self.seeds, self.failures)
-        _write(self.folder.results, to_json(values, indent=2) + "\n")
+        _write(self.folder.results, to_checked_json(values))
 
     def _earlier_failures(self) -> dict[str, str]:
         """The failures in results.json, of runs that are neither finished by now nor to be trained again."""
         try:
-            failures = dict(json.loads(self.folder.results.read_bytes())["failures"])
-        except (OSError, ValueError, TypeError, KeyError):  # no table yet, or damaged: it is written anew
+            with reading(self.folder.results, "the results", ""):
+                content = read_bytes(self.folder.results, "the results", "")
+                failures = dict(from_checked_json(content)["failures"])
+        except UserError:  # no table yet, or damaged: it is written anew
             return {}
         runs = (Run(row, seed) for seed in self.seeds for row in self.study.rows.values())
         left = [run for run in runs if run not in self.waiting and not self.folder.run(run).summary.exists()]
@@ -262,7 +262,7 @@ class Runner:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def _uses_cuda(row: Row) -> bool:

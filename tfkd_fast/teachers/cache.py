@@ -13,12 +13,11 @@ from tfkd_fast.data import Dataset, Loader
 from tfkd_fast.data.loaders import free_memory
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import reading, write_bytes
 from tfkd_fast.methods.base import Needs, TeacherOutputs
 from tfkd_fast.models import FeatureName, Features
-from tfkd_fast.runs.checkpoint import write_atomically
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.teachers.teacher import Teacher, Teachers, in_float32
-from tfkd_fast.tensor_file import ForeignFile
 
 CACHE = "cache"
 """Kind of the file, see `tensor_file`."""
@@ -125,11 +124,7 @@ def gather_teachers(
         tables = _read(path, wanted, features)
     else:
         tables = _compute_tables(present, loader, views)
-        content = tensor_file.to_bytes(CACHE, wanted | {"features": sorted(features)}, tables)
-        try:
-            write_atomically(path, lambda file: file.write(content))
-        except OSError as error:
-            raise UserError(f"cannot write teachers.cache {path}: {error.strerror}") from None
+        write_bytes(path, tensor_file.to_bytes(CACHE, wanted | {"features": sorted(features)}, tables))
     needed = sum(table.nbytes for table in tables.values())
     if compute.device.type == "cuda" and needed > free_memory(compute.device):
         raise UserError(f"teachers.cache {path} needs {needed / 2**30:.1f} GiB, more than is free: leave it out")
@@ -162,16 +157,14 @@ def _parts(outputs: TeacherOutputs) -> dict[str, Tensor]:
 
 def _read(path: Path, wanted: dict[str, Any], features: frozenset[FeatureName]) -> dict[str, Tensor]:
     """The tables of a cache that holds what is wanted, or more features."""
-    try:
-        made_of = tensor_file.read_header(path, CACHE)
+    with reading(path, "teachers.cache", "name another file"):
+        made_of, tables = tensor_file.read(path, CACHE)
         different = [name for name in wanted if made_of.get(name) != wanted[name]]
         missing = sorted(features.difference(_held_features(made_of.get("features"))))
-        if not different and not missing:
-            return tensor_file.read_tensors(path)
-    except (OSError, ForeignFile):
-        raise UserError(f"{path} is no cache of teachers' outputs: name another file as teachers.cache") from None
-    fault = f"with another {different[0]}" if different else f"without the features {', '.join(missing)}"
-    raise UserError(f"teachers.cache {path} was made {fault}: delete it, or name another file")
+    if different or missing:
+        fault = f"with another {different[0]}" if different else f"without the features {', '.join(missing)}"
+        raise UserError(f"teachers.cache {path} was made {fault}: delete it, or name another file")
+    return tables
 
 
 def _held_features(entry: Any) -> Collection[str]:

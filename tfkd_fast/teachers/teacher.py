@@ -14,11 +14,12 @@ from tfkd_fast.data import Dataset
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import read_bytes
 from tfkd_fast.methods.base import TeacherFacts, TeacherOutputs
 from tfkd_fast.models import FeatureName, ModelSettings, feature_shapes, logits_and_features
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
-from tfkd_fast.runs.student import load_student, read_student_header
+from tfkd_fast.runs.student import StudentHeader, load_student, read_student_header
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,11 @@ class Restandardised(nn.Module):
     factor: Tensor
     offset: Tensor
 
-    def __init__(self, network: nn.Module, dataset: Dataset, header: dict[str, Any]) -> None:
+    def __init__(self, network: nn.Module, dataset: Dataset, header: StudentHeader) -> None:
         super().__init__()
         self.network = network
         mean, std, own_mean, own_std = (
-            torch.tensor(values).reshape(-1, 1, 1)
-            for values in (dataset.mean, dataset.std, header["mean"], header["std"])
+            torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.mean, dataset.std, header.mean, header.std)
         )
         self.register_buffer("factor", std / own_std)
         self.register_buffer("offset", (mean - own_mean) / own_std)
@@ -184,7 +184,7 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
     folder.require_run()
     path = folder.student
     header = read_student_header(path)
-    classes, shape = header["classes"], tuple(header["image_shape"])
+    classes, shape = header.classes, header.image_shape
     unknown = [name for name in classes if name not in dataset.classes]
     if unknown:
         raise UserError(
@@ -196,9 +196,9 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
             f"teacher {run_dir} was trained on images of shape {shape}, those of {dataset.name} are "
             f"{dataset.image_shape}: name a run on images of that shape"
         )
-    model = ModelSettings(name=header["name"], width=header["width"])
+    model = ModelSettings(name=header.name, width=header.width)
     network = load_student(path, model, len(classes), shape[0])
-    if (tuple(header["mean"]), tuple(header["std"])) != (dataset.mean, dataset.std):
+    if (header.mean, header.std) != (dataset.mean, dataset.std):
         network = Restandardised(network, dataset, header)
     labels = [dataset.classes.index(name) for name in classes]
     order = sorted(range(len(labels)), key=labels.__getitem__)
@@ -213,8 +213,8 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
         network,
         classifier_of(network),
     )
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Teacher(facts, network, checksum, header.get("training_data", ""), header.get("holdout", 0.0))
+    checksum = hashlib.sha256(read_bytes(path, "the student", "restore it")).hexdigest()
+    return Teacher(facts, network, checksum, header.training_data, header.holdout)
 
 
 def unseen_indices(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> Tensor | None:

@@ -259,7 +259,7 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint, the counterpart of `_save`."""
         parts = self.parts
-        if saved["recipe"] != self.folder.recipe.read_text():
+        if saved["recipe"] != self.folder.read_recipe_text():
             raise UserError(f"the checkpoints in {self.folder.path} were written with another recipe.toml: restore it")
         if saved["teachers"] != parts.teachers.checksums:
             raise UserError(
@@ -289,7 +289,7 @@ class Trainer:
         self.folder.save_checkpoint(
             state.epoch,
             {
-                "recipe": self.folder.recipe.read_text(),
+                "recipe": self.folder.read_recipe_text(),
                 "loader": self.recipe.data.loader,
                 "teachers": parts.teachers.checksums,
                 "state": state.state_dict(),

@@ -76,9 +76,9 @@ def test_a_file_brings_the_same_process_back(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"process\.file names {tmp_path / 'none'}, which does not exist"):
+    with pytest.raises(UserError, match=rf"the process {tmp_path / 'none'} does not exist: for process\.file, give"):
         load_process(tmp_path / "none")
-    with pytest.raises(UserError, match=r"process\.safetensors, which does not exist: give the folder"):
+    with pytest.raises(UserError, match=r"process\.safetensors does not exist: for process\.file, give the folder"):
         load_process(tmp_path)
 
 
@@ -94,16 +94,16 @@ def rewritten(process: Process, **changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no process file"),
-        (searched().to_bytes("a", "b")[:-1], "is no process file"),
-        (safetensors.torch.save({"alpha": torch.ones(1)}), "is no process file"),
+        (b"", "is damaged or of another kind"),
+        (searched().to_bytes("a", "b")[:-1], "is damaged or of another kind"),
+        (safetensors.torch.save({"alpha": torch.ones(1)}), "is damaged or of another kind"),
         (rewritten(searched(), format=2), "has format 2, but this version of tfkd-fast reads format 1"),
-        (rewritten(searched(), pathways=searched().pathways[1:]), "is no process file"),
-        (rewritten(searched(), pathways=[[0, 0, "cubic", 0.0, 0.0]]), "is no process file"),
-        (rewritten(searched(), times=searched().times.flip(0)), "is no process file"),
-        (rewritten(searched(), times=searched().times[1:]), "is no process file"),
-        (rewritten(searched(), alpha=searched().alpha / 0.0), "is no process file"),
-        (rewritten(searched(), alpha=searched().alpha.double()), "is no process file"),
+        (rewritten(searched(), pathways=searched().pathways[1:]), "is damaged or of another kind"),
+        (rewritten(searched(), pathways=[[0, 0, "cubic", 0.0, 0.0]]), "is damaged or of another kind"),
+        (rewritten(searched(), times=searched().times.flip(0)), "is damaged or of another kind"),
+        (rewritten(searched(), times=searched().times[1:]), "is damaged or of another kind"),
+        (rewritten(searched(), alpha=searched().alpha / 0.0), "is damaged or of another kind"),
+        (rewritten(searched(), alpha=searched().alpha.double()), "is damaged or of another kind"),
     ],
 )
 def test_what_is_no_process_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:

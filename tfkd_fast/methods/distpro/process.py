@@ -90,18 +90,19 @@ def load_process(path: Path) -> Process:
         UserError: if it is missing, unreadable, damaged, of another kind or format.
     """
     path = path / FILE if path.is_dir() else path
-    header, tensors = FILES.read(path)
-    if tensors.keys() != {"times", "alpha"}:
-        raise FILES.foreign(path)
-    times, alpha = tensors["times"], tensors["alpha"]
-    fits = (
-        len(times) > 0
-        and times.dtype == torch.float64
-        and alpha.dtype == torch.float32
-        and alpha.shape == (len(times), len(header.pathways))
-        and bool((times.diff() > 0).all())
-        and bool(alpha.isfinite().all())
-    )
-    if not fits:
-        raise FILES.foreign(path)
+    with FILES.reading(path):
+        header, tensors = FILES.read(path)
+        times, alpha = tensors["times"], tensors["alpha"]
+        fits = (
+            tensors.keys() == {"times", "alpha"}
+            and times.ndim == 1
+            and len(times) > 0
+            and times.dtype == torch.float64
+            and alpha.dtype == torch.float32
+            and alpha.shape == (len(times), len(header.pathways))
+            and bool((times.diff() > 0).all())
+            and bool(alpha.isfinite().all())
+        )
+        if not fits:
+            raise ValueError("its tensors are not those of a process")
     return Process(header.pathways, times, alpha)

@@ -90,17 +90,18 @@ def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: Ac
 
 def _read(path: Path) -> tuple[PolicyHeader, dict[str, Tensor]]:
     """Read a policy file and check the shapes, dtypes and values of its tensors."""
-    header, tensors = FILES.read(path)
-    size, generator = len(header.action_names), torch.Generator()
-    observed = PROGRESS_ENTRIES + size
-    expected = _tensors(GaussianPolicy(observed, size, 1.0, generator), MLP(observed, 1, generator))
-    fits = (
-        header.observation_entries == observed
-        and _shapes(tensors) == _shapes(expected)
-        and all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values())
-    )
-    if not fits:
-        raise FILES.foreign(path)
+    with FILES.reading(path):
+        header, tensors = FILES.read(path)
+        size, generator = len(header.action_names), torch.Generator()
+        observed = PROGRESS_ENTRIES + size
+        if header.observation_entries != observed:
+            raise ValueError(f"a policy of {size} numbers observes {observed}")
+        expected = _tensors(GaussianPolicy(observed, size, 1.0, generator), MLP(observed, 1, generator))
+        fits = _shapes(tensors) == _shapes(expected) and all(
+            tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()
+        )
+        if not fits:
+            raise ValueError("its tensors are not those of a policy")
     return header, tensors
 
 
