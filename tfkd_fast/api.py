@@ -57,7 +57,7 @@ def train(
         with folder.lock():
             folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
             folder.create(recipe.to_toml())
-            return _run(trainer, stop)
+            return _run(trainer, stop or Stop())
 
 
 def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | None = None) -> dict[str, Any]:
@@ -75,10 +75,13 @@ def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | 
         UserError: if the folder holds no run, or a finished one, or one that another process trains.
     """
     folder = RunFolder(Path(out))
-    recipe = read_recipe(folder)
+    if not folder.next_recipe.exists():
+        folder.require_run()
     if folder.generations.exists():
         raise UserError(f"{out} holds the search for a policy: tfkd-fast learn goes on with it")
     with folder.lock():
+        folder.finish_replacing()
+        recipe = read_recipe(folder)
         if folder.summary.exists():
             raise UserError(f"the run in {out} is finished: see {folder.summary}")
         state = folder.newest_state()
@@ -87,7 +90,7 @@ def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | 
         with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
             with sealed_test_images():
                 trainer = _trainer(recipe, open_dataset(recipe.data), folder, listeners)
-            return _run(trainer, stop)
+            return _run(trainer, stop or Stop())
 
 
 def evaluate(out: Path | str, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
@@ -129,9 +132,9 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: Seq
     return Trainer(recipe, dataset, compute, folder, listeners)
 
 
-def _run(trainer: Trainer, stop: Stop | None) -> dict[str, Any]:
+def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     """Train, then test the student and write the summary."""
-    folder = trainer.folder
+    folder, stop.resumable = trainer.folder, True
     with sealed_test_images():
         summary = trainer.run(stop)
     summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import sys
 import tomllib
 import zlib
 from collections.abc import Callable, Iterator
@@ -152,20 +153,67 @@ def is_there(path: Path) -> bool:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a neighbour file, flush it to disk, then rename: `path` is the old file or the new one, never a part."""
+    """Write a neighbour file, flush it to disk, then rename: `path` is the old file or the new one, never a part.
+
+    Of several processes that write the same file, one calls `write` after the other has written.
+    """
     scratch = path.with_name(path.name + PART)
     try:
-        with scratch.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-        _sync_folder(path.parent)
+        with _open_alone(scratch) as file:
+            try:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                if sys.platform == "win32":  # where an open file cannot be renamed, and nothing is locked
+                    file.close()
+                scratch.replace(path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    scratch.unlink()
+                raise
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from None
-    finally:
-        with contextlib.suppress(OSError):  # it has the name of the file now
-            scratch.unlink()
+
+
+@contextmanager
+def _open_alone(scratch: Path) -> Iterator[BinaryIO]:
+    """Open a file that no other process writes, as an empty one: what a killed process left there is gone."""
+    while True:
+        with scratch.open("ab") as file:
+            lock_file(file.fileno(), wait=True)
+            if _has_name(file, scratch):
+                file.truncate(0)
+                yield file
+                return
+        # another process has written it meanwhile, and given it its name
+
+
+def _has_name(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file has this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def lock_file(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file for as long as it is open, shared with others that do so or alone; returns whether that worked.
+
+    Without `wait` it does not where another process holds a lock. Systems and file systems that have no locks behave as
+    if no other process held one.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # this file system has none
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -173,7 +221,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Write the entries of a folder to disk, too: or else a power cut could bring an old file back after newer ones
     were deleted."""
     if hasattr(os, "O_DIRECTORY"):  # not on Windows

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.command import command, refusal, run, wait_for
 from tests.support.runs import log
+from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.lock import refuse_if_busy
 
 HEAD = """
@@ -141,23 +143,44 @@ def test_a_killed_run_goes_on_when_the_study_is_given_again(tmp_path: Path) -> N
     assert "Missing" not in (out / "table.md").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_interrupted_it_stops_its_processes_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
-    study, out = write(tmp_path, HEAD.replace("epochs = 1", "epochs = 500") + CE), tmp_path / "out"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_when_a_study_ends_its_runs_end_with_what_they_have_trained(tmp_path: Path, number: int) -> None:
+    """However it ends: it asks them, or else they notice."""
+    head = HEAD.replace("epochs = 1", "epochs = 500\ncheckpoint_every = 500")
+    study, out = write(tmp_path, head + CE), tmp_path / "out"
+    runs = [out / "runs" / f"ce-seed{seed}" for seed in (0, 1)]
     process = subprocess.Popen(
         command("study", study, "--out", out, "--jobs", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    for seed in (0, 1):
-        wait_for(out / "runs" / f"ce-seed{seed}" / "metrics.jsonl", process)  # checkpoints come and go
-    assert f"another tfkd-fast is at work in {out}" in refusal("study", study, "--out", out)
-    started = children(process.pid)
-    assert len(started) == 2
-    process.send_signal(number)
+    try:
+        for folder in runs:
+            wait_for(folder / "metrics.jsonl", process)
+            while '"epoch"' not in (folder / "metrics.jsonl").read_text():
+                assert process.poll() is None
+                time.sleep(0.01)
+        assert f"another tfkd-fast is at work in {out}" in refusal("study", study, "--out", out)
+        started = children(process.pid)
+        assert len(started) == 2
+    finally:
+        process.send_signal(number)
     _, message = process.communicate()
-    assert process.returncode == 128 + number
-    assert message.decode() == "stopped: the same command again goes on from the last checkpoints\n"
+    if number == signal.SIGKILL:
+        wait_until_ended(started)
+    else:
+        assert process.returncode == 128 + number
+        assert message.decode() == "stopped: the same command again goes on from the last checkpoints\n"
     assert not any(Path("/proc", str(pid)).exists() for pid in started)
     refuse_if_busy(out)
+    for folder in runs:
+        last = max(event["epoch"] for event in log(folder) if event["event"] == "epoch")
+        assert [path.name for path in RunFolder(folder).checkpoint_files()] == [f"epoch-{last:05d}.ckpt"]
+
+
+def wait_until_ended(processes: list[int], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while any(Path("/proc", str(pid)).exists() for pid in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def children(parent: int) -> list[int]:

@@ -1,6 +1,7 @@
 """A folder that one process at a time writes into, tried with processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import SMALL, command, refusal, wait_for
+from tests.support.command import SMALL, command, refusal, run, wait_for
 from tests.support.runs import recipe
 from tfkd_fast import api
 from tfkd_fast.errors import UserError
@@ -102,22 +103,49 @@ def test_no_command_writes_into_a_run_that_another_process_trains(tmp_path: Path
     with subprocess.Popen(
         command(*train, "--epochs", "1000", "--out", folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
-        wait_for(folder / "checkpoints" / "epoch-00001.ckpt", process)
-        busy = f"another tfkd-fast is at work in {folder}: wait for it, or end it first"
-        for arguments in (
-            [*train, "--out", folder],
-            [*train, "--out", folder, "--overwrite"],
-            ["train", "--resume", folder],
-            ["replay", finished, "--out", folder],
-            ["replay", finished, "--out", folder, "--overwrite"],
-        ):
-            assert busy in refusal(*arguments), arguments
-        assert "holds something else than this search" in refusal("learn", "digits", "--out", folder)
-        assert "is missing" in refusal("export", folder)
-        assert process.poll() is None
-        process.kill()
+        try:
+            wait_for(folder / "checkpoints" / "epoch-00001.ckpt", process)
+            busy = f"another tfkd-fast is at work in {folder}: wait for it, or end it first"
+            for arguments in (
+                [*train, "--out", folder],
+                [*train, "--out", folder, "--overwrite"],
+                ["train", "--resume", folder],
+                ["replay", finished, "--out", folder],
+                ["replay", finished, "--out", folder, "--overwrite"],
+                ["export", folder],
+            ):
+                assert busy in refusal(*arguments), arguments
+            assert "holds something else than this search" in refusal("learn", "digits", "--out", folder)
+            assert "the run is not finished, go on with --resume" in refusal("eval", folder)
+            assert run("report", folder).stdout.strip() == str(folder / "report.html")
+            assert process.poll() is None
+        finally:
+            process.kill()
     assert (folder / "recipe.toml").read_text().count("epochs = 1000") == 1
-    with holder(finished):
-        for arguments in (["export", finished], [*train, "--out", finished, "--overwrite"]):
-            assert "is at work" in refusal(*arguments), arguments
-    assert (finished / "student.safetensors").exists()
+    assert "This run is not finished." in (folder / "report.html").read_text()
+
+
+LEARN = ["learn", "digits", *map("--set={}".format, ["method=tfkd", "target.family=scalar", "model.width=0.125"])]
+
+
+def test_no_command_writes_into_a_folder_that_another_process_holds(tmp_path: Path) -> None:
+    """Whatever it holds, and by whichever of its names it is called."""
+    finished, unfinished, empty, link = (tmp_path / name for name in ("finished", "unfinished", "empty", "link"))
+    api.train(recipe("ce", epochs=1), finished)
+    shutil.copytree(finished, unfinished)
+    (unfinished / "summary.json").unlink()
+    link.symlink_to(unfinished, target_is_directory=True)
+    study = tmp_path / "study.toml"
+    study.write_text('seeds = [0]\nbaseline = "ce"\n[rows.ce]\nmethod = "ce"\n')
+    train = ["train", "digits", *SMALL, "--method", "ce"]
+    tried: dict[Path, list[list[str | Path]]] = {
+        finished: [["export", finished], [*train, "--out", finished, "--overwrite"]],
+        unfinished: [["train", "--resume", unfinished], ["train", "--resume", link], [*train, "--out", link]],
+        empty: [["study", study, "--out", empty], [*LEARN, "--out", empty], [*train, "--out", empty]],
+    }
+    for folder, commands in tried.items():
+        with holder(folder):
+            before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            for arguments in commands:
+                assert "is at work" in refusal(*arguments), arguments
+            assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -84,7 +84,10 @@ def test_seconds_are_counted_by_part_also_where_a_block_fails(tmp_path: Path) ->
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: .*the checkpoints are untouched"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot write .*metrics\.jsonl: .*what was there before is untouched: make it writable, then go on",
+    ):
         RunLog(tmp_path / "metrics.jsonl", [])
 
 

@@ -16,7 +16,7 @@ from tfkd_fast.events import EpochEnded, Event
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.lock import refuse_if_busy
 from tfkd_fast.runs.log import Listener
-from tfkd_fast.runs.stop import SIGNALS, Stopped, stopped_by_signals
+from tfkd_fast.runs.stop import LIFELINE, SIGNALS, Stopped, stopped_by_signals
 
 EPOCHS = 4
 
@@ -77,6 +77,64 @@ def test_what_was_to_be_ignored_stays_ignored() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_a_study_ends_its_runs_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end, lifeline = os.pipe()
+    monkeypatch.setenv(LIFELINE, str(end))
+
+    class Close(Listener):
+        def event(self, event: Event) -> None:
+            if isinstance(event, EpochEnded) and event.epoch == 2:
+                os.close(lifeline)
+                while stop.requested is None:
+                    time.sleep(0.001)
+
+    settings = recipe("ce", epochs=EPOCHS, checkpoint_every=EPOCHS)
+    with pytest.raises(Stopped, match="SIGTERM"), stopped_by_signals() as stop:
+        api.train(settings, tmp_path, listeners=[Close()], stop=stop)
+    os.close(end)
+    assert [path.name for path in RunFolder(tmp_path).checkpoint_files()] == ["epoch-00002.ckpt"]
+
+
+def test_a_signal_before_anything_is_imported_is_one_sentence(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command("train", "digits", "--out", tmp_path / "run"), stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not int(caught(process.pid), 16) & 1 << signal.SIGTERM - 1:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.terminate()
+        _, message = process.communicate()
+    assert message == "stopped: the same command again starts anew\n"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+def caught(pid: int) -> str:
+    """The signals that a process handles, as hexadecimal bits."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+
+
+def test_a_signal_to_all_processes_of_a_job_costs_no_epoch(tmp_path: Path) -> None:
+    """As clusters and Ctrl-C send it: the workers of a loader stay until the run is done with them."""
+    arguments = ["train", "digits", *SMALL, "--method", "ce", "--epochs", "1000", "--loader", "torchvision"]
+    arguments += ["--set", "data.workers=2", "--set", "checkpoint_every=1000", "--out", tmp_path]
+    with subprocess.Popen(
+        command(*arguments), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        metrics = tmp_path / "metrics.jsonl"
+        while not metrics.exists() or '"epoch"' not in metrics.read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, message = process.communicate()
+    assert message == f"stopped: tfkd-fast train --resume {tmp_path} goes on from the last checkpoint\n"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert len(RunFolder(tmp_path).checkpoint_files()) == 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no worker is left
 
 
 def test_a_terminal_that_is_closed_costs_no_epoch(tmp_path: Path) -> None:

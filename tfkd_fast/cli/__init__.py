@@ -1,5 +1,22 @@
 """The `tfkd-fast` command."""
 
-from tfkd_fast.cli.app import main
+import sys
+
+from tfkd_fast.runs.stop import Stopped, stopped_by_signals
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command; a signal ends it with a sentence that tells how to go on, and the exit code of that signal."""
+    with stopped_by_signals() as stop:
+        try:
+            from tfkd_fast.cli.app import run  # takes seconds, in which signals may come, too
+
+            run(stop)
+        except Stopped as stopped:
+            print(
+                f"stopped: {stop.how_to_go_on if stop.resumable else 'the same command again starts anew'}",
+                file=sys.stderr,
+            )
+            sys.exit(stopped.exit_code)

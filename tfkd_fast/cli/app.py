@@ -31,7 +31,7 @@ from tfkd_fast.runs.precedence import set_override
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.schema import recipe_schema
-from tfkd_fast.runs.stop import Stop, Stopped, stopped_by_signals
+from tfkd_fast.runs.stop import Stop
 from tfkd_fast.steering.control.policy_search import Generation
 from tfkd_fast.strict_json import to_json
 from tfkd_fast.study import load_study
@@ -70,10 +70,10 @@ Assignments = Annotated[
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.", show_default=False)]
 
 
-def main() -> None:
-    """Run the command; bad input is one sentence on standard error and exit code 2."""
+def run(stop: Stop) -> None:
+    """Run the command, which `stop` may end; bad input is one sentence on standard error and exit code 2."""
     try:
-        app()
+        app(obj=stop)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -97,6 +97,7 @@ def common(
 
 @app.command()
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
     ] = None,
@@ -162,24 +163,24 @@ def train(
     if resume is not None:
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
-        folder = RunFolder(resume)
-        if folder.summary.exists() and not folder.report.exists():  # killed when all but its report was done
+        if RunFolder(resume).lacks_report_only:
             print(f"the run in {resume} is finished; its report was missing and is written now")
             print(f"report {_report(resume)}")
             return
-        with _display_run(resume) as (display, stop):
+        with _display_run(context, resume) as (display, stop):
             summary = api.resume(resume, listeners=[display], stop=stop)
         _report_run(summary, resume)
         return
     resolved = load_recipe(recipe, overrides)
     out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
-    with _display_run(out) as (display, stop):
+    with _display_run(context, out) as (display, stop):
         summary = api.train(resolved, out, overwrite=overwrite, download=download, listeners=[display], stop=stop)
     _report_run(summary, out)
 
 
 @app.command()
 def replay(
+    context: typer.Context,
     run_dir: RunDir,
     out: Annotated[Path | None, OUT] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the new run; by default that of the replayed one.")] = None,
@@ -191,13 +192,14 @@ def replay(
     _add_assignments(overrides, assignments)
     recipe = replay_recipe(run_dir, overrides)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
-    with _display_run(out) as (display, stop):
+    with _display_run(context, out) as (display, stop):
         summary = api.train(recipe, out, overwrite=overwrite, listeners=[display], stop=stop)
     _report_run(summary, out)
 
 
 @app.command()
 def study(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the study; by default one under runs/studies/.")
@@ -223,12 +225,16 @@ def study(
     _add_assignments(overrides, assignments)
     plan = load_study(name, overrides)
     out = out or Path("runs", "studies", plan.name)
-    code = train_study(plan, out, rows=plan.choose(rows or []), seeds=seeds or [], jobs=jobs, download=download)
+    stop = _stop(context, "the same command again goes on from the last checkpoints")
+    code = train_study(
+        plan, out, rows=plan.choose(rows or []), seeds=seeds or [], jobs=jobs, download=download, stop=stop
+    )
     raise typer.Exit(code)
 
 
 @app.command()
 def learn(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     out: Annotated[
         Path,
@@ -252,8 +258,8 @@ def learn(
         print(f"generation {number + 1}/{generations} · quality {mean:.3f} in the mean, {best:.3f} at best", flush=True)
 
     resolved = load_recipe(recipe, overrides)
-    with _stopped("the same command again goes on after the last generation"):
-        path = learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
+    _stop(context, "the same command again goes on after the last generation").resumable = True
+    path = learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
     print(f"policy {path}")
 
 
@@ -356,21 +362,17 @@ def bench(
 
 
 @contextmanager
-def _display_run(out: Path) -> Iterator[tuple[Display, Stop]]:
+def _display_run(context: typer.Context, out: Path) -> Iterator[tuple[Display, Stop]]:
     """A display of a run into the folder `out`, and what ends it on a signal."""
-    with _stopped(f"tfkd-fast train --resume {out} goes on from the last checkpoint") as stop, Display() as display:
-        yield display, stop
+    with Display() as display:
+        yield display, _stop(context, f"tfkd-fast train --resume {out} goes on from the last checkpoint")
 
 
-@contextmanager
-def _stopped(how_to_go_on: str) -> Iterator[Stop]:
-    """Ctrl-C and the signals of clusters and closed terminals end the block; then a sentence tells how to go on."""
-    try:
-        with stopped_by_signals() as stop:
-            yield stop
-    except Stopped as stopped:
-        print(f"stopped: {how_to_go_on}", file=sys.stderr)
-        raise typer.Exit(stopped.exit_code) from None
+def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
+    """What ends the command on a signal; a sentence then tells how to go on."""
+    stop = context.ensure_object(Stop)
+    stop.how_to_go_on = how_to_go_on
+    return stop
 
 
 def _report_run(summary: dict[str, Any], out: Path) -> None:

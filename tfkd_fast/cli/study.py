@@ -1,6 +1,5 @@
 """`tfkd-fast study`: a line for every run that ends, and the table."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError
-from tfkd_fast.runs.stop import Stopped, stopped_by_signals
+from tfkd_fast.runs.stop import Stop
 from tfkd_fast.study import Row, Run, Runner, Study, StudyFolder, distinct
 from tfkd_fast.study.results import HEADINGS, cells, contrast_lines, lines, notes
 
@@ -20,7 +19,14 @@ FILE_WIDTH = 160
 
 
 def train_study(
-    study: Study, out: Path, *, rows: Sequence[Row], seeds: Sequence[int], jobs: int | None, download: bool
+    study: Study,
+    out: Path,
+    *,
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    jobs: int | None,
+    download: bool,
+    stop: Stop,
 ) -> int:
     """Train what is left of a study and print its table; returns the exit code."""
     try:
@@ -46,12 +52,7 @@ def train_study(
         f"finished, {len(runner.waiting)} to train, {runner.jobs} at a time",
         markup=False,
     )
-    try:
-        with stopped_by_signals():
-            runner.run()
-    except Stopped as stopped:
-        print("stopped: the same command again goes on from the last checkpoints", file=sys.stderr)
-        return stopped.exit_code
+    runner.run(stop)
     show(runner, console)
     return 1 if runner.failed_now else 0
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.files import from_checked_line, read_bytes, reading, to_checked_line
+from tfkd_fast.files import PART, from_checked_line, read_bytes, reading, to_checked_line
 from tfkd_fast.policies.students import Students
-from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
+from tfkd_fast.runs.lock import LOCK
 from tfkd_fast.runs.log import LineFile
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
@@ -35,10 +36,7 @@ def learn_policy(
         UserError: the folder holds another search, or the recipe leaves nothing to steer.
     """
     folder = RunFolder(out)
-    if not folder.generations.exists():
-        if folder.recipe.exists():
-            raise UserError(f"{out} holds something else than this search: choose another --out")
-        folder.refuse_if_taken()
+    _refuse_if_taken(folder)
     fleet = Students(recipe, students)
     own = fleet.settings.controller  # gives the bounds of the policy's deviation if it has a policy
     search = PolicySearch(
@@ -54,24 +52,46 @@ def learn_policy(
             if any(len(generation.qualities) != students for generation in done):
                 raise UserError(f"the search in {out} has {len(done[0].qualities)} students at a time: give as many")
             search.restore(done)
-        if not done:
+        lines = LineFile(  # from now on this is the folder of a search
+            folder.generations, keep=len(finished), how_to_go_on="give the same command again"
+        )
+        if done:
+            folder.write_bytes(folder.policy.name, search.policy_bytes())  # the last one may have been ended before it
+        else:
             folder.create(recipe.to_toml())
-        lines = LineFile(folder.generations, keep=len(finished))
         for number in range(len(done), generations):
             generation = search.run_generation(fleet)
             lines.write(to_checked_line({"event": "generation", "number": number} | as_record(generation)))
+            lines.sync()
             folder.write_bytes(folder.policy.name, search.policy_bytes())
             on_generation(number, generation)
         lines.close()
     return folder.policy
 
 
+def _refuse_if_taken(folder: RunFolder) -> None:
+    """Raise UserError unless the folder is empty or not there, or holds a search."""
+    if folder.generations.exists():
+        if not folder.recipe.exists():  # a search that was killed when it began, or a file of somebody else
+            empty = folder.generations.stat().st_size == 0
+            ours = {LOCK, folder.recipe.name + PART} | ({folder.generations.name} if empty else set())
+            refuse_if_foreign(folder.path, ours=ours)
+    elif folder.recipe.exists():
+        raise _something_else(folder)
+    else:
+        folder.refuse_if_taken()
+
+
+def _something_else(folder: RunFolder) -> UserError:
+    return UserError(f"{folder.path} holds something else than this search: choose another --out")
+
+
 def _finished(folder: RunFolder, recipe: Recipe) -> bytes:
     """The whole lines of the search's log, empty before the first generation."""
-    if not folder.generations.exists():
+    if not folder.recipe.exists():
         return b""
-    if read_recipe(folder) != recipe:
-        raise UserError(f"{folder.path} holds something else than this search: choose another --out")
+    if not folder.generations.exists() or read_recipe(folder) != recipe:
+        raise _something_else(folder)
     content = read_bytes(folder.generations, "the search", "choose another --out")
     return content[: content.rfind(b"\n") + 1]
 

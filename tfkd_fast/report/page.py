@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tfkd_fast.events import ProfessorJudged
-from tfkd_fast.files import write_bytes
+from tfkd_fast.files import write_atomically
 from tfkd_fast.report.curves import (
     accuracy_chart,
     calibration_chart,
@@ -86,10 +86,11 @@ def write_report(run_folder: Path) -> Path:
     Raises:
         UserError: the folder is no run folder, one of its files is damaged, or the page cannot be written.
     """
-    page = render(read_run(run_folder)).encode()
-    path = RunFolder(run_folder).report
-    write_bytes(path, page)
-    return path
+    folder = RunFolder(run_folder)
+    folder.require_run()
+    # read in turn with other processes, such as the run at its end: the last page is of the latest state
+    write_atomically(folder.report, lambda file: file.write(render(read_run(run_folder)).encode()))
+    return folder.report
 
 
 def render(run: RunRecord) -> str:

@@ -20,14 +20,15 @@ def export_student(out: Path) -> list[Path]:
     deviation and class names stand in the header of student.safetensors.
     """
     folder = RunFolder(out)
-    recipe = read_recipe(folder)
-    dataset = open_dataset(recipe.data)
-    channels, height, width = dataset.image_shape
-    model = load_student(folder.student, recipe.model, len(dataset.classes), channels).eval()
-    example = torch.zeros(2, channels, height, width)
-    shapes = {"images": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(model, (example,), dynamic_shapes=shapes)
-    with folder.lock():
+    folder.require_run()
+    with folder.lock():  # also while the student is read, which another run might replace
+        recipe = read_recipe(folder)
+        dataset = open_dataset(recipe.data)
+        channels, height, width = dataset.image_shape
+        model = load_student(folder.student, recipe.model, len(dataset.classes), channels).eval()
+        example = torch.zeros(2, channels, height, width)
+        shapes = {"images": {0: torch.export.Dim("batch")}}
+        program = torch.export.export(model, (example,), dynamic_shapes=shapes)
         content = io.BytesIO()
         torch.export.save(program, content)
         write_bytes(folder.archive, content.getvalue())

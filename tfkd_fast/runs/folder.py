@@ -7,6 +7,7 @@ lock.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +23,7 @@ from tfkd_fast.files import (
     read_bytes,
     read_text,
     reading,
+    sync_folder,
     to_checked_json,
     to_checked_text,
     write_bytes,
@@ -31,6 +33,8 @@ from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.runs.lock import LOCK, lock_folder, refuse_if_busy
 
 KEPT_CHECKPOINTS = 2
+CHECKPOINT = re.compile(r"epoch-(\d+)\.ckpt")
+"""The name of a checkpoint, with the number of epochs before it."""
 
 
 class RunFolder:
@@ -39,6 +43,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.toml"
+        self.next_recipe = path / "recipe.toml.next"  # while a run takes the place of another one
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.student = path / "student.safetensors"
@@ -77,16 +82,32 @@ class RunFolder:
             )
 
     def create(self, recipe_text: str) -> None:
-        """Make the folder, and remove the files of an earlier run from it; files that are no part of a run stay."""
+        """Make the folder, and remove the files of an earlier run from it; files that are no part of a run stay.
+
+        When the process is killed meanwhile, the folder holds the earlier run, untouched, or the new one, once
+        `finish_replacing` was called.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        recipe = self.next_recipe if self.recipe.exists() else self.recipe
+        write_bytes(recipe, to_checked_text(recipe_text).encode())
+        self.finish_replacing()
+
+    def finish_replacing(self) -> None:
+        """Where another run has begun to take the place of that in the folder, remove what is left of the old one."""
+        if not self.next_recipe.exists():
+            return
+        try:
             for file in self._written():
                 file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it is not there, or somebody else has files in it
                 self.tensorboard.rmdir()
+            self.next_recipe.replace(self.recipe)
+            sync_folder(self.path)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
-        write_bytes(self.recipe, to_checked_text(recipe_text).encode())
 
     def _written(self) -> Iterator[Path]:
         """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
@@ -100,6 +121,11 @@ class RunFolder:
         yield from self.checkpoints.glob(f"epoch-*.ckpt{PART}")
         yield from self.tensorboard.glob("events.out.tfevents.*")
 
+    @property
+    def lacks_report_only(self) -> bool:
+        """Whether the run is finished but for its report, before which its process ended."""
+        return self.summary.exists() and not (self.report.exists() or self.next_recipe.exists())
+
     def _holds_run(self) -> bool:
         """Whether recipe.toml is that of a run; other programs have files of this name, too."""
         try:
@@ -110,6 +136,8 @@ class RunFolder:
 
     def require_run(self) -> None:
         """Raise UserError unless the folder holds a run."""
+        if self.next_recipe.exists():
+            raise UserError(f"{self.path} holds a run that was stopped when it began: go on with --resume {self.path}")
         if not is_there(self.recipe):
             raise UserError(f"{self.path} is no run folder: it has no recipe.toml")
 
@@ -135,14 +163,16 @@ class RunFolder:
         with contextlib.suppress(OSError):  # the write says what is wrong
             self.checkpoints.mkdir(exist_ok=True)
         save_checkpoint(path, state)
-        for old in self.checkpoint_files()[:-KEPT_CHECKPOINTS]:
+        parts = self.checkpoints.glob(f"epoch-*.ckpt{PART}")  # of a process that was killed
+        for old in (*self.checkpoint_files()[:-KEPT_CHECKPOINTS], *parts):
             with contextlib.suppress(OSError):  # the next one tries again
                 old.unlink()
         return path
 
     def checkpoint_files(self) -> list[Path]:
         """The checkpoints that there are, the oldest first."""
-        return sorted(self.checkpoints.glob("epoch-*.ckpt"))
+        numbered = ((CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.glob("epoch-*.ckpt"))
+        return [path for _, path in sorted((int(name[1]), path) for name, path in numbered if name)]
 
     def newest_state(self) -> dict[str, Any] | None:
         """The newest checkpoint's state, or None before the first one."""

@@ -2,15 +2,19 @@
 
 import contextlib
 import os
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import lock_file
 
 LOCK = "lock"
 """Name of the file that is locked. It stays in the folder: what counts is whether a living process holds its lock."""
+
+PATIENCE = 0.5
+"""Seconds in which a lock is tried again: another process may only be looking whether the folder is busy, or ending."""
 
 _held: set[int] = set()
 
@@ -32,7 +36,11 @@ def lock_folder(folder: Path) -> Iterator[list[int]]:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     _held.add(lock)
     try:
-        _take(lock, folder)
+        deadline = time.monotonic() + PATIENCE
+        while not lock_file(lock):
+            if time.monotonic() > deadline:
+                raise _busy(folder)
+            time.sleep(PATIENCE / 20)
         yield [lock]
     finally:
         _held.discard(lock)
@@ -44,23 +52,15 @@ def refuse_if_busy(folder: Path) -> None:
     with contextlib.suppress(OSError):  # there is no lock yet
         lock = os.open(folder / LOCK, os.O_RDWR)
         try:
-            if not any(os.path.sameopenfile(lock, held) for held in _held):
-                _take(lock, folder)
+            ours = any(os.path.sameopenfile(lock, held) for held in _held)
+            if not ours and not lock_file(lock, shared=True):
+                raise _busy(folder)
         finally:
             os.close(lock)
 
 
-def _take(lock: int, folder: Path) -> None:
-    if sys.platform == "win32":  # Windows has no such locks
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another tfkd-fast is at work in {folder}: wait for it, or end it first") from None
-    except OSError:
-        pass  # this file system has no such locks
+def _busy(folder: Path) -> UserError:
+    return UserError(f"another tfkd-fast is at work in {folder}: wait for it, or end it first")
 
 
 def _let_go() -> None:

@@ -32,13 +32,18 @@ class Listener:
 class LineFile:
     """A text file that grows by whole lines, each of which goes to the file as it is written."""
 
-    def __init__(self, path: Path, *, keep: int = 0) -> None:
+    def __init__(self, path: Path, *, keep: int = 0, how_to_go_on: str) -> None:
         """Open the file and cut it to its first `keep` bytes.
+
+        Args:
+            path: the file.
+            keep: number of its bytes that stay.
+            how_to_go_on: the end of a sentence for the case that it cannot be written.
 
         Raises:
             UserError: the file cannot be written.
         """
-        self._path = path
+        self._path, self._how_to_go_on = path, how_to_go_on
         try:
             path.touch()
             os.truncate(path, min(keep, path.stat().st_size))
@@ -80,8 +85,8 @@ class LineFile:
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(
-            f"cannot write {self._path}: {error.strerror}; the checkpoints are untouched: make it writable, then go on "
-            f"with --resume {self._path.parent}"
+            f"cannot write {self._path}: {error.strerror}; what was there before is untouched: make it writable, then "
+            f"{self._how_to_go_on}"
         )
 
 
@@ -109,7 +114,8 @@ class RunLog:
         Raises:
             UserError: the file cannot be written.
         """
-        self._file, self._listeners = LineFile(path, keep=keep), listeners
+        self._file = LineFile(path, keep=keep, how_to_go_on=f"go on with --resume {path.parent}")
+        self._listeners = listeners
         self._earlier_seconds, self._started = earlier_seconds, time.perf_counter()
         self.seconds = dict.fromkeys(PARTS, 0.0) | (seconds or {})
         """Seconds of the run by activity, see `PARTS`."""

@@ -1,7 +1,9 @@
-"""Signals that end a run: Ctrl-C, and those that clusters and closed terminals send."""
+"""What ends a run before its end: Ctrl-C, the signals of clusters and closed terminals, the end of its study."""
 
+import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +12,10 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 ]  # Windows has two of them
 """The signals that end a run."""
+
+LIFELINE = "TFKD_FAST_LIFELINE"
+"""The environment variable with the number of an open file, the end of a pipe that is read. This process is to end when
+the other end is closed, as it is when the process that holds it has ended, however it ended."""
 
 
 class Stopped(BaseException):
@@ -26,6 +32,10 @@ class Stop:
 
     unsaved = False
     """Whether there is a finished epoch that no checkpoint has. A second signal ends the run all the same."""
+    resumable = False
+    """Whether a folder holds what was begun, so that it can be gone on with."""
+    how_to_go_on = ""
+    """A sentence about it, for whoever ended the command."""
     requested: int | None = None
     """The first signal that came."""
 
@@ -53,7 +63,8 @@ class Stop:
 def stopped_by_signals() -> Iterator[Stop]:
     """While the block runs, signals raise Stopped in it, as `Stop` says; for the main thread of a program.
 
-    The signals are those of `SIGNALS`, but for what this process was told to ignore, as by nohup.
+    The signals are those of `SIGNALS`, but for what this process was told to ignore, as by nohup; the end of the
+    process that holds the other end of `LIFELINE` counts as SIGTERM.
     """
     stop, own = Stop(), os.getpid()
 
@@ -68,10 +79,21 @@ def stopped_by_signals() -> Iterator[Stop]:
     try:
         for number in taken:
             signal.signal(number, handle)
+        lifeline = os.environ.pop(LIFELINE, None)
+        if lifeline is not None:
+            threading.Thread(target=_follow, args=(int(lifeline), stop), daemon=True).start()
         yield stop
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
+
+
+def _follow(lifeline: int, stop: Stop) -> None:
+    """Send the main thread SIGTERM when the other end of the pipe is closed, unless a signal came before."""
+    with contextlib.suppress(OSError):  # the pipe is gone, so nobody waits for us to end
+        os.read(lifeline, 1)
+        if stop.requested is None:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _leave_terminal() -> None:

@@ -33,13 +33,14 @@ class TensorBoardWriter(Listener):
     def event(self, event: Event) -> None:
         """Write the points of the curves that the event has."""
         match event:
-            case RunStarted() | RunResumed():
-                from torch.utils.tensorboard import SummaryWriter  # slow to import, and an extra
-
-                self._writer = SummaryWriter(str(self._folder))
+            case RunStarted():
+                self._open(0)
+            case RunResumed():
+                self._open(event.epoch)
             case EpochEnded():
                 self._epoch = event.epoch
                 self._write_epoch(event)
+                self._writer.flush()
             case TargetsDecided():
                 for slot, candidate in enumerate(event.candidates):
                     self._scalar("true_mass", slot, candidate.true_mass)
@@ -49,6 +50,13 @@ class TensorBoardWriter(Listener):
                     self._scalar("reward", slot, reward)
             case RunFinished():
                 self._writer.close()
+
+    def _open(self, epoch: int) -> None:
+        """Go on after so many epochs; what was written of later ones, before a kill, is shown no more."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and an extra
+
+        self._epoch = epoch
+        self._writer = SummaryWriter(str(self._folder), purge_step=epoch + 1 if epoch else 0)
 
     def _write_epoch(self, event: EpochEnded) -> None:
         figures = {

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
@@ -20,13 +21,14 @@ from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
 from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
+from tfkd_fast.runs.stop import LIFELINE, Stop
 from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
 
 POLL = 0.1
 """Seconds between two looks at the processes."""
 PATIENCE = 10.0
-"""Seconds that a process may take to end after it was asked to."""
+"""Seconds that a process may take to end after it was asked to end at once."""
 
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
@@ -121,7 +123,7 @@ class Runner:
         for run in (Run(row, seed) for seed in self.seeds for row in study.rows.values()):
             self._refuse_another_recipe(run)
         wanted = [Run(row, seed) for seed in seeds for row in rows]  # a study stopped early has whole paired seeds
-        self.waiting = [run for run in wanted if not folder.run(run).summary.exists()]
+        self.waiting = [run for run in wanted if not self._is_finished(run)]
         self.already_finished = len(wanted) - len(self.waiting)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.jobs = jobs or (1 if any(_uses_cuda(row) for row in rows) else cores)
@@ -132,17 +134,33 @@ class Runner:
         self.failures = self._earlier_failures()
         """Reason of every run that failed, in this call or an earlier one, by name."""
 
-    def run(self) -> None:
-        """Train, and write the table after every run; a run that fails does not stop the others."""
-        with lock_folder(self.folder.path) as inherited:
+    def run(self, stop: Stop | None = None) -> None:
+        """Train, and write the table after every run; a run that fails does not stop the others.
+
+        Args:
+            stop: asks for an end before that; the runs end when what they have trained is saved, as after a signal.
+
+        Raises:
+            Stopped: `stop` asked for it.
+        """
+        stop = stop or Stop()
+        with lock_folder(self.folder.path) as locks, _pipe() as (end, lifeline):
             self.folder.create()
             self.write_table()
+            stop.resumable = stop.unsaved = True  # now there may be epochs of its runs that no checkpoint has
             try:
-                while self.waiting or self._running:
-                    self._start_ready(inherited)
+                while stop.requested is None and (self.waiting or self._running):
+                    self._start_ready([*locks, end])
                     self._collect_ended()
             finally:
-                self._stop()
+                lifeline.close()
+                self._wait_for_all()
+                stop.unsaved = False
+            stop.check()
+
+    def _is_finished(self, run: Run) -> bool:
+        folder = self.folder.run(run)
+        return folder.summary.exists() and not folder.lacks_report_only
 
     def finished(self) -> results.Runs:
         """The summaries of all finished runs of the study, by row and seed."""
@@ -169,7 +187,10 @@ class Runner:
         return {run.name: str(failures[run.name]) for run in left if run.name in failures}
 
     def _start_ready(self, inherited: list[int]) -> None:
-        """Start runs in their order, as many as may run; one that needs others waits for them."""
+        """Start runs in their order, as many as may run; one that needs others waits for them.
+
+        They inherit the locks of the folder, which is taken as long as one of them lives, and the end of the lifeline.
+        """
         for run in list(self.waiting):
             if len(self._running) == self.jobs:
                 return
@@ -198,9 +219,9 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": str(self._threads)},
+                env=os.environ | {"OMP_NUM_THREADS": str(self._threads), LIFELINE: str(inherited[-1])},
                 start_new_session=True,  # a Ctrl-C reaches us alone, and we stop them
-                pass_fds=inherited,  # while one of them lives, the folder is taken
+                pass_fds=inherited,
             )
 
     def _collect_ended(self) -> None:
@@ -226,16 +247,21 @@ class Runner:
         lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
         return f"{lines[-1].removeprefix('error: ')} (see {log})"
 
-    def _stop(self) -> None:
-        """End all processes; their checkpoints stay."""
-        for process in self._running.values():
-            process.terminate()
-        for process in self._running.values():
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    def _wait_for_all(self) -> None:
+        """Wait until all processes have ended, which were asked to; on a second signal end them at once."""
+        try:
+            for process in self._running.values():
                 process.wait()
+        except BaseException:
+            for process in self._running.values():
+                process.terminate()
+            for process in self._running.values():
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            raise
 
     def _sources(self, run: Run) -> list[Run]:
         """The runs that a run needs: the one that it replays, or its teachers."""
@@ -259,6 +285,17 @@ class Runner:
                 f"{run_folder.path} holds a run by another recipe than the study's: "
                 "choose another --out, or delete that folder to train it again"
             )
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[int, BinaryIO]]:
+    """The end of a pipe that is read, and the other one; see `LIFELINE`."""
+    end, other = os.pipe()
+    try:
+        with os.fdopen(other, "wb") as lifeline:
+            yield end, lifeline
+    finally:
+        os.close(end)
 
 
 def _write(path: Path, text: str) -> None:

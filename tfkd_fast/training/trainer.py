@@ -118,6 +118,7 @@ class Trainer:
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the last line of the log, which repeats the summary of the run and its test."""
         self._log.write(RunFinished(**summary))
+        self._log.sync()
         self._log.close()
 
     # Training.

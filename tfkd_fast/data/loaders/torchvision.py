@@ -1,5 +1,6 @@
 """The torchvision loader: worker processes transform image by image, for sets that do not fit on the device."""
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -36,6 +37,7 @@ class TorchvisionPixels:
             sampler=[list(zip(*(column.tolist() for column in batch), strict=True)) for batch in batches],
             num_workers=self._workers,
             pin_memory=self._device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),  # without one a DataLoader draws from the global random state
         )
         for pixels in loader:
@@ -43,6 +45,15 @@ class TorchvisionPixels:
                 raise pixels
             on_device = pixels.to(self._device, non_blocking=True)
             yield on_device.contiguous(memory_format=torch.channels_last)
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """In a worker: what is sent to all processes of a job, such as Ctrl-C, ends the run, and that ends its workers.
+
+    A worker that ended by itself would be an error of the run, which may still have an epoch to save.
+    """
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 class PixelBatches(Dataset[Tensor | UserError]):
