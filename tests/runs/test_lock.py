@@ -116,7 +116,7 @@ def test_no_command_writes_into_a_run_that_another_process_trains(tmp_path: Path
             ):
                 assert busy in refusal(*arguments), arguments
             assert "holds something else than this search" in refusal("learn", "digits", "--out", folder)
-            assert "the run is not finished, go on with --resume" in refusal("eval", folder)
+            assert "run is not finished, go on with --resume" in refusal("eval", folder)
             assert run("report", folder).stdout.strip() == str(folder / "report.html")
             assert process.poll() is None
         finally:
