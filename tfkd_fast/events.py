@@ -80,6 +80,9 @@ class RunFacts(Event):
     """How candidates train side by side: "sequential", "streams" or "stacked"; empty in logs that do not say."""
     compile: bool = False
     """Whether networks are compiled by torch.compile."""
+    planned_student_epochs: int = 0
+    """The most epochs that the run trains, summed over all candidates, cooldowns included; 0 in logs that do not
+    say."""
     version: str
     """Version of tfkd_fast."""
     torch: str
@@ -108,6 +111,8 @@ class RunResumed(RunFacts):
 
     epoch: int
     """Number of epochs that are trained already."""
+    student_epochs: int = 0
+    """Number of epochs that are trained already, summed over all candidates; 0 in logs that do not say."""
     log_incomplete: bool = False
     """Whether lines that the log had at the checkpoint are missing before this one, as a power cut may leave it."""
 
@@ -234,6 +239,9 @@ class EpochEnded(Event):
     """Speed of training this candidate."""
     seconds: Number = math.nan
     """Seconds of training steps."""
+    student_epochs: int = 0
+    """Number of epochs that the run has trained so far, summed over all candidates, with those of this epoch; 0 in
+    logs that do not say."""
     holdout: HoldoutFigures | None
     """None without held-out images."""
     holdout_classes: int | None = None

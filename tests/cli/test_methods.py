@@ -46,6 +46,10 @@ def test_presets_stand_for_the_defaults_and_a_name_fixes_its_form() -> None:
     assert "  family = one-hot  (one-hot)\n" in printed
     assert "true_mass_min" not in printed
     assert "  name = fixed  (fixed, schedule, progressive, " in printed
+    assert "tfkd-fast options controller lists the keys that are read under another name." in printed
+    assert "Where name is" not in printed  # keys that this run would refuse
+    assert "exploration = " not in printed
+    assert len(printed.splitlines()) < 80
     assert "  source_share = 0.1  (" in run("methods", "tfkd-extended").stdout
     assert "  budget = full  (none, full, probe, halving)\n" in run("methods", "tfkd-mrs").stdout
     assert "  alpha = 0.7  (" in run("methods", "kd-specialists").stdout

@@ -26,7 +26,9 @@ def test_it_learns_and_goes_on_from_any_epoch(
     digits, settings = trainer.dataset, trainer.recipe.data
     loader = make_loader(digits.read_test(), digits, settings, CPU.device, CPU.dtype, seed=0)
     (metrics,) = holdout_metrics([trainer.population.models[0]], loader, CPU)
-    assert read_run(whole).start.method == name  # a log that its report can be made of
+    start = read_run(whole).start
+    assert start.method == name  # a log that its report can be made of
+    assert start.planned_student_epochs == trainer.state.student_epochs
     assert metrics.top1 > 0.25  # chance is 0.10 with a standard error of 0.016
     for epoch in (3, 6):
         part = tmp_path / f"from-{epoch}"

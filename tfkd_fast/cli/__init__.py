@@ -15,8 +15,8 @@ def main() -> None:
 
             run(stop)
         except Stopped as stopped:
-            print(
-                f"stopped: {stop.how_to_go_on if stop.resumable else 'the same command again starts anew'}",
-                file=sys.stderr,
-            )
+            from tfkd_fast.cli.terminal import Terminal
+
+            then = stop.how_to_go_on if stop.resumable else "the same command again starts anew"
+            Terminal(error=True).say(f"stopped: {then}")
             sys.exit(stopped.exit_code)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import tfkd_fast
@@ -19,6 +17,7 @@ from tfkd_fast.cli.doctor import examine
 from tfkd_fast.cli.methods import show_method, show_methods
 from tfkd_fast.cli.options import show_options
 from tfkd_fast.cli.study import train_study
+from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
 from tfkd_fast.data import LoaderName
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
@@ -72,10 +71,11 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a fin
 
 def run(stop: Stop) -> None:
     """Run the command, which `stop` may end; bad input is one sentence on standard error and exit code 2."""
+    replace_unknown_characters()
     try:
         app(obj=stop)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        Terminal(error=True).say(f"error: {error}")
         sys.exit(2)
 
 
@@ -164,8 +164,8 @@ def train(
         if recipe or overrides or out or overwrite or download:
             raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
         if RunFolder(resume).lacks_report_only:
-            print(f"the run in {resume} is finished; its report was missing and is written now")
-            print(f"report {_report(resume)}")
+            Terminal().say(f"the run in {resume} is finished; its report was missing and is written now")
+            Terminal().say(f"report {_report(resume)}")
             return
         with _display_run(context, resume) as (display, stop):
             summary = api.resume(resume, listeners=[display], stop=stop)
@@ -260,7 +260,7 @@ def learn(
     resolved = load_recipe(recipe, overrides)
     _stop(context, "the same command again goes on after the last generation").resumable = True
     path = learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
-    print(f"policy {path}")
+    Terminal().say(f"policy {path}")
 
 
 @app.command("eval")
@@ -276,27 +276,27 @@ def evaluate(
 @app.command()
 def report(run_dir: RunDir) -> None:
     """Write the HTML page of a run again."""
-    print(_report(run_dir))
+    Terminal().say(str(_report(run_dir)))
 
 
 @app.command()
 def export(run_dir: RunDir) -> None:
     """Write the student of a finished run for torch.export and as ONNX."""
     for path in export_student(run_dir):
-        print(path)
+        Terminal().say(str(path))
 
 
 @app.command()
 def doctor() -> None:
     """Show what this installation can do, what is missing, and how to get it."""
-    console = Console()
+    terminal = Terminal()
     for title, rows in examine().items():
         table = Table(title=title, title_justify="left", title_style="bold")
         for heading in rows[0]:
             table.add_column(heading, overflow="fold")
         for row in rows[1:]:
-            table.add_row(*map(escape, row))
-        console.print(table)
+            table.add_row(*row)
+        terminal.print(table)
 
 
 @app.command()
@@ -305,9 +305,9 @@ def methods(
 ) -> None:
     """List the training methods, or show where one is from and what it reads."""
     if name is None:
-        show_methods(Console())
+        show_methods(Terminal())
     else:
-        show_method(name, Console())
+        show_method(name, Terminal())
 
 
 @app.command()
@@ -323,7 +323,7 @@ def options(
     if schema:
         print(to_json(recipe_schema(), indent=2))
     else:
-        show_options(table, Console())
+        show_options(table, Terminal())
 
 
 @app.command()
@@ -356,7 +356,7 @@ def bench(
         compiled=compiled,
         candidates=candidates or [],
     )
-    show(figures, Console())
+    show(figures, Terminal())
     if out is not None:
         write_bytes(out, (to_json(figures, indent=1) + "\n").encode())
 
@@ -378,8 +378,8 @@ def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
 def _report_run(summary: dict[str, Any], out: Path) -> None:
     """Write the report of a finished run, and print what came of it."""
     report = _report(out)
-    print(f"test accuracy {summary['test_top1']:.2f} %")
-    print(f"report {report}")
+    Terminal().say(f"test accuracy {summary['test_top1']:.2f} %")
+    Terminal().say(f"report {report}")
 
 
 def _report(run_dir: Path) -> Path:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import tfkd_fast
 from tfkd_fast import throughput as bench
+from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.data import LoaderName, missing_loaders
 from tfkd_fast.device import Compute
 from tfkd_fast.models import ModelSettings
@@ -47,7 +47,7 @@ def measure(
     }
 
 
-def show(figures: Figures, console: Console) -> None:
+def show(figures: Figures, terminal: Terminal) -> None:
     """Print the tables: how fast a student trains, and how fast candidates train side by side."""
     on = f"{figures['device']}, {figures['threads']} threads · {figures['precision']} · {figures['model']['name']}"
     table = Table(title=f"{on} · batch {figures['batch_size']}", title_justify="left")
@@ -62,20 +62,20 @@ def show(figures: Figures, console: Console) -> None:
     for row in figures["loaders"]:
         speed = row["images_per_second"]
         table.add_row(row["variant"], f"{speed:,.0f}", f"{row['spread']:.0%}", f"{ours / speed:.3f}x", "")
-    console.print(table)
-    console.print(
+    terminal.print(table)
+    terminal.print(
         f"At this rate 240 epochs of CIFAR's 50,000 images take tfkd-fast {240 * 50_000 / ours:,.0f} s, "
         "without evaluation."
     )
-    console.print(
+    terminal.print(
         f"The matrix rate, {figures['matrix_flops_per_second'] / 1e12:.2f} TFLOP/s, is that of one large product in "
         f"{figures['precision']}; a step takes {figures['flops_per_image'] / 1e9:.3f} GFLOP an image, padding included."
     )
     if figures["population"]:
-        show_population(figures, console)
+        show_population(figures, terminal)
 
 
-def show_population(figures: Figures, console: Console) -> None:
+def show_population(figures: Figures, terminal: Terminal) -> None:
     """Print the speeds of several candidates, a row for each number of them and a column for each way."""
     table = Table(title="candidates side by side, images/s of all together", title_justify="left")
     table.add_column("candidates", justify="right")
@@ -86,4 +86,4 @@ def show_population(figures: Figures, console: Console) -> None:
         single = rows[0]["images_per_second"]
         speeds = (row["images_per_second"] for row in rows)
         table.add_row(str(size), *(f"{speed:,.0f} ({speed / single:.2f}x)" for speed in speeds))
-    console.print(table)
+    terminal.print(table)

@@ -1,13 +1,19 @@
-"""The display of a run: a line for every epoch and decision, and on a terminal a live status below them."""
+"""The display of a run: some twenty lines over its epochs, and on a terminal a block below them that is updated."""
 
 import math
 import time
 from operator import itemgetter
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from tfkd_fast.cli.pace import Pace, duration_words, plan_words
+from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.events import (
     CandidateSelected,
     CandidateTarget,
@@ -21,223 +27,295 @@ from tfkd_fast.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    StepsCompiled,
     TargetsDecided,
     TeachersWeighed,
 )
 from tfkd_fast.ops.backends import why_slow
 from tfkd_fast.runs.log import Listener
 
-REFRESH = 0.1
-"""Seconds between two movements of the bar."""
+REFRESH = 0.2
+"""Seconds between two changes of the block."""
+LINES = 20
+"""Lines about epochs that a run prints, evenly spread over its epochs, and one about the first."""
+BAR = 20
+"""Columns that the bar takes."""
 MOST_PATHWAYS = 3
-"""The most pathways that the line of an epoch names."""
+"""The most pathways that a line names."""
 
 
 class Display(Listener):
-    """Prints a run: a line for every epoch and decision, and a status bar where the console is a terminal."""
+    """Prints a run. Each epoch of each candidate is in metrics.jsonl; here a line stands for several of them."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[status]}"))
-            self._bar = Progress(*columns, console=self._console, transient=True)
-        self._task: TaskID | None = None
+    def __init__(self, terminal: Terminal | None = None) -> None:
+        self._terminal = terminal or Terminal()
+        self._live: Live | None = None
+        if self._terminal.is_live:
+            self._live = Live(console=self._terminal, auto_refresh=False, transient=True)
         self._facts: RunFacts | None = None
-        self._latest: EpochEnded | None = None
+        self._pace: Pace | None = None  # from the first batch on
+        self._finished = 0  # student-epochs before this process
+        self._epochs: list[EpochEnded] = []  # the latest epoch of each candidate
         self._targets: tuple[CandidateTarget, ...] = ()  # of the last decision
-        self._ranking = ""
-        self._images = 0
-        self._share = 1.0  # of the images to fit that an epoch shows; fewer where only some classes are taught
-        self._epoch_started = self._bar_updated = time.perf_counter()
+        self._selection: CandidateSelected | None = None
+        self._weights = ""  # of teachers or pathways
+        self._images = 0  # of the present epoch
+        self._line_due = self._time_is_known = False
+        self._event_ended = self._changed = time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._end_epoch()
+        if self._live:
+            self._live.stop()
 
     def batch(self, images: int) -> None:
-        """Move the bar, a few times a second."""
+        """Count the images, and change the block a few times a second."""
+        self._end_epoch()
+        if self._pace is None:
+            planned = self._facts.planned_student_epochs if self._facts else 0
+            self._pace = Pace(planned, self._finished, self._event_ended)
         self._images += images
-        now = time.perf_counter()
-        if self._bar and self._task is not None and now - self._bar_updated > REFRESH:
-            self._bar_updated = now
-            speed = self._images / (now - self._epoch_started)
-            self._bar.update(
-                self._task,
-                description=f"epoch {self._epochs_done + 1}/{self._epochs}",
-                total=self._images_per_epoch(),
-                completed=self._images,
-                status=self._status(speed),
-            )
-
-    @property
-    def status(self) -> str:
-        """The text beside the bar; empty without a terminal."""
-        return str(self._bar.tasks[0].fields["status"]) if self._bar and self._bar.tasks else ""
+        if self._live and time.perf_counter() - self._changed > REFRESH:
+            self._refresh()
 
     def event(self, event: Event) -> None:
-        """Print the line of an event; a kind that has none only moves the clock."""
+        """Print what there is to say about an event; most of them change the block only."""
         match event:
             case RunStarted():
                 self._show_start(event)
             case RunResumed():
-                self._facts = event
-                self._print(f"going on with {event.method} on {event.dataset} after epoch {event.epoch}")
-                if event.log_incomplete:
-                    self._print(
-                        "lines of metrics.jsonl from before that are missing: the student is not affected, "
-                        "the report will lack them"
-                    )
-                self._start_bar()
+                self._show_resume(event)
             case LoaderChosen():
                 self._show_loader(event)
             case ProfessorJudged():
                 self._show_professor(event)
             case GradeStarted():
+                self._end_epoch()
                 self._show_grade(event)
+            case StepsCompiled():
+                if self._pace:
+                    self._pace.pause(event.seconds)
             case PathwaysWeighed():
-                self._show_pathways(event)
+                self._weights = pathway_words(event)
             case TeachersWeighed():
-                self._show_teachers(event)
+                self._weights = teacher_words(event)
             case TargetsDecided():
-                self._show_decision(event)
+                self._end_epoch()
+                self._targets = event.candidates
             case EpochEnded():
-                self._show_epoch(event)
+                self._take_epoch(event)
             case CandidateSelected():
-                self._show_selection(event)
+                self._selection = event
             case RunFinished():
+                self._end_epoch()
                 self._show_finish(event)
-        self._epoch_started = time.perf_counter()  # the time between epochs is not training
+        self._event_ended = time.perf_counter()  # the time between epochs is not training
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False)
+    def status(self) -> str:
+        """The speed and the time left, as far as they are known."""
+        passed = time.perf_counter() - self._event_ended
+        speed = self._images / passed if passed > 0 else 0.0
+        parts = [f"{speed:,.0f} images/s"] if self._images else []
+        if (left := self._seconds_left(speed)) is not None:
+            parts.append(f"{duration_words(left)} left")
+        return " · ".join(parts)
+
+    # Lines.
 
     def _show_start(self, start: RunStarted) -> None:
         self._facts = start
-        self._print(
+        say = self._terminal.say
+        say(
             f"{start.method} · {start.model} ({start.parameters:,} parameters) · {start.dataset}: "
             f"{start.train_images:,} images to fit, {start.holdout_images:,} held out · seed {start.seed}"
         )
-        self._print(f"{start.device_name} · {start.precision} · loader {start.loader} · operators {start.ops}")
+        say(f"{start.device_name} · {start.precision} · loader {start.loader} · operators {start.ops}")
         if start.ops == "reference" and (slow := why_slow()):
-            self._print(slow)
+            say(slow)
         if start.parts:
-            self._print(start.parts)
+            say(start.parts)
         if start.reading:
-            self._print(f"of each image file: {start.reading}")
+            say(f"of each image file: {start.reading}")
         if start.teachers:
             saw = " · trained on images that are held out here" if start.teachers_saw_holdout else ""
-            self._print(f"taught by {', '.join(start.teachers)}{saw}")
-        self._start_bar()
+            say(f"taught by {', '.join(start.teachers)}{saw}")
+        say(f"plan: {plan_words(start.epochs, start.planned_student_epochs)}; the time is measured in the first epoch")
+        self._start_block()
+
+    def _show_resume(self, resume: RunResumed) -> None:
+        self._facts, self._finished = resume, resume.student_epochs
+        say = self._terminal.say
+        say(f"going on with {resume.method} on {resume.dataset} after epoch {resume.epoch}")
+        if resume.log_incomplete:
+            say(
+                "lines of metrics.jsonl from before that are missing: the student is not affected, the report will "
+                "lack them"
+            )
+        say(f"plan: {plan_words(resume.epochs, resume.planned_student_epochs)}, {self._finished:,} of these trained")
+        self._start_block()
 
     def _show_loader(self, loader: LoaderChosen) -> None:
         if loader.images_per_second:
             speeds = (f"{name} {speed:,.0f}" for name, speed in loader.images_per_second.items())
-            self._print(f"loader {loader.chosen}, by images/s: {' · '.join(speeds)}")
+            self._terminal.say(f"loader {loader.chosen}, by images/s: {' · '.join(speeds)}")
 
     def _show_professor(self, professor: ProfessorJudged) -> None:
         correlation = professor.spearman
         correlation_text = "" if math.isnan(correlation) else f" · rank correlation with it {correlation:.2f}"
-        self._print(f"professor of {professor.teacher}: {professor.verdict}{correlation_text}")
+        self._terminal.say(f"professor of {professor.teacher}: {professor.verdict}{correlation_text}")
         if professor.warning:
-            self._print(f"warning: {professor.warning}")
+            self._terminal.say(f"warning: {professor.warning}")
 
     def _show_grade(self, grade: GradeStarted) -> None:
-        self._print(
+        self._terminal.say(
             f"grade {grade.grade} · epochs {grade.first_epoch} to {grade.last_epoch} · {grade.stages} stages · "
             f"{len(grade.labels)} classes"
         )
 
-    def _show_pathways(self, pathways: PathwaysWeighed) -> None:
-        weights = sorted(zip(pathways.names, pathways.weights, strict=True), key=itemgetter(1), reverse=True)
-        used = [f"{name} {weight:.3f}" for name, weight in weights if weight > 0]
-        self._print(" · ".join([f"pathways {len(used)} of {len(weights)}", *used[:MOST_PATHWAYS]]))
-
-    def _show_teachers(self, teachers: TeachersWeighed) -> None:
-        predictions, features = (
-            " ".join(f"{name} {weight:.2f}" for name, weight in zip(teachers.names, weights, strict=True))
-            for weights in (teachers.logit_weights, teachers.feature_weights)
-        )
-        self._print(f"  weights of predictions {predictions} · of features {features}")
-
-    def _show_decision(self, decision: TargetsDecided) -> None:
-        self._targets = decision.candidates
-        self._print(f"decision {decision.interval} · epochs {decision.first_epoch} to {decision.last_epoch}")
-        for slot, candidate in enumerate(decision.candidates):
-            action = " ".join(f"{value:+.2f}" for value in candidate.action)
-            self._print(
-                f"  candidate {slot} · {candidate.role:7} · action [{action}] · "
-                f"true-class mass {candidate.true_mass:.3f}"
-            )
-
-    def _show_epoch(self, epoch: EpochEnded) -> None:
-        if self._images:  # the first candidate of the epoch
-            self._share *= self._images / self._images_per_epoch()
-        self._latest, self._images = epoch, 0
-        holdout = epoch.holdout
-        judged = f"held-out {holdout.top1:5.2f} % · NLL {holdout.nll:.3f}" if holdout else "no held-out images"
-        slot = f" · candidate {epoch.candidate}" if self._facts and self._facts.candidates > 1 else ""
-        self._print(
-            f"epoch {epoch.epoch}/{self._epochs}{slot} · loss {epoch.train_loss:.4f} · "
-            f"train {epoch.train_top1:5.2f} % · {judged} · lr {epoch.learning_rate:.4g} · "
-            f"{epoch.images_per_second:,.0f} images/s"
-        )
-
-    def _show_selection(self, selection: CandidateSelected) -> None:
-        slots = range(len(selection.scores))
-        width = max(map(len, selection.criteria))
-        self._print(f"ranking after epoch {selection.epoch}" + "".join(f"{f'c{slot}':>13}" for slot in slots))
-        for column, name in enumerate(selection.criteria):
-            cells = (f"{selection.values[s][column]:.4g} ({selection.ranks[s][column]:g})" for s in slots)
-            self._print(f"  {name:{width}} " + " ".join(f"{cell:>12}" for cell in cells))
-        self._print(f"  {'score':{width}} " + " ".join(f"{score:>12g}" for score in selection.scores))
-        self._print(f"  winner: candidate {selection.winner}")
-        self._ranking = " > ".join(f"c{slot}" for slot in selection.order)
-
     def _show_finish(self, finish: RunFinished) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._live:
+            self._live.stop()
         judged = "" if finish.holdout_top1 is None else f"held-out {finish.holdout_top1:.2f} %, "
-        self._print(
+        self._terminal.say(
             f"{finish.student_epochs} student-epochs in {finish.seconds:.0f} s · "
             f"{finish.images_per_second:,.0f} images/s · last epoch: {judged}"
             f"test {finish.test_top1:.2f} %, NLL {finish.test_nll:.3f}, ECE {finish.test_ece:.3f}"
         )
 
-    def _start_bar(self) -> None:
-        if self._bar:
-            self._task = self._bar.add_task("", total=None, status="")
-            self._bar.start()
+    def _take_epoch(self, epoch: EpochEnded) -> None:
+        """Take in the epoch of one candidate; those of the others follow at once."""
+        if not self._epochs or self._epochs[0].epoch != epoch.epoch:
+            self._epochs, self._images, self._line_due = [], 0, True
+            if self._pace:
+                self._pace.advance(epoch.student_epochs, time.perf_counter())
+        self._epochs.append(epoch)
 
-    def _images_per_epoch(self) -> float:
-        """Images that an epoch shows to all candidates of the present interval together."""
+    def _end_epoch(self) -> None:
+        """Print the line of the latest epoch if one is due, once all that belongs to the epoch is known."""
+        if not self._line_due or self._facts is None:
+            return
+        self._line_due = False
+        number, epochs = self._epochs[0].epoch, self._facts.epochs
+        if not self._time_is_known and (left := self._seconds_left()) is not None:
+            self._time_is_known = True
+            plan = plan_words(epochs, self._facts.planned_student_epochs)
+            what = "" if number == 1 else " left"
+            self._terminal.say(f"plan: {plan}, about {duration_words(left)}{what} at this speed")
+        if number == 1 or number * LINES // epochs > (number - 1) * LINES // epochs:
+            self._terminal.say(self._epoch_line(number, epochs))
+            if self._weights:
+                self._terminal.say(f"  {self._weights}")
+        if self._live:
+            self._refresh()
+
+    def _epoch_line(self, number: int, epochs: int) -> str:
+        """The figures of the candidate that is best by now; what a narrow terminal has no room for is left out."""
+        count, selection = len(self._epochs), self._selection
+        is_winner = selection is not None and selection.epoch == number
+        best = selection.winner if selection and is_winner else max(range(count), key=self._held_out)
+        epoch = self._epochs[best]
+        parts = [f"epoch {number}/{epochs}", f"loss {epoch.train_loss:.3f}", f"train {epoch.train_top1:.1f} %"]
+        more = []
+        if epoch.holdout:
+            parts.append(f"held-out {epoch.holdout.top1:.1f} %")
+            more.append(f"NLL {epoch.holdout.nll:.3f}")
+        if count > 1:
+            more.append(f"{'winner' if is_winner else 'best'} c{best} of {count}")
+        if best < len(self._targets):
+            more.append(f"true-class mass {self._targets[best].true_mass:.3f}")
+        left = self._seconds_left()
+        ending = [] if left is None or number == epochs else [f"{duration_words(left)} left"]
+        whole, short = (" · ".join(line) for line in (parts + more + ending, parts + ending))
+        return whole if not self._terminal.is_terminal or cell_len(whole) <= self._terminal.width else short
+
+    def _held_out(self, slot: int) -> float:
+        """Held-out top-1 of a candidate; without held-out images, minus the loss that it was trained to."""
+        epoch = self._epochs[slot]
+        return epoch.holdout.top1 if epoch.holdout else -epoch.train_loss
+
+    # The block.
+
+    def _start_block(self) -> None:
+        if self._live:
+            self._live.start()
+
+    def _refresh(self) -> None:
+        self._changed = time.perf_counter()
+        if self._live and self._live.is_started:
+            self._live.update(self._block(), refresh=True)
+
+    def _block(self) -> RenderableType:
+        """The bar of the whole run, and the latest figures of every candidate."""
+        facts = self._facts
+        if facts is None or self._pace is None:
+            return Text()
+        number = self._epochs[0].epoch if self._epochs else 0
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            Text(f"epoch {min(facts.epochs, number + 1)}/{facts.epochs}", no_wrap=True),
+            ProgressBar(total=self._pace.planned, completed=self._units(), width=BAR),
+            Text(self.status()),
+        )
+        parts: list[RenderableType] = [bar]
+        if self._epochs:
+            parts.append(self._candidates())
+        if self._selection:
+            parts.append(
+                Text(
+                    f"ranking after epoch {self._selection.epoch}: "
+                    + " > ".join(f"c{slot}" for slot in self._selection.order)
+                )
+            )
+        if self._weights:
+            parts.append(Text(self._weights))
+        return Group(*parts)
+
+    def _candidates(self) -> Table:
+        """The figures of every candidate after the latest epoch."""
+        steered = bool(self._targets)
+        table = Table.grid(padding=(0, 2))
+        headings = [f"epoch {self._epochs[0].epoch}", "loss", "train %", "held-out %", "NLL"]
+        for number, heading in enumerate([*headings, *(["true mass", "role"] if steered else [])]):
+            table.add_column(heading, justify="left" if number == 0 or heading == "role" else "right", no_wrap=True)
+        table.show_header = True
+        for slot, epoch in enumerate(self._epochs):
+            judged = (f"{epoch.holdout.top1:.2f}", f"{epoch.holdout.nll:.3f}") if epoch.holdout else ("", "")
+            row = [f"c{slot}", f"{epoch.train_loss:.4f}", f"{epoch.train_top1:.2f}", *judged]
+            if slot < len(self._targets):
+                row += [f"{self._targets[slot].true_mass:.3f}", self._targets[slot].role]
+            table.add_row(*map(Text, row))
+        return table
+
+    def _units(self) -> float:
+        """Student-epochs that are finished, with the share of those that are being trained."""
         images = self._facts.train_images if self._facts else 0
-        return self._share * images * max(1, len(self._targets))
+        return (self._pace.finished if self._pace else 0) + self._images / max(1, images)
 
-    @property
-    def _epochs(self) -> int:
-        """Number of epochs of the run."""
-        return self._facts.epochs if self._facts else 0
+    def _seconds_left(self, speed: float = 0.0) -> float | None:
+        """Seconds left, by the speed of the latest epochs; in the first epoch by that of its images, if it is given."""
+        if self._pace is None or self._facts is None:
+            return None
+        units = self._units()
+        left = self._pace.seconds_left(units)
+        return (
+            left if left is not None or not speed else (self._pace.planned - units) * self._facts.train_images / speed
+        )
 
-    @property
-    def _epochs_done(self) -> int:
-        return self._latest.epoch if self._latest else 0
 
-    def _status(self, speed: float) -> str:
-        """Speed, loss, held-out accuracy, target, ranking and time left, as far as they are known."""
-        parts = [f"{speed:,.0f} images/s"]
-        if self._latest:
-            parts.append(f"loss {self._latest.train_loss:.3f}")
-            if self._latest.holdout:
-                parts.append(f"held-out {self._latest.holdout.top1:.1f} %")
-        if self._targets:
-            parts.append("true mass " + "/".join(f"{target.true_mass:.2f}" for target in self._targets))
-        if self._ranking:
-            parts.append(self._ranking)
-        epochs_left = self._epochs - self._epochs_done
-        left = int(max(0.0, epochs_left * self._images_per_epoch() - self._images) / speed)
-        parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
-        return " · ".join(parts)
+def pathway_words(pathways: PathwaysWeighed) -> str:
+    """The number of pathways in use, and the weights of the largest."""
+    weights = sorted(zip(pathways.names, pathways.weights, strict=True), key=itemgetter(1), reverse=True)
+    used = [f"{name} {weight:.3f}" for name, weight in weights if weight > 0]
+    return " · ".join([f"pathways {len(used)} of {len(weights)}", *used[:MOST_PATHWAYS]])
+
+
+def teacher_words(teachers: TeachersWeighed) -> str:
+    """The weights of the teachers over the latest epoch."""
+    predictions, features = (
+        " ".join(f"{name} {weight:.2f}" for name, weight in zip(teachers.names, weights, strict=True))
+        for weights in (teachers.logit_weights, teachers.feature_weights)
+    )
+    return f"weights of predictions {predictions} · of features {features}"

@@ -1,23 +1,24 @@
 """`tfkd-fast methods`: the list of the training methods, and the keys that each of them reads."""
 
-from rich.console import Console
+from dataclasses import replace
 
 from tfkd_fast.cli.options import WIDEST, TableOptions, print_wrapped, show_table, tables_of
+from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.methods import METHODS, MethodEntry, find_method
 from tfkd_fast.settings import TableForms
 
 
-def show_methods(console: Console) -> None:
+def show_methods(terminal: Terminal) -> None:
     """Print one line a method: its name, how many teachers it learns from, and its targets."""
     names = max(map(len, METHODS))
-    console.print(f"{'method':{names}}  teachers  teaches with", style="bold", markup=False, highlight=False)
+    terminal.print(f"{'method':{names}}  teachers  teaches with", style="bold")
     for name, entry in METHODS.items():
         line = f"{name:{names}}  {_teachers(entry):8}  {entry.summary}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print("tfkd-fast methods NAME: where a method is from, and what it reads", soft_wrap=True, highlight=False)
+        terminal.print(line, soft_wrap=True)
+    terminal.print("tfkd-fast methods NAME: where a method is from, and what it reads", soft_wrap=True)
 
 
-def show_method(name: str, console: Console) -> None:
+def show_method(name: str, terminal: Terminal) -> None:
     """Print all that one method reads.
 
     Raises:
@@ -25,25 +26,26 @@ def show_method(name: str, console: Console) -> None:
     """
     entry = find_method(name)
     for line in (f"{name}: {entry.summary}", f"source: {entry.source}", f"teachers: {_teachers(entry)}"):
-        print_wrapped(console, line, min(console.width, WIDEST))
+        print_wrapped(terminal, line, min(terminal.width, WIDEST))
     for table in method_tables(entry):
-        console.print()
-        show_table(table, console, entry.preset.get(table.name))
+        terminal.print()
+        show_table(table, terminal, entry.preset.get(table.name))
     for table in optional_tables(entry):
         line = f"[{table.name}] may be left out: tfkd-fast options {table.name} lists its keys"
-        console.print(f"\n{line}", markup=False, highlight=False, soft_wrap=True)
+        terminal.print(f"\n{line}", soft_wrap=True)
 
 
 def method_tables(entry: MethodEntry) -> list[TableOptions]:
-    """The tables that a method reads with its presets; of a table that its name stands for, the form of the preset."""
+    """The tables that a method reads with its presets, in the form that holds unless a recipe chooses another one. A
+    table that its name stands for has no other."""
     tables = []
     for table in tables_of(entry.settings):
         if entry.settings.model_fields[table.name].default is None and table.name not in entry.preset:
             continue
-        if entry.named_for and entry.named_for[0] == table.name:
-            form = table.forms.names[entry.preset[table.name][entry.named_for[1]]]
-            table = TableOptions(table.name, table.description, TableForms(table.forms.key, (form,)))
-        tables.append(table)
+        chosen, forms = table.forms.chosen(entry.preset.get(table.name, {})), table.forms
+        if chosen and entry.named_for and entry.named_for[0] == table.name:
+            forms = TableForms(forms.key, (chosen,))
+        tables.append(replace(table, forms=forms, chosen=chosen))
     return tables
 
 

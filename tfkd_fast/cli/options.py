@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from rich.console import Console
 
+from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.recipe import core_fields
@@ -58,17 +58,20 @@ class TableOptions:
     forms: TableForms
     methods: tuple[str, ...] = ()
     """Methods that have it; empty for a table of every recipe."""
+    chosen: type[Settings] | None = None
+    """The only form whose keys are listed; None for all."""
 
     def groups(self, preset: Mapping[str, Any] | None = None) -> list[OptionGroup]:
         """The keys of the table: those of all its forms first, then those of some; `preset` goes over the defaults."""
         preset, names = preset or {}, self.forms.names
+        classes = (self.chosen,) if self.chosen else self.forms.classes
         owners: dict[Option, list[str]] = {}
-        for form in self.forms.classes:
+        for form in classes:
             for option in self._options(form, preset):
                 owners.setdefault(option, []).append(_form_name(names, form))
         groups: dict[tuple[str, ...], list[Option]] = {(): []}
         for option, having in owners.items():
-            alike = () if len(having) == len(self.forms.classes) else tuple(having)
+            alike = () if len(having) == len(classes) else tuple(having)
             groups.setdefault(alike, []).append(option)
         return [OptionGroup(forms, options) for forms, options in groups.items()]
 
@@ -113,7 +116,7 @@ def tables_of(settings: type[Settings]) -> list[TableOptions]:
     return [TableOptions(name, field.description or "", forms) for name, field, forms in found if forms]
 
 
-def show_options(table: str | None, console: Console) -> None:
+def show_options(table: str | None, terminal: Terminal) -> None:
     """Print the keys of one table, or of all.
 
     Raises:
@@ -125,32 +128,35 @@ def show_options(table: str | None, console: Console) -> None:
         raise UserError(f"a recipe has no table {table!r}: {nearest(str(table), {one.name for one in tables})}")
     for number, one in enumerate(chosen):
         if number:
-            console.print()
-        show_table(one, console)
+            terminal.print()
+        show_table(one, terminal)
 
 
-def show_table(table: TableOptions, console: Console, preset: Mapping[str, Any] | None = None) -> None:
+def show_table(table: TableOptions, terminal: Terminal, preset: Mapping[str, Any] | None = None) -> None:
     """Print one table; `preset` goes over the defaults."""
-    width = min(console.width, WIDEST)
+    width = min(terminal.width, WIDEST)
     title = table.name if table.name == TOP else f"[{table.name}]"
-    console.print(title, style="bold", markup=False, highlight=False)
-    print_wrapped(console, table.description, width, 0)
+    terminal.print(title, style="bold")
+    print_wrapped(terminal, table.description, width, 0)
     if table.methods:
-        print_wrapped(console, f"Methods: {', '.join(table.methods)}", width, 0)
-    if len(table.forms.names) > 1:
-        print_wrapped(console, f"Forms, by {table.forms.key}:", width, 0)
+        print_wrapped(terminal, f"Methods: {', '.join(table.methods)}", width, 0)
+    if len(table.forms.names) > 1 and table.chosen is None:
+        print_wrapped(terminal, f"Forms, by {table.forms.key}:", width, 0)
         for name, form in table.forms.names.items():
-            print_wrapped(console, f"{name}: {' '.join((form.__doc__ or '').split())}", width, 2, hanging=2)
+            print_wrapped(terminal, f"{name}: {' '.join((form.__doc__ or '').split())}", width, 2, hanging=2)
     for forms, options in table.groups(preset):
         if forms:
-            console.print()
-            print_wrapped(console, f"Where {table.forms.key} is {_or(forms)}:", width, 0)
+            terminal.print()
+            print_wrapped(terminal, f"Where {table.forms.key} is {_or(forms)}:", width, 0)
         for option in options:
-            print_wrapped(console, f"{option.key} = {option.default}  ({option.takes})", width, 2, hanging=4)
-            print_wrapped(console, option.description, width, 6)
+            print_wrapped(terminal, f"{option.key} = {option.default}  ({option.takes})", width, 2, hanging=4)
+            print_wrapped(terminal, option.description, width, 6)
+    if len(table.forms.names) > 1 and table.chosen is not None:
+        line = f"tfkd-fast options {table.name} lists the keys that are read under another {table.forms.key}."
+        print_wrapped(terminal, line, width, 2)
 
 
-def print_wrapped(console: Console, sentence: str, width: int, indent: int = 0, hanging: int = 0) -> None:
+def print_wrapped(terminal: Terminal, sentence: str, width: int, indent: int = 0, hanging: int = 0) -> None:
     """Print a sentence in lines of at most `width` columns, all indented, those after the first by `hanging` more."""
     lines = textwrap.wrap(
         sentence,
@@ -161,7 +167,7 @@ def print_wrapped(console: Console, sentence: str, width: int, indent: int = 0, 
         break_long_words=False,
     )
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        terminal.print(line, soft_wrap=True)
 
 
 def _top() -> type[Settings]:

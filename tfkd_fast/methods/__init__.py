@@ -6,7 +6,7 @@ from typing import Any
 
 from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.events import Event
-from tfkd_fast.methods.base import Context, Method, Needs
+from tfkd_fast.methods.base import Context, Method, Needs, SteeredMethod
 from tfkd_fast.methods.controlled.method import ControlledTargets, ControlledTargetsSettings
 from tfkd_fast.methods.controlled.replay import recorded_tables
 from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSettings, DistProSettings
@@ -53,6 +53,13 @@ class MethodEntry:
             own = {table: values for table, values in self.preset.items() if table in self.settings.model_fields}
             settings = self.settings.model_validate(own)
         return self.build.needs_for(settings)
+
+    def student_epochs(self, settings: Settings, epochs: int) -> int:
+        """The most epochs that a run of so many epochs trains, summed over all candidates, cooldowns included."""
+        steered = issubclass(self.build, SteeredMethod)
+        cooldown = self.build.needs_for(settings).cooldown_epochs if steered else 0
+        intervals = self.build.intervals_for(settings, epochs)
+        return sum(interval.candidates * (interval.epochs + cooldown) for interval in intervals)
 
 
 def _controlled(

@@ -72,6 +72,13 @@ class Students:
         """The names of the A numbers of an action."""
         return self.space.action_names
 
+    @property
+    def student_epochs(self) -> int:
+        """The most epochs that whole runs of all students train, cooldowns included."""
+        return self.count * sum(
+            epochs + self._method.needs.cooldown_epochs for epochs in self._method.interval_epochs()
+        )
+
     def start(self, seeds: Sequence[int]) -> list[Snapshot]:
         """Start new students, including the warm-up of the recipe; captured and compiled steps are reused.
 

@@ -281,7 +281,14 @@ class Trainer:
         self._plan = parts.method.resume_interval(state.interval) if state.interval else None
         if not whole:
             self._log.write(self._started())
-        self._log.write(RunResumed(epoch=state.epoch, log_incomplete=whole < state.log_bytes, **self._facts()))
+        self._log.write(
+            RunResumed(
+                epoch=state.epoch,
+                student_epochs=state.student_epochs,
+                log_incomplete=whole < state.log_bytes,
+                **self._facts(),
+            )
+        )
 
     def _save(self) -> None:
         state, parts = self.state, self.parts
@@ -336,6 +343,7 @@ class Trainer:
             "teachers_saw_holdout": trained_on_holdout(teachers, self.dataset, recipe.data.holdout),
             "population": parts.epochs.side_by_side,
             "compile": self.compute.compile,
+            "planned_student_epochs": find_method(recipe.method).student_epochs(recipe.options, recipe.epochs),
             "version": tfkd_fast.__version__,
             "torch": str(torch.__version__),
         }
@@ -354,6 +362,7 @@ class Trainer:
             entropy=training.entropy,
             images_per_second=run.images / run.seconds,
             seconds=run.seconds,
+            student_epochs=self.state.student_epochs,
             holdout=HoldoutFigures(**in_percent(holdout)) if holdout else None,
             holdout_classes=len(plan.known_labels or self.dataset.classes) if holdout else None,
         )

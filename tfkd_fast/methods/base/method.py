@@ -4,7 +4,7 @@ The engine runs any method through this protocol and names none. Accuracies are 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -39,6 +39,15 @@ class Method(ABC):
             settings: the tables of a recipe that are the method's own.
         """
         return Needs()
+
+    @classmethod
+    def intervals_for(cls, settings: Any, epochs: int) -> Iterator[Interval]:
+        """The intervals of a run of so many epochs, in their order: what the run costs, known before it is built.
+
+        By default they are the most that a method of these needs may train, with an interval for every epoch.
+        """
+        candidates = cls.needs_for(settings).candidates
+        return (Interval(epoch, 1, candidates) for epoch in range(epochs))
 
     def __init__(self, settings: Any, context: Context) -> None:
         """

@@ -1,6 +1,6 @@
 """Targets that the caller sets before each interval, for students that train side by side without selection."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,7 +22,7 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.methods.controlled.standing import Standing, progress_of
-from tfkd_fast.methods.controlled.teaching import Teaching, target_needs
+from tfkd_fast.methods.controlled.teaching import Teaching, target_needs, warmup_epochs
 from tfkd_fast.steering import selection
 from tfkd_fast.steering.control import Snapshot
 from tfkd_fast.steering.selection import NoSelectionSettings
@@ -58,7 +58,7 @@ class ExternalTargets(SteeredMethod):
                 "choose target.family scalar, rank-binned or full-matrix"
             )
         self.space = self._teaching.space
-        self.warmup = self._teaching.warmup(settings.controller.warmup_epochs, context.epochs)
+        self.warmup = warmup_epochs(settings.target, settings.controller.warmup_epochs, context.epochs)
         """Epochs that are trained on the one-hot label before the first decision."""
         self.actions: Tensor | None = None
         """(P,A) float32: the actions of the next interval; the caller sets them before every interval after the
@@ -68,10 +68,21 @@ class ExternalTargets(SteeredMethod):
         self._standings = [Standing.untrained(context.num_classes)] * students
         self._before = self._standings  # one interval earlier
 
-    def begin_interval(self, epoch: int) -> Plan:
-        epochs = selection.next_interval(
+    def interval_epochs(self) -> Iterator[int]:
+        """The epochs of each interval of a whole run, in their order."""
+        epoch = 0
+        while epoch < self._context.epochs:
+            yield self._epochs_from(epoch)
+            epoch += self._epochs_from(epoch)
+
+    def _epochs_from(self, epoch: int) -> int:
+        planned = selection.next_interval(
             epoch, self._context.epochs, self.warmup, NoSelectionSettings(), self._interval
-        ).epochs
+        )
+        return planned.epochs
+
+    def begin_interval(self, epoch: int) -> Plan:
+        epochs = self._epochs_from(epoch)
         self._teaching.set_actions(None if epoch < self.warmup else self.actions, self.needs.candidates)
         return Plan(Interval(epoch, epochs, self.needs.candidates), data_streams=tuple(self.data_streams))
 

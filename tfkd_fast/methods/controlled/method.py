@@ -6,7 +6,7 @@ knowledge distillation based on non-progressive meta-learned reinforcement learn
 paper parameterises targets, states, rewards and rankings is not public: those here are our choice.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -37,7 +37,7 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.methods.base.needs import Average
 from tfkd_fast.methods.controlled.standing import Standing, progress_of
-from tfkd_fast.methods.controlled.teaching import Teaching, target_needs
+from tfkd_fast.methods.controlled.teaching import Teaching, target_needs, warmup_epochs
 from tfkd_fast.settings import Settings
 from tfkd_fast.steering import control, selection
 from tfkd_fast.steering.control import ControllerSettings, Decision, PPOSettings, Progress
@@ -93,6 +93,16 @@ class ControlledTargets(SteeredMethod):
             own_weights=beside_each_other,  # from one parent there is little to learn
         )
 
+    @classmethod
+    def intervals_for(cls, settings: ControlledTargetsSettings, epochs: int) -> Iterator[Interval]:
+        warmup = warmup_epochs(settings.target, settings.controller.warmup_epochs, epochs)
+        selects, beside_each_other = settings.selection.budget != "none", cls.needs_for(settings).candidates
+        epoch = 0
+        while epoch < epochs:
+            planned = selection.next_interval(epoch, epochs, warmup, settings.selection, settings.controller.interval)
+            yield Interval(epoch, planned.epochs, planned.candidates if selects else beside_each_other)
+            epoch += planned.epochs
+
     def __init__(self, settings: ControlledTargetsSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._settings, self._context = settings, context
@@ -104,7 +114,7 @@ class ControlledTargets(SteeredMethod):
         self._controller = control.build_controller(settings.controller, self.teaching.space, context.seed)
         self._refuse_equal_candidates()
         self._one_action = self._ranked is None or self._ranked.target == "shared"
-        self._warmup = self.teaching.warmup(settings.controller.warmup_epochs, context.epochs)
+        self._warmup = warmup_epochs(settings.target, settings.controller.warmup_epochs, context.epochs)
         self._standings = [Standing.untrained(context.num_classes)]  # of those alive, best first
         self._before = self._standings[0]  # of the best, one interval earlier
         self._number = -1

@@ -31,6 +31,15 @@ def target_needs(settings: TargetSettings) -> Needs:
     )
 
 
+def warmup_epochs(settings: TargetSettings, wanted: int, epochs: int) -> int:
+    """Epochs of one-hot labels at the start of a run of `epochs`, so that the class similarities mean something.
+
+    None are needed by a target that does not depend on what the student has learned.
+    """
+    depends_on_student = isinstance(settings, RankBinnedTargetSettings) or bool(settings.sources)
+    return min(wanted, int(LONGEST_WARMUP * epochs)) if depends_on_student else 0
+
+
 class Teaching:
     """The loss of P candidates under the actions that were set last.
 
@@ -59,14 +68,8 @@ class Teaching:
         """(P,1+K): the share of the class table, then of each source."""
         self.temperatures = torch.ones(candidates, len(self.space.sources), device=device)
         """(P,K): the temperature of each source."""
-        self.needs_warmup = self._target.uses_similarity or bool(self.space.sources)
-        """Whether the target depends on what the student has learned so far."""
         self._actions: Tensor | None = None
         self.set_actions(None, candidates)
-
-    def warmup(self, wanted: int, epochs: int) -> int:
-        """Epochs of one-hot labels at the start of a run of `epochs`, so that the class similarities mean something."""
-        return min(wanted, int(LONGEST_WARMUP * epochs)) if self.needs_warmup else 0
 
     def set_actions(self, actions: Tensor | None, candidates: int) -> None:
         """Set the targets of the first candidates by actions (candidates,A) float32; None is the one-hot label."""
