@@ -1,11 +1,11 @@
 """What a person reads while a run goes on."""
 
 import io
-import re
 from types import SimpleNamespace
 
 import pytest
 
+from tests.cli.screen import Screen, lines_on_screen
 from tfkd_fast.cli import display
 from tfkd_fast.cli.display import LINES, Display
 from tfkd_fast.cli.terminal import Terminal
@@ -58,29 +58,6 @@ EPOCH = EpochEnded(
 )
 ENTERED = 3
 """Lines that every run begins with."""
-
-
-class Screen(io.StringIO):
-    """A file that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def lines_on_screen(text: str) -> list[str]:
-    """What a terminal shows of a text that moves the cursor up and deletes lines, as a display does."""
-    lines, row = [""], 0
-    for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\n|\r|[^\x1b\n\r]+", text):
-        if part == "\n":
-            row += 1
-            lines += [""] * (row == len(lines))
-        elif match := re.fullmatch(r"\x1b\[(\d+)A", part):
-            row -= int(match[1])
-        elif part == "\x1b[2K":
-            lines[row] = ""
-        elif not part.startswith("\x1b"):
-            lines[row] += part
-    return [line.rstrip() for line in lines]
 
 
 def shown(*events: Event) -> list[str]:

@@ -83,8 +83,21 @@ def test_the_table_is_made_of_the_summaries(finished: tuple[Path, Path, str]) ->
     assert (ours["row"], ours["seeds"]) == ("smoothed", [0, 1])
     assert ours["test_top1"] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1)})
     assert ours["difference"]["mean"] == pytest.approx(np.mean(values) - np.mean([top1["ce", 0], top1["ce", 1]]))
-    assert "| smoothed | 2/2 | 1 |" in (out / "table.md").read_text()
+    (row,) = (line for line in (out / "table.md").read_text().splitlines() if line.startswith("| smoothed | 2/2 | "))
+    assert " | 1 | " in row  # student-epochs
     assert "paired by seed" in printed
+
+
+def test_elsewhere_than_on_a_terminal_a_few_lines_say_how_far_it_is(finished: tuple[Path, Path, str]) -> None:
+    _, _, printed = finished
+    lines = printed.splitlines()
+    assert lines[1] == "plan: 4 runs, 4 epochs; the time is measured in the first epochs"
+    ended = [line for line in lines if line.startswith("seed ")]
+    assert [line.rpartition(" · ")[2].partition(",")[0] for line in ended] == [
+        f"{n} of 4 runs ended" for n in range(1, 5)
+    ]
+    before_table = lines[: lines.index(ended[-1])]
+    assert len(before_table) <= 2 + 4 + 1 + 10
 
 
 def test_given_again_it_trains_nothing_and_prints_the_table(finished: tuple[Path, Path, str]) -> None:

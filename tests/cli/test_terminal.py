@@ -7,15 +7,11 @@ import unicodedata
 import pytest
 from rich.table import Table
 
+from tests.cli.screen import Screen
 from tests.support.command import refusal
 from tfkd_fast.cli.terminal import Terminal, printable, replace_unknown_characters
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x1b[2J\x9b1A\r\n\t\x7f\x00\u202egnp.exe\u2028"
-
-
-class Screen(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def is_harmless(text: str) -> bool:

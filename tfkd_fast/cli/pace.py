@@ -28,15 +28,17 @@ def duration_words(seconds: float) -> str:
 class Pace:
     """The time left of what is planned, in units such as student-epochs, by how long the latest of them took."""
 
-    def __init__(self, planned: float, finished: float, now: float) -> None:
+    def __init__(self, planned: float, finished: float, now: float, latest: int | None = LATEST) -> None:
         """
         Args:
             planned: number of units.
             finished: number of units that are finished already.
             now: the time, in seconds of any clock.
+            latest: how many of the latest calls of `advance` the speed is measured over; None for all of them.
         """
         self.planned = planned
-        self._marks = deque([(now, finished)], maxlen=1 + LATEST)
+        """Number of units in all."""
+        self._marks = deque([(now, finished)], maxlen=None if latest is None else 1 + latest)
 
     @property
     def finished(self) -> float:

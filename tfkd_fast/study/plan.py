@@ -40,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.files import is_there, parse_toml
+from tfkd_fast.methods import find_method
 from tfkd_fast.runs.precedence import Table, merge
 from tfkd_fast.runs.recipe import (
     STUDIES,
@@ -145,6 +146,13 @@ class Study:
     baseline: Row
     rows: dict[str, Row]
     contrasts: dict[str, Pairs] = field(default_factory=dict)
+
+    def cost(self, row: Row) -> tuple[int, int]:
+        """The epochs of a run of a row, and the most that it trains summed over all candidates: one for a replay."""
+        recipe = (self.rows[row.replay] if row.replay else row).recipe(self.seeds[0])
+        if row.replay:
+            return recipe.epochs, recipe.epochs
+        return recipe.epochs, find_method(recipe.method).student_epochs(recipe.options, recipe.epochs)
 
     def choose(self, names: Sequence[str]) -> list[Row]:
         """The rows of these names, in the study's order; all rows for no names."""

@@ -163,10 +163,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 HEADINGS = (
     "row",
     "seeds",
-    "student-epochs",
     "test top-1, %",
     "difference [95 %]",
     "p, Holm",
+    "student-epochs",
     "held-out top-1, %",
     "test NLL",
     "test ECE",
@@ -179,10 +179,10 @@ def cells(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
     return (
         line.title,
         f"{len(line.seeds)}/{len(seeds)}",
-        _mean(line.student_epochs, ".0f"),
         _mean_and_sd(line.test_top1),
         _difference(line.difference),
         "" if line.adjusted_p is None else f"{line.adjusted_p:.3f}",
+        _mean(line.student_epochs, ".0f"),
         _mean(line.holdout_top1, ".2f"),
         _mean(line.test_nll, ".3f"),
         _mean(line.test_ece, ".3f"),
@@ -243,7 +243,7 @@ def markdown(study: Study, runs: Runs, seeds: Sequence[int], failures: Mapping[s
     found = lines(study, runs)
     rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *(cells(line, seeds) for line in found)]
     text = [f"# {study.name}", ""]
-    text += ["| " + " | ".join(row) + " |" for row in rows]
+    text += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     if sentences := contrast_lines(study, runs):
         text += ["", "Test top-1, mean over the pairs of rows, with a 95 % confidence interval over the seeds:", ""]
         text += [f"- {line}" for line in sentences]

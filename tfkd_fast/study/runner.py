@@ -108,8 +108,10 @@ class Runner:
         seeds: Sequence[int],
         jobs: int | None = None,
         on_end: Callable[[Run, str | None], None],
+        on_look: Callable[[], None] | None = None,
     ) -> None:
-        """Runs of `rows` under `seeds`; `on_end` is called for each that ended, with the reason if it failed.
+        """Runs of `rows` under `seeds`; `on_end` is called for each that ended, with the reason if it failed, and
+        `on_look` a few times a second.
 
         The table has all rows of the study, under the seeds of the study and those given here. `jobs` are the
         processes at a time: without it one on CUDA, one a core otherwise.
@@ -118,7 +120,7 @@ class Runner:
             UserError: the folder holds something else than a study, or a run by another recipe.
         """
         folder.refuse_if_foreign()
-        self.study, self.folder, self._on_end = study, folder, on_end
+        self.study, self.folder, self._on_end, self._on_look = study, folder, on_end, on_look
         self.seeds = [*study.seeds, *(seed for seed in seeds if seed not in study.seeds)]
         for run in (Run(row, seed) for seed in self.seeds for row in study.rows.values()):
             self._refuse_another_recipe(run)
@@ -152,11 +154,18 @@ class Runner:
                 while stop.requested is None and (self.waiting or self._running):
                     self._start_ready([*locks, end])
                     self._collect_ended()
+                    if self._on_look is not None:
+                        self._on_look()
             finally:
                 lifeline.close()
                 self._wait_for_all()
                 stop.unsaved = False
             stop.check()
+
+    @property
+    def running(self) -> list[Run]:
+        """The runs that are in progress."""
+        return list(self._running)
 
     def _is_finished(self, run: Run) -> bool:
         folder = self.folder.run(run)
