@@ -1,4 +1,4 @@
-"""Whole runs: train, go on after a kill, and test. The test set is read here, after training, and nowhere else."""
+"""Whole runs: train, replay, go on after a kill, and test. The test set is read here only, and after training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,11 @@ from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener
 from tfkd_fast.runs.precedence import Table, merge
+from tfkd_fast.runs.provenance import refuse_other_data, refuse_other_recipe, takes_the_same_images
 from tfkd_fast.runs.recipe import Recipe, load_recipe, make_recipe, read_recipe
+from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.stop import Stop
-from tfkd_fast.runs.student import load_student
+from tfkd_fast.runs.student import load_student, read_student_header
 from tfkd_fast.runs.tensorboard import TensorBoardWriter
 from tfkd_fast.training.trainer import Trainer, in_percent
 
@@ -49,30 +51,60 @@ def train(
             another process trains into; and for a loss that is no longer finite.
     """
     recipe = _make_recipe(recipe, overrides or {})
-    folder = RunFolder(Path(out))
-    folder.refuse_if_taken(overwrite=overwrite)
-    with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-        with sealed_test_images():
-            trainer = _trainer(recipe, open_dataset(recipe.data, download=download), folder, listeners)
-        with folder.lock():
-            folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
-            folder.create(recipe.to_toml())
-            return _run(trainer, stop or Stop())
+    return _begin(recipe, RunFolder(Path(out)), listeners, stop or Stop(), overwrite=overwrite, download=download)
 
 
-def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | None = None) -> dict[str, Any]:
+def replay(
+    run: Path | str,
+    out: Path | str,
+    *,
+    overrides: Table | None = None,
+    overwrite: bool = False,
+    listeners: Sequence[Listener] = (),
+    stop: Stop | None = None,
+) -> dict[str, Any]:
+    """Train again on all training images, none held out, by the targets that a finished run was taught with.
+
+    Args:
+        run: the folder of the finished run.
+        out, overwrite, listeners, stop: as for `train`.
+        overrides: nested values by table that go before those of the run.
+
+    Returns:
+        The summary, as in `summary.json`. Top-1 and top-5 are percent.
+
+    Raises:
+        UserError: as for `train`; for a run that cannot be replayed; and for a data set that is no longer the one that
+            the run was trained on, where `overrides` ask for no other.
+    """
+    recipe = replay_recipe(Path(run), overrides)
+    source, folder = RunFolder(Path(run)), RunFolder(Path(out))
+    return _begin(recipe, folder, listeners, stop or Stop(), overwrite=overwrite, replayed=source)
+
+
+def resume(
+    out: Path | str,
+    listeners: Sequence[Listener] = (),
+    *,
+    data_root: Path | str | None = None,
+    download: bool = False,
+    stop: Stop | None = None,
+) -> dict[str, Any]:
     """Go on with an unfinished run from its newest checkpoint, to the bits that it would have had without the break.
 
     Args:
         out: the run folder.
         listeners: called with every event and every batch while the run goes on.
+        data_root: the place of the data set, where it is no longer that of the recipe.
+        download: whether a data set that is missing may be fetched.
         stop: as for `train`.
 
     Returns:
         The summary, as in `summary.json`. Top-1 and top-5 are percent.
 
     Raises:
-        UserError: if the folder holds no run, or a finished one, or one that another process trains.
+        UserError: if the folder holds no run, or a finished one, or one that another process trains; and if the data
+            set is not the one that the run began with.
     """
     folder = RunFolder(Path(out))
     if not folder.next_recipe.exists():
@@ -81,7 +113,7 @@ def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | 
         raise UserError(f"{out} holds the search for a policy: tfkd-fast learn goes on with it")
     with folder.lock():
         folder.finish_replacing()
-        recipe = read_recipe(folder)
+        recipe = read_recipe(folder).with_data_root(data_root)
         if folder.summary.exists():
             raise UserError(f"the run in {out} is finished: see {folder.summary}")
         state = folder.newest_state()
@@ -89,29 +121,74 @@ def resume(out: Path | str, listeners: Sequence[Listener] = (), *, stop: Stop | 
             recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
         with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
             with sealed_test_images():
-                trainer = _trainer(recipe, open_dataset(recipe.data), folder, listeners)
+                dataset = open_dataset(recipe.data, download=download)
+                if state is None and not folder.data.exists():  # stopped before it was recorded
+                    folder.write_data(dataset.identity)
+                refuse_other_data(dataset, folder.read_data(), f"the run in {out}")
+                trainer = _trainer(recipe, dataset, folder, listeners)
             return _run(trainer, stop or Stop())
 
 
-def evaluate(out: Path | str, *, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+def evaluate(
+    out: Path | str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    data_root: Path | str | None = None,
+    download: bool = False,
+) -> dict[str, Any]:
     """Test the student of a finished run again, that of the last epoch and that of the best epoch on held-out images.
 
     Args:
         out: the run folder.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         precision: "fp32", "bf16", or "auto" for what suits the device.
+        data_root: the place of the data set, where it is no longer that of the recipe.
+        download: whether a data set that is missing may be fetched.
 
     Returns:
         The test figures by name, as in `summary.json`. Top-1 and top-5 are percent.
 
     Raises:
-        UserError: if the folder holds no finished run.
+        UserError: if the folder holds no finished run, or the data set is not the one that it was trained on.
     """
     folder = RunFolder(Path(out))
-    recipe = read_recipe(folder)
+    recipe = read_recipe(folder).with_data_root(data_root)
+    students = [folder.student, *([folder.best] if folder.best.exists() else [])]
+    headers = {path: read_student_header(path) for path in students}
     if summary := folder.read_summary():
         recipe = recipe.with_loader(summary["loader"])  # pixels of image files may depend on it
-    return _test(recipe, open_dataset(recipe.data), resolve_compute(device, precision), folder)
+    dataset = open_dataset(recipe.data, download=download)
+    for path, header in headers.items():
+        refuse_other_recipe(recipe, header, path)
+        refuse_other_data(dataset, header, f"the run in {out}")
+    return _test(recipe, dataset, resolve_compute(device, precision), folder)
+
+
+def _begin(
+    recipe: Recipe,
+    folder: RunFolder,
+    listeners: Sequence[Listener],
+    stop: Stop,
+    *,
+    overwrite: bool,
+    download: bool = False,
+    replayed: RunFolder | None = None,
+) -> dict[str, Any]:
+    """Train in a new run folder; `replayed` is the run whose targets the recipe has."""
+    folder.refuse_if_taken(overwrite=overwrite)
+    with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
+        with sealed_test_images():
+            dataset = open_dataset(recipe.data, download=download)
+            if replayed is not None and takes_the_same_images(recipe, read_recipe(replayed)):
+                refuse_other_data(dataset, read_student_header(replayed.student), f"the run in {replayed.path}")
+            trainer = _trainer(recipe, dataset, folder, listeners)
+            identity = dataset.identity
+        with folder.lock():
+            folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
+            folder.create(recipe.to_toml())
+            folder.write_data(identity)
+            return _run(trainer, stop)
 
 
 def _make_recipe(recipe: Recipe | Table | str, overrides: Table) -> Recipe:

@@ -1,4 +1,4 @@
-"""The one exception that reaches a person, and how its sentences name what was meant."""
+"""The one exception that reaches a person, the one warning, and how their sentences name what was meant."""
 
 import difflib
 import reprlib
@@ -9,6 +9,13 @@ class UserError(Exception):
     """Bad input or a bad environment, said in one sentence that names the thing and the remedy.
 
     The command line prints the sentence and exits with code 2, without a traceback.
+    """
+
+
+class Notice(UserWarning):
+    """What a person should know and what stops nothing, said in one sentence through `warnings`.
+
+    The command line prints the sentence on standard error.
     """
 
 

@@ -78,16 +78,19 @@ def test_a_run_goes_on_from_any_epoch(name: str, tmp_path: Path, monkeypatch: py
     small = {"data": {"batch_size": 64} | tables.get("data", {})}
     settings = recipe(method, epochs=EPOCHS, **tables | small)
     whole, images = tmp_path / "whole", few_images()
-    trainer(settings, whole, images).run()
+    best_epoch = trainer(settings, whole, images).run()["best_epoch"]
     for epoch in range(1, EPOCHS):
         part = tmp_path / f"from-{epoch}"
         shutil.copytree(whole, part)
         (part / "student.safetensors").unlink()
+        if best_epoch > epoch:
+            (part / "best.safetensors").unlink()
         for later in range(epoch + 1, EPOCHS + 1):
             (part / "checkpoints" / f"epoch-{later:05d}.ckpt").unlink()
         compute = Compute(torch.device("cpu"), torch.float32)
         Trainer(settings, images, compute, RunFolder(part), []).run()
-        assert (part / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes(), epoch
+        for name in ("student.safetensors", "best.safetensors"):
+            assert (part / name).read_bytes() == (whole / name).read_bytes(), epoch
         assert without_clocks(part) == without_clocks(whole), epoch
 
 

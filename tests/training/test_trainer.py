@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.runs import CPU, log, recipe, trainer
+from tests.support.runs import CPU, few_images, log, recipe, trainer
 from tfkd_fast import api
-from tfkd_fast.data import Dataset, ImageSet, loaders, missing_loaders, open_dataset
+from tfkd_fast.data import Dataset, ImageSet, loaders, missing_loaders, open_dataset, split_holdout
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.student import read_student
 from tfkd_fast.training.trainer import Trainer
 
 
@@ -46,6 +47,27 @@ def test_without_a_held_out_split_ce_trains_on_everything(tmp_path: Path) -> Non
     assert (summary["train_images"], summary["holdout_images"]) == (len(run.dataset.read_train()), 0)
     assert summary["best_epoch"] is None
     assert all(event["holdout"] is None for event in log(tmp_path) if event["event"] == "epoch")
+
+
+@pytest.mark.parametrize(("method", "candidates"), [("tfkd", 1), ("tfkd-mrs", 2)])
+def test_the_best_student_is_that_of_the_best_figure_in_the_log(tmp_path: Path, method: str, candidates: int) -> None:
+    """Of whatever epoch, also within an interval, and of whatever candidate, also of one that is left behind."""
+    every = {"interval": 3} if candidates == 1 else {}
+    selection = {"candidates": candidates, "interval": 3} if candidates > 1 else {}
+    tables = {"controller": {"warmup_epochs": 0, **every}, "selection": selection, "target": {"family": "scalar"}}
+    images = few_images()
+    run = trainer(recipe(method, epochs=6, optimizer={"learning_rate": 0.2}, **tables), tmp_path, images)
+    summary = run.run()
+    epochs = [event for event in log(tmp_path) if event["event"] == "epoch"]
+    best = max(epochs, key=lambda event: event["holdout"]["top1"])
+    ends = [event["holdout"]["top1"] for event in epochs if event["epoch"] % 3 == 0]
+    assert best["holdout"]["top1"] > max(ends), "the run has its best epoch within an interval"
+    assert (summary["best_epoch"], summary["best_holdout_top1"]) == (best["epoch"], best["holdout"]["top1"])
+    header, student = read_student(tmp_path / "best.safetensors")
+    _, holdout = split_holdout(images.read_train(), 0.1)
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (header.mean, header.std))
+    right = student((holdout.all_images() / 255 - mean) / deviation).argmax(1) == holdout.labels
+    assert 100 * right.float().mean().item() == pytest.approx(best["holdout"]["top1"])
 
 
 @pytest.mark.parametrize("method", ["tfkd", "tfkd-mrs"])

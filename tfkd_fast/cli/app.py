@@ -1,8 +1,10 @@
 """Commands and their options. Each is a few calls into the package, whose results are printed here."""
 
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +22,7 @@ from tfkd_fast.cli.study import train_study
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
 from tfkd_fast.data import LoaderName
 from tfkd_fast.device import resolve_compute
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import write_bytes
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.policies import learn_policy
@@ -28,7 +30,6 @@ from tfkd_fast.runs.export import export_student
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import set_override
 from tfkd_fast.runs.recipe import load_recipe
-from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.schema import recipe_schema
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.steering.control.policy_search import Generation
@@ -73,10 +74,21 @@ def run(stop: Stop) -> None:
     """Run the command, which `stop` may end; bad input is one sentence on standard error and exit code 2."""
     replace_unknown_characters()
     try:
-        app(obj=stop)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", Notice)
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            app(obj=stop)
     except UserError as error:
         Terminal(error=True).say(f"error: {error}")
         sys.exit(2)
+
+
+def _show_warning(other: Callable[..., None], message: Warning | str, kind: type[Warning], *place: Any) -> None:
+    """Print the sentence of a `Notice`, and give all other warnings to `other`."""
+    if issubclass(kind, Notice):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        other(message, kind, *place)
 
 
 def _print_version(wanted: bool) -> None:
@@ -149,7 +161,7 @@ def train(
     """Train a student, test it once at the end, and leave a run folder with a report."""
     data = {
         "dataset": dataset,
-        "root": str(data_root) if data_root else None,
+        "root": str(data_root) if data_root and resume is None else None,
         "loader": loader,
         "batch_size": batch_size,
     }
@@ -161,14 +173,17 @@ def train(
     )
     _add_assignments(overrides, assignments)
     if resume is not None:
-        if recipe or overrides or out or overwrite or download:
-            raise UserError("--resume goes on with the recipe of the run folder and takes no other option")
+        if recipe or overrides or out or overwrite:
+            raise UserError(
+                "--resume goes on with the recipe of the run folder and takes no other option than --data-root, for a "
+                "data set that has moved, and --download"
+            )
         if RunFolder(resume).lacks_report_only:
             Terminal().say(f"the run in {resume} is finished; its report was missing and is written now")
             Terminal().say(f"report {_report(resume)}")
             return
         with _display_run(context, resume) as (display, stop):
-            summary = api.resume(resume, listeners=[display], stop=stop)
+            summary = api.resume(resume, listeners=[display], data_root=data_root, download=download, stop=stop)
         _report_run(summary, resume)
         return
     resolved = load_recipe(recipe, overrides)
@@ -190,10 +205,9 @@ def replay(
     """Train again on all training images, none held out, by the targets that a finished run was taught with."""
     overrides = _drop_unset({"seed": seed})
     _add_assignments(overrides, assignments)
-    recipe = replay_recipe(run_dir, overrides)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
     with _display_run(context, out) as (display, stop):
-        summary = api.train(recipe, out, overwrite=overwrite, listeners=[display], stop=stop)
+        summary = api.replay(run_dir, out, overrides=overrides, overwrite=overwrite, listeners=[display], stop=stop)
     _report_run(summary, out)
 
 
@@ -268,9 +282,12 @@ def evaluate(
     run_dir: RunDir,
     device: Annotated[DeviceName, DEVICE] = "auto",
     precision: Annotated[PrecisionName, PRECISION] = "auto",
+    data_root: DataRoot = None,
+    download: Download = False,
 ) -> None:
     """Print the test accuracy, NLL and ECE of a finished run as JSON."""
-    print(to_json(api.evaluate(run_dir, device=device, precision=precision), indent=2))
+    figures = api.evaluate(run_dir, device=device, precision=precision, data_root=data_root, download=download)
+    print(to_json(figures, indent=2))
 
 
 @app.command()

@@ -1,7 +1,14 @@
 """Data sets, their augmentation and mixing, and the loaders that bring batches to the device."""
 
 from tfkd_fast.data.companions import Companions
-from tfkd_fast.data.datasets import Dataset, ImagesSealed, find_labels, open_dataset, sealed_test_images
+from tfkd_fast.data.datasets import (
+    DataIdentity,
+    Dataset,
+    ImagesSealed,
+    find_labels,
+    open_dataset,
+    sealed_test_images,
+)
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
 from tfkd_fast.data.mixing import Mixing, MixPartners, make_mixing
@@ -12,6 +19,7 @@ __all__ = [
     "Batch",
     "ClassChoice",
     "Companions",
+    "DataIdentity",
     "DataSettings",
     "Dataset",
     "ImageSet",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ class ImageSet(ABC):
     """(N,) int64: class indices."""
     image_shape: tuple[int, int, int]
     """Channels, height and width of every image."""
+    hashing: ClassVar[str] = ""
+    """What a fingerprint begins with, which says how it is made; those that begin otherwise cannot be compared."""
     places: Tensor | None = None
     """(N,) int64: ascending indices in the set of all classes, if this set holds only some classes; else None."""
 
@@ -43,10 +45,10 @@ class ImageSet(ABC):
         """Return the set of the images at `indices` (M,) int64, in that order."""
 
     def fingerprint(self) -> str:
-        """Return the SHA-256, in hexadecimal, of labels, shape and pixels (of files: names and sizes)."""
+        """Return the SHA-256, in hexadecimal, of labels, shape and content of the images; no file is decoded."""
         digest = hashlib.sha256(repr((self.image_shape, self.labels.tolist())).encode())
         self._digest(digest.update)
-        return digest.hexdigest()
+        return self.hashing + digest.hexdigest()
 
     @abstractmethod
     def _digest(self, update: Callable[[Any], None]) -> None:
@@ -78,12 +80,18 @@ class ArrayImages(ImageSet):
         update(self._images.contiguous().numpy())
 
 
+FILES_AT_ONCE = 64
+"""Number of files that a thread hashes at a time (our choice): a small file takes less than a change of threads."""
+
+
 class FileImages(ImageSet):
     """Image files, decoded on access by `read_rgb` to RGB of `size` x `size` pixels.
 
     The largest centred square is resized with antialiased bilinear interpolation (our choice): shapes keep their
     proportions, and an image of the right size keeps its pixels.
     """
+
+    hashing = "files:"  # earlier versions hashed names and sizes only, and wrote nothing before that
 
     def __init__(self, files: Sequence[Path], labels: Tensor, size: int) -> None:
         if labels.shape != (len(files),) or labels.dtype != torch.int64:
@@ -120,8 +128,23 @@ class FileImages(ImageSet):
             return torch.tensor(list(pool.map(_is_plain, self.files)), dtype=torch.bool)
 
     def _digest(self, update: Callable[[Any], None]) -> None:
-        for file in self.files:
-            update(f"{file.name} {file.stat().st_size}\n".encode())
+        """Pass the SHA-256 of each file, which is read whole: about 10 us and 1 ms for each MB."""
+        parts = [self.files[first : first + FILES_AT_ONCE] for first in range(0, len(self), FILES_AT_ONCE)]
+        with ThreadPoolExecutor() as pool:  # large files are hashed outside the interpreter lock
+            for digests in pool.map(lambda files: b"".join(map(_digest, files)), parts):
+                update(digests)
+
+
+def _digest(file: Path) -> bytes:
+    """Return the SHA-256 of the content of a file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return hashlib.sha256(file.read_bytes()).digest()
+    except OSError as error:
+        raise UserError(f"cannot read the image {file} ({error.strerror}): replace it or delete it") from None
 
 
 READING = (

@@ -1,6 +1,7 @@
 """Networks by name. A model is a function (num_classes, *, in_channels, width) -> nn.Module."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 from pydantic import Field, field_validator
 from torch import nn
@@ -24,6 +25,7 @@ __all__ = [
     "ResNet",
     "ResidualNetwork",
     "WideResNet",
+    "Width",
     "build_model",
     "feature_shapes",
     "logits_and_features",
@@ -43,13 +45,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn_40_2": wrn_40_2,
 }
 
+Width = Annotated[float, Field(gt=0, le=8)]
+"""Factor that multiplies the number of channels of every layer of a network."""
+
 
 class ModelSettings(Settings):
     """The `[model]` table of a recipe."""
 
     name: str = "vgg8"
     """Name of the network."""
-    width: float = Field(default=1.0, gt=0, le=8)
+    width: Width = 1.0
     """Factor that multiplies the number of channels of every layer."""
 
     @field_validator("name")

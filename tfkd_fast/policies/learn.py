@@ -10,6 +10,7 @@ from tfkd_fast.policies.students import Students
 from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
 from tfkd_fast.runs.lock import LOCK
 from tfkd_fast.runs.log import LineFile
+from tfkd_fast.runs.provenance import refuse_other_data
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.steering.control.policy_search import Generation, PolicySearch, as_record
 from tfkd_fast.steering.control.settings import RandomSettings, SampledPolicySettings
@@ -56,9 +57,11 @@ def learn_policy(
             folder.generations, keep=len(finished), how_to_go_on="give the same command again"
         )
         if done:
+            refuse_other_data(fleet.dataset, folder.read_data(), f"the search in {out}")
             folder.write_bytes(folder.policy.name, search.policy_bytes())  # the last one may have been ended before it
         else:
             folder.create(recipe.to_toml())
+            folder.write_data(fleet.dataset.identity)
         for number in range(len(done), generations):
             generation = search.run_generation(fleet)
             lines.write(to_checked_line({"event": "generation", "number": number} | as_record(generation)))
@@ -90,7 +93,8 @@ def _finished(folder: RunFolder, recipe: Recipe) -> bytes:
     """The whole lines of the search's log, empty before the first generation."""
     if not folder.recipe.exists():
         return b""
-    if not folder.generations.exists() or read_recipe(folder) != recipe:
+    same = folder.generations.exists() and read_recipe(folder).with_data_root(recipe.data.root) == recipe
+    if not same:  # but for the place of the data set, which may have moved
         raise _something_else(folder)
     content = read_bytes(folder.generations, "the search", "choose another --out")
     return content[: content.rfind(b"\n") + 1]

@@ -51,9 +51,10 @@ class Students:
         compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
         with self._training():
             ops.backend_of("soft_target_loss", compute.device)  # refuses a backend that cannot serve this device
-            dataset = open_dataset(recipe.data)
-            parts = assemble(recipe, dataset, compute, lambda context: ExternalTargets(settings, context, count))
-        self._build = partial(build_student, recipe, dataset, compute)
+            self.dataset = open_dataset(recipe.data)
+            """The data set of the recipe."""
+            parts = assemble(recipe, self.dataset, compute, lambda context: ExternalTargets(settings, context, count))
+        self._build = partial(build_student, recipe, self.dataset, compute)
         self._method, self.population, self._judge = parts.method, parts.population, parts.judge
         self.trainer = parts.epochs
         self._untaught = self._method.state_dict()

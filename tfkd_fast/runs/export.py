@@ -5,12 +5,10 @@ from pathlib import Path
 
 import torch
 
-from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import write_bytes
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.recipe import read_recipe
-from tfkd_fast.runs.student import load_student
+from tfkd_fast.runs.student import read_student
 
 
 def export_student(out: Path) -> list[Path]:
@@ -22,11 +20,8 @@ def export_student(out: Path) -> list[Path]:
     folder = RunFolder(out)
     folder.require_run()
     with folder.lock():  # also while the student is read, which another run might replace
-        recipe = read_recipe(folder)
-        dataset = open_dataset(recipe.data)
-        channels, height, width = dataset.image_shape
-        model = load_student(folder.student, recipe.model, len(dataset.classes), channels).eval()
-        example = torch.zeros(2, channels, height, width)
+        header, model = read_student(folder.student)  # the data set need not be there
+        example = torch.zeros(2, *header.image_shape)
         shapes = {"images": {0: torch.export.Dim("batch")}}
         program = torch.export.export(model, (example,), dynamic_shapes=shapes)
         content = io.BytesIO()

@@ -1,9 +1,9 @@
 """The folder of a run: the names of its files, and who may write where.
 
-recipe.toml (resolved) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
-best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) and other files
-of a method · summary.json · report.html · student.pt2 and student.onnx when exported · tensorboard/ when asked for ·
-lock.
+recipe.toml (resolved) · data.json (what the data set is known by) · metrics.jsonl (one event a line, flushed) ·
+checkpoints/ · student.safetensors (last epoch) · best.safetensors (best epoch on the held-out split) ·
+policy.safetensors (of a controller that has one) and other files of a method · summary.json · report.html ·
+student.pt2 and student.onnx when exported · tensorboard/ when asked for · lock.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from tfkd_fast.data import DataIdentity
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import (
     PART,
@@ -44,6 +45,7 @@ class RunFolder:
         self.path = path
         self.recipe = path / "recipe.toml"
         self.next_recipe = path / "recipe.toml.next"  # while a run takes the place of another one
+        self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.student = path / "student.safetensors"
@@ -112,7 +114,7 @@ class RunFolder:
     def _written(self) -> Iterator[Path]:
         """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
         that of a run until the next recipe takes its place."""
-        own = [self.summary, self.metrics, self.student, self.best, self.report, self.archive, self.onnx]
+        own = [self.summary, self.data, self.metrics, self.student, self.best, self.report, self.archive, self.onnx]
         methods = [self.path / name for entry in METHODS.values() for name in entry.build.FILES]
         for file in (*own, *methods):
             yield file
@@ -182,6 +184,23 @@ class RunFolder:
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         """Write nested plain values as indented JSON with a checksum, atomically; NaN and infinity become null."""
         write_bytes(path, to_checked_json(values).encode())
+
+    def read_data(self) -> DataIdentity | None:
+        """What is known of the data set that the run was begun with; None for runs of earlier versions.
+
+        Raises:
+            UserError: data.json cannot be read, or is damaged.
+        """
+        if not is_there(self.data):
+            return None
+        remedy = "restore it, or train the run anew with --overwrite"
+        content = read_bytes(self.data, "the record of the data set", remedy)
+        with reading(self.data, "the record of the data set", remedy):
+            return DataIdentity.model_validate(from_checked_json(content))
+
+    def write_data(self, identity: DataIdentity) -> None:
+        """Record the data set that the run begins with."""
+        self.write_json(self.data, identity.model_dump(mode="json"))
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None.

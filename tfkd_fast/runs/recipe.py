@@ -74,6 +74,12 @@ class Recipe(Settings):
         """Return the same recipe with another loader of images."""
         return self.model_copy(update={"data": self.data.model_copy(update={"loader": name})})
 
+    def with_data_root(self, root: Path | str | None) -> Self:
+        """Return the same recipe with its data set in another place; None leaves it where it is."""
+        if root is None:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"root": str(root)})})
+
     def to_toml(self) -> str:
         """Return the text of a recipe file."""
         return tomli_w.dumps(self.table())

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
-from tfkd_fast.models import ModelSettings
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.recipe import Recipe, read_recipe
-from tfkd_fast.runs.student import StudentHeader, load_student, read_student_header
+from tfkd_fast.runs.student import StudentHeader, read_student, read_student_header
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,7 @@ class StoredRun:
         return read_student_header(best if best.exists() and not finished.exists() else finished)
 
     def _network(self, weights: Path) -> nn.Module:
-        header = read_student_header(weights)
-        settings = ModelSettings(name=header.name, width=header.width)
-        return load_student(weights, settings, len(header.classes), header.image_shape[0]).eval()
+        return read_student(weights)[1]
 
 
 def load_run(path: Path | str) -> StoredRun:

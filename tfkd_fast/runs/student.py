@@ -2,53 +2,47 @@
 
 from pathlib import Path
 
+import torch
+from pydantic import Field
 from torch import nn
 
 from tfkd_fast import tensor_file
-from tfkd_fast.data import Dataset
+from tfkd_fast.data import DataIdentity, Dataset
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import reading, write_bytes
-from tfkd_fast.models import ModelSettings, build_model
-from tfkd_fast.settings import Settings
+from tfkd_fast.models import MODELS, ModelSettings, Width, build_model
 from tfkd_fast.tensor_file import Tensors
 
 STUDENT = "student"
 """The kind of the file."""
 
 
-class StudentHeader(Settings):
-    """What is needed to use a network, beside its weights."""
+class StudentHeader(DataIdentity):
+    """What a student's file says of the network, and of the data that it was trained on."""
 
     name: str
     """Name of the network."""
-    width: float
+    width: Width
     """Factor that multiplies the number of channels of every layer."""
-    classes: tuple[str, ...]
-    """Names of the classes, in the order of the logits."""
-    image_shape: tuple[int, int, int]
-    """Channels, height and width of the images."""
-    mean: tuple[float, ...]
-    """Mean of each channel of the training images, pixel values 0..1."""
-    std: tuple[float, ...]
-    """Standard deviation of each channel of the training images, pixel values 0..1."""
-    training_data: str = ""
-    """Fingerprint of the training images, held-out ones included; empty in files of version 0.1 that do not say."""
-    holdout: float = 0.0
-    """Share of these images that the network was not trained on."""
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training images that the network was not trained on."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """The `[model]` table of the recipe."""
+        return ModelSettings(name=self.name, width=self.width)
 
 
 def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> bytes:
-    """Weights and buffers of a network that was trained on all images of `dataset` but the share `holdout`, with a
-    `StudentHeader` as JSON."""
-    header = StudentHeader(
-        **settings.model_dump(),
-        classes=tuple(dataset.classes),
-        image_shape=dataset.image_shape,
-        mean=dataset.mean,
-        std=dataset.std,
-        training_data=dataset.fingerprint,
-        holdout=holdout,
-    )
+    """Weights and buffers of a network; in the header, as JSON, a `StudentHeader`.
+
+    Args:
+        model: the network.
+        settings: the `[model]` table of its recipe.
+        dataset: the data set that it was trained on.
+        holdout: share of the training images that it was not trained on.
+    """
+    header = StudentHeader(**settings.model_dump(), **dataset.identity.model_dump(), holdout=holdout)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return tensor_file.to_bytes(STUDENT, header.model_dump(mode="json"), weights)
 
@@ -62,9 +56,25 @@ def read_student_header(path: Path) -> StudentHeader:
     """Read the header that `student_bytes` wrote beside the weights.
 
     Raises:
-        UserError: if the file is missing, damaged or no student.
+        UserError: the file is missing, damaged or no student, or this process does not know the network.
     """
-    return _read(path)[0]
+    header = _read(path)[0]
+    if header.name not in MODELS:
+        raise UserError(
+            f"{path} is a network {header.name!r}, which is none of {', '.join(MODELS)}: use it in a program that adds "
+            "its function to tfkd_fast.models.MODELS first"
+        )
+    return header
+
+
+def read_student(path: Path) -> tuple[StudentHeader, nn.Module]:
+    """Read the header of a file, and the network that it describes in evaluation mode.
+
+    Raises:
+        UserError: as `read_student_header` and `load_student`.
+    """
+    header = read_student_header(path)
+    return header, load_student(path, header.model, len(header.classes), header.image_shape[0]).eval()
 
 
 def load_student(path: Path, settings: ModelSettings, num_classes: int, in_channels: int) -> nn.Module:
@@ -73,12 +83,18 @@ def load_student(path: Path, settings: ModelSettings, num_classes: int, in_chann
     Raises:
         UserError: if the file is missing, damaged, no student, or one of another network.
     """
+    weights = _read(path)[1]
+    with torch.device("meta"):  # takes no memory, however large the network is
+        expected = build_model(settings, num_classes, in_channels, seed=0).state_dict()
+    if _shapes(weights) != _shapes(expected):
+        raise UserError(f"{path} does not hold the weights of a {settings.name} for {num_classes} classes")
     model = build_model(settings, num_classes, in_channels, seed=0)
-    try:
-        model.load_state_dict(_read(path)[1])
-    except RuntimeError:
-        raise UserError(f"{path} does not hold the weights of a {settings.name} for {num_classes} classes") from None
+    model.load_state_dict(weights)
     return model
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _read(path: Path) -> tuple[StudentHeader, Tensors]:

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tfkd_fast.data import Dataset
+from tfkd_fast.data import DataIdentity, Dataset
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import read_bytes
 from tfkd_fast.methods.base import TeacherFacts, TeacherOutputs
-from tfkd_fast.models import FeatureName, ModelSettings, feature_shapes, logits_and_features
+from tfkd_fast.models import FeatureName, feature_shapes, logits_and_features
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
-from tfkd_fast.runs.student import StudentHeader, load_student, read_student_header
+from tfkd_fast.runs.student import read_student
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ class Restandardised(nn.Module):
     factor: Tensor
     offset: Tensor
 
-    def __init__(self, network: nn.Module, dataset: Dataset, header: StudentHeader) -> None:
+    def __init__(self, network: nn.Module, dataset: Dataset, own: DataIdentity) -> None:
         super().__init__()
         self.network = network
         mean, std, own_mean, own_std = (
-            torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.mean, dataset.std, header.mean, header.std)
+            torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.mean, dataset.std, own.mean, own.std)
         )
         self.register_buffer("factor", std / own_std)
         self.register_buffer("offset", (mean - own_mean) / own_std)
@@ -183,7 +183,7 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
     folder = RunFolder(run_dir)
     folder.require_run()
     path = folder.student
-    header = read_student_header(path)
+    header, network = read_student(path)
     classes, shape = header.classes, header.image_shape
     unknown = [name for name in classes if name not in dataset.classes]
     if unknown:
@@ -196,8 +196,6 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
             f"teacher {run_dir} was trained on images of shape {shape}, those of {dataset.name} are "
             f"{dataset.image_shape}: name a run on images of that shape"
         )
-    model = ModelSettings(name=header.name, width=header.width)
-    network = load_student(path, model, len(classes), shape[0])
     if (header.mean, header.std) != (dataset.mean, dataset.std):
         network = Restandardised(network, dataset, header)
     labels = [dataset.classes.index(name) for name in classes]
@@ -207,7 +205,7 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
     network = compute.place(network.requires_grad_(False)).eval()
     facts = TeacherFacts(
         run_dir.resolve().name,
-        model.name,
+        header.name,
         tuple(sorted(labels)),
         feature_shapes(network, dataset.image_shape),
         network,

@@ -158,6 +158,8 @@ class Trainer:
             pairs = zip(runs, judged, strict=True)
             results = [EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs]
             self._log.write(*method.end_epoch(results))
+        if plan.complete:
+            self._keep_best(holdout)
         if last:
             self._end_interval(plan, runs, holdout)
 
@@ -165,9 +167,6 @@ class Trainer:
         method, outcome = self.parts.method, Outcome(tuple(range(len(runs))))
         if isinstance(method, SteeredMethod):
             outcome = self._judge_interval(method, plan, runs, holdout)
-        if plan.complete:
-            best = outcome.survivors[0]
-            self._keep_best(self.population.models[best], holdout[best])
         self.population.continue_from(outcome.survivors)
         self.state.alive, self.state.interval, self._plan = len(outcome.survivors), None, None
 
@@ -233,10 +232,15 @@ class Trainer:
     def _on_batch(self, images: int) -> None:
         self._log.batch(images)
 
-    def _keep_best(self, model: nn.Module, holdout: HoldoutMetrics | None) -> None:
-        if holdout is not None and holdout.top1 > self.state.best_top1:
-            self.state.best_epoch, self.state.best_top1 = self.state.epoch, holdout.top1
-            self._save_student(self.folder.best, model)
+    def _keep_best(self, holdout: Sequence[HoldoutMetrics | None]) -> None:
+        """Save the candidate with the highest held-out top-1 of the run so far, also one that will be left behind."""
+        best = None
+        for slot, metrics in enumerate(holdout):
+            if metrics is not None and metrics.top1 > self.state.best_top1:
+                self.state.best_epoch, self.state.best_top1, best = self.state.epoch, metrics.top1, slot
+        if best is not None:
+            with self._log.measure_seconds("saving"):
+                self._save_student(self.folder.best, self.population.models[best])
 
     def _save_student(self, path: Path, model: nn.Module) -> None:
         save_student(path, model, self.recipe.model, self.dataset, self.recipe.data.holdout)

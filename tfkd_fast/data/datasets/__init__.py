@@ -6,6 +6,7 @@ from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.datasets.digits import open_digits
 from tfkd_fast.data.datasets.few_images import FewImages
 from tfkd_fast.data.datasets.folder import open_folder
+from tfkd_fast.data.datasets.identity import DataIdentity
 from tfkd_fast.data.datasets.npz import open_npz
 from tfkd_fast.data.datasets.seal import ImagesSealed, sealed_test_images
 from tfkd_fast.data.datasets.some_classes import SomeClasses, find_labels
@@ -13,7 +14,7 @@ from tfkd_fast.data.datasets.torchvision_files import open_cifar, open_svhn
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError, nearest
 
-__all__ = ["DATASETS", "Dataset", "ImagesSealed", "find_labels", "open_dataset", "sealed_test_images"]
+__all__ = ["DATASETS", "DataIdentity", "Dataset", "ImagesSealed", "find_labels", "open_dataset", "sealed_test_images"]
 
 DATASETS: dict[str, Callable[[DataSettings, bool], Dataset]] = {
     "digits": open_digits,

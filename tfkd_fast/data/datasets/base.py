@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from tfkd_fast.data.datasets.identity import DataIdentity
 from tfkd_fast.data.datasets.seal import refuse_while_sealed
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.superclasses import find_superclasses
@@ -38,6 +39,7 @@ class Dataset:
         flip: bool,
         read_train: Callable[[], ImageSet],
         read_test: Callable[[], ImageSet],
+        hash_test: Callable[[], str] | None = None,
         statistics: ChannelStatistics | None = None,
         reading: str = "",
         parts: str = "",
@@ -50,6 +52,8 @@ class Dataset:
             image_shape: channels, height and width.
             flip: whether a mirrored image still shows its class.
             read_train, read_test: read the images of a part.
+            hash_test: returns a fingerprint of labels and content of the test part; it decodes no image, because it is
+                called while test images are sealed. None if there is no such fingerprint.
             statistics: the usual constants of the field; None to compute them from the training images.
             reading: what happens to the pixels of the files, in words; empty if they stay as they are.
             parts: how training and test images were told apart, in words; empty if the files name both.
@@ -63,6 +67,7 @@ class Dataset:
         self.parts = parts
         self._read_train = read_train
         self._read_test = read_test
+        self._hash_test = hash_test
         self._given_statistics = statistics
 
     def read_train(self) -> ImageSet:
@@ -87,6 +92,18 @@ class Dataset:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel, pixel values 0..1."""
         return self._statistics.std
+
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """What says whether another data set is the same one. Test images are hashed, not looked at."""
+        return DataIdentity(
+            classes=tuple(self.classes),
+            image_shape=self.image_shape,
+            mean=self.mean,
+            std=self.std,
+            training_data=self.fingerprint,
+            test_data=self._hash_test() if self._hash_test else "",
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,6 +137,7 @@ class PartOfDataset(Dataset):
             flip=whole.flip,
             read_train=read_train,
             read_test=read_test,
+            hash_test=whole._hash_test,
             reading=whole.reading,
             parts=whole.parts,
         )

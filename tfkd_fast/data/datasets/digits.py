@@ -39,6 +39,7 @@ def open_digits(settings: DataSettings, download: bool) -> Dataset:
         flip=False,
         read_train=lambda: _read()[0],
         read_test=lambda: _read()[1],
+        hash_test=lambda: _read()[1].fingerprint(),
     )
 
 

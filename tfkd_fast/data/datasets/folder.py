@@ -59,6 +59,7 @@ def open_folder(settings: DataSettings, download: bool) -> Dataset:
         flip=True,
         read_train=lambda: _images(train, classes, size),
         read_test=lambda: _images(test, classes, size),
+        hash_test=lambda: _images(test, classes, size).fingerprint(),
         reading=READING.format(size=size),
         parts=words,
     )

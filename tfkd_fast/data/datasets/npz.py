@@ -1,5 +1,6 @@
 """Data sets in one .npz file with train_images, train_labels, test_images, test_labels and classes."""
 
+import hashlib
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +17,9 @@ from tfkd_fast.errors import UserError
 
 SIZES = (32, 64)
 """Pixels a side that images may have."""
+
+CHUNK = 2**20
+"""Bytes of an array that are hashed at a time."""
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
 """Names of the arrays in the file."""
@@ -44,6 +48,7 @@ def open_npz(settings: DataSettings, download: bool) -> Dataset:
         flip=True,
         read_train=lambda: file.images("train", classes, all_classes=True),
         read_test=lambda: file.images("test", classes, all_classes=False),
+        hash_test=lambda: file.fingerprint("test"),
     )
 
 
@@ -112,6 +117,22 @@ class NpzFile:
                 raise self._fault(f"{part}_labels", f"holds no image of class {classes[label]!r}")
         images = torch.from_numpy(self._array(f"{part}_images")).permute(0, 3, 1, 2)
         return ArrayImages(images, torch.from_numpy(labels))
+
+    def fingerprint(self, part: str) -> str:
+        """Return the SHA-256, in hexadecimal, of the images and labels of a part, as bytes of arrays that nobody reads.
+
+        Args:
+            part: "train" or "test".
+        """
+        digest = hashlib.sha256()
+        for key in (f"{part}_images", f"{part}_labels"):
+            try:
+                with zipfile.ZipFile(self._path) as archive, archive.open(f"{key}.npy") as member:
+                    while chunk := member.read(CHUNK):
+                        digest.update(chunk)
+            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
+                raise self._damaged(key) from None
+        return digest.hexdigest()
 
     def _header(self, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Read the shape and dtype of an array, without its content."""

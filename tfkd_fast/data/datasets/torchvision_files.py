@@ -8,7 +8,7 @@ checksum is verified: those of CIFAR are pickles. torchvision takes a second to 
 import hashlib
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,10 @@ class ChecksummedFiles:
             )
         return content
 
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """Return a fingerprint of files by their checksums, which hold of whatever `read` returns."""
+        return hashlib.sha256("".join(self.checksums[name] for name in names).encode()).hexdigest()
+
     def _is_whole(self, name: str) -> bool:
         file = self.folder / name
         return file.is_file() and _md5(file.read_bytes()) == self.checksums[name]
@@ -109,6 +113,7 @@ def open_cifar(settings: DataSettings, download: bool) -> Dataset:
         flip=True,
         read_train=lambda: _read_cifar(files, train),
         read_test=lambda: _read_cifar(files, test),
+        hash_test=lambda: files.fingerprint(test),
         statistics=STATISTICS[settings.dataset],
     )
 
@@ -147,6 +152,7 @@ def open_svhn(settings: DataSettings, download: bool) -> Dataset:
         flip=False,
         read_train=lambda: _read_svhn(files, parts["train"][1]),
         read_test=lambda: _read_svhn(files, parts["test"][1]),
+        hash_test=lambda: files.fingerprint([parts["test"][1]]),
         statistics=STATISTICS["svhn"],
     )
 
