@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -114,6 +115,27 @@ def test_a_run_by_another_recipe_is_not_mixed_in(finished: tuple[Path, Path, str
     sentence = refusal("study", study, "--out", out, "--set", "optimizer.learning_rate=0.01")
     assert str(out / "runs" / "ce-seed0") in sentence
     assert "another --out" in sentence
+
+
+def test_what_was_deleted_or_renamed_in_a_study_is_one_sentence(
+    finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    study, whole, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "notes.txt").write_text("mine")
+    for part in ("logs", "recipes"):
+        shutil.rmtree(out / part)
+    assert "4 runs are finished, 0 to train" in run("study", study, "--out", out).stdout
+    renamed = write(tmp_path, study.read_text().replace("[rows.smoothed]", "[rows.other]"))
+    printed = run("study", renamed, "--out", out, "--rows", "ce").stdout
+    assert "in no row of this study, and left as they are: smoothed-seed0, smoothed-seed1" in printed
+    assert students(out).keys() == students(whole).keys()
+    (out / "runs" / "ce-seed0" / "recipe.toml").unlink()
+    assert f"{out}/runs/ce-seed0 lacks its recipe.toml: restore it" in refusal("study", study, "--out", out)
+    shutil.rmtree(out / "runs")
+    (out / "results.json").write_text('{"results": 1}')
+    assert "holds nothing of tfkd-fast" in refusal("study", study, "--out", out)
 
 
 def test_rows_and_seeds_can_be_chosen(finished: tuple[Path, Path, str], tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def train_study(
             f"{study.name} · {len(rows)} rows · seeds {', '.join(map(str, seeds))} · {runner.already_finished} runs "
             f"are finished, {len(runner.waiting)} to train, {runner.jobs} at a time"
         )
+        if others := folder.others(study):
+            terminal.say(f"in no row of this study, and left as they are: {', '.join(others)}")
         display.start(runner)
         runner.run(stop)
     show(runner, terminal)

@@ -3,7 +3,9 @@
 A study may be stopped at any time: what is finished stays, what is not goes on from its newest checkpoint.
 """
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,8 +73,22 @@ class StudyFolder:
         """Raise UserError if the folder holds something else than a study; what lies beside a study may stay there."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: choose another --out")
-        if self.path.exists() and not all(part.is_dir() for part in self._parts):
+        if self.path.exists() and not all(part.is_dir() for part in self._parts) and not self._has_results():
             refuse_if_foreign(self.path, ours={LOCK, *(part.name for part in self._parts)})
+
+    def _has_results(self) -> bool:
+        """Whether results.json is that of a study, whose folders somebody may have deleted."""
+        try:
+            with reading(self.results, "the results", ""):
+                return {"study", "baseline", "runs"} <= from_checked_json(read_bytes(self.results, "", "")).keys()
+        except UserError:
+            return False
+
+    def others(self, study: Study) -> list[str]:
+        """Names of run folders that belong to no row of the study, such as those of a row that had another name."""
+        ours = re.compile("(" + "|".join(map(re.escape, study.rows)) + r")-seed\d+")
+        folders = (path for path in self.path.glob("runs/*") if RunFolder(path).recipe.exists())
+        return sorted(path.name for path in folders if not ours.fullmatch(path.name))
 
     def create(self) -> None:
         """Make the folder.
@@ -222,7 +238,7 @@ class Runner:
         else:
             _write(recipe, self._recipe(run).to_toml())
             arguments = [recipe, "--out", run_folder.path]
-        with self.folder.log(run).open("ab") as log:
+        with self._open_log(run) as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "tfkd_fast", "train", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
@@ -232,6 +248,12 @@ class Runner:
                 start_new_session=True,  # a Ctrl-C reaches us alone, and we stop them
                 pass_fds=inherited,
             )
+
+    def _open_log(self, run: Run) -> BinaryIO:
+        try:
+            return self.folder.log(run).open("ab")
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder.log(run)}: {error.strerror}") from None
 
     def _collect_ended(self) -> None:
         """Collect the processes that ended; if there are none, wait a little."""
@@ -253,8 +275,10 @@ class Runner:
         log = self.folder.log(run)
         if code < 0:
             return f"ended by {signal.Signals(-code).name} (see {log})"
-        lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        return f"{lines[-1].removeprefix('error: ')} (see {log})"
+        with contextlib.suppress(OSError):  # somebody deleted it
+            if lines := log.read_text(errors="replace").strip().splitlines():
+                return f"{lines[-1].removeprefix('error: ')} (see {log})"
+        return f"it said nothing (see {log})"
 
     def _wait_for_all(self) -> None:
         """Wait until all processes have ended, which were asked to; on a second signal end them at once."""
@@ -288,6 +312,10 @@ class Runner:
     def _refuse_another_recipe(self, run: Run) -> None:
         """Raise UserError if the run's folder holds a run by another recipe, as far as that can be known by now."""
         run_folder = self.folder.run(run)
+        if run_folder.summary.exists() and not run_folder.recipe.exists():
+            raise UserError(
+                f"{run_folder.path} lacks its recipe.toml: restore it, or delete that folder to train it again"
+            )
         known = not run.row.replay or self.folder.run(self._sources(run)[0]).summary.exists()
         if run_folder.recipe.exists() and known and read_recipe(run_folder) != self._recipe(run):
             raise UserError(
