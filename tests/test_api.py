@@ -1,12 +1,16 @@
 """What `train` takes as a recipe and as a folder, and that the others go on from what it leaves."""
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tfkd_fast import api
+import tfkd_fast
+from tfkd_fast import api, tensor_file
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.export import export_student
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import load_recipe, read_recipe
 
@@ -48,3 +52,24 @@ def test_a_run_is_tested_again_from_its_folder_as_text(tmp_path: Path) -> None:
     assert figures["test_nll"] == summary["test_nll"]
     with pytest.raises(UserError, match="is finished"):
         api.resume(str(tmp_path / "run"))
+
+
+def test_a_student_that_is_not_finite_is_refused_by_all_that_read_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    api.train(SMALL, run)
+    student = run / "student.safetensors"
+    header, tensors = tensor_file.read(student, "student")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # what was read is the file itself
+    weight = tensors["classifier.weight"]
+    for largest, what in ((math.nan, "classifier.weight is"), (3e38, "its outputs are")):
+        spoiled = tensors | {"classifier.weight": weight / weight.abs().max() * largest}
+        student.write_bytes(tensor_file.to_bytes("student", header, spoiled))
+        taught = {**SMALL, "method": "kd", "teachers": {"runs": [str(run)]}}
+        for read in (
+            partial(api.evaluate, run, device="cpu", precision="fp32"),
+            tfkd_fast.load_run(run).student,
+            partial(api.train, taught, tmp_path / "kd"),
+            partial(export_student, run),
+        ):
+            with pytest.raises(UserError, match=rf"{student} is of no use, because {what} not finite: train it again"):
+                read()

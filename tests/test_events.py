@@ -80,6 +80,7 @@ ONE_OF_EACH = [
         holdout=HOLDOUT,
         holdout_classes=10,
     ),
+    events.CandidateDiverged(epoch=3, candidate=1, reason="the loss became nan in epoch 3, step 2"),
     events.TargetsDecided(
         interval=1,
         first_epoch=2,

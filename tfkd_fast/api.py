@@ -1,5 +1,6 @@
 """Whole runs: train, replay, go on after a kill, and test. The test set is read here only, and after training."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,8 @@ def evaluate(
         The test figures by name, as in `summary.json`. Top-1 and top-5 are percent.
 
     Raises:
-        UserError: if the folder holds no finished run, or the data set is not the one that it was trained on.
+        UserError: if the folder holds no finished run, or a student whose outputs are not finite, or the data set is
+            not the one that it was trained on.
     """
     folder = RunFolder(Path(out))
     recipe = read_recipe(folder).with_data_root(data_root)
@@ -236,4 +238,10 @@ def _test(recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder)
     figures |= {f"test_{name}": value for name, value in measure(folder.student, test_images).items()}
     if folder.best.exists():
         figures["best_test_top1"] = measure(folder.best, test_images)["top1"]
+    for name, value in figures.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(
+                f"the figure {name} of the student in {folder.path} is {value}, because its outputs are not finite: "
+                "train it again, with a lower optimizer.learning_rate"
+            )
     return figures

@@ -248,6 +248,20 @@ class EpochEnded(Event):
     """Number of classes that the held-out figures are about; None without held-out images."""
 
 
+class CandidateDiverged(Event):
+    """One of several candidates diverged, and is left out of the selection at the end of its interval.
+
+    From then on all its figures are NaN.
+    """
+
+    kind = "diverged"
+
+    epoch: int
+    candidate: int
+    reason: str
+    """What was not finite, and when."""
+
+
 class CandidateTarget(Record):
     """The target that one candidate of an interval is trained with. Means are taken over the labels."""
 
@@ -456,6 +470,7 @@ _KINDS: Mapping[str, type[Event]] = {
         LoaderChosen,
         StepsCompiled,
         EpochEnded,
+        CandidateDiverged,
         TargetsDecided,
         CandidateSelected,
         ControllerRewarded,

@@ -1,6 +1,7 @@
 """What a person reads while a run goes on."""
 
 import io
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from tfkd_fast.cli import display
 from tfkd_fast.cli.display import LINES, Display
 from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.events import (
+    CandidateDiverged,
     CandidateSelected,
     CandidateTarget,
     EpochEnded,
@@ -111,6 +113,16 @@ def test_grades_take_a_line_each_and_weights_one_below_the_epoch() -> None:
         "grade 2 · epochs 3 to 4 · 3 stages · 3 classes",
     ]
     assert shown(EPOCH, teachers) == [line, "  weights of predictions a 0.25 b 0.75 · of features a 0.50 b 0.50"]
+
+
+def test_a_candidate_that_diverged_is_named_and_never_the_best() -> None:
+    lost = EPOCH.model_copy(update={"train_loss": math.nan, "train_top1": math.nan})
+    sound = EPOCH.model_copy(update={"candidate": 1})
+    reason = "the loss became nan in epoch 1, step 2"
+    assert shown(CandidateDiverged(epoch=1, candidate=0, reason=reason), lost, sound) == [
+        f"candidate 0 is left out from here on: {reason}",
+        "epoch 1/4 · loss 1.000 · train 50.0 % · best c1 of 2",
+    ]
 
 
 def run_of(candidates: int, listener: Display, clock: SimpleNamespace, epochs: int = 240) -> None:

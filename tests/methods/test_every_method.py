@@ -4,16 +4,33 @@ bits that it would have had."""
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.methods.short_runs import EPOCHS, tables_of, train
 from tests.support.runs import CPU, without_clocks
 from tfkd_fast.data import make_loader
+from tfkd_fast.errors import UserError
 from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.methods import METHODS
 from tfkd_fast.report import read_run
 from tfkd_fast.runs import folder as run_folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_diverges_in_its_very_last_step_ends_as_any_other_that_does(
+    name: str, runs_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The update of the only step is in no loss. Nothing that is not finite is written."""
+    late: dict[str, Any] = {"epochs": 1, "data": {"batch_size": 512}, "optimizer": {"learning_rate": 1e20}}
+    late |= {"professor": {"epochs": 1}} if name == "professor" else {}
+    late |= {"meta": {"buffer": 512}} if name == "mmkd" else {}
+    late |= {"epochs": 3, "grades": {"promotions": [0.4, 0.7]}} if name == "education" else {}
+    with pytest.raises(UserError, match=r"after epoch 1; there is no checkpoint yet: lower optimizer\.learning_rate$"):
+        train(tmp_path, name, tables_of(name, runs_of), late)
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,7 +12,8 @@ from tfkd_fast.data import ImagesSealed, open_dataset
 from tfkd_fast.errors import UserError
 from tfkd_fast.policies.students import Students
 from tfkd_fast.steering.control import Progress, observation
-from tfkd_fast.training.epoch import Diverged, EpochTrainer
+from tfkd_fast.training.divergence import Diverged
+from tfkd_fast.training.epoch import EpochTrainer
 
 FEW: dict[str, Any] = {"data": {"holdout": 0.8}}
 SCALAR: dict[str, Any] = {"target": {"family": "scalar"}}

@@ -1,6 +1,8 @@
 """Epochs of several candidates: the three ways to train them side by side, host waits, and CUDA graphs."""
 
 import copy
+import math
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +24,7 @@ from tfkd_fast.methods.base import Plan
 from tfkd_fast.methods.controlled.method import ControlledTargets
 from tfkd_fast.models import ModelSettings, build_model
 from tfkd_fast.runs.schedule import OptimizerSettings
-from tfkd_fast.training.epoch import Diverged, EpochRun, EpochTrainer
+from tfkd_fast.training.epoch import EpochRun, EpochTrainer
 from tfkd_fast.training.population import Population
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -327,12 +329,22 @@ def test_on_threads_nobody_trains_while_another_compiles(monkeypatch: pytest.Mon
     assert set(compiled_by) | set(trained_by[: 3 * 6]) == {compiled_by[0]}
 
 
-def test_a_loss_that_is_not_finite_is_named() -> None:
-    trainer, population, _, plan = make("sequential")
+@pytest.mark.parametrize("way", ["sequential", "streams", "stacked"])
+def test_only_the_candidate_that_diverges_is_faulty_and_an_epochs_last_update_counts(way: str) -> None:
+    """The second has an infinite bias from the start. The learning rate of the third is 0 but for the last step, where
+    it is beyond float32: all of its losses are finite, its weights are not."""
+    trainer, population, _, plan = make(way)
     with torch.no_grad():
         population.models[1].classifier.bias[0] = torch.inf
-    with pytest.raises(Diverged, match=r"the loss became (nan|inf) in epoch 1, step 1, candidate 1"):
-        train(trainer, plan, epochs=1)
+    plan = replace(plan, learning_rate_factors=(1.0, 1.0, 1e30))
+    sound, from_the_start, at_the_end = trainer.run(plan, 1, [*[0.0] * 5, 1e9], average=False)
+    assert sound.fault is None
+    assert from_the_start.fault is not None
+    assert re.fullmatch(r"the loss became (nan|inf) in epoch 2, step 1", from_the_start.fault.what)
+    assert at_the_end.fault is not None
+    assert re.fullmatch(r"not finite after epoch 2: weights\.\S+ and \d+ more", at_the_end.fault.what)
+    assert math.isfinite(at_the_end.training.loss)
+    assert {run.fault.remedy for run in (from_the_start, at_the_end)} == {"lower optimizer.learning_rate"}
 
 
 def test_on_threads_the_first_error_stops_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from tfkd_fast.training.state import RunState
 STATE = RunState(
     epoch=3,
     interval=Interval(2, 4, 2),
+    diverged=(1,),
     alive=2,
     student_epochs=7,
     images_trained=12_345,

@@ -77,13 +77,6 @@ def test_what_is_steered_needs_held_out_images(tmp_path: Path, method: str) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
-    run = trainer(recipe("ce", epochs=30, optimizer={"learning_rate": 1e30}), tmp_path)
-    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch \d+, step \d+, candidate 0; .*checkpoint"):
-        run.run()
-    assert not (tmp_path / "student.safetensors").exists()
-
-
 def test_equal_compute_control_selects_among_candidates_of_plain_cross_entropy(tmp_path: Path) -> None:
     control = recipe("ce", selection={"budget": "full", "candidates": 2, "interval": 1})
     trainer(control, tmp_path).run()

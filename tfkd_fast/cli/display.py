@@ -15,6 +15,7 @@ from rich.text import Text
 from tfkd_fast.cli.pace import Pace, duration_words, plan_words
 from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.events import (
+    CandidateDiverged,
     CandidateSelected,
     CandidateTarget,
     EpochEnded,
@@ -107,6 +108,9 @@ class Display(Listener):
                 self._targets = event.candidates
             case EpochEnded():
                 self._take_epoch(event)
+            case CandidateDiverged():
+                self._end_epoch()
+                self._terminal.say(f"candidate {event.candidate} is left out from here on: {event.reason}")
             case CandidateSelected():
                 self._selection = event
             case RunFinished():
@@ -232,9 +236,11 @@ class Display(Listener):
         return whole if not self._terminal.is_terminal or cell_len(whole) <= self._terminal.width else short
 
     def _held_out(self, slot: int) -> float:
-        """Held-out top-1 of a candidate; without held-out images, minus the loss that it was trained to."""
+        """Held-out top-1 of a candidate; without held-out images, minus the loss that it was trained to. The lowest
+        for one that diverged."""
         epoch = self._epochs[slot]
-        return epoch.holdout.top1 if epoch.holdout else -epoch.train_loss
+        figure = epoch.holdout.top1 if epoch.holdout else -epoch.train_loss
+        return -math.inf if math.isnan(figure) else figure
 
     # The block.
 

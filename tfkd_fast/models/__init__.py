@@ -7,7 +7,14 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from tfkd_fast.errors import nearest
-from tfkd_fast.models.layers import FeatureName, Features, FeatureShapes, feature_shapes, logits_and_features
+from tfkd_fast.models.layers import (
+    FeatureName,
+    Features,
+    FeatureShapes,
+    feature_shapes,
+    gives_finite_logits,
+    logits_and_features,
+)
 from tfkd_fast.models.residual import ResidualNetwork
 from tfkd_fast.models.resnet import ResNet, resnet8x4, resnet20, resnet32, resnet32x4, resnet56, resnet110
 from tfkd_fast.models.vgg import VGG, vgg8, vgg13
@@ -28,6 +35,7 @@ __all__ = [
     "Width",
     "build_model",
     "feature_shapes",
+    "gives_finite_logits",
     "logits_and_features",
     "vgg8",
 ]

@@ -153,6 +153,17 @@ def feature_shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> Fea
     return FeatureShapes(maps, int(features.pooled.shape[1]), stem, sums)
 
 
+def gives_finite_logits(network: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a network in evaluation mode gives finite logits for a few images (channels, height, width) of standard
+    normal noise, which have the range of standardised images."""
+    was_training, parameter = network.training, next(network.parameters())
+    noise = torch.randn(4, *image_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = network.eval()(noise.to(parameter))
+    network.train(was_training)
+    return bool(logits.isfinite().all())
+
+
 def _shape(maps: Tensor) -> tuple[int, int, int]:
     _, channels, height, width = maps.shape
     return int(channels), int(height), int(width)

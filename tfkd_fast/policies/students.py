@@ -20,7 +20,8 @@ from tfkd_fast.steering.control import Snapshot
 from tfkd_fast.steering.targets import ActionSpace
 from tfkd_fast.training.assemble import assemble, build_student
 from tfkd_fast.training.cooldown import train_cooldown
-from tfkd_fast.training.epoch import Diverged
+from tfkd_fast.training.divergence import Diverged, output_fault
+from tfkd_fast.training.epoch import EpochRun
 from tfkd_fast.training.population import Population
 
 
@@ -48,7 +49,7 @@ class Students:
             raise UserError(f"there is nothing to steer in method {recipe.method}: choose tfkd, or one of its kind")
         self.count, self.epochs = count, recipe.epochs
         self._recipe = recipe
-        compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
+        self._compute = compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
         with self._training():
             ops.backend_of("soft_target_loss", compute.device)  # refuses a backend that cannot serve this device
             self.dataset = open_dataset(recipe.data)
@@ -87,7 +88,7 @@ class Students:
             seeds: one seed for each student, 0 .. 2**32 - 1.
 
         Raises:
-            UserError: the loss was not finite in the warm-up, which does not depend on actions.
+            Diverged: a student diverged in the warm-up, which does not depend on actions.
         """
         if len(seeds) != self.count or not all(0 <= seed < 2**32 for seed in seeds):
             raise ValueError(f"seeds must be {self.count} numbers in 0 .. 2**32 - 1, got {list(seeds)}")
@@ -98,7 +99,13 @@ class Students:
         self._epoch, self._snapshots = 0, self._method.snapshots(0)
         if self._method.warmup:
             self._train_interval()
-            self._snapshots = self._method.snapshots(self._epoch)
+            warmed_up = self._method.snapshots(self._epoch)
+            fault = output_fault(f"after epoch {self._epoch}", self._compute)
+            bad = {slot: fault for slot, snapshot in enumerate(warmed_up) if not _is_finite(snapshot)}
+            if bad:
+                self._snapshots = []
+                raise Diverged(bad, self.count)
+            self._snapshots = warmed_up
         return self._snapshots
 
     def train(self, actions: Tensor) -> list[Snapshot | None]:
@@ -112,7 +119,7 @@ class Students:
         try:
             self._train_interval()
         except Diverged as error:
-            diverged = {error.candidate}
+            diverged = set(error.candidates)
         else:
             self._snapshots = self._method.snapshots(self._epoch)
             diverged = {slot for slot, snapshot in enumerate(self._snapshots) if not _is_finite(snapshot)}
@@ -129,6 +136,7 @@ class Students:
                 rates = self._recipe.learning_rates(epoch, self.trainer.steps(plan))
                 average = epoch + 1 == interval.end and "epoch" in self._method.needs.averages
                 runs = self.trainer.run(plan, epoch, rates, average=average)
+                self._refuse_diverged(runs)
                 self._method.end_epoch([EpochResult(run.training, None) for run in runs])
             averages = self._judge.average_metrics(self.population.epoch_average, self.count, interval.end)
             cooldown_metrics = self._cooldown_metrics(plan)
@@ -144,8 +152,15 @@ class Students:
         if not self._method.needs.cooldown_epochs:
             return [None] * self.count
         end = plan.interval.end
-        with train_cooldown(self.trainer, self._method, plan, end, self._recipe.learning_rate(end)):
+        with train_cooldown(self.trainer, self._method, plan, end, self._recipe.learning_rate(end)) as runs:
+            self._refuse_diverged(runs)
             return self._judge.metrics(self.population.models)
+
+    def _refuse_diverged(self, runs: Sequence[EpochRun]) -> None:
+        """Raise Diverged for students that diverged in epochs of all of them."""
+        faults = {number % self.count: run.fault for number, run in enumerate(runs) if run.fault}
+        if faults:
+            raise Diverged(faults, self.count)
 
     def _untrained_population(self, seed: int, size: int) -> Population:
         return Population(partial(self._build, seed), size, slow=self._method.needs.slow_decay is not None)

@@ -10,7 +10,8 @@ from tfkd_fast import tensor_file
 from tfkd_fast.data import DataIdentity, Dataset
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import reading, write_bytes
-from tfkd_fast.models import MODELS, ModelSettings, Width, build_model
+from tfkd_fast.finiteness import nonfinite_names
+from tfkd_fast.models import MODELS, ModelSettings, Width, build_model, gives_finite_logits
 from tfkd_fast.tensor_file import Tensors
 
 STUDENT = "student"
@@ -81,7 +82,7 @@ def load_student(path: Path, settings: ModelSettings, num_classes: int, in_chann
     """The network of a run folder, with the weights of `path`.
 
     Raises:
-        UserError: if the file is missing, damaged, no student, or one of another network.
+        UserError: if the file is missing, damaged, no student, or one of another network or of one that diverged.
     """
     weights = _read(path)[1]
     with torch.device("meta"):  # takes no memory, however large the network is
@@ -90,6 +91,10 @@ def load_student(path: Path, settings: ModelSettings, num_classes: int, in_chann
         raise UserError(f"{path} does not hold the weights of a {settings.name} for {num_classes} classes")
     model = build_model(settings, num_classes, in_channels, seed=0)
     model.load_state_dict(weights)
+    names = nonfinite_names(model.state_dict().items())
+    if names or not gives_finite_logits(model, (in_channels, 32, 32)):
+        what = f"{names[0]} is" if names else "its outputs are"
+        raise UserError(f"the network in {path} is of no use, because {what} not finite: train it again")
     return model
 
 

@@ -75,6 +75,11 @@ class Teachers:
         """
         self._wanted = range(len(self.teachers)) if wanted is None else wanted
 
+    @property
+    def wanted_names(self) -> list[str]:
+        """The names of the teachers of the present epoch, in the order of `outputs`."""
+        return [self.teachers[number].facts.name for number in self._wanted]
+
     @torch.no_grad()
     def outputs(self, images: Tensor, indices: Tensor) -> tuple[TeacherOutputs, ...]:
         """Return the outputs of the wanted teachers for a training batch; features as `TeacherOutputs` has them.

@@ -1,10 +1,12 @@
 """Layers of a method that train along with the student: their tensors, and those of the optimiser."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tfkd_fast.finiteness import named_tensors
 
 
 class Adapters:
@@ -25,6 +27,10 @@ class Adapters:
         """Set all momenta to zero."""
         for momentum in self.momenta:
             momentum.zero_()
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with its name, as in "adapters.weights.0"."""
+        return named_tensors({"adapters": self._tensors()})
 
     def state_dict(self) -> dict[str, Any]:
         return {name: [tensor.detach().clone() for tensor in tensors] for name, tensors in self._tensors().items()}

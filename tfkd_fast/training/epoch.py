@@ -1,6 +1,5 @@
 """One epoch of all candidates: which of them take their steps together, and the statistics and costs of the epoch."""
 
-import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
@@ -12,26 +11,19 @@ import torch
 
 from tfkd_fast.data import Loader, Mixing
 from tfkd_fast.device import Compute
-from tfkd_fast.errors import UserError
+from tfkd_fast.finiteness import nonfinite_names
 from tfkd_fast.methods.base import Method, Plan, TrainingStatistics
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
 from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.capture import RepeatedStep, Streams, branches
+from tfkd_fast.training.divergence import Fault, input_fault, loss_fault, state_fault
 from tfkd_fast.training.feed import Feed, make_feed
 from tfkd_fast.training.groups import Group, GroupSpec, SideBySide, joint_group, single_group, stacked_group
 from tfkd_fast.training.holdout import HoldoutBatches
 from tfkd_fast.training.lookahead_step import Trial
 from tfkd_fast.training.population import Population
 from tfkd_fast.training.step import Records, StepSetup, train_step
-
-
-class Diverged(UserError):
-    """The loss of a candidate is no longer finite."""
-
-    def __init__(self, message: str, candidate: int) -> None:
-        super().__init__(message)
-        self.candidate = candidate
 
 
 @dataclass(frozen=True)
@@ -46,6 +38,8 @@ class EpochRun:
     set_up_seconds: float
     """Seconds of first steps, which compile or capture; for candidates that trained at the same time, an equal share.
     They are no part of `seconds`."""
+    fault: Fault | None = None
+    """Why the candidate counts as diverged; None as long as its losses, weights, statistics and momenta are finite."""
 
 
 class EpochTrainer:
@@ -99,8 +93,7 @@ class EpochTrainer:
             average: whether `population.epoch_average` becomes the mean of the weights after each step.
             report_batches: whether `on_batch` is called.
 
-        Raises:
-            Diverged: a loss was not finite.
+        A candidate that diverges trains to the end of the epoch, like the others; see `EpochRun.fault`.
         """
         population, setup, candidates = self.population, self._setup, plan.interval.candidates
         if average:
@@ -124,7 +117,16 @@ class EpochTrainer:
                 runs += lane.run(epoch, plan.streams, rates, on_batch)
         if average:
             population.epoch_average.count = len(learning_rates)
-        return runs
+        return [self._examine(slot, run, epoch) for slot, run in enumerate(runs)]
+
+    def _examine(self, slot: int, run: EpochRun, epoch: int) -> EpochRun:
+        """The run of a candidate, with the fault that its state shows after the epoch if its losses show none: the last
+        update of an epoch is in no loss."""
+        if run.fault is None:
+            tensors = [*self.population.named_tensors(slot), *self._setup.adapters.named_tensors()]
+            if names := nonfinite_names(tensors):
+                return replace(run, fault=state_fault(names, epoch, self._compute))
+        return run
 
     def lanes(self, plan: Plan, *, average: bool) -> list["Lane"]:
         """The lanes that train the candidates of a plan. They are built once for each kind of plan and kept, because
@@ -213,12 +215,15 @@ class Lane:
             if on_batch is not None:
                 on_batch(size * len(self.slots))
         self.feed.finish()
-        training = self._statistics(epoch)  # the host waits for the device here
+        training = self._statistics()  # the host waits for the device here
         seconds = time.perf_counter() - started - set_up
         if images == 0:  # all steps of the epoch were first steps
             images, seconds = sum(self.sizes), seconds + set_up
         share = len(self.slots)
-        return [EpochRun(statistics, images, seconds / share, set_up / share) for statistics in training]
+        return [
+            EpochRun(statistics, images, seconds / share, set_up / share, self._find_fault(row, epoch, data_streams))
+            for row, statistics in enumerate(training)
+        ]
 
     def take_step(self, size: int) -> None:
         """Take one step of all groups on the next batch."""
@@ -235,22 +240,36 @@ class Lane:
                     train_step(setup, group, own, teachers, records)
         self.records.step.add_(1)
 
-    def _statistics(self, epoch: int) -> list[TrainingStatistics]:
-        """Means over the samples; the last batch may be smaller than the others. Raises Diverged."""
-        samples = sum(self.sizes)
-        losses, totals, terms = (
-            part.tolist() for part in (self.records.losses, self.records.totals, self.records.terms)
-        )
+    def _statistics(self) -> list[TrainingStatistics]:
+        """Means over the samples; the last batch may be smaller than the others."""
+        samples, names = sum(self.sizes), self.records.names
         statistics = []
-        for slot, own, sums, of_terms in zip(self.slots, losses, totals, terms, strict=True):
-            for step, loss in enumerate(own, start=1):
-                if not math.isfinite(loss):
-                    raise Diverged(f"the loss became {loss} in epoch {epoch + 1}, step {step}, candidate {slot}", slot)
-            loss = sum(loss * size for loss, size in zip(own, self.sizes, strict=True)) / samples
-            correct, true_probability, entropy = (total / samples for total in sums)
-            named = {name: total / samples for name, total in zip(self.records.names, of_terms, strict=False)}
+        for losses, totals in zip(self.records.losses.tolist(), self.records.totals.tolist(), strict=True):
+            steps = zip(losses, self.sizes, strict=True)
+            weighed = [[value * size for value in values[: 1 + len(names)]] for values, size in steps]
+            loss, *terms = (sum(values) / samples for values in zip(*weighed, strict=True))
+            correct, true_probability, entropy = (total / samples for total in totals)
+            named = dict(zip(names, terms, strict=True))
             statistics.append(TrainingStatistics(loss, correct, true_probability, entropy, named))
         return statistics
+
+    def _find_fault(self, row: int, epoch: int, data_streams: Sequence[int]) -> Fault | None:
+        """The fault of a candidate by its losses, with its cause, for which the epoch's images are shown again."""
+        setup, compute = self.setup, self.setup.compute
+        found = loss_fault(self.records.losses[row].tolist(), self.records.names, epoch, compute)
+        if found is None:
+            return None
+        bad_step, fault = found
+        self.feed.start(epoch, [data_streams[slot] for slot in self.rows])
+        for step, size in enumerate(self.sizes):
+            self.feed.advance()
+            if step == bad_step:
+                number = torch.tensor([step], device=compute.device)
+                inputs = self.feed.read(number, size).select(slice(row, row + 1))
+                outputs = setup.teachers.outputs(inputs.batch.images, inputs.batch.indices)
+                fault = input_fault(fault, inputs, setup.teachers.wanted_names, outputs)
+        self.feed.finish()
+        return fault
 
 
 def _run_on_threads(runs: Sequence[Callable[..., list[EpochRun]]], *, in_turn: bool) -> list[EpochRun]:

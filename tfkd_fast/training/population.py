@@ -1,6 +1,6 @@
 """The trained state: P >= 1 candidates of one architecture; a single student is P = 1."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,30 @@ class Population:
             for stack in tensors.values():
                 stack.copy_(stack[parents])
         self.epoch_average.count = self.interval_average.count = 0
+
+    def named_tensors(self, slot: int) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of one candidate with its name, as in "weights.classifier.bias"; views, sums of averages among
+        them."""
+        for kind, stacks in self._kinds().items():
+            for name, stack in stacks.items():
+                yield f"{kind}.{name}", stack[slot]
+
+    def clear(self, slot: int) -> None:
+        """Set every tensor of one candidate to zero."""
+        for stacks in self._kinds().values():
+            for stack in stacks.values():
+                stack[slot].zero_()
+
+    def _kinds(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors (P,...) of the candidates by kind and name."""
+        return {
+            "weights": self.weights,
+            "buffers": self.buffers,
+            "momenta": self.momenta,
+            "slow": self.slow,
+            "epoch_average": self.epoch_average.sums,
+            "interval_average": self.interval_average.sums,
+        }
 
     def candidate(self, slot: int) -> Tree:
         """One candidate as a plain tree of tensors and numbers that can travel: copies of its slices."""

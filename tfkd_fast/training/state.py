@@ -14,6 +14,8 @@ class RunState:
     """Number of epochs that are trained."""
     interval: Interval | None = None
     """The interval that is being trained; None between two intervals."""
+    diverged: tuple[int, ...] = ()
+    """The candidates that diverged in the interval that is being trained, and are left out of its selection."""
     alive: int = 1
     """Number of different candidates between two intervals."""
     student_epochs: int = 0

@@ -50,11 +50,9 @@ class Records(NamedTuple):
     learning_rates: Tensor
     """(n,steps) float32: the learning rate of each candidate and step."""
     losses: Tensor
-    """(n,steps) float32: the loss of each candidate and step."""
+    """(n,steps,1+MOST_TERMS) float32: the loss of each candidate and step, then its terms where it has several."""
     totals: Tensor
     """(n,3) float64: sums over samples of correct predictions, of the label's probability, and of the entropy."""
-    terms: Tensor
-    """(n,MOST_TERMS) float64: sums over samples of the terms of the loss, where it has several."""
     names: list[str]
     """Names of these terms; empty where the loss has one term only."""
 
@@ -64,47 +62,42 @@ class Records(NamedTuple):
         return cls(
             torch.zeros(1, dtype=torch.int64, device=device),
             torch.zeros(candidates, steps, device=device),
-            torch.zeros(candidates, steps, device=device),
+            torch.zeros(candidates, steps, 1 + MOST_TERMS, device=device),
             torch.zeros(candidates, 3, dtype=torch.float64, device=device),
-            torch.zeros(candidates, MOST_TERMS, dtype=torch.float64, device=device),
             [],
         )
 
     def select(self, rows: slice) -> "Records":
         """The records of the candidates in `rows`, as views."""
         return self._replace(
-            learning_rates=self.learning_rates[rows],
-            losses=self.losses[rows],
-            totals=self.totals[rows],
-            terms=self.terms[rows],
+            learning_rates=self.learning_rates[rows], losses=self.losses[rows], totals=self.totals[rows]
         )
 
     def restart(self, learning_rates: list[list[float]]) -> None:
         """Set the records to zero for a new epoch, which has a learning rate for each candidate and step."""
-        for tensor in (self.step, self.losses, self.totals, self.terms):
+        for tensor in (self.step, self.losses, self.totals):
             tensor.zero_()
         self.learning_rates.copy_(torch.tensor(learning_rates))
 
-    def add(self, loss: "StepLoss", samples: int) -> None:
-        """Add the loss of a step, which is a mean over `samples` samples.
+    def add(self, loss: "StepLoss") -> None:
+        """Add the loss of a step.
 
         Raises:
             ValueError: for a loss whose terms are not those of the steps before, or are too many.
         """
-        here = torch.arange(self.losses.shape[1], device=self.losses.device) == self.step
-        self.losses.copy_(torch.where(here, loss.total.detach().float().unsqueeze(1), self.losses))
         self.totals.add_(torch.stack(loss.statistics, dim=1))
-        if len(loss.terms) == 1:
-            return
+        terms = loss.terms if len(loss.terms) > 1 else {}
+        values = [value.detach().float().unsqueeze(1) for value in (loss.total, *terms.values())]
         if not self.names:
-            self.names.extend(loss.terms)
-        if self.names != list(loss.terms) or len(self.names) > MOST_TERMS:
+            self.names.extend(terms)
+        if self.names != list(terms) or len(self.names) > MOST_TERMS:
             raise ValueError(
                 f"the terms of a loss must have the same names in all steps of a phase, {MOST_TERMS} at most: got "
                 f"{', '.join(loss.terms)} after {', '.join(self.names)}"
             )
-        terms = torch.stack([term.detach().double() for term in loss.terms.values()], dim=1)
-        self.terms[:, : len(self.names)].add_(terms, alpha=samples)
+        here = torch.arange(self.losses.shape[1], device=self.losses.device) == self.step
+        own = self.losses[..., : len(values)]
+        own.copy_(torch.where(here.unsqueeze(1), torch.stack(values, dim=2) if terms else values[0].unsqueeze(2), own))
 
 
 def train_step(
@@ -129,7 +122,7 @@ def train_step(
             torch._foreach_lerp_(candidate.slow, candidate.weights, 1.0 - (method.needs.slow_decay or 0.0))
     if adapters.weights:
         _update(adapters.weights, gradients[count:], adapters.momenta, learning_rates[0], setup.optimizer)
-    records.add(loss, batch.labels.shape[1])
+    records.add(loss)
 
 
 def forward_batch(

@@ -4,9 +4,9 @@ The trainer sees the training part of a data set only, split into images to fit 
 """
 
 import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import (
     FORMAT,
+    CandidateDiverged,
     EpochEnded,
     HoldoutFigures,
     LoaderChosen,
@@ -29,6 +30,8 @@ from tfkd_fast.events import (
     RunStarted,
     StepsCompiled,
 )
+from tfkd_fast.finiteness import named_tensors, nonfinite_names
+from tfkd_fast.judging.metrics import Judgement
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import (
     EpochResult,
@@ -40,6 +43,7 @@ from tfkd_fast.methods.base import (
     Plan,
     SteeredMethod,
 )
+from tfkd_fast.models import gives_finite_logits
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener, RunLog, whole_bytes
 from tfkd_fast.runs.recipe import Recipe
@@ -48,7 +52,8 @@ from tfkd_fast.runs.student import save_student
 from tfkd_fast.teachers.teacher import trained_on_holdout, unseen_indices
 from tfkd_fast.training.assemble import Parts, assemble
 from tfkd_fast.training.cooldown import train_cooldown
-from tfkd_fast.training.epoch import Diverged, EpochRun
+from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS, Fault, figures_fault, output_fault
+from tfkd_fast.training.epoch import EpochRun
 from tfkd_fast.training.state import RunState
 
 
@@ -140,19 +145,25 @@ class Trainer:
         interval, averages = plan.interval, method.needs.averages
         last = state.epoch + 1 == interval.end
         rates = self.recipe.learning_rates(state.epoch, epochs.steps(plan), plan.schedule)
-        with self._explain_divergence():
-            runs = epochs.run(plan, state.epoch, rates, average=last and "epoch" in averages)
+        runs = epochs.run(plan, state.epoch, rates, average=last and "epoch" in averages)
         self._add_costs(runs)
+        self._leave_out(plan, state.epoch + 1, [run.fault for run in runs])
         if "interval" in averages and interval.candidates > 1:
             if state.epoch == interval.first_epoch:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
         with self._log.measure_seconds("evaluation"):
             models = self.population.models[: interval.candidates]
-            judged = self.parts.judge.judgements([plan.network(model) for model in models], plan.known_labels)
-            holdout = [judgement and judgement.metrics for judgement in judged]
+            networks = [plan.network(model) for model in models]
+            judged = self.parts.judge.judgements(networks, plan.known_labels)
+            faults = [self._output_fault(*pair) for pair in zip(networks, judged, strict=True)]
+        self._leave_out(plan, state.epoch + 1, faults)
         stop.unsaved = True
         state.epoch += 1
+        for slot in state.diverged:
+            runs[slot] = replace(runs[slot], training=NO_STATISTICS)
+            judged[slot] = Judgement(NO_FIGURES, (math.nan,) * len(self.dataset.classes))
+        holdout = [judgement and judgement.metrics for judgement in judged]
         with self._log.measure_seconds("steering"):
             self._log.write(*(self._epoch_event(plan, slot, run, holdout[slot]) for slot, run in enumerate(runs)))
             pairs = zip(runs, judged, strict=True)
@@ -169,6 +180,7 @@ class Trainer:
             outcome = self._judge_interval(method, plan, runs, holdout)
         self.population.continue_from(outcome.survivors)
         self.state.alive, self.state.interval, self._plan = len(outcome.survivors), None, None
+        self.state.diverged = ()
 
     def _judge_interval(
         self, method: SteeredMethod, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]
@@ -179,45 +191,69 @@ class Trainer:
         with self._log.measure_seconds("evaluation"):
             epoch_averages = judge.average_metrics(population.epoch_average, len(runs), epoch)
             interval_averages = judge.average_metrics(population.interval_average, len(runs), epoch)
+        judged = list(zip(epoch_averages, interval_averages, cooldown_metrics, strict=True))
+        for number, how in enumerate(("averaged over", "averaged over the interval to", "after the cooldown from")):
+            when = f"of the weights {how} epoch {epoch}"
+            self._leave_out(plan, epoch, [figures_fault(row[number], when, self.compute) for row in judged])
+        results = [
+            IntervalResult(run.training, holdout[slot], *judged[slot], judge.influence(population.models[slot], epoch))
+            for slot, run in enumerate(runs)
+        ]
+        for slot in self.state.diverged:
+            results[slot] = IntervalResult(NO_STATISTICS, NO_FIGURES, NO_FIGURES, NO_FIGURES, NO_FIGURES)
         with self._log.measure_seconds("steering"):
-            outcome = method.end_interval(
-                [
-                    IntervalResult(
-                        run.training,
-                        holdout[slot],
-                        epoch_averages[slot],
-                        interval_averages[slot],
-                        cooldown_metrics[slot],
-                        judge.influence(population.models[slot], epoch),
-                    )
-                    for slot, run in enumerate(runs)
-                ]
-            )
+            outcome = method.end_interval(results)
             self._log.write(*outcome.events)
         return outcome
 
     def _cooldown_metrics(self, method: SteeredMethod, plan: Plan) -> list[HoldoutMetrics | None]:
         """Held-out metrics of each candidate after a cooldown, which is then undone; None for each without one."""
+        count = plan.interval.candidates
         if not method.needs.cooldown_epochs:
-            return [None] * plan.interval.candidates
+            return [None] * count
         epoch = self.state.epoch
-        with (
-            self._explain_divergence(),
-            train_cooldown(self.parts.epochs, method, plan, epoch, self.recipe.learning_rate(epoch)) as runs,
-        ):
+        with train_cooldown(self.parts.epochs, method, plan, epoch, self.recipe.learning_rate(epoch)) as runs:
             self._add_costs(runs)
             with self._log.measure_seconds("evaluation"):
-                return self.parts.judge.metrics(self.population.models[: plan.interval.candidates])
+                metrics = self.parts.judge.metrics(self.population.models[:count])
+        faults = [next((run.fault for run in runs[slot::count] if run.fault), None) for slot in range(count)]
+        cooling = [fault and replace(fault, what=f"in the cooldown, {fault.what}") for fault in faults]
+        self._leave_out(plan, epoch, cooling)
+        return metrics
 
-    @contextmanager
-    def _explain_divergence(self) -> Iterator[None]:
-        """Context manager that adds the last good checkpoint to the error of a run that diverged."""
-        try:
-            yield
-        except Diverged as error:
-            saved = self.folder.checkpoint_files()
-            last_good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-            raise UserError(f"{error}; {last_good}: lower optimizer.learning_rate or use --precision fp32") from None
+    def _output_fault(self, network: nn.Module, judgement: Judgement | None) -> Fault | None:
+        """The fault of a network that gives no finite outputs, by held-out images or, without any, by noise."""
+        when = f"after epoch {self.state.epoch + 1}"
+        if judgement is None and not gives_finite_logits(network, self.dataset.image_shape):
+            return output_fault(when, self.compute)
+        return figures_fault(judgement and judgement.metrics, when, self.compute)
+
+    def _leave_out(self, plan: Plan, epoch: int, faults: Sequence[Fault | None]) -> None:
+        """Leave candidates that diverged by an epoch (counted from 1) out of the selection at their interval's end.
+
+        Their tensors become zero, so that a checkpoint holds finite numbers; the figures that they are ranked by are
+        NaN.
+
+        Raises:
+            UserError: no candidate is left, or the method selects none.
+        """
+        state, count = self.state, plan.interval.candidates
+        found = {slot: fault for slot, fault in enumerate(faults) if fault and slot not in state.diverged}
+        if not found:
+            return
+        state.diverged = (*state.diverged, *found)
+        if not plan.selects or len(state.diverged) == count:
+            slot, fault = next(iter(found.items()))
+            raise UserError(fault.tell(slot, count, self._last_good()))
+        for slot, fault in found.items():
+            self.population.clear(slot)
+            for tensor in self.parts.method.candidate_tensors().values():
+                tensor[slot].zero_()
+            self._log.write(CandidateDiverged(epoch=epoch, candidate=slot, reason=fault.what))
+
+    def _last_good(self) -> str:
+        saved = self.folder.checkpoint_files()
+        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
     def _add_costs(self, runs: list[EpochRun]) -> None:
         """Add the images and seconds of epochs of candidates to the state and the log."""
@@ -298,18 +334,19 @@ class Trainer:
         state, parts = self.state, self.parts
         state.seconds, state.elapsed, state.log_bytes = self._log.seconds, self._log.elapsed(), self._log.sync()
         active = state.interval.candidates if state.interval else state.alive
-        self.folder.save_checkpoint(
-            state.epoch,
-            {
-                "recipe": self.folder.read_recipe_text(),
-                "loader": self.recipe.data.loader,
-                "teachers": parts.teachers.checksums,
-                "state": state.state_dict(),
-                "population": parts.population.state_dict(active),
-                "adapters": parts.adapters.state_dict(),
-                "method": parts.method.state_dict(),
-            },
-        )
+        content = {
+            "recipe": self.folder.read_recipe_text(),
+            "loader": self.recipe.data.loader,
+            "teachers": parts.teachers.checksums,
+            "state": state.state_dict(),
+            "population": parts.population.state_dict(active),
+            "adapters": parts.adapters.state_dict(),
+            "method": parts.method.state_dict(),
+        }
+        if names := nonfinite_names(named_tensors(content)):  # the method's own: the others were looked at before
+            fault = Fault(f"not finite after epoch {state.epoch}: {names[0]}", "lower the learning rate of that part")
+            raise UserError(fault.tell(0, 1, self._last_good()))
+        self.folder.save_checkpoint(state.epoch, content)
 
     def _material(self) -> Material:
         """The images and teachers for `Method.prepare`."""

@@ -53,6 +53,9 @@ class Plan:
     all."""
     complete: bool = True
     """Whether `network` has all of the student in it, so that its held-out accuracy says how good the student is."""
+    selects: bool = False
+    """Whether the method lets some of the candidates live on at the interval's end, so that the run can do without one
+    that diverges. All figures of that one are then NaN, and the method must not name it a survivor."""
     phase: Hashable = 0
     """Key of the code path that `network` and `loss` take. The engine keeps one compiled or captured step for each
     value, so that it must change whenever their control flow changes."""

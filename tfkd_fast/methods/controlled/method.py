@@ -147,6 +147,7 @@ class ControlledTargets(SteeredMethod):
             interval,
             learning_rate_factors=self._decision.learning_rate_factors if self._decision else None,
             data_streams=tuple(range(interval.candidates)) if own_data else None,
+            selects=self._selects,
         )
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
@@ -176,7 +177,9 @@ class ControlledTargets(SteeredMethod):
         else:
             scores = [self._score(standing, result) for standing, result in zip(standings, results, strict=True)]
             choice = selection.select(scores, self._ranked)
-            survivors = choice.order[: self._plan_interval(self._interval.first_epoch).survivors]
+            sound = [slot for slot in choice.order if not scores[slot].diverged]
+            wanted = self._plan_interval(self._interval.first_epoch).survivors
+            survivors = tuple(sound[rank % len(sound)] for rank in range(wanted))  # again, where too few are left
             events.append(self._selection_event(choice, survivors))
         best, parent = survivors[0], self._standings[0]
         if not self._selects or len(survivors) == 1:
