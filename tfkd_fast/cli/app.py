@@ -16,6 +16,7 @@ from tfkd_fast import api
 from tfkd_fast.cli.bench import measure, show
 from tfkd_fast.cli.display import Display
 from tfkd_fast.cli.doctor import examine
+from tfkd_fast.cli.learn import SearchDisplay
 from tfkd_fast.cli.methods import show_method, show_methods
 from tfkd_fast.cli.options import show_options
 from tfkd_fast.cli.study import train_study
@@ -32,7 +33,6 @@ from tfkd_fast.runs.precedence import set_override
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.runs.schema import recipe_schema
 from tfkd_fast.runs.stop import Stop
-from tfkd_fast.steering.control.policy_search import Generation
 from tfkd_fast.strict_json import to_json
 from tfkd_fast.study import load_study
 
@@ -266,14 +266,17 @@ def learn(
     """Learn a policy from what becomes of students at the end of whole runs: for controller.policy of other runs."""
     overrides: dict[str, Any] = {"data": {"root": str(data_root)}} if data_root else {}
     _add_assignments(overrides, assignments)
-
-    def on_generation(number: int, generation: Generation) -> None:
-        best, mean = max(generation.qualities), sum(generation.qualities) / students
-        print(f"generation {number + 1}/{generations} · quality {mean:.3f} in the mean, {best:.3f} at best", flush=True)
-
     resolved = load_recipe(recipe, overrides)
     _stop(context, "the same command again goes on after the last generation").resumable = True
-    path = learn_policy(resolved, out, generations=generations, students=students, on_generation=on_generation)
+    with SearchDisplay(Terminal(), generations, students, resolved.epochs) as display:
+        path = learn_policy(
+            resolved,
+            out,
+            generations=generations,
+            students=students,
+            on_generation=display.end_generation,
+            on_epoch=display.end_epoch,
+        )
     Terminal().say(f"policy {path}")
 
 

@@ -1,6 +1,7 @@
 """Learning of a policy over whole runs, in a folder that the search can continue from."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from tfkd_fast.steering.control.settings import RandomSettings, SampledPolicySet
 
 
 def learn_policy(
-    recipe: Recipe, out: Path, *, generations: int, students: int, on_generation: Callable[[int, Generation], None]
+    recipe: Recipe,
+    out: Path,
+    *,
+    generations: int,
+    students: int,
+    on_generation: Callable[[int, Generation], None],
+    on_epoch: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Search for a policy for the recipe's target, see `PolicySearch`.
 
@@ -29,6 +36,8 @@ def learn_policy(
         generations: number of generations in all.
         students: number of students of a generation.
         on_generation: called with the number and the result of every new generation.
+        on_epoch: called before the first new generation and after every epoch, with the number of student-epochs that
+            are trained by then, and the most that the whole search trains.
 
     Returns:
         The policy file, `policy.safetensors` in `out`.
@@ -62,7 +71,11 @@ def learn_policy(
         elif not folder.recipe.exists():  # it is there where the first generation was cut short
             folder.create(recipe.to_toml())
             folder.write_data(fleet.dataset.identity)
+        cost = fleet.student_epochs
         for number in range(len(done), generations):
+            if on_epoch is not None:
+                on_epoch(number * cost, generations * cost)
+                fleet.on_epoch = partial(_count_epochs, on_epoch, number * cost, generations * cost)
             generation = search.run_generation(fleet)
             lines.write(to_checked_line({"event": "generation", "number": number} | as_record(generation)))
             lines.sync()
@@ -70,6 +83,11 @@ def learn_policy(
             on_generation(number, generation)
         lines.close()
     return folder.policy
+
+
+def _count_epochs(on_epoch: Callable[[int, int], None], before: int, planned: int, trained: int) -> None:
+    """Report an epoch of a generation that began when `before` student-epochs were trained."""
+    on_epoch(before + trained, planned)
 
 
 def _refuse_if_taken(folder: RunFolder) -> None:

@@ -1,7 +1,7 @@
 """Students that a caller steers interval by interval: the training behind `control.TargetControlEnv`."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
@@ -59,7 +59,10 @@ class Students:
         self._method, self.population, self._judge = parts.method, parts.population, parts.judge
         self.trainer = parts.epochs
         self._untaught = self._method.state_dict()
-        self._epoch = 0
+        self.on_epoch: Callable[[int], None] | None = None
+        """Called after every epoch with the number of epochs since `start`, summed over all students, cooldowns
+        included."""
+        self._epoch = self._trained = 0
         self._snapshots: list[Snapshot] = []  # empty before the start, and after a student diverged
         self.settings = settings
         """The tables of the recipe's method."""
@@ -97,6 +100,7 @@ class Students:
         self._method.load_state_dict(self._untaught)
         self._method.data_streams = list(seeds)
         self._epoch, self._snapshots = 0, self._method.snapshots(0)
+        self._trained = 0
         if self._method.warmup:
             self._train_interval()
             warmed_up = self._method.snapshots(self._epoch)
@@ -138,6 +142,7 @@ class Students:
                 runs = self.trainer.run(plan, epoch, rates, average=average)
                 self._refuse_diverged(runs)
                 self._method.end_epoch([EpochResult(run.training, None) for run in runs])
+                self._count(len(runs))
             averages = self._judge.average_metrics(self.population.epoch_average, self.count, interval.end)
             cooldown_metrics = self._cooldown_metrics(plan)
             self._method.end_interval(
@@ -154,6 +159,7 @@ class Students:
         end = plan.interval.end
         with train_cooldown(self.trainer, self._method, plan, end, self._recipe.learning_rate(end)) as runs:
             self._refuse_diverged(runs)
+            self._count(len(runs))
             return self._judge.metrics(self.population.models)
 
     def _refuse_diverged(self, runs: Sequence[EpochRun]) -> None:
@@ -161,6 +167,11 @@ class Students:
         faults = {number % self.count: run.fault for number, run in enumerate(runs) if run.fault}
         if faults:
             raise Diverged(faults, self.count)
+
+    def _count(self, epochs: int) -> None:
+        self._trained += epochs
+        if self.on_epoch is not None:
+            self.on_epoch(self._trained)
 
     def _untrained_population(self, seed: int, size: int) -> Population:
         return Population(partial(self._build, seed), size, slow=self._method.needs.slow_decay is not None)
