@@ -100,6 +100,10 @@ class RunStarted(RunFacts):
     """What happens to the pixels of image files, in words; empty where they stay as they are, and in older logs."""
     parts: str = ""
     """How training and test images were told apart, in words; empty where the files name both, and in older logs."""
+    teachers_top1: tuple[Number, ...] = ()
+    """Top-1 of each teacher in percent, on some held-out images; on images to fit where none are held out."""
+    teachers_at_chance: tuple[str, ...] = ()
+    """Names of the teachers that are no better there than chance."""
     format: int = 0
     """Version of the log's format, see `FORMAT`; 0 for logs from before the format had a version."""
 

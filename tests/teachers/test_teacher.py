@@ -2,6 +2,7 @@
 
 import json
 import operator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,28 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from tfkd_fast import tensor_file
 from tfkd_fast.api import train
 from tfkd_fast.data import DataSettings, make_loader, open_dataset
+from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base import Needs
-from tfkd_fast.models import FeatureName
+from tfkd_fast.methods.base import Needs, TeacherFacts
+from tfkd_fast.models import FeatureName, FeatureShapes
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.teachers.cache import CACHE, gather_teachers
-from tfkd_fast.teachers.teacher import Teachers, load_teacher, load_teachers, trained_on_holdout, unseen_indices
+from tfkd_fast.teachers.teacher import (
+    Teacher,
+    Teachers,
+    judge_teacher,
+    load_teacher,
+    load_teachers,
+    trained_on_holdout,
+    unseen_indices,
+)
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 COUNT, HELD_OUT = 120, 30
@@ -182,6 +193,61 @@ def test_of_a_teacher_of_other_images_nothing_is_known_to_be_unseen(teacher: Pat
     assert unseen_indices([], other, 0.0) is None
 
 
+@pytest.mark.parametrize("kind", ["same", "link", "copy", "other header"])
+def test_a_network_that_is_named_twice_is_refused(teacher: Path, images: Path, tmp_path: Path, kind: str) -> None:
+    """Under whatever path."""
+    again = {"same": teacher / ".." / teacher.name, "link": tmp_path / "link"}.get(kind, tmp_path / "copy")
+    if kind == "link":
+        again.symlink_to(teacher)
+    elif again == tmp_path / "copy":
+        shutil.copytree(teacher, again)
+    if kind == "other header":
+        header, weights = tensor_file.read(again / "student.safetensors", "student")
+        content = tensor_file.to_bytes("student", header | {"holdout": 0.5}, weights)
+        (again / "student.safetensors").write_bytes(content)
+    recipe = load_recipe(None, {"method": "kd-average", "teachers": {"runs": [str(teacher), str(again)]}})
+    with pytest.raises(UserError, match=f"the teachers {teacher} and .* are one network: name it once"):
+        load_teachers(recipe, opened(images), CPU)
+
+
+@pytest.mark.parametrize(("wrong", "is_chance"), [(0, False), (86, False), (88, True), (120, True)])
+def test_a_teacher_at_chance_is_told_from_one_that_knows_its_images(images: Path, wrong: int, is_chance: bool) -> None:
+    """Of 5 classes with 24 images each, whose labels the network reads from a pixel, but for `wrong` of them."""
+    dataset = opened(images)
+    labels = dataset.read_train().labels
+    pixels = torch.zeros(COUNT, 3, 32, 32, dtype=torch.uint8)
+    says = torch.where(torch.arange(COUNT) < wrong, (labels + 1) % 5, labels)
+    pixels[:, 0, 0, 0] = says.to(torch.uint8)
+
+    class Reads(nn.Module):
+        def forward(self, shown: torch.Tensor) -> torch.Tensor:
+            marked = shown[:, 0, 0, 0] * dataset.std[0] + dataset.mean[0]
+            return nn.functional.one_hot((255 * marked).round().long(), 5).float()
+
+    marked = ArrayImages(pixels, labels)
+    loader = make_loader(marked, dataset, DataSettings(loader="resident"), CPU.device, CPU.dtype, seed=0)
+    facts = TeacherFacts("run", "vgg8", (0, 1, 2, 3, 4), FeatureShapes((), 0))
+    figures = judge_teacher(Teacher(facts, Reads(), "", "", 0.0), loader, CPU)
+    assert figures.top1 == pytest.approx(1 - wrong / COUNT)
+    assert figures.chance == pytest.approx(0.2 + 2 * (0.2 * 0.8 / COUNT) ** 0.5)
+    assert figures.is_chance == is_chance
+
+
+def test_a_specialist_is_judged_by_its_classes(images: Path) -> None:
+    dataset = opened(images)
+
+    class SaysTheSecond(nn.Module):
+        def forward(self, shown: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[0.0, 1.0]]).expand(len(shown), 2)
+
+    facts = TeacherFacts("run", "vgg8", (1, 4), FeatureShapes((), 0))
+    settings = DataSettings(loader="resident")
+    loader = make_loader(dataset.read_train(), dataset, settings, CPU.device, CPU.dtype, seed=0)
+    figures = judge_teacher(Teacher(facts, SaysTheSecond(), "", "", 0.0), loader, CPU)
+    assert figures.top1 == 0.5
+    assert figures.is_chance
+
+
 def gathered(
     images: Path, teacher: Path, *, features: frozenset[FeatureName] = frozenset(), **tables: Any
 ) -> tuple[Teachers, Any]:
@@ -192,7 +258,7 @@ def gathered(
     dataset = opened(images)
     loader = make_loader(dataset.read_train(), dataset, recipe.data, CPU.device, CPU.dtype, recipe.seed)
     loader = loader.with_augmentation_period(recipe.repeated_views)
-    loaded = load_teachers(recipe, dataset, CPU)
+    loaded = [load_teacher(Path(run), dataset, CPU) for run in recipe.teachers.runs]  # also one twice
     return gather_teachers(loaded, Needs(features=features), recipe, dataset, loader, CPU), loader
 
 

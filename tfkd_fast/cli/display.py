@@ -145,7 +145,10 @@ class Display(Listener):
             say(f"of each image file: {start.reading}")
         if start.teachers:
             saw = " · trained on images that are held out here" if start.teachers_saw_holdout else ""
-            say(f"taught by {', '.join(start.teachers)}{saw}")
+            figures = start.teachers_top1 or (math.nan,) * len(start.teachers)
+            say(f"taught by {', '.join(map(_teacher_words, start.teachers, figures))}{saw}")
+            for name in start.teachers_at_chance:
+                say(f"warning: the teacher {name} is no better than chance: the student can learn nothing good from it")
         say(f"plan: {plan_words(start.epochs, start.planned_student_epochs)}; the time is measured in the first epoch")
         self._start_block()
 
@@ -325,3 +328,8 @@ def teacher_words(teachers: TeachersWeighed) -> str:
         for weights in (teachers.logit_weights, teachers.feature_weights)
     )
     return f"weights of predictions {predictions} · of features {features}"
+
+
+def _teacher_words(name: str, top1: float) -> str:
+    """The name of a teacher and how good it is, if that is known."""
+    return name if math.isnan(top1) else f"{name} ({top1:.1f} % right)"

@@ -90,6 +90,10 @@ def _teacher_warnings(run: RunRecord) -> list[str]:
         lines.append(
             f"The student learned from the {teacher_word(run)} as well, whose training is in none of the figures."
         )
+    lines += [
+        f"The teacher {name} was no better than chance before training: what it taught can be no knowledge."
+        for name in run.start.teachers_at_chance
+    ]
     if run.start.teachers_saw_holdout:
         lines.append(
             "A teacher was trained on images that are held out here, so held-out figures look better than they are. "

@@ -1,16 +1,18 @@
 """Teachers: networks of finished runs, which are evaluated on the images that students train on."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tfkd_fast.data import DataIdentity, Dataset
+from tfkd_fast.data import DataIdentity, Dataset, Loader
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
@@ -36,6 +38,25 @@ class Teacher:
     """Fingerprint of the training images of its run, including held-out ones, see `Dataset.fingerprint`."""
     holdout: float
     """Share of these images that the network was not trained on."""
+
+
+JUDGED_IMAGES, FEWEST_IMAGES = 256, 32
+"""The most and the fewest images that a teacher is judged by before a run, to tell it from chance (our choice)."""
+
+
+class TeacherFigures(NamedTuple):
+    """How good a teacher is; both are NaN where there are too few images to tell by."""
+
+    top1: float
+    """Accuracy, a fraction."""
+    chance: float
+    """Accuracy up to which it may know nothing: that of always naming the most frequent class, and twice the standard
+    error of it (our choice)."""
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the teacher may know nothing."""
+        return self.top1 <= self.chance
 
 
 class Teachers:
@@ -170,8 +191,21 @@ class Reordered(nn.Module):
 
 
 def load_teachers(recipe: Recipe, dataset: Dataset, compute: Compute) -> list[Teacher]:
-    """Load the teachers that a recipe names, in its order; see `load_teacher`."""
-    return [load_teacher(Path(run), dataset, compute) for run in recipe.teachers.runs]
+    """Load the teachers that a recipe names, in its order; see `load_teacher`.
+
+    Raises:
+        UserError: also for a network that is named twice, under whatever path, which would count twice.
+    """
+    teachers = [load_teacher(Path(run), dataset, compute) for run in recipe.teachers.runs]
+    for (run, one), (again, other) in combinations(zip(recipe.teachers.runs, teachers, strict=True), 2):
+        if _have_the_same_weights(one.network, other.network):
+            raise UserError(f"the teachers {run} and {again} are one network: name it once")
+    return teachers
+
+
+def _have_the_same_weights(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
@@ -218,6 +252,27 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
     )
     checksum = hashlib.sha256(read_bytes(path, "the student", "restore it")).hexdigest()
     return Teacher(facts, network, checksum, header.training_data, header.holdout)
+
+
+def judge_teacher(teacher: Teacher, loader: Loader, compute: Compute) -> TeacherFigures:
+    """Judge a teacher by at most `JUDGED_IMAGES` images of its classes, drawn from those of a loader as their order is.
+
+    It says how good a teacher is at the cost of a few batches; an accuracy on all images would cost more and say the
+    same.
+    """
+    known = torch.tensor(teacher.facts.labels, device=compute.device)
+    own = loader.with_labels(teacher.facts.labels)
+    right: list[Tensor] = []
+    labels: list[Tensor] = []
+    with torch.no_grad(), compute.autocast():
+        for batch in own.with_indices(own.order(0)[:JUDGED_IMAGES]).in_order():
+            right.append(known[teacher.network(batch.images).argmax(1)] == batch.labels)
+            labels.append(batch.labels)
+    count = sum(map(len, labels))
+    if count < FEWEST_IMAGES:
+        return TeacherFigures(math.nan, math.nan)
+    most = int(torch.cat(labels).bincount().max()) / count
+    return TeacherFigures(int(torch.cat(right).sum()) / count, most + 2 * math.sqrt(most * (1 - most) / count))
 
 
 def unseen_indices(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> Tensor | None:

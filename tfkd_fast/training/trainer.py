@@ -49,7 +49,7 @@ from tfkd_fast.runs.log import Listener, RunLog, whole_bytes
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import save_student
-from tfkd_fast.teachers.teacher import trained_on_holdout, unseen_indices
+from tfkd_fast.teachers.teacher import judge_teacher, trained_on_holdout, unseen_indices
 from tfkd_fast.training.assemble import Parts, assemble
 from tfkd_fast.training.cooldown import train_cooldown
 from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS, Fault, figures_fault, output_fault
@@ -410,12 +410,18 @@ class Trainer:
 
     def _started(self) -> RunStarted:
         """The first line of the log."""
-        dataset = self.dataset
+        dataset, teachers = self.dataset, self.parts.teachers.teachers
+        images = self.parts.images.holdout or self.parts.images.fit
+        figures = [judge_teacher(teacher, images, self.compute) for teacher in teachers]
         return RunStarted(
             **self._facts(),
             classes=tuple(dataset.classes),
             reading=dataset.reading,
             parts=dataset.parts,
+            teachers_top1=tuple(100 * figure.top1 for figure in figures),
+            teachers_at_chance=tuple(
+                teacher.facts.name for teacher, figure in zip(teachers, figures, strict=True) if figure.is_chance
+            ),
             format=FORMAT,
         )
 
