@@ -6,10 +6,11 @@ Every key of a table is read: a table whose keys depend on a choice is a union w
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -17,6 +18,26 @@ UNREAD = "unread_key"
 """The type of the validation error for a key whose `ReadIf` does not hold."""
 
 Items = TypeVar("Items", bound=Sequence[Any])
+
+
+def absolute_path(path: str) -> str:
+    """The same path as it is named from any folder; a ~ at its beginning is the home folder.
+
+    Raises:
+        ValueError: there is no such home folder or no current folder, or the name is no UTF-8, as a recipe has to be.
+    """
+    try:
+        absolute = str(Path(path).expanduser().absolute())
+        absolute.encode()
+    except UnicodeEncodeError:
+        raise ValueError("this name is no UTF-8, which a recipe has to be: rename the folder or file") from None
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"it is not known what this path is relative to ({error}): give an absolute one") from None
+    return absolute
+
+
+FilePath = Annotated[str, AfterValidator(absolute_path)]
+"""The path of a file or a folder, made absolute when it is checked: a run may go on in another current folder."""
 
 
 @dataclass(frozen=True)

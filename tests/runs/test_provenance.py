@@ -1,5 +1,6 @@
 """A run goes on with the data that it began with, and is tested on those that it was trained on."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -39,7 +40,9 @@ def small(data: Path, method: str = "ce", **tables: Any) -> Recipe:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on the data beside it."""
     folder = tmp_path_factory.mktemp("finished")
-    api.train(small(write(folder / "data.npz")), folder / "run")
+    write(folder / "data.npz")
+    with contextlib.chdir(folder):
+        api.train(small(Path("data.npz")), "run")
     return folder
 
 
@@ -54,6 +57,12 @@ def change_header(path: Path, entries: dict[str, Any], *, drop: tuple[str, ...] 
     header, weights = tensor_file.read(path, STUDENT)
     kept = {key: value for key, value in header.items() if key not in drop}
     path.write_bytes(tensor_file.to_bytes(STUDENT, kept | entries, weights))
+
+
+def test_a_relative_path_is_that_of_the_folder_where_the_run_was_begun(copy: Path, tmp_path: Path) -> None:
+    expected = json.loads((copy / "summary.json").read_text())
+    with contextlib.chdir(tmp_path):
+        assert api.evaluate("run", device="cpu", precision="fp32").items() <= expected.items()
 
 
 def test_a_student_is_tested_on_the_data_of_its_run_wherever_they_lie(finished: Path, copy: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
+from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.recipe import load_recipe, make_recipe, parse, shipped_recipes
 
 
@@ -74,3 +75,40 @@ def test_a_method_is_what_its_name_says(method: str, own: str) -> None:
     ):
         with pytest.raises(UserError, match=rf"method '{method}' is .*, so target\.family cannot be 'scalar'"):
             make_recipe(table, overrides)
+
+
+@pytest.mark.parametrize(
+    ("method", "table", "key", "many"),
+    [
+        ("ce", "data", "root", False),
+        ("kd", "teachers", "runs", True),
+        ("kd", "teachers", "cache", False),
+        ("distpro", "process", "file", False),
+        ("tfkd", "controller", "policy", False),
+    ],
+)
+@pytest.mark.parametrize("path", ["a/b.npz", "../b.npz", "~/b.npz", "/b.npz"])
+def test_paths_are_the_same_from_any_folder(
+    method: str, table: str, key: str, many: bool, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = {"a/b.npz": f"{Path.cwd()}/a/b.npz", "../b.npz": f"{Path.cwd()}/../b.npz", "~/b.npz": "/home/me/b.npz"}
+    data = {"data": {"dataset": "npz"}} if table == "data" else {}
+    recipe = make_recipe(merge({"method": method, **data}, {table: {key: [path] if many else path}}))
+    found = recipe.table()[table][key]
+    assert (found[0] if many else found) == expected.get(path, path)
+    assert make_recipe(recipe.table()) == recipe
+
+
+def test_a_policy_that_comes_with_the_package_stays_a_name() -> None:
+    for name in ("", "cifar10"):
+        assert make_recipe({"method": "tfkd", "controller": {"policy": name}}).table()["controller"]["policy"] == name
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("~nobody-of-this-name/x", "it is not known what this path is relative to"), ("x\udcff", "this name is no UTF-8")],
+)
+def test_a_path_that_a_recipe_cannot_hold_is_refused(path: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_recipe({"method": "ce", "data": {"dataset": "npz", "root": path}})

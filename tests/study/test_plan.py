@@ -1,5 +1,7 @@
 """Study files: rows over a base, in order, and a sentence for every fault."""
 
+from pathlib import Path
+
 import pytest
 
 from tfkd_fast.errors import UserError
@@ -35,8 +37,8 @@ def test_every_method_is_compared(name: str) -> None:
 def test_a_row_refers_to_the_runs_of_another_row() -> None:
     row = make_study("s", BASE + CE + KD).rows["kd"]
     assert row.sources == ["ce"]
-    recipe = row.recipe(3, lambda name: f"runs/{name}-seed3")
-    assert recipe.teachers.runs == ("runs/ce-seed3", "elsewhere")
+    recipe = row.recipe(3, lambda name: f"/runs/{name}-seed3")
+    assert recipe.teachers.runs == ("/runs/ce-seed3", str(Path("elsewhere").absolute()))
     assert recipe.seed == 13
 
 

@@ -1,10 +1,11 @@
 """The `[data]` table of a recipe."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from tfkd_fast.settings import ReadIf, Settings
+from tfkd_fast.settings import FilePath, ReadIf, Settings
 
 LoaderName = Literal["auto", "resident", "dali", "torchvision"]
 MixName = Literal["none", "mixup", "cutmix"]
@@ -20,13 +21,19 @@ def _listed(choice: Any) -> Any:
 ClassChoice = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Some classes of a data set, by names, labels and ranges of labels: a list, or a text such as "0-4,cat"."""
 
+DOWNLOADED = ("cifar10", "cifar100", "svhn")
+"""Names of the data sets whose files torchvision downloads."""
+
+DEFAULT_ROOT = ".data"
+"""Folder of these files where `data.root` names none."""
+
 
 class DataSettings(Settings):
     """The `[data]` table of a recipe: images, and how they reach the network."""
 
     dataset: str = "digits"
     """Name of the data set: digits, cifar10, cifar100, svhn, folder or npz."""
-    root: str | None = None
+    root: FilePath | None = None
     """Folder of the data set, or the file of an npz; unset, cifar10, cifar100 and svhn lie in .data, and digits needs
     none."""
     classes: ClassChoice | None = None
@@ -59,3 +66,10 @@ class DataSettings(Settings):
     )
     """Processes of the torchvision loader, or threads of the dali loader; 0 starts no process, or as many threads as
     torch uses."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _place_of_downloads(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("dataset") in DOWNLOADED and values.get("root") is None:
+            return {**values, "root": DEFAULT_ROOT}
+        return values

@@ -101,7 +101,7 @@ def test_nothing_there_names_the_folder_and_download(name: str, tmp_path: Path) 
 
 def test_without_a_root_the_folder_is_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"cifar10 is not in \.data/"):
+    with pytest.raises(UserError, match=rf"cifar10 is not in {tmp_path}/\.data/"):
         open_dataset(DataSettings(dataset="cifar10"))
 
 

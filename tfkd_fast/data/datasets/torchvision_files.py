@@ -17,11 +17,8 @@ import torch
 
 from tfkd_fast.data.datasets.base import ChannelStatistics, Dataset
 from tfkd_fast.data.images import ArrayImages
-from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.data.settings import DEFAULT_ROOT, DataSettings
 from tfkd_fast.errors import UserError
-
-DEFAULT_ROOT = ".data"
-"""Folder of the files where `data.root` names none."""
 
 # CIFAR-100's are RepDistiller's (Tian et al., 2020); the others are in wide use. All are of the training images.
 STATISTICS = {

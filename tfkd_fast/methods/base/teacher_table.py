@@ -2,15 +2,15 @@
 
 from pydantic import Field
 
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import FilePath, Settings
 
 
 class TeacherTable(Settings):
     """The teachers of a run, and how their outputs are kept."""
 
-    runs: tuple[str, ...] = ()
+    runs: tuple[FilePath, ...] = ()
     """Folders of the finished runs whose students are the teachers; --teacher names one."""
-    cache: str | None = None
+    cache: FilePath | None = None
     """File that keeps the teachers' outputs; unset, the teachers look at every batch."""
     views: int = Field(default=0, ge=0)
     """Epochs after which the augmentation of the training images repeats, so that outputs can be kept; 0 never repeats

@@ -12,7 +12,7 @@ from tfkd_fast.methods.base import Context, Plan
 from tfkd_fast.methods.distpro.pathways import biased_softmax, without_small
 from tfkd_fast.methods.distpro.process import load_process
 from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import FilePath, Settings
 
 SPANS = 8
 """Equal parts of a run, in each of which the same pathways are computed (our choice)."""
@@ -21,7 +21,7 @@ SPANS = 8
 class ProcessSettings(Settings):
     """The `[process]` table."""
 
-    file: str | None = None
+    file: FilePath | None = None
     """Process to train with: a file that distpro-search wrote, or the folder of its run; the method needs one."""
 
 

@@ -1,15 +1,25 @@
 """The `[controller]` table of a recipe: one class for each controller."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tfkd_fast.settings import Forms, ReadIf, Settings, named_once
+from tfkd_fast.settings import Forms, ReadIf, Settings, absolute_path, named_once
 from tfkd_fast.steering.control.controller import ACTION_LIMIT
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Action = tuple[FiniteFloat, ...]
+
+
+def _absolute_or_name(policy: str) -> str:
+    """The absolute path of a file; a name of a policy that comes with the package, and an empty one, as they are."""
+    is_name = Path(policy).name == policy and not Path(policy).suffix and not Path(policy).is_file()
+    return policy if is_name else absolute_path(policy)
+
+
+Policy = Annotated[str, AfterValidator(_absolute_or_name)]
 
 
 class RecordedAction(Settings):
@@ -102,14 +112,14 @@ class PlayedPolicySettings(RewardedSettings):
     """The mean of a learned policy, from the first epoch to the last."""
 
     name: Literal["policy"]
-    policy: str = Field(min_length=1)
+    policy: Annotated[Policy, Field(min_length=1)]
     """Policy that is played: a policy.safetensors file, or the name of a policy that comes with the package."""
 
 
 class SampledPolicySettings(RewardedSettings):
     """What controllers read that sample from a Gaussian policy."""
 
-    policy: str = ""
+    policy: Policy = ""
     """Policy that the run starts from: a policy.safetensors file, or the name of a policy that comes with the package;
     empty for a new policy."""
     min_std: float = Field(default=0.05, gt=0)
