@@ -140,6 +140,13 @@ def test_a_folder_without_parts_is_split_class_by_class_and_says_so(tmp_path: Pa
     assert test == chosen
 
 
+def test_what_is_not_read_of_a_folder_without_parts_is_named(tmp_path: Path) -> None:
+    write(tmp_path, FLAT | {"sheet.png": 1, "ant/more/a.png": 2})
+    assert open_dataset(settings(tmp_path)).parts.endswith(
+        "with seed 0; not read: 1 image in no class folder, 1 folder inside of class folders"
+    )
+
+
 def test_a_split_depends_on_names_alone(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     write(first, FLAT)
@@ -174,6 +181,9 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     assert open_dataset(settings(tmp_path)).parts == ""
     write(tmp_path, {"val/ant/g.png": 1, "extra/h.png": 2})
     assert open_dataset(settings(tmp_path)).parts == "not read: extra/, val/"
+    write(tmp_path, {"train/ant/more/i.png": 1, "train/j.png": 2, "test/k.png": 3})
+    words = "not read: extra/, val/, 2 images in no class folder, 1 folder inside of class folders"
+    assert open_dataset(settings(tmp_path)).parts == words
     assert PartOfDataset(
         open_dataset(settings(tmp_path)), ["ant"], read_train=lambda: None, read_test=lambda: None
     ).parts

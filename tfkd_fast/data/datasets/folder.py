@@ -90,8 +90,7 @@ def find_parts(root: Path) -> FolderParts:
         words.append(
             f"there is no test/, so the images of {test}/ are the test set; what is held out comes from train/"
         )
-    if unread := sorted(named - {TRAIN, test}):
-        words.append(f"not read: {', '.join(f'{name}/' for name in unread)}")
+    words += _unread([root / TRAIN, root / test], [f"{name}/" for name in sorted(named - {TRAIN, test})])
     train_listing, test_listing = list_classes(root / TRAIN), list_classes(root / test)
     _need_two_classes(root / TRAIN, train_listing)
     for name in test_listing:
@@ -142,7 +141,23 @@ def _split(root: Path) -> FolderParts:
         f"there are no train/ and test/, so {100 * TEST_SHARE:g} % of the images of each class are the test set: "
         f"{tested:,} of {images:,}, chosen by the names of the files with seed {SPLIT_SEED}"
     )
-    return FolderParts(train, test, words)
+    return FolderParts(train, test, "; ".join([words, *_unread([root], [])]))
+
+
+def _unread(parts: list[Path], found: list[str]) -> list[str]:
+    """What is not read, in words: what was found beside the parts, and what lies in them where no image belongs."""
+    loose = sum(_is_image(file) for part in parts for file in part.iterdir())
+    classes = [place for part in parts for place in _folders(part)]
+    nested = sum(
+        not _is_image(place) and not place.name.startswith(".") and place.is_dir()
+        for folder in classes
+        for place in folder.iterdir()
+    )
+    if loose:
+        found = [*found, f"{loose:,} image{'s' * (loose > 1)} in no class folder"]
+    if nested:
+        found = [*found, f"{nested:,} folder{'s' * (nested > 1)} inside of class folders"]
+    return [f"not read: {', '.join(found)}"] if found else []
 
 
 def _only_validation(root: Path, found: list[str]) -> str:
