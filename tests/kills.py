@@ -257,10 +257,13 @@ class Kills:
         while kills < wanted and command is not None:
             numbers = self.random.choices(SIGNALS, k=self.random.choice((1, 2))) if self._signals else [signal.SIGKILL]
             if self.random.random() < 0.5:
-                kill = Kill(self.random.uniform(0, seconds), None, numbers)
+                kill = Kill(self.random.uniform(0.1 if self._signals else 0.0, seconds), None, numbers)
             else:
                 kill = Kill(None, self.random.randrange(operations), numbers)
             code = run(command, out, kill, self.printed)
+            if code == 2 and "is at work" in read(self.printed):  # a run of a killed study is still ending
+                time.sleep(1)
+                continue
             said.append(f"{kill}, code {code}: {' '.join(map(str, command))}\n{read(self.printed)}")
             ended = code != 0
             if ended and self._signals:
