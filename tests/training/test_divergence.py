@@ -14,6 +14,8 @@ from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.finiteness import named_tensors, nonfinite_names
 from tfkd_fast.methods.base import HoldoutMetrics, Plan, TeacherOutputs
+from tfkd_fast.report import read_run
+from tfkd_fast.report.words import ranking_words
 from tfkd_fast.runs import folder as run_folder
 from tfkd_fast.runs.checkpoint import load_checkpoint
 from tfkd_fast.runs.folder import RunFolder
@@ -81,6 +83,7 @@ def test_a_selection_goes_on_without_a_candidate_that_diverged(tmp_path: Path, m
     assert selection["values"][1] == [None] * 3
     (reward,) = (event for event in events if event["event"] == "reward")
     assert min(reward["rewards"]) == reward["rewards"][1]
+    assert ranking_words(read_run(whole)).endswith(" Left out because they diverged: candidate 1 in epoch 2.")
     of_epochs = {(e["epoch"], e["candidate"]): e for e in events if e["event"] == "epoch"}
     for (epoch, candidate), event in of_epochs.items():
         is_lost = candidate == 1 and epoch > 1
@@ -171,8 +174,10 @@ def test_the_cause_is_looked_for_in_what_the_step_was_given() -> None:
     images[0, 2, 0, 1, 1] = INF
     by_image = input_fault(found, StepInput(batch._replace(images=images)), ["wide"], [TeacherOutputs(bad_logits)])
     assert by_image.what == f"{found.what}, because training image 9 is not finite as it is shown"
-    partners = MixPartners(batch.labels, torch.tensor([NAN]))
-    assert "data.mix_alpha" in input_fault(found, StepInput(batch, None, partners), [], []).remedy
+    assert by_image.remedy == "mend that image"
+    by_shares = input_fault(found, StepInput(batch, None, MixPartners(batch.labels, torch.tensor([NAN]))), [], [])
+    assert by_shares.what == f"{found.what}, because images are mixed in shares that are not finite"
+    assert by_shares.remedy == "lower data.mix_alpha"
 
 
 @pytest.mark.parametrize("name", ["top1", "nll", "calibrated_nll"])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import (
+    CandidateDiverged,
     CandidateSelected,
     CandidateTarget,
     ControllerRewarded,
@@ -43,6 +44,8 @@ class RunRecord:
     """Epochs of all candidates, in the order of epochs, then of candidates."""
     decisions: list[TargetsDecided]
     selections: list[CandidateSelected]
+    diverged: list[CandidateDiverged]
+    """Candidates that were left out of a selection because they diverged."""
     rewards: list[ControllerRewarded]
     teacher_weights: list[TeachersWeighed]
     pathway_weights: list[PathwaysWeighed]
@@ -125,6 +128,7 @@ def read_run(run_folder: Path) -> RunRecord:
         epochs=sorted(_events_of(EpochEnded, lines), key=lambda event: (event.epoch, event.candidate)),
         decisions=_events_of(TargetsDecided, lines),
         selections=_events_of(CandidateSelected, lines),
+        diverged=_events_of(CandidateDiverged, lines),
         rewards=_events_of(ControllerRewarded, lines),
         teacher_weights=_events_of(TeachersWeighed, lines),
         pathway_weights=_events_of(PathwaysWeighed, lines),

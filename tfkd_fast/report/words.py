@@ -40,11 +40,15 @@ def steering_words(run: RunRecord) -> str:
 
 
 def ranking_words(run: RunRecord) -> str:
-    """How many selections each candidate won; empty where there was none."""
+    """How many selections each candidate won, and who was left out of one; empty where there was none."""
     if not run.selections:
         return ""
     won = ", ".join(f"{name}: {count}" for name, count in selection_wins(run).items())
-    return f"{len(run.selections)} selections. Won by candidate {won}."
+    words = f"{len(run.selections)} selections. Won by candidate {won}."
+    if run.diverged:
+        lost = ", ".join(f"candidate {event.candidate} in epoch {event.epoch}" for event in run.diverged)
+        words += f" Left out because they diverged: {lost}."
+    return words
 
 
 def measurement_words(run: RunRecord) -> list[str]:

@@ -101,10 +101,11 @@ def input_fault(found: Fault, inputs: StepInput, teachers: Sequence[str], output
         outputs: their outputs.
     """
     indices = inputs.batch.indices
+    if nonfinite_names(named_tensors(inputs.mix_partners)):
+        return Fault(f"{found.what}, because images are mixed in shares that are not finite", "lower data.mix_alpha")
     if nonfinite_names(named_tensors(inputs)):
         image = _first_nonfinite(inputs.batch.images, indices)
-        advice = "look at it, and at data.mix_alpha" if inputs.mix_partners is not None else "look at it"
-        return Fault(f"{found.what}, because training image {image} is not finite as it is shown", advice)
+        return Fault(f"{found.what}, because training image {image} is not finite as it is shown", "mend that image")
     for name, of_teacher in zip(teachers, outputs, strict=True):
         if nonfinite_names(named_tensors(of_teacher)):
             image = _first_nonfinite(of_teacher.logits, indices)

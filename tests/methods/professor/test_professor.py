@@ -607,6 +607,14 @@ def test_no_image_or_too_few_that_are_new_to_the_teachers() -> None:
         list(method.prepare(Material(material.fit, two, material.teach)))
 
 
+def test_a_professor_that_diverges_ends_the_run_before_it_begins() -> None:
+    """One that is told the label keeps its latest weights; the other is its teacher until it is better."""
+    with pytest.raises(UserError, match=r"of teacher run-0 diverged, .* is not finite: lower professor\.learning_rate"):
+        prepared(variant="label-conditioned", epochs=1, learning_rate=1e38)
+    _, (judged,) = prepared(epochs=1, learning_rate=1e38)
+    assert judged.epochs == 0
+
+
 def test_a_professor_beside_its_controls() -> None:
     with pytest.raises(UserError, match=r"teachers\.adjust swap is what a professor is compared with"):
         kd({"professor": {}, "teachers": {"adjust": "swap"}})

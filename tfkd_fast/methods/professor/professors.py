@@ -16,6 +16,7 @@ from torch import Tensor
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event, ProfessorJudged
+from tfkd_fast.finiteness import nonfinite_names
 from tfkd_fast.methods.base import Context, Material, StepBatch, TeacherOutputs
 from tfkd_fast.methods.professor.images import ProfessorImages
 from tfkd_fast.methods.professor.networks import Professor
@@ -49,7 +50,7 @@ class Professors:
         """Train the professors; yields an event for each that compares it with its teacher.
 
         Raises:
-            UserError: where there are too few images that the teachers held out.
+            UserError: where there are too few images that the teachers held out, or a professor diverged.
         """
         if material.unseen is None:
             raise UserError(
@@ -81,8 +82,13 @@ class Professors:
             for training, outputs, batch in teacher_batches(epoch):
                 training.step(pooled_features(outputs)[0], outputs.logits[0], batch.labels, batch.indices, epoch)
             self._keep_best(trainings, validation, epoch + 1)
-        for training in trainings:
+        for training, teacher in zip(trainings, context.teachers, strict=True):
             training.restore_best()
+            if names := nonfinite_names(training.professor.state_dict().items()):
+                raise UserError(
+                    f"the professor of teacher {teacher.name} diverged, {names[0]} is not finite: lower "
+                    "professor.learning_rate"
+                )
         self._judged = self._judge(evaluation, material, trainings)
         yield from self._judged
 
