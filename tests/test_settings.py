@@ -1,10 +1,11 @@
 """Settings: every key has a description, and every key of every form is read somewhere in the package."""
 
 import ast
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import pytest
 from pydantic import Field, ValidationError
@@ -171,6 +172,32 @@ class PlantedSettings(UCBSettings):
 
 def test_a_key_that_only_others_have_a_reader_for_is_found() -> None:
     assert unread_keys(PlantedSettings, *TABLES[UCBSettings]) == {"clip", "action", "unheard_of"}
+
+
+def numbers(schema: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a JSON schema that stand for numbers which a file can choose."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number") and "const" not in schema and "enum" not in schema:
+            yield schema
+        for part in schema.values():
+            yield from numbers(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from numbers(part)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
+def test_every_number_has_finite_bounds(table: type[Settings]) -> None:
+    for schema in numbers(table.model_json_schema()):
+        lower = schema.get("minimum", schema.get("exclusiveMinimum", -math.inf))
+        upper = schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
+        assert -math.inf < lower < upper < math.inf, schema
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_is_nan_or_infinite(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        Far(kind="far", distance=value)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)

@@ -119,10 +119,12 @@ def resume(
             raise UserError(f"the run in {out} is finished: see {folder.summary}")
         state = folder.newest_state()
         if state is not None:
-            recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
+            with folder.reading_newest():
+                recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
         with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
+            dataset = open_dataset(recipe.data, download=download)
+            dataset.refuse_unusable_test()
             with sealed_test_images():
-                dataset = open_dataset(recipe.data, download=download)
                 if state is None and not folder.data.exists():  # stopped before it was recorded
                     folder.write_data(dataset.identity)
                 refuse_other_data(dataset, folder.read_data(), f"the run in {out}")
@@ -180,8 +182,9 @@ def _begin(
     """Train in a new run folder; `replayed` is the run whose targets the recipe has."""
     folder.refuse_if_taken(overwrite=overwrite)
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
+        dataset = open_dataset(recipe.data, download=download)
+        dataset.refuse_unusable_test()
         with sealed_test_images():
-            dataset = open_dataset(recipe.data, download=download)
             if replayed is not None and takes_the_same_images(recipe, read_recipe(replayed)):
                 refuse_other_data(dataset, read_student_header(replayed.student), f"the run in {replayed.path}")
             trainer = _trainer(recipe, dataset, folder, listeners)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,3 +138,14 @@ def _has_native_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = cpu_capabilities()
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of a device in bytes: for the CPU the available memory on Linux, elsewhere all memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        kibibytes = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        kibibytes = None
+    return 1024 * int(kibibytes[1]) if kibibytes else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -2,14 +2,23 @@
 
 import difflib
 import reprlib
+import unicodedata
 from collections.abc import Iterable
+
+LONGEST_SENTENCE = 1000
+"""Characters of a sentence; a path may have some hundred."""
 
 
 class UserError(Exception):
     """Bad input or a bad environment, said in one sentence that names the thing and the remedy.
 
-    The command line prints the sentence and exits with code 2, without a traceback.
+    The command line prints the sentence and exits with code 2, without a traceback. Whatever a sentence quotes, it is
+    one line of text that can be printed and read: see `printable`; what is too long is cut.
     """
+
+    def __init__(self, sentence: str) -> None:
+        line = printable(sentence)
+        super().__init__(line if len(line) <= LONGEST_SENTENCE else f"{line[:LONGEST_SENTENCE]}...")
 
 
 class Notice(UserWarning):
@@ -19,6 +28,8 @@ class Notice(UserWarning):
     """
 
 
+DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""Characters that reorder the text around them, so that a line reads otherwise than it is."""
 LONGEST = 120
 """Characters of a value that a sentence shows."""
 
@@ -28,6 +39,22 @@ def shorten(value: object) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = LONGEST
     return short.repr(value)
+
+
+def printable(text: str) -> str:
+    """The text in one line: control characters, line breaks, marks of direction and what is no character (as the bytes
+    of a file's name that are no UTF-8) as escapes such as \\x1b."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape(character) if _is_control(character) else character for character in text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in DIRECTIONS
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -235,7 +235,7 @@ def sync_folder(folder: Path) -> None:
 # Checksums of text.
 
 _CHECKED_LINE = re.compile(rb'(.+), "crc32": "([0-9a-f]{8})"\}\s*')
-_CHECKED_TEXT = re.compile(r"(.*)# sha256 ([0-9a-f]{64})\n", re.DOTALL)
+_CHECKED_TEXT = re.compile(r"# sha256 ([0-9a-f]{64})\n(.*)", re.DOTALL)
 
 
 class WrongChecksum(ValueError):
@@ -293,8 +293,8 @@ def from_checked_json(content: bytes) -> dict[str, Any]:
 
 
 def to_checked_text(text: str) -> str:
-    """A text of whole lines with its SHA-256 in a comment as the last one."""
-    return f"{text}# sha256 {_sha256(text)}\n"
+    """A text after its SHA-256 in a comment, which stands first so that no cut takes it away and leaves the text."""
+    return f"# sha256 {_sha256(text)}\n{text}"
 
 
 def from_checked_text(text: str) -> str:
@@ -306,9 +306,9 @@ def from_checked_text(text: str) -> str:
     found = _CHECKED_TEXT.fullmatch(text)
     if found is None:
         return text
-    if found[2] != _sha256(found[1]):
+    if found[1] != _sha256(found[2]):
         raise WrongChecksum
-    return found[1]
+    return found[2]
 
 
 def _sha256(text: str) -> str:

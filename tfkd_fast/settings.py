@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+LARGEST = 1e30
+"""The largest number that a table takes where nothing else bounds it: float32 holds it, and most multiples of it."""
 UNREAD = "unread_key"
 """The type of the validation error for a key whose `ReadIf` does not hold."""
 
@@ -56,9 +58,9 @@ class ReadIf:
 
 
 class Settings(BaseModel):
-    """Immutable, typed, bounded values; a key that is unknown or that nothing reads is an error, never ignored."""
+    """Immutable, typed, bounded, finite values; a key that is unknown or that nothing reads is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _refuse_unread_values(self) -> Self:

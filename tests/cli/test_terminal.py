@@ -9,7 +9,8 @@ from rich.table import Table
 
 from tests.cli.screen import Screen
 from tests.support.command import refusal
-from tfkd_fast.cli.terminal import Terminal, printable, replace_unknown_characters
+from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
+from tfkd_fast.errors import printable
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x1b[2J\x9b1A\r\n\t\x7f\x00\u202egnp.exe\u2028"
 

@@ -12,8 +12,10 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from tests.support.command import SMALL, command, refusal, run, run_alone, sentence_of, wait_for
+from tests.support.data_files import arrays
 from tests.support.runs import log, recipe, without_clocks
 from tfkd_fast import api
+from tfkd_fast.errors import UserError
 from tfkd_fast.models import ModelSettings
 from tfkd_fast.runs.checkpoint import load_checkpoint
 from tfkd_fast.runs.student import load_student
@@ -151,6 +153,17 @@ def test_a_run_that_was_killed_before_its_report_gets_it(tmp_path: Path) -> None
         (["--dataset", "npz", "--data-root", "nothing.npz"], "nothing.npz"),
         (["--set", "optimizer.lr=1"], "unknown recipe key 'optimizer.lr'"),
         (["--device", "cuda"], "--device cpu"),
+        (["--set", "data=5"], "recipe key 'data'"),
+        (["--set", "data.dataset=[1]"], "recipe key 'data.dataset'"),
+        (["--set", "method=5"], "unknown method 5"),
+        (["--set", "options.x=5"], "unknown recipe key 'options'"),
+        (["--set", "seed=" + "1" * 5000], "recipe key 'seed'"),
+        (["--set", "model.width=" + "[" * 5000], "recipe key 'model.width'"),
+        (["--batch-size", str(2**63)], "less than or equal to 65536"),
+        (["--set", f"epochs={10**400}"], "less than or equal to 1000000"),
+        (["--set", "optimizer.learning_rate=inf"], "finite number"),
+        (["--set", "data.workers=1000000"], "less than or equal to 256"),
+        (["x" * 300], "no recipe file 'xxx"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -159,6 +172,32 @@ def test_bad_input_is_one_sentence(tmp_path: Path, arguments: list[str], sentenc
     out = tmp_path / "run"
     assert sentence in refusal("train", *arguments, "--out", out)
     assert not out.exists()
+
+
+def test_a_recipe_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(b'method = "ce"  # caf\xe9')
+    assert "recipe.toml is no UTF-8 text" in refusal("train", tmp_path / "recipe.toml", "--out", tmp_path / "run")
+    assert "File name too long" in refusal("train", "digits", *SMALL, "--out", tmp_path / ("x" * 300))
+
+
+def test_a_model_that_there_is_not_cannot_be_measured() -> None:
+    assert "unknown model 'nope'" in refusal("bench", "--model", "nope")
+
+
+@pytest.mark.parametrize("fault", ["one image", "label out of range"])
+def test_what_cannot_be_tested_is_refused_before_training(tmp_path: Path, fault: str) -> None:
+    content = arrays()
+    if fault == "one image":
+        content |= {key: content[key][:1] for key in ("test_images", "test_labels")}
+        said = "data set npz has 1 test image"
+    else:
+        content["test_labels"][-1] = 3
+        said = "array test_labels in .* must be 0 .. 2, holds 3"
+    np.savez(tmp_path / "data.npz", **content)
+    data = {"dataset": "npz", "root": str(tmp_path / "data.npz"), "holdout": 0}
+    with pytest.raises(UserError, match=said):
+        api.train({"method": "ce", "data": data, "model": {"width": 0.125}}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_eval_of_no_run_is_refused(tmp_path: Path) -> None:

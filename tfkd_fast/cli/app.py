@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.table import Table
@@ -23,9 +23,9 @@ from tfkd_fast.cli.study import train_study
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
 from tfkd_fast.data import LoaderName
 from tfkd_fast.device import resolve_compute
-from tfkd_fast.errors import Notice, UserError
+from tfkd_fast.errors import Notice, UserError, nearest
 from tfkd_fast.files import write_bytes
-from tfkd_fast.models import ModelSettings
+from tfkd_fast.models import MODELS, ModelSettings
 from tfkd_fast.policies import learn_policy
 from tfkd_fast.runs.export import export_student
 from tfkd_fast.runs.folder import RunFolder
@@ -79,8 +79,16 @@ def run(stop: Stop) -> None:
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             app(obj=stop)
     except UserError as error:
-        Terminal(error=True).say(f"error: {error}")
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:  # of a place that no sentence is written for
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except MemoryError:
+        _fail("there is not enough memory: lower data.batch_size, model.width or the number of candidates")
+
+
+def _fail(sentence: str) -> NoReturn:
+    Terminal(error=True).say(f"error: {sentence}")
+    sys.exit(2)
 
 
 def _show_warning(other: Callable[..., None], message: Warning | str, kind: type[Warning], *place: Any) -> None:
@@ -220,11 +228,13 @@ def study(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of runs at a time; by default one on CUDA, otherwise one for each core."),
+        typer.Option(
+            min=1, max=1_024, help="Number of runs at a time; by default one on CUDA, otherwise one for each core."
+        ),
     ] = None,
     seeds: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="A seed to train instead of those of the study; may be given again."),
+        typer.Option(min=0, max=2**63 - 1, help="A seed to train instead of those of the study; may be given again."),
     ] = None,
     rows: Annotated[
         list[str] | None,
@@ -255,10 +265,10 @@ def learn(
         typer.Option(metavar="DIR", help="Folder for the policy; a search in it that has fewer generations goes on."),
     ],
     generations: Annotated[
-        int, typer.Option(min=1, help="Number of generations, each of which trains --students students.")
+        int, typer.Option(min=1, max=1_000_000, help="Number of generations, each of which trains --students students.")
     ] = 10,
     students: Annotated[
-        int, typer.Option(min=4, help="Number of students in a generation, each under a policy of its own.")
+        int, typer.Option(min=4, max=64, help="Number of students in a generation, each under a policy of its own.")
     ] = 6,
     data_root: DataRoot = None,
     assignments: Assignments = None,
@@ -351,20 +361,26 @@ def bench(
     device: Annotated[DeviceName, DEVICE] = "auto",
     precision: Annotated[PrecisionName, PRECISION] = "auto",
     model: Annotated[str, MODEL] = "vgg8",
-    width: Annotated[float, typer.Option(help="Factor that multiplies the number of channels of every layer.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Number of images in a batch.")] = 128,
-    steps: Annotated[int, typer.Option(min=2, help="Number of training steps in a measurement.")] = 10,
-    rounds: Annotated[int, typer.Option(min=2, help="Number of measurements of each variant.")] = 7,
+    width: Annotated[
+        float, typer.Option(min=0.01, max=8, help="Factor that multiplies the number of channels of every layer.")
+    ] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Number of images in a batch.")] = 128,
+    steps: Annotated[int, typer.Option(min=2, max=1_000_000, help="Number of training steps in a measurement.")] = 10,
+    rounds: Annotated[int, typer.Option(min=2, max=10_000, help="Number of measurements of each variant.")] = 7,
     compiled: Annotated[
         bool, typer.Option(help="Whether torch.compile is measured, too, which takes a minute to compile.")
     ] = True,
     candidates: Annotated[
         list[int] | None,
-        typer.Option(help="A number of candidates to train in every way side by side; may be given again."),
+        typer.Option(
+            min=1, max=64, help="A number of candidates to train in every way side by side; may be given again."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file that the figures are written to.")] = None,
 ) -> None:
     """Measure the images a second of the training step on this machine, beside plain PyTorch and the limit."""
+    if model not in MODELS:
+        raise UserError(f"unknown model {model!r}: {nearest(model, MODELS)}")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"cannot write {out}: there is no folder {out.parent}, make it first")
     figures = measure(

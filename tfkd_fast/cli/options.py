@@ -14,7 +14,7 @@ from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.errors import UserError, nearest
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.recipe import core_fields
-from tfkd_fast.settings import ReadIf, Settings, TableForms, default_form, table_forms
+from tfkd_fast.settings import LARGEST, ReadIf, Settings, TableForms, default_form, table_forms
 
 NEEDED, UNSET = "needed", "unset"
 """Defaults that are no values."""
@@ -224,7 +224,8 @@ def values_of(annotation: Any, constraints: list[Any]) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return f"tables of {', '.join(annotation.model_fields)}"
     word = {bool: "true, false", int: "integer", float: "number"}.get(annotation, "text")
-    bounds = [(sign, f"{getattr(c, name):g}") for c in constraints for name, sign in SIGNS if hasattr(c, name)]
+    limits = [(sign, getattr(c, name)) for c in constraints for name, sign in SIGNS if hasattr(c, name)]
+    bounds = [(sign, f"{limit:g}") for sign, limit in limits if abs(limit) != LARGEST]
     if len(bounds) < 2:
         return " ".join([word, *(part for bound in bounds for part in bound)])
     (over, low), (under, high) = sorted(bounds, reverse=True)

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tfkd_fast.cli.pace import Pace, duration_words, plan_words
-from tfkd_fast.cli.terminal import Terminal, printable
+from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.data import open_dataset
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, printable
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.study import Row, Run, Runner, Study, StudyFolder, distinct
 from tfkd_fast.study.progress import RunProgress

@@ -2,15 +2,13 @@
 
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Iterable
 from typing import IO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-"""Characters that reorder the text around them, so that a line reads otherwise than it is."""
+from tfkd_fast.errors import printable
 
 
 class Terminal(Console):
@@ -37,22 +35,6 @@ class Terminal(Console):
                 yield segment
             else:
                 yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
-
-
-def printable(text: str) -> str:
-    """The text in one line: control characters, line breaks, marks of direction and what is no character as escapes
-    such as \\x1b."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_escape(character) if _is_control(character) else character for character in text)
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in DIRECTIONS
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def replace_unknown_characters() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import open_regular, read_bytes, reading
 
 
 class ImageSet(ABC):
@@ -43,6 +44,10 @@ class ImageSet(ABC):
     @abstractmethod
     def subset(self, indices: Tensor) -> Self:
         """Return the set of the images at `indices` (M,) int64, in that order."""
+
+    @abstractmethod
+    def refuse_unreadable(self) -> None:
+        """Raise UserError for an image that cannot be decoded."""
 
     def fingerprint(self) -> str:
         """Return the SHA-256, in hexadecimal, of labels, shape and content of the images; no file is decoded."""
@@ -76,10 +81,14 @@ class ArrayImages(ImageSet):
     def subset(self, indices: Tensor) -> Self:
         return type(self)(self._images[indices], self.labels[indices])
 
+    def refuse_unreadable(self) -> None:
+        """Do nothing: what is in memory was decoded."""
+
     def _digest(self, update: Callable[[Any], None]) -> None:
         update(self._images.contiguous().numpy())
 
 
+REMEDY = "replace it or delete it"
 FILES_AT_ONCE = 64
 """Number of files that a thread hashes at a time (our choice): a small file takes less than a change of threads."""
 
@@ -118,6 +127,16 @@ class FileImages(ImageSet):
     def subset(self, indices: Tensor) -> Self:
         return type(self)([self.files[index] for index in indices.tolist()], self.labels[indices], self._size)
 
+    def refuse_unreadable(self) -> None:
+        """Decode every file once, on all cores, and raise UserError for one that cannot be; nothing is kept."""
+
+        def decode(file: Path) -> None:
+            read_rgb(file)
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(decode, self.files):
+                pass
+
     @cached_property
     def plain(self) -> Tensor:
         """(N,) bool: the files that other decoders show as `read_rgb` does.
@@ -141,10 +160,7 @@ def _digest(file: Path) -> bytes:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        return hashlib.sha256(file.read_bytes()).digest()
-    except OSError as error:
-        raise UserError(f"cannot read the image {file} ({error.strerror}): replace it or delete it") from None
+    return hashlib.sha256(read_bytes(file, "the image", REMEDY)).digest()
 
 
 READING = (
@@ -154,10 +170,10 @@ READING = (
 """What happens to the pixels of an image file, in words, with the place of the size."""
 
 FAULTS = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow raises for damaged files."""
+"""What Pillow raises for damaged headers."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -182,18 +198,23 @@ def read_rgb(file: Path) -> Image.Image:
         UserError: the file cannot be decoded, or holds floats or integers of 32 bits, which have no white; the message
             names it.
     """
+    with reading(file, "the image", REMEDY), open_regular(file) as content, _open(content) as opened:
+        if 0 in opened.size:
+            raise ValueError("it has no pixels")
+        _scale_clear_level(opened)
+        opened.load()  # a TIFF file is turned here
+        if opened.mode == "F" or (opened.mode == "I" and opened.format != "PPM"):
+            kind = "floats" if opened.mode == "F" else "integers of 32 bits"
+            raise UserError(f"the image {file} holds {kind}, which have no white: save it with 8 or 16 bits")
+        image, turn = _to_rgb(opened), UPRIGHT.get(_orientation(opened))
+        return image if turn is None else image.transpose(turn)
+
+
+def _open(content: BinaryIO) -> ImageFile.ImageFile:
     try:
-        with Image.open(file) as opened:
-            _scale_clear_level(opened)
-            opened.load()  # a TIFF file is turned here
-            if opened.mode == "F" or (opened.mode == "I" and opened.format != "PPM"):
-                kind = "floats" if opened.mode == "F" else "integers of 32 bits"
-                raise UserError(f"the image {file} holds {kind}, which have no white: save it with 8 or 16 bits")
-            image, turn = _to_rgb(opened), UPRIGHT.get(_orientation(opened))
-            return image if turn is None else image.transpose(turn)
-    except FAULTS as error:
-        reason = "no image format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"cannot read the image {file} ({reason}): replace it or delete it") from None
+        return Image.open(content)
+    except UnidentifiedImageError:
+        raise ValueError("no image format that Pillow knows") from None
 
 
 def _scale_clear_level(image: ImageFile.ImageFile) -> None:
@@ -248,7 +269,7 @@ PLAIN = {
 def _is_plain(file: Path) -> bool:
     """Return whether any decoder shows the file as `read_rgb` does: opaque 8-bit RGB or grey that nothing turns."""
     try:
-        with Image.open(file) as opened:
+        with open_regular(file) as content, Image.open(content) as opened:
             if opened.mode not in PLAIN.get(opened.format or "", ()) or opened.has_transparency_data:
                 return False
             if opened.format in ("PNG", "TIFF") and opened.mode in ("L", "RGB") and _packing(opened) != opened.mode:

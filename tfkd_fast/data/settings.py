@@ -39,7 +39,7 @@ class DataSettings(Settings):
     classes: ClassChoice | None = None
     """Classes to take of the data set, relabelled from 0: a list of names, labels and ranges of labels, or a text such
     as "0-32,cat"; unset, all of them."""
-    per_class: int | None = Field(default=None, ge=1)
+    per_class: int | None = Field(default=None, ge=1, le=10_000_000)
     """Number of training images of each class, drawn once for all runs; unset, all of them."""
     image_size: Annotated[
         Literal[32, 64], ReadIf("dataset", lambda dataset: dataset == "folder", "dataset is folder")
@@ -47,7 +47,7 @@ class DataSettings(Settings):
     """Side that the images of a folder are brought to, in pixels."""
     holdout: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training images of every class that is held out to judge by."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
     """Number of images in a batch."""
     augment: bool = True
     """Whether training images are cropped at random and mirrored."""
@@ -56,13 +56,13 @@ class DataSettings(Settings):
     mix: MixName = "none"
     """Mixing of training images in pairs, and of their labels: mixup or cutmix."""
     mix_alpha: Annotated[float, ReadIf("mix", lambda mix: mix != "none", "mix is mixup or cutmix")] = Field(
-        default=1.0, gt=0
+        default=1.0, ge=0.001, le=1_000
     )
     """Parameter alpha of the distribution Beta(alpha, alpha) that the shares of a mixed pair are drawn from."""
     loader: LoaderName = "auto"
     """Loader of the images; auto takes the fastest by a short measurement."""
     workers: Annotated[int, ReadIf("loader", lambda loader: loader != "resident", "loader is not resident")] = Field(
-        default=2, ge=0
+        default=2, ge=0, le=256
     )
     """Processes of the torchvision loader, or threads of the dali loader; 0 starts no process, or as many threads as
     torch uses."""

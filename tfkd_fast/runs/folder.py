@@ -30,7 +30,7 @@ from tfkd_fast.files import (
     write_bytes,
 )
 from tfkd_fast.methods import METHODS
-from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
+from tfkd_fast.runs.checkpoint import REMEDY, load_checkpoint, save_checkpoint
 from tfkd_fast.runs.lock import LOCK, lock_folder, refuse_if_busy
 
 KEPT_CHECKPOINTS = 2
@@ -150,7 +150,7 @@ class RunFolder:
             UserError: the folder holds no run, or its recipe cannot be read or is not what was written.
         """
         self.require_run()
-        remedy = "restore it; if you changed it on purpose, delete its last line"
+        remedy = "restore it; if you changed it on purpose, delete its first line"
         text = read_text(self.recipe, "the recipe", remedy)
         with reading(self.recipe, "the recipe", remedy):
             return from_checked_text(text)
@@ -180,6 +180,10 @@ class RunFolder:
         """The newest checkpoint's state, or None before the first one."""
         found = self.checkpoint_files()
         return load_checkpoint(found[-1]) if found else None
+
+    def reading_newest(self) -> AbstractContextManager[None]:
+        """Context manager for a block that goes on from the newest checkpoint's state: what does not fit is refused."""
+        return reading(self.checkpoint_files()[-1], "the checkpoint", REMEDY)
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         """Write nested plain values as indented JSON with a checksum, atomically; NaN and infinity become null."""

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import tomli_w
 from pydantic import Field, SerializeAsAny, ValidationError
 from pydantic.fields import FieldInfo
 
-from tfkd_fast.data import DataSettings
-from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.data import DataSettings, LoaderName
+from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.files import is_there, parse_toml, read_text
 from tfkd_fast.methods import MethodEntry, find_method
 from tfkd_fast.methods.base import TeacherTable
@@ -33,7 +33,7 @@ class Recipe(Settings):
 
     method: str = DEFAULT_METHOD
     """Name of the training method; tfkd-fast methods lists them."""
-    epochs: int = Field(default=240, ge=1)
+    epochs: int = Field(default=240, ge=1, le=1_000_000)
     """Number of passes over the training images."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything that is random in the run."""
@@ -49,7 +49,7 @@ class Recipe(Settings):
     """Whether a run on CUDA gives the same bits again, at the price of speed; on the CPU it does so anyway."""
     ops: Literal["auto", "reference", "cpp", "cuda", "triton"] = "auto"
     """Implementation of the package's operators; auto takes the fastest that serves the device."""
-    checkpoint_every: int = Field(default=1, ge=1)
+    checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)
     """Epochs from one checkpoint to the next; the last epoch always has one."""
     tensorboard: bool = False
     """Whether events for TensorBoard are written into the run folder."""
@@ -72,6 +72,8 @@ class Recipe(Settings):
 
     def with_loader(self, name: str) -> Self:
         """Return the same recipe with another loader of images."""
+        if name not in get_args(LoaderName):
+            raise UserError(f"unknown loader {shorten(name)}: {nearest(str(name), get_args(LoaderName))}")
         return self.model_copy(update={"data": self.data.model_copy(update={"loader": name})})
 
     def with_data_root(self, root: Path | str | None) -> Self:
@@ -169,7 +171,9 @@ def parse(text: str, name: str) -> Table:
 def read_recipe(folder: RunFolder) -> Recipe:
     """The resolved recipe of a run, of this version or an earlier one."""
     table = parse(folder.read_recipe_text(), str(folder.recipe))
-    method = find_method(table.get("method", DEFAULT_METHOD))
+    if "method" not in table:
+        raise UserError(f"the recipe {folder.recipe} names no method, as that of a run does: restore it")
+    method = find_method(table["method"])
     return make_recipe(drop_unread_keys(table, core_fields() | method.settings.model_fields))
 
 

@@ -5,17 +5,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tfkd_fast.settings import Forms, ReadIf, Settings
+from tfkd_fast.settings import LARGEST, Forms, ReadIf, Settings
 
 
 class OptimizerSettings(Settings):
     """The `[optimizer]` table: SGD with the reference recipe of RepDistiller (Tian et al., ICLR 2020)."""
 
-    learning_rate: float = Field(default=0.05, gt=0)
+    learning_rate: float = Field(default=0.05, gt=0, le=LARGEST)
     """Learning rate that the schedule multiplies."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of stochastic gradient descent."""
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0, le=LARGEST)
     """Weight decay, added to the gradient as a multiple of every weight."""
     nesterov: Annotated[bool, ReadIf("momentum", bool, "momentum is above 0")] = False
     """Whether the momentum is that of Nesterov."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from tfkd_fast import tensor_file
 from tfkd_fast.data import Dataset, Loader
-from tfkd_fast.data.loaders import free_memory
-from tfkd_fast.device import Compute
+from tfkd_fast.device import Compute, free_memory
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import reading, write_bytes
 from tfkd_fast.methods.base import Needs, TeacherOutputs

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from pydantic import TypeAdapter
+
 from tfkd_fast.methods.base import Interval
 
 
@@ -39,6 +41,9 @@ class RunState:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Self:
-        """The counterpart of `state_dict`."""
-        interval = state["interval"]
-        return cls(**state | {"interval": None if interval is None else Interval(**interval)})
+        """The counterpart of `state_dict`.
+
+        Raises:
+            ValueError: for values that are none of a run.
+        """
+        return TypeAdapter(cls).validate_python(state)

@@ -287,7 +287,8 @@ class Trainer:
         """Go on from the newest checkpoint, or begin a new log and let the method prepare itself."""
         saved = self.folder.newest_state()
         if saved is not None:
-            self._restore(saved)
+            with self.folder.reading_newest():
+                self._restore(saved)
             return
         self._log = RunLog(self.folder.metrics, self._listeners)
         self._log.write(self._started())
@@ -307,6 +308,8 @@ class Trainer:
                 f"the teachers of the run in {self.folder.path} are not those that it began with: restore them"
             )
         self.state = state = RunState.from_state_dict(saved["state"])
+        if not 0 < state.epoch <= self.recipe.epochs:
+            raise ValueError(f"it is of epoch {state.epoch}")
         whole = whole_bytes(self.folder.metrics, state.log_bytes)
         self._log = RunLog(
             self.folder.metrics,

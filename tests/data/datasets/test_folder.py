@@ -1,5 +1,6 @@
 """Folders of image files."""
 
+import os
 import unicodedata
 from hashlib import sha256
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tfkd_fast.data import DataSettings, open_dataset
+from tfkd_fast.data import DataSettings, ImagesSealed, open_dataset, sealed_test_images
 from tfkd_fast.data.datasets.base import PartOfDataset
 from tfkd_fast.data.split import split_names
 from tfkd_fast.errors import UserError
@@ -67,7 +68,7 @@ def test_training_opens_no_test_image(tmp_path: Path) -> None:
     dataset = open_dataset(settings(tmp_path))
     dataset.read_train().all_images()
     assert len(dataset.mean) == 3
-    with pytest.raises(UserError, match=r"cannot read the image .*test/cow/e.png"):
+    with pytest.raises(UserError, match=r"the image .*test/cow/e.png"):
         dataset.read_test().all_images()
 
 
@@ -101,7 +102,8 @@ def test_a_damaged_training_image_is_named(tmp_path: Path) -> None:
     write(tmp_path, FILES)
     (tmp_path / "train/bee/b.png").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"cannot read the image .*train/bee/b.png \(no image format that Pillow knows\)"
+        UserError,
+        match=r"the image .*train/bee/b.png is damaged .* \(no image format that Pillow knows\)",
     ):
         open_dataset(settings(tmp_path)).mean  # noqa: B018  # the first that looks at pixels
 
@@ -219,3 +221,35 @@ def test_a_class_may_lack_test_images(tmp_path: Path) -> None:
     write(tmp_path, {name: level for name, level in FILES.items() if not name.startswith("test/ant")})
     assert open_dataset(settings(tmp_path)).read_test().labels.tolist() == [2]
     assert torch.bincount(open_dataset(settings(tmp_path)).read_train().labels).tolist() == [1, 2, 1]
+
+
+def test_names_that_are_no_utf8_are_shown_escaped(tmp_path: Path) -> None:
+    """Of a class and of a file, on systems whose names are bytes."""
+    for part in (b"train", b"test"):
+        for name in (b"caf\xe9", b"th\xe9"):
+            folder = os.fsencode(tmp_path) + b"/" + part + b"/" + name
+            Path(os.fsdecode(folder)).mkdir(parents=True)
+            Image.new("RGB", (32, 32), "red").save(os.fsdecode(folder + b"/\xff.png"))
+    dataset = open_dataset(settings(tmp_path))
+    assert dataset.classes == [r"caf\udce9", r"th\udce9"]
+    assert dataset.read_train().all_images().shape == (2, 3, 32, 32)
+    dataset.refuse_unusable_test()
+
+
+@pytest.mark.parametrize("fault", ["cut", "text", "pipe"])
+def test_a_broken_test_image_is_refused_before_training(tmp_path: Path, fault: str) -> None:
+    """The only thing that is said of the test images before they are tested on."""
+    write(tmp_path, FILES)
+    dataset = open_dataset(settings(tmp_path))
+    dataset.refuse_unusable_test()
+    bad = tmp_path / "test/ant/f.png"
+    content = bad.read_bytes()
+    bad.unlink()
+    if fault == "pipe":
+        os.mkfifo(bad)  # which a reader would wait for
+    else:
+        bad.write_bytes(content[: len(content) // 2] if fault == "cut" else b"text")
+    with pytest.raises(UserError, match=rf"the image {bad} .*: replace it or delete it"):
+        dataset.refuse_unusable_test()
+    with sealed_test_images(), pytest.raises(ImagesSealed):
+        dataset.refuse_unusable_test()

@@ -1,5 +1,6 @@
 """One .npz file: read as written, and every fault named in one sentence."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_what_is_no_whole_archive_is_refused(tmp_path: Path) -> None:
     content = (tmp_path / "whole.npz").read_bytes()
     for name, part in (("half.npz", content[: len(content) // 2]), ("text.npz", b"hello"), ("empty.npz", b"")):
         (tmp_path / name).write_bytes(part)
-        with pytest.raises(UserError, match=f"{name} is not a whole .npz file"):
+        with pytest.raises(UserError, match=f"{name} is damaged or of another kind"):
             open_dataset(settings(tmp_path / name))
 
 
@@ -116,9 +117,84 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_or_root_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file .*nothing.npz: name the .npz file with --data-root"):
+    with pytest.raises(UserError, match=r"the .npz file .*nothing.npz does not exist"):
         open_dataset(settings(tmp_path / "nothing.npz"))
-    with pytest.raises(UserError, match=r"there is no file"):
+    with pytest.raises(UserError, match=r"is a folder"):
         open_dataset(settings(tmp_path))
     with pytest.raises(UserError, match=r"npz needs its file: name it with --data-root FILE.npz"):
         open_dataset(DataSettings(dataset="npz"))
+
+
+def written(path: Path, key: str, header: bytes, content: bytes = b"", **member: Any) -> DataSettings:
+    """A data set whose array `key` has another header, and other attributes in the archive."""
+    np.savez(path, **arrays())
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members[f"{key}.npy"] = header + content
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    if member:
+        raw = bytearray(path.read_bytes())
+        start = raw.index(b"PK\x01\x02", 0)  # its entry in the list of contents
+        while key.encode() not in raw[start : start + 80]:
+            start = raw.index(b"PK\x01\x02", start + 4)
+        local = int.from_bytes(raw[start + 42 : start + 46], "little")
+        for offset, place in ((8, start), (6, local)):
+            raw[place + offset] |= member.get("flags", 0)
+        for offset, place in ((10, start), (8, local)):
+            raw[place + offset] = member.get("method", raw[place + offset])
+        path.write_bytes(raw)
+    return settings(path)
+
+
+def npy(text: str, version: int = 1) -> bytes:
+    size = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode()
+
+
+def read_all(settings: DataSettings) -> None:
+    dataset = open_dataset(settings)
+    dataset.read_train()
+    dataset.read_test()
+
+
+LABELS = npy("{'descr': '<i8', 'fortran_order': False, 'shape': (6,), }")
+HUGE = "{'descr': '|u1', 'fortran_order': False, 'shape': (%d, 32, 32, 3), }"
+
+
+@pytest.mark.parametrize(
+    ("key", "header", "member", "reason"),
+    [
+        ("train_images", npy(HUGE % 2**40), {}, r"the labels of|must be \(1099511627776,\) integers"),
+        ("test_images", npy(HUGE % 3), {}, r"\(3, 32, 32, 3\) uint8 in \d+ bytes"),
+        ("train_labels", npy("{'descr': '<i8', 'fortran_order': False, 'shape': (-6,), }"), {}, "its shape is"),
+        ("train_labels", npy("(" * 5000), {}, "is nested too deeply|is damaged|memory"),
+        ("train_labels", npy(" " * 30_000_000, 2), {}, "EOF|header"),
+        ("train_labels", npy("{'descr': '<i8', 'fortran_order': False, 'shape': (6,), }", 9), {}, r"\(9, 0\)"),
+        ("classes", npy("{'descr': '<U999999999', 'fortran_order': False, 'shape': (2,), }"), {}, "not a valid dtype"),
+        ("train_labels", LABELS + bytes(48), {"flags": 1}, "encrypted"),
+        ("train_labels", LABELS + bytes(48), {"method": 99}, "compression"),
+        ("train_labels", b"", {}, "EOF"),
+    ],
+)
+def test_what_no_memory_holds_or_nobody_can_read_is_refused(
+    tmp_path: Path, key: str, header: bytes, member: dict[str, int], reason: str
+) -> None:
+    """Before there is memory for it: the shapes are those of terabytes."""
+    opened = written(tmp_path / "data.npz", key, header, **member)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_all(opened)
+    assert "data.npz" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_labels_that_no_signed_number_holds_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **arrays() | {"train_labels": np.array([0, 1, 2, 2, 1, 2**64 - 1], np.uint64)})
+    with pytest.raises(UserError, match=r"must be 0 .. 2, holds 18446744073709551615"):
+        open_dataset(settings(tmp_path / "data.npz")).read_train()
+
+
+def test_names_of_classes_can_be_shown(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **arrays() | {"classes": np.array(["ant", "b\x1b[2Jee", "c\udcffw"])})
+    assert open_dataset(settings(tmp_path / "data.npz")).classes == ["ant", r"b\x1b[2Jee", r"c\udcffw"]

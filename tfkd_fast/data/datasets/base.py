@@ -10,6 +10,7 @@ from tfkd_fast.data.datasets.identity import DataIdentity
 from tfkd_fast.data.datasets.seal import refuse_while_sealed
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.superclasses import find_superclasses
+from tfkd_fast.errors import UserError
 
 CHUNK = 4096
 """Number of images that `channel_statistics` reads at a time."""
@@ -82,6 +83,24 @@ class Dataset:
         """
         refuse_while_sealed()
         return self._read_test()
+
+    def refuse_unusable_test(self) -> None:
+        """Raise UserError if the test images could not be tested on, and tell nothing else of them.
+
+        It is asked before training, so that no run is lost to a broken test image. Every image is decoded once, which
+        costs as much as the reading of the test at the end of a run does.
+
+        Raises:
+            UserError: an image or a label cannot be read, or there are fewer than two images.
+            ImagesSealed: a training run is in progress.
+        """
+        images = self.read_test()
+        if len(images) < 2:
+            raise UserError(
+                f"data set {self.name} has {len(images)} test image, but a temperature that is found on one half of "
+                "them is tried on the other: add images"
+            )
+        images.refuse_unreadable()
 
     @property
     def mean(self) -> tuple[float, ...]:

@@ -9,7 +9,8 @@ from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.images import READING, FileImages
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.split import SPLIT_SEED, split_names
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, printable
+from tfkd_fast.files import is_there, reading
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -21,7 +22,7 @@ TEST_SHARE = 0.2
 """Share of test images of every class where a folder has no parts (our choice)."""
 
 Listing = dict[str, list[Path]]
-"""Class name -> its image files; both are sorted by name."""
+"""Class name, as it can be shown -> its image files; both are sorted by name."""
 
 
 class FolderParts(NamedTuple):
@@ -108,7 +109,12 @@ def list_classes(folder: Path) -> Listing:
     places = _folders(folder)
     if not places:
         raise UserError(f"{folder} holds no class: images belong into a folder of their class's name below it")
-    listing = {place.name: sorted(filter(_is_image, place.iterdir())) for place in places}
+    listing: Listing = {}
+    for place in places:
+        if printable(place.name) in listing:
+            raise UserError(f"two folders in {folder} are both shown as {printable(place.name)!r}: rename one of them")
+        with reading(place, "the folder", "make it readable"):
+            listing[printable(place.name)] = sorted(filter(_is_image, place.iterdir()))
     for name, files in listing.items():
         if files:
             continue
@@ -182,12 +188,13 @@ def _need_two_classes(place: Path, listing: Listing) -> None:
 
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder, without those that are hidden, sorted by name."""
-    if not folder.is_dir():
+    if not is_there(folder) or not folder.is_dir():
         raise UserError(
             f"there is no folder {folder}: images belong into train/CLASS/ and test/CLASS/ of --data-root, or all into "
             "CLASS/"
         )
-    return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    with reading(folder, "the folder", "make it readable"):
+        return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
 
 
 def _is_image(path: Path) -> bool:

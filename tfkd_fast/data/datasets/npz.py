@@ -1,10 +1,13 @@
 """Data sets in one .npz file with train_images, train_labels, test_images, test_labels and classes."""
 
 import hashlib
+import io
+import math
 import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -13,7 +16,13 @@ from numpy.lib import format as npy
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.data.settings import DataSettings
-from tfkd_fast.errors import UserError
+from tfkd_fast.device import free_memory
+from tfkd_fast.errors import UserError, printable
+from tfkd_fast.files import open_regular, reading
+
+REMEDY = "write the file again with numpy.savez"
+MOST_HEADER_BYTES = 16_384
+"""Bytes of the header of an array that are read; those of plain arrays have some hundred."""
 
 SIZES = (32, 64)
 """Pixels a side that images may have."""
@@ -56,14 +65,9 @@ class NpzFile:
     """The archive of an npz data set; every fault raises a UserError that names the file and the array."""
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"there is no file {path}: name the .npz file with --data-root")
         self._path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = set(archive.namelist())
-        except zipfile.BadZipFile:
-            raise UserError(f"{path} is not a whole .npz file: write it again with numpy.savez") from None
+        with reading(path, "the .npz file", REMEDY), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            names = set(archive.namelist())
         for key in KEYS:
             if f"{key}.npy" not in names:
                 raise UserError(f"{path} has no array {key}: an npz data set needs {', '.join(KEYS)}")
@@ -73,7 +77,7 @@ class NpzFile:
         shape, dtype = self._header("classes")
         if dtype.kind != "U" or len(shape) != 1:
             raise self._fault("classes", f"must be (C,) strings, is {_describe(shape, dtype)}")
-        names = [str(name) for name in self._array("classes")]
+        names = [printable(str(name)) for name in self._array("classes")]
         if len(names) < 2 or len(set(names)) < len(names):
             raise self._fault("classes", f"must name two classes or more, each once, names {len(set(names))}")
         return names
@@ -108,10 +112,11 @@ class NpzFile:
             classes: class names in label order.
             all_classes: whether every class must have an image.
         """
-        labels = self._array(f"{part}_labels").astype(np.int64)
+        labels = self._array(f"{part}_labels")
         outside = labels[(labels < 0) | (labels >= len(classes))]
         if len(outside):
             raise self._fault(f"{part}_labels", f"must be 0 .. {len(classes) - 1}, holds {outside[0]}")
+        labels = labels.astype(np.int64)
         if all_classes:
             for label in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0):
                 raise self._fault(f"{part}_labels", f"holds no image of class {classes[label]!r}")
@@ -126,37 +131,56 @@ class NpzFile:
         """
         digest = hashlib.sha256()
         for key in (f"{part}_images", f"{part}_labels"):
-            try:
-                with zipfile.ZipFile(self._path) as archive, archive.open(f"{key}.npy") as member:
-                    while chunk := member.read(CHUNK):
-                        digest.update(chunk)
-            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
-                raise self._damaged(key) from None
+            with self._member(key) as (member, _):
+                while chunk := member.read(CHUNK):
+                    digest.update(chunk)
         return digest.hexdigest()
 
     def _header(self, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Read the shape and dtype of an array, without its content."""
-        try:
-            with zipfile.ZipFile(self._path) as archive, archive.open(f"{key}.npy") as member:
-                read = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
-                shape, _, dtype = read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
-            raise self._damaged(key) from None
-        return shape, dtype
+        with self._member(key) as (member, _):
+            return _read_header(member)
 
     def _array(self, key: str) -> np.ndarray[Any, Any]:
-        try:
-            with np.load(self._path, allow_pickle=False) as archive:
-                array: np.ndarray[Any, Any] = archive[key]
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
-            raise self._damaged(key) from None
+        """Read an array; its size is compared with that of its member before there is memory for it."""
+        with self._member(key) as (member, stored):
+            shape, dtype = _read_header(member)
+            size = math.prod(shape) * dtype.itemsize
+            if size > stored:
+                raise ValueError(f"{_describe(shape, dtype)} in {stored} bytes")
+            if size > free_memory(torch.device("cpu")):
+                raise MemoryError
+            member.seek(0)
+            array: np.ndarray[Any, Any] = npy.read_array(member, allow_pickle=False)
         return array
 
-    def _damaged(self, key: str) -> UserError:
-        return self._fault(key, "is damaged or no plain array")
+    @contextmanager
+    def _member(self, key: str) -> Iterator[tuple[IO[bytes], int]]:
+        """Context manager for a block that reads an array, with its number of bytes; errors become a sentence."""
+        with (
+            reading(self._path, f"array {key} in", REMEDY),
+            open_regular(self._path) as file,
+            zipfile.ZipFile(file) as archive,
+            archive.open(f"{key}.npy") as member,
+        ):
+            yield member, archive.getinfo(f"{key}.npy").file_size
 
     def _fault(self, key: str, what: str) -> UserError:
         return UserError(f"array {key} in {self._path} {what}: write the file again")
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read the shape and dtype at the beginning of an array's file.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    start = io.BytesIO(member.read(MOST_HEADER_BYTES))
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0, (3, 0): npy.read_array_header_2_0}
+    shape, _, dtype = readers[npy.read_magic(start)](start)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {shape}")
+    return shape, dtype
 
 
 def _describe(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:

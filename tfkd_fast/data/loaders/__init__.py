@@ -2,13 +2,10 @@
 
 import importlib.util
 import math
-import os
-import re
 import sys
 import time
 from dataclasses import dataclass
 from itertools import chain, count
-from pathlib import Path
 
 import torch
 
@@ -18,6 +15,7 @@ from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
 from tfkd_fast.data.loaders.resident import ResidentImages
 from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.device import free_memory
 from tfkd_fast.errors import UserError
 
 __all__ = ["Batch", "Loader", "LoaderChoice", "choose_loader", "make_loader", "missing_loaders"]
@@ -123,17 +121,6 @@ def choose_loader(
 def missing_loaders() -> dict[str, str | None]:
     """Return, by loader name, why the loader cannot be used in this installation, or None if it can."""
     return {name: _missing_dali() if name == "dali" else None for name in NAMES}
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free memory of a device in bytes: for the CPU the available memory on Linux, elsewhere all memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        kibibytes = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        kibibytes = None
-    return 1024 * int(kibibytes[1]) if kibibytes else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _augmentation(images: ImageSet, dataset: Dataset, settings: DataSettings) -> Augmentation:

@@ -12,6 +12,6 @@ class TeacherTable(Settings):
     """Folders of the finished runs whose students are the teachers; --teacher names one."""
     cache: FilePath | None = None
     """File that keeps the teachers' outputs; unset, the teachers look at every batch."""
-    views: int = Field(default=0, ge=0)
+    views: int = Field(default=0, ge=0, le=10_000)
     """Epochs after which the augmentation of the training images repeats, so that outputs can be kept; 0 never repeats
     it."""

@@ -16,7 +16,7 @@ from tfkd_fast.methods.distpro.pathways import Pathway, biased_softmax, without_
 from tfkd_fast.methods.distpro.process import FILE, Process
 from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways
 from tfkd_fast.methods.taught.student import TaughtSettings
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 
 BETAS = (0.5, 0.999)
 """Decay rates of Adam (the authors' code)."""
@@ -28,9 +28,9 @@ LONGEST_STEP = 0.5
 class SearchSettings(Settings):
     """The `[search]` table."""
 
-    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=0.1, gt=0, le=LARGEST)
     """Learning rate of Adam for alpha, from which the weights of the pathways follow (the authors' code)."""
-    record_every: int = Field(default=50, ge=1)
+    record_every: int = Field(default=50, ge=1, le=1_000_000)
     """Training steps from one record of alpha to the next (our choice)."""
     smoothing: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the moving average over the records of alpha (our choice)."""

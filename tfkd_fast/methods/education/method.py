@@ -27,21 +27,21 @@ from tfkd_fast.methods.education.network import Grade, Head
 from tfkd_fast.methods.taught.specialists import SideBySide
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.randomness import Purpose, random_words, seeded
-from tfkd_fast.settings import ReadIf, Settings
+from tfkd_fast.settings import LARGEST, ReadIf, Settings
 
 
 class EducationLoss(Settings):
     """The `[loss]` table. Temperature and alpha are those of the authors' code."""
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions of teacher and student."""
     alpha: float = Field(default=0.7, ge=0, le=1)
     """Weight of the teacher in the loss; the label has the rest."""
-    self_reference: float = Field(default=0.0, ge=0)
+    self_reference: float = Field(default=0.0, ge=0, le=LARGEST)
     """Weight of the head of the grade before in the loss after a promotion; 0 leaves it out."""
     self_reference_epochs: Annotated[
         int, ReadIf("self_reference", lambda weight: weight != 0, "self_reference is above 0")
-    ] = Field(default=5, ge=1)
+    ] = Field(default=5, ge=1, le=1_000_000)
     """Epochs after a promotion in which the head of the grade before takes part in the loss."""
 
 

@@ -4,13 +4,13 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast.methods.base import Context, Loss, SingleStudent, StepBatch
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 
 
 class ConfidencePenaltyLoss(Settings):
     """The `[loss]` table of the method."""
 
-    beta: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    beta: float = Field(default=0.1, ge=0, le=LARGEST)
     """Weight of the entropy of the prediction (nats), which is subtracted from the cross-entropy."""
 
 

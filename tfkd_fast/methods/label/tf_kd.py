@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 
 
 class TfKDLoss(Settings):
@@ -35,7 +35,7 @@ class ReferenceConvention(TfKDLoss):
     """A divergence that is a mean over batch and classes, times a multiplier."""
 
     convention: Literal["reference"]
-    multiplier: float = Field(gt=0)
+    multiplier: float = Field(gt=0, le=LARGEST)
     """Factor kappa of the divergence."""
 
 

@@ -9,14 +9,14 @@ from torch import Tensor
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, SingleStudent, StepBatch
 from tfkd_fast.methods.label.tf_kd import PaperConvention, ReferenceConvention, TfKDLoss, multiplier
-from tfkd_fast.settings import Forms, Settings
+from tfkd_fast.settings import LARGEST, Forms, Settings
 from tfkd_fast.steering.targets.smoothed import smoothed_tables
 
 
 class TfKDRegLoss(TfKDLoss):
     """The `[loss]` table of Tf-KD_reg; numbers are the authors' for ResNet18 on CIFAR-100."""
 
-    temperature: float = Field(default=20.0, gt=0)
+    temperature: float = Field(default=20.0, ge=0.01, le=1_000)
     """Temperature that softens the virtual teacher, and by the paper's equations the student, too."""
     alpha: float = Field(default=0.1, ge=0, le=1)
     """Weight of the virtual teacher in the loss; the label has the rest."""
@@ -31,7 +31,7 @@ class TfKDRegPaperLoss(PaperConvention, TfKDRegLoss):
 class TfKDRegReferenceLoss(ReferenceConvention, TfKDRegLoss):
     """The loss of the authors' code."""
 
-    multiplier: float = Field(default=100.0, gt=0)
+    multiplier: float = Field(default=100.0, gt=0, le=LARGEST)
     """Factor kappa of the divergence; the default is the authors' for ResNet18 on CIFAR-100."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
-from tfkd_fast.settings import Forms, Settings
+from tfkd_fast.settings import LARGEST, Forms, Settings
 from tfkd_fast.steering.targets.zipf import zipf_targets
 
 
@@ -21,9 +21,9 @@ class ZipfBase(Settings):
 
     rank: str
     """What ranks the wrong classes: the votes of all places in the image (dense), or its prediction (logits)."""
-    weight: float = Field(default=0.1, ge=0)
+    weight: float = Field(default=0.1, ge=0, le=LARGEST)
     """Weight lambda of the wrong classes in the loss; the label has 1."""
-    power: float = Field(default=1.0, ge=0)
+    power: float = Field(default=1.0, ge=0, le=LARGEST)
     """Exponent of the rank: the target of a wrong class is proportional to 1 / rank ** power."""
 
 
@@ -31,7 +31,7 @@ class DenseZipfLoss(ZipfBase):
     """Wrong classes by the votes of all places in the image."""
 
     rank: Literal["dense"] = "dense"
-    upsample: int = Field(default=2, ge=1)
+    upsample: int = Field(default=2, ge=1, le=8)
     """Factor that multiplies the height and width of the last map before its places vote."""
 
 

@@ -9,19 +9,19 @@ from torch import Tensor
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Plan, StepBatch
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 
 
 class DKDLoss(Settings):
     """The `[loss]` table, by mdistiller's configuration for VGG-13 and VGG-8 on CIFAR-100 (the authors' own)."""
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions of teacher and student."""
-    ce_weight: float = Field(default=1.0, ge=0)
+    ce_weight: float = Field(default=1.0, ge=0, le=LARGEST)
     """Weight of the cross-entropy with the label in the loss."""
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: float = Field(default=1.0, ge=0, le=LARGEST)
     """Weight of the divergence for the label against all other classes together."""
-    beta: float = Field(default=6.0, ge=0)
+    beta: float = Field(default=6.0, ge=0, le=LARGEST)
     """Weight of the divergence among the other classes; the best value depends on the pair of networks."""
     warmup: float = Field(default=20 / 240, ge=0, le=1)
     """Share of the run over which alpha and beta grow from 0 to their values."""

@@ -12,7 +12,7 @@ from tfkd_fast.settings import Settings
 class KDLoss(Settings):
     """The `[loss]` table, by the settings of RepDistiller (Tian et al., ICLR 2020)."""
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions of teacher and student."""
     alpha: float = Field(default=0.9, ge=0, le=1)
     """Weight of the teacher in the loss; the label has the rest."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tfkd_fast.settings import Forms, Settings
+from tfkd_fast.settings import LARGEST, Forms, Settings
 
 
 class ProfessorBase(Settings):
@@ -15,21 +15,21 @@ class ProfessorBase(Settings):
     (joint), for each sample one of the two (selective), or first the teacher and then the professor (staged)."""
     variant: Literal["label-free", "label-conditioned"] = "label-free"
     """Whether the generator of the professor is told the label of the image."""
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, ge=0.01, le=1_000)
     """Temperature of the teacher's predictions that the professor reads and is compared by."""
-    code_size: int = Field(default=64, ge=1)
+    code_size: int = Field(default=64, ge=1, le=4_096)
     """Size of the code between the encoder and the generator of the professor."""
-    correlation: float = Field(default=1.0, ge=0)
+    correlation: float = Field(default=1.0, ge=0, le=LARGEST)
     """Weight of the teacher's correlations between classes in the loss of the professor, whose cross-entropy has 1."""
-    output_adversary: float = Field(default=0.05, ge=0)
+    output_adversary: float = Field(default=0.05, ge=0, le=LARGEST)
     """Weight of the discriminator of predictions in the loss of the professor, whose cross-entropy has 1."""
-    code_adversary: float = Field(default=0.01, ge=0)
+    code_adversary: float = Field(default=0.01, ge=0, le=LARGEST)
     """Weight of the discriminator of codes in the loss of the professor, whose cross-entropy has 1."""
-    epochs: int = Field(default=60, ge=1)
+    epochs: int = Field(default=60, ge=1, le=1_000_000)
     """Epochs that the professor trains, the last third of them at a tenth of its learning rate."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0, le=LARGEST)
     """Learning rate of Adam for the professor and its discriminators."""
-    cutout: int = Field(default=8, ge=0)
+    cutout: int = Field(default=8, ge=0, le=64)
     """Side of the square that is hidden in the professor's images, in pixels of an image of 32; 0 hides none."""
     jitter: float = Field(default=0.4, ge=0, lt=1)
     """Strength of the random changes of brightness, contrast and saturation in the professor's images; 0 makes none."""

@@ -5,15 +5,15 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 
 
 class CSKDLoss(Settings):
     """The `[loss]` table; defaults of the authors' code (alinlab/cs-kd, train.py)."""
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions for the image and its companion."""
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, le=LARGEST)
     """Weight lambda of the companion's prediction in the loss, where the label has 1; the authors take 3 for images of
     fine-grained classes."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 
 NO_INDEX = -1
 """The index of a row that holds no image."""
@@ -16,9 +16,9 @@ NO_INDEX = -1
 class DLBLoss(Settings):
     """The `[loss]` table. The authors' code (Meta-knowledge-Lab/DLB, dlb.py) has no defaults: these are our choice."""
 
-    temperature: float = Field(default=3.0, gt=0)
+    temperature: float = Field(default=3.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions of this step and of the last one."""
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: float = Field(default=1.0, ge=0, le=LARGEST)
     """Weight of the prediction of the last step in the loss; the label has 1."""
 
 

@@ -8,13 +8,13 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Context
 from tfkd_fast.methods.label.tf_kd import PaperConvention, ReferenceConvention, TfKDLoss, multiplier
 from tfkd_fast.methods.one_teacher.kd import KD, KDLoss, KDSettings
-from tfkd_fast.settings import Forms
+from tfkd_fast.settings import LARGEST, Forms
 
 
 class TfKDSelfLoss(TfKDLoss, KDLoss):
     """The `[loss]` table of Tf-KD_self; numbers are the authors' for ResNet18 on CIFAR-100."""
 
-    temperature: float = Field(default=6.0, gt=0)
+    temperature: float = Field(default=6.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions of teacher and student."""
     alpha: float = Field(default=0.95, ge=0, le=1)
     """Weight of the teacher in the loss; the label has the rest."""
@@ -27,7 +27,7 @@ class TfKDSelfPaperLoss(PaperConvention, TfKDSelfLoss):
 class TfKDSelfReferenceLoss(ReferenceConvention, TfKDSelfLoss):
     """The loss of the authors' code."""
 
-    multiplier: float = Field(default=50.0, gt=0)
+    multiplier: float = Field(default=50.0, gt=0, le=LARGEST)
     """Factor kappa of the divergence; the default is the authors' for ResNet18 on CIFAR-100."""
 
 

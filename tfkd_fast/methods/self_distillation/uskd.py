@@ -9,7 +9,7 @@ from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatc
 from tfkd_fast.methods.label.zipf import wrong_class_divergence
 from tfkd_fast.models.layers import Classifier, average_pool
 from tfkd_fast.randomness import seeded
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 from tfkd_fast.steering.targets.zipf import zipf_targets
 
 SMOOTHING = 0.1
@@ -22,11 +22,11 @@ class USKDLoss(Settings):
     For ImageNet they have alpha 1, beta 0.1 and mu 0.005.
     """
 
-    alpha: float = Field(default=0.1, ge=0)
+    alpha: float = Field(default=0.1, ge=0, le=LARGEST)
     """Weight of the soft target for the label's class in the loss, on top of the cross-entropy."""
-    beta: float = Field(default=0.1, ge=0)
+    beta: float = Field(default=0.1, ge=0, le=LARGEST)
     """Weight of the wrong classes in the loss."""
-    mu: float = Field(default=0.1, ge=0)
+    mu: float = Field(default=0.1, ge=0, le=LARGEST)
     """Weight of the cross-entropy of the weak head in the loss."""
 
 

@@ -10,17 +10,17 @@ from torch import Tensor
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Needs, StepBatch, TeacherCount
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 
 
 class AverageLoss(Settings):
     """The `[loss]` table, by the commands of CA-MKD's code (Rorozhl/CA-MKD, scripts/run.sh)."""
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions of teacher and student."""
-    ce_weight: float = Field(default=1.0, ge=0)
+    ce_weight: float = Field(default=1.0, ge=0, le=LARGEST)
     """Weight of the cross-entropy with the label in the loss."""
-    kd_weight: float = Field(default=1.0, ge=0)
+    kd_weight: float = Field(default=1.0, ge=0, le=LARGEST)
     """Weight of the averaged divergence from the teachers in the loss."""
 
 

@@ -6,16 +6,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tfkd_fast.settings import Forms, ReadIf, Settings, absolute_path, named_once
+from tfkd_fast.files import is_there
+from tfkd_fast.settings import LARGEST, Forms, ReadIf, Settings, absolute_path, named_once
 from tfkd_fast.steering.control.controller import ACTION_LIMIT
 
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-Action = tuple[FiniteFloat, ...]
+Action = tuple[Annotated[float, Field(ge=-LARGEST, le=LARGEST)], ...]
 
 
 def _absolute_or_name(policy: str) -> str:
     """The absolute path of a file; a name of a policy that comes with the package, and an empty one, as they are."""
-    is_name = Path(policy).name == policy and not Path(policy).suffix and not Path(policy).is_file()
+    is_name = (
+        Path(policy).name == policy
+        and not Path(policy).suffix
+        and not (is_there(Path(policy)) and Path(policy).is_file())
+    )
     return policy if is_name else absolute_path(policy)
 
 
@@ -29,7 +33,7 @@ class RecordedAction(Settings):
     """Share of the run that has passed when the entry begins; it lasts until the next entry begins."""
     action: Action
     """The action of the entry: as many numbers as the target takes."""
-    learning_rate_factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    learning_rate_factor: float = Field(default=1.0, gt=0, le=LARGEST)
     """Factor that multiplies the scheduled learning rate during the entry."""
 
 
@@ -40,12 +44,12 @@ class ControllerBase(Settings):
     """Whether the controller is told how candidates did after each of its decisions, for which images are held out."""
     name: str
     """Name of the controller, which sets the actions of a run."""
-    warmup_epochs: int = Field(default=5, ge=0)
+    warmup_epochs: int = Field(default=5, ge=0, le=1_000_000)
     """Epochs of one-hot labels before the first decision, at most a quarter of the run; a target that refers to what
     the student has learned (rank-binned, or with sources) takes them, any other begins at once."""
-    interval: int = Field(default=1, ge=1)
+    interval: int = Field(default=1, ge=1, le=1_000_000)
     """Epochs that one decision lasts while a single candidate trains."""
-    cooldown_epochs: int = Field(default=0, ge=0)
+    cooldown_epochs: int = Field(default=0, ge=0, le=1_000_000)
     """Epochs that a copy of each candidate trains on by the neutral target, its learning rate falling to zero, before
     the candidate is judged; 0 judges it as it is, by averaged weights."""
 
@@ -122,12 +126,12 @@ class SampledPolicySettings(RewardedSettings):
     policy: Policy = ""
     """Policy that the run starts from: a policy.safetensors file, or the name of a policy that comes with the package;
     empty for a new policy."""
-    min_std: float = Field(default=0.05, gt=0)
+    min_std: float = Field(default=0.05, gt=0, le=LARGEST)
     """Least standard deviation of a sampled action."""
-    max_std: float = Field(default=1.0, gt=0)
+    max_std: float = Field(default=1.0, gt=0, le=LARGEST)
     """Largest standard deviation of a sampled action."""
     initial_std: Annotated[float, ReadIf("policy", lambda policy: not policy, "policy is empty")] = Field(
-        default=0.4, gt=0, validate_default=True
+        default=0.4, gt=0, le=LARGEST, validate_default=True
     )
     """Standard deviation of a sampled action under a new policy, from min_std to max_std."""
 
@@ -149,22 +153,22 @@ class RandomSettings(SampledPolicySettings):
 class LearnedPolicySettings(SampledPolicySettings):
     """What controllers read that learn a policy by its gradient."""
 
-    learning_rate: float = Field(default=3e-2, gt=0)
+    learning_rate: float = Field(default=3e-2, gt=0, le=LARGEST)
     """Learning rate of Adam for the bias and the standard deviation of the policy; tens of decisions teach nothing at
     the usual 3e-4 or 3e-3."""
-    network_learning_rate: float = Field(default=3e-3, ge=0)
+    network_learning_rate: float = Field(default=3e-3, ge=0, le=LARGEST)
     """Learning rate of Adam for the weights of the policy and value networks."""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """Largest distance from 1 at which an update trusts the ratio of new to old probability of an action."""
-    entropy_bonus: float = Field(default=1e-3, ge=0)
+    entropy_bonus: float = Field(default=1e-3, ge=0, le=LARGEST)
     """Weight of the entropy of the policy (nats) in the objective of an update."""
-    max_gradient_norm: float = Field(default=0.5, gt=0)
+    max_gradient_norm: float = Field(default=0.5, gt=0, le=LARGEST)
     """Norm that the gradients of the policy and of the value network are clipped to."""
-    epochs: int = Field(default=4, ge=1)
+    epochs: int = Field(default=4, ge=1, le=1_000_000)
     """Passes over the buffer in one update of the policy."""
-    group_buffer: int = Field(default=4, ge=1)
+    group_buffer: int = Field(default=4, ge=1, le=10_000)
     """Latest decisions over several candidates that an update learns from; every such decision is followed by one."""
-    single_buffer: int = Field(default=8, ge=2)
+    single_buffer: int = Field(default=8, ge=2, le=10_000)
     """Decisions over a single candidate from one update to the next."""
     discount: float = Field(default=0.9, ge=0, lt=1)
     """Discount of future rewards while a single candidate trains."""
@@ -207,7 +211,7 @@ class UCBSettings(BanditSettings):
     """A bandit that plays the arm with the highest upper confidence bound."""
 
     name: Literal["ucb"]
-    exploration: float = Field(default=0.5, ge=0)
+    exploration: float = Field(default=0.5, ge=0, le=LARGEST)
     """Weight of the confidence radius in the score of an arm."""
 
 
@@ -215,7 +219,7 @@ class EvolutionSettings(RewardedSettings):
     """A search by the evolution strategy CMA-ES."""
 
     name: Literal["cma-es"]
-    initial_std: float = Field(default=0.4, gt=0)
+    initial_std: float = Field(default=0.4, gt=0, le=LARGEST)
     """Standard deviation of the first population of actions."""
 
 
@@ -224,7 +228,7 @@ class HypergradientSettings(ControllerBase):
 
     learns = True
     name: Literal["hypergradient"]
-    hypergradient_rate: float = Field(default=0.1, gt=0)
+    hypergradient_rate: float = Field(default=0.1, gt=0, le=LARGEST)
     """Learning rate of Adam for the action, which is roughly how far one decision moves it."""
 
 

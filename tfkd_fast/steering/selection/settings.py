@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tfkd_fast.settings import Forms, Settings, named_once
+from tfkd_fast.settings import LARGEST, Forms, Settings, named_once
 from tfkd_fast.steering.selection.criteria import find_criterion
 
 DECISIVE = "holdout-top1"
@@ -34,14 +34,14 @@ class NoSelectionSettings(SelectionBase):
 class RankedSelectionSettings(SelectionBase):
     """What every budget reads under which candidates are ranked."""
 
-    candidates: int = Field(default=4, ge=2)
+    candidates: int = Field(default=4, ge=2, le=64)
     """Number of candidates in an interval; under successive halving, half of those that a round starts with."""
     criteria: Annotated[tuple[str, ...], AfterValidator(named_once)] = Field(
         default=("holdout-nll", "holdout-top1", "averaged-top1"), min_length=1
     )
     """Names of the criteria that candidates are ranked by; the first separates candidates of the same score, then the
     second, and so on."""
-    weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+    weights: tuple[Annotated[float, Field(ge=0, le=LARGEST)], ...] | None = None
     """Weight of the rank or value under each criterion in a sum; unset, each weighs 1."""
     aggregate: Literal["borda", "z-sum", "accuracy", "pareto"] = "borda"
     """Order of the candidates: by the weighted sum of ranks (borda), the weighted sum of standardised values (z-sum),
@@ -103,7 +103,7 @@ class RankedSelectionSettings(SelectionBase):
 class IntervalSelectionSettings(RankedSelectionSettings):
     """What budgets read whose candidates train for a fixed number of epochs."""
 
-    interval: int = Field(default=5, ge=1)
+    interval: int = Field(default=5, ge=1, le=1_000_000)
     """Epochs that candidates train from one selection to the next."""
 
 
@@ -134,7 +134,7 @@ class HalvingSelectionSettings(RankedSelectionSettings):
     """Rounds of successive halving, back to back after the warm-up."""
 
     budget: Literal["halving"]
-    halving_epochs: int = Field(default=1, ge=1)
+    halving_epochs: int = Field(default=1, ge=1, le=1_000_000)
     """Epochs of the first rung of a round; each later rung has twice as many."""
 
     @field_validator("candidates")

@@ -37,11 +37,11 @@ class TargetBase(Settings):
     action."""
     source_share: Annotated[float, WITH_SOURCES] = Field(default=0.3, gt=0, lt=1, validate_default=True)
     """Share of each source in the target under the neutral action; all together must leave the class target a share."""
-    source_temperature: Annotated[float, WITH_SOURCES] = Field(default=2.0, gt=0)
+    source_temperature: Annotated[float, WITH_SOURCES] = Field(default=2.0, ge=0.01, le=1_000)
     """Temperature of each source under the neutral action."""
     slow_self_decay: Annotated[float, _with_source("slow-self")] = Field(default=0.999, ge=0, lt=1)
     """Share of the averaged weights of slow-self that one training step leaves as they were."""
-    peers: Annotated[int, _with_source("peers")] = Field(default=4, ge=1)
+    peers: Annotated[int, _with_source("peers")] = Field(default=4, ge=1, le=64)
     """Number of students that teach each other under selection.budget none; any other budget sets the number itself."""
 
     @property

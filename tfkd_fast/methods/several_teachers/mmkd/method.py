@@ -35,19 +35,19 @@ from tfkd_fast.methods.several_teachers.mmkd.matching import (
 from tfkd_fast.methods.several_teachers.mmkd.weights import GramNorm, TeacherWeights
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.randomness import seeded
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import LARGEST, Settings
 
 
 class MMKDLoss(Settings):
     """The `[loss]` table, by the authors' command for VGG-8."""
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions of teacher and student."""
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: float = Field(default=1.0, ge=0, le=LARGEST)
     """Weight of the teachers' predictions in the loss; the label has 1."""
-    beta: float = Field(default=100.0, ge=0)
+    beta: float = Field(default=100.0, ge=0, le=LARGEST)
     """Weight of the teachers' features in the loss; the best value depends on the networks."""
-    warmup_epochs: float = Field(default=1.0, ge=0)
+    warmup_epochs: float = Field(default=1.0, ge=0, le=1_000_000)
     """Epochs in which the weight of the features rises from 0 to beta, as the connectors are random at first (our
     choice)."""
     connector: ConnectorName = "deep"
@@ -61,13 +61,13 @@ class MMKDLoss(Settings):
 class MMKDMeta(Settings):
     """The `[meta]` table: how the weights of teachers are learned. The authors' values."""
 
-    period: int = Field(default=5, ge=1)
+    period: int = Field(default=5, ge=1, le=1_000_000)
     """Training steps from one update of the weights of teachers to the next."""
-    buffer: int = Field(default=256, ge=1)
+    buffer: int = Field(default=256, ge=1, le=100_000)
     """Number of misclassified images that are kept to learn the weights of teachers from, a batch at least."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=LARGEST)
     """Learning rate of Adam for the networks that weigh the teachers."""
-    weight_decay: float = Field(default=1e-4, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0, le=LARGEST)
     """Weight decay of Adam for the networks that weigh the teachers."""
 
 
