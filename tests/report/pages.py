@@ -25,6 +25,9 @@ class Page(HTMLParser):
         self.targets: list[str] = []
         self.titles: list[str] = []
         self.labels: list[str] = []
+        self.boxes: list[str] = []
+        self.lists: list[tuple[str, list[str]]] = []
+        """The class of each list, and the text of its items."""
         self.words = ""
         self.feed(text)
         self.close()
@@ -40,6 +43,11 @@ class Page(HTMLParser):
         if tag == "svg":
             assert values["role"] == "img"
             self.labels.append(values["aria-label"] or "")
+            self.boxes.append(values["viewbox"] or "")
+        if tag == "ul":
+            self.lists.append((values.get("class") or "", []))
+        if tag == "li":
+            self.lists[-1][1].append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -55,8 +63,15 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] in ("h2", "h3"):
             self.titles.append(data)
+        if self.open and self.open[-1] == "li":
+            self.lists[-1][1][-1] += data
         if "style" not in self.open:
             self.words += data
+
+    @property
+    def legends(self) -> list[list[str]]:
+        """The names in the legend of each chart that has one."""
+        return [items for kind, items in self.lists if kind == "legend"]
 
 
 def page_of(folder: Path) -> Page:

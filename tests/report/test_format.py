@@ -8,6 +8,7 @@ import pytest
 from tfkd_fast.report.format import (
     as_number,
     count_text,
+    count_words,
     decimals,
     duration,
     interval_text,
@@ -48,7 +49,17 @@ def test_values_of_a_summary_have_the_unit_that_their_name_tells() -> None:
     assert value_text("training_seconds", 1900.0) == "1900 s"
     assert value_text("method", "ce") == "ce"
     assert value_text("best_epoch", None) == "–"
+    assert (value_text("steered", True), value_text("teachers", []), value_text("nll", math.inf)) == (
+        "yes",
+        "none",
+        "–",
+    )
     assert value_text("group_top1", [50.0, None]) == "50 %, –"
     assert (
         value_text("professors", [{"teacher": "deep", "teacher_top1": 98.25}]) == "teacher deep, teacher_top1 98.25 %"
     )
+
+
+def test_one_of_something_is_no_plural() -> None:
+    assert (count_words(1, "epoch"), count_words(1_000, "epoch")) == ("1 epoch", "1,000 epochs")
+    assert (count_words(1, "class", "classes"), count_words(2, "class", "classes")) == ("1 class", "2 classes")

@@ -1,5 +1,7 @@
 """The page: one well-formed file that needs nothing else, with what the run has and nothing that it has not."""
 
+import base64
+import io
 import json
 import re
 from collections import Counter
@@ -10,13 +12,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.report.pages import edit, nulled, page_of
 from tfkd_fast.errors import UserError
 from tfkd_fast.report import read_run, write_report
 from tfkd_fast.report.curves import learning_rate_drops
 from tfkd_fast.report.drawing import DARK, LIGHT
-from tfkd_fast.report.steering import divergence_rises, rank_bands, selection_wins
+from tfkd_fast.report.steering import divergence_rises, rank_bands, ranking_chart, selection_wins
 
 MakeRun = Callable[..., Path]
 
@@ -27,6 +30,10 @@ def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
     page = page_of(make_run(classes=100))
     assert page.tags["script"] == page.tags["link"] == page.tags["iframe"] == 0
     assert "@import" not in page.text
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page.text
+    assert "svg { display: block; width: 100%; height: auto;" in page.text
+    assert len(page.boxes) == page.tags["svg"] > 0
+    assert all(float(box.split()[2]) < 350 for box in page.boxes)
     assert len(page.ids) == len(set(page.ids))
     for target in page.targets:
         assert target.startswith(("#", "data:image/png;base64,")), target
@@ -36,7 +43,8 @@ def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
 @pytest.mark.parametrize("classes", [10, 100])
 def test_a_run_with_everything_shows_everything(make_run: MakeRun, classes: int) -> None:
     page = page_of(make_run(classes=classes))
-    charts = [*TRAINING, "Target distribution", "Actions", "Rewards and learning", "Ranking of the candidates"]
+    steering = ["Target distribution", "Distance from the label", "Actions", "Rewards and learning"]
+    charts = [*TRAINING, *steering, "Ranking of the candidates"]
     assert [title for title in page.titles if title in charts] == charts
     assert page.tags["svg"] == page.tags["figure"] == len(charts)
     assert all(len(label) > 40 for label in page.labels)
@@ -73,7 +81,7 @@ def test_terms_of_the_loss_have_a_panel_where_there_are_several(make_run: MakeRu
     (label,) = (label for label in page.labels if label.startswith("Line chart of the terms of the training loss: "))
     assert "hard 0.75 at epoch 1, 0.75 at epoch 4" in label
     assert "soft 0.25 at epoch 2, 0.125 at epoch 4, between 0.125 and 0.25" in label
-    assert ">soft</text>" in page.text
+    assert ["hard", "soft"] in page.legends
 
 
 def test_the_figures_at_the_top_are_those_of_the_summary(make_run: MakeRun) -> None:
@@ -119,6 +127,36 @@ def test_an_unfinished_run_says_so(make_run: MakeRun) -> None:
     assert "The test set has not been read yet" in page.words
 
 
+def test_names_that_hold_no_text_are_shown_by_escapes(make_run: MakeRun) -> None:
+    page = page_of(make_run("ce", epochs=1, classes=["e\x1b[31m", "not UTF-8 \udcff", "名前", "\u202ereversed"]))
+    assert r"e\x1b[31m, not UTF-8 \udcff, 名前, \u202ereversed" in page.words
+
+
+def test_the_page_says_what_happens_to_pixels(make_run: MakeRun) -> None:
+    folder = make_run("ce", epochs=1)
+    assert "image file" not in page_of(folder).words
+    edit(folder, lambda event: event.update({"reading": "the largest centred square", "parts": "20 % are tested"}))
+    words = page_of(folder).words
+    assert "Of each image file: the largest centred square." in words
+    assert "Of the folder of images: 20 % are tested." in words
+
+
+def test_a_rank_has_one_colour_under_every_criterion(make_run: MakeRun) -> None:
+    folder = make_run(epochs=6, candidates=3)
+    ranks = [[1, 2, 3], [2, 2, 1], [3, 2, 2]]
+    edit(folder, lambda event: event.update({"ranks": ranks} if event["event"] == "selection" else {}))
+    chart = ranking_chart(read_run(folder))
+    assert chart is not None
+    _, *panels = re.findall('data:image/png;base64,([^"]*)', chart.svg)
+    colours: dict[int, set[Any]] = {1: set(), 2: set(), 3: set()}
+    for panel, column in zip(panels, zip(*ranks, strict=True), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(panel))) as image:
+            for row, rank in enumerate(column):
+                colours[rank].add(image.getpixel((image.width // 2, image.height * (2 * row + 1) // 6)))
+    assert [len(of_rank) for of_rank in colours.values()] == [1, 1, 1]
+    assert len(set.union(*colours.values())) == 3
+
+
 def test_a_run_that_has_only_started_has_a_page(make_run: MakeRun) -> None:
     page = page_of(make_run(trained=0))
     assert "No epoch of 20 is in its log yet." in page.words
@@ -128,7 +166,8 @@ def test_a_run_that_has_only_started_has_a_page(make_run: MakeRun) -> None:
 @pytest.mark.parametrize("trained", [1, 5])
 def test_a_run_of_one_epoch_or_one_decision_has_a_page(make_run: MakeRun, trained: int) -> None:
     page = page_of(make_run(trained=trained))
-    assert "Target distribution" in page.titles
+    assert "Distance from the label" in page.titles
+    assert ("Target distribution" in page.titles) == (trained > 4)  # the warm-up has mass on the true class only
 
 
 def test_resumes_are_named(make_run: MakeRun) -> None:
@@ -278,7 +317,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("ground", ["paper", "panel"])
 def test_contrast_reaches_wcag_aa(theme: dict[str, str], ground: str) -> None:
     """4.5 for text, 3 for lines."""
-    for names, least in ((("ink", "muted"), 4.5), (("blue", "vermilion", "green", "purple"), 3.0)):
+    for names, least in ((("ink", "muted"), 4.5), (("blue", "vermilion", "green", "purple", "faint"), 3.0)):
         for name in names:
             low, high = sorted([luminance(theme[name]), luminance(theme[ground])])
             assert (high + 0.05) / (low + 0.05) >= least, name

@@ -9,17 +9,14 @@ from matplotlib.ticker import FuncFormatter
 
 from tfkd_fast.events import EpochEnded
 from tfkd_fast.report.drawing import (
-    DASHED,
-    DOTTED,
-    FULL,
-    HALF,
     LIGHT,
+    UNNAMED,
     Chart,
     describe_curve,
+    draw_chart,
     epoch_axis,
-    inline_svg,
+    fit_axis,
     legend_above,
-    log_axis,
     markers,
     several_lines,
 )
@@ -36,7 +33,7 @@ def accuracy_chart(run: RunRecord) -> Chart | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle=DASHED, label="training", **markers(epochs))
+        axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle="--", label="training", **markers(epochs))
         if run.start.holdout_images:
             axes.plot(epochs, holdout, color=LIGHT["blue"], label="held-out", **markers(epochs))
         _draw_rivals(axes, run, _holdout_top1)
@@ -50,7 +47,7 @@ def accuracy_chart(run: RunRecord) -> Chart | None:
     if run.start.holdout_images:
         label += f" Held-out: {describe_curve(epochs, holdout, ' %')}."
     note = "Training accuracy is counted in passing, on augmented images, by the student as it was at each step."
-    return Chart("Accuracy", note, inline_svg("accuracy", label, (HALF, 3.3), paint))
+    return draw_chart("accuracy", title="Accuracy", label=label, note=note, height=3.3, paint=paint)
 
 
 def loss_chart(run: RunRecord) -> Chart | None:
@@ -64,14 +61,14 @@ def loss_chart(run: RunRecord) -> Chart | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle=DASHED, label="training", **markers(epochs))
+        axes.plot(epochs, train, color=LIGHT["vermilion"], linestyle="--", label="training", **markers(epochs))
         if run.start.holdout_images:
-            axes.plot(epochs, nll, color=LIGHT["green"], linestyle=DOTTED, label="held-out", **markers(epochs))
+            axes.plot(epochs, nll, color=LIGHT["green"], linestyle=":", label="held-out", **markers(epochs))
             axes.plot(epochs, calibrated, color=LIGHT["blue"], label="calibrated", **markers(epochs))
         _draw_rivals(axes, run, _calibrated_nll)
         _draw_drops(axes, run)
         _draw_grades(run, axes)
-        log_axis(axes, [*train, *nll, *calibrated])
+        fit_axis(axes, log=True)
         axes.set_ylabel("nats")
         epoch_axis(axes)
         legend_above(axes)
@@ -83,7 +80,7 @@ def loss_chart(run: RunRecord) -> Chart | None:
         "Training: what was minimised, all its terms together, so it moves with the target as well. "
         "Held-out: NLL, as it is and after temperature calibration."
     )
-    return Chart("Loss", note, inline_svg("loss", label, (HALF, 3.3), paint))
+    return draw_chart("loss", title="Loss", label=label, note=note, height=3.3, paint=paint)
 
 
 def terms_chart(run: RunRecord) -> Chart | None:
@@ -97,6 +94,7 @@ def terms_chart(run: RunRecord) -> Chart | None:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         several_lines(axes, epochs, names, curves)
+        fit_axis(axes)
         _draw_grades(run, axes)
         axes.set_ylabel("part of the loss")
         epoch_axis(axes)
@@ -105,7 +103,7 @@ def terms_chart(run: RunRecord) -> Chart | None:
     words = [f"{name} {describe_curve(epochs, values)}" for name, values in zip(names, curves, strict=True)]
     label = f"Line chart of the terms of the training loss: {'; '.join(words)}."
     note = "What each term adds to the training loss, its weight included, as a mean over the images of the epoch."
-    return Chart("Terms of the loss", note, inline_svg("terms", label, (HALF, 2.6), paint))
+    return draw_chart("terms", title="Terms of the loss", label=label, note=note, height=2.6, paint=paint)
 
 
 def calibration_chart(run: RunRecord) -> Chart | None:
@@ -121,10 +119,11 @@ def calibration_chart(run: RunRecord) -> Chart | None:
         top, bottom = figure.subplots(2, sharex=True)
         _draw_grades(run, top, bottom)
         top.plot(epochs, ece, color=LIGHT["blue"], **markers(epochs))
-        top.set_ylim(bottom=0)
+        fit_axis(top, zero=True)
         top.set_ylabel("ECE")
         bottom.axhline(1, color=LIGHT["muted"], linewidth=0.8)
         bottom.plot(epochs, temperature, color=LIGHT["purple"], **markers(epochs))
+        fit_axis(bottom, log=True)
         bottom.set_ylabel("temperature")
         epoch_axis(bottom)
 
@@ -133,7 +132,7 @@ def calibration_chart(run: RunRecord) -> Chart | None:
         f"and of the calibrating temperature: {describe_curve(epochs, temperature)}."
     )
     note = "Expected calibration error (15 bins), and the temperature that calibrates: above 1 means over-confident."
-    return Chart("Held-out calibration", note, inline_svg("calibration", label, (HALF, 3.0), paint))
+    return draw_chart("calibration", title="Held-out calibration", label=label, note=note, height=3.0, paint=paint)
 
 
 def pace_chart(run: RunRecord) -> Chart | None:
@@ -148,10 +147,10 @@ def pace_chart(run: RunRecord) -> Chart | None:
         top, bottom = figure.subplots(2, sharex=True)
         _draw_grades(run, top, bottom)
         top.plot(epochs, rates, color=LIGHT["purple"], drawstyle="steps-mid", **markers(epochs))
-        log_axis(top, rates)
+        fit_axis(top, log=True)
         top.set_ylabel("learning rate")
         bottom.plot(epochs, speeds, color=LIGHT["green"], **markers(epochs))
-        bottom.set_ylim(bottom=0)
+        fit_axis(bottom, zero=True)
         bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         bottom.set_ylabel("images/s")
         epoch_axis(bottom)
@@ -161,7 +160,7 @@ def pace_chart(run: RunRecord) -> Chart | None:
         f"and of the training speed in images a second: {describe_curve(epochs, speeds)}."
     )
     note = "The rate at the start of each epoch, and the speed of one candidate in training, without evaluation."
-    return Chart("Learning rate and speed", note, inline_svg("pace", label, (HALF, 3.0), paint))
+    return draw_chart("pace", title="Learning rate and speed", label=label, note=note, height=3.0, paint=paint)
 
 
 def learning_rate_drops(run: RunRecord) -> list[int]:
@@ -174,8 +173,8 @@ def learning_rate_drops(run: RunRecord) -> list[int]:
 
 def _draw_drops(axes: Axes, run: RunRecord) -> None:
     for number, epoch in enumerate(learning_rate_drops(run)):
-        label = "rate drops" if number == 0 else None
-        axes.axvline(epoch - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle=DASHED, label=label, zorder=1)
+        label = UNNAMED if number else "rate drops"
+        axes.axvline(epoch - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle="--", label=label, zorder=1)
 
 
 def groups_chart(run: RunRecord) -> Chart | None:
@@ -197,7 +196,7 @@ def groups_chart(run: RunRecord) -> Chart | None:
     words = [f"{name} {describe_curve(epochs, accuracies)}" for name, accuracies in zip(names, courses, strict=True)]
     label = f"Line chart of held-out accuracy by group: {'; '.join(words)}."
     note = "Means over the classes of each group, from the grade that brings it. What falls is forgotten."
-    return Chart("Groups of classes", note, inline_svg("groups", label, (FULL, 2.6), paint), wide=True)
+    return draw_chart("groups", title="Groups of classes", label=label, note=note, height=2.6, paint=paint)
 
 
 def _draw_grades(run: RunRecord, named: Axes, *others: Axes) -> None:
@@ -206,10 +205,11 @@ def _draw_grades(run: RunRecord, named: Axes, *others: Axes) -> None:
         named.set_ymargin(0.18)
     for grade in run.grades:
         start = grade.first_epoch - 0.5
+        wide = 7 * grade.epochs >= run.start.epochs
         for axes in (named, *others):
-            axes.axvline(start, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+            axes.axvline(start, color=LIGHT["muted"], linewidth=0.8, label=UNNAMED, zorder=1)
         named.annotate(
-            f"grade {grade.grade}",
+            f"grade {grade.grade}" if wide else str(grade.grade),
             (start, 1),
             xycoords=named.get_xaxis_transform(),
             xytext=(3, 0),

@@ -29,6 +29,11 @@ def count_text(value: Any) -> str:
     return f"{number:,.0f}" if math.isfinite(number) else UNKNOWN
 
 
+def count_words(count: int, one: str, several: str = "") -> str:
+    """How many of something, as "1 epoch" or "1,000 epochs"; `several` where that is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
 def duration(seconds: float) -> tuple[str, str]:
     """A duration as a value and its unit: seconds, minutes or hours."""
     if not math.isfinite(seconds):
@@ -50,7 +55,11 @@ def value_text(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {value_text(key, part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(value_text(name, part) for part in value)
+        return ", ".join(value_text(name, part) for part in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and not math.isfinite(value):
+        return UNKNOWN
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     unit = " %" if name.endswith(("top1", "top5")) else " s" if name.endswith("seconds") else ""
     return text + unit

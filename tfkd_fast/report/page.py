@@ -7,7 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tfkd_fast.events import ProfessorJudged
+from tfkd_fast.errors import printable
+from tfkd_fast.events import ProfessorJudged, TeachersWeighed
 from tfkd_fast.files import write_atomically
 from tfkd_fast.report.curves import (
     accuracy_chart,
@@ -22,6 +23,7 @@ from tfkd_fast.report.format import (
     UNKNOWN,
     as_number,
     count_text,
+    count_words,
     decimals,
     duration,
     interval_text,
@@ -29,7 +31,14 @@ from tfkd_fast.report.format import (
     value_text,
 )
 from tfkd_fast.report.run import RunRecord, read_run
-from tfkd_fast.report.steering import action_chart, candidate_names, ranking_chart, reward_chart, target_chart
+from tfkd_fast.report.steering import (
+    action_chart,
+    candidate_names,
+    distance_chart,
+    ranking_chart,
+    reward_chart,
+    target_chart,
+)
 from tfkd_fast.report.teaching import pathway_chart, teacher_chart
 from tfkd_fast.report.words import measurement_words, ranking_words, steering_words, teacher_word, teaching_words
 from tfkd_fast.runs.folder import RunFolder
@@ -46,36 +55,22 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class RankingRow:
-    """One candidate of the last selection, as text."""
+class TableRow:
+    """A row of a table, as text."""
 
     name: str
-    cells: list[tuple[str, str]]
-    """For each criterion its value and the rank that it gave."""
-    score: str
-    won: bool
-
-
-@dataclass(frozen=True)
-class ProfessorRow:
-    """A professor beside its teacher, as text."""
-
-    teacher: str
-    verdict: str
-    warning: str
     cells: list[str]
+    marked: bool = False
 
 
 @dataclass(frozen=True)
-class GradeRow:
-    """The classes of a grade and how much of the network took part, as text."""
+class Table:
+    """A table whose rows have names; a narrow page shows them below each other."""
 
-    number: int
-    epochs: str
-    stages: int
-    classes: int
-    new: str
-    """Names of the classes that no earlier grade had."""
+    caption: str
+    heads: list[str]
+    """What stands above the names of the rows, and above each column of cells."""
+    rows: list[TableRow]
 
 
 def write_report(run_folder: Path) -> Path:
@@ -102,7 +97,7 @@ def render(run: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         run=run,
         start=run.start,
         light=LIGHT,
@@ -110,22 +105,25 @@ def render(run: RunRecord) -> str:
         last_epoch=run.epochs[-1].epoch if run.epochs else 0,
         headlines=_test_headlines(run, run.summary) if run.summary else _latest_headlines(run),
         facts=_facts(run),
+        class_count=count_words(len(run.start.classes), "class", "classes"),
         training=_present(
             accuracy_chart(run), loss_chart(run), calibration_chart(run), pace_chart(run), terms_chart(run)
         ),
-        grades=_grades(run),
+        grades=_grades(run) if run.grades else None,
         groups=_present(groups_chart(run)),
         teaching=_present(teacher_chart(run), pathway_chart(run)),
         teaching_words=teaching_words(run),
-        professors=[_professor(professor) for professor in run.professors],
-        steering=_present(target_chart(run), action_chart(run), reward_chart(run)),
+        teachers=_teachers(run.teacher_weights[-1]) if run.teacher_weights else None,
+        professors=_professors(run.professors) if run.professors else None,
+        steering=_present(target_chart(run), distance_chart(run), action_chart(run), reward_chart(run)),
         steering_words=steering_words(run),
         ranking=_present(ranking_chart(run)),
         ranking_words=ranking_words(run),
-        last_selection=_last_selection(run),
+        last_selection=_last_selection(run) if run.selections else None,
         measurement=measurement_words(run),
         values={name: value_text(name, value) for name, value in (run.summary or run.start.model_dump()).items()},
     )
+    return "\n".join(map(printable, page.split("\n")))
 
 
 def _present(*charts: Chart | None) -> list[Chart]:
@@ -147,7 +145,7 @@ def _test_headlines(run: RunRecord, summary: dict[str, Any]) -> list[Headline]:
         Headline(
             "Images a second", count_text(summary.get("images_per_second")), "", "in training, without evaluation"
         ),
-        Headline("Duration", *seconds, f"{epochs:,} epochs over all candidates" if epochs else ""),
+        Headline("Duration", *seconds, f"{count_words(epochs, 'epoch')} over all candidates" if epochs else ""),
     ]
 
 
@@ -176,17 +174,16 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     """The facts of the run: method, data, network and machine."""
     start = run.start
     tables = {"Target": ("target", "family"), "Controller": ("controller", "name")}
-    held_out = f", {start.holdout_images:,} held out" if start.holdout_images else ", none held out"
+    classes = count_words(len(start.classes), "class", "classes")
+    held_out = f"{start.holdout_images:,} held out" if start.holdout_images else "none held out"
     facts = [
         ("Student", f"{start.model}, {start.parameters:,} parameters"),
-        ("Data", f"{start.dataset}: {len(start.classes)} classes, {start.train_images:,} to fit{held_out}"),
+        ("Data", f"{start.dataset}: {classes}, {start.train_images:,} to fit, {held_out}"),
         *((term, run.recipe[table].get(key, UNKNOWN)) for term, (table, key) in tables.items() if table in run.recipe),
         *([(teacher_word(run).capitalize(), ", ".join(start.teachers))] if start.teachers else []),
         ("Candidates", f"up to {start.candidates} at a time" if start.candidates > 1 else "one"),
         ("Machine", f"{start.device_name} ({start.device}), {start.precision}"),
         ("Loader and operators", f"{start.loader}, {start.ops}"),
-        *([("Image files", start.reading)] if start.reading else []),
-        *([("Test set", start.parts)] if start.parts else []),
         ("Epochs", str(start.epochs)),
         ("Seeds", f"1 (seed {start.seed})"),
     ]
@@ -199,55 +196,76 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     return facts
 
 
-def _grades(run: RunRecord) -> list[GradeRow]:
-    """The grades so far."""
+def _grades(run: RunRecord) -> Table:
+    """The grades so far: their classes and how much of the network took part."""
     known: set[int] = set()
     rows = []
     for grade in run.grades:
         new = [run.start.classes[label] for label in grade.labels if label not in known]
         known.update(grade.labels)
         epochs = interval_text(grade.first_epoch, grade.last_epoch)
-        rows.append(GradeRow(grade.grade, epochs, grade.stages, len(grade.labels), ", ".join(new)))
-    return rows
+        rows.append(TableRow(str(grade.grade), [epochs, str(grade.stages), str(len(grade.labels)), ", ".join(new)]))
+    return Table("Grades", ["Grade", "Epochs", "Stages of the network", "Classes", "New among them"], rows)
 
 
-def _professor(professor: ProfessorJudged) -> ProfessorRow:
-    gain = professor.professor_top1 - professor.teacher_top1
-    difference = f"{gain:+.2f} ± {decimals(professor.margin)}" if math.isfinite(gain) else UNKNOWN
-    cells = [
-        decimals(professor.teacher_top1),
-        decimals(professor.professor_top1),
-        difference,
-        f"{professor.kept_images:,}",
-        decimals(professor.spearman, 3),
-        f"{professor.images:,}",
-        decimals(professor.teacher_error, 1),
+def _teachers(weights: TeachersWeighed) -> Table:
+    """The mean weights of an epoch."""
+    rows = [
+        TableRow(name, [decimals(of_logits), decimals(of_features)])
+        for name, of_logits, of_features in zip(
+            weights.names, weights.logit_weights, weights.feature_weights, strict=True
+        )
     ]
-    return ProfessorRow(professor.teacher, professor.verdict, professor.warning, cells)
+    heads = ["Teacher", "weight of its predictions", "weight of its features"]
+    return Table(f"Mean weights in epoch {weights.epoch}", heads, rows)
 
 
-def _last_selection(run: RunRecord) -> list[RankingRow]:
+def _professors(professors: list[ProfessorJudged]) -> Table:
+    """Each professor beside its teacher."""
+    rows = []
+    for professor in professors:
+        gain = professor.professor_top1 - professor.teacher_top1
+        cells = [
+            decimals(professor.teacher_top1),
+            decimals(professor.professor_top1),
+            f"{gain:+.2f} ± {decimals(professor.margin)}" if math.isfinite(gain) else UNKNOWN,
+            f"{professor.kept_images:,}",
+            decimals(professor.spearman, 3),
+            f"{professor.images:,}",
+            decimals(professor.teacher_error, 1),
+        ]
+        rows.append(TableRow(professor.teacher, cells))
+    heads = [
+        "Teacher",
+        "its top-1, % ↑",
+        "professor's top-1, % ↑",
+        "difference, points",
+        "judged by images",
+        "rank correlation ↑",
+        "learned from images",
+        "teacher's errors on them, %",
+    ]
+    return Table("Professors", heads, rows)
+
+
+def _last_selection(run: RunRecord) -> Table:
     """The candidates of the last selection, best first."""
-    if not run.selections:
-        return []
     selection = run.selections[-1]
     roles = {decision.interval: [candidate.role for candidate in decision.candidates] for decision in run.decisions}
     names = candidate_names(run)
     if selection.interval in roles:
         names = [f"{slot} · {role}" for slot, role in enumerate(roles[selection.interval])]
-    rows = [
-        RankingRow(
-            name=names[slot],
-            cells=[
-                (decimals(value, 4), rank_text(rank))
-                for value, rank in zip(selection.values[slot], selection.ranks[slot], strict=True)
-            ],
-            score=rank_text(score),
-            won=slot == selection.winner,
-        )
-        for slot, score in enumerate(selection.scores)
-    ]
-    return [rows[slot] for slot in selection.order]
+    rows = []
+    for slot in selection.order:
+        values_and_ranks = zip(selection.values[slot], selection.ranks[slot], strict=True)
+        cells = [f"{decimals(value, 4)}, rank\N{NO-BREAK SPACE}{rank_text(rank)}" for value, rank in values_and_ranks]
+        won = slot == selection.winner
+        name = f"{names[slot]}, continues" if won else names[slot]
+        rows.append(TableRow(name, [*cells, rank_text(selection.scores[slot])], marked=won))
+    arrows = ["↑" if higher else "↓" for higher in selection.higher_is_better]
+    criteria = [f"{name} {arrow}" for name, arrow in zip(selection.criteria, arrows, strict=True)]
+    heads = ["Candidate", *criteria, f"score ({selection.aggregate}) ↓"]
+    return Table(f"The last selection, after epoch {selection.epoch}", heads, rows)
 
 
 def _standard_error(top1: float, images: int) -> float:

@@ -8,58 +8,77 @@ from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tfkd_fast.events import CandidateTarget, TargetsDecided
 from tfkd_fast.report.drawing import (
-    FULL,
-    HALF,
     LIGHT,
     Array,
     Chart,
     describe_curve,
+    draw_chart,
     epoch_axis,
+    fit_axis,
     heat_map,
-    inline_svg,
     markers,
     row_label,
 )
-from tfkd_fast.report.format import interval_text
+from tfkd_fast.report.format import decimals, interval_text
 from tfkd_fast.report.run import RunRecord
 from tfkd_fast.steering.targets import LEAST_RISE
 
 RANKS = LinearSegmentedColormap.from_list("ranks", [(0.1, 0.45, 0.72, 1.0), (0.1, 0.45, 0.72, 0.06)])
 """Colours from the best to the worst rank, which fade into a light or a dark page."""
 MOST_BAND_LABELS = 12
-MOST_NUMBERED_EVENTS = 16
+MOST_NUMBERED_EVENTS = 8
+MOST_SEPARATED_EVENTS = 40
 
 
 def target_chart(run: RunRecord) -> Chart | None:
-    """The student's target over time, and where it moved away from the one-hot label."""
+    """The student's target over time: the mass on each class but the true one."""
+    if not run.decisions:
+        return None
+    first, last = run.decisions[0].first_epoch, run.decisions[-1].last_epoch
+    targets = [run.survivor(decision) for decision in run.decisions]
+    mass = np.full((len(targets[0].mass_by_rank) - 1, last - first + 1), np.nan)
+    for decision, target in zip(run.decisions, targets, strict=True):
+        mass[:, decision.first_epoch - first : decision.last_epoch - first + 1] = np.array([target.mass_by_rank[1:]]).T
+    bands = rank_bands(mass)
+    extent = (first - 0.5, last + 0.5)
+
+    def paint(figure: Figure) -> None:
+        others, scale = figure.subplots(1, 2, width_ratios=(40, 1))
+        heat_map(others, scale, np.array([mass[start - 1] for start, _ in bands]), extent, "mass a class")
+        others.set_yticks(*_band_ticks(bands))
+        others.set_ylabel("similarity rank")
+        epoch_axis(others)
+
+    label = (
+        f"Heat map of the target's mass on the classes other than the true one, by similarity rank, epochs {first} to "
+        f"{last}. In the last of them: {_mass_words(mass[:, -1], bands)}."
+    )
+    note = (
+        "Mass on each class but the true one, as a mean over the labels, the most similar class first; neighbouring "
+        "ranks that were always taught alike share a row. Empty where there is none, as in a one-hot label."
+    )
+    height = 1.0 + max(1.5, min(3.0, 0.32 * len(bands)))
+    return draw_chart("target", title="Target distribution", label=label, note=note, height=height, paint=paint)
+
+
+def distance_chart(run: RunRecord) -> Chart | None:
+    """How far the student's target was from the one-hot label, and where it moved away from it."""
     if not run.decisions:
         return None
     targets = [run.survivor(decision) for decision in run.decisions]
     first, last = run.decisions[0].first_epoch, run.decisions[-1].last_epoch
-    mass = np.full((len(targets[0].mass_by_rank), last - first + 1), np.nan)
-    for decision, target in zip(run.decisions, targets, strict=True):
-        mass[:, decision.first_epoch - first : decision.last_epoch - first + 1] = np.array([target.mass_by_rank]).T
-    bands = rank_bands(mass[1:])
     rises = divergence_rises(run)
-    extent = (first - 0.5, last + 0.5)
-    band_inches = max(1.5, min(3.0, 0.32 * len(bands)))
 
     def paint(figure: Figure) -> None:
-        grid = figure.add_gridspec(4, 2, width_ratios=(80, 1), height_ratios=(0.3, band_inches, 1.0, 1.0))
-        true_class, others, true_mass, divergence = (figure.add_subplot(grid[row, 0]) for row in range(4))
-        heat_map(true_class, figure.add_subplot(grid[0, 1]), mass[:1], extent, Normalize())
-        true_class.set_yticks([0.5], ["true class"])
-        rows = np.array([mass[start] for start, _ in bands])
-        heat_map(others, figure.add_subplot(grid[1, 1]), rows, extent, LogNorm(), "mass a class")
-        others.set_yticks(*_band_ticks(bands))
-        others.set_title("other classes, by similarity rank")
+        true_mass, divergence = figure.subplots(2, 1, sharex=True)
         _draw_steps(true_mass, run, lambda candidate: candidate.true_mass, LIGHT["blue"])
+        fit_axis(true_mass)
         true_mass.set_title("true-class mass")
         divergence.broken_barh(
             [(decision.first_epoch - 0.5, decision.epochs) for decision in rises],
@@ -69,27 +88,21 @@ def target_chart(run: RunRecord) -> Chart | None:
             zorder=0,
         )
         _draw_steps(divergence, run, lambda candidate: candidate.divergence, LIGHT["vermilion"])
-        divergence.set_ylim(bottom=0)
+        fit_axis(divergence, zero=True)
         divergence.set_title("divergence from the one-hot label, nats")
-        for axes in (true_class, others, true_mass):
-            axes.sharex(divergence)
-            axes.tick_params(labelbottom=False)
-        divergence.set_xlim(*extent)
+        divergence.set_xlim(first - 0.5, last + 0.5)
         epoch_axis(divergence)
 
     starts = [decision.first_epoch for decision in run.decisions]
     label = (
-        f"Heat map of the target's mass by similarity rank, epochs {first} to {last}, over two curves. "
-        f"True-class mass: {describe_curve(starts, [target.true_mass for target in targets])}. "
+        f"Two line charts. True-class mass: {describe_curve(starts, [target.true_mass for target in targets])}. "
         f"The divergence from the one-hot label rose in {len(rises)} intervals."
     )
     note = (
-        "Mass on each class, as a mean over the labels: the true class, then the others, most similar first; "
-        "neighbouring ranks that were always taught alike share a row. Divergence is KL(one-hot ‖ target). "
-        "Where it rose from one decision to the next, the interval is shaded. Thin lines are the other candidates."
+        "Divergence is KL(one-hot ‖ target). Where it rose from one decision to the next, the interval is shaded. "
+        "Thin lines are the other candidates."
     )
-    size = (FULL, 3.8 + band_inches)
-    return Chart("Target distribution", note, inline_svg("target", label, size, paint), wide=True)
+    return draw_chart("distance", title="Distance from the label", label=label, note=note, height=3.6, paint=paint)
 
 
 def ranking_chart(run: RunRecord) -> Chart | None:
@@ -103,39 +116,42 @@ def ranking_chart(run: RunRecord) -> Chart | None:
     for event, selection in enumerate(run.selections):
         panels[:, : len(selection.scores), event] = np.column_stack([selection.scores, selection.ranks]).T
     winners = [selection.winner for selection in run.selections]
-    numbered = len(events) <= MOST_NUMBERED_EVENTS
+    numbered, separated = len(events) <= MOST_NUMBERED_EVENTS, len(events) <= MOST_SEPARATED_EVENTS
+    of_ranks, of_scores = Normalize(1, max(2, len(names))), Normalize(*_ends(panels[0]))
 
     def paint(figure: Figure) -> None:
         stack = np.ravel(figure.subplots(len(panels), sharex=True))
         for axes, title, ranks in zip(stack, [f"score: {run.selections[0].aggregate}", *criteria], panels, strict=True):
             axes.set_title(title)
-            _draw_ranks(axes, ranks, numbered=numbered)
+            norm = of_scores if axes is stack[0] else of_ranks
+            _draw_ranks(axes, ranks, norm, numbered=numbered, separated=separated)
             axes.set_yticks(range(len(names)), names)
-            beside_number = 0.3 if numbered else 0.0
-            axes.plot(
-                [event - beside_number for event in events],
-                winners,
-                linestyle="none",
-                marker="o",
-                markersize=5.5,
-                markerfacecolor=LIGHT["vermilion"],
-                markeredgecolor=LIGHT["panel"],
-                markeredgewidth=0.8,
-            )
+            if separated or axes is stack[0]:  # many dots would hide what is behind them
+                axes.plot(
+                    [event - 0.36 * numbered for event in events],
+                    winners,
+                    linestyle="none",
+                    marker="o",
+                    markersize=5.0 if numbered else 3.5 if separated else 2.0,
+                    markerfacecolor=LIGHT["vermilion"],
+                    markeredgecolor=LIGHT["panel"],
+                    markeredgewidth=0.6 * separated,
+                )
         ends = [str(selection.epoch) for selection in run.selections]
         bottom = stack[-1].xaxis
-        bottom.set_major_locator(MaxNLocator(min(len(events), 16), integer=True))
+        bottom.set_major_locator(MaxNLocator(min(len(events), 8), integer=True))
         bottom.set_major_formatter(FuncFormatter(lambda x, _: ends[int(x)] if x in events else ""))
         stack[-1].set_xlabel("selection after epoch")
 
     won = ", ".join(f"{name} {count}" for name, count in selection_wins(run).items())
     label = f"Matrix of the candidates' ranks at {len(events)} selections. Selections won: {won}."
     note = (
-        "Rank under each criterion: 1, the strongest blue, is best. The score is what they amount to, the lowest "
-        "is best. An orange dot marks the candidate that training continued from."
+        f"Rank under each criterion: 1, the strongest blue, is best, {len(names)} is the palest. The score is what "
+        "they amount to, the lowest is best; its strongest blue is the lowest of all selections. An orange dot marks "
+        "the candidate that training continued from."
     )
     height = 0.6 + len(panels) * (0.3 + max(0.1, min(0.2, 2.4 / len(names))) * len(names))
-    return Chart("Ranking of the candidates", note, inline_svg("ranking", label, (FULL, height), paint), wide=True)
+    return draw_chart("ranking", title="Ranking of the candidates", label=label, note=note, height=height, paint=paint)
 
 
 def action_chart(run: RunRecord) -> Chart | None:
@@ -156,6 +172,7 @@ def action_chart(run: RunRecord) -> Chart | None:
             axes.plot(tried_at, dots, ".", color=LIGHT["faint"], markersize=3.5)
             axes.plot(middles, line, color=LIGHT["blue"], linewidth=1.2, **markers(middles))
             row_label(axes, name)
+        fit_axis(*stack)
         epoch_axis(stack[-1])
 
     last = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, chosen[-1], strict=True) if np.isfinite(value))
@@ -163,8 +180,8 @@ def action_chart(run: RunRecord) -> Chart | None:
         f"Line charts of the action, one for each of {len(names)} dimensions. The last action: {last or 'not known'}."
     )
     note = "The surviving candidate's action (line) among all that were tried (dots). 0 is the neutral action."
-    size = (HALF, 0.6 + max(1.8, 0.62 * len(names)))
-    return Chart("Actions", note, inline_svg("actions", label, size, paint))
+    height = 0.6 + max(1.8, 0.62 * len(names))
+    return draw_chart("actions", title="Actions", label=label, note=note, height=height, paint=paint)
 
 
 def reward_chart(run: RunRecord) -> Chart | None:
@@ -190,10 +207,12 @@ def reward_chart(run: RunRecord) -> Chart | None:
         stack[0].axhline(0, color=LIGHT["muted"], linewidth=0.6)
         stack[0].plot(*zip(*everyone, strict=True), ".", color=LIGHT["faint"], markersize=4)
         stack[0].plot(given_at, survivors, ".-", color=LIGHT["vermilion"], linewidth=0.9, markersize=4)
+        fit_axis(stack[0])
         row_label(stack[0], "reward")
         for axes, name in zip(stack[1:], figures, strict=True):
             values = [(epoch, update.get(name, math.nan)) for epoch, update in updates]
             axes.plot(*zip(*values, strict=True), color=LIGHT["purple"], linewidth=1.2, **markers(values))
+            fit_axis(axes)
             axes.yaxis.set_major_locator(MaxNLocator(3))
             row_label(axes, name.replace("_", " "))
         epoch_axis(stack[-1])
@@ -203,8 +222,8 @@ def reward_chart(run: RunRecord) -> Chart | None:
     if figures:
         label += f" Below them, figures of {len(updates)} updates of the policy: {', '.join(figures)}."
         note += " Below, figures of the policy's updates."
-    size = (HALF, 1.9 + 0.62 * len(figures))
-    return Chart("Rewards and learning", note, inline_svg("rewards", label, size, paint))
+    height = 1.9 + 0.62 * len(figures)
+    return draw_chart("rewards", title="Rewards and learning", label=label, note=note, height=height, paint=paint)
 
 
 def divergence_rises(run: RunRecord) -> list[TargetsDecided]:
@@ -263,12 +282,23 @@ def _draw_steps(axes: Axes, run: RunRecord, value: Callable[[CandidateTarget], f
     axes.plot(*zip(*student, strict=True), color=colour)
 
 
-def _draw_ranks(axes: Axes, ranks: Array, *, numbered: bool) -> None:
+def _ends(values: Array) -> tuple[float, float]:
+    """The least and the greatest value."""
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+
+
+def _mass_words(mass: Array, bands: list[tuple[int, int]], most: int = 6) -> str:
+    """The mass on a class of each of the first ranks."""
+    known = [(interval_text(*band), mass[band[0] - 1]) for band in bands[:most]]
+    return ", ".join(f"rank {ranks} {decimals(value, 4)}" for ranks, value in known)
+
+
+def _draw_ranks(axes: Axes, ranks: Array, norm: Normalize, *, numbered: bool, separated: bool) -> None:
     """A cell for each candidate (row) and selection (column), the best strongest."""
-    known = ranks[np.isfinite(ranks)]
-    norm = Normalize(known.min(), known.max()) if known.size else Normalize(0, 1)
     axes.imshow(ranks, aspect="auto", interpolation="none", cmap=RANKS, norm=norm)
-    axes.set_xticks(np.arange(ranks.shape[1] + 1) - 0.5, minor=True)
+    if separated:
+        axes.set_xticks(np.arange(ranks.shape[1] + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(ranks.shape[0] + 1) - 0.5, minor=True)
     axes.grid(visible=False)
     axes.grid(visible=True, which="minor", color=LIGHT["panel"], linewidth=1.2)
@@ -277,5 +307,5 @@ def _draw_ranks(axes: Axes, ranks: Array, *, numbered: bool) -> None:
     if numbered:
         for (row, column), rank in np.ndenumerate(ranks):
             if np.isfinite(rank):
-                colour = "#ffffff" if norm(rank) < 0.4 else LIGHT["ink"]
-                axes.text(column, row, f"{rank:g}", color=colour, ha="center", va="center")
+                colour = "#ffffff" if norm(rank) < 0.1 else LIGHT["ink"]
+                axes.text(column + 0.08, row, f"{rank:g}", color=colour, fontsize=8, ha="center", va="center")

@@ -4,18 +4,17 @@ import math
 from operator import itemgetter
 
 import numpy as np
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from tfkd_fast.events import PathwaysWeighed
 from tfkd_fast.report.drawing import (
-    FULL,
     LIGHT,
     Chart,
     describe_curve,
+    draw_chart,
     epoch_axis,
+    fit_axis,
     heat_map,
-    inline_svg,
     legend_above,
     markers,
     several_lines,
@@ -37,14 +36,13 @@ def teacher_chart(run: RunRecord) -> Chart | None:
     panels = {"predictions": of_logits, "features": of_features}
 
     def paint(figure: Figure) -> None:
-        stack = figure.subplots(1, len(panels), sharey=True)
+        stack = figure.subplots(len(panels), 1, sharex=True, sharey=True)
         for axes, (title, lines) in zip(stack, panels.items(), strict=True):
             several_lines(axes, epochs, names, lines)
             axes.axhline(1 / len(names), color=LIGHT["muted"], linewidth=0.8, label="equal share", zorder=1)
-            axes.set_ylabel(f"weight of {title}")
-            axes.yaxis.set_tick_params(labelleft=True)
-            epoch_axis(axes)
-        stack[0].set_ylim(bottom=0)
+            axes.set_title(f"weights of {title}")
+        epoch_axis(stack[-1])
+        fit_axis(*stack, zero=True)
         legend_above(stack[0])
 
     courses = [
@@ -63,7 +61,7 @@ def teacher_chart(run: RunRecord) -> Chart | None:
         f"What weighs them was updated {_times(last.updates)}"
         + (f", and {_times(last.skipped)} an update was skipped." if last.skipped else ".")
     )
-    return Chart("Weights of the teachers", note, inline_svg("teachers", label, (FULL, 3.0), paint), wide=True)
+    return draw_chart("teachers", title="Weights of the teachers", label=label, note=note, height=4.4, paint=paint)
 
 
 def pathway_chart(run: RunRecord) -> Chart | None:
@@ -83,9 +81,9 @@ def pathway_chart(run: RunRecord) -> Chart | None:
     inches = 0.3 + 0.16 * len(rows)
 
     def paint(figure: Figure) -> None:
-        grid = figure.add_gridspec(2, 2, width_ratios=(80, 1), height_ratios=(inches, 1.0))
+        grid = figure.add_gridspec(2, 2, width_ratios=(40, 1), height_ratios=(inches, 1.0))
         each, total = (figure.add_subplot(grid[row, 0]) for row in range(2))
-        heat_map(each, figure.add_subplot(grid[0, 1]), weights[rows], extent, LogNorm(), "weight")
+        heat_map(each, figure.add_subplot(grid[0, 1]), weights[rows], extent, "weight")
         each.set_yticks(np.arange(len(rows)) + 0.5, [names[number] for number in rows])
         total.axhline(0, color=LIGHT["muted"], linewidth=0.6)
         total.plot(epochs, totals, color=LIGHT["blue"], **markers(epochs))
@@ -107,8 +105,8 @@ def pathway_chart(run: RunRecord) -> Chart | None:
         most = np.nan_to_num(weights[rest]).max()
         why = f"of at most {most:.2g}" if most else "as never used"
         note += f" Left out, {why}: {len(rest)}."
-    svg = inline_svg("pathways", label, (FULL, 1.6 + inches), paint)
-    return Chart("Weights of the pathways", note, svg, wide=True)
+    height = 1.6 + inches
+    return draw_chart("pathways", title="Weights of the pathways", label=label, note=note, height=height, paint=paint)
 
 
 def select_pathways(run: RunRecord) -> list[int]:

@@ -2,26 +2,18 @@
 
 import math
 
-from tfkd_fast.report.format import decimals
+from tfkd_fast.report.format import count_words, decimals
 from tfkd_fast.report.run import RunRecord
 from tfkd_fast.report.steering import divergence_rises, selection_wins
 from tfkd_fast.report.teaching import pathway_words
 
 
 def teaching_words(run: RunRecord) -> str:
-    """The last weights of the teachers and of the pathways; empty where the run has none."""
-    sentences = []
-    if run.teacher_weights:
-        last = run.teacher_weights[-1]
-        shares = [
-            " and ".join(f"{decimals(weight)} for {name}" for name, weight in zip(last.names, weights, strict=True))
-            for weights in (last.logit_weights, last.feature_weights)
-        ]
-        sentences.append(f"Mean weights in epoch {last.epoch}: of predictions {shares[0]}, of features {shares[1]}.")
-    if run.pathway_weights:
-        epoch = run.pathway_weights[-1]
-        sentences.append(f"Pathways at the beginning of epoch {epoch.epoch}: {pathway_words(epoch)}.")
-    return " ".join(sentences)
+    """The last weights of the pathways; empty where the run has none."""
+    if not run.pathway_weights:
+        return ""
+    epoch = run.pathway_weights[-1]
+    return f"Pathways at the beginning of epoch {epoch.epoch}: {pathway_words(epoch)}."
 
 
 def steering_words(run: RunRecord) -> str:
@@ -44,7 +36,7 @@ def ranking_words(run: RunRecord) -> str:
     if not run.selections:
         return ""
     won = ", ".join(f"{name}: {count}" for name, count in selection_wins(run).items())
-    words = f"{len(run.selections)} selections. Won by candidate {won}."
+    words = f"{count_words(len(run.selections), 'selection')}. Won by candidate {won}."
     if run.diverged:
         lost = ", ".join(f"candidate {event.candidate} in epoch {event.epoch}" for event in run.diverged)
         words += f" Left out because they diverged: {lost}."
@@ -53,7 +45,7 @@ def ranking_words(run: RunRecord) -> str:
 
 def measurement_words(run: RunRecord) -> list[str]:
     """Conditions of the figures that a reader must know, a sentence or two each."""
-    lines = [_holdout_use(run), *_teacher_warnings(run)]
+    lines = [_holdout_use(run), *_image_files(run), *_teacher_warnings(run)]
     if run.summary is None:
         return [*lines, "The test set has not been read yet: that happens after the last epoch only."]
     summary = run.summary
@@ -86,6 +78,15 @@ def _holdout_use(run: RunRecord) -> str:
     steered = steered or ["method"] * run.start.steered_by_holdout
     use = f"steered the {' and the '.join(steered)}" if steered else "were only watched: they steered nothing"
     return f"{holdout:,} images held out of the training set {use}. No student was fitted to them."
+
+
+def _image_files(run: RunRecord) -> list[str]:
+    lines = []
+    if run.start.parts:
+        lines.append(f"Of the folder of images: {run.start.parts}.")
+    if run.start.reading:
+        lines.append(f"Of each image file: {run.start.reading}.")
+    return lines
 
 
 def _teacher_warnings(run: RunRecord) -> list[str]:
