@@ -68,8 +68,9 @@ def learn_policy(
         if done:
             refuse_other_data(fleet.dataset, folder.read_data(), f"the search in {out}")
             folder.write_bytes(folder.policy.name, search.policy_bytes())  # the last one may have been ended before it
-        elif not folder.recipe.exists():  # it is there where the first generation was cut short
+        if not folder.recipe.exists():  # it is there where the first generation was cut short
             folder.create(recipe.to_toml())
+        if not folder.data.exists() and not done:
             folder.write_data(fleet.dataset.identity)
         cost = fleet.student_epochs
         for number in range(len(done), generations):

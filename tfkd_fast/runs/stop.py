@@ -55,7 +55,7 @@ class Stop:
 
     def _end(self, number: int) -> None:
         for each in SIGNALS:  # an end takes seconds at most: it is not ended in turn
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, _ignore)  # not SIG_IGN: of one that has come by now Python would print that it is lost
         raise Stopped(number)
 
 
@@ -94,6 +94,10 @@ def _follow(lifeline: int, stop: Stop) -> None:
         os.read(lifeline, 1)
         if stop.requested is None:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def _ignore(_: int, __: FrameType | None) -> None:
+    """The handler of signals that come while a run ends."""
 
 
 def _leave_terminal() -> None:
