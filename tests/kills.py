@@ -151,6 +151,8 @@ class Case:
     """A command that comes before, in the same folder, and is not killed."""
     halfway: bool = False
     """Whether the folder is that of a run that was killed after the first epoch."""
+    learns_from_source: bool = False
+    """Whether it needs the folder `source`, that of a run, beside its own."""
     runs: Sequence[str] = (".",)
     """Run folders whose logs must be the same."""
     weight: float = 2.0
@@ -185,12 +187,13 @@ CASES: dict[str, Case] = {
         prepare=[*TRAIN, *MRS],
         weight=4,
     ),
-    "replay": Case(lambda out: ["replay", out.parent / "source", "--out", out], STUDENTS),
+    "replay": Case(lambda out: ["replay", out.parent / "source", "--out", out], STUDENTS, learns_from_source=True),
     "cache": Case(
         lambda out: [
             *(*TRAIN, *DISTIL, "--teacher", out.parent / "source", f"--set=teachers.cache={out}.cache", "--out", out)
         ],
         (*STUDENTS, "../out.cache"),
+        learns_from_source=True,
     ),
     "learn": Case(
         lambda out: [*LEARN, "--out", out], ("policy.safetensors", "generations.jsonl"), repeat, runs=(), weight=4
@@ -231,8 +234,9 @@ class Kills:
     def undisturbed(self, name: str) -> tuple[Path, float, int]:
         """The folder of a command that was left alone, the seconds that it took and its operations on files."""
         if name not in self._undisturbed:
-            self._source()
             whole, case = self.folder / f"whole-{name}" / "out", CASES[name]
+            if case.learns_from_source:
+                self._source()
             whole.parent.mkdir()
             (whole.parent / "source").symlink_to(self.folder / "source")
             self.prepare(case, whole)

@@ -67,6 +67,32 @@ def test_a_search_goes_on_and_its_policy_starts_a_run(tmp_path: Path) -> None:
     assert summary["method"] == "tfkd"
 
 
+def test_a_search_that_was_killed_as_it_began_or_before_its_policy_goes_on(tmp_path: Path) -> None:
+    whole, begun = tmp_path / "whole", tmp_path / "begun"
+    assert learn(whole, 1) == [0]
+    policy = (whole / "policy.safetensors").read_bytes()
+    (whole / "policy.safetensors").unlink()
+    assert learn(whole, 1) == []
+    assert (whole / "policy.safetensors").read_bytes() == policy
+
+    begun.mkdir()
+    (begun / "generations.jsonl").touch()  # what there is first
+    assert learn(begun, 1) == [0]
+    assert (begun / "policy.safetensors").read_bytes() == policy
+    (begun / "generations.jsonl").write_bytes(b"")  # as during the first generation
+    (begun / "data.json").unlink()
+    assert learn(begun, 1) == [0]
+    assert (begun / "policy.safetensors").read_bytes() == policy
+    assert {path.name for path in begun.iterdir()} == {path.name for path in whole.iterdir()}
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "generations.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="holds nothing of tfkd-fast"):
+        learn(foreign, 1)
+    assert (foreign / "generations.jsonl").read_text() == "mine"
+
+
 def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     learn(tmp_path / "out", 1)
     with pytest.raises(UserError, match="4 students at a time: give as many"):

@@ -3,12 +3,14 @@
 import math
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.command import SMALL, refusal
+from tests.support.runs import recipe
 from tfkd_fast import api
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.checkpoint import MAGIC, load_checkpoint, save_checkpoint
@@ -180,3 +182,19 @@ def test_a_summary_has_no_nan(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.write_json(run.summary, values)
     assert run.read_summary() == {"nll": None, "values": [1.0, None], "parts": [{"a": None}], "name": "nan"}
+
+
+def test_a_run_that_was_killed_while_it_replaced_another_is_the_new_one(tmp_path: Path) -> None:
+    old, new, part = recipe("label-smoothing", epochs=1), recipe("ce", epochs=1), tmp_path / "part"
+    api.train(old, part)
+    whole = tmp_path / "whole"
+    api.train(new, whole)
+    folder = RunFolder(part)
+    shutil.copy(RunFolder(whole).recipe, folder.next_recipe)
+    folder.summary.unlink()  # the first file that is removed
+    for arguments in (["eval", part], ["report", part], ["export", part], ["replay", part, "--out", tmp_path / "new"]):
+        assert f"holds a run that was stopped when it began: go on with --resume {part}" in refusal(*arguments)
+    api.resume(part)
+    for name in ("student.safetensors", "best.safetensors", "recipe.toml"):
+        assert (part / name).read_bytes() == (whole / name).read_bytes()
+    assert {path.name for path in part.iterdir()} == {path.name for path in whole.iterdir()}
