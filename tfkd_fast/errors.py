@@ -62,3 +62,21 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
+
+
+def refuse_unknown(kind: str, name: object, known: Iterable[str], table: str, where: object) -> None:
+    """Raise UserError if what a stored run names is not known to this process, as where a program had added it.
+
+    Args:
+        kind: what is named, such as "network".
+        name: its name; anything but a string is left to others.
+        known: the names that this process knows.
+        table: where they are known, as Python has it.
+        where: the file or folder that names it.
+    """
+    names = list(known)
+    if isinstance(name, str) and name not in names:
+        raise UserError(
+            f"{where} has the {kind} {shorten(name)}, which is none of {', '.join(names)}: use it in a program that "
+            f"adds it to {table} first"
+        )

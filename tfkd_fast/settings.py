@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -57,13 +57,52 @@ class ReadIf:
     """The condition as a clause, such as "mix is mixup or cutmix"."""
 
 
+@dataclass(frozen=True)
+class ReadAcross:
+    """A key of a table that is read only where another table of the same settings has certain values.
+
+    Any other value than the default is refused where the condition does not hold.
+    """
+
+    table: str
+    """The attribute that holds the table of the key."""
+    key: str
+    """The key; tables without it are left alone."""
+    test: Callable[[Any], bool]
+    """Whether the key is read, given the settings that hold both tables."""
+    words: str
+    """The condition as a clause, such as "data.augment is true"."""
+
+
+STORED = {"stored": True}
+"""Context of a validation that leaves keys alone which `Settings.unread_across` finds: in recipes of finished runs they
+had no effect."""
+
+
 class Settings(BaseModel):
     """Immutable, typed, bounded, finite values; a key that is unknown or that nothing reads is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    across: ClassVar[tuple[ReadAcross, ...]] = ()
+    """Keys of the tables in these settings that are read only as others of them are."""
+
+    def unread_across(self) -> Iterator[tuple[ReadAcross, Any]]:
+        """Yield the conditions of `across` that do not hold of a value that is not the default, with that value."""
+        for condition in self.across:
+            table = getattr(self, condition.table)
+            if condition.key in type(table).model_fields:
+                value = getattr(table, condition.key)
+                if value != default_of(type(table), condition.key) and not condition.test(self):
+                    yield condition, value
+
     @model_validator(mode="after")
-    def _refuse_unread_values(self) -> Self:
+    def _refuse_unread_values(self, info: ValidationInfo) -> Self:
+        for across, value in () if info.context == STORED else self.unread_across():
+            key = f"{across.table}.{across.key}"
+            raise PydanticCustomError(
+                UNREAD, "{key} is read only where {words}", {"key": key, "words": across.words, "value": value}
+            )
         for key, condition in conditions(type(self)).items():
             value = getattr(self, key)
             if value != default_of(type(self), key) and not condition.test(getattr(self, condition.key)):

@@ -2,13 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
+from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import merge
-from tfkd_fast.runs.recipe import load_recipe, make_recipe, parse, shipped_recipes
+from tfkd_fast.runs.recipe import load_recipe, make_recipe, parse, read_recipe, shipped_recipes
 
 
 def test_no_name_and_no_data_set_is_the_digits_recipe() -> None:
@@ -112,3 +114,52 @@ def test_a_policy_that_comes_with_the_package_stays_a_name() -> None:
 def test_a_path_that_a_recipe_cannot_hold_is_refused(path: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         make_recipe({"method": "ce", "data": {"dataset": "npz", "root": path}})
+
+
+ACROSS = [
+    ("ce", "controller", "cooldown_epochs", 3, {"selection": {"budget": "full"}}),
+    ("label-smoothing", "controller", "cooldown_epochs", 3, {"selection": {"budget": "full"}}),
+    ("tfkd-mrs", "target", "peers", 2, {"selection": {"budget": "none"}}),
+    ("tfkd-mrs", "selection", "data_order", "shared", {"target": {"sources": ["memory"]}}),
+    ("kd", "teachers", "views", 2, {"data": {"augment": True}}),
+]
+"""A method, a key and a value, and other tables under which it is read."""
+
+
+@pytest.mark.parametrize(("method", "table", "key", "value", "read"), ACROSS)
+def test_a_key_that_another_table_leaves_unread_is_refused(
+    method: str, table: str, key: str, value: Any, read: Any
+) -> None:
+    others: dict[str, Any] = {"target": {"sources": ["peers"]}} if key in ("peers", "data_order") else {}
+    others |= {"data": {"augment": False}} if key == "views" else {}
+    asked = merge({"method": method, **others}, {table: {key: value}})
+    with pytest.raises(UserError, match=rf"recipe key '{table}\.{key}' is read only where .* \(got {value!r}\)"):
+        make_recipe(asked)
+    assert make_recipe(merge(asked, read)).table()[table][key] == value
+
+
+def test_a_stored_run_with_such_a_key_is_read_without_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create('method = "ce"\n[controller]\nname = "fixed"\ncooldown_epochs = 3\n')
+    assert read_recipe(folder) == make_recipe({"method": "ce"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('method = "mine"', "has the method 'mine', which is none of ce, .*adds it to tfkd_fast.methods.METHODS first"),
+        (
+            'method = "ce"\n[model]\nname = "mine"',
+            "has the network 'mine', which is none of vgg8, .*to tfkd_fast.models.MODELS first",
+        ),
+        (
+            'method = "ce"\n[selection]\nbudget = "full"\ncriteria = ["mine"]',
+            "cannot be used here: recipe key 'selection.criteria': unknown criterion 'mine': .* has to be installed",
+        ),
+    ],
+)
+def test_a_stored_run_of_what_this_process_does_not_know_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create(text)
+    with pytest.raises(UserError, match=said):
+        read_recipe(folder)

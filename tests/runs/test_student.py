@@ -44,7 +44,7 @@ def test_a_student_is_read_as_it_was_saved(path: Path) -> None:
         ({"classes": ["0"] * 10}, "two classes have the same name"),
         ({"image_shape": [1, 32]}, r"of another kind \(image_shape"),
         ({"name": ["vgg8"]}, r"of another kind \(name: "),
-        ({"name": "mine"}, r"is a network 'mine', which is none of vgg8, .*: use it in a program that adds"),
+        ({"name": "mine"}, r"has the network 'mine', which is none of vgg8, .*: use it in a program that adds it"),
         ({"name": "vgg13"}, "does not hold the weights of a vgg13 for 10 classes"),
         ({"width": 8}, "does not hold the weights of a vgg8 for 10 classes"),
         ({"classes": ["a", "b"]}, "does not hold the weights of a vgg8 for 2 classes"),

@@ -76,7 +76,3 @@ def test_the_epochs_of_a_cooldown_are_counted_and_shown_to_nobody(tmp_path: Path
     images = run.parts.images.num_fit
     assert run.run()["student_epochs"] == 2 * (1 + 3)
     assert sum(shown) == 2 * images
-
-
-def test_what_nobody_is_steered_by_is_not_worked_out(tmp_path: Path) -> None:
-    assert trainer(recipe("ce", controller={"cooldown_epochs": 3}), tmp_path).run()["student_epochs"] == 2

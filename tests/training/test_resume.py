@@ -53,7 +53,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "tfkd-mrs",
         {
             "target": {"sources": ["memory", "peers", "slow-self"], "source_share": 0.2, "slow_self_decay": 0.9},
-            "selection": {"candidates": 2, "interval": 2, "data_order": "shared"},
+            "selection": {"candidates": 2, "interval": 2},
         },
     ),
     "peers without selection": ("tfkd", {"target": {"sources": ["peers"], "peers": 2}}),

@@ -42,7 +42,8 @@ def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
         case kind if kind == UNREAD:
             context = fault["ctx"]
             got = shorten(context["value"])
-            return f"recipe key '{key}.{context['key']}' is read only where {context['words']} (got {got})"
+            name = ".".join([*place.path, context["key"]])
+            return f"recipe key '{name}' is read only where {context['words']} (got {got})"
     return f"recipe key {key!r}: {fault['msg'].removeprefix('Value error, ')} (got {shorten(fault['input'])})"
 
 

@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import tomli_w
 from pydantic import Field, SerializeAsAny, ValidationError
 from pydantic.fields import FieldInfo
 
 from tfkd_fast.data import DataSettings, LoaderName
-from tfkd_fast.errors import UserError, nearest, shorten
+from tfkd_fast.errors import UserError, nearest, refuse_unknown, shorten
 from tfkd_fast.files import is_there, parse_toml, read_text
-from tfkd_fast.methods import MethodEntry, find_method
+from tfkd_fast.methods import METHODS, MethodEntry, find_method
 from tfkd_fast.methods.base import TeacherTable
-from tfkd_fast.models import ModelSettings
+from tfkd_fast.models import MODELS, ModelSettings
 from tfkd_fast.runs.earlier import drop_unread_keys
 from tfkd_fast.runs.faults import explain
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import Table, resolve
 from tfkd_fast.runs.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import STORED, ReadAcross, Settings
 
 DEFAULT_METHOD = "tfkd-mrs"
 
@@ -30,6 +30,8 @@ STUDIES = "tfkd_fast.recipes.studies"
 
 class Recipe(Settings):
     """The values that every method shares, and the tables of the method in `options`."""
+
+    across: ClassVar = (ReadAcross("teachers", "views", lambda recipe: recipe.data.augment, "data.augment is true"),)
 
     method: str = DEFAULT_METHOD
     """Name of the training method; tfkd-fast methods lists them."""
@@ -169,16 +171,35 @@ def parse(text: str, name: str) -> Table:
 
 
 def read_recipe(folder: RunFolder) -> Recipe:
-    """The resolved recipe of a run, of this version or an earlier one."""
+    """The resolved recipe of a run, of this version or an earlier one.
+
+    Raises:
+        UserError: it cannot be read, or names a network, a method or a criterion that this process does not know.
+    """
     table = parse(folder.read_recipe_text(), str(folder.recipe))
     if "method" not in table:
         raise UserError(f"the recipe {folder.recipe} names no method, as that of a run does: restore it")
-    method = find_method(table["method"])
-    return make_recipe(drop_unread_keys(table, core_fields() | method.settings.model_fields))
+    model = table.get("model")
+    refuse_unknown("method", table["method"], METHODS, "tfkd_fast.methods.METHODS", folder.path)
+    if isinstance(model, dict) and "name" in model:
+        refuse_unknown("network", model["name"], MODELS, "tfkd_fast.models.MODELS", folder.path)
+    try:
+        method = find_method(table["method"])
+        table = drop_unread_keys(table, core_fields() | method.settings.model_fields)
+        recipe = make_recipe(table, context=STORED)
+        unread = [*recipe.unread_across(), *recipe.options.unread_across()]
+        for condition, _ in unread:  # an earlier version let them stand
+            del table[condition.table][condition.key]
+        return make_recipe(table) if unread else recipe
+    except UserError as error:
+        raise UserError(f"the recipe of the run in {folder.path} cannot be used here: {error}") from None
 
 
-def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
-    """Validate a recipe's tables under overrides; the first fault is reported in one sentence."""
+def make_recipe(table: Table, overrides: Table | None = None, *, context: dict[str, bool] | None = None) -> Recipe:
+    """Validate a recipe's tables under overrides; the first fault is reported in one sentence.
+
+    `context` is that of the validation, see `tfkd_fast.settings.STORED`.
+    """
     overrides = overrides or {}
     values = resolve_levels({"method": DEFAULT_METHOD} | table, overrides)
     method = find_method(values["method"])
@@ -191,7 +212,9 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
     core = {key: value for key, value in values.items() if key not in tables_of_method}
     options = {key: value for key, value in values.items() if key in tables_of_method}
     try:
-        return Recipe(options=method.settings.model_validate(options), **core)
+        return Recipe.model_validate(
+            {**core, "options": method.settings.model_validate(options, context=context)}, context=context
+        )
     except ValidationError as error:
         raise UserError(explain(error, core_fields() | tables_of_method)) from None
 

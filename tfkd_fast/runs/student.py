@@ -8,7 +8,7 @@ from torch import nn
 
 from tfkd_fast import tensor_file
 from tfkd_fast.data import DataIdentity, Dataset
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, refuse_unknown
 from tfkd_fast.files import reading, write_bytes
 from tfkd_fast.finiteness import nonfinite_names
 from tfkd_fast.models import MODELS, ModelSettings, Width, build_model, gives_finite_logits
@@ -60,11 +60,7 @@ def read_student_header(path: Path) -> StudentHeader:
         UserError: the file is missing, damaged or no student, or this process does not know the network.
     """
     header = _read(path)[0]
-    if header.name not in MODELS:
-        raise UserError(
-            f"{path} is a network {header.name!r}, which is none of {', '.join(MODELS)}: use it in a program that adds "
-            "its function to tfkd_fast.models.MODELS first"
-        )
+    refuse_unknown("network", header.name, MODELS, "tfkd_fast.models.MODELS", path)
     return header
 
 

@@ -38,7 +38,7 @@ from tfkd_fast.methods.base import (
 from tfkd_fast.methods.base.needs import Average
 from tfkd_fast.methods.controlled.standing import Standing, progress_of
 from tfkd_fast.methods.controlled.teaching import Teaching, target_needs, warmup_epochs
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import ReadAcross, Settings
 from tfkd_fast.steering import control, selection
 from tfkd_fast.steering.control import ControllerSettings, Decision, PPOSettings, Progress
 from tfkd_fast.steering.selection import (
@@ -61,6 +61,21 @@ DROP = 0.5
 class ControlledTargetsSettings(Settings):
     """The tables of a recipe that belong to these methods."""
 
+    across: ClassVar = (
+        ReadAcross(
+            "controller",
+            "cooldown_epochs",
+            lambda tables: tables.controller.learns or tables.selection.budget != "none",
+            "the controller learns or selection.budget is not none",
+        ),
+        ReadAcross("target", "peers", lambda tables: tables.selection.budget == "none", "selection.budget is none"),
+        ReadAcross(
+            "selection",
+            "data_order",
+            lambda tables: "peers" not in tables.target.sources,
+            "target.sources has no peers, who all see the same images",
+        ),
+    )
     target: TargetSettings = RankBinnedTargetSettings()
     """The target distributions that the student learns from."""
     controller: ControllerSettings = PPOSettings()

@@ -114,7 +114,10 @@ def find_criterion(name: str) -> Criterion:
     installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
     offers = installed.select(name=name)
     if not offers:
-        raise ValueError(f"unknown criterion {name!r}: {nearest(name, {*CRITERIA, *installed.names})}")
+        raise ValueError(
+            f"unknown criterion {name!r}: {nearest(name, {*CRITERIA, *installed.names})}; one of "
+            "another distribution has to be installed"
+        )
     if len(offers) > 1:
         origins = " and ".join(map(_origin, offers))
         raise ValueError(f"criterion {name!r} is offered by {origins}: uninstall all but one")
