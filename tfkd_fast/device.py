@@ -140,6 +140,11 @@ def _has_native_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_memory(device: torch.device) -> int:
     """Return the free memory of a device in bytes: for the CPU the available memory on Linux, elsewhere all memory."""
     if device.type == "cuda":

@@ -84,6 +84,7 @@ def test_every_shipped_study_is_valid(name: str) -> None:
     ("text", "sentence"),
     [
         ("seeds = = 1", "is not valid TOML"),
+        (f'seeds = [0]\nbaseline = "ce"\n[rows.{"x" * 201}]\nmethod = "ce"\n', "has at most 200 bytes"),
         (BASE.replace("seeds", "seed") + CE, "unknown key 'seed': did you mean 'seeds'"),
         (BASE.replace('baseline = "ce"', "") + CE, "it has no 'baseline'"),
         (BASE.replace("[3, 1]", "[]") + CE, "one seed at least"),

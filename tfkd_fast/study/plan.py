@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.files import is_there, parse_toml
@@ -54,7 +54,17 @@ from tfkd_fast.runs.recipe import (
 from tfkd_fast.settings import Settings
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-RowName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # names folders
+LONGEST_NAME = 200
+"""Bytes of the name of a row; names of files have 255, and a seed and an ending follow."""
+
+
+def _name_of_files(name: str) -> str:
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"folders are named after a row, so its name has at most {LONGEST_NAME} bytes")
+    return name
+
+
+RowName = Annotated[str, Field(pattern=r"^\w[\w.-]*$"), AfterValidator(_name_of_files)]
 
 
 Pairs = tuple[tuple[str, str], ...]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from tfkd_fast.device import resolve_compute
+from tfkd_fast.device import available_cores, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import from_checked_json, read_bytes, reading, to_checked_json, write_bytes
 from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
@@ -143,7 +143,7 @@ class Runner:
         wanted = [Run(row, seed) for seed in seeds for row in rows]  # a study stopped early has whole paired seeds
         self.waiting = [run for run in wanted if not self._is_finished(run)]
         self.already_finished = len(wanted) - len(self.waiting)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = available_cores()
         self.jobs = jobs or (1 if any(_uses_cuda(row) for row in rows) else cores)
         self._threads = max(1, cores // self.jobs)
         self._running: dict[Run, Process] = {}

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from tests.data.loaders.batches import COUNT, CPU, SHAPES, assert_same, collect, dataset_of, loader_of, normalised
-from tfkd_fast.data import Dataset, DataSettings, ImageSet, make_loader, open_dataset
+from tfkd_fast.data import Dataset, DataSettings, ImageSet, LoaderName, make_loader, missing_loaders, open_dataset
 from tfkd_fast.data.images import ArrayImages
-from tfkd_fast.device import free_memory
+from tfkd_fast.device import available_cores, free_memory
 from tfkd_fast.errors import UserError
 from tfkd_fast.randomness import Purpose, permutation, random_words
 
@@ -162,6 +162,14 @@ def test_a_batch_may_be_written_to() -> None:
     copy = first.clone()
     first.zero_()
     assert torch.equal(next(loader.in_order()).images, copy)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "dali"])
+def test_more_workers_than_a_machine_can_serve_are_refused(name: LoaderName) -> None:
+    most = 8 * available_cores()
+    if missing_loaders()[name] is None and most < 256:
+        with pytest.raises(UserError, match=rf"data\.workers is {most + 1}, .*: set {most} at most"):
+            loader_of(dataset_of((1, 32, 32)), name, workers=most + 1)
 
 
 def test_free_memory_is_plausible() -> None:

@@ -15,10 +15,13 @@ from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
 from tfkd_fast.data.loaders.resident import ResidentImages
 from tfkd_fast.data.settings import DataSettings
-from tfkd_fast.device import free_memory
+from tfkd_fast.device import available_cores, free_memory
 from tfkd_fast.errors import UserError
 
 __all__ = ["Batch", "Loader", "LoaderChoice", "choose_loader", "make_loader", "missing_loaders"]
+
+WORKERS_A_CORE = 8
+"""The most workers for each core (our choice): more of them only take memory."""
 
 NAMES = ("resident", "dali", "torchvision")
 """Names of all loaders."""
@@ -134,6 +137,9 @@ def _source(images: ImageSet, pad: int, settings: DataSettings, device: torch.de
     reason = _refusal(name, images, device)
     if reason is not None:
         raise UserError(f"loader {name} {reason}")
+    most = WORKERS_A_CORE * available_cores()
+    if settings.workers > most:
+        raise UserError(f"data.workers is {settings.workers}, more than this machine can serve: set {most} at most")
     if name == "dali":
         from tfkd_fast.data.loaders.dali import DaliPixels  # may not be installed
 
