@@ -1,7 +1,8 @@
 """Whole runs: train, replay, go on after a kill, and test. The test set is read here only, and after training."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -217,12 +218,30 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: Seq
 def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     """Train, then test the student and write the summary."""
     folder, stop.resumable = trainer.folder, True
-    with sealed_test_images():
-        summary = trainer.run(stop)
-    summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder)
+    with _explain_lost_worker(folder):
+        with sealed_test_images():
+            summary = trainer.run(stop)
+        summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder)
     trainer.finish(summary)
     folder.write_json(folder.summary, summary)  # from now on the run is finished
     return summary
+
+
+@contextmanager
+def _explain_lost_worker(folder: RunFolder) -> Iterator[None]:
+    """Context manager that says in one sentence that a worker of a loader was ended from outside.
+
+    torch notices that by a signal, and raises its error wherever the run is by then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            f"a process that loads images was ended from outside, as systems do that run out of memory: go on with "
+            f"--resume {folder.path}"
+        ) from None
 
 
 def _test(recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Signals that end a run lose no finished epoch."""
 
+import multiprocessing
 import os
 import pty
 import signal
@@ -12,6 +13,7 @@ import pytest
 from tests.support.command import SMALL, command
 from tests.support.runs import log, recipe, without_clocks
 from tfkd_fast import api
+from tfkd_fast.errors import UserError
 from tfkd_fast.events import EpochEnded, Event
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.lock import refuse_if_busy
@@ -135,6 +137,21 @@ def test_a_signal_to_all_processes_of_a_job_costs_no_epoch(tmp_path: Path) -> No
     assert len(RunFolder(tmp_path).checkpoint_files()) == 1
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no worker is left
+
+
+def test_a_worker_that_is_killed_is_one_sentence(tmp_path: Path) -> None:
+    """As by a system that runs out of memory."""
+
+    class KillWorkers(Listener):
+        def batch(self, images: int) -> None:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join()
+
+    settings = recipe("ce", epochs=1, data={"loader": "torchvision", "workers": 1})
+    with pytest.raises(UserError, match=f"was ended from outside, .*: go on with --resume {tmp_path}"):
+        api.train(settings, tmp_path, listeners=[KillWorkers()])
+    assert api.resume(tmp_path)["epochs"] == 1
 
 
 def test_a_terminal_that_is_closed_costs_no_epoch(tmp_path: Path) -> None:
