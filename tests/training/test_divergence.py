@@ -17,7 +17,7 @@ from tfkd_fast.methods.base import HoldoutMetrics, Plan, TeacherOutputs
 from tfkd_fast.report import read_run
 from tfkd_fast.report.words import ranking_words
 from tfkd_fast.runs import folder as run_folder
-from tfkd_fast.runs.checkpoint import load_checkpoint
+from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.training.divergence import Fault, figures_fault, input_fault, loss_fault
@@ -65,6 +65,18 @@ def test_the_last_good_checkpoint_is_named_wherever_in_an_epoch_it_happens(tmp_p
     assert sorted(good.parent.iterdir()) == [good]
     assert not (tmp_path / "student.safetensors").exists()
     assert nonfinite_names(named_tensors(load_checkpoint(good))) == []
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from(tmp_path: Path) -> None:
+    """Earlier versions wrote such checkpoints."""
+    settings = recipe("ce", epochs=2, data={"batch_size": 1000})
+    trainer(settings, tmp_path, few_images()).run()
+    newest = tmp_path / "checkpoints" / "epoch-00002.ckpt"
+    state = load_checkpoint(newest)
+    state["population"]["candidates"][0]["momenta"]["classifier.bias"][0] = NAN
+    save_checkpoint(newest, state)
+    with pytest.raises(UserError, match=r"epoch-00002\.ckpt is not finite \(population\.candidates\.0\.momenta\.cl"):
+        Trainer(settings, few_images(), CPU, RunFolder(tmp_path), []).run()
 
 
 def test_a_selection_goes_on_without_a_candidate_that_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

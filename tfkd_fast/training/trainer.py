@@ -307,6 +307,9 @@ class Trainer:
             raise UserError(
                 f"the teachers of the run in {self.folder.path} are not those that it began with: restore them"
             )
+        if names := nonfinite_names(named_tensors(saved)):  # of an earlier version, which wrote such checkpoints
+            newest = self.folder.checkpoint_files()[-1]
+            raise UserError(f"{newest} is not finite ({names[0]}): delete it, and --resume takes the one before it")
         self.state = state = RunState.from_state_dict(saved["state"])
         if not 0 < state.epoch <= self.recipe.epochs:
             raise ValueError(f"it is of epoch {state.epoch}")
