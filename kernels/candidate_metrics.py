@@ -1,9 +1,9 @@
 """Triton kernels of `tfkd_fast.ops.candidate_metrics`: accuracy, likelihood and calibration of candidates.
 
 `_survey` reads the logits once, for all metrics but the calibrated ones. With b = 1/T the NLL of a sample is
-log sum_c exp(b z_c) - b z_y, convex in b, so that its derivative E[z] - z_y passes zero once. `_narrow` takes the sums
-of the derivative at 7 inner points of three brackets of log b, for the even samples, the odd ones and all; each of 6
-passes leaves an eighth of a bracket, together 2e-5 of log T. `_cross` scores each half at the temperature of the other.
+log sum_c exp(b z_c) - b z_y, convex in b as is the prior, so that the derivative of their sum passes zero once; for a
+sample it is E[z] - z_y. `_narrow` takes it at 7 inner points of a bracket of log b; each of 6 passes leaves an eighth
+of the bracket, together 2e-5 of log T. `_calibrate` takes the NLL there.
 
 A program serves one candidate, and a share of the samples that depends on N and C alone: a candidate gets the same in
 any company. Parts of sums are added in a fixed order by the kernel that needs them. Within a tile the logits are read
@@ -39,7 +39,7 @@ PASSES = 6
 HIGHEST = tl.constexpr(math.log(20.0))  # of log b, and -HIGHEST is the lowest
 FAR = tl.constexpr(-1e30)  # logits further below the highest have no probability, and 0 * FAR is 0
 
-# Rows of the sums over the samples: of `_survey` these and, from GAPS, a row a bin; of `_narrow` SECTIONS a search.
+# Rows of the sums over the samples: of `_survey` these and, from GAPS, a row a bin; of `_narrow` SECTIONS.
 SUMS = tl.constexpr(32)
 NOT_FINITE, TOP1, TOP5, NLL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 BRIER, ENTROPY, CONFIDENCE, GAPS = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(16)
@@ -62,31 +62,41 @@ def _subtract_highest(logits: tl.tensor, highest: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _sums_over_blocks(parts: tl.tensor, blocks: tl.tensor, BLOCKS: tl.constexpr) -> tl.tensor:
-    """Add the partial sums (SUMS,blocks) of all blocks to sums (SUMS,)."""
+def _sums_over_blocks(parts: tl.tensor, blocks: tl.tensor, LENGTH: tl.constexpr, BLOCKS: tl.constexpr) -> tl.tensor:
+    """Add the partial sums (LENGTH,blocks) of all blocks to sums (LENGTH,)."""
     block = tl.arange(0, BLOCKS)[None, :]
-    at = tl.arange(0, SUMS)[:, None] * blocks + block
+    at = tl.arange(0, LENGTH)[:, None] * blocks + block
     return tl.sum(tl.load(parts + at, mask=block < blocks, other=0.0), 1)
 
 
 @triton.jit
-def _brackets(
+def _log_of_sum(others: tl.tensor, own: tl.tensor) -> tl.tensor:
+    """Return log(others + exp(own)) in float64, also where `others` are small beside the 1 of an `own` of 0."""
+    others = others.to(tl.float64)
+    total = others + tl.exp(own)
+    rounding = (total - tl.exp(own)) - others
+    return tl.log(total) - rounding / total
+
+
+@triton.jit
+def _bracket(
     lows: tl.tensor, slopes: tl.tensor, candidate: tl.tensor, candidates: tl.tensor, pass_: tl.tensor, block: tl.tensor,
     blocks: tl.tensor, BLOCKS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the lower end of each search's bracket in this pass, and the width, from the slopes of the last pass."""
-    search = tl.arange(0, SUMS // SECTIONS)
-    searches: tl.constexpr = SUMS // SECTIONS
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the lower end of the bracket of log b in this pass, and its width, from the slopes of the last pass."""
     width = tl.exp2((pass_ * -3).to(tl.float64)) * (2.0 * HIGHEST)
-    low = tl.full((searches,), -HIGHEST, tl.float64)
+    low = tl.full((), -HIGHEST, tl.float64)
     if pass_ > 0:
         before = (pass_ - 1) * candidates + candidate
-        slope = _sums_over_blocks(slopes + before * SUMS * blocks, blocks, BLOCKS)
-        falling = tl.sum(tl.reshape((slope < 0.0).to(tl.int32), (searches, SECTIONS)), 1)
-        low = tl.load(lows + before * searches + search) + width * falling.to(tl.float64)
+        section = tl.arange(0, SECTIONS)
+        low = tl.load(lows + before)
+        prior = 1.0 - tl.exp(-(low + width * (section + 1)))  # the derivative of b - 1 - log b
+        slope = prior + _sums_over_blocks(slopes + before * SECTIONS * blocks, blocks, SECTIONS, BLOCKS)
+        falling = tl.sum(((slope < 0.0) & (section < SECTIONS - 1)).to(tl.int32), 0)
+        low += width * falling.to(tl.float64)
     if block == 0:
-        tl.store(lows + (pass_ * candidates + candidate) * searches + search, low)
-    return search, low, width
+        tl.store(lows + pass_ * candidates + candidate, low)
+    return low, width
 
 
 @triton.jit
@@ -94,14 +104,14 @@ def _slope(
     logits: tl.tensor, row: tl.tensor, classes: tl.tensor, highest: tl.tensor, own: tl.tensor, b: tl.tensor,
     present: tl.tensor, T: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the derivative of the NLL in b for a tile of rows, with one b for each row."""
+    """Return the derivative of the NLL in b for a tile of rows."""
     scale = b * LOG2_E
     total = tl.zeros_like(highest)
     first = tl.zeros_like(highest)
     for start in range(0, classes, COLUMNS):
         z, _ = _load_tile(logits, row, start, classes, present, T, COLUMNS)
         x = _subtract_highest(z, highest)
-        e = tl.exp2(x * scale[:, None])
+        e = tl.exp2(x * scale)
         total += tl.sum(e, 1)
         first += tl.sum(e * x, 1)
     return first / total - own
@@ -149,9 +159,8 @@ def _survey(
             squares += tl.sum(other * other, 1)
             first += tl.sum(e * x, 1)
         own = (own_logit - highest).to(tl.float64)
-        total = others.to(tl.float64) + tl.exp(own)
-        log_total = tl.log(total)
-        confidence = 1.0 / total
+        log_total = _log_of_sum(others, own)
+        confidence = 1.0 / (others.to(tl.float64) + tl.exp(own))
         wrong = others.to(tl.float64) * confidence
         correct = (ahead < 1).to(tl.float64)
 
@@ -179,39 +188,35 @@ def _narrow(
 ) -> None:  # fmt: skip
     candidate, block = candidate_and_block(blocks)
     classes = divisible(classes, ALIGNMENT)
-    index = tl.arange(0, SUMS)
-    search, low, width = _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
-    sums = tl.zeros((SUMS,), tl.float64)
+    section = tl.arange(0, SECTIONS)
+    low, width = _bracket(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
+    sums = tl.zeros((SECTIONS,), tl.float64)
     for begin in range(block * ROWS, samples, blocks * ROWS):
         sample = begin + tl.arange(0, ROWS)
         present = sample < samples
-        odd = sample % 2
         label, _ = load_labels(labels, 0, 0, sample, present, classes)
         row = (candidate * samples + sample) * classes
         highest = tl.load(highest_of + candidate * samples + sample, mask=present, other=0.0)
         own = tl.load(logits + row + label, mask=present, other=0.0).to(T) - highest
         for j in range(SECTIONS - 1):
-            b = tl.exp(low + width * (j + 1) / SECTIONS)
-            b_of_half = tl.where(odd == 0, pick(b, search, 0), pick(b, search, 1)).to(T)
-            b_of_all = (tl.zeros_like(odd) + pick(b, search, 2)).to(T)
-            of_half = _slope(logits, row, classes, highest, own, b_of_half, present, T, COLUMNS)
-            of_all = _slope(logits, row, classes, highest, own, b_of_all, present, T, COLUMNS)
-            sums += tl.where(index == j, sum_of_present(of_half, present & (odd == 0)), 0.0)
-            sums += tl.where(index == SECTIONS + j, sum_of_present(of_half, present & (odd == 1)), 0.0)
-            sums += tl.where(index == 2 * SECTIONS + j, sum_of_present(of_all, present), 0.0)
-    tl.store(slopes + ((pass_ * candidates + candidate) * SUMS + index) * blocks + block, sums)
+            b = tl.exp(low + width * (j + 1) / SECTIONS).to(T)
+            slope = _slope(logits, row, classes, highest, own, b, present, T, COLUMNS)
+            sums += tl.where(section == j, sum_of_present(slope, present), 0.0)
+    tl.store(slopes + ((pass_ * candidates + candidate) * SECTIONS + section) * blocks + block, sums)
 
 
 @triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
-def _cross(
-    logits: tl.tensor, labels: tl.tensor, highest_of: tl.tensor, lows: tl.tensor, slopes: tl.tensor, crossed: tl.tensor,
-    pass_: tl.tensor, candidates: tl.tensor, samples: tl.tensor, classes: tl.tensor, blocks: tl.tensor,
+def _calibrate(
+    logits: tl.tensor, labels: tl.tensor, highest_of: tl.tensor, lows: tl.tensor, slopes: tl.tensor,
+    calibrated: tl.tensor, pass_: tl.tensor, candidates: tl.tensor, samples: tl.tensor, classes: tl.tensor,
+    blocks: tl.tensor,
     ALIGNMENT: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
 ) -> None:  # fmt: skip
     candidate, block = candidate_and_block(blocks)
     classes = divisible(classes, ALIGNMENT)
-    search, low, width = _brackets(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
+    low, width = _bracket(lows, slopes, candidate, candidates, pass_, block, blocks, BLOCKS)
     b = tl.exp(low + 0.5 * width)
+    scale = b.to(T) * LOG2_E
     nll = tl.zeros((), tl.float64)
     for begin in range(block * ROWS, samples, blocks * ROWS):
         sample = begin + tl.arange(0, ROWS)
@@ -220,16 +225,14 @@ def _cross(
         row = (candidate * samples + sample) * classes
         highest = tl.load(highest_of + candidate * samples + sample, mask=present, other=0.0)
         own = tl.load(logits + row + label, mask=present, other=0.0).to(T) - highest
-        b_of_other = tl.where(sample % 2 == 0, pick(b, search, 1), pick(b, search, 0))
-        scale = b_of_other.to(T) * LOG2_E
-        total = tl.zeros((ROWS,), T)
+        others = tl.zeros((ROWS,), T)
         for start in range(0, classes, COLUMNS):
-            # Not `_`, which has another type outside of the loop.
-            z, _c = _load_tile(logits, row, start, classes, present, T, COLUMNS)
-            total += tl.sum(tl.exp2(_subtract_highest(z, highest) * scale[:, None]), 1)
-        value = tl.log(total.to(tl.float64)) - own * b_of_other
-        nll += sum_of_present(value, present)
-    tl.store(crossed + candidate * blocks + block, nll)
+            z, c = _load_tile(logits, row, start, classes, present, T, COLUMNS)
+            e = tl.exp2(_subtract_highest(z, highest) * scale)
+            others += tl.sum(tl.where(c == label[:, None], 0.0, e), 1)
+        own_scaled = own * b
+        nll += sum_of_present(_log_of_sum(others, own_scaled) - own_scaled, present)
+    tl.store(calibrated + candidate * blocks + block, nll)
 
 
 @triton.jit
@@ -239,26 +242,26 @@ def _write(metrics: tl.tensor, at: tl.tensor, candidates: tl.tensor, value: tl.t
 
 @triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
 def _finish(
-    parts: tl.tensor, lows: tl.tensor, crossed: tl.tensor, metrics: tl.tensor, pass_: tl.tensor, candidates: tl.tensor,
-    samples: tl.tensor, blocks: tl.tensor, BLOCKS: tl.constexpr,
+    parts: tl.tensor, lows: tl.tensor, calibrated: tl.tensor, metrics: tl.tensor, pass_: tl.tensor,
+    candidates: tl.tensor, samples: tl.tensor, blocks: tl.tensor, BLOCKS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the metrics (9,K) of one candidate."""
     candidate = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, SUMS)
     block = tl.arange(0, BLOCKS)
-    search = tl.arange(0, SUMS // SECTIONS)
-    sums = _sums_over_blocks(parts + candidate * SUMS * blocks, blocks, BLOCKS)
+    sums = _sums_over_blocks(parts + candidate * SUMS * blocks, blocks, SUMS, BLOCKS)
     broken = pick(sums, index, NOT_FINITE) > 0.0
     means = sums / samples.to(tl.float64)
-    low = tl.load(lows + (pass_ * candidates + candidate) * (SUMS // SECTIONS) + search)
+    low = tl.load(lows + pass_ * candidates + candidate)
     width = tl.exp2((pass_ * -3).to(tl.float64)) * (2.0 * HIGHEST)
-    calibrated = tl.sum(tl.load(crossed + candidate * blocks + block, mask=block < blocks, other=0.0), 0)
+    of_calibrated = tl.sum(tl.load(calibrated + candidate * blocks + block, mask=block < blocks, other=0.0), 0)
     to = metrics + candidate
     _write(to, 0, candidates, pick(means, index, TOP1), broken)
     _write(to, 1, candidates, pick(means, index, TOP5), broken)
-    _write(to, 2, candidates, pick(means, index, NLL), broken)
-    _write(to, 3, candidates, calibrated / samples.to(tl.float64), broken)
-    _write(to, 4, candidates, tl.exp(-(pick(low, search, 2) + 0.5 * width)), broken)
+    nll = pick(means, index, NLL)
+    _write(to, 2, candidates, nll, broken)
+    _write(to, 3, candidates, tl.minimum(nll, of_calibrated / samples.to(tl.float64)), broken)
+    _write(to, 4, candidates, tl.exp(-(low + 0.5 * width)), broken)
     _write(to, 5, candidates, pick(means, index, BRIER), broken)
     _write(to, 6, candidates, tl.sum(tl.where(index >= GAPS, tl.abs(means), 0.0), 0), broken)
     _write(to, 7, candidates, pick(means, index, ENTROPY), broken)
@@ -275,9 +278,9 @@ def candidate_metrics(logits: Tensor, labels: Tensor) -> Tensor:
     metrics = new((METRICS, candidates), dtype=loss_dtypes(logits)[0])
     highest = new((candidates, samples), dtype=loss_dtypes(logits)[0])
     parts = new((candidates, SUMS.value, blocks), dtype=torch.float64)
-    slopes = new((PASSES, candidates, SUMS.value, blocks), dtype=torch.float64)
-    lows = new((PASSES + 1, candidates, SUMS.value // SECTIONS.value), dtype=torch.float64)
-    crossed = new((candidates, blocks), dtype=torch.float64)
+    slopes = new((PASSES, candidates, SECTIONS.value, blocks), dtype=torch.float64)
+    lows = new((PASSES + 1, candidates), dtype=torch.float64)
+    calibrated = new((candidates, blocks), dtype=torch.float64)
     tile = {
         "ALIGNMENT": shape.alignment,
         "T": loss_dtypes(logits)[1],
@@ -293,11 +296,11 @@ def candidate_metrics(logits: Tensor, labels: Tensor) -> Tensor:
                 logits, labels, highest, lows, slopes, pass_, candidates, samples, shape.classes, blocks,
                 **tile, BLOCKS=MOST_BLOCKS, num_warps=WARPS,
             )  # fmt: skip
-        _cross[programs](
-            logits, labels, highest, lows, slopes, crossed, PASSES, candidates, samples, shape.classes, blocks,
+        _calibrate[programs](
+            logits, labels, highest, lows, slopes, calibrated, PASSES, candidates, samples, shape.classes, blocks,
             **tile, BLOCKS=MOST_BLOCKS, num_warps=WARPS,
         )  # fmt: skip
         _finish[(candidates,)](
-            parts, lows, crossed, metrics, PASSES, candidates, samples, blocks, BLOCKS=MOST_BLOCKS, num_warps=WARPS
+            parts, lows, calibrated, metrics, PASSES, candidates, samples, blocks, BLOCKS=MOST_BLOCKS, num_warps=WARPS
         )
     return metrics

@@ -1,10 +1,11 @@
-// Accuracy, likelihood and calibration of several candidates, and the temperatures of least NLL.
+// Accuracy, likelihood and calibration of several candidates, and the temperatures that are fitted to them.
 // The definition is `_reference` in tfkd_fast/ops/candidate_metrics.py.
 //
 // One visit to a row gives all metrics but the calibrated ones. With b = 1/T the NLL of a sample is
-// log sum_c exp(b z_c) - b z_y, convex in b: a search brackets the root of its derivative E[z] - z_y. The second and
-// third derivative are the variance and the third cumulant of z under softmax(b z); they cost little once the
-// exponentials are there, so that a search takes few visits to the rows, the first of which was that at b = 1.
+// log sum_c exp(b z_c) - b z_y, convex in b as is the prior: a search brackets the root of the derivative of their sum,
+// which is E[z] - z_y for a sample. The second and third derivative are the variance and the third cumulant of z under
+// softmax(b z); they cost little once the exponentials are there, so that a search takes few visits to the rows, the
+// first of which was that at b = 1.
 
 #include "../common/loss_cpu.h"
 #include "../common/vector_math.h"
@@ -19,9 +20,12 @@ constexpr int kMetrics = 9, kBins = 15;
 constexpr int64_t kLanes = 16;  // rows are filled up to a multiple with -inf: no loop over classes has a remainder
 constexpr double kLowest = 1.0 / 20.0, kHighest = 20.0;  // 1/T
 
-// The derivatives of the NLL in b, summed over samples.
+// Derivatives in b, summed over samples.
 struct Derivatives {
   double first = 0, second = 0, third = 0;
+
+  // Those of b - 1 - log b.
+  static Derivatives of_prior(double b) { return {1 - 1 / b, 1 / (b * b), -2 / (b * b * b)}; }
 
   Derivatives& operator+=(const Derivatives& other) {
     first += other.first, second += other.second, third += other.third;
@@ -29,34 +33,36 @@ struct Derivatives {
   }
 };
 
-// Finds b where the first derivative passes zero, or the end of [kLowest, kHighest] that is nearest to it. Where the
-// NLL is flat, the lowest b. Halley's method over log b; where it leaves the bracket or is slow, bisection.
+// Finds the b of least NLL and prior, where the first derivative of both passes zero, or the end of [kLowest, kHighest]
+// that is nearest to it. Halley's method over log b; where it leaves the bracket or is slow, bisection.
 class Search {
  public:
   double next() const { return next_; }  // the b to visit, and at the end the answer
   bool done() const { return done_; }
 
-  void observe(double b, const Derivatives& nll) {
-    if (done_) return;
-    if (nll.first < 0) {
+  void observe(const Derivatives& nll) {
+    const double b = next_;
+    Derivatives both = Derivatives::of_prior(b);
+    both += nll;
+    if (both.first < 0) {
       low_ = std::max(low_, b), visited_low_ = true;
     } else {
       high_ = std::min(high_, b), visited_high_ = true;
     }
     constexpr double kBracket = 2e-5, kStep = 1e-3;  // of log b; Halley's error is of third order in the step
-    if (high_ <= low_ * (1 + kBracket)) return finish(nll.first < 0 ? high_ : low_);
+    if (high_ <= low_ * (1 + kBracket)) return finish(both.first < 0 ? high_ : low_);
 
-    const double slope = b * nll.second, bend = slope + b * b * nll.third;  // of the first derivative over log b
-    const double step = -2 * nll.first * slope / (2 * slope * slope - nll.first * bend), move = std::abs(step);
+    const double slope = b * both.second, bend = slope + b * b * both.third;  // of the first derivative over log b
+    const double step = -2 * both.first * slope / (2 * slope * slope - both.first * bend), move = std::abs(step);
     next_ = b * std::exp(step);
     const bool converges = next_ >= low_ && next_ <= high_ && !(move > 0.5 * moves_[0]);  // NaN does not
     moves_ = {moves_[1], move};
     if (converges) {
       done_ = move < kStep;
-    } else if (nll.first < 0 ? visited_high_ : visited_low_) {
+    } else if (both.first < 0 ? visited_high_ : visited_low_) {
       next_ = std::sqrt(low_ * high_);
     } else {
-      next_ = nll.first < 0 ? high_ : low_;
+      next_ = both.first < 0 ? high_ : low_;
     }
   }
 
@@ -70,7 +76,7 @@ class Search {
 
 template <typename T>
 struct Rows {
-  int64_t first, count;  // samples; the parity of a sample's index says which half it is in
+  int64_t count;
   int32_t classes, filled;
   const T* logits;
   const int64_t* labels;
@@ -81,15 +87,15 @@ struct Rows {
 struct Survey {
   bool finite = true;
   double top1 = 0, top5 = 0, nll = 0, brier = 0, entropy = 0, confidence = 0;
-  std::array<double, kBins> gap{};      // correct - confidence
-  std::array<Derivatives, 2> halves{};  // at b = 1
+  std::array<double, kBins> gap{};  // correct - confidence
+  Derivatives derivatives;          // of the NLL, at b = 1
 
   Survey& operator+=(const Survey& other) {
     finite &= other.finite;
     top1 += other.top1, top5 += other.top5, nll += other.nll, brier += other.brier, entropy += other.entropy;
     confidence += other.confidence;
     for (int j = 0; j < kBins; ++j) gap[j] += other.gap[j];
-    for (int half = 0; half < 2; ++half) halves[half] += other.halves[half];
+    derivatives += other.derivatives;
     return *this;
   }
 };
@@ -106,6 +112,17 @@ TFKD_INLINE void add_derivatives(const Moments<T>& moments, T own, Derivatives& 
   to.first += first - own;
   to.second += second - first * first;
   to.third += moments.third * scale - 3 * first * second + 2 * first * first * first;
+}
+
+template <typename T>
+TFKD_INLINE T own_exponential(T own) {
+  return own == T(0) ? T(1) : exp_nonpositive(own);
+}
+
+// log(others + exp(own)), also where `others` are small beside the 1 that the label has when it is the most likely.
+template <typename T>
+TFKD_INLINE T log_of_sum(T others, T own) {
+  return own == T(0) ? std::log1p(others) : std::log(others + exp_nonpositive(own));
 }
 
 template <typename T>
@@ -143,9 +160,9 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void survey(const Rows<T>& rows, const T* edges, Sur
       second += in_second;
       third += in_second * x;
     }
-    const T own = own_logit - highest, own_exponential = own == T(0) ? T(1) : exp_nonpositive(own);
-    moments.sum = others + own_exponential;
-    const T log_sum = own == T(0) ? std::log1p(others) : std::log(moments.sum);
+    const T own = own_logit - highest;
+    moments.sum = others + own_exponential(own);
+    const T log_sum = log_of_sum(others, own);
     const T confidence = T(1) / moments.sum, wrong = others * confidence;
     const double correct = above < T(1) ? 1 : 0;
 
@@ -158,17 +175,16 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void survey(const Rows<T>& rows, const T* edges, Sur
     int bin = 0;
     for (int j = 0; j < kBins - 1; ++j) bin += edges[j] < confidence;
     out.gap[bin] += correct - confidence;
-    add_derivatives(moments, own, out.halves[(rows.first + i) % 2]);
+    add_derivatives(moments, own, out.derivatives);
   }
 }
 
 template <typename T>
-TFKD_FOR_EVERY_VECTOR_WIDTH void derive(const Rows<T>& rows, const std::array<double, 2>& b,
-                                        std::array<Derivatives, 2>& out) {
+TFKD_FOR_EVERY_VECTOR_WIDTH void derive(const Rows<T>& rows, double b, Derivatives& out) {
+  const T scale = static_cast<T>(b);
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* logits = rows.logits + i * rows.filled;
-    const int half = (rows.first + i) % 2;
-    const T highest = rows.highest[i], scale = static_cast<T>(b[half]);
+    const T highest = rows.highest[i];
     Moments<T> moments;
     T &sum = moments.sum, &first = moments.first, &second = moments.second, &third = moments.third;
 #pragma omp simd reduction(+ : sum, first, second, third)
@@ -181,20 +197,25 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void derive(const Rows<T>& rows, const std::array<do
       second += in_second;
       third += in_second * x;
     }
-    add_derivatives(moments, logits[rows.labels[i]] - highest, out[half]);
+    add_derivatives(moments, logits[rows.labels[i]] - highest, out);
   }
 }
 
 template <typename T>
-TFKD_FOR_EVERY_VECTOR_WIDTH double nll_of(const Rows<T>& rows, const std::array<double, 2>& b) {
+TFKD_FOR_EVERY_VECTOR_WIDTH double nll_of(const Rows<T>& rows, double b) {
+  const T scale = static_cast<T>(b);
   double nll = 0;
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* logits = rows.logits + i * rows.filled;
-    const T highest = rows.highest[i], scale = static_cast<T>(b[(rows.first + i) % 2]);
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int32_t c = 0; c < rows.filled; ++c) sum += exp_nonpositive((logits[c] - highest) * scale);
-    nll += std::log(sum) - (logits[rows.labels[i]] - highest) * scale;
+    const int32_t label = static_cast<int32_t>(rows.labels[i]);
+    const T highest = rows.highest[i], own = (logits[label] - highest) * scale;
+    T others = 0;
+#pragma omp simd reduction(+ : others)
+    for (int32_t c = 0; c < rows.filled; ++c) {
+      const T e = exp_nonpositive((logits[c] - highest) * scale);
+      others += c == label ? T(0) : e;
+    }
+    nll += log_of_sum(others, own) - own;
   }
   return nll;
 }
@@ -241,8 +262,7 @@ class Blocks {
           const T* done = loaded(classes_, from, to);
           if (done != to) std::copy_n(done, classes_, to);
         }
-        const Rows<T> rows{.first = first,
-                           .count = count,
+        const Rows<T> rows{.count = count,
                            .classes = static_cast<int32_t>(classes_),
                            .filled = static_cast<int32_t>(filled_),
                            .logits = scratch.data(),
@@ -265,38 +285,6 @@ class Blocks {
   std::vector<T> highest_;
 };
 
-// The derivatives for the even samples and for the odd ones.
-struct Halves {
-  std::array<Derivatives, 2> half{};
-
-  Halves& operator+=(const Halves& other) {
-    half[0] += other.half[0], half[1] += other.half[1];
-    return *this;
-  }
-};
-
-// The temperatures of one candidate: of all samples, of the even ones and of the odd ones. All three learn from visits
-// at the same b until the first has its answer; then the halves, which are close to theirs, go their own ways.
-struct Temperatures {
-  Search all;
-  std::array<Search, 2> halves;
-
-  bool done() const { return all.done() && halves[0].done() && halves[1].done(); }
-
-  std::array<double, 2> next() const {
-    return all.done() ? std::array{halves[0].next(), halves[1].next()} : std::array{all.next(), all.next()};
-  }
-
-  void observe(const std::array<Derivatives, 2>& nll) {
-    const auto b = next();
-    if (!all.done()) {
-      Derivatives both = nll[0];
-      all.observe(b[0], both += nll[1]);
-    }
-    for (int half = 0; half < 2; ++half) halves[half].observe(b[half], nll[half]);
-  }
-};
-
 template <typename scalar, typename T>
 Tensor run(const Tensor& logits, const Tensor& labels) {
   const double samples = static_cast<double>(logits.size(1));
@@ -308,24 +296,22 @@ Tensor run(const Tensor& logits, const Tensor& labels) {
   const auto surveys = blocks.template sums<Survey>(
       everyone, [&](int64_t, const Rows<T>& rows, Survey& sum) { survey(rows, edges.data(), sum); });
 
-  std::vector<Temperatures> temperatures(blocks.candidates);
+  std::vector<Search> searches(blocks.candidates);
   std::vector<int64_t> finite, searching;
   for (const int64_t k : everyone) {
     if (!surveys[k].finite) continue;
-    temperatures[k].observe(surveys[k].halves);
+    searches[k].observe(surveys[k].derivatives);
     finite.push_back(k);
   }
   for (searching = finite;;) {
-    std::erase_if(searching, [&](int64_t k) { return temperatures[k].done(); });
+    std::erase_if(searching, [&](int64_t k) { return searches[k].done(); });
     if (searching.empty()) break;
-    const auto seen = blocks.template sums<Halves>(searching, [&](int64_t k, const Rows<T>& rows, Halves& sum) {
-      derive(rows, temperatures[k].next(), sum.half);
-    });
-    for (size_t i = 0; i < searching.size(); ++i) temperatures[searching[i]].observe(seen[i].half);
+    const auto seen = blocks.template sums<Derivatives>(
+        searching, [&](int64_t k, const Rows<T>& rows, Derivatives& sum) { derive(rows, searches[k].next(), sum); });
+    for (size_t i = 0; i < searching.size(); ++i) searches[searching[i]].observe(seen[i]);
   }
-  const auto crossed = blocks.template sums<double>(finite, [&](int64_t k, const Rows<T>& rows, double& sum) {
-    sum = nll_of(rows, {temperatures[k].halves[1].next(), temperatures[k].halves[0].next()});
-  });
+  const auto calibrated = blocks.template sums<double>(
+      finite, [&](int64_t k, const Rows<T>& rows, double& sum) { sum = nll_of(rows, searches[k].next()); });
 
   const std::vector<int64_t> shape{kMetrics, blocks.candidates};
   Tensor out = torch::stable::new_empty(logits, shape, loss_type(logits));
@@ -339,8 +325,8 @@ Tensor run(const Tensor& logits, const Tensor& labels) {
     const std::array<double, kMetrics> values{sum.top1 / samples,
                                               sum.top5 / samples,
                                               sum.nll / samples,
-                                              crossed[i] / samples,
-                                              1 / temperatures[k].all.next(),
+                                              std::min(sum.nll, calibrated[i]) / samples,
+                                              1 / searches[k].next(),
                                               sum.brier / samples,
                                               gaps / samples,
                                               sum.entropy / samples,
@@ -351,8 +337,8 @@ Tensor run(const Tensor& logits, const Tensor& labels) {
 }
 
 Tensor candidate_metrics_cpu(const Tensor& logits, const Tensor& labels) {
-  STD_TORCH_CHECK(logits.dim() == 3 && logits.size(0) >= 1 && logits.size(1) >= 2 && logits.size(2) >= 2,
-                  "logits must be (K,N,C) with N >= 2 and C >= 2");
+  STD_TORCH_CHECK(logits.dim() == 3 && logits.size(0) >= 1 && logits.size(1) >= 1 && logits.size(2) >= 2,
+                  "logits must be (K,N,C) with N >= 1 and C >= 2");
   STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && has_shape(labels, {logits.size(1)}),
                   "labels do not fit the logits");
   const Tensor contiguous_logits = torch::stable::contiguous(logits);

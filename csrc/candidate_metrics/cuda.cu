@@ -1,11 +1,11 @@
-// Accuracy, likelihood and calibration of several candidates, and the temperatures of least NLL, on CUDA.
+// Accuracy, likelihood and calibration of several candidates, and the temperatures that are fitted to them, on CUDA.
 // The definition is `_reference` in tfkd_fast/ops/candidate_metrics.py.
 //
 // `survey` reads the logits once and gives all metrics but the calibrated ones. With b = 1/T the NLL of a sample is
-// log sum_c exp(b z_c) - b z_y, convex in b, so that its derivative E[z] - z_y passes zero once. Over log b, `survey`
-// and a fixed number of passes of `derive` take the derivative at three points each and close in on the root. Three of
-// the passes usually do; the others have nothing left to find and return at once. `cross` scores each half of the
-// samples at the temperature of the other.
+// log sum_c exp(b z_c) - b z_y, convex in b as is the prior, so that the derivative of their sum passes zero once; for a
+// sample it is E[z] - z_y. Over log b, `survey` and a fixed number of passes of `derive` take the derivative at three
+// points each and close in on the root. Three of the passes usually do; the others have nothing left to find and return
+// at once. `calibrate` takes the NLL there.
 //
 // A block serves one candidate. Its sums over samples are partial sums that the next kernel adds in a fixed order; how
 // the samples are divided depends on N and C alone, so that a candidate gets the same in any company.
@@ -24,15 +24,18 @@ constexpr int kBins = 15;
 
 // The search over u = log b = -log T.
 
-constexpr int kSearches = 3;  // on the even samples, on the odd ones, on all
-constexpr int kAll = 2;
-constexpr int kPoints = 3;                      // of each search, a pass
+constexpr int kPoints = 3;                      // a pass
 constexpr int kPasses = 9;                      // of `derive`
 constexpr double kHighest = 2.995732273553991;  // log 20, and -log 0.05
 constexpr double kWidth = 5e-5;                 // the root is found when it is in a bracket of this width
 
 struct Slope {
-  double value, rise;  // the derivative of the NLL in b, and the derivative of that over u
+  double value, rise;  // the derivative in b, and the derivative of that over u
+
+  // Of the prior, b - 1 - log b.
+  static __device__ Slope of_prior(double u) { return {1 - exp(-u), exp(-u)}; }
+
+  __device__ Slope operator+(const Slope& other) const { return {value + other.value, rise + other.rise}; }
 };
 
 struct Search {
@@ -96,7 +99,7 @@ struct Search {
 
 enum Sum { kNotFinite, kTop1, kTop5, kNll, kBrier, kEntropy, kConfidence, kGaps };  // kGaps: of each bin, and the last
 constexpr int kSurveySums = kGaps + kBins;
-constexpr int kSlopeSums = kSearches * kPoints * 2;
+constexpr int kSlopeSums = kPoints * 2;
 
 // Numbers.
 
@@ -118,6 +121,12 @@ __device__ __forceinline__ double logarithm(double x) { return log(x); }
 __device__ __forceinline__ float logarithm_1p(float x) { return log1pf(x); }
 __device__ __forceinline__ double logarithm_1p(double x) { return log1p(x); }
 
+// log(others + exp(own)), also where `others` are small beside the 1 that the label has when it is the most likely.
+template <typename T>
+__device__ __forceinline__ T log_of_sum(T others, T own) {
+  return own == T(0) ? logarithm_1p(others) : logarithm(others + exponential(own));
+}
+
 template <typename scalar>
 struct Call {
   using T = Computed<scalar>;
@@ -127,9 +136,9 @@ struct Call {
   int classes, blocks;    // a candidate
   T* highest;             // (K,N), the highest logit of each row
   double* survey_sums;    // (K, kSurveySums, blocks)
-  double* crossed;        // (K, blocks)
+  double* calibrated;     // (K, blocks)
   double* slope_sums[2];  // (K, kSlopeSums, blocks), of even passes and of odd ones
-  Search* searches[2];    // (K, kSearches), likewise
+  Search* searches[2];    // (K,), likewise
   T* metrics;             // (9,K)
   T interior_edges[kBins - 1];
 
@@ -246,11 +255,11 @@ __device__ __forceinline__ void add_slopes(const Row& row, T highest, T own_logi
   }
 }
 
-// The searches as they stand before a pass, from the sums of the one before, and the points of this pass.
+// The search as it stands before a pass, from the sums of the one before, and the points of this pass.
 template <typename scalar>
 struct Progress {
-  Search searches[kSearches];
-  Computed<scalar> scales[kSearches][kPoints];
+  Search search;
+  Computed<scalar> scales[kPoints];
   double sums[kSlopeSums];
 
   // All threads of the block call it; it ends with a barrier.
@@ -264,25 +273,18 @@ struct Progress {
       }
     }
     __syncthreads();
-    if (threadIdx.x < kSearches) {
-      const int s = threadIdx.x;
-      Search search = pass <= 1 ? Search::begin() : in.searches[(pass - 1) % 2][k * kSearches + s];
+    if (threadIdx.x == 0) {
+      search = pass <= 1 ? Search::begin() : in.searches[(pass - 1) % 2][k];
       double u[kPoints];
       if (pass > 0 && !search.done()) {
         Slope slopes[kPoints];
         search.choose(kPasses + 2 - pass, u);
-        for (int j = 0; j < kPoints; ++j) {
-          const int at = 2 * (s * kPoints + j);
-          slopes[j] = {sums[at], sums[at + 1]};
-        }
+        for (int j = 0; j < kPoints; ++j) slopes[j] = Slope{sums[2 * j], sums[2 * j + 1]} + Slope::of_prior(u[j]);
         search.observe(u, slopes);
       }
-      searches[s] = search;
-      if (in.block() == 0) in.searches[pass % 2][k * kSearches + s] = search;
+      if (in.block() == 0) in.searches[pass % 2][k] = search;
       search.choose(kPasses + 1 - pass, u);
-      for (int j = 0; j < kPoints; ++j) {
-        scales[s][j] = static_cast<Computed<scalar>>(exp(u[j]) * 1.4426950408889634);
-      }
+      for (int j = 0; j < kPoints; ++j) scales[j] = static_cast<Computed<scalar>>(exp(u[j]) * 1.4426950408889634);
     }
     __syncthreads();
   }
@@ -322,8 +324,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Computed<scalar>>) sur
     others = over_lanes<kLanes>(others, Plus());
     squares = over_lanes<kLanes>(squares, Plus());
     first = over_lanes<kLanes>(first, Plus());
-    const T own = own_logit - highest, sum = others + exponential(own);
-    const T log_sum = own == T(0) ? logarithm_1p(others) : logarithm(sum);
+    const T own = own_logit - highest, sum = others + exponential(own), log_sum = log_of_sum(others, own);
     const T confidence = T(1) / sum, wrong = others * confidence, correct = above < 1 ? T(1) : T(0);
 
     double* sums = slots[slot];
@@ -341,15 +342,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Computed<scalar>>) sur
       for (int j = 0; j < kBins - 1; ++j) bin += in.interior_edges[j] < confidence;
       sums[kGaps + bin] += correct - confidence;
     }
-    double* slopes = sums + kSurveySums;
-    add_slopes(row, highest, own_logit, progress.scales[kAll], counts, slopes + i % 2 * kPoints * 2);
+    add_slopes(row, highest, own_logit, progress.scales, counts, sums + kSurveySums);
   });
-  __syncthreads();
-  // All three searches begin at the same points.
-  for (int i = threadIdx.x; i < kSlots * kPoints * 2; i += kThreads) {
-    double* of_slot = slots[i / (kPoints * 2)] + kSurveySums + i % (kPoints * 2);
-    of_slot[kAll * kPoints * 2] = of_slot[0] + of_slot[kPoints * 2];
-  }
   __syncthreads();
   const int64_t k = in.candidate();
   write_sums(slots, 0, kSurveySums, in.survey_sums + k * kSurveySums * in.blocks, in.blocks, in.block());
@@ -364,16 +358,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Computed<scalar>>) der
   __shared__ Progress<scalar> progress;
   for (int i = threadIdx.x; i < kSlots * kSlopeSums; i += kThreads) slots[i / kSlopeSums][i % kSlopeSums] = 0;
   progress.load(in, pass);
-  const bool halves = !progress.searches[0].done() || !progress.searches[1].done();
-  const bool all = !progress.searches[kAll].done();
-  if (!halves && !all) return;
+  if (progress.search.done()) return;
 
   for_samples<Row>(in, [&](const Row& row, int64_t i, int, T own_logit, int slot, bool counts) {
     const T highest = in.highest[in.candidate() * in.samples + i];
-    const int half = i % 2;
-    double* sums = slots[slot];
-    if (halves) add_slopes(row, highest, own_logit, progress.scales[half], counts, sums + half * kPoints * 2);
-    if (all) add_slopes(row, highest, own_logit, progress.scales[kAll], counts, sums + kAll * kPoints * 2);
+    add_slopes(row, highest, own_logit, progress.scales, counts, slots[slot]);
   });
   __syncthreads();
   write_sums(slots, 0, kSlopeSums, in.slope_sums[pass % 2] + in.candidate() * kSlopeSums * in.blocks, in.blocks,
@@ -381,26 +370,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Computed<scalar>>) der
 }
 
 template <typename Row, typename scalar>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Computed<scalar>>) cross(const Call<scalar> in) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Computed<scalar>>) calibrate(const Call<scalar> in) {
   using T = Computed<scalar>;
   constexpr int kSlots = kThreads / Row::kLanes;
   __shared__ double slots[kSlots][1];
   __shared__ Progress<scalar> progress;
-  __shared__ T of_other[2];
   for (int i = threadIdx.x; i < kSlots; i += kThreads) slots[i][0] = 0;
   progress.load(in, kPasses + 1);
-  if (threadIdx.x < 2) of_other[threadIdx.x] = static_cast<T>(exp(progress.searches[1 - threadIdx.x].root()));
-  __syncthreads();
+  const T b = static_cast<T>(exp(progress.search.root()));
 
-  for_samples<Row>(in, [&](const Row& row, int64_t i, int, T own_logit, int slot, bool counts) {
-    const T highest = in.highest[in.candidate() * in.samples + i], b = of_other[i % 2];
-    T sum = 0;
-    row.for_each([&](int, T logit) { sum += exponential((logit - highest) * b); });
-    sum = over_lanes<Row::kLanes>(sum, Plus());
-    if (counts) slots[slot][0] += logarithm(sum) - (own_logit - highest) * b;
+  for_samples<Row>(in, [&](const Row& row, int64_t i, int label, T own_logit, int slot, bool counts) {
+    const T highest = in.highest[in.candidate() * in.samples + i], own = (own_logit - highest) * b;
+    T others = 0;
+    row.for_each([&](int c, T logit) { others += c == label ? T(0) : exponential((logit - highest) * b); });
+    others = over_lanes<Row::kLanes>(others, Plus());
+    if (counts) slots[slot][0] += log_of_sum(others, own) - own;
   });
   __syncthreads();
-  write_sums(slots, 0, 1, in.crossed + in.candidate() * in.blocks, in.blocks, in.block());
+  write_sums(slots, 0, 1, in.calibrated + in.candidate() * in.blocks, in.blocks, in.block());
 }
 
 // One warp a candidate.
@@ -414,8 +401,9 @@ __global__ void __launch_bounds__(kWarp) finish(const Call<scalar> in) {
   };
   double gaps = 0;
   for (int j = 0; j < kBins; ++j) gaps += fabs(mean(kGaps + j));
-  const double calibrated = sum_over_blocks(in.crossed + k * in.blocks, in.blocks) / static_cast<double>(in.samples);
-  const double temperature = exp(-in.searches[(kPasses + 1) % 2][k * kSearches + kAll].root());
+  const double fitted = sum_over_blocks(in.calibrated + k * in.blocks, in.blocks) / static_cast<double>(in.samples);
+  const double calibrated = fmin(mean(kNll), fitted);  // they differ by rounding near T = 1
+  const double temperature = exp(-in.searches[(kPasses + 1) % 2][k].root());
   const double values[] = {mean(kTop1),  mean(kTop5), mean(kNll),     calibrated,       temperature,
                            mean(kBrier), gaps,        mean(kEntropy), mean(kConfidence)};
   const bool finite = mean(kNotFinite) == 0;
@@ -448,20 +436,20 @@ void run_rows(Call<scalar>& call, const Tensor& logits) {
   const Tensor sums = scratch(survey_sums + partial + 2 * slope_sums, ScalarType::Double);
   static_assert(sizeof(Search) % sizeof(double) == 0);
   constexpr int64_t kSearchSize = sizeof(Search) / sizeof(double);
-  const Tensor searches = scratch(2 * candidates * kSearches * kSearchSize, ScalarType::Double);
+  const Tensor searches = scratch(2 * candidates * kSearchSize, ScalarType::Double);
   call.highest = static_cast<T*>(highest.mutable_data_ptr());
   call.survey_sums = sums.mutable_data_ptr<double>();
-  call.crossed = call.survey_sums + survey_sums;
+  call.calibrated = call.survey_sums + survey_sums;
   call.searches[0] = static_cast<Search*>(searches.mutable_data_ptr());
-  call.searches[1] = call.searches[0] + candidates * kSearches;
-  call.slope_sums[0] = call.crossed + partial;
+  call.searches[1] = call.searches[0] + candidates;
+  call.slope_sums[0] = call.calibrated + partial;
   call.slope_sums[1] = call.slope_sums[0] + slope_sums;
 
   STD_TORCH_CHECK(candidates <= 0x7fffffff / call.blocks, "too many candidates: ", candidates);
   const auto blocks = static_cast<unsigned>(partial);
   launch(survey<Row, scalar>, blocks, kThreads, 0, logits, call);
   for (int pass = 1; pass <= kPasses; ++pass) launch(derive<Row, scalar>, blocks, kThreads, 0, logits, call, pass);
-  launch(cross<Row, scalar>, blocks, kThreads, 0, logits, call);
+  launch(calibrate<Row, scalar>, blocks, kThreads, 0, logits, call);
   launch(finish<scalar>, static_cast<unsigned>(candidates), kWarp, 0, logits, call);
 }
 
@@ -485,8 +473,8 @@ void run(const Tensor& logits, const Tensor& labels, const Tensor& metrics) {
 }
 
 Tensor candidate_metrics_cuda(const Tensor& logits_, const Tensor& labels_) {
-  STD_TORCH_CHECK(logits_.dim() == 3 && logits_.size(0) >= 1 && logits_.size(1) >= 2 && logits_.size(2) >= 2,
-                  "logits must be (K,N,C) with N >= 2 and C >= 2");
+  STD_TORCH_CHECK(logits_.dim() == 3 && logits_.size(0) >= 1 && logits_.size(1) >= 1 && logits_.size(2) >= 2,
+                  "logits must be (K,N,C) with N >= 1 and C >= 2");
   STD_TORCH_CHECK(logits_.size(2) <= 0x7fffffff, "too many classes: ", logits_.size(2));
   STD_TORCH_CHECK(labels_.scalar_type() == ScalarType::Long && has_shape(labels_, {logits_.size(1)}),
                   "labels do not fit the logits");

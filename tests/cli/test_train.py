@@ -184,18 +184,12 @@ def test_a_model_that_there_is_not_cannot_be_measured() -> None:
     assert "unknown model 'nope'" in refusal("bench", "--model", "nope")
 
 
-@pytest.mark.parametrize("fault", ["one image", "label out of range"])
-def test_what_cannot_be_tested_is_refused_before_training(tmp_path: Path, fault: str) -> None:
+def test_what_cannot_be_tested_is_refused_before_training(tmp_path: Path) -> None:
     content = arrays()
-    if fault == "one image":
-        content |= {key: content[key][:1] for key in ("test_images", "test_labels")}
-        said = "data set npz has 1 test image"
-    else:
-        content["test_labels"][-1] = 3
-        said = "array test_labels in .* must be 0 .. 2, holds 3"
+    content["test_labels"][-1] = 3
     np.savez(tmp_path / "data.npz", **content)
     data = {"dataset": "npz", "root": str(tmp_path / "data.npz"), "holdout": 0}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=r"array test_labels in .* must be 0 .. 2, holds 3"):
         api.train({"method": "ce", "data": data, "model": {"width": 0.125}}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

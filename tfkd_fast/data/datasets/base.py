@@ -10,7 +10,6 @@ from tfkd_fast.data.datasets.identity import DataIdentity
 from tfkd_fast.data.datasets.seal import refuse_while_sealed
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.superclasses import find_superclasses
-from tfkd_fast.errors import UserError
 
 CHUNK = 4096
 """Number of images that `channel_statistics` reads at a time."""
@@ -91,16 +90,10 @@ class Dataset:
         costs as much as the reading of the test at the end of a run does.
 
         Raises:
-            UserError: an image or a label cannot be read, or there are fewer than two images.
+            UserError: an image or a label cannot be read.
             ImagesSealed: a training run is in progress.
         """
-        images = self.read_test()
-        if len(images) < 2:
-            raise UserError(
-                f"data set {self.name} has {len(images)} test image, but a temperature that is found on one half of "
-                "them is tried on the other: add images"
-            )
-        images.refuse_unreadable()
+        self.read_test().refuse_unreadable()
 
     @property
     def mean(self) -> tuple[float, ...]:

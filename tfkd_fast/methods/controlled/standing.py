@@ -16,7 +16,7 @@ class Standing:
     top1: float
     """Held-out top-1, a fraction."""
     nll: float
-    """Held-out negative log-likelihood under the temperature that minimises it, nats."""
+    """Calibrated held-out negative log-likelihood, nats."""
     true_mass: float
     """Mean mass of the true class in the target that it was trained with."""
     nll_history: tuple[float, ...] = ()
