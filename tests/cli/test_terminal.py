@@ -1,8 +1,10 @@
 """What reaches a terminal: no control characters of others, whole words, and a "?" for what an encoding lacks."""
 
 import io
+import os
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -10,7 +12,7 @@ from rich.table import Table
 from tests.cli.screen import Screen
 from tests.support.command import refusal
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
-from tfkd_fast.errors import printable
+from tfkd_fast.errors import UserError, printable
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x1b[2J\x9b1A\r\n\t\x7f\x00\u202egnp.exe\u2028"
 
@@ -75,3 +77,34 @@ def test_what_an_encoding_lacks_is_a_question_mark(encoding: str, monkeypatch: p
     for stream in streams:
         stream.flush()
         assert stream.buffer.getvalue().strip() == expected
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_what_cannot_be_printed_is_refused_or_dropped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        Path("/dev/full").open("w") as full,
+        pytest.raises(UserError, match=r"^cannot print: No space left on device$"),
+    ):
+        Terminal(full).say("a line")
+    with Path("/dev/full").open("w") as full:
+        terminal = Terminal(full, optional=True)
+        for _ in range(3):
+            terminal.say("a line")
+    assert capsys.readouterr().err == "cannot print: No space left on device; what follows is not shown\n"
+
+
+def test_where_nobody_reads_a_run_goes_on_and_a_listing_ends() -> None:
+    for optional in (True, False):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as pipe:
+            terminal = Terminal(pipe, optional=optional)
+            if optional:
+                for _ in range(3):
+                    terminal.say("a line")
+            else:
+                with pytest.raises(SystemExit) as end:
+                    terminal.say("a line")
+                assert end.value.code == 1

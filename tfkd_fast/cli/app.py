@@ -94,14 +94,14 @@ def _fail(sentence: str) -> NoReturn:
 def _show_warning(other: Callable[..., None], message: Warning | str, kind: type[Warning], *place: Any) -> None:
     """Print the sentence of a `Notice`, and give all other warnings to `other`."""
     if issubclass(kind, Notice):
-        print(f"note: {message}", file=sys.stderr)
+        Terminal(error=True).say(f"note: {message}")
     else:
         other(message, kind, *place)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(tfkd_fast.__version__)
+        Terminal().say(tfkd_fast.__version__)
         raise typer.Exit
 
 
@@ -278,7 +278,7 @@ def learn(
     _add_assignments(overrides, assignments)
     resolved = load_recipe(recipe, overrides)
     _stop(context, "the same command again goes on after the last generation").resumable = True
-    with SearchDisplay(Terminal(), generations, students, resolved.epochs) as display:
+    with SearchDisplay(Terminal(optional=True), generations, students, resolved.epochs) as display:
         path = learn_policy(
             resolved,
             out,
@@ -287,7 +287,7 @@ def learn(
             on_generation=display.end_generation,
             on_epoch=display.end_epoch,
         )
-    Terminal().say(f"policy {path}")
+    Terminal(optional=True).say(f"policy {path}")
 
 
 @app.command("eval")
@@ -300,7 +300,7 @@ def evaluate(
 ) -> None:
     """Print the test accuracy, NLL and ECE of a finished run as JSON."""
     figures = api.evaluate(run_dir, device=device, precision=precision, data_root=data_root, download=download)
-    print(to_json(figures, indent=2))
+    Terminal().print(to_json(figures, indent=2), soft_wrap=True)
 
 
 @app.command()
@@ -351,7 +351,7 @@ def options(
 ) -> None:
     """List every key of a recipe, or of one table, with its values, its default and what it is."""
     if schema:
-        print(to_json(recipe_schema(), indent=2))
+        Terminal().print(to_json(recipe_schema(), indent=2), soft_wrap=True)
     else:
         show_options(table, Terminal())
 
@@ -414,8 +414,8 @@ def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
 def _report_run(summary: dict[str, Any], out: Path) -> None:
     """Write the report of a finished run, and print what came of it."""
     report = _report(out)
-    Terminal().say(f"test accuracy {summary['test_top1']:.2f} %")
-    Terminal().say(f"report {report}")
+    Terminal(optional=True).say(f"test accuracy {summary['test_top1']:.2f} %")
+    Terminal(optional=True).say(f"report {report}")
 
 
 def _report(run_dir: Path) -> Path:

@@ -49,7 +49,7 @@ class Display(Listener):
     """Prints a run. Each epoch of each candidate is in metrics.jsonl; here a line stands for several of them."""
 
     def __init__(self, terminal: Terminal | None = None) -> None:
-        self._terminal = terminal or Terminal()
+        self._terminal = terminal or Terminal(optional=True)
         self._live: Live | None = None
         if self._terminal.is_live:
             self._live = Live(console=self._terminal, auto_refresh=False, transient=True)

@@ -50,7 +50,7 @@ def train_study(
         seeds = distinct(tuple(seeds)) if seeds else study.seeds
     except ValueError as error:
         raise UserError(f"--seeds: {error}") from None
-    terminal = Terminal()
+    terminal = Terminal(optional=True)
     for data in dict.fromkeys(row.recipe(0).data for row in rows if row.replay is None):
         dataset = open_dataset(data, download=download)  # refused, or fetched, once for all runs
         if dataset.parts:
