@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.command import command, refusal, run, wait_for
+from tests.support.command import children, command, refusal, run, wait_for
 from tests.support.runs import log
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.lock import refuse_if_busy
@@ -216,19 +216,6 @@ def wait_until_ended(processes: list[int], seconds: float = 60) -> None:
     while any(Path("/proc", str(pid)).exists() for pid in processes):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def children(parent: int) -> list[int]:
-    """The processes that a process started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            after_name = status.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended
-            continue
-        if int(after_name[1]) == parent:
-            found.append(int(status.parent.name))
-    return found
 
 
 def test_a_replay_trains_on_all_images(finished: tuple[Path, Path, str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import SMALL, command
+from tests.support.command import SMALL, children, command
 from tests.support.runs import log, recipe, without_clocks
 from tfkd_fast import api
 from tfkd_fast.errors import UserError
@@ -130,6 +130,8 @@ def test_a_signal_to_all_processes_of_a_job_costs_no_epoch(tmp_path: Path) -> No
         while not metrics.exists() or '"epoch"' not in metrics.read_text():
             assert process.poll() is None
             time.sleep(0.01)
+        while not children(process.pid):  # between two epochs there are no workers
+            assert process.poll() is None
         os.killpg(process.pid, signal.SIGTERM)
         _, message = process.communicate()
     assert message == f"stopped: tfkd-fast train --resume {tmp_path} goes on from the last checkpoint\n"

@@ -65,3 +65,16 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120)
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = status.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended
+            continue
+        if int(after_name[1]) == parent:
+            found.append(int(status.parent.name))
+    return found
