@@ -8,7 +8,7 @@ OUT    := build/benchmarks
 # A process a core, so a thread a process.
 TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal
 
-.PHONY: train test test-fast durations lint benchmarks docs gpu-check clean
+.PHONY: train test test-fast durations lint benchmarks docs sanitize gpu-check clean
 
 train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
@@ -34,6 +34,10 @@ benchmarks: $(VENV)/installed
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+# Tests of the C++ operators, with a library in which sanitizers look for foreign memory and undefined behaviour.
+sanitize: $(VENV)/installed
+	.ci/sanitize
 
 # Needs no network and no package of ours: PYTHON is the Python of a machine that has a GPU and torch.
 gpu-check:

@@ -67,7 +67,7 @@ def random_words(
     """Return four random words for every sample.
 
     Seed, epoch and stream may be int64 tensors that broadcast against `samples`. Values of tensors are not checked,
-    because the host would have to wait for the device.
+    because the host would have to wait for the device; of epoch and stream the lower 32 bits count.
 
     Args:
         samples: int64 of any shape, values 0 .. 2**32 - 1.
@@ -83,10 +83,10 @@ def random_words(
         if isinstance(value, int) and not 0 <= value < 2**limit:
             raise ValueError(f"{name} must be in 0 .. 2**{limit} - 1, got {value}")
     counter = (
-        value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.int64, device=samples.device)
+        value & _MASK if isinstance(value, Tensor) else torch.full((), value, dtype=torch.int64, device=samples.device)
         for value in (epoch, purpose, stream)
     )
-    return philox((samples, *counter), (seed & _MASK, seed >> 32))  # type: ignore[arg-type]  # four by construction
+    return philox((samples, *counter), (seed & _MASK, seed >> 32 & _MASK))  # type: ignore[arg-type]  # four by construction
 
 
 def random_keys(count: int, purpose: Purpose, *, seed: int, epoch: int, stream: int, device: torch.device) -> Tensor:

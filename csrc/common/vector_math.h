@@ -92,7 +92,7 @@ TFKD_INLINE F exp_nonpositive(const F& x) {
   const F low = 0.166665204f * r + 0.4999999343f;
   const F high = 0.001381454011f * square + (0.008368745111f * r + 0.04166839079f);
   const F series = (high * square + low) * square + (r + 1.0f);
-  const auto exponent = (to_bits(shifted) << 23) + (127 << 23);
+  const auto exponent = to_bits(shifted + 127.0f) << 23;
   return x < kLowest ? 0.0f : series * from_bits(exponent);
 }
 TFKD_INLINE double exp_nonpositive(double x) { return std::exp(x); }
@@ -107,7 +107,7 @@ TFKD_INLINE Doubles exp_nonpositive(const Doubles& x) {
 template <typename F>
 TFKD_INLINE F log_positive(const F& x) {
   constexpr int32_t kRootHalf = 0x3f3504f3;
-  const auto offset = to_bits(x) - kRootHalf;
+  const auto offset = (to_bits(x) & 0x7fffffff) - kRootHalf;  // without its sign, it cannot overflow
   const F n = to_float(offset >> 23);
   const F m = from_bits((offset & 0x007fffff) + kRootHalf);
   const F s = (m - 1.0f) / (m + 1.0f);  // |s| <= 0.172

@@ -15,17 +15,18 @@ Call = tuple[Any, ...]
 
 def soft_target_loss() -> Iterator[Call]:
     """(logits, labels, targets, temperature, hard_weight, class_rows, reduction)"""
-    for logits, labels, reduction in _losses():
+    for form, logits, labels, reduction in _losses():
         classes, batch = logits.shape[-1], logits.shape[-2]
         settings = _setting(logits, 2.0), _setting(logits, 0.3)
-        if classes <= 300:
+        if classes <= 300 and form != 1:
             yield logits, labels, _distributions(classes, logits=logits), *settings, True, reduction
-        yield logits, labels, _distributions(*logits.shape[:-2], batch, logits=logits), None, None, False, reduction
+        else:
+            yield logits, labels, _distributions(*logits.shape[:-2], batch, logits=logits), None, None, False, reduction
 
 
 def soft_target_loss_with_stats() -> Iterator[Call]:
     """(logits, labels, targets, similarity, temperature, hard_weight, class_rows, reduction)"""
-    for logits, labels, reduction in _losses():
+    for _, logits, labels, reduction in _losses():
         classes, batch = logits.shape[-1], logits.shape[-2]
         similarity = torch.zeros(*logits.shape[:-2], classes, classes) if classes <= 300 else None
         targets = _distributions(batch, logits=logits)
@@ -34,19 +35,24 @@ def soft_target_loss_with_stats() -> Iterator[Call]:
 
 def distillation_loss() -> Iterator[Call]:
     """(logits, teachers, labels, weights, temperature, alpha, reduction)"""
-    for logits, labels, reduction in _losses():
+    for form, logits, labels, reduction in _losses():
         batch, classes = logits.shape[-2:]
-        for count, dtype in ((1, logits.dtype), (3, torch.bfloat16 if logits.dtype == torch.float32 else logits.dtype)):
-            teachers = _odd(torch.randn(count, batch, classes).to(dtype))
-            weights = torch.rand(count).to(_setting(logits, 0.0).dtype).expand(batch, count) if count > 1 else None
-            yield logits, teachers, labels, weights, _setting(logits, 2.0), _setting(logits, 0.7), reduction
-        teachers = torch.randn(*logits.shape[:-2], 2, batch, classes).to(logits.dtype)
-        yield logits, teachers, None, None, _setting(logits, 2.0), _setting(logits, 1.0), reduction
+        settings = _setting(logits, 2.0), _setting(logits, 0.7)
+        if form == 0:
+            teachers = _odd(torch.randn(1, batch, classes).to(logits.dtype))
+            yield logits, teachers, labels, None, *settings, reduction
+        elif form == 1:
+            dtype = torch.bfloat16 if logits.dtype == torch.float32 else logits.dtype
+            weights = torch.rand(3).to(settings[0].dtype).expand(batch, 3)
+            yield logits, _odd(torch.randn(3, batch, classes).to(dtype)), labels, weights, *settings, reduction
+        else:
+            teachers = torch.randn(*logits.shape[:-2], 2, batch, classes).to(logits.dtype)
+            yield logits, teachers, None, None, settings[0], _setting(logits, 1.0), reduction
 
 
 def peer_loss() -> Iterator[Call]:
     """(logits, labels, temperature, alpha, include_self, reduction)"""
-    for logits, labels, reduction in _losses():
+    for _, logits, labels, reduction in _losses():
         if logits.dim() == 3:
             temperature = _setting(logits, 2.0).mean()
             alpha, include_self = _setting(logits, 0.5), len(logits) == 1 or reduction == "mean"
@@ -130,8 +136,9 @@ def _moved(argument: Any, device: str) -> Any:
     )
 
 
-def _losses() -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Logits, labels, reduction."""
+def _losses() -> Iterator[tuple[int, Tensor, Tensor, str]]:
+    """Which of three forms a call is to have, logits, labels, reduction. Every number of classes meets every form and
+    every reduction, and every form every reduction and dtype; not all of them together, which would take minutes."""
     torch.manual_seed(0)
     for i, classes in enumerate(CLASSES):
         for k, (candidates, batch) in enumerate(((None, MANY_SAMPLES), (5, FEW_SAMPLES), (2, 40), (1, 0))):
@@ -140,7 +147,8 @@ def _losses() -> Iterator[tuple[Tensor, Tensor, str]]:
             shape = (batch, classes) if candidates is None else (candidates, batch, classes)
             logits = torch.randn(shape).mul(3).to(DTYPES[(i + k) % len(DTYPES)])
             labels = torch.randint(classes, shape[:-1] if k % 2 else (batch,))
-            yield (_odd(logits) if (i + k) % 3 == 0 else logits), labels, ("mean", "sum", "none")[(i + k) % 3]
+            logits = _odd(logits) if (i + k) % 3 == 0 else logits
+            yield (i - k) % 3, logits, labels, ("mean", "sum", "none")[(i + k) % 3]
 
 
 def _setting(logits: Tensor, value: float) -> Tensor:

@@ -17,13 +17,13 @@ COMPILING = ("tests/cuda_on_host/", "tests/kernels/", "tests/wheel/")
 KEPT = (
     "tests/cli/test_train.py::test_bad_input_is_one_sentence",
     "tests/cli/test_train.py::test_doctor_lists_every_operator_and_says_why_a_backend_is_refused",
-    "tests/methods/test_every_method.py::test_it_learns_and_goes_on_from_any_epoch[tfkd-mrs]",
+    "tests/methods/test_every_method.py::test_it_learns_and_goes_on_from_a_checkpoint[tfkd-mrs]",
     "tests/methods/test_every_step.py::test_no_step_waits_for_the_device[cs-kd]",
     "tests/methods/test_every_step.py::test_no_step_waits_for_the_device[dkd]",
     "tests/methods/test_every_step.py::test_no_step_waits_for_the_device[education]",
     "tests/policies/test_students.py::test_wrong_calls_are_refused",
     "tests/report/test_page.py::test_a_run_with_everything_shows_everything",
-    "tests/training/test_resume.py::test_a_run_goes_on_from_any_epoch[ce]",
+    "tests/training/test_resume.py::test_a_run_goes_on_from_any_epoch[tfkd, schedule]",
     "tests/training/test_trainer.py::test_training_never_reads_the_test_images[ce]",
 )
 """Tests that stay however long they take, so that the command, the engine and every package are among them."""

@@ -30,18 +30,13 @@ EPOCHS = 4
 WARMED = {"warmup_epochs": 1}
 MRS: dict[str, Any] = {"selection": {"candidates": 2, "interval": 2}}
 
+# Every method goes on in tests/methods/test_every_method.py, every controller in tests/steering/control.
+# Here is what the engine remembers beside them.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ce": ("ce", {}),
-    "label-smoothing": ("label-smoothing", {}),
     "tfkd, ppo": ("tfkd", {"controller": {"name": "ppo", "single_buffer": 2, **WARMED}}),
-    "tfkd, reinforce": ("tfkd", {"controller": {"name": "reinforce", "single_buffer": 2, **WARMED}}),
-    "tfkd, random": ("tfkd", {"controller": {"name": "random", **WARMED}}),
-    "tfkd, progressive": ("tfkd", {"controller": {"name": "progressive", **WARMED}}),
     "tfkd, schedule": ("tfkd", {"controller": {"name": "schedule", "true_mass": [0.9, 0.6, 0.9]}}),
     "tfkd, full matrix": ("tfkd", {"target": {"family": "full-matrix"}}),
-    "tfkd, scalar": ("tfkd", {"target": {"family": "scalar"}}),
     "mrs, ppo": ("tfkd-mrs", {"controller": {"name": "ppo", **WARMED}, **MRS}),
-    "mrs, reinforce": ("tfkd-mrs", {"controller": {"name": "reinforce", **WARMED}, **MRS}),
     "mrs, probe": ("tfkd-mrs", {"selection": {"budget": "probe", "candidates": 2, "interval": 2, "events": [0.4]}}),
     "mrs, streams": ("tfkd-mrs", {"population": "streams", **MRS}),
     "mrs, stacked": ("tfkd-mrs", {"population": "stacked", **MRS}),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops import backends, checks, fused
 from tfkd_fast.randomness import Purpose, bounded_integers, random_words
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -50,6 +50,7 @@ def augment(
         ValueError: for shapes or a pad that do not fit; TypeError for dtypes; IndexError from the C++ backend for an
             index that is out of range. The other backends do with it what they do with a label.
     """
+    checks.check_flags(flip=flip)
     _check(images, indices, draw, pad, mean, std, dtype)
     mean, std = mean.detach(), std.detach()  # from tangents of forward-mode differentiation, too
     function = backends.select("augment", backend, images)
@@ -80,7 +81,9 @@ def random_windows(
 def _check(
     images: Tensor, indices: Tensor, draw: Tensor, pad: int, mean: Tensor, std: Tensor, dtype: torch.dtype
 ) -> None:
-    backends.check_tensors(images=images, indices=indices, draw=draw, mean=mean, std=std)
+    checks.check_tensors(images=images, indices=indices, draw=draw, mean=mean, std=std)
+    for name, tensor in (("indices", indices), ("draw", draw), ("mean", mean), ("std", std)):
+        checks.check_device(name, tensor, "images", images)
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8, got {images.dtype}")
     if images.dim() != 4 or 0 in images.shape[1:] or images.shape[3] > 4:
@@ -96,6 +99,8 @@ def _check(
         raise ValueError(f"draw must be (3,) or (P,3), got {tuple(draw.shape)}")
     if indices.dim() == draw.dim() == 2 and len(indices) != len(draw):
         raise ValueError(f"indices {tuple(indices.shape)} and draw {tuple(draw.shape)} must have the same P")
+    if not isinstance(pad, int):
+        raise TypeError(f"pad must be an integer, got {type(pad).__name__}")
     if not 0 <= pad < 2**30:
         raise ValueError(f"pad must be in 0 .. 2**30 - 1, got {pad}")
     for name, tensor in (("mean", mean), ("std", std)):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,8 @@ def register(
         refuses: returns why the backend cannot serve a tensor; None if it can.
         about: a description of the implementation for people.
     """
+    if backend == "reference":
+        function = partial(_outside_autocast, function)
     operators.setdefault(operator, {})[backend] = Implementation(function, refuses, about)
 
 
@@ -93,13 +96,6 @@ def select(operator: str, backend: str | None, tensor: Tensor) -> Callable[..., 
         UserError: the forced backend cannot serve the tensor.
     """
     return operators[operator][_choose(operator, backend, tensor)].function
-
-
-def check_tensors(**arguments: Any) -> None:
-    """Raise TypeError for an argument that is no tensor; None stands for one that was left out."""
-    for name, value in arguments.items():
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}: use torch.as_tensor")
 
 
 def backend_of(operator: str, device: torch.device) -> str:
@@ -151,6 +147,15 @@ def status(device: torch.device | None = None, dtype: torch.dtype = torch.float3
         OperatorStatus(operator, tuple(_backend_status(operator, backend, tensor) for backend in BACKENDS))
         for operator in operators
     ]
+
+
+def _outside_autocast(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a reference, which chooses its precision itself, as the other backends do."""
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return _outside_autocast(function, *args)
+    return function(*args)
 
 
 def _backend_status(operator: str, backend: str, tensor: Tensor) -> BackendStatus:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends, fused, losses
+from tfkd_fast.ops import backends, checks, fused, losses
 
 ECE_BINS = 15
 TEMPERATURE_BRACKET = (0.05, 20.0)
@@ -85,13 +85,14 @@ def candidate_metrics(logits: Tensor, labels: Tensor, *, backend: str | None = N
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:
-    backends.check_tensors(logits=logits, labels=labels)
+    checks.check_tensors(logits=logits, labels=labels)
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}")
     if logits.dim() != 3 or logits.shape[0] < 1 or logits.shape[1] < 1 or logits.shape[2] < 2:
         raise ValueError(f"logits must be (K,N,C) with K >= 1, N >= 1 and C >= 2, got {tuple(logits.shape)}")
+    checks.check_device("labels", labels, "the logits", logits)
     if labels.shape != logits.shape[1:2]:
         raise ValueError(f"labels must be (N,) with N = {logits.shape[1]}, got {tuple(labels.shape)}")
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops import backends, checks, fused
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -27,8 +27,11 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
         ValueError: for shapes that do not fit; TypeError for dtypes and for arguments that are no tensors.
         RuntimeError: from cpp, named as the backend, for forward-mode differentiation; None takes the reference for it.
     """
-    backends.check_tensors(x=x, weight=weight, bias=bias)
-    if torch.is_autocast_enabled(x.device.type):
+    checks.check_tensors(x=x, weight=weight)
+    checks.check_optional_tensors(bias=bias)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}")
+    if x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     _check(x, weight, bias)
     # torch.func and forward-mode differentiation know torch's own operators
@@ -49,6 +52,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"bias must be ({weight.shape[0]},) for this weight, got {tuple(bias.shape)}")
     if weight.dtype not in (torch.float32, x.dtype):
         raise TypeError(f"weight must be torch.float32 or of the dtype of x, {x.dtype}, got {weight.dtype}")
+    checks.check_device("weight", weight, "x", x)
+    if bias is not None:
+        checks.check_device("bias", bias, "x", x)
     if bias is not None and bias.dtype != weight.dtype:
         raise TypeError(f"bias must be {weight.dtype} as the weight is, got {bias.dtype}")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends, fused, losses
+from tfkd_fast.ops import backends, checks, fused, losses
 from tfkd_fast.ops.losses import Reduction
 
 ALPHA = 0.9
@@ -80,7 +80,8 @@ def _checked(
     weights: Tensor | None,
     reduction: Reduction,
 ) -> _DistillationCall:
-    backends.check_tensors(student_logits=logits, teacher_logits=teachers, labels=labels, teacher_weights=weights)
+    checks.check_tensors(student_logits=logits, teacher_logits=teachers)
+    checks.check_optional_tensors(labels=labels, teacher_weights=weights)
     losses.check_logits(logits, labels)
     losses.check_temperature(temperature, logits)
     losses.check_reduction(reduction)
@@ -92,7 +93,7 @@ def _checked(
 
     if not teachers.is_floating_point():
         raise TypeError(f"teacher_logits must be floating point, got {teachers.dtype}")
-    losses.check_device("teacher_logits", teachers, logits)
+    checks.check_device("teacher_logits", teachers, "the logits", logits)
     batch, classes = logits.shape[-2:]
     if teachers.dim() == 2:
         teachers = teachers.unsqueeze(0)
@@ -106,7 +107,7 @@ def _checked(
     if weights is not None:
         if not weights.is_floating_point():
             raise TypeError(f"teacher_weights must be floating point, got {weights.dtype}")
-        losses.check_device("teacher_weights", weights, logits)
+        checks.check_device("teacher_weights", weights, "the logits", logits)
         if weights.shape == (count,):
             weights = weights.expand(batch, count)
         if weights.shape not in ((batch, count), (*logits.shape[:-2], batch, count)):

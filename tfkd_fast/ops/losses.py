@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops import checks, fused
 
 Reduction = Literal["mean", "sum", "none"]
 """Reductions of a loss over the batch."""
@@ -163,7 +163,8 @@ def check_reduction(reduction: str) -> None:
 
 def check_logits(logits: Tensor, labels: Tensor | None) -> None:
     """Raise TypeError or ValueError for logits that no loss accepts, and for labels that do not fit them."""
-    backends.check_tensors(logits=logits, labels=labels)
+    checks.check_tensors(logits=logits)
+    checks.check_optional_tensors(labels=labels)
     if logits.dtype not in DTYPES:
         raise TypeError(f"logits must be float32, float64, bfloat16 or float16, got {logits.dtype}")
     if logits.dim() not in (2, 3) or logits.shape[-1] < 1:
@@ -177,7 +178,7 @@ def check_logits(logits: Tensor, labels: Tensor | None) -> None:
 
 def check_shape(name: str, tensor: Tensor, logits: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless a tensor has `shape`, or (P, *shape) for P candidates, on the device of the logits."""
-    check_device(name, tensor, logits)
+    checks.check_device(name, tensor, "the logits", logits)
     if tensor.shape == shape:
         return
     own = (*logits.shape[:-2], *shape)
@@ -186,17 +187,13 @@ def check_shape(name: str, tensor: Tensor, logits: Tensor, shape: tuple[int, ...
         raise ValueError(f"{name} must be {either} for these logits, got {tuple(tensor.shape)}")
 
 
-def check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
-    """Raise ValueError unless a tensor is on the device of the logits."""
-    if tensor.device != logits.device:
-        raise ValueError(f"{name} must be on the device of the logits, {logits.device}, not on {tensor.device}")
-
-
 def check_temperature(temperature: float | Tensor, logits: Tensor) -> None:
     """Raise ValueError unless a temperature is positive and finite; a tensor must have the shape () or (P,)."""
     if isinstance(temperature, Tensor):
         check_shape("temperature", temperature, logits, ())
-    elif not 0.0 < temperature < math.inf:
+        return
+    checks.check_numbers(temperature=temperature)
+    if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
@@ -204,5 +201,7 @@ def check_weight(name: str, weight: float | Tensor, logits: Tensor) -> None:
     """Raise ValueError unless a weight is in 0..1; a tensor must have the shape () or (P,)."""
     if isinstance(weight, Tensor):
         check_shape(name, weight, logits, ())
-    elif not 0.0 <= weight <= 1.0:
+        return
+    checks.check_numbers(**{name: weight})
+    if not 0.0 <= weight <= 1.0:
         raise ValueError(f"{name} must be in 0..1, got {weight}")

@@ -1,12 +1,13 @@
 """Batch norm in training, ReLU and max-pooling as one operator: the layers between two convolutions."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops import backends, checks, fused
 
 DTYPES = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
 """Dtype of x -> dtype of the parameters and of the running statistics."""
@@ -74,9 +75,13 @@ class _NormReluPoolCall(NamedTuple):
 
 def _check(call: _NormReluPoolCall) -> None:
     x, pool = call.x, call.pool
-    backends.check_tensors(**{name: getattr(call, name) for name in TENSORS})
+    checks.check_tensors(**{name: getattr(call, name) for name in TENSORS})
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be bfloat16, float32 or float64, got {x.dtype}")
+    checks.check_numbers(momentum=call.momentum, eps=call.eps)
+    checks.check_flags(pool=pool)
+    if not 0 < call.eps < math.inf:
+        raise ValueError(f"eps must be positive and finite, got {call.eps}")
     smallest = 2 if pool else 1
     if x.dim() != 4 or x.shape[1] < 1 or min(x.shape[2:]) < smallest:
         raise ValueError(f"x must be (B,C,H,W) with C >= 1 and H, W >= {smallest}, got {tuple(x.shape)}")
@@ -88,8 +93,8 @@ def _check(call: _NormReluPoolCall) -> None:
             raise ValueError(f"{name} must be ({x.shape[1]},) for this x, got {tuple(tensor.shape)}")
         if tensor.dtype != DTYPES[x.dtype]:
             raise TypeError(f"{name} must be {DTYPES[x.dtype]} for {x.dtype} x, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, not on {tensor.device}")
+        checks.check_device(name, tensor, "x", x)
+    checks.check_written(running_mean=call.running_mean, running_var=call.running_var)
 
 
 # The definition.
@@ -99,6 +104,7 @@ def _reference(call: _NormReluPoolCall) -> Tensor:
     x, weight, bias, running_mean, running_var, momentum, eps, pool = call
     # torch.func maps no batch norm of one dtype with parameters of another; inside, torch computes in theirs anyway
     wide = x.to(weight.dtype) if fused.inside_torch_func() else x
+    weight, bias = weight.contiguous(), bias.contiguous()  # torch 2.14 returns wrong gradients where weight has gaps
     y = F.batch_norm(wide, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
     y = F.relu(y.to(x.dtype))
     return F.max_pool2d(y, 2) if pool else y

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends, fused, losses
+from tfkd_fast.ops import backends, checks, fused, losses
 from tfkd_fast.ops.losses import Reduction
 
 
@@ -66,6 +66,8 @@ class _PeerCall(NamedTuple):
 
 def _check(call: _PeerCall) -> None:
     logits = call.logits
+    checks.check_tensors(labels=call.labels)
+    checks.check_flags(include_self=call.include_self)
     losses.check_logits(logits, call.labels)
     fewest = 1 if call.include_self else 2
     if logits.dim() != 3 or logits.shape[0] < fewest:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops import backends, checks, fused
 
 
 def rank_binned_targets(
@@ -49,9 +49,13 @@ def rank_binned_targets(
 
 
 def _check(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts: Sequence[int]) -> None:
-    backends.check_tensors(similarity=similarity, true_mass=true_mass, bin_masses=bin_masses)
+    checks.check_tensors(similarity=similarity, true_mass=true_mass, bin_masses=bin_masses)
     if not similarity.is_floating_point():
         raise TypeError(f"similarity must be floating point, got {similarity.dtype}")
+    for name, masses in (("true_mass", true_mass), ("bin_masses", bin_masses)):
+        if not masses.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {masses.dtype}")
+        checks.check_device(name, masses, "similarity", similarity)
     if similarity.dim() not in (2, 3) or similarity.shape[-1] != similarity.shape[-2] or similarity.shape[-1] < 2:
         raise ValueError(f"similarity must be (C,C) or (P,C,C) with C >= 2, got {tuple(similarity.shape)}")
     if true_mass.dim() > 1:
@@ -68,6 +72,8 @@ def _check(similarity: Tensor, true_mass: Tensor, bin_masses: Tensor, bin_starts
             f"{tuple(bin_masses.shape)} must have the same P"
         )
     num_classes = similarity.shape[-1]
+    if not all(isinstance(start, int) for start in bin_starts):
+        raise TypeError(f"bin_starts must be integers, got {list(bin_starts)}")
     ranks = [*bin_starts, num_classes]
     if ranks[0] != 1 or any(start >= end for start, end in pairwise(ranks)):
         raise ValueError(

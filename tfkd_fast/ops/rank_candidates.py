@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops import backends, checks, fused
 
 
 class CandidateRanking(NamedTuple):
@@ -58,7 +58,7 @@ def rank_candidates(
 
 
 def _check(criteria: Tensor, higher_is_better: Sequence[bool], weights: Sequence[float]) -> None:
-    backends.check_tensors(criteria=criteria)
+    checks.check_tensors(criteria=criteria)
     if not criteria.is_floating_point():
         raise TypeError(f"criteria must be floating point, got {criteria.dtype}")
     if criteria.dim() < 2 or 0 in criteria.shape[-2:]:

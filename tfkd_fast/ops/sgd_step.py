@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops import backends, checks, fused
 
 
 @torch.no_grad()
@@ -35,16 +35,25 @@ def sgd_step(
             memory.
 
     Raises:
-        ValueError: for shapes or dtypes that differ; TypeError for arguments that are no tensors.
+        ValueError: for shapes or dtypes that differ, and from cpp, named as the backend, for tensors that it does not
+            serve; TypeError for arguments of other types.
         RuntimeError: from cpp, named as the backend, for forward-mode differentiation; None takes the reference for it.
     """
-    backends.check_tensors(weight=weight, gradient=gradient, momentum=momentum)
+    checks.check_tensors(weight=weight, gradient=gradient, momentum=momentum)
+    checks.check_numbers(rate=rate, decay=decay, factor=factor)
+    checks.check_flags(nesterov=nesterov)
     for name, tensor in (("gradient", gradient), ("momentum", momentum)):
         if tensor.shape != weight.shape or tensor.dtype != weight.dtype:
             raise ValueError(
                 f"{name} must be {tuple(weight.shape)} {weight.dtype} as the weight is, "
                 f"got {tuple(tensor.shape)} {tensor.dtype}"
             )
+        checks.check_device(name, tensor, "weight", weight)
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be floating point, got {weight.dtype}")
+    checks.check_written(weight=weight, momentum=momentum)
+    if momentum is weight:
+        raise ValueError("momentum must be another tensor than weight: both are written to")
     differentiated = fused.has_tangent(weight, gradient, momentum)  # cpp has no forward derivative
     if backend is None and (differentiated or not _fits_cpp(weight, momentum)):
         backend = "reference"
@@ -74,6 +83,10 @@ def _fits_cpp(weight: Tensor, momentum: Tensor) -> bool:
 
 def _cpp(weight: Tensor, gradient: Tensor, momentum: Tensor, *settings: float) -> None:
     fused.refuse_tangent("sgd_step", weight, gradient, momentum)
+    if not _fits_cpp(weight, momentum):
+        raise ValueError(
+            "backend 'cpp' cannot serve sgd_step: it serves float32 without gaps in memory, laid out alike"
+        )
     _operator(weight, match_layout(weight, gradient), momentum, *settings)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import backends, fused, losses
+from tfkd_fast.ops import backends, checks, fused, losses
 from tfkd_fast.ops.losses import Reduction
 
 Rows = Literal["class", "sample"]
@@ -113,8 +113,8 @@ class _SoftTargetCall(NamedTuple):
 
 def _check(call: _SoftTargetCall) -> None:
     logits = call.logits
+    checks.check_tensors(labels=call.labels, targets=call.targets)
     losses.check_logits(logits, call.labels)
-    backends.check_tensors(labels=call.labels, targets=call.targets)
     if not call.targets.is_floating_point():
         raise TypeError(f"targets must be floating point, got {call.targets.dtype}")
     if call.rows not in ("class", "sample"):
@@ -129,13 +129,14 @@ def _check(call: _SoftTargetCall) -> None:
 def _check_similarity(similarity: Tensor | None, logits: Tensor) -> None:
     if similarity is None:
         return
-    backends.check_tensors(similarity=similarity)
-    losses.check_device("similarity", similarity, logits)
+    checks.check_tensors(similarity=similarity)
+    checks.check_device("similarity", similarity, "the logits", logits)
     wanted = (*logits.shape[:-2], logits.shape[-1], logits.shape[-1])
     if similarity.dtype != torch.float32:
         raise TypeError(f"similarity must be float32, got {similarity.dtype}")
     if similarity.shape != wanted:
         raise ValueError(f"similarity must be {wanted} for these logits, got {tuple(similarity.shape)}")
+    checks.check_written(similarity=similarity)
 
 
 # The definition.
