@@ -51,7 +51,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "the run with that version, or train it anew with --overwrite; its log can be reported all the same"
         )
     if bytes(content[: len(MAGIC)]) != MAGIC:
-        raise UserError(f"{path} is no checkpoint of tfkd-fast")
+        raise UserError(f"{path} is no checkpoint of tfkd-fast: {REMEDY}")
     if hashlib.sha256(content[head:]).digest() != bytes(content[len(MAGIC) : head]):
         raise UserError(f"checkpoint {path} is truncated or damaged: {REMEDY}")
     with reading(path, "the checkpoint", REMEDY):
