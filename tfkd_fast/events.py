@@ -10,9 +10,9 @@ entropies and divergences are nats; all other shares are fractions.
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from tfkd_fast.files import from_checked_line, to_checked_line
 
@@ -36,6 +36,17 @@ class Record(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True, ser_json_inf_nan="null")
+
+    parallel: ClassVar[tuple[str, ...]] = ()
+    """Names of fields that have an entry for each of the same things; those that may be missing may be empty."""
+
+    @model_validator(mode="after")
+    def _parallel_fields_have_one_length(self) -> Self:
+        lengths = {name: len(getattr(self, name)) for name in self.parallel}
+        counted = {length for name, length in lengths.items() if length or type(self).model_fields[name].is_required()}
+        if len(counted) > 1:
+            raise ValueError(f"{', '.join(lengths)} must have one length, got {', '.join(map(str, lengths.values()))}")
+        return self
 
 
 class Event(Record):
@@ -314,6 +325,7 @@ class CandidateSelected(Event):
     """N candidates were ranked by R criteria at the end of an interval, and the best of them lives on."""
 
     kind = "selection"
+    parallel = ("values", "ranks", "front", "scores", "order")
 
     interval: int
     epoch: int
@@ -378,6 +390,7 @@ class TeachersWeighed(Event):
     """How much each of M teachers counted, as means over the images of an epoch; each kind of weight adds up to 1."""
 
     kind = "teachers"
+    parallel = ("names", "logit_weights", "feature_weights")
 
     epoch: int
     names: tuple[str, ...]
@@ -396,6 +409,7 @@ class PathwaysWeighed(Event):
     """How much each of K pathways, from features of the teacher to features of the student, counts in an epoch."""
 
     kind = "pathways"
+    parallel = ("names", "weights")
 
     epoch: int
     names: tuple[str, ...]

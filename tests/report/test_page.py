@@ -251,6 +251,18 @@ def test_many_dimensions_and_many_candidates(make_run: MakeRun) -> None:
     assert ">15 · sample</text>" in page.text
 
 
+def test_events_that_contradict_each_other_are_a_user_error(make_run: MakeRun) -> None:
+    folder = make_run("tfkd")
+
+    def turn_back(event: dict[str, Any]) -> None:
+        if event["event"] == "decision":
+            event["first_epoch"] = -event["first_epoch"]
+
+    edit(folder, turn_back)
+    with pytest.raises(UserError, match=r"no page can be made of .*metrics\.jsonl, whose events contradict each other"):
+        write_report(folder)
+
+
 def test_a_folder_that_cannot_be_written_is_a_user_error(make_run: MakeRun) -> None:
     folder = make_run("ce")
     (folder / "report.html").mkdir()

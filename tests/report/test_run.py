@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import LogLine, TeachersWeighed
 from tfkd_fast.report import read_run
+from tfkd_fast.report.run import weights_of
 
 MakeRun = Callable[..., Path]
 
@@ -129,6 +131,40 @@ def test_a_damaged_line_is_named(make_run: MakeRun, line: bytes, reason: str) ->
     path.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(UserError, match=rf"line 7 of .*metrics\.jsonl is damaged .*{reason}"):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "reason"),
+    [
+        ("selection", "ranks", [[1.0]], "values, ranks, front, scores, order must have one length"),
+        ("selection", "order", [], "must have one length"),
+    ],
+)
+def test_an_event_that_contradicts_itself_is_named(
+    make_run: MakeRun, kind: str, field: str, value: Any, reason: str
+) -> None:
+    folder = make_run("tfkd-mrs")
+    lines = lines_of(folder)
+    next(line for line in lines if line["event"] == kind)[field] = value
+    rewrite(folder, lines)
+    with pytest.raises(UserError, match=rf"of .*metrics\.jsonl is damaged .*{reason}"):
+        read_run(folder)
+
+
+def test_weights_are_read_in_the_order_of_epochs_and_of_the_same_teachers() -> None:
+    def line(epoch: int, names: tuple[str, ...]) -> LogLine:
+        return LogLine(
+            0.0,
+            TeachersWeighed(
+                epoch=epoch, names=names, logit_weights=(0.5, 0.5), feature_weights=(0.5, 0.5), updates=0, skipped=0
+            ),
+        )
+
+    log = Path("metrics.jsonl")
+    read = weights_of(TeachersWeighed, [line(2, ("a", "b")), line(1, ("a", "b"))], log)
+    assert [event.epoch for event in read] == [1, 2]
+    with pytest.raises(UserError, match="weights of other teachers in some epochs"):
+        weights_of(TeachersWeighed, [line(1, ("a", "b")), line(2, ("a", "c"))], log)
 
 
 def test_unknown_events_and_keys_are_left_aside(make_run: MakeRun) -> None:

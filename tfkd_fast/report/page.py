@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tfkd_fast.errors import printable
+from tfkd_fast.errors import UserError, printable
 from tfkd_fast.events import ProfessorJudged, TeachersWeighed
 from tfkd_fast.files import write_atomically
 from tfkd_fast.report.curves import (
@@ -84,8 +84,22 @@ def write_report(run_folder: Path) -> Path:
     folder = RunFolder(run_folder)
     folder.require_run()
     # read in turn with other processes, such as the run at its end: the last page is of the latest state
-    write_atomically(folder.report, lambda file: file.write(render(read_run(run_folder)).encode()))
+    write_atomically(folder.report, lambda file: file.write(_render_checked(folder).encode()))
     return folder.report
+
+
+def _render_checked(folder: RunFolder) -> str:
+    """The page of a run folder, where events of the log that do not go together are refused as a damaged line is."""
+    run = read_run(folder.path)
+    try:
+        return render(run)
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise UserError(
+            f"no page can be made of {folder.metrics}, whose events contradict each other ({printable(str(error))}): "
+            "restore it"
+        ) from error
 
 
 def render(run: RunRecord) -> str:

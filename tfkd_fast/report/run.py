@@ -31,6 +31,7 @@ from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 
 EventT = TypeVar("EventT", bound=Event)
+WeighedT = TypeVar("WeighedT", TeachersWeighed, PathwaysWeighed)
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def read_run(run_folder: Path) -> RunRecord:
         selections=_events_of(CandidateSelected, lines),
         diverged=_events_of(CandidateDiverged, lines),
         rewards=_events_of(ControllerRewarded, lines),
-        teacher_weights=_events_of(TeachersWeighed, lines),
-        pathway_weights=_events_of(PathwaysWeighed, lines),
+        teacher_weights=weights_of(TeachersWeighed, lines, folder.metrics),
+        pathway_weights=weights_of(PathwaysWeighed, lines, folder.metrics),
         professors=_events_of(ProfessorJudged, lines),
         grades=_events_of(GradeStarted, lines),
         groups=_events_of(GroupsJudged, lines),
@@ -143,3 +144,11 @@ def read_run(run_folder: Path) -> RunRecord:
 
 def _events_of(kind: type[EventT], lines: Iterable[LogLine]) -> list[EventT]:
     return [line.event for line in lines if isinstance(line.event, kind)]
+
+
+def weights_of(kind: type[WeighedT], lines: Iterable[LogLine], log: Path) -> list[WeighedT]:
+    """The weights of the same teachers or pathways, in the order of epochs."""
+    events = sorted(_events_of(kind, lines), key=lambda event: event.epoch)
+    if any(event.names != events[0].names for event in events):
+        raise UserError(f"the log {log} has weights of other {kind.kind} in some epochs: restore it")
+    return events
