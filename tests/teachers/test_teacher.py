@@ -18,10 +18,10 @@ from tfkd_fast.data import DataSettings, make_loader, open_dataset
 from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.methods.base import Needs, TeacherFacts
 from tfkd_fast.models import FeatureName, FeatureShapes
-from tfkd_fast.runs.recipe import load_recipe
+from tfkd_fast.runs.recipe import Recipe, load_recipe
 from tfkd_fast.teachers.cache import CACHE, gather_teachers
 from tfkd_fast.teachers.teacher import (
     Teacher,
@@ -193,21 +193,30 @@ def test_of_a_teacher_of_other_images_nothing_is_known_to_be_unseen(teacher: Pat
     assert unseen_indices([], other, 0.0) is None
 
 
-@pytest.mark.parametrize("kind", ["same", "link", "copy", "other header"])
-def test_a_network_that_is_named_twice_is_refused(teacher: Path, images: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["same", "link"])
+def test_a_run_that_is_named_twice_is_refused(teacher: Path, images: Path, tmp_path: Path, kind: str) -> None:
     """Under whatever path."""
-    again = {"same": teacher / ".." / teacher.name, "link": tmp_path / "link"}.get(kind, tmp_path / "copy")
+    again = {"same": teacher / ".." / teacher.name, "link": tmp_path / "link"}[kind]
     if kind == "link":
         again.symlink_to(teacher)
-    elif again == tmp_path / "copy":
-        shutil.copytree(teacher, again)
+    with pytest.raises(UserError, match=f"the teachers {teacher} and .* are one run: name it once"):
+        load_teachers(taught_by(teacher, again), opened(images), CPU)
+
+
+@pytest.mark.parametrize("kind", ["copy", "other header"])
+def test_of_runs_with_the_same_weights_a_notice_tells(teacher: Path, images: Path, tmp_path: Path, kind: str) -> None:
+    again = tmp_path / "copy"
+    shutil.copytree(teacher, again)
     if kind == "other header":
         header, weights = tensor_file.read(again / "student.safetensors", "student")
         content = tensor_file.to_bytes("student", header | {"holdout": 0.5}, weights)
         (again / "student.safetensors").write_bytes(content)
-    recipe = load_recipe(None, {"method": "kd-average", "teachers": {"runs": [str(teacher), str(again)]}})
-    with pytest.raises(UserError, match=f"the teachers {teacher} and .* are one network: name it once"):
-        load_teachers(recipe, opened(images), CPU)
+    with pytest.warns(Notice, match=f"the teachers {teacher} and {again} have the same weights, which count twice"):
+        assert len(load_teachers(taught_by(teacher, again), opened(images), CPU)) == 2
+
+
+def taught_by(*teachers: Path) -> Recipe:
+    return load_recipe(None, {"method": "kd-average", "teachers": {"runs": list(map(str, teachers))}})
 
 
 @pytest.mark.parametrize(("wrong", "is_chance"), [(0, False), (86, False), (88, True), (120, True)])

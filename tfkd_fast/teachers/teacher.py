@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tfkd_fast.data import DataIdentity, Dataset, Loader
 from tfkd_fast.data.split import split_indices
 from tfkd_fast.device import Compute
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import read_bytes
 from tfkd_fast.methods.base import TeacherFacts, TeacherOutputs
 from tfkd_fast.models import FeatureName, feature_shapes, logits_and_features
@@ -193,13 +194,21 @@ class Reordered(nn.Module):
 def load_teachers(recipe: Recipe, dataset: Dataset, compute: Compute) -> list[Teacher]:
     """Load the teachers that a recipe names, in its order; see `load_teacher`.
 
+    Two runs that ended in the same weights are two teachers all the same, and a `Notice` says so.
+
     Raises:
-        UserError: also for a network that is named twice, under whatever path, which would count twice.
+        UserError: also for a run that is named twice, under whatever path, which would count twice.
     """
-    teachers = [load_teacher(Path(run), dataset, compute) for run in recipe.teachers.runs]
-    for (run, one), (again, other) in combinations(zip(recipe.teachers.runs, teachers, strict=True), 2):
+    runs = [Path(run) for run in recipe.teachers.runs]
+    for run, again in combinations(runs, 2):
+        if run.resolve() == again.resolve():
+            raise UserError(f"the teachers {run} and {again} are one run: name it once")
+    teachers = [load_teacher(run, dataset, compute) for run in runs]
+    for (run, one), (again, other) in combinations(zip(runs, teachers, strict=True), 2):
         if _have_the_same_weights(one.network, other.network):
-            raise UserError(f"the teachers {run} and {again} are one network: name it once")
+            warnings.warn(
+                Notice(f"the teachers {run} and {again} have the same weights, which count twice"), stacklevel=2
+            )
     return teachers
 
 
