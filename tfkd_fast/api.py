@@ -53,7 +53,9 @@ def train(
             another process trains into; and for a loss that is no longer finite.
     """
     recipe = _make_recipe(recipe, overrides or {})
-    return _begin(recipe, RunFolder(Path(out)), listeners, stop or Stop(), overwrite=overwrite, download=download)
+    folder = RunFolder(Path(out))
+    with _begin(recipe, folder, listeners, overwrite=overwrite, download=download) as trainer:
+        return _run(trainer, stop or Stop())
 
 
 def replay(
@@ -81,7 +83,8 @@ def replay(
     """
     recipe = replay_recipe(Path(run), overrides)
     source, folder = RunFolder(Path(run)), RunFolder(Path(out))
-    return _begin(recipe, folder, listeners, stop or Stop(), overwrite=overwrite, replayed=source)
+    with _begin(recipe, folder, listeners, overwrite=overwrite, replayed=source) as trainer:
+        return _run(trainer, stop or Stop())
 
 
 def resume(
@@ -170,17 +173,18 @@ def evaluate(
     return _test(recipe, dataset, resolve_compute(device, precision), folder)
 
 
+@contextmanager
 def _begin(
     recipe: Recipe,
     folder: RunFolder,
     listeners: Sequence[Listener],
-    stop: Stop,
     *,
     overwrite: bool,
     download: bool = False,
     replayed: RunFolder | None = None,
-) -> dict[str, Any]:
-    """Train in a new run folder; `replayed` is the run whose targets the recipe has."""
+) -> Iterator[Trainer]:
+    """Context manager for a block that trains in a new run folder; `replayed` is the run whose targets the recipe
+    has."""
     folder.refuse_if_taken(overwrite=overwrite)
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
         dataset = open_dataset(recipe.data, download=download)
@@ -194,7 +198,7 @@ def _begin(
             folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
             folder.create(recipe.to_toml())
             folder.write_data(identity)
-            return _run(trainer, stop)
+            yield trainer
 
 
 def _make_recipe(recipe: Recipe | Table | str, overrides: Table) -> Recipe:

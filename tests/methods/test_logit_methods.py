@@ -198,11 +198,16 @@ def test_a_teacher_of_some_classes_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "key", "value", "message"),
     [
-        ("dkd", "temperature", 0.0, "recipe key 'loss.temperature': Input should be greater than 0 (got 0.0)"),
+        (
+            "dkd",
+            "temperature",
+            0.0,
+            "recipe key 'loss.temperature': Input should be greater than or equal to 0.01 (got 0.0)",
+        ),
         ("dkd", "warmup", 1.5, "recipe key 'loss.warmup': Input should be less than or equal to 1 (got 1.5)"),
         ("dkd", "betta", 1.0, "unknown recipe key 'loss.betta': did you mean 'beta'?"),
         ("kd-average", "ce_weight", -1.0, "recipe key 'loss.ce_weight': Input should be greater than or equal to 0"),
-        ("kd-entropy", "temperature", math.nan, "recipe key 'loss.temperature': Input should be greater than 0"),
+        ("kd-entropy", "temperature", math.nan, "recipe key 'loss.temperature': Input should be a finite number"),
         ("ca-mkd", "kd_weigth", 1.0, "unknown recipe key 'loss.kd_weigth': did you mean 'kd_weight'?"),
     ],
 )

@@ -142,13 +142,18 @@ def test_training_is_that_of_the_plain_modules(stages: list[list[int]] | None, p
     assert losses[0] == expected[0]  # forward has the same bits
     # Gradients are sums in another order: in bfloat16 some of their numbers, and those of the activations after the
     # first step, are off by one rounding, 2^-8.
-    tolerance = 1e-4 if precision == torch.float32 else 0.02
-    assert losses == pytest.approx(expected, rel=tolerance)
-    for (name, ours), other in zip(fused.state_dict().items(), plain.state_dict().values(), strict=True):
+    assert losses == pytest.approx(expected, rel=1e-4 if precision == torch.float32 else 0.02)
+    exact = small_network(stages)
+    with ops.using_backend("reference"):
+        train(exact, 3, torch.float32)
+    states = (network.state_dict().values() for network in (fused, plain, exact))
+    for name, ours, other, truth in zip(fused.state_dict(), *states, strict=True):
         if name.endswith("num_batches_tracked"):
             assert ours == other == 3
         elif "conv.0.bias" not in name and "conv.1.bias" not in name:  # before batch norm: their gradient is rounding
-            assert (ours - other).norm() <= tolerance * other.norm(), name
+            # In bfloat16 the plain modules are off by up to a quarter, in the biases, and the rounding differs.
+            error = 2 * (other - truth).norm() + 1e-4 * truth.norm()
+            assert (ours - truth).norm() <= error, name
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -11,9 +11,10 @@ def main() -> None:
     """Run the command; a signal ends it with a sentence that tells how to go on, and the exit code of that signal."""
     with stopped_by_signals() as stop:
         try:
-            from tfkd_fast.cli.app import run  # takes seconds, in which signals may come, too
+            from tfkd_fast.cli.app import app, faults_in_sentences  # takes seconds, in which signals may come, too
 
-            run(stop)
+            with faults_in_sentences():
+                app(obj=stop)
         except Stopped as stopped:
             from tfkd_fast.cli.terminal import Terminal
 

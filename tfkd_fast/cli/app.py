@@ -70,14 +70,15 @@ Assignments = Annotated[
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.", show_default=False)]
 
 
-def run(stop: Stop) -> None:
-    """Run the command, which `stop` may end; bad input is one sentence on standard error and exit code 2."""
+@contextmanager
+def faults_in_sentences() -> Iterator[None]:
+    """Context manager for a command: bad input is one sentence on standard error and exit code 2."""
     replace_unknown_characters()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", Notice)
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
-            app(obj=stop)
+            yield
     except UserError as error:
         _fail(str(error))
     except OSError as error:  # of a place that no sentence is written for

@@ -238,7 +238,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, fault: str) -> None
     content = {"damaged": b"damaged", "truncated": bad.read_bytes()[:400], "empty": b""}
     bad.unlink() if fault == "missing" else bad.write_bytes(content[fault])
     loader = loader_of(set_of(images), "dali")
-    with pytest.raises(UserError, match=rf"^the image {bad} (is|cannot be) [^\n]*: replace it or delete it$"):
+    with pytest.raises(UserError, match=rf"^the image {bad} (is|cannot be|does not) [^\n]*: replace it or delete it$"):
         collect(loader.epoch(0))
 
 

@@ -73,12 +73,17 @@ def test_the_criteria_of_this_package_keep_their_names(install: Install) -> None
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("leest", "unknown criterion 'leest': did you mean 'least'?"),
-        ("holdout_nll", "unknown criterion 'holdout_nll': did you mean 'holdout-nll'?"),
+        ("leest", "unknown criterion 'leest': did you mean 'least'?; one of another distribution has to be installed"),
+        (
+            "holdout_nll",
+            "unknown criterion 'holdout_nll': did you mean 'holdout-nll'?; one of another distribution has to be "
+            "installed",
+        ),
         (
             "zebra",
             "unknown criterion 'zebra': choose from absent, averaged-top1, double, generalisation-gap, gone, "
-            "holdout-nll, holdout-top1, least, nll-slope, number, other",
+            "holdout-nll, holdout-top1, least, nll-slope, number, other; one of another distribution has to be "
+            "installed",
         ),
         (
             "number",
