@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,23 +38,33 @@ class TorchvisionPixels:
             sampler=[list(zip(*(column.tolist() for column in batch), strict=True)) for batch in batches],
             num_workers=self._workers,
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),  # without one a DataLoader draws from the global random state
         )
-        for pixels in loader:
+        with _signals_left_to_the_run():
+            started = iter(loader)
+        for pixels in started:
             if isinstance(pixels, UserError):
                 raise pixels
             on_device = pixels.to(self._device, non_blocking=True)
             yield on_device.contiguous(memory_format=torch.channels_last)
 
 
-def _leave_signals_to_the_run(_: int) -> None:
-    """In a worker: what is sent to all processes of a job, such as Ctrl-C, ends the run, and that ends its workers.
+@contextmanager
+def _signals_left_to_the_run() -> Iterator[None]:
+    """Context manager for a block that starts workers and their threads, which are to get no signal from their first
+    moment on; this thread gets those that come meanwhile after the block.
 
-    A worker that ended by itself would be an error of the run, which may still have an epoch to save.
+    What is sent to all processes of a job, such as Ctrl-C, ends the run, and that ends its workers. A worker that ended
+    by itself would be an error of the run, which may still have an epoch to save.
     """
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class PixelBatches(Dataset[Tensor | UserError]):
