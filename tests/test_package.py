@@ -58,6 +58,23 @@ def test_the_operators_load_torch_and_numpy_alone() -> None:
     assert outside <= {"tfkd_fast.errors", "tfkd_fast.randomness"}
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["trian"], ["train", "--help"], ["train", "--epoch"]])
+def test_help_and_typing_mistakes_wait_for_nothing(arguments: list[str]) -> None:
+    """All that takes long to import is imported by the command that needs it."""
+    loaded = loaded_by(f"""
+import contextlib, io
+from tfkd_fast.cli import main
+sys.argv = ["tfkd-fast", *{arguments!r}]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    try:
+        main()
+    except SystemExit:
+        pass
+""")
+    assert "typer" in loaded  # which imports pydantic to parse
+    assert not loaded & {"torch", "numpy", "scipy", "matplotlib", "torchvision", "safetensors"}
+
+
 def test_every_public_name_is_there_when_it_is_asked_for() -> None:
     for name in tfkd_fast.__all__:
         assert name in dir(tfkd_fast)

@@ -1,7 +1,7 @@
 """`tfkd-fast options` and the help of all commands: every key and every option, in sentences, on 80 columns."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 import typer
@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 import tfkd_fast
 from tests.support.command import refusal, run
+from tfkd_fast.cli import app as command
 from tfkd_fast.cli.app import app
 from tfkd_fast.cli.options import NEEDED, TOP, UNSET, Option, TableOptions, all_tables, options_of
+from tfkd_fast.data import DataSettings
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.recipe import core_fields, make_recipe
 from tfkd_fast.settings import Forms, ReadIf, Settings, TableForms, table_forms
@@ -164,3 +166,19 @@ def test_the_help_of_a_command_is_whole_on_80_columns(name: str) -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     assert run("--version").stdout == f"{tfkd_fast.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("choices", "key", "fields"),
+    [
+        (command.DeviceName, "device", core_fields()),
+        (command.PrecisionName, "precision", core_fields()),
+        (command.CompileName, "compile", core_fields()),
+        (command.PopulationName, "population", core_fields()),
+        (command.OpsName, "ops", core_fields()),
+        (command.LoaderName, "loader", DataSettings.model_fields),
+    ],
+)
+def test_the_choices_of_an_option_are_those_of_its_key(choices: Any, key: str, fields: Any) -> None:
+    """They stand twice, because the command does not wait for what a recipe imports."""
+    assert set(get_args(choices)) == set(get_args(fields[key].annotation))

@@ -1,4 +1,7 @@
-"""Commands and their options. Each is a few calls into the package, whose results are printed here."""
+"""Commands and their options. Each is a few calls into the package, whose results are printed here.
+
+What a command calls is imported in it: neither a help page nor a mistyped option waits for torch.
+"""
 
 import sys
 import warnings
@@ -6,35 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.table import Table
 
 import tfkd_fast
-from tfkd_fast import api
-from tfkd_fast.cli.bench import measure, show
-from tfkd_fast.cli.display import Display
-from tfkd_fast.cli.doctor import examine
-from tfkd_fast.cli.learn import SearchDisplay
-from tfkd_fast.cli.methods import show_method, show_methods
-from tfkd_fast.cli.options import show_options
-from tfkd_fast.cli.study import train_study
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
-from tfkd_fast.data import LoaderName
-from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import Notice, UserError, nearest
-from tfkd_fast.files import write_bytes
-from tfkd_fast.models import MODELS, ModelSettings
-from tfkd_fast.policies import learn_policy
-from tfkd_fast.runs.export import export_student
-from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.precedence import set_override
-from tfkd_fast.runs.recipe import load_recipe
-from tfkd_fast.runs.schema import recipe_schema
 from tfkd_fast.runs.stop import Stop
-from tfkd_fast.strict_json import to_json
-from tfkd_fast.study import load_study
+
+if TYPE_CHECKING:
+    from tfkd_fast.cli.display import Display
 
 app = typer.Typer(
     add_completion=False,
@@ -44,6 +29,7 @@ app = typer.Typer(
 )
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+LoaderName = Literal["auto", "dali", "resident", "torchvision"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 CompileName = Literal["auto", "on", "off"]
 PopulationName = Literal["auto", "sequential", "streams", "stacked"]
@@ -168,6 +154,10 @@ def train(
     assignments: Assignments = None,
 ) -> None:
     """Train a student, test it once at the end, and leave a run folder with a report."""
+    from tfkd_fast import api
+    from tfkd_fast.runs.folder import RunFolder
+    from tfkd_fast.runs.recipe import load_recipe
+
     data = {
         "dataset": dataset,
         "root": str(data_root) if data_root and resume is None else None,
@@ -212,6 +202,8 @@ def replay(
     assignments: Assignments = None,
 ) -> None:
     """Train again on all training images, none held out, by the targets that a finished run was taught with."""
+    from tfkd_fast import api
+
     overrides = _drop_unset({"seed": seed})
     _add_assignments(overrides, assignments)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
@@ -246,6 +238,9 @@ def study(
     assignments: Assignments = None,
 ) -> None:
     """Train the rows of a table under several seeds and compare them; given again, go on with what is left."""
+    from tfkd_fast.cli.study import train_study
+    from tfkd_fast.study import load_study
+
     overrides = _drop_unset({"data": _drop_unset({"root": str(data_root) if data_root else None})})
     _add_assignments(overrides, assignments)
     plan = load_study(name, overrides)
@@ -275,6 +270,10 @@ def learn(
     assignments: Assignments = None,
 ) -> None:
     """Learn a policy from what becomes of students at the end of whole runs: for controller.policy of other runs."""
+    from tfkd_fast.cli.learn import SearchDisplay
+    from tfkd_fast.policies import learn_policy
+    from tfkd_fast.runs.recipe import load_recipe
+
     overrides: dict[str, Any] = {"data": {"root": str(data_root)}} if data_root else {}
     _add_assignments(overrides, assignments)
     resolved = load_recipe(recipe, overrides)
@@ -300,6 +299,9 @@ def evaluate(
     download: Download = False,
 ) -> None:
     """Print the test accuracy, NLL and ECE of a finished run as JSON."""
+    from tfkd_fast import api
+    from tfkd_fast.strict_json import to_json
+
     figures = api.evaluate(run_dir, device=device, precision=precision, data_root=data_root, download=download)
     Terminal().print(to_json(figures, indent=2), soft_wrap=True)
 
@@ -313,6 +315,8 @@ def report(run_dir: RunDir) -> None:
 @app.command()
 def export(run_dir: RunDir) -> None:
     """Write the student of a finished run for torch.export and as ONNX."""
+    from tfkd_fast.runs.export import export_student
+
     for path in export_student(run_dir):
         Terminal().say(str(path))
 
@@ -320,6 +324,10 @@ def export(run_dir: RunDir) -> None:
 @app.command()
 def doctor() -> None:
     """Show what this installation can do, what is missing, and how to get it."""
+    from rich.table import Table
+
+    from tfkd_fast.cli.doctor import examine
+
     terminal = Terminal()
     for title, rows in examine().items():
         table = Table(title=title, title_justify="left", title_style="bold")
@@ -335,6 +343,8 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A method to show with all that it reads.")] = None,
 ) -> None:
     """List the training methods, or show where one is from and what it reads."""
+    from tfkd_fast.cli.methods import show_method, show_methods
+
     if name is None:
         show_methods(Terminal())
     else:
@@ -351,6 +361,10 @@ def options(
     ] = False,
 ) -> None:
     """List every key of a recipe, or of one table, with its values, its default and what it is."""
+    from tfkd_fast.cli.options import show_options
+    from tfkd_fast.runs.schema import recipe_schema
+    from tfkd_fast.strict_json import to_json
+
     if schema:
         Terminal().print(to_json(recipe_schema(), indent=2), soft_wrap=True)
     else:
@@ -380,6 +394,12 @@ def bench(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file that the figures are written to.")] = None,
 ) -> None:
     """Measure the images a second of the training step on this machine, beside plain PyTorch and the limit."""
+    from tfkd_fast.cli.bench import measure, show
+    from tfkd_fast.device import resolve_compute
+    from tfkd_fast.files import write_bytes
+    from tfkd_fast.models import MODELS, ModelSettings
+    from tfkd_fast.strict_json import to_json
+
     if model not in MODELS:
         raise UserError(f"unknown model {model!r}: {nearest(model, MODELS)}")
     if out is not None and not out.parent.is_dir():
@@ -399,8 +419,10 @@ def bench(
 
 
 @contextmanager
-def _display_run(context: typer.Context, out: Path) -> Iterator[tuple[Display, Stop]]:
+def _display_run(context: typer.Context, out: Path) -> Iterator[tuple["Display", Stop]]:
     """A display of a run into the folder `out`, and what ends it on a signal."""
+    from tfkd_fast.cli.display import Display
+
     with Display() as display:
         yield display, _stop(context, f"tfkd-fast train --resume {out} goes on from the last checkpoint")
 
@@ -421,12 +443,14 @@ def _report_run(summary: dict[str, Any], out: Path) -> None:
 
 def _report(run_dir: Path) -> Path:
     """Write the page of a run and return its path."""
-    from tfkd_fast.report import write_report  # imports matplotlib, which takes a second
+    from tfkd_fast.report import write_report
 
     return write_report(run_dir)
 
 
 def _add_assignments(overrides: dict[str, Any], assignments: list[str] | None) -> None:
+    from tfkd_fast.runs.precedence import set_override
+
     for assignment in assignments or []:
         set_override(overrides, assignment)
 
