@@ -369,7 +369,11 @@ def warm_up() -> None:
     import torch.onnx  # noqa: F401
     import torchvision.transforms.v2  # noqa: F401
 
+    import tfkd_fast.api
     import tfkd_fast.cli.app
+    import tfkd_fast.cli.learn
+    import tfkd_fast.cli.study
+    import tfkd_fast.policies
     import tfkd_fast.report  # noqa: F401
 
     gc.collect()

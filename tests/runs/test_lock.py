@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import SMALL, command, refusal, run, wait_for
+from tests.support.command import SMALL, command, refusal, run, sentence_of, wait_for
 from tests.support.runs import recipe
 from tfkd_fast import api
 from tfkd_fast.errors import UserError
@@ -147,5 +147,7 @@ def test_no_command_writes_into_a_folder_that_another_process_holds(tmp_path: Pa
         with holder(folder):
             before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
             for arguments in commands:
-                assert "is at work" in refusal(*arguments), arguments
+                refused = run(*arguments, ok=False)
+                assert "is at work" in sentence_of(refused), arguments
+                assert not refused.stdout, "nothing is said of what will not be done"
             assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

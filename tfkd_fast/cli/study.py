@@ -18,6 +18,7 @@ from tfkd_fast.cli.pace import Pace, duration_words, plan_words
 from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError, printable
+from tfkd_fast.runs.lock import refuse_if_busy
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.study import Row, Run, Runner, Study, StudyFolder, distinct
 from tfkd_fast.study.progress import RunProgress
@@ -50,12 +51,12 @@ def train_study(
         seeds = distinct(tuple(seeds)) if seeds else study.seeds
     except ValueError as error:
         raise UserError(f"--seeds: {error}") from None
-    terminal = Terminal(optional=True)
+    terminal, folder = Terminal(optional=True), StudyFolder(out)
+    refuse_if_busy(folder.path)  # before a word of what is planned
     for data in dict.fromkeys(row.recipe(0).data for row in rows if row.replay is None):
         dataset = open_dataset(data, download=download)  # refused, or fetched, once for all runs
         if dataset.parts:
             terminal.say(f"{data.root}: {dataset.parts}")
-    folder = StudyFolder(out)
     with StudyDisplay(terminal, study, folder) as display:
         runner = Runner(study, folder, rows=rows, seeds=seeds, jobs=jobs, on_end=display.end_run, on_look=display.look)
         terminal.say(
