@@ -279,6 +279,14 @@ def to_checked_json(values: dict[str, Any]) -> str:
     return to_json(values | {"sha256": _sha256(to_json(values))}, indent=2) + "\n"
 
 
+def read_checked_json(path: Path, kind: str, remedy: str) -> dict[str, Any]:
+    """Read a file of `to_checked_json`, or of JSON without a checksum; see `reading` for the arguments and the
+    error."""
+    content = read_bytes(path, kind, remedy)
+    with reading(path, kind, remedy):
+        return from_checked_json(content)
+
+
 def from_checked_json(content: bytes) -> dict[str, Any]:
     """The values of `to_checked_json`, or of JSON without a checksum.
 

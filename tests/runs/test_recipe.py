@@ -91,10 +91,14 @@ def test_a_method_is_what_its_name_says(method: str, own: str) -> None:
 )
 @pytest.mark.parametrize("path", ["a/b.npz", "../b.npz", "~/b.npz", "/b.npz"])
 def test_paths_are_the_same_from_any_folder(
-    method: str, table: str, key: str, many: bool, path: str, monkeypatch: pytest.MonkeyPatch
+    method: str, table: str, key: str, many: bool, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    expected = {"a/b.npz": f"{Path.cwd()}/a/b.npz", "../b.npz": f"{Path.cwd()}/../b.npz", "~/b.npz": "/home/me/b.npz"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = {
+        "a/b.npz": f"{Path.cwd()}/a/b.npz",
+        "../b.npz": f"{Path.cwd()}/../b.npz",
+        "~/b.npz": f"{tmp_path}/b.npz",
+    }
     data = {"data": {"dataset": "npz"}} if table == "data" else {}
     recipe = make_recipe(merge({"method": method, **data}, {table: {key: [path] if many else path}}))
     found = recipe.table()[table][key]

@@ -17,11 +17,10 @@ from tfkd_fast.data import DataIdentity
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import (
     PART,
-    from_checked_json,
     from_checked_text,
     is_there,
     parse_toml,
-    read_bytes,
+    read_checked_json,
     read_text,
     reading,
     sync_folder,
@@ -197,10 +196,10 @@ class RunFolder:
         """
         if not is_there(self.data):
             return None
-        remedy = "restore it, or train the run anew with --overwrite"
-        content = read_bytes(self.data, "the record of the data set", remedy)
-        with reading(self.data, "the record of the data set", remedy):
-            return DataIdentity.model_validate(from_checked_json(content))
+        kind, remedy = "the record of the data set", "restore it, or train the run anew with --overwrite"
+        values = read_checked_json(self.data, kind, remedy)
+        with reading(self.data, kind, remedy):
+            return DataIdentity.model_validate(values)
 
     def write_data(self, identity: DataIdentity) -> None:
         """Record the data set that the run begins with."""
@@ -215,9 +214,7 @@ class RunFolder:
         if not is_there(self.summary):
             return None
         remedy = "restore it from the last line of metrics.jsonl, or delete it to see the run as unfinished"
-        content = read_bytes(self.summary, "the summary", remedy)
-        with reading(self.summary, "the summary", remedy):
-            return from_checked_json(content)
+        return read_checked_json(self.summary, "the summary", remedy)
 
 
 def refuse_if_foreign(folder: Path, *, ours: set[str]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from tfkd_fast.device import available_cores, resolve_compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.files import from_checked_json, read_bytes, reading, to_checked_json, write_bytes
+from tfkd_fast.files import read_checked_json, reading, to_checked_json, write_bytes
 from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
 from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
@@ -79,8 +79,7 @@ class StudyFolder:
     def _has_results(self) -> bool:
         """Whether results.json is that of a study, whose folders somebody may have deleted."""
         try:
-            with reading(self.results, "the results", ""):
-                return {"study", "baseline", "runs"} <= from_checked_json(read_bytes(self.results, "", "")).keys()
+            return {"study", "baseline", "runs"} <= read_checked_json(self.results, "the results", "").keys()
         except UserError:
             return False
 
@@ -203,8 +202,7 @@ class Runner:
         """The failures in results.json, of runs that are neither finished by now nor to be trained again."""
         try:
             with reading(self.folder.results, "the results", ""):
-                content = read_bytes(self.folder.results, "the results", "")
-                failures = dict(from_checked_json(content)["failures"])
+                failures = dict(read_checked_json(self.folder.results, "the results", "")["failures"])
         except UserError:  # no table yet, or damaged: it is written anew
             return {}
         runs = (Run(row, seed) for seed in self.seeds for row in self.study.rows.values())
