@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tfkd_fast.cli.pace import Pace, duration_words, plan_words
+from tfkd_fast.cli.pace import Pace, left_words, plan_words
 from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.steering.control.policy_search import Generation
 
@@ -45,7 +45,7 @@ class SearchDisplay:
             if self._live:
                 self._live.start()
         self._pace.advance(trained, time.perf_counter())
-        if (left := self._words_left()) and not self._time_is_known:
+        if (left := left_words(self._pace)) and not self._time_is_known:
             self._time_is_known = True
             self._terminal.say(f"plan: {self._plan()}, about {left} left at this speed")
         if self._live:
@@ -60,7 +60,7 @@ class SearchDisplay:
         """Print what came of the generation of this number, counted from 0."""
         self._ended = number + 1
         best, mean = max(generation.qualities), sum(generation.qualities) / len(generation.qualities)
-        left = self._words_left() if self._ended < self._generations else ""
+        left = left_words(self._pace) if self._ended < self._generations else ""
         self._terminal.say(
             f"generation {self._ended}/{self._generations} · quality {mean:.3f} in the mean, {best:.3f} at best"
             + (f" · {left} left" if left else "")
@@ -73,8 +73,3 @@ class SearchDisplay:
             f"{self._generations} generations of {self._students} students, {runs} runs of "
             f"{plan_words(self._epochs, self._epochs)}, up to {planned:,} student-epochs"
         )
-
-    def _words_left(self) -> str:
-        """The time that is left, empty where it is not known."""
-        left = self._pace.seconds_left() if self._pace else None
-        return "" if left is None else duration_words(left)

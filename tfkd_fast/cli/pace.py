@@ -61,3 +61,9 @@ class Pace:
         if after == before:
             return None
         return max(0.0, self.planned - max(after, finished or 0.0)) * (latest - started) / (after - before)
+
+
+def left_words(pace: Pace | None) -> str:
+    """The time that is left in words; empty where it is not known."""
+    left = pace.seconds_left() if pace else None
+    return "" if left is None else duration_words(left)

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tfkd_fast.cli.pace import Pace, duration_words, plan_words
+from tfkd_fast.cli.pace import Pace, left_words, plan_words
 from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError, printable
@@ -118,7 +118,7 @@ class StudyDisplay:
             self._planned -= self._cost(run)
         self._logs.pop(run, None)
         self.look(now=True)
-        left = self._words_left()
+        left = left_words(self._pace)
         self._terminal.say(
             f"seed {run.seed} · {run.row.title} · {what} · {self._ended} of {self._runs} runs ended"
             + (f", {left} left" if left and self._left else "")
@@ -138,7 +138,7 @@ class StudyDisplay:
         else:
             self._pace.planned = self._planned
             self._pace.advance(trained, clock)
-        if left := self._words_left():
+        if left := left_words(self._pace):
             if not self._time_is_known:
                 self._time_is_known = True
                 self._terminal.say(f"plan: {self._plan()}, about {left} left at this speed")
@@ -183,11 +183,6 @@ class StudyDisplay:
 
     def _cost(self, run: Run) -> int:
         return self._costs[run.row.name][1]
-
-    def _words_left(self) -> str:
-        """The time that is left, empty where it is not known."""
-        left = self._pace.seconds_left() if self._pace else None
-        return "" if left is None else duration_words(left)
 
 
 def show(runner: Runner, terminal: Terminal) -> None:
