@@ -32,7 +32,7 @@ from tfkd_fast.models import ModelSettings, build_model, feature_shapes
 from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teacher, Teachers
-from tfkd_fast.throughput.measure import CLASSES, measure_interleaved
+from tfkd_fast.throughput import CLASSES, measure_interleaved
 from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.population import Population
 

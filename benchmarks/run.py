@@ -9,7 +9,6 @@ The exit code is 1 where a ratio to eager PyTorch or torch.compile is clearly be
 
 import argparse
 import json
-import platform
 import re
 import sys
 from importlib import import_module
@@ -22,6 +21,7 @@ from rich.table import Table
 from benchmarks.harness import OURS, Case
 from benchmarks.rivals import dali, liger
 from benchmarks.rows import Row, as_json, from_json, regressions, rows_of
+from tfkd_fast.device import Compute
 from tfkd_fast.strict_json import to_json
 
 SUITES = [
@@ -40,13 +40,9 @@ SECONDS, SECONDS_QUICK = 2.0, 0.2
 
 
 def device_name(device: torch.device) -> str:
-    """Such as "AMD EPYC, 2 threads"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    models = (
-        re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else []
-    )
-    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
+    """Such as "AMD EPYC (family 26, model 2), 2 threads"."""
+    name = Compute(device, torch.float32).device_name
+    return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
 def cases_of(device: torch.device, operators: list[str]) -> list[Case]:

@@ -36,7 +36,7 @@ def show(benchmark: Any, rows: list[bench.Measurement], row: bench.Measurement) 
 
 
 @pytest.mark.benchmark(timer=clock, group=f"an epoch of {STEPS} steps, batch {BATCH_SIZE}")
-@pytest.mark.parametrize("variant", range(4), ids=["tfkd-fast", "fp32-dataloader", "careful", "careful-compiled"])
+@pytest.mark.parametrize("variant", range(4), ids=["tfkd-fast", "careful", "fp32-dataloader", "careful-compiled"])
 def test_training(benchmark: Any, variant: int) -> None:
     show(benchmark, loops(), loops()[variant])
 

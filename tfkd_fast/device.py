@@ -39,10 +39,8 @@ class Compute:
 
     @property
     def device_name(self) -> str:
-        """The product name of the GPU or the processor."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return str(cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+        """The product name of the GPU, or `processor_name`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor_name()
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in channels-last memory format, and return it."""
@@ -97,6 +95,22 @@ def cpu_capabilities() -> dict[str, Any]:
     """Return the instruction sets of this processor as torch reports them; empty if it does not."""
     get_capabilities = getattr(torch.cpu, "get_capabilities", None)
     return dict(get_capabilities()) if get_capabilities else {}
+
+
+def processor_name() -> str:
+    """Return the product name of the processor, with its family and model where Linux tells them.
+
+    A virtual machine often names the product alone, such as "AMD EPYC", which several generations share.
+    """
+    name = str(cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return name
+    first = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    if "cpu family" not in first or "model" not in first:  # as on ARM
+        return first.get("model name", name)
+    return f"{first.get('model name', name)} (family {first['cpu family']}, model {first['model']})"
 
 
 def resolve_compute(device: str, precision: str, compile_mode: str = "off") -> Compute:

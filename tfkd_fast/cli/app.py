@@ -15,7 +15,7 @@ import typer
 
 import tfkd_fast
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
-from tfkd_fast.errors import Notice, UserError, nearest
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.runs.stop import Stop
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ PrecisionName = Literal["auto", "fp32", "bf16"]
 CompileName = Literal["auto", "on", "off"]
 PopulationName = Literal["auto", "sequential", "streams", "stacked"]
 OpsName = Literal["auto", "reference", "cpp", "cuda", "triton"]
+BenchMethodName = Literal["ce", "label-smoothing", "kd"]
 
 DEVICE = typer.Option(metavar="DEVICE", help="Device to compute on: auto, cpu or cuda.")
 PRECISION = typer.Option(metavar="FORMAT", help="Number format of the passes: auto, fp32 or bf16.")
@@ -375,13 +376,35 @@ def options(
 def bench(
     device: Annotated[DeviceName, DEVICE] = "auto",
     precision: Annotated[PrecisionName, PRECISION] = "auto",
-    model: Annotated[str, MODEL] = "vgg8",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Network that is trained, or all; may be given again. By default vgg8."),
+    ] = None,
     width: Annotated[
-        float, typer.Option(min=0.01, max=8, help="Factor that multiplies the number of channels of every layer.")
-    ] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Number of images in a batch.")] = 128,
-    steps: Annotated[int, typer.Option(min=2, max=1_000_000, help="Number of training steps in a measurement.")] = 10,
-    rounds: Annotated[int, typer.Option(min=2, max=10_000, help="Number of measurements of each variant.")] = 7,
+        list[float] | None,
+        typer.Option(min=0.01, max=8, help="Factor of the channels of every layer; may be given again. By default 1."),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=65_536, help="Images in a batch; may be given again. By default 128."),
+    ] = None,
+    method: Annotated[
+        BenchMethodName | None,
+        typer.Option(metavar="NAME", help="How the student is taught: ce, label-smoothing, or kd with --teacher."),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="NAME", help="Network of the teacher, at full width.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="Training steps in a measurement. By default 10, in a sweep as many as 256 images make.",
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=2, max=10_000, help="Measurements of each variant. By default 7, in a sweep 3."),
+    ] = None,
     compiled: Annotated[
         bool, typer.Option(help="Whether torch.compile is measured, too, which takes a minute to compile.")
     ] = True,
@@ -391,29 +414,44 @@ def bench(
             min=1, max=64, help="A number of candidates to train in every way side by side; may be given again."
         ),
     ] = None,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep",
+            help="Measure all networks, widths 0.25, 0.5 and 1, and batches of 16, 64, 128 and 512, "
+            "where no others are named.",
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file that the figures are written to.")] = None,
 ) -> None:
-    """Measure the images a second of the training step on this machine, beside plain PyTorch and the limit."""
-    from tfkd_fast.cli.bench import measure, show
+    """Measure the images a second of the training step on this machine, beside plain PyTorch and the limit.
+
+    With several networks, widths or batch sizes, or with --sweep, only the training step is measured, beside a careful
+    loop written by hand; the worst ratio stands at the end.
+    """
+    from tfkd_fast.cli import bench as command
     from tfkd_fast.device import resolve_compute
     from tfkd_fast.files import write_bytes
-    from tfkd_fast.models import MODELS, ModelSettings
     from tfkd_fast.strict_json import to_json
 
-    if model not in MODELS:
-        raise UserError(f"unknown model {model!r}: {nearest(model, MODELS)}")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"cannot write {out}: there is no folder {out.parent}, make it first")
-    figures = measure(
+    workloads = command.workloads(
         resolve_compute(device, precision, "auto"),
-        ModelSettings(name=model, width=width),
-        batch_size=batch_size,
-        steps=steps,
-        rounds=rounds,
-        compiled=compiled,
-        candidates=candidates or [],
+        model or (["all"] if sweep else ["vgg8"]),
+        width or ([0.25, 0.5, 1.0] if sweep else [1.0]),
+        batch_size or ([16, 64, 128, 512] if sweep else [128]),
+        method or ("ce" if teacher is None else "kd"),
+        teacher,
+        steps,
     )
-    show(figures, Terminal())
+    terminal = Terminal()
+    if len(workloads) > 1:
+        figures = command.sweep(workloads, rounds or 3, terminal)
+        command.show_worst(figures, terminal)
+    else:
+        figures = command.measure(workloads[0], rounds=rounds or 7, compiled=compiled, candidates=candidates or [])
+        command.show(figures, terminal)
     if out is not None:
         write_bytes(out, (to_json(figures, indent=1) + "\n").encode())
 

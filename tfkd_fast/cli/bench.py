@@ -1,5 +1,6 @@
 """`tfkd-fast bench`: its measurements and their tables."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,54 +11,114 @@ from tfkd_fast import throughput as bench
 from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.data import LoaderName, missing_loaders
 from tfkd_fast.device import Compute
-from tfkd_fast.models import ModelSettings
+from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.models import MODELS, ModelSettings
 
 Figures = dict[str, Any]
 
+SWEEP_IMAGES = 256
+"""Images of a measurement where several workloads are measured, unless one batch has more."""
 
-def measure(
+
+def workloads(
     compute: Compute,
-    model: ModelSettings,
-    *,
-    batch_size: int,
-    steps: int,
-    rounds: int,
-    compiled: bool,
-    candidates: list[int],
-) -> Figures:
-    """Measure all that the tables show; the result can be written as JSON."""
-    workload = bench.Workload(compute, model, batch_size, steps)
+    models: Sequence[str],
+    widths: Sequence[float],
+    batch_sizes: Sequence[int],
+    method: bench.MethodName,
+    teacher: str | None,
+    steps: int | None,
+) -> list[bench.Workload]:
+    """Return every network in every width with every batch size.
+
+    Args:
+        compute: device and precision.
+        models: names of networks, or "all".
+        widths: factors of their channels.
+        batch_sizes: numbers of images of a batch.
+        method: how the student is taught.
+        teacher: name of the teacher's network; None without a teacher.
+        steps: training steps of a measurement; None to choose them.
+
+    Raises:
+        UserError: a network is not known, or the method and the teacher do not go together.
+    """
+    if (method == "kd") != (teacher is not None):
+        raise UserError("method kd and a teacher go together: give both or none")
+    names = list(MODELS) if "all" in models else list(dict.fromkeys(models))
+    for name in (*names, *([teacher] if teacher else [])):
+        if name not in MODELS:
+            raise UserError(f"unknown model {name!r}: {nearest(name, MODELS)}")
+    cells = [(name, width, batch) for name in names for width in widths for batch in batch_sizes]
+    return [
+        bench.Workload(
+            compute,
+            ModelSettings(name=name, width=width),
+            batch,
+            steps or (10 if len(cells) == 1 else max(1, SWEEP_IMAGES // batch)),
+            method,
+            ModelSettings(name=teacher) if teacher else None,
+        )
+        for name, width, batch in cells
+    ]
+
+
+def measure(workload: bench.Workload, *, rounds: int, compiled: bool, candidates: Sequence[int]) -> Figures:
+    """Measure all that the tables of one workload show; the result can be written as JSON."""
     loops = bench.measure_training(workload, rounds, compiled=compiled)
+    evaluation = bench.measure_evaluation(workload, rounds)
     whole_batches: tuple[LoaderName, ...] = ("resident", "dali")
     installed = [name for name in whole_batches if missing_loaders()[name] is None]
     ways = bench.measure_populations(workload, candidates, ("sequential", "streams", "stacked"), rounds)
     return {
-        "device": compute.device_name,
-        "threads": torch.get_num_threads(),
-        "precision": compute.precision,
-        "model": model.model_dump(),
-        "batch_size": batch_size,
-        "version": tfkd_fast.__version__,
-        "torch": str(torch.__version__),
-        "training": [row._asdict() for row in loops],
-        "loaders": [row._asdict() for row in bench.measure_loaders(workload, installed, rounds)],
+        **_machine(workload.compute),
+        **_description(workload),
+        "training": _rows(loops),
+        "evaluation": _rows(evaluation),
+        "loaders": _rows(bench.measure_loaders(workload, installed, rounds)),
         "flops_per_image": bench.flops_per_image(workload),
-        "matrix_flops_per_second": bench.matrix_rate(compute),
-        "population": {size: [row._asdict() for row in rows] for size, rows in ways.items()},
+        "matrix_flops_per_second": bench.matrix_rate(workload.compute),
+        "population": {size: _rows(rows) for size, rows in ways.items()},
     }
 
 
+def sweep(workloads: Sequence[bench.Workload], rounds: int, terminal: Terminal) -> Figures:
+    """Measure the training step of several workloads; a line for each is printed as soon as it is measured."""
+    cells = []
+    terminal.print(_title(_machine(workloads[0].compute)))
+    terminal.print(f"tfkd-fast beside the loop {bench.careful_loop(workloads[0].compute)}: ratio, images/s of both")
+    for cell in bench.sweep(workloads, rounds):
+        figures = {**_description(cell.workload), "ratio": cell.ratio.median, "spread": cell.ratio.spread}
+        cells.append({**figures, "training": _rows([cell.ours, cell.by_hand])})
+        speeds = f"{cell.ours.images_per_second:>7,.0f} {cell.by_hand.images_per_second:>7,.0f}"
+        terminal.print(f"{_times(figures)} {speeds}  {_name(figures)}")
+    return {**_machine(workloads[0].compute), "cells": cells}
+
+
+def show_worst(figures: Figures, terminal: Terminal) -> None:
+    """Print the cell of a sweep with the lowest ratio, and all whose ratio is below 1."""
+    worst, *others = sorted(figures["cells"], key=lambda cell: cell["ratio"])
+    terminal.print(f"the worst of {1 + len(others)}: {_name(worst)}, {_times(worst)}")
+    slower = [cell for cell in (worst, *others) if cell["ratio"] < 1]
+    for cell in slower:
+        terminal.print(f"slower than by hand: {_name(cell)}, {_times(cell)}")
+    if not slower:
+        terminal.print("slower than by hand: none")
+
+
 def show(figures: Figures, terminal: Terminal) -> None:
-    """Print the tables: how fast a student trains, and how fast candidates train side by side."""
-    on = f"{figures['device']}, {figures['threads']} threads · {figures['precision']} · {figures['model']['name']}"
-    table = Table(title=f"{on} · batch {figures['batch_size']}", title_justify="left")
+    """Print the tables of one workload: how fast a student trains and is judged, and candidates side by side."""
+    table = Table(title=f"{_title(figures)} · {_name(figures)}", title_justify="left")
     for heading in ("training step", "images/s", "±", "tfkd-fast", "of the matrix rate"):
         table.add_column(heading, justify="left" if heading == "training step" else "right")
+    rate = figures["matrix_flops_per_second"]
     ours = figures["training"][0]["images_per_second"]
     for row in figures["training"]:
-        speed = row["images_per_second"]
-        share = speed * figures["flops_per_image"] / figures["matrix_flops_per_second"]
-        table.add_row(row["variant"], f"{speed:,.0f}", f"{row['spread']:.0%}", f"{ours / speed:.2f}x", f"{share:.0%}")
+        share = row["images_per_second"] * figures["flops_per_image"] / rate
+        table.add_row(*_cells(row, figures["training"][0]), f"{share:.0%}")
+    table.add_section()
+    for row in figures["evaluation"]:
+        table.add_row(*_cells({**row, "variant": f"{row['variant']}, evaluation"}, figures["evaluation"][0]), "")
     table.add_section()
     for row in figures["loaders"]:
         speed = row["images_per_second"]
@@ -68,22 +129,69 @@ def show(figures: Figures, terminal: Terminal) -> None:
         "without evaluation."
     )
     terminal.print(
-        f"The matrix rate, {figures['matrix_flops_per_second'] / 1e12:.2f} TFLOP/s, is that of one large product in "
+        f"The matrix rate, {rate / 1e12:.2f} TFLOP/s, is that of one large product in "
         f"{figures['precision']}; a step takes {figures['flops_per_image'] / 1e9:.3f} GFLOP an image, padding included."
     )
     if figures["population"]:
-        show_population(figures, terminal)
+        _show_population(figures, terminal)
 
 
-def show_population(figures: Figures, terminal: Terminal) -> None:
+def _show_population(figures: Figures, terminal: Terminal) -> None:
     """Print the speeds of several candidates, a row for each number of them and a column for each way."""
     table = Table(title="candidates side by side, images/s of all together", title_justify="left")
     table.add_column("candidates", justify="right")
-    ways = [row["variant"] for row in next(iter(figures["population"].values()))]
+    ways = list(dict.fromkeys(row["variant"] for rows in figures["population"].values() for row in rows))
     for way in ways:
         table.add_column(way, justify="right")
     for size, rows in figures["population"].items():
         single = rows[0]["images_per_second"]
-        speeds = (row["images_per_second"] for row in rows)
-        table.add_row(str(size), *(f"{speed:,.0f} ({speed / single:.2f}x)" for speed in speeds))
+        speeds = {row["variant"]: row["images_per_second"] for row in rows}
+        cells = (f"{speeds[way]:,.0f} ({speeds[way] / single:.2f}x)" if way in speeds else "" for way in ways)
+        table.add_row(str(size), *cells)
     terminal.print(table)
+
+
+def _machine(compute: Compute) -> Figures:
+    return {
+        "device": compute.device_name,
+        "threads": torch.get_num_threads(),
+        "precision": compute.precision,
+        "version": tfkd_fast.__version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def _description(workload: bench.Workload) -> Figures:
+    return {
+        "model": workload.model.model_dump(),
+        "method": workload.method,
+        "teacher": workload.teacher and workload.teacher.model_dump(),
+        "batch_size": workload.batch_size,
+    }
+
+
+def _rows(measurements: Sequence[bench.Measurement]) -> list[Figures]:
+    return [row._asdict() for row in measurements]
+
+
+def _title(figures: Figures) -> str:
+    return f"{figures['device']}, {figures['threads']} threads · {figures['precision']}"
+
+
+def _name(figures: Figures) -> str:
+    """The workload in words."""
+    model, teacher = figures["model"], figures["teacher"]
+    network = f"{model['name']} x{model['width']:g}"
+    by = "" if teacher is None else f" by {teacher['name']} x{teacher['width']:g}"
+    method = "" if figures["method"] == "ce" else f" {figures['method']}"
+    return f"{network}{method}{by} · batch {figures['batch_size']}"
+
+
+def _times(cell: Figures) -> str:
+    return f"{cell['ratio']:.2f}x ±{cell['spread']:>4.0%}"
+
+
+def _cells(row: Figures, ours: Figures) -> tuple[str, str, str, str]:
+    """Name, speed and spread of a variant, and how many times as fast ours is."""
+    times = bench.ratio(bench.Measurement(**ours), bench.Measurement(**row)).median
+    return row["variant"], f"{row['images_per_second']:,.0f}", f"{row['spread']:.0%}", f"{times:.2f}x"

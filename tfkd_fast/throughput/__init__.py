@@ -1,21 +1,34 @@
-"""Training throughput of this machine: the engine beside loops written by hand, loaders, and the machine's limit."""
+"""Throughput of this machine in images per second: the engine beside loops written by hand, and the machine's limit."""
 
 from tfkd_fast.throughput.measure import (
-    Measurement,
-    Workload,
+    Cell,
+    careful_loop,
     flops_per_image,
     matrix_rate,
+    measure_evaluation,
     measure_loaders,
     measure_populations,
     measure_training,
+    sweep,
 )
+from tfkd_fast.throughput.turns import Measurement, Ratio, measure_interleaved, ratio
+from tfkd_fast.throughput.workload import CLASSES, MethodName, Workload
 
 __all__ = [
+    "CLASSES",
+    "Cell",
     "Measurement",
+    "MethodName",
+    "Ratio",
     "Workload",
+    "careful_loop",
     "flops_per_image",
     "matrix_rate",
+    "measure_evaluation",
+    "measure_interleaved",
     "measure_loaders",
     "measure_populations",
     "measure_training",
+    "ratio",
+    "sweep",
 ]

@@ -74,6 +74,8 @@ def assemble(
     compute: Compute,
     build_method: Callable[[Context], MethodT],
     on_batch: Callable[[int], None] | None = None,
+    *,
+    loaded: Sequence[Teacher] | None = None,
 ) -> Parts[MethodT]:
     """Put together what a recipe is trained with. Of the data set only the training part is read.
 
@@ -83,6 +85,7 @@ def assemble(
         compute: where and in which precision is trained.
         build_method: builds the method from what it may know of the run.
         on_batch: called after each step with its number of images, summed over the candidates that take it.
+        loaded: teachers that are in memory; None to load those that the recipe names.
 
     Raises:
         UserError: the recipe mixes images and the method cannot, or teachers or loaders do not suit it.
@@ -90,7 +93,7 @@ def assemble(
     images = load_images(recipe, dataset, compute)
     loader = images.fit.with_augmentation_period(recipe.repeated_views)
     recipe = recipe.with_loader(loader.name)
-    loaded = load_teachers(recipe, dataset, compute)
+    loaded = load_teachers(recipe, dataset, compute) if loaded is None else loaded
     method = build_method(method_context(recipe, dataset, images.num_fit, compute, loaded))
     if recipe.data.mix != "none" and not method.needs.mixing:
         raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
