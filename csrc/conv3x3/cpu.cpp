@@ -5,6 +5,7 @@
 // outputs of a kind are one product: the inputs under its taps, gathered, times the weights of those taps. A sum over
 // all taps and channels is rounded once. The gradient of the inputs is the same with the kernel turned around.
 
+#include "../common/convolution.h"
 #include "../common/loss_cpu.h"
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -14,8 +15,6 @@
 
 namespace tfkd_fast {
 namespace {
-
-using torch::headeronly::MemoryFormat;
 
 struct Tap {
   int64_t row, column;  // -1..1, from the middle of the kernel
@@ -86,15 +85,8 @@ struct Maps {
 
 Maps maps_of(const Tensor& x) { return {x.size(0), x.size(2), x.size(3)}; }
 
-const BFloat16* values_of(const Tensor& tensor) { return static_cast<const BFloat16*>(tensor.const_data_ptr()); }
-
 Tensor scratch(const Tensor& like, int64_t rows, int64_t columns) {
   return new_contiguous(like, {rows, columns}, ScalarType::BFloat16);
-}
-
-Tensor new_channels_last(const Tensor& like, const Maps& maps, int64_t channels) {
-  return torch::stable::empty(std::vector<int64_t>{maps.batch, channels, maps.height, maps.width}, ScalarType::BFloat16,
-                              std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
 }
 
 // A part of a matrix.
@@ -132,11 +124,6 @@ struct Weight {
     for (int64_t c = 0; c < inputs; ++c) to[c * strides[1]] = static_cast<scalar>(from[c]);
   }
 };
-
-template <typename Function>
-void for_weight_type(const Tensor& weight, Function f) {
-  weight.scalar_type() == ScalarType::Float ? f(float{}) : f(BFloat16{});
-}
 
 // Weights along the walk as matrices that multiply gathered rows from the right.
 struct WalkedWeight {
@@ -206,7 +193,7 @@ Tensor convolved(const Tensor& x, const WalkedWeight& weight, const std::vector<
                  const std::optional<Tensor>& bias) {
   const Maps maps = maps_of(x);
   const int64_t in_channels = weight.in_channels, out_channels = weight.out_channels;
-  const Tensor y = new_channels_last(x, maps, out_channels);
+  const Tensor y = new_maps(x, out_channels);
   if (y.numel() == 0) return y;
   const int64_t at_once = std::min(maps.batch, std::max<int64_t>(1, kPositionsAtOnce / maps.positions()));
   int64_t most_rows = 0, most_elements = 0;
@@ -295,27 +282,8 @@ Tensor weight_gradients(const Tensor& gradient, const Tensor& x) {
   return sums;
 }
 
-Tensor channels_last(const Tensor& tensor) { return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast); }
-
-void check_maps(const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.dim() == 4 && tensor.scalar_type() == ScalarType::BFloat16 && tensor.size(1) > 0 &&
-                      tensor.size(2) > 0 && tensor.size(3) > 0,
-                  name, " must be (B,channels,H,W) of bfloat16 with a channel and a pixel");
-}
-
-void check_weight(const Tensor& weight) {
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float || weight.scalar_type() == ScalarType::BFloat16,
-                  "weight must be float32 or bfloat16");
-  STD_TORCH_CHECK(weight.dim() == 4 && has_shape(weight, {weight.size(0), weight.size(1), 3, 3}) && weight.numel() > 0,
-                  "weight must be (K,C,3,3)");
-}
-
 Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  check_maps("x", x);
-  check_weight(weight);
-  STD_TORCH_CHECK(x.size(1) == weight.size(1), "x must have the input channels of the weight");
-  STD_TORCH_CHECK(!bias || (bias->scalar_type() == weight.scalar_type() && has_shape(*bias, {weight.size(0)})),
-                  "bias does not fit the weight");
+  check_convolution(x, weight, bias);
   const auto kinds = maps_of(x).kinds();
   std::optional<Tensor> rounded;
   if (bias) rounded = torch::stable::to(*bias, ScalarType::BFloat16);
@@ -323,19 +291,13 @@ Tensor conv3x3_cpu(const Tensor& x, const Tensor& weight, const std::optional<Te
 }
 
 Tensor input_gradient_cpu(const Tensor& gradient, const Tensor& weight) {
-  check_maps("gradient", gradient);
-  check_weight(weight);
-  STD_TORCH_CHECK(gradient.size(1) == weight.size(0), "gradient must have the output channels of the weight");
+  check_input_gradient(gradient, weight);
   const auto kinds = maps_of(gradient).kinds();
   return convolved(channels_last(gradient), walked(weight, kinds, true), kinds, std::nullopt);
 }
 
 Tensor weight_gradient_cpu(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
-  check_maps("gradient", gradient);
-  check_maps("x", x);
-  check_weight(weight);
-  STD_TORCH_CHECK(has_shape(gradient, {x.size(0), weight.size(0), x.size(2), x.size(3)}) && x.size(1) == weight.size(1),
-                  "gradient and x do not fit the weight");
+  check_weight_gradient(gradient, x, weight);
   const int64_t outputs = weight.size(0), inputs = weight.size(1);
   const Tensor sums = weight_gradients(channels_last(gradient), channels_last(x));
   const BFloat16* from = values_of(sums);

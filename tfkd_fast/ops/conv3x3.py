@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tfkd_fast.ops import backends, checks, fused
+from tfkd_fast.ops import backends, checks, convolution, fused
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -122,24 +122,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None,
     )
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-def _fake_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    return _fake(gradient, weight.transpose(0, 1), None)
-
-
-def _fake_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty_like(weight)
-
-
-fused.define("conv3x3", None, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
-fused.define("conv3x3_input_gradient", None, "(Tensor gradient, Tensor weight) -> Tensor", _fake_input_gradient)
-fused.define(
-    "conv3x3_weight_gradient", None, "(Tensor gradient, Tensor x, Tensor weight) -> Tensor", _fake_weight_gradient
-)
+convolution.define("conv3x3")
 _operators = getattr(torch.ops, fused.NAMESPACES["cpp"])
 torch.library.register_autograd(f"{fused.NAMESPACES['cpp']}::conv3x3", _backward, setup_context=_setup_context)
 backends.register("conv3x3", "reference", _reference)
