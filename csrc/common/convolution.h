@@ -1,5 +1,6 @@
-// What the 3x3 convolutions of the processor have in common: stride 1, padding 1, maps in bfloat16, results channels
-// last. Python has checked the arguments for people; these checks keep a direct call from reading foreign memory.
+// What the convolutions of the processor have in common: maps in bfloat16, results channels last, and the checks of
+// those that are 3x3 with stride 1 and padding 1. Python has checked the arguments for people; these checks keep a
+// direct call from reading foreign memory.
 #pragma once
 
 #include "arguments.h"
@@ -8,19 +9,21 @@
 
 namespace tfkd_fast {
 
-inline const BFloat16* values_of(const Tensor& tensor) {
-  return static_cast<const BFloat16*>(tensor.const_data_ptr());
-}
+inline const BFloat16* values_of(const Tensor& tensor) { return static_cast<const BFloat16*>(tensor.const_data_ptr()); }
 
 inline Tensor channels_last(const Tensor& tensor) {
   return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// Uninitialised (B,channels,H,W) of the maps of `like`, channels last.
+// Uninitialised (B,channels,height,width), channels last, for the batch of `like`.
+inline Tensor new_maps(const Tensor& like, int64_t channels, int64_t height, int64_t width) {
+  return torch::stable::empty(std::vector<int64_t>{like.size(0), channels, height, width}, ScalarType::BFloat16,
+                              std::nullopt, like.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// Of the size of `like`.
 inline Tensor new_maps(const Tensor& like, int64_t channels) {
-  const std::vector<int64_t> shape{like.size(0), channels, like.size(2), like.size(3)};
-  return torch::stable::empty(shape, ScalarType::BFloat16, std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
+  return new_maps(like, channels, like.size(2), like.size(3));
 }
 
 // Calls f(scalar{}) with the type of the weight.
