@@ -1,5 +1,6 @@
 """The device and the precision of a run, and what torch's compiler and determinism need for it."""
 
+import ctypes
 import os
 import platform
 import re
@@ -17,6 +18,9 @@ from tfkd_fast.errors import UserError
 RECOMPILE_LIMIT = 64
 """Least `torch._dynamo.config.recompile_limit` for compiled networks: torch's default is 8, and `education` with five
 grades needs nine graphs."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt, from malloc.h."""
 
 Result = TypeVar("Result")
 
@@ -116,7 +120,8 @@ def processor_name() -> str:
 def resolve_compute(device: str, precision: str, compile_mode: str = "off") -> Compute:
     """Resolve the settings of a recipe to a device and a precision.
 
-    Compiled code is kept in the user's cache for later processes, unless TORCHINDUCTOR_CACHE_DIR is set.
+    Compiled code is kept in the user's cache for later processes, unless TORCHINDUCTOR_CACHE_DIR is set. On the CPU
+    this process keeps the memory that it frees, see `keep_freed_memory`.
 
     Args:
         device: "cpu", "cuda" or "auto": CUDA if there is a device.
@@ -132,10 +137,24 @@ def resolve_compute(device: str, precision: str, compile_mode: str = "off") -> C
     chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
     if precision == "auto":
         precision = "bf16" if _has_native_bf16(chosen) else "fp32"
+    if chosen.type == "cpu":
+        keep_freed_memory()
     compiles = compile_mode == "on" or (compile_mode == "auto" and chosen.type == "cuda")
     if compiles:
         _keep_compiled_code()
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32, compiles)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep what this process frees for its next tensors; with another C library nothing changes.
+
+    By default large tensors go back to the system, which clears every page that it hands out again: a step of a network
+    on the CPU frees and asks for thousands of pages. Tensors above 1 GiB still go back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)  # the latter is the most of older ones
 
 
 def _keep_compiled_code() -> None:

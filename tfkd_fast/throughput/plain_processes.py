@@ -7,6 +7,7 @@ from threading import Barrier, BrokenBarrierError
 
 import torch
 
+from tfkd_fast.device import keep_freed_memory
 from tfkd_fast.throughput.by_hand import careful_epoch
 from tfkd_fast.throughput.workload import Workload
 
@@ -45,6 +46,7 @@ def plain_processes(workload: Workload, count: int) -> Iterator[Callable[[], Non
 
 def _train(workload: Workload, barrier: Barrier) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as for what they are measured beside
     try:
         epoch = careful_epoch(workload)
         with suppress(BrokenBarrierError):  # so the parent ends it
