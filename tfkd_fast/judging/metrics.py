@@ -11,6 +11,7 @@ from tfkd_fast import ops
 from tfkd_fast.data import Batch, Loader
 from tfkd_fast.device import Compute
 from tfkd_fast.methods.base import HoldoutMetrics
+from tfkd_fast.models import fixed_weights
 
 
 class Judgement(NamedTuple):
@@ -27,10 +28,11 @@ def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> tup
     """Evaluate a model on batches, in eval mode; return logits (N,C) float32 and labels (N,) int64."""
     model.eval()
     logits, labels = [], []
-    for batch in batches:
-        with compute.autocast():
-            logits.append(model(batch.images).float())
-        labels.append(batch.labels)
+    with fixed_weights(model):
+        for batch in batches:
+            with compute.autocast():
+                logits.append(model(batch.images).float())
+            labels.append(batch.labels)
     return torch.cat(logits), torch.cat(labels)
 
 

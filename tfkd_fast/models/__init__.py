@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from tfkd_fast.errors import nearest
+from tfkd_fast.models.folding import fix_weights, fixed_weights
 from tfkd_fast.models.layers import (
     FeatureName,
     Features,
@@ -35,6 +36,8 @@ __all__ = [
     "Width",
     "build_model",
     "feature_shapes",
+    "fix_weights",
+    "fixed_weights",
     "gives_finite_logits",
     "logits_and_features",
     "vgg8",

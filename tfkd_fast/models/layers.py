@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfkd_fast import ops
+from tfkd_fast.models.folding import FoldingConv
 from tfkd_fast.ops import fused
 
 FeatureName = Literal["stages", "stem", "block_sums"]
@@ -169,7 +170,7 @@ def _shape(maps: Tensor) -> tuple[int, int, int]:
     return int(channels), int(height), int(width)
 
 
-class Conv(nn.Conv2d):
+class Conv(FoldingConv):
     """A convolution whose padding keeps the size of the image, but for the stride."""
 
     def __init__(
@@ -202,6 +203,42 @@ def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool = False) -> Tensor:
     batches.add_(1)
     momentum = 1.0 / float(batches) if norm.momentum is None else norm.momentum  # None: the average of all batches
     return ops.norm_relu_pool(x, norm.weight, norm.bias, mean, var, momentum=momentum, eps=norm.eps, pool=pool)
+
+
+def convolve(
+    conv: nn.Module,
+    x: Tensor,
+    norm: nn.Module | None = None,
+    *,
+    add: Tensor | None = None,
+    relu: bool = False,
+    pool: bool = False,
+) -> Tensor:
+    """Apply a convolution to x (B,C,H,W), then what is asked for of batch norm, the sum with `add`, ReLU, and 2x2
+    max-pooling after ReLU. While the weights of the network stay as they are, that is one operator before pooling, see
+    `folding`."""
+    assert isinstance(conv, FoldingConv)
+    assert norm is None or isinstance(norm, nn.BatchNorm2d)
+    if conv.foldings is not None and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    folded = conv.folded(norm, x)
+    if folded is not None:
+        y = folded(x, add=add, relu=relu)
+        return max_pool(y) if pool else y
+    y = conv(x)
+    if norm is not None and relu and add is None:
+        return norm_relu_pool(norm, y, pool=pool)
+    y = y if norm is None else norm(y)
+    y = y if add is None else y + add
+    y = F.relu(y) if relu else y
+    return F.max_pool2d(y, 2) if pool else y
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Return the largest values of the 2x2 windows of x (B,C,H,W), without the indices that torch's operator makes."""
+    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+    rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
 def average_pool(x: Tensor) -> Tensor:

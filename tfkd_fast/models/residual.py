@@ -7,7 +7,7 @@ from typing import Literal, overload
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, Features, average_pool, norm_relu_pool
+from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, Features, average_pool, convolve, norm_relu_pool
 
 
 class ResidualNetwork(nn.Module):
@@ -73,8 +73,11 @@ class ResidualNetwork(nn.Module):
         return outputs
 
     def _stem(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map of the first convolution, before and after batch norm and ReLU."""
-        x = self.conv(images)
+        """Return the map of the first convolution, before batch norm and ReLU if it is read, and after."""
+        if not self.preactivated:
+            active = convolve(self.conv, images, self.norm, relu=True)
+            return active, active
+        x = convolve(self.conv, images)
         return x, norm_relu_pool(self.norm, x)
 
 

@@ -5,10 +5,9 @@ et al., "Contrastive Representation Distillation", 2020): a shortcut that change
 batch norm, and the wide networks, x4, begin with twice the channels.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions, norm_relu_pool, scale_widths
+from tfkd_fast.models.layers import BatchNorm, Conv, convolve, initialise_convolutions, scale_widths
 from tfkd_fast.models.residual import ResidualNetwork
 
 THIN = (16, 16, 32, 64)
@@ -27,17 +26,19 @@ class BasicBlock(nn.Module):
         self.norm1 = BatchNorm(out_channels)
         self.conv2 = Conv(out_channels, out_channels)
         self.norm2 = BatchNorm(out_channels)
-        self.shortcut: nn.Module = nn.Identity()
+        self.shortcut: nn.Sequential | None = None
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
                 Conv(in_channels, out_channels, kernel=1, stride=stride), BatchNorm(out_channels)
             )
 
     def forward(self, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
-        """Run the block, see `ResidualNetwork`; only the activation `active` is used, not the sum before it."""
-        x = self.conv2(norm_relu_pool(self.norm1, self.conv1(active)))
-        x = self.norm2(x) + self.shortcut(active)
-        return x, F.relu(x) if activate else x
+        """Run the block, see `ResidualNetwork`; only the activation `active` is used, not the sum before it, which is
+        not returned where it is activated."""
+        inner = convolve(self.conv1, active, self.norm1, relu=True)
+        shortcut = active if self.shortcut is None else convolve(self.shortcut[0], active, self.shortcut[1])
+        x = convolve(self.conv2, inner, self.norm2, add=shortcut, relu=activate)
+        return x, x
 
 
 class ResNet(ResidualNetwork):

@@ -14,8 +14,8 @@ from tfkd_fast.models.layers import (
     Conv,
     Features,
     average_pool,
+    convolve,
     initialise_convolutions,
-    norm_relu_pool,
     scale_widths,
 )
 
@@ -36,10 +36,7 @@ class Stage(nn.Module):
         """Return the result of the last batch norm, after ReLU with `activate`, and after max-pooling with `pool`."""
         last = len(self.norm) - 1
         for i, (conv, norm) in enumerate(zip(self.conv, self.norm, strict=True)):
-            x = conv(x)
-            if i == last and not activate:
-                return norm(x)
-            x = norm_relu_pool(norm, x, pool=pool and i == last)
+            x = convolve(conv, x, norm, relu=activate or i < last, pool=pool and i == last)
         return x
 
 

@@ -7,7 +7,7 @@ the block's first convolution sees, after batch norm and ReLU; any other passes 
 
 from torch import Tensor, nn
 
-from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions, norm_relu_pool, scale_widths
+from tfkd_fast.models.layers import BatchNorm, Conv, convolve, initialise_convolutions, norm_relu_pool, scale_widths
 from tfkd_fast.models.residual import ResidualNetwork
 
 
@@ -28,8 +28,8 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
         """Run the block, see `ResidualNetwork`."""
-        shortcut = x if self.shortcut is None else self.shortcut(active)
-        x = self.conv2(norm_relu_pool(self.norm1, self.conv1(active))) + shortcut
+        inner = convolve(self.conv1, active, self.norm1, relu=True)
+        x = convolve(self.conv2, inner, add=x if self.shortcut is None else convolve(self.shortcut, active))
         return x, norm_relu_pool(self.norm2, x) if activate else self.norm2(x)
 
 

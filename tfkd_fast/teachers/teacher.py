@@ -19,7 +19,7 @@ from tfkd_fast.device import Compute
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import read_bytes
 from tfkd_fast.methods.base import TeacherFacts, TeacherOutputs
-from tfkd_fast.models import FeatureName, feature_shapes, logits_and_features
+from tfkd_fast.models import FeatureName, feature_shapes, fix_weights, logits_and_features
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import read_student
@@ -251,6 +251,7 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
     if order != list(range(len(labels))):
         network = Reordered(network, order)
     network = compute.place(network.requires_grad_(False)).eval()
+    fix_weights(network)
     facts = TeacherFacts(
         run_dir.resolve().name,
         header.name,

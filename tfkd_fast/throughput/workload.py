@@ -14,7 +14,7 @@ from tfkd_fast.device import Compute
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import TeacherFacts
-from tfkd_fast.models import ModelSettings, build_model, feature_shapes
+from tfkd_fast.models import ModelSettings, build_model, feature_shapes, fix_weights
 from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.teachers.teacher import Teacher
 from tfkd_fast.training.assemble import assemble
@@ -60,7 +60,9 @@ class Workload:
         """
         if self.teacher is None:
             return None
-        return self.compute.place(build_model(self.teacher, CLASSES, 3, seed=1)).eval().requires_grad_(False)
+        network = self.compute.place(build_model(self.teacher, CLASSES, 3, seed=1)).eval().requires_grad_(False)
+        fix_weights(network)  # as teachers of runs
+        return network
 
     def image_set(self) -> ArrayImages:
         """Return the random images (3,32,32) with labels of `CLASSES` classes."""
