@@ -74,9 +74,8 @@ class ReadAcross:
     """The condition as a clause, such as "data.augment is true"."""
 
 
-STORED = {"stored": True}
-"""Context of a validation that leaves keys alone which `Settings.unread_across` finds: in recipes of finished runs they
-had no effect."""
+UNREAD_TOO = {"unread": True}
+"""Context of a validation that lets keys pass which another table leaves unread, `Settings.unread_across`."""
 
 
 class Settings(BaseModel):
@@ -98,7 +97,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_unread_values(self, info: ValidationInfo) -> Self:
-        for across, value in () if info.context == STORED else self.unread_across():
+        for across, value in () if info.context == UNREAD_TOO else self.unread_across():
             key = f"{across.table}.{across.key}"
             raise PydanticCustomError(
                 UNREAD, "{key} is read only where {words}", {"key": key, "words": across.words, "value": value}

@@ -1,12 +1,13 @@
 """Levels of a recipe: which value holds, and what a higher level leaves behind."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.runs.precedence import Table, set_override
-from tfkd_fast.runs.recipe import load_recipe, make_recipe
+from tfkd_fast.runs.precedence import Table, merge, set_override
+from tfkd_fast.runs.recipe import load_recipe, make_recipe, resolve_levels
 
 
 def test_command_line_over_file_over_method_preset(tmp_path: Path) -> None:
@@ -48,6 +49,55 @@ def test_another_form_on_the_command_line_leaves_behind_what_it_does_not_read() 
     mixed = {"data": {"mix": "mixup", "mix_alpha": 0.2}}
     assert make_recipe(mixed, {"data": {"mix": "none"}}).data.mix_alpha == 1.0
     assert make_recipe(mixed, {"data": {"mix": "cutmix"}}).data.mix_alpha == 0.2
+
+
+UNREAD = [
+    ("tfkd", "controller", "interval", 2, {"selection": {"budget": "full"}}),
+    ("tfkd", "controller", "discount", 0.5, {"selection": {"budget": "full"}}),
+    ("tfkd-mrs", "controller", "group_buffer", 2, {"selection": {"budget": "none"}}),
+    ("tfkd-mrs", "controller", "warmup_epochs", 1, {"target": {"family": "scalar"}}),
+    (
+        "tfkd-mrs",
+        "controller",
+        "cooldown_epochs",
+        1,
+        {"selection": {"budget": "none"}, "controller": {"name": "fixed"}},
+    ),
+    ("tfkd-mrs", "selection", "target", "shared", {"controller": {"name": "progressive"}}),
+    ("kd", "teachers", "views", 3, {"data": {"augment": False}}),
+]
+"""A method, a key that it reads, with a value, and other tables that leave the key unread."""
+
+
+@pytest.mark.parametrize(("method", "table", "key", "value", "choice"), UNREAD)
+def test_what_another_table_leaves_unread_is_dropped_below_it_and_refused_beside_it(
+    method: str, table: str, key: str, value: Any, choice: Table
+) -> None:
+    """Also where the levels are those of a study: base, row and command line."""
+    file, asked = {"method": method, "epochs": 40}, {table: {key: value}}
+    with_key = merge(file, asked)
+    assert make_recipe(with_key).table()[table][key] == value
+    expected = make_recipe(file, choice)
+    assert make_recipe(with_key, choice) == expected
+    for levels in ((with_key, choice, {}), (file, asked, choice), ({}, with_key, choice)):
+        assert make_recipe(resolve_levels(*levels)) == expected
+    for levels in (
+        (merge(with_key, choice), {}, {}),
+        (merge(file, choice), asked, {}),
+        (merge(file, choice), {}, asked),
+        (file, merge(choice, asked), {"epochs": 50}),
+        (file, choice, asked),
+    ):
+        with pytest.raises(UserError, match=rf"^recipe key '{table}\.{key}' is read only where .* \(got {value!r}\)$"):
+            make_recipe(resolve_levels(*levels))
+
+
+def test_a_key_of_a_level_is_judged_by_the_presets_of_its_method() -> None:
+    """Presets lie below every level, so that a key which they leave unread is refused."""
+    with pytest.raises(UserError, match=r"'controller.interval' is read only where selection.budget is not full"):
+        make_recipe(resolve_levels({"controller": {"interval": 2}}, {"method": "tfkd-mrs"}))
+    read = make_recipe(resolve_levels({"controller": {"interval": 2}}, {"method": "tfkd"}))
+    assert read.table()["controller"]["interval"] == 2
 
 
 @pytest.mark.parametrize(

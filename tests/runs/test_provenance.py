@@ -115,7 +115,7 @@ def test_a_replay_wants_the_data_of_its_run_unless_it_asks_for_others(copy: Path
 
 def test_a_search_goes_on_with_its_data(tmp_path: Path) -> None:
     def learn(data: Path, generations: int) -> None:
-        tables = {"target": {"family": "scalar"}, "controller": {"warmup_epochs": 0}}
+        tables = {"target": {"family": "scalar"}}
         settings = small(data, "tfkd", **tables)
         learn_policy(settings, tmp_path / "out", generations=generations, students=4, on_generation=lambda *_: None)
 

@@ -123,19 +123,34 @@ def test_a_path_that_a_recipe_cannot_hold_is_refused(path: str, said: str) -> No
 ACROSS = [
     ("ce", "controller", "cooldown_epochs", 3, {"selection": {"budget": "full"}}),
     ("label-smoothing", "controller", "cooldown_epochs", 3, {"selection": {"budget": "full"}}),
+    ("ce", "controller", "warmup_epochs", 1, {"target": {"sources": ["memory"]}}),
+    ("label-smoothing", "controller", "warmup_epochs", 0, {"target": {"sources": ["slow-self"]}}),
+    ("tfkd-mrs", "controller", "interval", 2, {"selection": {"budget": "probe"}}),
+    ("tfkd-mrs", "controller", "interval", 2, {"selection": {"budget": "halving"}}),
+    ("tfkd", "controller", "group_buffer", 2, {"selection": {"budget": "probe"}}),
+    ("tfkd-mrs", "controller", "single_buffer", 2, {"selection": {"target": "shared"}}),
+    ("tfkd-mrs", "controller", "discount", 0.5, {"selection": {"budget": "halving"}}),
+    ("tfkd-mrs", "controller", "gae_lambda", 0.5, {"selection": {"budget": "none"}}),
+    ("tfkd-mrs", "selection", "target", "shared", {"controller": {"name": "random"}}),
     ("tfkd-mrs", "target", "peers", 2, {"selection": {"budget": "none"}}),
     ("tfkd-mrs", "selection", "data_order", "shared", {"target": {"sources": ["memory"]}}),
     ("kd", "teachers", "views", 2, {"data": {"augment": True}}),
 ]
 """A method, a key and a value, and other tables under which it is read."""
+BESIDE: dict[str, dict[str, Any]] = {
+    "peers": {"target": {"sources": ["peers"]}},
+    "data_order": {"target": {"sources": ["peers"]}},
+    "views": {"data": {"augment": False}},
+    "target": {"controller": {"name": "fixed"}},
+}
+"""Tables under which a key is unread, where the presets of the method do not do it."""
 
 
 @pytest.mark.parametrize(("method", "table", "key", "value", "read"), ACROSS)
 def test_a_key_that_another_table_leaves_unread_is_refused(
     method: str, table: str, key: str, value: Any, read: Any
 ) -> None:
-    others: dict[str, Any] = {"target": {"sources": ["peers"]}} if key in ("peers", "data_order") else {}
-    others |= {"data": {"augment": False}} if key == "views" else {}
+    others: dict[str, Any] = BESIDE.get(key, {})
     asked = merge({"method": method, **others}, {table: {key: value}})
     with pytest.raises(UserError, match=rf"recipe key '{table}\.{key}' is read only where .* \(got {value!r}\)"):
         make_recipe(asked)

@@ -58,7 +58,7 @@ def test_the_recorded_intervals_become_the_controller(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_steered_in_nothing_replays_as_itself(tmp_path: Path) -> None:
-    tables = {"method": "ce", "selection": {"budget": "full"}}
+    tables = {"method": "ce", "selection": {"budget": "full"}, "controller": {"cooldown_epochs": 1}}
     recipe = replay_recipe(finished(tmp_path / "run", tables, []), {"seed": 9})
     expected = make_recipe({"method": "ce", "epochs": EPOCHS, "seed": 9, "data": {"holdout": 0.0}})
     assert recipe == expected
@@ -67,7 +67,7 @@ def test_a_run_that_was_steered_in_nothing_replays_as_itself(tmp_path: Path) -> 
 
 
 def test_learning_rates_are_recorded_where_nothing_else_was_steered(tmp_path: Path) -> None:
-    tables = {"method": "ce", "selection": {"budget": "full"}, "controller": {"warmup_epochs": 0}}
+    tables = {"method": "ce", "selection": {"budget": "full"}}
     table = replay_table(finished(tmp_path / "run", tables, [applied(1, 1, 8, None)]))
     assert table["controller"]["recorded"] == [{"start": 0.0, "action": [], "learning_rate_factor": 1.1}]
 

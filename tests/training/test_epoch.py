@@ -53,7 +53,8 @@ def make(
         target |= {"sources": sources, "source_share": 0.2}
     if "slow-self" in sources:
         target["slow_self_decay"] = 0.9
-    options: dict[str, Any] = {"target": target, "controller": {"name": "random", "warmup_epochs": 0}}
+    at_once = {"warmup_epochs": 0} if sources else {}
+    options: dict[str, Any] = {"target": target, "controller": {"name": "random", **at_once}}
     if candidates > 1:
         options["selection"] = {"budget": "full", "candidates": candidates, "data_order": order}
     context = Context(10, IMAGES, 4, 0, compute.device, lambda epoch: 1.0)

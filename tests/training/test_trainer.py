@@ -52,9 +52,9 @@ def test_without_a_held_out_split_ce_trains_on_everything(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("method", "candidates"), [("tfkd", 1), ("tfkd-mrs", 2)])
 def test_the_best_student_is_that_of_the_best_figure_in_the_log(tmp_path: Path, method: str, candidates: int) -> None:
     """Of whatever epoch, also within an interval, and of whatever candidate, also of one that is left behind."""
-    every = {"interval": 3} if candidates == 1 else {}
+    every = {"controller": {"interval": 3}} if candidates == 1 else {}
     selection = {"candidates": candidates, "interval": 3} if candidates > 1 else {}
-    tables = {"controller": {"warmup_epochs": 0, **every}, "selection": selection, "target": {"family": "scalar"}}
+    tables = {**every, "selection": selection, "target": {"family": "scalar"}}
     images = few_images()
     run = trainer(recipe(method, epochs=6, optimizer={"learning_rate": 0.2}, **tables), tmp_path, images)
     summary = run.run()

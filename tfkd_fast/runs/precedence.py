@@ -1,17 +1,19 @@
 """Precedence: the rule by which one of several values of a recipe's key holds.
 
 Lowest first: the defaults of the settings, what the method's name presets, the recipe file, the command line; in the
-place of the file, a study has its base and above it the row. Two things are more than a merge of tables:
+place of the file, a study has its base and above it the row. Three things are more than a merge of tables:
 
 * The tables of a method (target, controller, ...) belong to the method that their level names. A higher level that
   names another one starts from the presets of that method.
 * A table may have several forms (controller.name, ...), or keys that are read under a condition only. Where a higher
   level changes the form, keys of lower levels that the new form does not read are dropped. Keys that the choice of
   their own level does not read stay, and validation refuses them.
+* A key may be read only where another table has certain values (`Settings.across`). It is dropped, too, where a higher
+  level made it unread, and stays, to be refused, where it is unread among the levels up to its own.
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -21,27 +23,52 @@ from tfkd_fast.methods import find_method
 from tfkd_fast.settings import table_forms
 
 Table = dict[str, Any]
+Place = tuple[str, str]
+"""A table of a recipe, and a key in it."""
 
 
-def resolve(levels: Sequence[Table], core: Mapping[str, FieldInfo], default_method: str) -> Table:
+def resolve(
+    levels: Sequence[Table],
+    core: Mapping[str, FieldInfo],
+    default_method: str,
+    unread: Callable[[Table], Collection[Place]],
+) -> Table:
     """The values of all levels, lowest first, over the presets of the method that they name last.
 
     Args:
         core: the keys of a recipe that belong to no method.
         default_method: what is trained by if no level names a method.
+        unread: finds the keys of a recipe that its other tables leave unread.
     """
-    method, own = None, []
+    method: Any = None
+    own: list[Table] = []
     for level in levels:
         named = level.get("method", method)
         if method is not None and named != method:
             foreign = find_method(method).settings.model_fields
             own = [{key: value for key, value in lower.items() if key not in foreign} for lower in own]
         method = named
-        own.append(level)
-    entry = find_method(default_method if method is None else method)
+        own.append({key: value for key, value in level.items() if key != "method"})
+    method = default_method if method is None else method
+    entry = find_method(method)
     fields = {**core, **entry.settings.model_fields}
+    own = [{"method": method} | entry.preset, *own]
+    result = _stack(own, fields)
+    for table, key in unread(result):
+        highest = max(number for number, level in enumerate(own) if _has(level, table, key))
+        if (table, key) not in unread(_stack(own[: highest + 1], fields)):
+            result[table] = {name: value for name, value in result[table].items() if name != key}
+    return result
+
+
+def _has(level: Table, table: str, key: str) -> bool:
+    return isinstance(level.get(table), dict) and key in level[table]
+
+
+def _stack(levels: Sequence[Table], fields: Mapping[str, FieldInfo]) -> Table:
+    """Each level over the one before."""
     result: Table = {}
-    for level in (entry.preset, *own):
+    for level in levels:
         result = _overlay(result, level, fields)
     return result
 

@@ -18,9 +18,9 @@ from tfkd_fast.models import MODELS, ModelSettings
 from tfkd_fast.runs.earlier import drop_unread_keys
 from tfkd_fast.runs.faults import explain
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.precedence import Table, resolve
+from tfkd_fast.runs.precedence import Place, Table, resolve
 from tfkd_fast.runs.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
-from tfkd_fast.settings import STORED, ReadAcross, Settings
+from tfkd_fast.settings import UNREAD_TOO, ReadAcross, Settings
 
 DEFAULT_METHOD = "tfkd-mrs"
 
@@ -186,20 +186,15 @@ def read_recipe(folder: RunFolder) -> Recipe:
     try:
         method = find_method(table["method"])
         table = drop_unread_keys(table, core_fields() | method.settings.model_fields)
-        recipe = make_recipe(table, context=STORED)
-        unread = [*recipe.unread_across(), *recipe.options.unread_across()]
-        for condition, _ in unread:  # an earlier version let them stand
-            del table[condition.table][condition.key]
-        return make_recipe(table) if unread else recipe
+        for name, key in _unread(resolve_levels(table)):  # an earlier version let them stand
+            del table[name][key]
+        return make_recipe(table)
     except UserError as error:
         raise UserError(f"the recipe of the run in {folder.path} cannot be used here: {error}") from None
 
 
-def make_recipe(table: Table, overrides: Table | None = None, *, context: dict[str, bool] | None = None) -> Recipe:
-    """Validate a recipe's tables under overrides; the first fault is reported in one sentence.
-
-    `context` is that of the validation, see `tfkd_fast.settings.STORED`.
-    """
+def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
+    """Validate a recipe's tables under overrides; the first fault is reported in one sentence."""
     overrides = overrides or {}
     values = resolve_levels({"method": DEFAULT_METHOD} | table, overrides)
     method = find_method(values["method"])
@@ -209,19 +204,37 @@ def make_recipe(table: Table, overrides: Table | None = None, *, context: dict[s
     _refuse_other_method(method, values)
     if "teachers" in overrides and "teachers" not in tables_of_method:
         raise UserError(f"method {values['method']!r} learns from no teacher: leave --teacher out, or choose another")
-    core = {key: value for key, value in values.items() if key not in tables_of_method}
-    options = {key: value for key, value in values.items() if key in tables_of_method}
     try:
-        return Recipe.model_validate(
-            {**core, "options": method.settings.model_validate(options, context=context)}, context=context
-        )
+        return _validate(values)
     except ValidationError as error:
         raise UserError(explain(error, core_fields() | tables_of_method)) from None
 
 
+def _validate(values: Table, context: dict[str, bool] | None = None) -> Recipe:
+    """The recipe with these values, those of its method in a table of their own; `context` is None or `UNREAD_TOO`.
+
+    Raises:
+        ValidationError: they are none of a recipe.
+    """
+    method = find_method(values["method"])
+    core = {key: value for key, value in values.items() if key not in method.settings.model_fields}
+    options = {key: value for key, value in values.items() if key in method.settings.model_fields}
+    checked = method.settings.model_validate(options, context=context)
+    return Recipe.model_validate({**core, "options": checked}, context=context)
+
+
 def resolve_levels(*levels: Table) -> Table:
     """Merge tables, lowest first, over the presets of their method, see `precedence`."""
-    return resolve(levels, core_fields(), DEFAULT_METHOD)
+    return resolve(levels, core_fields(), DEFAULT_METHOD, _unread)
+
+
+def _unread(values: Table) -> set[Place]:
+    """The keys of a recipe that its other tables leave unread; none of values that are no recipe."""
+    try:
+        recipe = _validate(values, UNREAD_TOO)
+    except ValidationError:
+        return set()
+    return {(across.table, across.key) for part in (recipe, recipe.options) for across, _ in part.unread_across()}
 
 
 def _refuse_other_method(method: MethodEntry, values: Table) -> None:

@@ -23,6 +23,7 @@ from tfkd_fast.methods.base import (
     TrainingStatistics,
 )
 from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.settings import UNREAD_TOO
 from tfkd_fast.steering.selection import learning_rate_factors
 from tfkd_fast.steering.targets import Superclasses
 
@@ -37,11 +38,12 @@ def build(
     epochs: int = 12,
     ratio: Any = lambda epoch: 1.0,
     superclasses: Superclasses | None = None,
+    checked: dict[str, bool] | None = None,
     **tables: dict[str, Any],
 ) -> Method:
     entry = find_method(name)
     merged = {key: entry.preset.get(key, {}) | tables.get(key, {}) for key in {*entry.preset, *tables}}
-    settings = entry.settings.model_validate(merged)
+    settings = entry.settings.model_validate(merged, context=checked)
     return entry.build(settings, Context(CLASSES, IMAGES, epochs, 0, torch.device("cpu"), ratio, superclasses))
 
 
@@ -378,17 +380,17 @@ def tiles(taught: list[TargetApplied], epochs: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "selection"),
+    ("name", "alone", "selection"),
     [
-        ("tfkd", {}),
-        ("tfkd-mrs", {"candidates": 3, "interval": 4}),
-        ("tfkd-mrs", {"budget": "probe", "candidates": 2, "interval": 2, "events": (0.3, 0.7)}),
-        ("tfkd-mrs", {"budget": "halving", "candidates": 2}),
-        ("tfkd-mrs", {"budget": "halving", "candidates": 2, "target": "shared"}),
+        ("tfkd", {"interval": 3}, {}),
+        ("tfkd-mrs", {}, {"candidates": 3, "interval": 4}),
+        ("tfkd-mrs", {"interval": 3}, {"budget": "probe", "candidates": 2, "interval": 2, "events": (0.3, 0.7)}),
+        ("tfkd-mrs", {"interval": 3}, {"budget": "halving", "candidates": 2}),
+        ("tfkd-mrs", {"interval": 3}, {"budget": "halving", "candidates": 2, "target": "shared"}),
     ],
 )
-def test_what_was_taught_tiles_the_run(name: str, selection: dict[str, Any]) -> None:
-    events = run(build(name, controller={"warmup_epochs": 2, "interval": 3}, selection=selection), 12, HALVED)
+def test_what_was_taught_tiles_the_run(name: str, alone: dict[str, Any], selection: dict[str, Any]) -> None:
+    events = run(build(name, controller={"warmup_epochs": 2, **alone}, selection=selection), 12, HALVED)
     taught = of_kind(events, TargetApplied)
     assert tiles(taught, 12)
     assert [event.first_epoch for event in taught] == [e.first_epoch for e in of_kind(events, TargetsDecided)]
@@ -430,12 +432,48 @@ def test_a_method_that_steers_nothing_sums_nothing_up() -> None:
         assert method.summary() == {}
 
 
+EVERY_EPOCH = {"selection": {"interval": 1}}
+SHARED = {"selection": {"interval": 1, "target": "shared"}}
+UNREAD: list[tuple[str, dict[str, Any], str, dict[str, Any], str, dict[str, Any]]] = [
+    ("tfkd", {"target": {"family": "scalar"}}, "controller", {"warmup_epochs": 1}, "tfkd", {}),
+    ("tfkd-mrs", {}, "controller", {"interval": 2}, "tfkd", {}),
+    ("tfkd", {}, "controller", {"group_buffer": 1}, "tfkd-mrs", EVERY_EPOCH),
+    ("tfkd-mrs", SHARED, "controller", {"group_buffer": 1}, "tfkd-mrs", EVERY_EPOCH),
+    ("tfkd-mrs", {}, "controller", {"single_buffer": 2}, "tfkd", {}),
+    ("tfkd-mrs", {}, "controller", {"discount": 0.0}, "tfkd-mrs", SHARED),
+    ("tfkd-mrs", {}, "controller", {"gae_lambda": 0.0}, "tfkd", {}),
+    ("tfkd-mrs", {"controller": {"name": "progressive"}}, "selection", {"target": "shared"}, "tfkd-mrs", {}),
+    ("tfkd-mrs", {"controller": {"name": "fixed"}}, "selection", {"target": "shared"}, "tfkd-mrs", {}),
+]
+"""A method and tables under which a key is refused, the key with a value, and a method and tables that read it."""
+
+
+@pytest.mark.parametrize(("name", "tables", "table", "value", "reading", "read"), UNREAD)
+def test_a_key_that_is_refused_would_change_nothing(
+    name: str, tables: dict[str, Any], table: str, value: dict[str, Any], reading: str, read: dict[str, Any]
+) -> None:
+    def taught(method: str, given: dict[str, Any], more: dict[str, Any]) -> list[Event]:
+        built = build(method, 12, checked=UNREAD_TOO, **{**given, table: given.get(table, {}) | more})
+        events: list[Event] = []
+        epoch = 0
+        while epoch < 12:
+            uneven = [(0.5, 1.0 - 0.01 * ((3 * epoch + 5 * slot) % 7)) for slot in range(4)]
+            epoch, _, seen = run_interval(built, epoch, uneven)
+            events += of_kind(seen, TargetApplied)
+        return events
+
+    with pytest.raises(ValueError, match="is read only where"):
+        build(name, **{**tables, table: tables.get(table, {}) | value})
+    assert taught(name, tables, value) == taught(name, tables, {})
+    assert taught(reading, read, value) != taught(reading, read, {})
+
+
 def test_superclasses_of_the_data_set_reach_the_target() -> None:
     """Class 0 keeps 0.6 to itself and shares the rest with its superclass, {0, 2, 4}, and with {1, 3}."""
     superclasses = {"even": (0, 2, 4), "odd": (1, 3)}
     neutral, low, high = 0.4 / 0.499, 0.5, 0.999
     number = math.log((0.6 - low) / (high - 0.6)) - math.log(neutral / (1 - neutral))
-    controller = {"name": "fixed", "action": (number, 0.0, 1.0), "warmup_epochs": 0}
+    controller = {"name": "fixed", "action": (number, 0.0, 1.0)}
     method = build("tfkd", superclasses=superclasses, target={"family": "superclass"}, controller=controller)
     (decision,) = method.begin_interval(0).events
     assert decision.action_names == ("true mass of even", "true mass of odd", "siblings")

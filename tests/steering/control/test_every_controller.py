@@ -98,6 +98,17 @@ def test_the_global_random_states_are_left_alone(progress: Progress, name: str) 
     assert same(before, (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()))
 
 
+@pytest.mark.parametrize("name", VALUES)
+def test_candidates_get_different_actions_if_the_controller_explores(progress: Progress, name: str) -> None:
+    controller, differed = build(name, **VALUES[name]), False
+    for _ in range(3):
+        actions = controller.decide(progress, 4).actions
+        differed |= not torch.equal(actions, actions[:1].expand_as(actions))
+    forms = table_forms(ControlledTargetsSettings.model_fields["controller"])
+    assert forms is not None
+    assert differed == forms.names[name].explores  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("family", ["one-hot", "label-smoothing"])
 @pytest.mark.parametrize("name", LEARNING)
 def test_what_learns_needs_something_to_set(family: str, name: str) -> None:

@@ -87,7 +87,6 @@ def test_a_policy_played_as_it_is_gives_its_mean_to_all(progress: Progress, tmp_
     """Whatever comes of it, and to whatever student it is shown next."""
     path = write(tmp_path / "policy.safetensors", experienced(progress))
     playing = build("policy", seed=5, policy=path)
-    assert not playing.explores
     assert playing.policy_bytes() is None
     policy, value = networks(5, 0)
     load_policy(Path(path), policy, value, build_target(make_table(TargetSettings), 100))

@@ -64,11 +64,41 @@ class ControlledTargetsSettings(Settings):
     across: ClassVar = (
         ReadAcross(
             "controller",
+            "warmup_epochs",
+            lambda tables: tables.target.refers_to_student,
+            "target.family is rank-binned or target.sources is not empty",
+        ),
+        ReadAcross(
+            "controller", "interval", lambda tables: tables.selection.budget != "full", "selection.budget is not full"
+        ),
+        ReadAcross(
+            "controller",
             "cooldown_epochs",
             lambda tables: tables.controller.learns or tables.selection.budget != "none",
             "the controller learns or selection.budget is not none",
         ),
+        ReadAcross(
+            "controller",
+            "group_buffer",
+            lambda tables: tables.selection.budget != "none" and tables.selection.target == "own",
+            "selection.budget is not none and selection.target is own",
+        ),
+        *(
+            ReadAcross(
+                "controller",
+                key,
+                lambda tables: tables.selection.budget != "full" or tables.selection.target == "shared",
+                "selection.budget is not full or selection.target is shared",
+            )
+            for key in ("single_buffer", "discount", "gae_lambda")
+        ),
         ReadAcross("target", "peers", lambda tables: tables.selection.budget == "none", "selection.budget is none"),
+        ReadAcross(
+            "selection",
+            "target",
+            lambda tables: tables.controller.explores,
+            "the controller gives each candidate an action of its own",
+        ),
         ReadAcross(
             "selection",
             "data_order",
@@ -263,7 +293,8 @@ class ControlledTargets(SteeredMethod):
         chosen = self._ranked
         if chosen is None:
             return
-        same_target = chosen.target == "shared" or not (self._controller.explores and self.teaching.space.action_size)
+        explores = self._settings.controller.explores and self.teaching.space.action_size
+        same_target = chosen.target == "shared" or not explores
         same_data = chosen.data_order == "shared" or self._peers
         if same_target and same_data and not chosen.learning_rate_spread:
             raise UserError(

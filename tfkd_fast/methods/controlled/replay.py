@@ -28,7 +28,7 @@ def recorded_tables(settings: ControlledTargetsSettings, events: Iterable[Event]
     steered = settings.target.takes_action
     if steered and not applied:
         raise UserError("it is of an older version, which did not record what its student was taught")
-    tables: dict[str, Any] = {"selection": {"budget": "none"}}
+    tables: dict[str, Any] = {"selection": {"budget": "none"}, "controller": {"name": "fixed"}}
     warm = [event for event in applied if not steered or event.action is not None]  # after the one-hot warm-up
     recorded = [_entry(event, epochs) for event in warm]
     if any(entry["action"] or entry["learning_rate_factor"] != 1.0 for entry in recorded):

@@ -36,8 +36,7 @@ def warmup_epochs(settings: TargetSettings, wanted: int, epochs: int) -> int:
 
     None are needed by a target that does not depend on what the student has learned.
     """
-    depends_on_student = isinstance(settings, RankBinnedTargetSettings) or bool(settings.sources)
-    return min(wanted, int(LONGEST_WARMUP * epochs)) if depends_on_student else 0
+    return min(wanted, int(LONGEST_WARMUP * epochs)) if settings.refers_to_student else 0
 
 
 class Teaching:

@@ -136,8 +136,6 @@ class Feedback:
 class Controller(ABC):
     """A controller chooses an action for each candidate before an interval, and may learn from its outcome after it."""
 
-    explores: bool = True
-    """Whether the candidates of one decision get different actions."""
     needs_gradient: bool = False
     """Whether the controller reads `DecisionOutcome.action_gradient`."""
 

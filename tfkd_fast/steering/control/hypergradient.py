@@ -26,7 +26,6 @@ class HypergradientController(Controller):
     through one step only as in MetaDistil (Zhou et al., ACL 2022). There is no network: the action itself is learned.
     """
 
-    explores = False
     needs_gradient = True
 
     def __init__(self, settings: HypergradientSettings, space: ActionSpace) -> None:

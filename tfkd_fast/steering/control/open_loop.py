@@ -30,7 +30,6 @@ def check_length(what: str, action: Sequence[float], space: ActionSpace, remedy:
 class OpenLoopController(Controller):
     """A controller that gives every candidate the same action and has no state."""
 
-    explores = False
     role: str
     """The role of its actions, see `Decision.roles`."""
 

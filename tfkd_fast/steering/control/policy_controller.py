@@ -54,7 +54,7 @@ class PolicyController(Controller):
 
     def __init__(self, settings: PolicySettings, space: ActionSpace, seed: int) -> None:
         self._name, self._space = settings.name, space
-        self.explores = not isinstance(settings, PlayedPolicySettings)
+        self._explores = settings.explores
         self._generator = torch.Generator().manual_seed(seed)
         observation_size = PROGRESS_ENTRIES + space.action_size
         std = 1.0 if isinstance(settings, PlayedPolicySettings) else settings.initial_std  # 1.0: the file has its own
@@ -84,7 +84,7 @@ class PolicyController(Controller):
                 roles[0], draws[0] = "mean", mean
             if candidates > 2 and self._elite is not None:
                 roles[1], draws[1] = "elite", self._elite
-            if not self.explores:
+            if not self._explores:
                 roles, draws = ["mean"] * candidates, mean.expand(candidates, -1)
             log_probabilities = self._policy.log_probability(state, draws)
         actions = draws.clamp(-ACTION_LIMIT, ACTION_LIMIT)

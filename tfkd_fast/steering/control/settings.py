@@ -42,6 +42,8 @@ class ControllerBase(Settings):
 
     learns: ClassVar[bool] = False
     """Whether the controller is told how candidates did after each of its decisions, for which images are held out."""
+    explores: ClassVar[bool] = True
+    """Whether the candidates of one decision get different actions."""
     name: str
     """Name of the controller, which sets the actions of a run."""
     warmup_epochs: int = Field(default=5, ge=0, le=1_000_000)
@@ -57,6 +59,7 @@ class ControllerBase(Settings):
 class FixedSettings(ControllerBase):
     """One action for the whole run."""
 
+    explores = False
     name: Literal["fixed"]
     action: Action = ()
     """The action of the whole run: as many numbers as the target takes, or none for the neutral action, which is label
@@ -66,6 +69,7 @@ class FixedSettings(ControllerBase):
 class TrueMassSettings(ControllerBase):
     """A true-class mass that follows straight lines over the run."""
 
+    explores = False
     true_mass: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.6, 0.999), min_length=2)
     """True-class masses at equal distances over the run, connected by straight lines."""
 
@@ -92,6 +96,7 @@ class ProgressiveSettings(TrueMassSettings):
 class RecordedSettings(ControllerBase):
     """The actions of an earlier run, played again at the same shares of this run."""
 
+    explores = False
     name: Literal["recorded"]
     recorded: tuple[RecordedAction, ...] = Field(min_length=1)
     """The actions to play, in the order of their starts."""
@@ -115,6 +120,7 @@ class RewardedSettings(ControllerBase):
 class PlayedPolicySettings(RewardedSettings):
     """The mean of a learned policy, from the first epoch to the last."""
 
+    explores = False
     name: Literal["policy"]
     policy: Annotated[Policy, Field(min_length=1)]
     """Policy that is played: a policy.safetensors file, or the name of a policy that comes with the package."""
@@ -227,6 +233,7 @@ class HypergradientSettings(ControllerBase):
     """One action that follows the gradient of the held-out loss."""
 
     learns = True
+    explores = False
     name: Literal["hypergradient"]
     hypergradient_rate: float = Field(default=0.1, gt=0, le=LARGEST)
     """Learning rate of Adam for the action, which is roughly how far one decision moves it."""

@@ -49,6 +49,11 @@ class TargetBase(Settings):
         """Whether there is something to steer."""
         return bool(self.sources)
 
+    @property
+    def refers_to_student(self) -> bool:
+        """Whether the target depends on what the student has learned, so that one-hot labels come first."""
+        return bool(self.sources)
+
     @field_validator("source_share")
     @classmethod
     def _class_target_keeps_a_share(cls, share: float, info: ValidationInfo) -> float:
@@ -101,6 +106,11 @@ class RankBinnedTargetSettings(SteeredTargetSettings):
     5 and 17."""
     memory_decay: float = Field(default=0.9, ge=0, lt=1)
     """Share of the class similarities that one epoch leaves as they were."""
+
+    @property
+    def refers_to_student(self) -> bool:
+        """Whether the target depends on what the student has learned, so that one-hot labels come first."""
+        return True
 
 
 class FullMatrixTargetSettings(SteeredTargetSettings):
