@@ -227,7 +227,7 @@ inline Tensor with_whole_pairs(const Tensor& x) {
   auto* to = static_cast<uint16_t*>(result.mutable_data_ptr());
   torch::stable::parallel_for(0, from.positions(), rows_per_task(channels), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      std::copy_n(from.values + i * channels, channels, to + i * (channels + 1));
+      for (int64_t c = 0; c < channels; ++c) to[i * (channels + 1) + c] = from.values[i * channels + c];
       to[i * (channels + 1) + channels] = 0;
     }
   });

@@ -192,8 +192,8 @@ class WeightSums {
   void (*add_rows_)(const BlockOfSums&);
 };
 
-constexpr int64_t kPositionsPerTask = 1024;  // make good for the sums of its own
-constexpr int64_t kMostTasks = 64;
+constexpr int64_t kPositionsPerTask = 512;  // make good for the sums of its own
+constexpr int64_t kMostTasks = 32;
 constexpr int64_t kPairsAtOnce = 32768;  // stay in the second-level cache
 
 inline Tensor weight_gradient_from(const Tensor& gradient, const Tensor& x, const Tensor& weight, int64_t stride) {
