@@ -257,11 +257,11 @@ def test_gradients_that_do_not_fit() -> None:
 @needs_direct
 def test_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = (2, 16, 9, 8), (8, 16, 3, 3)
-    assert direct.serves("input_gradient", x, weight, torch.float32)
+    assert direct.serves("input_gradient", x, weight, BF16)
     assert direct.serves("weight_gradient", x, weight, BF16, 2)
     assert not direct.serves("input_gradient", x, weight, BF16, 2)
     assert not direct.serves("forward", x, (8, 16, 5, 5), BF16)
-    assert not direct.serves("forward", x, weight, torch.float64)
+    assert not direct.serves("forward", x, weight, torch.float32)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert not direct.serves("forward", x, weight, BF16)
     monkeypatch.undo()
