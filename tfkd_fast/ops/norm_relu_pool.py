@@ -40,7 +40,8 @@ def norm_relu_pool(
         eps: added to the variance.
         pool: whether there is max-pooling; an odd row or column at the end is left out, as in torch.
         backend: an operator backend; None picks the fastest that serves the tensors: the reference in float32 without
-            pooling, inside of torch.func's transforms, and for forward-mode differentiation.
+            pooling, for positions of less than 16 bytes, inside of torch.func's transforms, and for forward-mode
+            differentiation.
 
     Returns:
         (B,C,H//2,W//2), or (B,C,H,W) without pooling, in the dtype of x. From cpp it is channels-last.
@@ -54,7 +55,8 @@ def norm_relu_pool(
     _check(call)
     # cpp writes to tensors, which vmap cannot map, and has no forward derivative
     needs_reference = fused.inside_torch_func() or fused.has_tangent(x, weight, bias)
-    if backend is None and (needs_reference or (x.dtype == torch.float32 and not pool)):  # where torch is faster
+    torch_is_faster = (x.dtype == torch.float32 and not pool) or x.shape[1] * x.itemsize < 16
+    if backend is None and (needs_reference or torch_is_faster):
         backend = "reference"
     result: Tensor = backends.select("norm_relu_pool", backend, x)(call)
     return result
@@ -149,7 +151,11 @@ def _fake(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tens
     if pool:
         height, width = height // 2, width // 2
     rows, windows = (batch * height, width) if pool else (batch, height * width)
-    groups, packs = -(-windows // (2 * x.itemsize)), -(-channels // (64 // x.itemsize))
+    of_pack = 64 // x.itemsize
+    factor = of_pack // math.gcd(channels, of_pack)
+    if pool or windows % factor or channels * factor > 1024:  # as `with_whole_packs` of cpu.cpp
+        factor = 1
+    groups, packs = -(-windows // (2 * x.itemsize * factor)), -(-channels * factor // of_pack)
     return (
         torch.empty(
             (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
