@@ -194,7 +194,7 @@ STUDY = """
 seeds = [0, 1, 2]
 baseline = "ce"
 [base]
-epochs = 8
+epochs = 4
 [base.data]
 dataset = "digits"
 [base.model]

@@ -116,9 +116,11 @@ def result_of(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
 
 
 @cache
-def measured(case: Case, device: torch.device, seconds: float) -> dict[str, Timing]:
+def measured(case: Case, device: torch.device, seconds: float, with_compiled: bool = True) -> dict[str, Timing]:
     """Every variant of a case, and copies, in interleaved rounds of about so many seconds together; measured once."""
     variants = case.variants(case, device) | copies(case, device)
+    if not with_compiled:
+        variants.pop(COMPILED, None)
     clock = _gpu_block if device.type == "cuda" else _cpu_block
     inner: dict[str, int] = {}
     for name, call in variants.items():

@@ -44,9 +44,9 @@ class Row(NamedTuple):
         return self.gigabytes_per_second / self.copy_gigabytes_per_second
 
 
-def rows_of(case: Case, device: torch.device, seconds: float) -> list[Row]:
+def rows_of(case: Case, device: torch.device, seconds: float, compiled: bool = True) -> list[Row]:
     """Measure a case: a row a variant."""
-    return make_rows(case, measured(case, device, seconds))
+    return make_rows(case, measured(case, device, seconds, compiled))
 
 
 def make_rows(case: Case, timings: dict[str, Timing]) -> list[Row]:
