@@ -11,6 +11,8 @@ from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_
 from tfkd_fast.device import Compute, determinism, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.metrics import holdout_metrics
+from tfkd_fast.ops import conv_algorithms
+from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener
 from tfkd_fast.runs.precedence import Table, merge
@@ -132,7 +134,10 @@ def resume(
                 if state is None and not folder.data.exists():  # stopped before it was recorded
                     folder.write_data(dataset.identity)
                 refuse_other_data(dataset, folder.read_data(), f"the run in {out}")
-                trainer = _trainer(recipe, dataset, folder, listeners)
+                convolutions = folder.read_convolutions()
+                trainer = _trainer(recipe, dataset, folder, listeners, convolutions)
+                if convolutions is None:
+                    folder.write_convolutions(trainer.convolutions)
             return _run(trainer, stop or Stop())
 
 
@@ -170,7 +175,8 @@ def evaluate(
     for path, header in headers.items():
         refuse_other_recipe(recipe, header, path)
         refuse_other_data(dataset, header, f"the run in {out}")
-    return _test(recipe, dataset, resolve_compute(device, precision), folder)
+    convolutions = (folder.read_convolutions() or ConvolutionRecord()).available()
+    return _test(recipe, dataset, resolve_compute(device, precision), folder, convolutions)
 
 
 @contextmanager
@@ -198,6 +204,7 @@ def _begin(
             folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
             folder.create(recipe.to_toml())
             folder.write_data(identity)
+            folder.write_convolutions(trainer.convolutions)
             yield trainer
 
 
@@ -210,13 +217,19 @@ def _make_recipe(recipe: Recipe | Table | str, overrides: Table) -> Recipe:
     return load_recipe(None, merge(recipe, overrides))
 
 
-def _trainer(recipe: Recipe, dataset: Dataset, folder: RunFolder, listeners: Sequence[Listener]) -> Trainer:
+def _trainer(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: RunFolder,
+    listeners: Sequence[Listener],
+    convolutions: ConvolutionRecord | None = None,
+) -> Trainer:
     """The trainer of a run, or UserError for what cannot be trained."""
     if recipe.tensorboard:
         listeners = [*listeners, TensorBoardWriter(folder)]
     compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
     ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
-    return Trainer(recipe, dataset, compute, folder, listeners)
+    return Trainer(recipe, dataset, compute, folder, listeners, convolutions)
 
 
 def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
@@ -225,7 +238,7 @@ def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     with _explain_lost_worker(folder):
         with sealed_test_images():
             summary = trainer.run(stop)
-        summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder)
+        summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions)
     trainer.finish(summary)
     folder.write_json(folder.summary, summary)  # from now on the run is finished
     return summary
@@ -248,13 +261,16 @@ def _explain_lost_worker(folder: RunFolder) -> Iterator[None]:
         ) from None
 
 
-def _test(recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder) -> dict[str, Any]:
+def _test(
+    recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, convolutions: ConvolutionRecord
+) -> dict[str, Any]:
     """Held-out and test figures of the student, top-1 and top-5 in percent."""
 
     def measure(weights: Path, images: ImageSet) -> dict[str, float]:
         model = load_student(weights, recipe.model, len(dataset.classes), dataset.image_shape[0])
         loader = make_loader(images, dataset, recipe.data, compute.device, compute.dtype, recipe.seed)
-        return in_percent(holdout_metrics([compute.place(model)], loader, compute)[0])
+        with conv_algorithms.using(convolutions.choices):
+            return in_percent(holdout_metrics([compute.place(model)], loader, compute)[0])
 
     test_images = dataset.read_test()
     figures: dict[str, Any] = {"holdout_top1": None, "test_images": len(test_images)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import user_cache
 
 RECOMPILE_LIMIT = 64
 """Least `torch._dynamo.config.recompile_limit` for compiled networks: torch's default is 8, and `education` with five
@@ -158,12 +159,11 @@ def keep_freed_memory() -> None:
 
 
 def _keep_compiled_code() -> None:
-    """Let torch keep compiled code in the user's cache (XDG Base Directory Specification).
+    """Let torch keep compiled code in the user's cache.
 
     Called before torch first imports a part of its compiler, which sets the variable itself if nobody has.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compile"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache() / "compile"))
 
 
 def _has_native_bf16(device: torch.device) -> bool:

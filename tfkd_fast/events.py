@@ -196,6 +196,17 @@ class LoaderChosen(Event):
     """Why a loader cannot be used, by its name."""
 
 
+class ConvolutionsChosen(Event):
+    """The algorithms of the convolutions were chosen by their speed."""
+
+    kind = "convolutions"
+
+    passes: dict[str, int]
+    """Number of passes of different layers (forward, gradients of input and weight) by the name of the algorithm."""
+    seconds: Number
+    """Duration of the measurement; 0 where an earlier run on this machine had made it."""
+
+
 class StepsCompiled(Event):
     """Steps of a new kind were compiled or captured."""
 
@@ -486,6 +497,7 @@ _KINDS: Mapping[str, type[Event]] = {
         RunResumed,
         RunFinished,
         LoaderChosen,
+        ConvolutionsChosen,
         StepsCompiled,
         EpochEnded,
         CandidateDiverged,

@@ -152,6 +152,15 @@ def is_there(path: Path) -> bool:
 # Writing.
 
 
+def user_cache() -> Path:
+    """The folder of this package in the user's cache (XDG Base Directory Specification); it may not exist yet.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a neighbour file, flush it to disk, then rename: `path` is the old file or the new one, never a part.
 

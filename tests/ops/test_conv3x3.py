@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tfkd_fast import ops
-from tfkd_fast.ops import backends, conv3x3
+from tfkd_fast.ops import backends, conv3x3, conv_algorithms
+from tfkd_fast.ops.conv_algorithms import Algorithms, Convolution
 
 BF16 = torch.bfloat16
 CPP_MISSING = backends.operators["conv3x3"]["cpp"].refuses(torch.empty(0, dtype=BF16))
@@ -220,7 +221,7 @@ def test_registration() -> None:
     p = problem((2, 3, 5, 4, 4))
     x, weight = p.x.detach(), p.weight.detach()
     library = torch.ops.tfkd_fast
-    torch.library.opcheck(library.conv3x3.default, (p.x, p.weight, p.bias))
+    torch.library.opcheck(library.conv3x3.default, (x, weight, p.bias.detach()))
     torch.library.opcheck(library.conv3x3.default, (x.contiguous(), weight.contiguous(), None))
     torch.library.opcheck(library.conv3x3_input_gradient.default, (p.upstream, weight))
     torch.library.opcheck(library.conv3x3_weight_gradient.default, (p.upstream, x, weight.to(BF16)))
@@ -228,7 +229,7 @@ def test_registration() -> None:
 
 @needs_cpp
 def test_compiles_as_one_graph() -> None:
-    p = problem((16, 256, 256, 4, 4))  # one that cpp is chosen for
+    p = problem(CALL)
 
     def result(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=BF16):
@@ -238,11 +239,11 @@ def test_compiles_as_one_graph() -> None:
     results = []
     for function in (result, torch.compile(result, fullgraph=True)):
         x = p.x.detach().requires_grad_()
-        with called() as names:
+        with called() as names, conv_algorithms.using(BY_TAPS):
             y = function(x)
-        gradients = torch.autograd.grad(y, (x, p.weight, p.bias), p.upstream.float())
+            gradients = torch.autograd.grad(y, (x, p.weight, p.bias), p.upstream.float())
         results.append((y.detach(), *gradients))
-        assert "conv3x3" in names
+        assert {"conv3x3", "conv3x3_input_gradient", "conv3x3_weight_gradient"} <= set(names)
     torch.testing.assert_close(results[1], results[0])
 
 
@@ -257,40 +258,45 @@ def test_a_second_derivative_is_refused() -> None:
 
 # Which calls are served by what.
 
+CALL = (16, 64, 48, 4, 4)
+BY_TAPS = {Convolution(64, 4, 4, 48, torch.float32): Algorithms("taps", "taps", "taps")}
+
 
 @needs_cpp
 @pytest.mark.parametrize(
     ("shape", "dtype", "expected"),
     [
-        ((16, 256, 256, 4, 4), BF16, ["conv3x3"]),
-        ((64, 256, 256, 2, 2), BF16, ["conv3x3"]),
-        ((16, 256, 256, 4, 4), torch.float32, []),
-        ((16, 256, 256, 8, 8), BF16, []),
-        ((2, 256, 256, 4, 4), BF16, []),
-        ((16, 64, 64, 4, 4), BF16, []),
+        (CALL, BF16, ["conv3x3"]),
+        ((3, *CALL[1:]), BF16, ["conv3x3"]),  # a smaller batch
+        (CALL, torch.float32, []),
+        ((16, 64, 48, 4, 5), BF16, []),
+        ((16, 64, 40, 4, 4), BF16, []),
     ],
 )
 @pytest.mark.parametrize("forced", ["auto", "cpp", "cuda"])
-def test_the_compiled_backend_serves_what_it_is_faster_for(
+def test_calls_take_the_algorithm_that_was_chosen_for_their_shape(
     shape: Any, dtype: torch.dtype, expected: list[str], forced: str
 ) -> None:
     p = problem(shape, dtype=dtype)
-    with called() as names, ops.using_backend(forced):
+    with called() as names, ops.using_backend(forced), conv_algorithms.using(BY_TAPS):
         conv3x3(p.x, p.weight, p.bias)
     assert names == expected
+    with called() as names, ops.using_backend(forced):
+        conv3x3(p.x, p.weight, p.bias)
+    assert names == []
 
 
 @needs_cpp
 def test_forcing_the_reference() -> None:
-    p = problem((16, 256, 256, 4, 4))
-    with called() as names, ops.using_backend("reference"):
+    p = problem(CALL)
+    with called() as names, ops.using_backend("reference"), conv_algorithms.using(BY_TAPS):
         y = conv3x3(p.x, p.weight, p.bias)
     assert names == []
     assert torch.equal(y, F.conv2d(p.x, p.weight.to(BF16), p.bias.to(BF16), padding=1))
 
 
 def test_an_autocast_region_sets_the_dtype() -> None:
-    p = problem((16, 256, 256, 4, 4), dtype=torch.float32)
+    p = problem(CALL, dtype=torch.float32)
     with torch.autocast("cpu", dtype=BF16):
         y = conv3x3(p.x, p.weight, p.bias)
         reference = conv3x3(p.x, p.weight, p.bias, backend="reference")
@@ -304,7 +310,7 @@ def test_an_autocast_region_sets_the_dtype() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_torch_func_is_left_to_the_reference(compiled: bool) -> None:
     """Also where the weights alone are mapped."""
-    p = problem((16, 256, 256, 4, 4))
+    p = problem(CALL)
     weights = torch.stack([p.weight.detach(), -p.weight.detach()])
 
     def loss(weight: Tensor) -> Tensor:
@@ -314,7 +320,7 @@ def test_torch_func_is_left_to_the_reference(compiled: bool) -> None:
     if compiled:
         torch.compiler.reset()
         mapped = torch.compile(mapped, fullgraph=True, backend="aot_eager")
-    with called() as names:
+    with called() as names, conv_algorithms.using(BY_TAPS):
         gradients = mapped(weights)
     assert names == []
     _, _, expected, _ = with_gradients(p, "reference")

@@ -18,6 +18,7 @@ from tfkd_fast.events import (
     CandidateDiverged,
     CandidateSelected,
     CandidateTarget,
+    ConvolutionsChosen,
     EpochEnded,
     Event,
     GradeStarted,
@@ -91,6 +92,8 @@ class Display(Listener):
                 self._show_resume(event)
             case LoaderChosen():
                 self._show_loader(event)
+            case ConvolutionsChosen():
+                self._show_convolutions(event)
             case ProfessorJudged():
                 self._show_professor(event)
             case GradeStarted():
@@ -168,6 +171,11 @@ class Display(Listener):
         if loader.images_per_second:
             speeds = (f"{name} {speed:,.0f}" for name, speed in loader.images_per_second.items())
             self._terminal.say(f"loader {loader.chosen}, by images/s: {' · '.join(speeds)}")
+
+    def _show_convolutions(self, chosen: ConvolutionsChosen) -> None:
+        passes = " · ".join(f"{name} {count}" for name, count in chosen.passes.items())
+        measured = f"measured in {chosen.seconds:.1f} s" if chosen.seconds else "measured before"
+        self._terminal.say(f"convolutions, passes by algorithm: {passes} · {measured}")
 
     def _show_professor(self, professor: ProfessorJudged) -> None:
         correlation = professor.spearman

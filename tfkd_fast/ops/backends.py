@@ -111,6 +111,11 @@ def backend_of(operator: str, device: torch.device) -> str:
     return _choose(operator, None, tensor)
 
 
+def forced() -> str:
+    """Return the backend that is forced on the process; "auto" if none is."""
+    return _forced
+
+
 def why_slow() -> str | None:
     """Return a sentence where plain PyTorch serves because the C++ library is missing; None if it is loaded."""
     if native_library.missing is None:

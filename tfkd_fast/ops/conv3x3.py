@@ -1,13 +1,10 @@
 """3x3 convolution for networks of small images, whose last maps are mostly border."""
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tfkd_fast.ops import backends, checks, convolution, fused
+from tfkd_fast.ops import backends, checks, conv_algorithms, convolution, direct, fused, winograd
+from tfkd_fast.ops.conv_algorithms import Algorithms, Pass
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -17,8 +14,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
         x: (B,C,H,W) floating point.
         weight: (K,C,3,3), float32 or of the dtype of x; its gradient is of the same dtype.
         bias: (K,), of the dtype of the weight.
-        backend: an operator backend; None picks the fastest that serves the tensors: cpp for wide layers on small maps
-            in bfloat16.
+        backend: an operator backend; None takes the algorithms that `conv_algorithms` has for the shape, which a run
+            measures in bfloat16 on the CPU, and the reference where it has none.
 
     Returns:
         (B,K,H,W). From channels-last x it is channels-last; from cpp always.
@@ -34,13 +31,14 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
     if x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     _check(x, weight, bias)
+    if backend is not None:
+        result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
+        return result
+    algorithms = None if backends.forced() == "reference" else conv_algorithms.find_algorithms(x, weight)
     # torch.func and forward-mode differentiation know torch's own operators
-    if backend is None and (
-        fused.inside_torch_func() or not _is_faster(x, weight) or fused.has_tangent(x, weight, bias)
-    ):
-        backend = "reference"
-    result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
-    return result
+    if algorithms is None or fused.inside_torch_func() or fused.has_tangent(x, weight, bias):
+        return _reference(x, weight, bias)  # x has the dtype of the autocast region, which changes nothing more
+    return conv_algorithms.convolve(x, weight, bias, algorithms)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -63,31 +61,13 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # cast here, not by autocast, which leaves tensors that torch.func maps as they are
-    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    return conv_algorithms.convolve_by_torch(x, weight, bias)
 
 
-# The compiled backend.
-
-# Measured on AVX-512 against oneDNN's convolution, which computes on the padding, too: 144 taps instead of 100 at 4x4.
-# Larger maps save too little; narrower layers are no slower there; few rows do not make good for laying out the weight.
-MOST_POSITIONS = 25
-FEWEST_ROWS = 256
-FEWEST_CHANNEL_PAIRS = 256 * 256
+# The compiled backend: matrix products over the taps that fall inside the map.
 
 _MULTIPLIES_BFLOAT16: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Return whether cpp is faster for a call. Other calls take the reference, whatever backend is forced."""
-    if x.dtype != torch.bfloat16 or not _MULTIPLIES_BFLOAT16:
-        return False
-    positions = x.shape[2] * x.shape[3]
-    return (
-        0 < positions <= MOST_POSITIONS
-        and x.shape[0] * positions >= FEWEST_ROWS
-        and weight.shape[0] * weight.shape[1] >= FEWEST_CHANNEL_PAIRS
-    )
+_TAPS = Algorithms("taps", "taps", "taps")
 
 
 def _refuses(x: Tensor) -> str | None:
@@ -100,31 +80,17 @@ def _refuses(x: Tensor) -> str | None:
 
 def _cpp(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     fused.refuse_tangent("conv3x3", x, weight, bias)
-    result: Tensor = _operators.conv3x3(x, weight, bias)
-    return result
+    return conv_algorithms.convolve(x, weight, bias, _TAPS)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-@once_differentiable
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    x, weight = ctx.saved_tensors
-    fused.refuse_tangent("conv3x3", gradient)
-    of_x, of_weight, of_bias = ctx.needs_input_grad
-    return (
-        _operators.conv3x3_input_gradient(gradient, weight) if of_x else None,
-        _operators.conv3x3_weight_gradient(gradient, x, weight) if of_weight else None,
-        gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if of_bias else None,
-    )
+def _taps_serve(name: Pass, x: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return _MULTIPLIES_BFLOAT16 and backends.native_library.missing is None and 0 not in (*x, *weight)
 
 
 convolution.define("conv3x3")
-_operators = getattr(torch.ops, fused.NAMESPACES["cpp"])
-torch.library.register_autograd(f"{fused.NAMESPACES['cpp']}::conv3x3", _backward, setup_context=_setup_context)
+conv_algorithms.register("taps", "conv3x3", _taps_serve)
+conv_algorithms.register("winograd", "winograd", winograd.serves)
+conv_algorithms.register("direct", "direct", direct.serves)
 backends.register("conv3x3", "reference", _reference)
 backends.register(
     "conv3x3",

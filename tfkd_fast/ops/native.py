@@ -11,6 +11,8 @@ import torch
 
 FOLDER = Path(__file__).resolve().parents[1] / "native"
 """Folder of the compiled libraries."""
+CPP_LIBRARY = FOLDER / "libtfkd_fast.so"
+"""The operators for CPU tensors."""
 
 
 class NativeLibrary(NamedTuple):
@@ -61,7 +63,7 @@ def load_cpp() -> NativeLibrary:
     """Load the operators for CPU tensors."""
     build = build_information()
     about = f"built by {build.compiler} against torch {build.torch}, {build.vector_level()}" if build else "compiled"
-    return _load("the C++ library", "libtfkd_fast.so", about)
+    return _load("the C++ library", CPP_LIBRARY.name, about)
 
 
 def load_cuda() -> NativeLibrary:

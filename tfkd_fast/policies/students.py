@@ -15,6 +15,8 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import EpochResult, HoldoutMetrics, IntervalResult, Plan
 from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
+from tfkd_fast.ops import conv_algorithms
+from tfkd_fast.ops.conv_algorithms import Choices
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.steering.control import Snapshot
 from tfkd_fast.steering.targets import ActionSpace
@@ -50,11 +52,13 @@ class Students:
         self.count, self.epochs = count, recipe.epochs
         self._recipe = recipe
         self._compute = compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
+        self._choices: Choices = {}
         with self._training():
             ops.backend_of("soft_target_loss", compute.device)  # refuses a backend that cannot serve this device
             self.dataset = open_dataset(recipe.data)
             """The data set of the recipe."""
             parts = assemble(recipe, self.dataset, compute, lambda context: ExternalTargets(settings, context, count))
+        self._choices = parts.convolutions.record.choices
         self._build = partial(build_student, recipe, self.dataset, compute)
         self._method, self.population, self._judge = parts.method, parts.population, parts.judge
         self.trainer = parts.epochs
@@ -178,7 +182,8 @@ class Students:
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        with ops.using_backend(self._recipe.ops), determinism(self._recipe.deterministic), sealed_test_images():
+        backend, deterministic = ops.using_backend(self._recipe.ops), determinism(self._recipe.deterministic)
+        with backend, deterministic, conv_algorithms.using(self._choices), sealed_test_images():
             yield
 
 

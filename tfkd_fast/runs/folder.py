@@ -1,9 +1,10 @@
 """The folder of a run: the names of its files, and who may write where.
 
-recipe.toml (resolved) · data.json (what the data set is known by) · metrics.jsonl (one event a line, flushed) ·
-checkpoints/ · student.safetensors (last epoch) · best.safetensors (best epoch on the held-out split) ·
-policy.safetensors (of a controller that has one) and other files of a method · summary.json · report.html ·
-student.pt2 and student.onnx when exported · tensorboard/ when asked for · lock.
+recipe.toml (resolved) · data.json (what the data set is known by) · convolutions.json (by which algorithms they are
+computed) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
+best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) and other files
+of a method · summary.json · report.html · student.pt2 and student.onnx when exported · tensorboard/ when asked for ·
+lock.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from tfkd_fast.files import (
 )
 from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.checkpoint import REMEDY, load_checkpoint, save_checkpoint
+from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.lock import LOCK, lock_folder, refuse_if_busy
 
 KEPT_CHECKPOINTS = 2
@@ -45,6 +47,7 @@ class RunFolder:
         self.recipe = path / "recipe.toml"
         self.next_recipe = path / "recipe.toml.next"  # while a run takes the place of another one
         self.data = path / "data.json"
+        self.convolutions = path / "convolutions.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.student = path / "student.safetensors"
@@ -113,7 +116,8 @@ class RunFolder:
     def _written(self) -> Iterator[Path]:
         """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
         that of a run until the next recipe takes its place."""
-        own = [self.summary, self.data, self.metrics, self.student, self.best, self.report, self.archive, self.onnx]
+        records = [self.summary, self.data, self.convolutions, self.metrics]
+        own = [*records, self.student, self.best, self.report, self.archive, self.onnx]
         methods = [self.path / name for entry in METHODS.values() for name in entry.build.FILES]
         for file in (*own, *methods):
             yield file
@@ -204,6 +208,23 @@ class RunFolder:
     def write_data(self, identity: DataIdentity) -> None:
         """Record the data set that the run begins with."""
         self.write_json(self.data, identity.model_dump(mode="json"))
+
+    def read_convolutions(self) -> ConvolutionRecord | None:
+        """The algorithms of the run's convolutions; None for runs of earlier versions.
+
+        Raises:
+            UserError: convolutions.json cannot be read, or is damaged.
+        """
+        if not is_there(self.convolutions):
+            return None
+        kind, remedy = "the record of convolutions", "restore it, or delete it to have them measured again"
+        values = read_checked_json(self.convolutions, kind, remedy)
+        with reading(self.convolutions, kind, remedy):
+            return ConvolutionRecord.model_validate(values)
+
+    def write_convolutions(self, record: ConvolutionRecord) -> None:
+        """Record the algorithms of the run's convolutions."""
+        self.write_json(self.convolutions, record.model_dump(mode="json"))
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None.

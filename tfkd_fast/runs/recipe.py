@@ -49,6 +49,9 @@ class Recipe(Settings):
     """How candidates train side by side: one after the other, on CUDA streams, or stacked into one network."""
     deterministic: bool = False
     """Whether a run on CUDA gives the same bits again, at the price of speed; on the CPU it does so anyway."""
+    convolutions: Literal["auto", "measured", "torch"] = "auto"
+    """How the algorithm of a convolution is chosen in bf16 on the CPU: by its measured speed, or always torch's; auto
+    measures for runs of 1000 steps and more."""
     ops: Literal["auto", "reference", "cpp", "cuda", "triton"] = "auto"
     """Implementation of the package's operators; auto takes the fastest that serves the device."""
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)

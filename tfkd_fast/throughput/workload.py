@@ -15,6 +15,7 @@ from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import TeacherFacts
 from tfkd_fast.models import ModelSettings, build_model, feature_shapes, fix_weights
+from tfkd_fast.ops import conv_algorithms
 from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.teachers.teacher import Teacher
 from tfkd_fast.training.assemble import assemble
@@ -95,6 +96,7 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
     """
     data = {"batch_size": workload.batch_size, "loader": "resident", "holdout": 0.0}
     table: dict[str, Any] = {"method": workload.method, "epochs": 1, "population": way, "data": data}
+    table["convolutions"] = "measured"  # as in runs of usual length
     if candidates > 1:
         table["selection"] = {"budget": "full", "candidates": candidates}
     teachers = _teachers(workload)
@@ -106,7 +108,8 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
     plan, rates = parts.method.begin_interval(0), [0.01] * workload.steps
 
     def run() -> None:
-        parts.epochs.run(plan, 0, rates, average=False)
+        with conv_algorithms.using(parts.convolutions.record.choices):
+            parts.epochs.run(plan, 0, rates, average=False)
 
     return run
 

@@ -15,10 +15,12 @@ from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import Context, Method
 from tfkd_fast.models import build_model, feature_shapes
 from tfkd_fast.randomness import Purpose, random_words
+from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.teachers.cache import gather_teachers
 from tfkd_fast.teachers.teacher import Teacher, Teachers, load_teachers
 from tfkd_fast.training.adapters import Adapters
+from tfkd_fast.training.convolutions import Measured, choose_convolutions
 from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.groups import choose_side_by_side
 from tfkd_fast.training.population import Population
@@ -66,6 +68,8 @@ class Parts(Generic[MethodT]):
     """Judges candidates by the held-out images."""
     epochs: EpochTrainer
     """Trains the candidates, an epoch at a time."""
+    convolutions: Measured
+    """The algorithms of the convolutions, for `conv_algorithms.using`."""
 
 
 def assemble(
@@ -76,6 +80,7 @@ def assemble(
     on_batch: Callable[[int], None] | None = None,
     *,
     loaded: Sequence[Teacher] | None = None,
+    convolutions: ConvolutionRecord | None = None,
 ) -> Parts[MethodT]:
     """Put together what a recipe is trained with. Of the data set only the training part is read.
 
@@ -86,6 +91,7 @@ def assemble(
         build_method: builds the method from what it may know of the run.
         on_batch: called after each step with its number of images, summed over the candidates that take it.
         loaded: teachers that are in memory; None to load those that the recipe names.
+        convolutions: by which algorithms convolutions are computed, for a run that goes on; None chooses them.
 
     Raises:
         UserError: the recipe mixes images and the method cannot, or teachers or loaders do not suit it.
@@ -113,8 +119,13 @@ def assemble(
         holdout=images.holdout,
         mixing=make_mixing(recipe.data, recipe.seed),
     )
-    judge = Judge(images.fit, images.holdout, compute, partial(build, recipe.seed))
-    return Parts(recipe, dataset, images, loader, method, population, adapters, teachers, judge, epochs)
+    own = partial(build, recipe.seed)
+    judge = Judge(images.fit, images.holdout, compute, own)
+    if convolutions is not None:
+        measured = Measured(convolutions.available(), 0.0)
+    else:
+        measured = choose_convolutions(recipe, compute, method.needs, loader, own, teachers, dataset.image_shape)
+    return Parts(recipe, dataset, images, loader, method, population, adapters, teachers, judge, epochs, measured)
 
 
 def load_images(recipe: Recipe, dataset: Dataset, compute: Compute) -> TrainingImages:

@@ -272,6 +272,12 @@ class Lane:
         return fault
 
 
+def threads_of_each(lanes: int) -> int:
+    """The number of threads of each of some lanes that run at the same time, which share torch's."""
+    threads = torch.get_num_threads()
+    return threads // min(threads, lanes)
+
+
 def _run_on_threads(runs: Sequence[Callable[..., list[EpochRun]]], *, in_turn: bool) -> list[EpochRun]:
     """Run lanes at the same time, on as many threads as torch uses, which share its cores. The first error stops all.
 
@@ -279,12 +285,11 @@ def _run_on_threads(runs: Sequence[Callable[..., list[EpochRun]]], *, in_turn: b
     same. In some versions of torch (2.11) no thread may call what is compiled while another compiles.
     """
     threads, started = torch.get_num_threads(), time.perf_counter()
-    workers = min(threads, len(runs))
-    stop = Event()
+    each, stop = threads_of_each(len(runs)), Event()
     try:
         # new threads each time: in MKL a number of threads is set for the whole process
-        at_once = 1 if in_turn else workers
-        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+        at_once = 1 if in_turn else min(threads, len(runs))
+        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(each,)) as pool:
             futures = [pool.submit(run, stop=stop) for run in runs]
             try:
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION)

@@ -22,6 +22,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.events import (
     FORMAT,
     CandidateDiverged,
+    ConvolutionsChosen,
     EpochEnded,
     HoldoutFigures,
     LoaderChosen,
@@ -44,6 +45,8 @@ from tfkd_fast.methods.base import (
     SteeredMethod,
 )
 from tfkd_fast.models import gives_finite_logits
+from tfkd_fast.ops import conv_algorithms
+from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener, RunLog, whole_bytes
 from tfkd_fast.runs.recipe import Recipe
@@ -70,8 +73,9 @@ class Trainer:
         compute: Compute,
         folder: RunFolder,
         listeners: Sequence[Listener] = (),
+        convolutions: ConvolutionRecord | None = None,
     ) -> None:
-        """Assemble the run; nothing is written yet.
+        """Assemble the run; nothing is written yet. `convolutions` is the record of a run that goes on.
 
         Raises:
             UserError: for a recipe that cannot be trained.
@@ -81,7 +85,10 @@ class Trainer:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
         self.dataset, self.compute, self.folder = dataset, compute, folder
         self._listeners = listeners
-        self.parts = assemble(recipe, dataset, compute, partial(entry.build, recipe.options), self._on_batch)
+        build = partial(entry.build, recipe.options)
+        self.parts = assemble(recipe, dataset, compute, build, self._on_batch, convolutions=convolutions)
+        self.convolutions = self.parts.convolutions.record
+        """The algorithms of the convolutions."""
         self.recipe = self.parts.recipe
         """The recipe, with the loader that `auto` chose."""
         self.population = self.parts.population
@@ -100,7 +107,10 @@ class Trainer:
         Raises:
             Stopped: `stop` asked for it.
         """
-        stop = stop or Stop()
+        with conv_algorithms.using(self.convolutions.choices):
+            return self._run(stop or Stop())
+
+    def _run(self, stop: Stop) -> dict[str, Any]:
         self._start()
         while self.state.epoch < self.recipe.epochs:
             if self._plan is None:
@@ -295,6 +305,9 @@ class Trainer:
         choice = self.parts.images.choice
         if choice is not None:
             self._log.write(LoaderChosen(**asdict(choice)))
+        if self.convolutions.passes:
+            seconds = self.parts.convolutions.seconds
+            self._log.write(ConvolutionsChosen(passes=self.convolutions.passes, seconds=seconds))
         with self._log.measure_seconds("steering"):
             self._log.write(*self.parts.method.prepare(self._material()))
 

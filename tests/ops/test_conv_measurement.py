@@ -1,0 +1,101 @@
+"""Which algorithm a measurement chooses, by a clock that is known."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tfkd_fast.ops import conv_algorithms
+from tfkd_fast.ops.conv_algorithms import PASSES, TORCH, Algorithm, Convolution, Pass
+from tfkd_fast.ops.conv_measurement import measure
+
+BATCH = 4
+SHAPE = Convolution(16, 8, 8, 24, torch.float32)
+
+
+def test_measuring_chooses_among_the_algorithms_that_serve() -> None:
+    tiny = Convolution(8, 4, 4, 8, torch.float32)
+    wanted = {SHAPE: frozenset(PASSES), tiny: frozenset({"forward"})}
+    choices = measure(wanted, BATCH)
+    assert choices.keys() == wanted.keys()
+    for convolution, algorithms in choices.items():
+        for name, own in zip(PASSES, algorithms, strict=True):
+            assert own in conv_algorithms.serving(name, convolution, BATCH)
+    assert choices[tiny][1:] == ("torch", "torch")
+
+
+TIMES = {
+    "torch": {"forward": 10.0, "input_gradient": 10.0, "weight_gradient": 10.0},
+    "quick": {"forward": 7.0, "input_gradient": 9.8, "weight_gradient": 50.0},
+    "other": {"forward": 8.0, "input_gradient": 12.0, "weight_gradient": 9.0},
+}
+
+
+class Clock:
+    """A clock that stands still but for what algorithms take, and for a tick whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def read(self) -> float:
+        self.now += 1e-3
+        return self.now
+
+    def algorithm(self, seconds: dict[str, float], otherwise: float, by_torch: Algorithm) -> Algorithm:
+        """torch's algorithm, each pass of which takes so many seconds for batches of BATCH; it serves no others."""
+
+        def slowed(name: str) -> Any:
+            def call(*tensors: Tensor) -> Tensor:
+                self.now += seconds[name] if len(tensors[0]) == BATCH else otherwise
+                return getattr(by_torch, name)(*tensors)
+
+            return call
+
+        return Algorithm(*map(slowed, PASSES), lambda name, x, *call: x[0] == BATCH)
+
+
+def use_times(times: dict[str, dict[str, float]], monkeypatch: pytest.MonkeyPatch, overhead: float = 0.0) -> None:
+    """Measure by a clock by which the algorithms take these seconds, and a step by several of them so much more."""
+    clock, by_torch = Clock(), conv_algorithms.ALGORITHMS["torch"]
+    for name in list(conv_algorithms.ALGORITHMS):
+        monkeypatch.delitem(conv_algorithms.ALGORITHMS, name)
+    for name, seconds in times.items():
+        monkeypatch.setitem(conv_algorithms.ALGORITHMS, name, clock.algorithm(seconds, overhead / 3, by_torch))
+    monkeypatch.setattr(time, "perf_counter", clock.read)
+
+
+@pytest.mark.parametrize(
+    ("passes", "expected"),
+    [
+        (PASSES, ("quick", "torch", "other")),  # 9.8 is not clearly less than 10
+        (("forward", "weight_gradient"), ("quick", "torch", "other")),
+        (("forward",), ("quick", "torch", "torch")),
+    ],
+)
+def test_the_fastest_algorithm_of_each_pass_is_chosen(
+    passes: tuple[Pass, ...], expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_times(TIMES, monkeypatch)
+    assert measure({SHAPE: frozenset(passes)}, BATCH) == {SHAPE: expected}
+
+
+def test_an_algorithm_that_does_not_serve_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_times(TIMES, monkeypatch)
+    monkeypatch.setitem(conv_algorithms.ALGORITHMS, "torch", conv_algorithms.ALGORITHMS["torch"]._replace(serves=every))
+    assert measure({SHAPE: frozenset(PASSES)}, BATCH + 1) == {SHAPE: TORCH}
+
+
+def every(*call: Any) -> bool:
+    return True
+
+
+def test_a_gain_below_the_overhead_of_python_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other algorithm gains 2.7 s in three passes, and 0.9 s in the first one, where nothing is differentiated."""
+    times = {"torch": dict.fromkeys(PASSES, 1.0), "quick": dict.fromkeys(PASSES, 0.1)}
+    use_times(times, monkeypatch, overhead=3.0)
+    assert measure({SHAPE: frozenset(PASSES)}, BATCH) == {SHAPE: TORCH}
+    assert measure({SHAPE: frozenset({"forward"})}, BATCH) == {SHAPE: ("quick", "torch", "torch")}
+    use_times(times, monkeypatch, overhead=2.4)
+    assert measure({SHAPE: frozenset(PASSES)}, BATCH) == {SHAPE: ("quick", "quick", "quick")}
