@@ -1,11 +1,12 @@
 // The parts of a Winograd convolution for one thread: transforms into panels, products of panels, transforms back. They
 // need AVX512-BF16; `TFKD_HAS_BF16_PRODUCTS` says whether the compiler can be asked for it.
 //
-// Two vectors of 16 numbers, `even` and `odd`, become one of 16 dwords, two bfloat16 each, of which a product sums both.
-// A panel is a matrix of dwords (pairs of the summed index, 32 columns).
+// Two vectors of 16 numbers, `even` and `odd`, become one of 16 dwords, two bfloat16 each, of which a product sums
+// both. A panel is a matrix of dwords (pairs of the summed index, 32 columns).
 #pragma once
 
 #include "../common/arguments.h"
+#include "../common/vector_widths.h"
 
 #include <array>
 #include <utility>
@@ -39,18 +40,12 @@ struct Pair {
   __m512 even, odd;
 };
 
-TFKD_BF16_INLINE Pair operator+(const Pair& a, const Pair& b) {
-  return {a.even + b.even, a.odd + b.odd};
-}
-TFKD_BF16_INLINE Pair operator-(const Pair& a, const Pair& b) {
-  return {a.even - b.even, a.odd - b.odd};
-}
-TFKD_BF16_INLINE Pair half(const Pair& a) {
-  return {0.5f * a.even, 0.5f * a.odd};
-}
+TFKD_BF16_INLINE Pair operator+(const Pair& a, const Pair& b) { return {a.even + b.even, a.odd + b.odd}; }
+TFKD_BF16_INLINE Pair operator-(const Pair& a, const Pair& b) { return {a.even - b.even, a.odd - b.odd}; }
+TFKD_BF16_INLINE Pair half(const Pair& a) { return {0.5f * a.even, 0.5f * a.odd}; }
 TFKD_BF16_INLINE Pair zero_pair() { return {_mm512_setzero_ps(), _mm512_setzero_ps()}; }
 
-// How many of `count` values from `first` on a vector of `most` has, as a mask.
+// The mask of the first `count` of at most 32 lanes.
 TFKD_BF16_INLINE uint32_t first_bits(int64_t count, int64_t most) {
   if (count <= 0) return 0;
   return count >= most ? static_cast<uint32_t>((uint64_t{1} << most) - 1) : (uint32_t{1} << count) - 1;
@@ -83,14 +78,16 @@ TFKD_BF16_INLINE __m512 load_lanes(const BFloat16* from, uint32_t mask) {
 }
 TFKD_BF16_INLINE __m512 load_lanes(const float* from, uint32_t mask) { return _mm512_maskz_loadu_ps(mask, from); }
 
-TFKD_BF16_INLINE void store_lanes(const __m512& values, BFloat16* to, uint32_t mask) {
+// Past the caches where a whole line is stored, which is then not read before: for results that nobody reads soon.
+TFKD_BF16_INLINE void stream_lanes(const __m512& values, float* to, uint32_t mask) {
+  const bool whole = mask == 0xffff && reinterpret_cast<uintptr_t>(to) % sizeof(values) == 0;
+  whole ? _mm512_stream_ps(to, values) : _mm512_mask_storeu_ps(to, mask, values);
+}
+TFKD_BF16_INLINE void stream_lanes(const __m512& values, BFloat16* to, uint32_t mask) {
   _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(values));
 }
-TFKD_BF16_INLINE void store_lanes(const __m512& values, float* to, uint32_t mask) {
-  _mm512_mask_storeu_ps(to, mask, values);
-}
 
-// The transforms along one axis, of values that lie `kStep` apart. V is numbers (Pair) or a single vector.
+// The transforms along one axis: of values that lie `kStep` apart, or `kFrom` apart to results that lie `kTo` apart.
 
 // B^T x
 template <int kStep>
@@ -141,7 +138,7 @@ TFKD_BF16_INLINE void spread_weights_of_tile(const Pair* w, Pair* to) {
   spread_weights<1, 1>(rows + 6, to + 8), spread_weights<1, 1>(rows + 9, to + 12);
 }
 
-// Where the tiles of maps (B,channels,H,W), channels last, lie: 2x2 outputs, and the 4x4 inputs around them.
+// The tiles of maps (B,H,W,channels): 2x2 outputs, and the 4x4 inputs around them.
 struct Tiles {
   int64_t batch, height, width;
 
@@ -150,24 +147,54 @@ struct Tiles {
   int64_t count() const { return batch * rows() * columns(); }
 };
 
-// The pixels under a tile; `outside` for those that are none.
-template <int kSize, typename scalar>
-struct Pixels {
-  scalar* at[kSize * kSize];
+// One of them, and then the next.
+class Tile {
+ public:
+  Tile(const Tiles& tiles, int64_t index) : tiles_(tiles) {
+    column_ = index % tiles.columns();
+    row_ = index / tiles.columns() % tiles.rows();
+    sample_ = index / tiles.columns() / tiles.rows();
+  }
 
-  Pixels(const Tiles& tiles, int64_t tile, scalar* values, int64_t channels, scalar* outside) {
+  void next() {
+    if (++column_ < tiles_.columns()) return;
+    column_ = 0;
+    if (++row_ < tiles_.rows()) return;
+    row_ = 0;
+    ++sample_;
+  }
+
+  // The kSize x kSize pixels around the middle of the tile; `outside` for those that are none.
+  template <int kSize, typename scalar>
+  TFKD_INLINE void pixels(scalar* values, int64_t channels, scalar* outside, scalar** to) const {
     constexpr int64_t kMargin = (kSize - 2) / 2;
-    const int64_t column = tile % tiles.columns(), line = tile / tiles.columns();
-    const int64_t row = line % tiles.rows(), b = line / tiles.rows();
-    for (int64_t r = 0; r < kSize; ++r) {
-      for (int64_t s = 0; s < kSize; ++s) {
-        const int64_t i = 2 * row + r - kMargin, j = 2 * column + s - kMargin;
-        const bool inside = b < tiles.batch && i >= 0 && i < tiles.height && j >= 0 && j < tiles.width;
-        at[r * kSize + s] = inside ? values + ((b * tiles.height + i) * tiles.width + j) * channels : outside;
+    const int64_t top = 2 * row_ - kMargin, left = 2 * column_ - kMargin;
+    const int64_t line = tiles_.width * channels;
+    scalar* first = values + (sample_ * tiles_.height + top) * line + left * channels;
+    for (int r = 0; r < kSize; ++r) {
+      const bool inside = sample_ < tiles_.batch && top + r >= 0 && top + r < tiles_.height;
+      for (int s = 0; s < kSize; ++s) {
+        const bool found = inside && left + s >= 0 && left + s < tiles_.width;
+        to[r * kSize + s] = found ? first + r * line + s * channels : outside;
       }
     }
   }
+
+ private:
+  const Tiles& tiles_;
+  int64_t sample_, row_, column_;
 };
+
+// Has the pixels on their way from memory that a later tile of the row adds: the last two of the last two lines.
+template <int kSize>
+TFKD_INLINE void prefetch(const BFloat16* const* pixels, int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 512;  // values
+  for (int r = kSize - 2; r < kSize; ++r) {
+    for (int s = kSize - 2; s < kSize; ++s) {
+      for (int64_t c = begin; c < end; c += kGroup) __builtin_prefetch(pixels[r * kSize + s] + c + kAhead);
+    }
+  }
+}
 
 // Transformed inputs of a block of tiles, (position, tile, channel) with channels rounded up and in the order of
 // `one_after_the_other`. The padding keeps the positions of a tile out of each other's way in the cache.
@@ -181,22 +208,26 @@ struct InputBlock {
 
 TFKD_BF16 inline void transform_input_block(const Tiles& tiles, int64_t first, int64_t count, const BFloat16* x,
                                             int64_t channels, const BFloat16* zeros, const InputBlock& to) {
-  for (int64_t t = 0; t < count; ++t) {
-    const Pixels<4, const BFloat16> pixels(tiles, first + t, x, channels, zeros);
+  Tile tile(tiles, first);
+  for (int64_t t = 0; t < count; ++t, tile.next()) {
+    const BFloat16* pixels[kPositions];
+    tile.pixels<4>(x, channels, zeros, pixels);
+    prefetch<4>(pixels, 0, channels);
     BFloat16* row = to.values + t * to.channels;
     for (int64_t c = 0; c < channels; c += kGroup) {
       const uint32_t mask = first_bits(channels - c, kGroup);
-      Pair tile[kPositions];
-      for (int64_t p = 0; p < kPositions; ++p) tile[p] = load_alternating(pixels.at[p] + c, mask);
-      transform_inputs_of_tile(tile);
+      Pair values[kPositions];
+      for (int64_t p = 0; p < kPositions; ++p) values[p] = load_alternating(pixels[p] + c, mask);
+      transform_inputs_of_tile(values);
       for (int64_t p = 0; p < kPositions; ++p) {
-        _mm512_storeu_si512(row + p * to.stride + c, one_after_the_other(tile[p]));
+        _mm512_storeu_si512(row + p * to.stride + c, one_after_the_other(values[p]));
       }
     }
   }
 }
 
-// The channel of a group that is the even one of the pair in dword d of `one_after_the_other`; the odd one is 2 further.
+// The channel of a group that is the even one of the pair in dword d of `one_after_the_other`; the odd one is 2
+// further.
 constexpr int64_t even_channel(int64_t d) { return d < 8 ? 4 * d : 4 * (d - 8) + 1; }
 
 // Transposes 16x16 dwords: four times, rows i and i + 8 are riffled into rows 2i and 2i + 1.
@@ -222,19 +253,19 @@ struct Weight {
   scalar* at(int64_t output, int64_t tap) const { return values + (output * 9 + tap) * inputs; }
 };
 
-// Transformed weights: panels (columns in 32s, position, pair, column).
-struct WeightPanels {
+// The transformed weights of 32 results, (position, pair of summed channels, result).
+struct WeightPanel {
   int32_t* values;
-  int64_t summed, columns;  // channels, rounded up
+  int64_t summed;  // channels, rounded up
 
-  int32_t* at(int64_t panel, int64_t position) const {
-    return values + (panel * kPositions + position) * (summed / 2) * kGroup;
-  }
+  static int64_t size_of(int64_t summed) { return kPositions * summed / 2 * kGroup; }
+  int32_t* at(int64_t position, int64_t pair = 0) const { return values + (position * summed / 2 + pair) * kGroup; }
 };
 
-// Of a group of inputs, for the outputs of a panel: sums over inputs.
+// For the outputs of a panel: sums over a group of inputs.
 template <typename scalar>
-TFKD_BF16 void transform_weights(const Weight<const scalar>& weight, int64_t panel, int64_t group, const WeightPanels& to) {
+TFKD_BF16 void transform_weights(const Weight<const scalar>& weight, int64_t panel, int64_t group,
+                                 const WeightPanel& to) {
   const int64_t c = group * kGroup;
   const uint32_t mask = first_bits(weight.inputs - c, kGroup);
   alignas(64) __m512i rows[kPositions][kLanes];
@@ -248,30 +279,27 @@ TFKD_BF16 void transform_weights(const Weight<const scalar>& weight, int64_t pan
       spread_weights_of_tile(taps, transformed);
       for (int64_t p = 0; p < kPositions; ++p) rows[p][lane] = one_after_the_other(transformed[p]);
     }
-    for (int64_t p = 0; p < kPositions; ++p) {
-      transpose(rows[p], to.at(panel, p) + group * kLanes * kGroup + side * kLanes, kGroup);
-    }
+    for (int64_t p = 0; p < kPositions; ++p) transpose(rows[p], to.at(p, group * kLanes) + side * kLanes, kGroup);
   }
 }
 
-// Of a group of outputs, for the inputs of a panel, the kernel turned around: sums over outputs.
+// For the inputs of a panel, the kernel turned around: sums over a group of outputs.
 template <typename scalar>
 TFKD_BF16 void transform_turned_weights(const Weight<const scalar>& weight, int64_t panel, int64_t group,
-                                        const WeightPanels& to) {
+                                        const WeightPanel& to) {
   for (int64_t d = 0; d < kLanes; ++d) {
     const int64_t even = group * kGroup + even_channel(d), odd = even + 2;
     for (int64_t side = 0; side < 2; ++side) {
       const int64_t c = panel * kGroup + side * kLanes;
       const uint32_t mask = first_bits(weight.inputs - c, kLanes);
-      const uint32_t even_mask = even < weight.outputs ? mask : 0, odd_mask = odd < weight.outputs ? mask : 0;
       Pair taps[9], transformed[kPositions];
       for (int64_t tap = 0; tap < 9; ++tap) {
-        taps[8 - tap] = {even_mask ? load_lanes(weight.at(even, tap) + c, even_mask) : _mm512_setzero_ps(),
-                         odd_mask ? load_lanes(weight.at(odd, tap) + c, odd_mask) : _mm512_setzero_ps()};
+        taps[8 - tap] = {even < weight.outputs ? load_lanes(weight.at(even, tap) + c, mask) : _mm512_setzero_ps(),
+                         odd < weight.outputs ? load_lanes(weight.at(odd, tap) + c, mask) : _mm512_setzero_ps()};
       }
       spread_weights_of_tile(taps, transformed);
       for (int64_t p = 0; p < kPositions; ++p) {
-        _mm512_storeu_si512(to.at(panel, p) + (group * kLanes + d) * kGroup + side * kLanes, interleaved(transformed[p]));
+        _mm512_storeu_si512(to.at(p, group * kLanes + d) + side * kLanes, interleaved(transformed[p]));
       }
     }
   }
@@ -300,7 +328,8 @@ TFKD_BF16_INLINE void multiply_rows(int64_t pairs, const int32_t* rows, int64_t 
 constexpr int64_t kRowsAtOnce = 12;  // 24 sums: all registers but those for the factors
 
 template <int kRows>
-TFKD_BF16 inline void multiply(int64_t pairs, const int32_t* rows, int64_t row_stride, const int32_t* panel, float* sums) {
+TFKD_BF16 inline void multiply(int64_t pairs, const int32_t* rows, int64_t row_stride, const int32_t* panel,
+                               float* sums) {
   multiply_rows<kRows, 1, false>(pairs, rows, row_stride, panel, sums, kGroup, std::make_index_sequence<kRows>());
 }
 
@@ -317,7 +346,7 @@ struct Products {
   static int64_t stride_of(int64_t tiles) { return tiles * kGroup + kGroup; }
 };
 
-TFKD_BF16 inline void multiply_block(int64_t tiles, const InputBlock& inputs, const WeightPanels& weights, int64_t panel,
+TFKD_BF16 inline void multiply_block(int64_t tiles, const InputBlock& inputs, const WeightPanel& weights,
                                      float* products) {
   const int64_t pairs = inputs.channels / 2;
   for (int64_t p = 0; p < kPositions; ++p) {
@@ -325,7 +354,7 @@ TFKD_BF16 inline void multiply_block(int64_t tiles, const InputBlock& inputs, co
     float* sums = products + p * Products::stride_of(tiles);
     for (int64_t t = 0; t < tiles; t += kRowsAtOnce) {
       const int64_t count = std::min(kRowsAtOnce, tiles - t);
-      kMultiply[count - 1](pairs, rows + t * pairs, pairs, weights.at(panel, p), sums + t * kGroup);
+      kMultiply[count - 1](pairs, rows + t * pairs, pairs, weights.at(p), sums + t * kGroup);
     }
   }
 }
@@ -344,8 +373,10 @@ TFKD_BF16 inline void write_outputs(const Tiles& tiles, int64_t first, int64_t c
   const int64_t k = panel * kGroup, stride = Products::stride_of(count);
   const uint32_t mask = first_bits(channels - k, kGroup);
   const Pair offset = {_mm512_loadu_ps(bias + k), _mm512_loadu_ps(bias + k + kLanes)};
-  for (int64_t t = 0; t < count; ++t) {
-    const Pixels<2, BFloat16> pixels(tiles, first + t, y, channels, nullptr);
+  Tile tile(tiles, first);
+  for (int64_t t = 0; t < count; ++t, tile.next()) {
+    BFloat16* pixels[4];
+    tile.pixels<2, BFloat16>(y, channels, nullptr, pixels);
     Pair m[kPositions], rows[8], outputs[4];
     for (int64_t p = 0; p < kPositions; ++p) {
       const float* from = products + p * stride + t * kGroup;
@@ -355,34 +386,48 @@ TFKD_BF16 inline void write_outputs(const Tiles& tiles, int64_t first, int64_t c
     gather_outputs<4, 4>(m + 2, rows + 2), gather_outputs<4, 4>(m + 3, rows + 3);
     gather_outputs<1, 1>(rows, outputs), gather_outputs<1, 1>(rows + 4, outputs + 2);
     for (int64_t i = 0; i < 4; ++i) {
-      if (pixels.at[i]) _mm512_mask_storeu_epi16(pixels.at[i] + k, mask, one_after_the_other(outputs[i] + offset));
+      if (pixels[i]) _mm512_mask_storeu_epi16(pixels[i] + k, mask, one_after_the_other(outputs[i] + offset));
     }
   }
 }
 
-// For the gradient of the weights: panels (position, channels in 32s, pair of tiles, channel).
+// For the gradient of the weights: transformed tiles in pairs, (position, channels in 32s, pair of tiles, channel). The
+// padding keeps the positions out of each other's way in the cache.
 struct TilePanels {
   int32_t* values;
   int64_t pairs;   // of tiles
   int64_t panels;  // of channels
-  int64_t stride;  // of panels
 
-  static int64_t stride_of(int64_t pairs) { return pairs * kGroup + kLanes; }
-  int32_t* at(int64_t position, int64_t panel) const { return values + (position * panels + panel) * stride; }
+  static int64_t stride_of(int64_t pairs, int64_t panels) { return panels * pairs * kGroup + kLanes; }
+  static int64_t size_of(int64_t pairs, int64_t panels) { return kPositions * stride_of(pairs, panels); }
+  int32_t* at(int64_t position, int64_t panel) const {
+    return values + position * stride_of(pairs, panels) + panel * pairs * kGroup;
+  }
 };
 
-// The tiles 2 * pair and 2 * pair + 1 after `first`, transformed: kSize 4, inputs; 2, gradients of outputs.
+// Maps (B,H,W,channels), from a channel on.
+struct Maps {
+  const BFloat16* values;
+  int64_t channels, from;
+};
+
+// Transforms the pairs of tiles from `first` on: kSize 4, of inputs; 2, of gradients of outputs.
 template <int kSize>
-TFKD_BF16 void transform_pairs(const Tiles& tiles, int64_t first, int64_t begin, int64_t end, const BFloat16* values,
-                               int64_t channels, const BFloat16* zeros, const TilePanels& to) {
-  for (int64_t pair = begin; pair < end; ++pair) {
-    const Pixels<kSize, const BFloat16> even(tiles, first + 2 * pair, values, channels, zeros);
-    const Pixels<kSize, const BFloat16> odd(tiles, first + 2 * pair + 1, values, channels, zeros);
+TFKD_BF16 void transform_pairs(const Tiles& tiles, int64_t first, const Maps& maps, const BFloat16* zeros,
+                               const TilePanels& to) {
+  Tile tile(tiles, 2 * first);
+  for (int64_t pair = 0; pair < to.pairs; ++pair) {
+    const BFloat16 *even[kSize * kSize], *odd[kSize * kSize];
+    tile.pixels<kSize>(maps.values, maps.channels, zeros, even);
+    tile.next();
+    tile.pixels<kSize>(maps.values, maps.channels, zeros, odd);
+    tile.next();
+    for (const auto& pixels : {even, odd}) prefetch<kSize>(pixels, maps.from, maps.from + to.panels * kGroup);
     for (int64_t c = 0; c < to.panels * kGroup; c += kLanes) {
-      const uint32_t mask = first_bits(channels - c, kLanes);
+      const uint32_t mask = first_bits(maps.channels - maps.from - c, kLanes);
       Pair pixels[kSize * kSize], transformed[kPositions];
       for (int64_t i = 0; i < kSize * kSize; ++i) {
-        pixels[i] = {load_lanes(even.at[i] + c, mask), load_lanes(odd.at[i] + c, mask)};
+        pixels[i] = {load_lanes(even[i] + maps.from + c, mask), load_lanes(odd[i] + maps.from + c, mask)};
       }
       if constexpr (kSize == 4) {
         transform_inputs_of_tile(pixels);
@@ -390,26 +435,25 @@ TFKD_BF16 void transform_pairs(const Tiles& tiles, int64_t first, int64_t begin,
       } else {
         spread_outputs_of_tile(pixels, transformed);
       }
-      int32_t* row = to.at(0, c / kGroup) + pair * kGroup + c % kGroup;
       for (int64_t p = 0; p < kPositions; ++p) {
-        _mm512_storeu_si512(row + p * to.panels * to.stride, interleaved(transformed[p]));
+        _mm512_storeu_si512(to.at(p, c / kGroup) + pair * kGroup + c % kGroup, interleaved(transformed[p]));
       }
     }
   }
 }
 
-// Adds the products of 32 outputs and all inputs at a position to sums (position, output, input).
+// The products of all pairs of tiles, added to sums (position, output, input) or put into them.
 template <bool kAdd>
-TFKD_BF16 void add_products(const TilePanels& outputs, const TilePanels& inputs, int64_t position, int64_t panel,
-                            float* sums) {
+TFKD_BF16 void add_products(const TilePanels& outputs, const TilePanels& inputs, float* sums) {
   constexpr int64_t kRows = 8;
   const int64_t columns = inputs.panels * kGroup;
-  float* of_panel = sums + (position * outputs.panels + panel) * kGroup * columns;
-  for (int64_t c = 0; c < inputs.panels; ++c) {
-    for (int64_t k = 0; k < kGroup; k += kRows) {
-      multiply_rows<kRows, kGroup, kAdd>(outputs.pairs, outputs.at(position, panel) + k, 1, inputs.at(position, c),
-                                         of_panel + k * columns + c * kGroup, columns,
-                                         std::make_index_sequence<kRows>());
+  for (int64_t p = 0; p < kPositions; ++p) {
+    for (int64_t c = 0; c < inputs.panels; ++c) {
+      for (int64_t k = 0; k < outputs.panels * kGroup; k += kRows) {
+        float* of_rows = sums + (p * outputs.panels * kGroup + k) * columns + c * kGroup;
+        multiply_rows<kRows, kGroup, kAdd>(outputs.pairs, outputs.at(p, k / kGroup) + k % kGroup, 1, inputs.at(p, c),
+                                           of_rows, columns, std::make_index_sequence<kRows>());
+      }
     }
   }
 }
@@ -424,26 +468,34 @@ TFKD_BF16_INLINE void gather_weights(const Pair* u, Pair* to) {
   to[2 * kTo] = sum + u3;
 }
 
-// Of an output: sums (position, output, input), transformed back, into the gradient of the weights.
+// Sums (part, position, output, input) of outputs and inputs in 32s, added up over the parts and transformed back, into
+// the gradient of the weights from an output and an input on.
 template <typename scalar>
-TFKD_BF16 void write_weights(const float* sums, int64_t position_stride, int64_t k, int64_t columns,
-                             const Weight<scalar>& to) {
-  for (int64_t c = 0; c < to.inputs; c += kGroup) {
-    const uint32_t mask = first_bits(to.inputs - c, kGroup);
-    Pair u[kPositions], rows[12], taps[9];
-    for (int64_t p = 0; p < kPositions; ++p) {
-      const float* from = sums + p * position_stride + k * columns + c;
-      u[p] = {_mm512_loadu_ps(from), _mm512_loadu_ps(from + kLanes)};
-    }
-    gather_weights<4, 4>(u, rows), gather_weights<4, 4>(u + 1, rows + 1);
-    gather_weights<4, 4>(u + 2, rows + 2), gather_weights<4, 4>(u + 3, rows + 3);
-    gather_weights<1, 1>(rows, taps), gather_weights<1, 1>(rows + 4, taps + 3), gather_weights<1, 1>(rows + 8, taps + 6);
-    for (int64_t tap = 0; tap < 9; ++tap) {
-      scalar* row = to.at(k, tap) + c;
-      store_lanes(taps[tap].even, row, mask & 0xffff);
-      if (mask >> 16) store_lanes(taps[tap].odd, row + kLanes, mask >> 16);
+TFKD_BF16 void write_weights(const float* sums, int64_t parts, int64_t part_stride, int64_t outputs, int64_t inputs,
+                             int64_t first_output, int64_t first_input, const Weight<scalar>& to) {
+  for (int64_t k = 0; k < std::min(outputs, to.outputs - first_output); ++k) {
+    for (int64_t c = 0; c < std::min(inputs, to.inputs - first_input); c += kGroup) {
+      const uint32_t mask = first_bits(to.inputs - first_input - c, kGroup);
+      Pair u[kPositions], rows[12], taps[9];
+      for (int64_t p = 0; p < kPositions; ++p) {
+        u[p] = zero_pair();
+        for (int64_t part = 0; part < parts; ++part) {
+          const float* from = sums + part * part_stride + (p * outputs + k) * inputs + c;
+          u[p] = u[p] + Pair{_mm512_loadu_ps(from), _mm512_loadu_ps(from + kLanes)};
+        }
+      }
+      gather_weights<4, 4>(u, rows), gather_weights<4, 4>(u + 1, rows + 1);
+      gather_weights<4, 4>(u + 2, rows + 2), gather_weights<4, 4>(u + 3, rows + 3);
+      gather_weights<1, 1>(rows, taps), gather_weights<1, 1>(rows + 4, taps + 3);
+      gather_weights<1, 1>(rows + 8, taps + 6);
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        scalar* row = to.at(first_output + k, tap) + first_input + c;
+        stream_lanes(taps[tap].even, row, mask & 0xffff);
+        if (mask >> 16) stream_lanes(taps[tap].odd, row + kLanes, mask >> 16);
+      }
     }
   }
+  _mm_sfence();
 }
 
 }  // namespace winograd
