@@ -12,6 +12,8 @@ from torch.func import functional_call, vmap
 from tfkd_fast.models import MODELS, Features, fix_weights, fixed_weights
 from tfkd_fast.models.folding import FoldingConv
 from tfkd_fast.models.layers import BatchNorm, Conv, convolve, max_pool
+from tfkd_fast.ops import conv_algorithms
+from tfkd_fast.ops.conv_algorithms import Algorithms, Convolution
 
 MULTIPLIES_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN to fold for")
@@ -171,3 +173,40 @@ def test_max_pool_is_that_of_torch() -> None:
         x = torch.randn(2, 3, *size).contiguous(memory_format=torch.channels_last)
         x[0, 0, 0, 0] = torch.nan
         torch.testing.assert_close(max_pool(x), F.max_pool2d(x, 2), rtol=0, atol=0, equal_nan=True)
+
+
+# Algorithms of 3x3 convolutions.
+
+SHAPE = Convolution(24, 8, 8, 40, torch.float32)
+OTHERS = conv_algorithms.serving("inference", SHAPE, 4)[1:]
+
+
+@pytest.mark.skipif(not OTHERS, reason="torch's is the only algorithm here")
+@pytest.mark.parametrize("algorithm", OTHERS)
+@pytest.mark.parametrize(("add", "relu"), [(False, True), (True, True), (False, False), (True, False)])
+def test_a_folded_convolution_is_computed_by_the_algorithm_that_was_chosen(
+    algorithm: str, add: bool, relu: bool
+) -> None:
+    """With at most twice the error of torch's; the maps that are added stay as they are."""
+    torch.manual_seed(0)
+    conv, norm = Conv(24, 40).to(memory_format=torch.channels_last), BatchNorm(40).eval()
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    nn.init.normal_(norm.running_mean)
+    x = torch.randn(4, 24, 8, 8).contiguous(memory_format=torch.channels_last)
+    shortcut = torch.randn(4, 40, 8, 8).to(torch.bfloat16, memory_format=torch.channels_last)
+    choices = {"torch": {}, algorithm: {SHAPE: Algorithms(inference=algorithm)}}
+    results = {}
+    with torch.no_grad(), fixed_weights(conv):
+        for name, chosen in choices.items():
+            added = shortcut.clone() if add else None
+            with conv_algorithms.using(chosen):
+                results[name] = convolve(conv, x.to(torch.bfloat16), norm, add=added, relu=relu)
+            assert added is None or torch.equal(added, shortcut)
+        exact = F.conv2d(x.double(), conv.weight.double(), padding=1)
+        exact = F.batch_norm(exact, *(t.double() for t in (norm.running_mean, norm.running_var)), eps=norm.eps)
+        exact = exact + shortcut if add else exact
+        exact = exact.relu() if relu else exact
+    assert not torch.equal(results["torch"], results[algorithm])
+    assert results[algorithm].is_contiguous(memory_format=torch.channels_last)
+    errors = {name: (result - exact).norm() for name, result in results.items()}
+    assert errors[algorithm] <= 2 * errors["torch"]

@@ -147,7 +147,7 @@ def test_a_run_goes_on_by_the_algorithms_that_it_began_with(tmp_path: Path, cach
     write_algorithms(file, FORCED)
     summary = api.train(settings, run.path)
     (event,) = (event for event in log(run.path) if event["event"] == "convolutions")
-    assert (event["passes"], event["seconds"]) == ({"taps": 5, "torch": 9}, 0)
+    assert (event["passes"], event["seconds"]) == ({"taps": 5, "torch": 14}, 0)
     assert set(run.read_convolutions().choices.values()) == {FORCED}
     student = run.student.read_bytes()
 

@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from tfkd_fast.ops import fused
 
-Pass = Literal["forward", "input_gradient", "weight_gradient"]
+Pass = Literal["forward", "input_gradient", "weight_gradient", "inference"]
+"""What is computed: the result in training, its gradients, and the result for weights that stay as they are, with ReLU
+after it, which torch lays out once and computes in one pass (`tfkd_fast.models.folding`)."""
 PASSES: tuple[Pass, ...] = get_args(Pass)
 
 
@@ -40,6 +42,7 @@ class Algorithms(NamedTuple):
     forward: str = "torch"
     input_gradient: str = "torch"
     weight_gradient: str = "torch"
+    inference: str = "torch"
 
 
 TORCH = Algorithms()
@@ -50,7 +53,9 @@ Choices = dict[Convolution, Algorithms]
 Passes = Mapping[Convolution, frozenset[Pass]]
 """The passes of some convolutions that are wanted."""
 
-Serves = Callable[[Pass, tuple[int, ...], tuple[int, ...], torch.dtype], bool]
+Serves = Callable[
+    [Literal["forward", "input_gradient", "weight_gradient"], tuple[int, ...], tuple[int, ...], torch.dtype], bool
+]
 """`serves(pass, shape of x, shape of weight, dtype of x)`: whether an algorithm computes a pass on this machine."""
 
 
@@ -82,14 +87,14 @@ def register(name: str, operator: str, serves: Serves) -> None:
 # Choosing.
 
 
-def find_algorithms(x: Tensor, weight: Tensor) -> Algorithms | None:
-    """The algorithms of a call; None where all of them are torch's."""
+def find_algorithms(x: Tensor, weight: Tensor, *, fixed: bool = False) -> Algorithms | None:
+    """The algorithms of a call; None where all of them are torch's. `fixed` weights stay as they are."""
     if (not _choices and _recorded is None) or x.dtype != torch.bfloat16 or not x.is_cpu:
         return None
     _, inputs, height, width = x.shape
     convolution = Convolution(inputs, height, width, weight.shape[0], weight.dtype)
     if _recorded is not None:
-        _record(convolution, x, weight)
+        _record(convolution, {"inference"} if fixed else _training_passes(x, weight))
     return _choices.get(convolution)
 
 
@@ -106,7 +111,7 @@ def using(choices: Choices) -> Iterator[None]:
 
 @contextmanager
 def recording() -> Iterator[dict[Convolution, frozenset[Pass]]]:
-    """The convolutions that are called while the context is open, with the passes that a backward pass would take."""
+    """The convolutions that are called while the context is open, with their passes, those of gradients included."""
     global _recorded
     previous, _recorded = _recorded, {}
     try:
@@ -115,17 +120,24 @@ def recording() -> Iterator[dict[Convolution, frozenset[Pass]]]:
         _recorded = previous
 
 
-def _record(convolution: Convolution, x: Tensor, weight: Tensor) -> None:
+def _record(convolution: Convolution, passes: set[Pass]) -> None:
     assert _recorded is not None
-    gradients: tuple[tuple[Pass, Tensor], ...] = (("input_gradient", x), ("weight_gradient", weight))
-    wanted = {name for name, tensor in gradients if tensor.requires_grad and torch.is_grad_enabled()}
-    _recorded[convolution] = _recorded.get(convolution, frozenset()) | wanted | {"forward"}
+    _recorded[convolution] = _recorded.get(convolution, frozenset()) | passes
+
+
+def _training_passes(x: Tensor, weight: Tensor) -> set[Pass]:
+    passes: set[Pass] = {"forward"}
+    if torch.is_grad_enabled():
+        passes |= {"input_gradient"} if x.requires_grad else set()
+        passes |= {"weight_gradient"} if weight.requires_grad else set()
+    return passes
 
 
 def serving(name: Pass, convolution: Convolution, batch: int) -> list[str]:
     """The names of the algorithms, torch's first, that compute a pass of a convolution on this machine."""
     inputs, height, width, outputs, _ = convolution
-    call = name, (batch, inputs, height, width), (outputs, inputs, 3, 3), torch.bfloat16
+    computed: Literal["forward", "input_gradient", "weight_gradient"] = "forward" if name == "inference" else name
+    call = computed, (batch, inputs, height, width), (outputs, inputs, 3, 3), torch.bfloat16
     return [own for own, algorithm in ALGORITHMS.items() if algorithm.serves(*call)]
 
 
@@ -162,7 +174,7 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rounded = ctx.saved_tensors
         fused.refuse_tangent("conv3x3", gradient)
-        needed, (_, own, last) = ctx.needs_input_grad, ctx.algorithms
+        needed, (_, own, last, _) = ctx.needs_input_grad, ctx.algorithms
         return (
             ALGORITHMS[own].input_gradient(gradient, rounded if own == "torch" else weight) if needed[0] else None,
             ALGORITHMS[last].weight_gradient(gradient, x, weight) if needed[1] else None,

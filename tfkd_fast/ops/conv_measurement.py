@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tfkd_fast.ops.conv_algorithms import (
     ALGORITHMS,
-    PASSES,
     TORCH,
+    Algorithm,
     Algorithms,
     Choices,
     Convolution,
@@ -58,17 +58,17 @@ def measure(wanted: Passes, batch: int) -> Choices:
     return {
         convolution: _fastest(
             {name: contests[convolution, name] for name in passes if (convolution, name) in contests},
-            -overhead.gain("several") if len(passes) > 1 else 0.0,
+            -overhead.gain("several") if "weight_gradient" in passes or "input_gradient" in passes else 0.0,
         )
         for convolution, passes in wanted.items()
     }
 
 
 def _fastest(contests: Mapping[Pass, "_Contest"], overhead: float) -> Algorithms:
-    """The algorithms that won, or torch's if they gain less than the overhead."""
+    """The algorithms that won; those of training only if they gain more than the overhead."""
     won = {name: contest.winner for name, contest in contests.items()}
-    gain = sum(contest.gain(won[name]) for name, contest in contests.items())
-    return Algorithms(**{name: won.get(name, "torch") for name in PASSES}) if gain > overhead else TORCH
+    gain = sum(contest.gain(won[name]) for name, contest in contests.items() if name != "inference")
+    return Algorithms(**{name: own for name, own in won.items() if name == "inference" or gain > overhead})
 
 
 class _Contest:
@@ -120,17 +120,26 @@ class _Problem:
 
         self.x, self.gradient = draw(batch, inputs, height, width), draw(batch, outputs, height, width)
         self.rounded = draw(outputs, inputs, 3, 3)
-        self.weight = self.rounded.to(dtype)
+        self.weight, self.bias = self.rounded.to(dtype), torch.zeros(outputs, dtype=dtype)
 
     def call(self, name: Pass, algorithm: str) -> Callable[[], object]:
         """A function that computes a pass by an algorithm."""
         own = ALGORITHMS[algorithm]
+        if name == "inference":
+            return self._inference(own)
         if name == "forward":
             return lambda: own.forward(self.x, self.weight, None)
         if name == "weight_gradient":
             return lambda: own.weight_gradient(self.gradient, self.x, self.weight)
         weight = self.rounded if algorithm == "torch" else self.weight  # as after torch's forward pass
         return lambda: own.input_gradient(self.gradient, weight)
+
+    def _inference(self, own: Algorithm) -> Callable[[], object]:
+        if own is not ALGORITHMS["torch"]:
+            return lambda: own.forward(self.x, self.weight, self.bias).relu_()
+        geometry, library = ([1, 1], [1, 1], [1, 1], 1), torch.ops.mkldnn
+        laid_out = library._reorder_convolution_weight(self.rounded, *geometry, list(self.x.shape))
+        return lambda: library._convolution_pointwise(self.x, laid_out, self.bias, *geometry, "relu", [], "")
 
 
 def _steps_of_both_kinds() -> dict[str, Callable[[], object]]:

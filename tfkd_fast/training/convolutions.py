@@ -24,6 +24,7 @@ from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import lock_file, read_checked_json, reading, to_checked_json, user_cache, write_bytes
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import Needs
+from tfkd_fast.models import fixed_weights
 from tfkd_fast.ops import conv_algorithms, native
 from tfkd_fast.ops.conv_algorithms import Algorithms, Convolution, Pass, Passes
 from tfkd_fast.ops.conv_measurement import measure
@@ -90,8 +91,8 @@ def record_passes(student: nn.Module, teachers: Teachers, compute: Compute, shap
     with conv_algorithms.recording() as passes:
         with compute.autocast():
             student.train()(images)
-            with torch.no_grad():
-                student.eval()(images)
+            with torch.no_grad(), fixed_weights(student.eval()):
+                student(images)
         teachers.predict(images.unsqueeze(0))
     return passes
 
