@@ -1,6 +1,8 @@
 """What held-out images say of students: against the logits of one image after the other, in float64."""
 
+import copy
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.runs import CPU, few_images, recipe
-from tfkd_fast.judging.judge import Judge
+from tfkd_fast.judging.judge import Judge, calibration_images
 from tfkd_fast.judging.metrics import judge, top1_by_class
 from tfkd_fast.training.assemble import build_student, load_images
 
@@ -57,3 +59,60 @@ def test_a_student_whose_logits_are_not_finite_has_no_accuracies() -> None:
     (judgement,) = judge([Broken()], images.holdout, CPU)
     assert math.isnan(judgement.metrics.top1)
     assert all(map(math.isnan, judgement.top1_by_class))
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "expected"),
+    [
+        (45_000, 64, 1024),  # the most
+        (45_000, 100, 1100),  # in full batches
+        (10_000, 64, 512),  # a twentieth, 500, in full batches
+        (5_800, 64, 320),
+        (1_295, 64, 256),  # the fewest
+        (5_800, 512, 290),  # in less than one batch
+        (100, 64, 100),  # there are no more
+        (300, 256, 256),
+        (300, 200, 300),
+    ],
+)
+def test_batch_norm_is_estimated_on_a_part_of_the_training_images(images: int, batch_size: int, expected: int) -> None:
+    assert calibration_images(images, batch_size) == expected
+
+
+def test_averaged_weights_are_judged_with_batch_norm_of_training_images() -> None:
+    """Against the textbook in float64: the mean of the weights of two networks, and means over batches of the batches'
+    means and unbiased variances, layer after layer."""
+    settings = recipe("ce", data={"batch_size": 64})
+    digits = few_images()
+    images = load_images(settings, digits, CPU)
+    assert images.holdout is not None
+    models = [build_student(settings, digits, CPU, seed) for seed in (0, 1)]
+
+    class Mean:
+        count = 2
+
+        def mean_weights(self, slot: int) -> dict[str, Tensor]:
+            pairs = zip(*(model.named_parameters() for model in models), strict=True)
+            return {name: (1 + slot) * (one.detach() + other.detach()) / 2 for (name, one), (_, other) in pairs}
+
+    found = Judge(images.fit, images.holdout, CPU, lambda: copy.deepcopy(models[0])).average_metrics(Mean(), 2, 3)
+    shown = list(images.fit.epoch(3))[:4]
+    assert sum(len(batch.labels) for batch in shown) == 256 < images.num_fit
+    for slot, metrics in enumerate(found):
+        exact = copy.deepcopy(models[0]).double()
+        exact.load_state_dict(Mean().mean_weights(slot), strict=False)
+        for norm in layers_of_batch_norm(exact):
+            norm.reset_running_stats()
+            norm.momentum = None  # so that torch averages over batches
+        with torch.no_grad():
+            for batch in shown:
+                exact.train()(batch.images.double())
+            pairs = [(exact.eval()(batch.images.double()), batch.labels) for batch in images.holdout.in_order()]
+        nll = F.cross_entropy(torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+        assert metrics is not None
+        assert metrics.nll == pytest.approx(float(nll), rel=1e-4)
+    assert found[0] != found[1]
+
+
+def layers_of_batch_norm(network: torch.nn.Module) -> Iterator[torch.nn.BatchNorm2d]:
+    return (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))

@@ -87,6 +87,19 @@ def test_equal_compute_control_selects_among_candidates_of_plain_cross_entropy(t
     assert selection["values"][0] != selection["values"][1]  # candidates differ by their data order
 
 
+@pytest.mark.parametrize("interval", [1, 2])
+def test_weights_averaged_over_one_epoch_end_are_those_that_were_judged(tmp_path: Path, interval: int) -> None:
+    criteria = ["averaged-top1", "holdout-nll"]
+    selection = {"budget": "full", "candidates": 2, "interval": interval, "criteria": criteria}
+    run = trainer(recipe("ce", epochs=2, selection=selection, data={"batch_size": 64}), tmp_path, few_images())
+    run.run()
+    chosen = [event for event in log(tmp_path) if event["event"] == "selection"][-1]
+    ends = [event["holdout"] for event in log(tmp_path) if event["event"] == "epoch"][-2:]
+    averaged, nll = zip(*chosen["values"], strict=True)
+    assert ([100 * value for value in averaged] == [end["top1"] for end in ends]) == (interval == 1)
+    assert nll != tuple(end["calibrated_nll"] for end in ends)  # of the weights averaged over the epoch's steps
+
+
 def test_the_log_holds_all_that_a_decision_was_made_and_judged_by(tmp_path: Path) -> None:
     selection = {"candidates": 2, "interval": 1, "learning_rate_spread": 0.5}
     trainer(recipe("tfkd-mrs", epochs=4, controller={"warmup_epochs": 1}, selection=selection), tmp_path).run()

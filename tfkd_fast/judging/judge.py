@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from itertools import islice
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -13,8 +12,19 @@ from tfkd_fast.judging.influence import influence
 from tfkd_fast.judging.metrics import Judgement, judge, load_averaged_weights
 from tfkd_fast.methods.base import HoldoutMetrics
 
-CALIBRATION_IMAGES = 2000
-"""Number of training images by which the batch norm of averaged weights is re-estimated (our choice)."""
+CALIBRATION_SHARE = 1 / 20
+"""Share of the training images by which the batch norm of averaged weights is re-estimated (our choice)."""
+
+FEWEST_CALIBRATION_IMAGES, MOST_CALIBRATION_IMAGES = 256, 1024
+"""The fewest and the most of them, where there are so many (our choice)."""
+
+
+def calibration_images(images: int, batch_size: int) -> int:
+    """The number of training images, of all of `images`, that batch norm is re-estimated on: full batches, or a part of
+    one."""
+    wanted = round(CALIBRATION_SHARE * images)
+    wanted = min(max(wanted, FEWEST_CALIBRATION_IMAGES), MOST_CALIBRATION_IMAGES, images)
+    return wanted if wanted < batch_size else min(-(-wanted // batch_size) * batch_size, images)
 
 
 class Averages(Protocol):
@@ -67,10 +77,11 @@ class Judge:
         """
         if average.count == 0:
             return [None] * candidates
-        batches = -(-CALIBRATION_IMAGES // self._fit.batch_size)
+        order = self._fit.order(epoch)
+        order = order[: calibration_images(len(order), self._fit.batch_size)]
         return self.metrics(
             load_averaged_weights(
-                self._scratch, average.mean_weights(slot), islice(self._fit.epoch(epoch), batches), self._compute
+                self._scratch, average.mean_weights(slot), self._fit.visit(order, epoch), self._compute
             )
             for slot in range(candidates)
         )

@@ -158,7 +158,7 @@ class Trainer:
         runs = epochs.run(plan, state.epoch, rates, average=last and "epoch" in averages)
         self._add_costs(runs)
         self._leave_out(plan, state.epoch + 1, [run.fault for run in runs])
-        if "interval" in averages and interval.candidates > 1:
+        if "interval" in averages and interval.candidates > 1 and interval.epochs > 1:
             if state.epoch == interval.first_epoch:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
@@ -201,6 +201,8 @@ class Trainer:
         with self._log.measure_seconds("evaluation"):
             epoch_averages = judge.average_metrics(population.epoch_average, len(runs), epoch)
             interval_averages = judge.average_metrics(population.interval_average, len(runs), epoch)
+            if plan.interval.epochs == 1 and "interval" in method.needs.averages:
+                interval_averages = holdout  # of the weights as they are: the interval has one end of an epoch
         judged = list(zip(epoch_averages, interval_averages, cooldown_metrics, strict=True))
         for number, how in enumerate(("averaged over", "averaged over the interval to", "after the cooldown from")):
             when = f"of the weights {how} epoch {epoch}"
