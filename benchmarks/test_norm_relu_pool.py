@@ -1,4 +1,4 @@
-"""norm_relu_pool: result and all gradients, at the layers of VGG-8."""
+"""norm_relu_pool: result and all gradients, at the layers of VGG-8, ResNet-20 and VGG-8 at an eighth of its width."""
 
 from functools import partial
 from typing import Any
@@ -14,18 +14,23 @@ from tfkd_fast.ops import norm_relu_pool
 Images = tuple[int, int, int, int]
 
 
-def case_of(shape: Images, pool: bool, dtype: torch.dtype) -> Case:
+def case_of(shape: Images, pool: bool, residual: bool, dtype: torch.dtype) -> Case:
     batch, channels, height, width = shape
     images, results = batch * channels * height * width, batch * channels * height * width // (4 if pool else 1)
-    # x in, its gradient out; y out, its gradient in. The few numbers a channel do not count.
-    moved = 2 * (images + results) * dtype.itemsize
-    name = f"B={batch} C={channels} S={height} window={2 if pool else 1}"
-    return Case("norm_relu_pool", name, dtype, moved, partial(variants_of, shape=shape, pool=pool), ("cpu",))
+    # x and the residual in, their gradients out; y out, its gradient in. The few numbers a channel do not count.
+    moved = 2 * (images * (2 if residual else 1) + results) * dtype.itemsize
+    name = f"B={batch} C={channels} S={height} window={2 if pool else 1}{' residual=1' if residual else ''}"
+    variants = partial(variants_of, shape=shape, pool=pool, residual=residual)
+    return Case("norm_relu_pool", name, dtype, moved, variants, ("cpu",))
 
 
-def variants_of(case: Case, device: torch.device, *, shape: Images, pool: bool) -> dict[str, Call]:
-    sets = [draw(shape, pool, case.dtype, device, i) for i in range(case.sets)]
-    operator = partial(norm_relu_pool, momentum=0.1, pool=pool)
+def variants_of(case: Case, device: torch.device, *, shape: Images, pool: bool, residual: bool) -> dict[str, Call]:
+    sets = [draw(shape, pool, residual, case.dtype, device, i) for i in range(case.sets)]
+
+    def operator(*arguments: Tensor, backend: str) -> Tensor:
+        added = arguments[5] if residual else None
+        return norm_relu_pool(*arguments[:5], momentum=0.1, pool=pool, residual=added, backend=backend)
+
     reference = partial(operator, backend="reference")
     return {
         **{name: gradients_of(partial(operator, backend=name), sets) for name in our_backends(case.operator, device)},
@@ -34,8 +39,11 @@ def variants_of(case: Case, device: torch.device, *, shape: Images, pool: bool) 
     }
 
 
-def draw(shape: Images, pool: bool, dtype: torch.dtype, device: torch.device, seed: int) -> list[Tensor]:
-    """x, weight and bias, which require a gradient, the running statistics and the upstream gradient; channels-last."""
+def draw(
+    shape: Images, pool: bool, residual: bool, dtype: torch.dtype, device: torch.device, seed: int
+) -> list[Tensor]:
+    """x, weight and bias, which require a gradient, the running statistics, the residual, which requires one, too, if
+    there is one, and the upstream gradient; channels-last."""
     batch, channels, height, width = shape
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -46,7 +54,8 @@ def draw(shape: Images, pool: bool, dtype: torch.dtype, device: torch.device, se
     leaves = [normal(*shape), normal(channels), normal(channels)]
     statistics = [torch.zeros(channels, device=device), torch.ones(channels, device=device)]
     upstream = normal(batch, channels, height // 2, width // 2) if pool else normal(*shape)
-    return [*(leaf.requires_grad_() for leaf in leaves), *statistics, upstream]
+    added = [normal(*shape).requires_grad_()] if residual else []
+    return [*(leaf.requires_grad_() for leaf in leaves), *statistics, *added, upstream]
 
 
 def gradients_of(function: Any, sets: list[list[Tensor]]) -> Call:
@@ -54,13 +63,25 @@ def gradients_of(function: Any, sets: list[list[Tensor]]) -> Call:
 
     def call(i: int) -> Any:
         *arguments, upstream = sets[i]
-        return torch.autograd.grad(function(*arguments), arguments[:3], upstream)
+        leaves = [argument for argument in arguments if argument.requires_grad]
+        return torch.autograd.grad(function(*arguments), leaves, upstream)
 
     return call
 
 
-LAYERS = [((128, 64, 32, 32), True), ((128, 128, 16, 16), True), ((128, 256, 8, 8), True), ((128, 512, 4, 4), False)]
-CASES = [case_of(shape, pool, dtype) for shape, pool in LAYERS for dtype in BOTH]
+LAYERS = [  # shape, pooling, residual
+    ((128, 64, 32, 32), True, False),
+    ((128, 128, 16, 16), True, False),
+    ((128, 256, 8, 8), True, False),
+    ((128, 512, 4, 4), False, False),
+    ((64, 16, 32, 32), False, False),
+    ((64, 16, 32, 32), False, True),
+    ((64, 32, 16, 16), False, True),
+    ((64, 64, 8, 8), False, True),
+    ((64, 8, 32, 32), True, False),
+    ((64, 24, 16, 16), False, False),
+]
+CASES = [case_of(*layer, dtype) for layer in LAYERS for dtype in BOTH]
 
 
 @each(CASES)

@@ -1,4 +1,5 @@
-// Batch norm in training, ReLU and max-pooling of channels-last images, forward and backward.
+// Batch norm in training, ReLU and max-pooling of channels-last images, forward and backward; without pooling a residual
+// may be added before the ReLU.
 // The definition is `_reference` in tfkd_fast/ops/norm_relu_pool.py.
 //
 // Forward reads the images three times: for the mean, for the variance, summed as torch sums them, and to write the
@@ -217,6 +218,16 @@ TFKD_INLINE void set_part(Bits<Computed<scalar>>& pack, int part, const Vector<C
   }
 }
 
+// What a number is after it was stored.
+template <typename scalar>
+TFKD_INLINE Vector<Computed<scalar>> as_stored(const Vector<Computed<scalar>>& values) {
+  if constexpr (std::is_same_v<scalar, BFloat16>) {
+    return from_bits(rounded(to_bits(values)) & kUpperHalf);
+  } else {
+    return values;
+  }
+}
+
 // sums += term(value, number of the packs) for each position, in their order.
 template <Fill kFill, typename scalar, typename Term>
 TFKD_INLINE void add_terms(const scalar* images, int64_t positions, int64_t channels, Computed<scalar>* sums,
@@ -274,11 +285,13 @@ TFKD_INLINE void for_groups(const Windows& in, int64_t begin, int64_t end, Visit
 // max(value * alpha + beta, 0), the largest of each window and where it is. The bits of floats that are not negative
 // are in the order of the numbers, and those of negative ones are negative, so integers are compared. NaN, whose bits
 // may be anywhere, comes of an alpha or beta that is not finite alone: there `lowest` is NaN, the result, and elsewhere
-// 0.
-template <int kSide, Fill kFill, typename scalar>
+// 0. A residual may have any values; it is added to what is rounded as if it were stored, as torch's functions do.
+template <int kSide, Fill kFill, bool kResidual, typename scalar>
 TFKD_FOR_EVERY_VECTOR_WIDTH void write_maxima(const Windows& in, int64_t begin, int64_t end, const scalar* images,
-                                              const Computed<scalar>* alphas, const Computed<scalar>* betas,
-                                              const Computed<scalar>* lowest, scalar* out, uint8_t* places) {
+                                              const scalar* residual, const Computed<scalar>* alphas,
+                                              const Computed<scalar>* betas, const Computed<scalar>* lowest,
+                                              scalar* out, uint8_t* places) {
+  static_assert(kSide == 1 || !kResidual);
   using T = Computed<scalar>;
   constexpr int kParts = kPackParts<scalar>, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
@@ -298,14 +311,19 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void write_maxima(const Windows& in, int64_t begin, 
         const int64_t w = first + j;
         if (w == last) break;
         const scalar* corner = images + in.offset(row) + w * kSide * channels + c;
-        Bits<T> packs[kPositions], result{};
+        const int64_t at_out = (row * in.in_row() + w) * channels + c;
+        Bits<T> packs[kPositions], result{}, added{};
+        if constexpr (kResidual) added = get<kFill>(residual + at_out, channels);
         for (int k = 0; k < kPositions; ++k) {
           packs[k] = get<kFill>(corner + k / kSide * line + k % kSide * channels, channels);
         }
         for (int p = 0; p < kParts; ++p) {
           Bits<T> values[kPositions];
           for (int k = 0; k < kPositions; ++k) {
-            values[k] = reinterpret_cast<Bits<T>>(part_of<scalar>(packs[k], p) * alpha[p] + beta[p]);
+            Vector<T> value = part_of<scalar>(packs[k], p) * alpha[p] + beta[p];
+            if constexpr (kResidual) value = as_stored<scalar>(value) + part_of<scalar>(added, p);
+            values[k] = reinterpret_cast<Bits<T>>(value);
+            if constexpr (kResidual) values[k] = value == value ? values[k] : nan;
           }
           Bits<T> highest = values[0] > floor[p] ? values[0] : floor[p];
           for (int k = 1; k < kPositions; ++k) highest = values[k] > highest ? values[k] : highest;
@@ -321,7 +339,7 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void write_maxima(const Windows& in, int64_t begin, 
           set_part<scalar>(result, p, highest);
           place |= at << shift_of<scalar>(j, p);
         }
-        put<kFill>(result, out + (row * in.in_row() + w) * channels + c, channels);
+        put<kFill>(result, out + at_out, channels);
       }
       std::memcpy(places + in.offset_of_places<scalar>(row, first, pack), &place, sizeof(place));
     });
@@ -398,10 +416,13 @@ TFKD_INLINE void gradient_without_window(const scalar* images, int64_t positions
   });
 }
 
-template <int kSide, Fill kFill, typename scalar>
+// The gradient of a residual is that which the ReLU lets through.
+template <int kSide, Fill kFill, bool kResidual, typename scalar>
 TFKD_FOR_EVERY_VECTOR_WIDTH void write_gradient(const Windows& in, int64_t begin, int64_t end, const scalar* gradient,
                                                 const uint8_t* places, const scalar* images,
-                                                const Linear<Computed<scalar>>& linear, scalar* out) {
+                                                const Linear<Computed<scalar>>& linear, scalar* out,
+                                                scalar* of_residual) {
+  static_assert(kSide == 1 || !kResidual);
   using T = Computed<scalar>;
   constexpr int kParts = kPackParts<scalar>, kPositions = kSide * kSide;
   const int64_t channels = in.channels, line = in.width * channels;
@@ -420,10 +441,15 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void write_gradient(const Windows& in, int64_t begin
         const int64_t w = first + j;
         if (w == last) break;
         const int64_t corner = in.offset(row) + w * kSide * channels + c;
-        const Bits<T> upstream = get<kFill>(gradient + (row * in.in_row() + w) * channels + c, channels);
-        Bits<T> results[kPositions]{};
+        const int64_t at_gradient = (row * in.in_row() + w) * channels + c;
+        const Bits<T> upstream = get<kFill>(gradient + at_gradient, channels);
+        Bits<T> results[kPositions]{}, through{};
         for (int p = 0; p < kParts; ++p) {
           const Bits<T> at = place >> shift_of<scalar>(j, p) & 15;
+          if constexpr (kResidual) {
+            const auto bits = reinterpret_cast<Bits<T>>(part_of<scalar>(upstream, p));
+            set_part<scalar>(through, p, at == kNowhere ? Bits<T>{} : bits);
+          }
           const Vector<T> flowing = part_of<scalar>(upstream, p) * scale[p] + shift[p];
           for (int k = 0; k < kPositions; ++k) {
             const Bits<T> values = get<kFill>(images + corner + k / kSide * line + k % kSide * channels, channels);
@@ -434,6 +460,7 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void write_gradient(const Windows& in, int64_t begin
         for (int k = 0; k < kPositions; ++k) {
           put<kFill>(results[k], out + corner + k / kSide * line + k % kSide * channels, channels);
         }
+        if constexpr (kResidual) put<kFill>(through, of_residual + at_gradient, channels);
       }
     });
   });
@@ -589,7 +616,7 @@ void for_fill_of(int64_t channels, Function f) {
 template <typename scalar>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                    Tensor& running_mean, Tensor& running_var, double momentum,
-                                                   double eps, bool pool) {
+                                                   double eps, bool pool, const std::optional<Tensor>& residual) {
   using T = Computed<scalar>;
   const Windows in = windows_of(x, pool).with_whole_packs<scalar>();
   const int64_t channels = x.size(1), positions = x.numel() / channels;
@@ -641,21 +668,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   alpha = order.packed(alpha), beta = order.packed(beta), lowest = order.packed(lowest);
   Tensor maxima = new_images(x, x.size(2) / in.side, x.size(3) / in.side);
   Tensor places = new_contiguous(x, in.shape_of_places<scalar>(), ScalarType::Byte);
+  const auto* added = residual ? static_cast<const scalar*>(residual->const_data_ptr()) : nullptr;
   auto* out = static_cast<scalar*>(maxima.mutable_data_ptr());
   auto* place = places.mutable_data_ptr<uint8_t>();
   for_fill_of<scalar>(in.channels, [&](auto fill) {
-    const auto write = in.side == 1 ? write_maxima<1, fill, scalar> : write_maxima<2, fill, scalar>;
+    const auto write = pool       ? write_maxima<2, fill, false, scalar>
+                       : residual ? write_maxima<1, fill, true, scalar>
+                                  : write_maxima<1, fill, false, scalar>;
     for_rows(in, [&](int64_t begin, int64_t end) {
-      write(in, begin, end, images, alpha.data(), beta.data(), lowest.data(), out, place);
+      write(in, begin, end, images, added, alpha.data(), beta.data(), lowest.data(), out, place);
     });
   });
   return {maxima, places, mean_out, invstd_out};
 }
 
+// The last of the results, the gradient of the residual, is empty if there is none.
 template <typename scalar>
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor& x, const Tensor& weight,
-                                            const Tensor& places, const Tensor& means, const Tensor& invstds,
-                                            bool pool) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor& x, const Tensor& weight,
+                                                    const Tensor& places, const Tensor& means, const Tensor& invstds,
+                                                    bool pool, bool residual) {
   using T = Computed<scalar>;
   const Windows in = windows_of(x, pool).with_whole_packs<scalar>();
   const int64_t channels = x.size(1), positions = x.numel() / channels;
@@ -695,13 +726,19 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& upstream, const Tensor
   scale = order.packed(scale), shift = order.packed(shift), slope = order.packed(slope);
 
   Tensor of_x = new_images(x, x.size(2), x.size(3));
+  Tensor of_residual = residual ? new_images(x, x.size(2), x.size(3)) : new_contiguous(x, {0}, x.scalar_type());
   auto* out = static_cast<scalar*>(of_x.mutable_data_ptr());
+  auto* through = static_cast<scalar*>(of_residual.mutable_data_ptr());
   const Linear<T> linear{mean.data(), scale.data(), shift.data(), slope.data()};
   for_fill_of<scalar>(in.channels, [&](auto fill) {
-    const auto write = in.side == 1 ? write_gradient<1, fill, scalar> : write_gradient<2, fill, scalar>;
-    for_rows(in, [&](int64_t begin, int64_t end) { write(in, begin, end, gradient, place, images, linear, out); });
+    const auto write = pool       ? write_gradient<2, fill, false, scalar>
+                       : residual ? write_gradient<1, fill, true, scalar>
+                                  : write_gradient<1, fill, false, scalar>;
+    for_rows(in, [&](int64_t begin, int64_t end) {
+      write(in, begin, end, gradient, place, images, linear, out, through);
+    });
   });
-  return {of_x, of_weight, of_bias};
+  return {of_x, of_weight, of_bias, of_residual};
 }
 
 // Calls f(scalar{}) with the type of the images.
@@ -723,29 +760,33 @@ std::vector<int64_t> shape_of(const Tensor& tensor) { return {tensor.sizes().beg
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_pool_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                               Tensor running_mean, Tensor running_var, double momentum,
-                                                              double eps, bool pool) {
+                                                              double eps, bool pool, std::optional<Tensor> residual) {
   windows_of(x, pool);
   check_images("x", x, shape_of(x), x.scalar_type());
   check_numbers("weight", weight, x);
   check_numbers("bias", bias, x);
   check_numbers("running_mean", running_mean, x);
   check_numbers("running_var", running_var, x);
+  if (residual) check_images("residual", *residual, shape_of(x), x.scalar_type());
+  STD_TORCH_CHECK(!residual || !pool, "residual and pool exclude each other");
   return for_type_of(x, [&](auto scalar) {
-    return forward<decltype(scalar)>(x, weight, bias, running_mean, running_var, momentum, eps, pool);
+    return forward<decltype(scalar)>(x, weight, bias, running_mean, running_var, momentum, eps, pool, residual);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_relu_pool_backward_cpu(const Tensor& gradient, const Tensor& x,
-                                                               const Tensor& weight, const Tensor& places,
-                                                               const Tensor& mean, const Tensor& invstd, bool pool) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_pool_backward_cpu(const Tensor& gradient, const Tensor& x,
+                                                                       const Tensor& weight, const Tensor& places,
+                                                                       const Tensor& mean, const Tensor& invstd,
+                                                                       bool pool, bool residual) {
   const int64_t side = windows_of(x, pool).side;
   check_images("x", x, shape_of(x), x.scalar_type());
   check_images("gradient", gradient, {x.size(0), x.size(1), x.size(2) / side, x.size(3) / side}, x.scalar_type());
   check_numbers("weight", weight, x);
   check_numbers("mean", mean, x);
   check_numbers("invstd", invstd, x);
+  STD_TORCH_CHECK(!residual || !pool, "residual and pool exclude each other");
   return for_type_of(x, [&](auto scalar) {
-    return backward<decltype(scalar)>(gradient, x, weight, places, mean, invstd, pool);
+    return backward<decltype(scalar)>(gradient, x, weight, places, mean, invstd, pool, residual);
   });
 }
 

@@ -408,6 +408,115 @@ def test_registration(backend: str, dtype: torch.dtype, shape: tuple[int, int, i
     torch.library.opcheck(backward, (given.upstream, given.x, given.weight, *saved, pool))
 
 
+# With a residual.
+
+SHAPES_WITH_RESIDUAL = [(4, 64, 4, 4), (3, 37, 3, 5), (3, 24, 4, 6), (2, 20, 3, 3), (3, 12, 3, 5), (2, 3, 2, 3)]
+
+
+def residual_of(given: Problem) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    normal = torch.randn(given.x.shape, generator=generator, dtype=torch.float64)
+    return (2 * normal).to(given.x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def outcome_with_residual(given: Problem, residual: Tensor, backend: str) -> list[Tensor]:
+    """The result, the running statistics, and the gradients of x, weight, bias and the residual."""
+    own, leaf = given.leaves(), residual.clone().requires_grad_()
+    y = norm_relu_pool(*own[:5], momentum=MOMENTUM, eps=EPS, pool=False, residual=leaf, backend=backend)
+    gradients = torch.autograd.grad(y, (*own[:3], leaf), own.upstream)
+    return [y.detach(), own.running_mean, own.running_var, *gradients]
+
+
+def written_out_with_residual(given: Problem, residual: Tensor) -> list[Tensor]:
+    own, leaf = given.leaves(), residual.clone().requires_grad_()
+    numbers = own.running_mean, own.running_var, own.weight, own.bias
+    y = F.relu(F.batch_norm(own.x, *numbers, training=True, momentum=MOMENTUM, eps=EPS) + leaf)
+    gradients = torch.autograd.grad(y, (*own[:3], leaf), own.upstream)
+    return [y.detach(), own.running_mean, own.running_var, *gradients]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES_WITH_RESIDUAL)
+def test_residual_is_torchs_to_the_last_bit(
+    backend: str, shape: tuple[int, int, int, int], dtype: torch.dtype, threads: int
+) -> None:
+    """Result, running statistics, and the residual's gradient, which is computed with no other numbers."""
+    given = problem(shape, dtype=dtype, pool=False)
+    residual = residual_of(given)
+    with using_threads(threads):
+        ours, torchs = outcome_with_residual(given, residual, backend), written_out_with_residual(given, residual)
+    for i in (0, 1, 2, 6):
+        assert torch.equal(ours[i], torchs[i]), i
+    assert ours[6].stride() == given.x.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES_WITH_RESIDUAL)
+def test_gradients_beside_a_residual(backend: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    """Against batch norm in float64, sent back through the ReLU of the rounded numbers."""
+    given = problem(shape, dtype=dtype, pool=False)
+    residual = residual_of(given)
+    result, _, _, *gradients, _ = outcome_with_residual(given, residual, backend)
+    exact = given.to(torch.float64).leaves()
+    numbers = exact.running_mean, exact.running_var, exact.weight, exact.bias
+    y = F.batch_norm(exact.x, *numbers, training=True, eps=EPS)
+    truth = torch.autograd.grad(y, exact[:3], torch.where(result > 0, exact.upstream, 0.0))
+    terms = given.upstream.numel() // shape[1]
+    tolerance = 6e-8 * (10 + 10 * terms**0.5)  # as without a residual
+    for i, (mine, other) in enumerate(zip(gradients, truth, strict=True)):
+        rounding = 2**-8 * 1.01 if i == 0 and dtype == torch.bfloat16 else 0.0
+        assert (mine - other).abs().max() < (tolerance + rounding) * other.abs().max()
+
+
+def test_gradcheck_with_residual(backend: str) -> None:
+    given = problem((2, 9, 2, 3), dtype=torch.float64, pool=False)
+    own, leaf = given.leaves(), residual_of(given).requires_grad_()
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        numbers = weight, bias, own.running_mean.clone(), own.running_var.clone()
+        return norm_relu_pool(x, *numbers, momentum=MOMENTUM, pool=False, residual=residual, backend=backend)
+
+    torch.autograd.gradcheck(function, (*own[:3], leaf))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_residual_that_is_not_finite(backend: str, dtype: torch.dtype) -> None:
+    """It spoils its own position alone, as in torch, whatever bits its NaN has."""
+    given = problem((3, 35, 4, 4), dtype=dtype, pool=False)
+    residual = residual_of(given)
+    for i, value in enumerate((float("nan"), -float("nan"), float("inf"), -float("inf"))):
+        residual[1, 3 + 10 * i, 2, 1] = value
+    residual[0, 7] = -residual[1, 3].abs()  # the sign of a NaN is not lost by abs and a minus
+    ours, torchs = outcome_with_residual(given, residual, backend), written_out_with_residual(given, residual)
+    torch.testing.assert_close(ours[0], torchs[0], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(ours[6], torchs[6], rtol=0, atol=0, equal_nan=True)
+    assert ours[0].isnan().sum() == torchs[0].isnan().sum() > 2
+
+
+def test_a_residual_of_any_layout_that_alone_wants_a_gradient(backend: str) -> None:
+    given = problem((4, 12, 6, 6), dtype=torch.float32, pool=False)
+    residual = residual_of(given)
+    expected = outcome_with_residual(given, residual, backend)
+    leaf = residual.contiguous().requires_grad_()
+    numbers = given.weight, given.bias, given.running_mean.clone(), given.running_var.clone()
+    y = norm_relu_pool(given.x, *numbers, momentum=MOMENTUM, eps=EPS, pool=False, residual=leaf, backend=backend)
+    torch.testing.assert_close(y, expected[0])
+    torch.testing.assert_close(torch.autograd.grad(y, leaf, given.upstream)[0], expected[6])
+
+
+@pytest.mark.parametrize("shape", [(3, 37, 3, 3), (3, 24, 4, 4)])
+def test_registration_with_residual(backend: str, shape: tuple[int, int, int, int]) -> None:
+    chosen = SimpleNamespace(name=backend, device=CPU)
+    forward = operator_of(chosen, "norm_relu_pool")
+    given = problem(shape, dtype=torch.bfloat16, pool=False)
+    arguments = (*given[:5], MOMENTUM, EPS, False, residual_of(given))
+    torch.library.opcheck(forward, arguments)
+    _, *saved = forward(*arguments)
+    backward = operator_of(chosen, "norm_relu_pool_backward")
+    torch.library.opcheck(backward, (given.upstream, given.x, given.weight, *saved, False, True))
+
+
 def test_torch_func_takes_the_reference() -> None:
     """vmap over parameters, statistics and images, and over a gradient."""
     problems = [problem((4, 6, 4, 4), dtype=torch.float32, pool=True, seed=seed) for seed in range(3)]
@@ -442,6 +551,10 @@ X, N = torch.zeros(2, 3, 4, 4), torch.zeros(3)
         ((X, N, N.bfloat16(), N, N), {}, TypeError, r"bias must be torch\.float32 for torch\.float32 x"),
         ((X.double(), N, N, N, N), {}, TypeError, r"weight must be torch\.float64 for torch\.float64 x"),
         ((X, N, N, N, N.to("meta")), {}, ValueError, "running_var must be on the device of x, cpu, not on meta"),
+        ((X, N, N, N, N), {"residual": X}, ValueError, "a residual is added without pooling: pool=False"),
+        ((X, N, N, N, N), {"pool": False, "residual": X[:1]}, ValueError, r"residual must be \(2, 3, 4, 4\) as x is"),
+        ((X, N, N, N, N), {"pool": False, "residual": X.double()}, TypeError, r"residual must be torch\.float32"),
+        ((X, N, N, N, N), {"pool": False, "residual": 1.0}, TypeError, "residual must be a tensor"),
         ((X, N, N, N, N), {"backend": "triton"}, ValueError, "this operator has no Triton kernel"),
     ],
 )
@@ -457,6 +570,9 @@ def test_a_direct_call_reads_no_foreign_memory() -> None:
     for arguments in ((X, N, N, N, N), (x, N[:2], N, N, N), (x, N, N, N.double(), N), (x[:, :, :1], N, N, N, N)):
         with pytest.raises(RuntimeError, match=r"channels-last|does not fit|no window"):
             operator(*arguments, 0.1, 1e-5, True)
+    for residual in (X, x[:1], x.double()):
+        with pytest.raises(RuntimeError, match=r"channels-last|does not fit"):
+            operator(x, N, N, N.clone(), N.clone(), 0.1, 1e-5, False, residual)
     _, *saved = operator(x, N, N, N.clone(), N.clone(), 0.1, 1e-5, True)
     gradient = torch.zeros(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     for changed in ((x, x, N, *saved), (gradient, x, N, saved[0][:, :, :, :32], *saved[1:])):

@@ -193,16 +193,19 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)  # torch.func maps no batch norm of two dtypes
 
 
-def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool = False) -> Tensor:
-    """Apply batch norm, ReLU and, with `pool`, 2x2 max-pooling to x (B,C,H,W); in training this is one operator."""
+def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool = False, add: Tensor | None = None) -> Tensor:
+    """Apply batch norm, the sum with `add`, ReLU and, with `pool`, 2x2 max-pooling to x (B,C,H,W); in training, and
+    without one of the two, this is one operator."""
     assert isinstance(norm, nn.BatchNorm2d)
     batches, mean, var = norm.num_batches_tracked, norm.running_mean, norm.running_var
-    if not norm.training or batches is None or mean is None or var is None:
-        x = F.relu(norm(x))
+    if not norm.training or batches is None or mean is None or var is None or (pool and add is not None):
+        x = norm(x)
+        x = F.relu(x if add is None else x + add)
         return F.max_pool2d(x, 2) if pool else x
     batches.add_(1)
     momentum = 1.0 / float(batches) if norm.momentum is None else norm.momentum  # None: the average of all batches
-    return ops.norm_relu_pool(x, norm.weight, norm.bias, mean, var, momentum=momentum, eps=norm.eps, pool=pool)
+    numbers = norm.weight, norm.bias, mean, var
+    return ops.norm_relu_pool(x, *numbers, momentum=momentum, eps=norm.eps, pool=pool, residual=add)
 
 
 def convolve(
@@ -226,8 +229,8 @@ def convolve(
         y = folded(x, add=add, relu=relu)
         return max_pool(y) if pool else y
     y = conv(x)
-    if norm is not None and relu and add is None:
-        return norm_relu_pool(norm, y, pool=pool)
+    if norm is not None and relu:
+        return norm_relu_pool(norm, y, pool=pool, add=add)
     y = y if norm is None else norm(y)
     y = y if add is None else y + add
     y = F.relu(y) if relu else y

@@ -25,9 +25,12 @@ def norm_relu_pool(
     momentum: float,
     eps: float = 1e-5,
     pool: bool = True,
+    residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Batch norm with the statistics of the batch, then ReLU, then max-pooling of 2x2 windows with stride 2.
+
+    With a residual it is the end of a block of a ResNet (He et al., 2016, eq. 1), relu(norm(x) + residual).
 
     Result and running statistics are those of torch's three functions, to the last bit for channels-last images in
     float32 with more positions than threads. An autocast region changes nothing.
@@ -39,6 +42,7 @@ def norm_relu_pool(
         momentum: the weight of this batch in the running statistics.
         eps: added to the variance.
         pool: whether there is max-pooling; an odd row or column at the end is left out, as in torch.
+        residual: None, or what is added before the ReLU, of shape and dtype of x, without pooling.
         backend: an operator backend; None picks the fastest that serves the tensors: the reference in float32 without
             pooling, for positions of less than 16 bytes, inside of torch.func's transforms, and for forward-mode
             differentiation.
@@ -51,10 +55,10 @@ def norm_relu_pool(
         TypeError: for dtypes, and for arguments that are no tensors.
         RuntimeError: from cpp, named as the backend, for forward-mode differentiation.
     """
-    call = _NormReluPoolCall(x, weight, bias, running_mean, running_var, momentum, eps, pool)
+    call = _NormReluPoolCall(x, weight, bias, running_mean, running_var, momentum, eps, pool, residual)
     _check(call)
     # cpp writes to tensors, which vmap cannot map, and has no forward derivative
-    needs_reference = fused.inside_torch_func() or fused.has_tangent(x, weight, bias)
+    needs_reference = fused.inside_torch_func() or fused.has_tangent(x, weight, bias, residual)
     torch_is_faster = (x.dtype == torch.float32 and not pool) or x.shape[1] * x.itemsize < 16
     if backend is None and (needs_reference or torch_is_faster):
         backend = "reference"
@@ -73,11 +77,13 @@ class _NormReluPoolCall(NamedTuple):
     momentum: float
     eps: float
     pool: bool
+    residual: Tensor | None
 
 
 def _check(call: _NormReluPoolCall) -> None:
-    x, pool = call.x, call.pool
+    x, pool, residual = call.x, call.pool, call.residual
     checks.check_tensors(**{name: getattr(call, name) for name in TENSORS})
+    checks.check_optional_tensors(residual=residual)
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be bfloat16, float32 or float64, got {x.dtype}")
     checks.check_numbers(momentum=call.momentum, eps=call.eps)
@@ -96,6 +102,14 @@ def _check(call: _NormReluPoolCall) -> None:
         if tensor.dtype != DTYPES[x.dtype]:
             raise TypeError(f"{name} must be {DTYPES[x.dtype]} for {x.dtype} x, got {tensor.dtype}")
         checks.check_device(name, tensor, "x", x)
+    if residual is not None:
+        if pool:
+            raise ValueError("a residual is added without pooling: pool=False")
+        if residual.shape != x.shape:
+            raise ValueError(f"residual must be {tuple(x.shape)} as x is, got {tuple(residual.shape)}")
+        if residual.dtype != x.dtype:
+            raise TypeError(f"residual must be {x.dtype} as x is, got {residual.dtype}")
+        checks.check_device("residual", residual, "x", x)
     checks.check_written(running_mean=call.running_mean, running_var=call.running_var)
 
 
@@ -103,12 +117,13 @@ def _check(call: _NormReluPoolCall) -> None:
 
 
 def _reference(call: _NormReluPoolCall) -> Tensor:
-    x, weight, bias, running_mean, running_var, momentum, eps, pool = call
+    x, weight, bias, running_mean, running_var, momentum, eps, pool, residual = call
     # torch.func maps no batch norm of one dtype with parameters of another; inside, torch computes in theirs anyway
     wide = x.to(weight.dtype) if fused.inside_torch_func() else x
     weight, bias = weight.contiguous(), bias.contiguous()  # torch 2.14 returns wrong gradients where weight has gaps
     y = F.batch_norm(wide, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
-    y = F.relu(y.to(x.dtype))
+    y = y.to(x.dtype)
+    y = F.relu(y if residual is None else y + residual)
     return F.max_pool2d(y, 2) if pool else y
 
 
@@ -116,12 +131,17 @@ def _reference(call: _NormReluPoolCall) -> Tensor:
 
 
 def _fused(call: _NormReluPoolCall) -> Tensor:
-    x, weight, bias, *settings = call
-    fused.refuse_tangent("norm_relu_pool", x, weight, bias)
+    x, weight, bias, *settings, residual = call
+    fused.refuse_tangent("norm_relu_pool", x, weight, bias, residual)
     x = x.contiguous(memory_format=torch.channels_last)
-    y, *saved = _operators.norm_relu_pool(x.detach(), weight.detach(), bias.detach(), *settings)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
-        return _AttachImageGradient.apply(call.pool, y, x, weight, bias, *saved)
+    detached = None
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+        detached = residual.detach()
+    y, *saved = _operators.norm_relu_pool(x.detach(), weight.detach(), bias.detach(), *settings, detached)
+    leaves = (x, weight, bias) if residual is None else (x, weight, bias, residual)
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
+        return _AttachImageGradient.apply(call.pool, y, x, weight, bias, residual, *saved)
     return y
 
 
@@ -129,9 +149,18 @@ class _AttachImageGradient(torch.autograd.Function):
     """Gives the result its gradient. (torch.library.register_autograd takes no operator that writes to an argument.)"""
 
     @staticmethod
-    def forward(ctx: Any, pool: bool, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *saved: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        pool: bool,
+        y: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        *saved: Tensor,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, *saved)
-        ctx.pool = pool
+        ctx.settings = pool, residual is not None
         return y.view_as(y)
 
     @staticmethod
@@ -139,14 +168,24 @@ class _AttachImageGradient(torch.autograd.Function):
         x, weight, *saved = ctx.saved_tensors
         fused.refuse_tangent("norm_relu_pool", upstream[0])
         gradient = upstream[0].contiguous(memory_format=torch.channels_last)
-        gradients = _operators.norm_relu_pool_backward(gradient, x, weight, *saved, ctx.pool)
+        gradients = _operators.norm_relu_pool_backward(gradient, x, weight, *saved, *ctx.settings)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = [fused.NoSecondDerivative.apply(one, gradient, x, weight) for one in gradients]
-        return None, None, *gradients, None, None, None
+        *of_inputs, of_residual = gradients
+        return None, None, *of_inputs, of_residual if ctx.settings[1] else None, None, None, None
 
 
-def _fake(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    pool = others[-1]
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    pool: bool,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, channels, height, width = x.shape
     if pool:
         height, width = height // 2, width // 2
@@ -167,24 +206,34 @@ def _fake(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tens
 
 
 def _fake_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, places: Tensor, mean: Tensor, invstd: Tensor, pool: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    of_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return of_x, torch.empty_like(mean), torch.empty_like(mean)
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    places: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    pool: bool,
+    residual: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_x, of_added = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last) for _ in range(2)
+    )
+    of_residual = of_added if residual else x.new_empty((0,))
+    return of_x, torch.empty_like(mean), torch.empty_like(mean), of_residual
 
 
 fused.define(
     "norm_relu_pool",
     None,
     "(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, float momentum, "
-    "float eps, bool pool) -> (Tensor y, Tensor places, Tensor mean, Tensor invstd)",
+    "float eps, bool pool, Tensor? residual=None) -> (Tensor y, Tensor places, Tensor mean, Tensor invstd)",
     _fake,
 )
 fused.define(
     "norm_relu_pool_backward",
     None,
-    "(Tensor gradient, Tensor x, Tensor weight, Tensor places, Tensor mean, Tensor invstd, bool pool) "
-    "-> (Tensor of_x, Tensor of_weight, Tensor of_bias)",
+    "(Tensor gradient, Tensor x, Tensor weight, Tensor places, Tensor mean, Tensor invstd, bool pool, "
+    "bool residual=False) -> (Tensor of_x, Tensor of_weight, Tensor of_bias, Tensor of_residual)",
     _fake_backward,
 )
 _operators = getattr(torch.ops, fused.NAMESPACES["cpp"])
