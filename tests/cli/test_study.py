@@ -5,16 +5,19 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.support.command import children, command, refusal, run, wait_for
-from tests.support.runs import log
+from tests.support.runs import log, without_clocks
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.lock import refuse_if_busy
+from tfkd_fast.study import processes
 
 HEAD = """
 seeds = [0, 1]
@@ -47,6 +50,12 @@ def write(folder: Path, text: str) -> Path:
     file = folder / "study.toml"
     file.write_text(text)
     return file
+
+
+def runs_of(study: int) -> list[int]:
+    """The processes of a study's runs, which are forked from the only one that it starts."""
+    (warm,) = children(study)
+    return children(warm)
 
 
 def students(out: Path) -> dict[str, int]:
@@ -169,7 +178,7 @@ def test_a_killed_run_goes_on_when_the_study_is_given_again(tmp_path: Path) -> N
     out = tmp_path / "out"
     process = subprocess.Popen(command("study", study, "--out", out), stdout=subprocess.DEVNULL)
     wait_for(out / "runs" / "ce-seed0" / "checkpoints" / "epoch-00001.ckpt", process)
-    (child,) = children(process.pid)
+    (child,) = runs_of(process.pid)
     os.kill(child, signal.SIGKILL)
     assert process.wait() == 1
     assert "ce-seed0: ended by SIGKILL" in (out / "table.md").read_text()
@@ -178,9 +187,9 @@ def test_a_killed_run_goes_on_when_the_study_is_given_again(tmp_path: Path) -> N
     assert "Missing" not in (out / "table.md").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_when_a_study_ends_its_runs_end_with_what_they_have_trained(tmp_path: Path, number: int) -> None:
-    """However it ends: it asks them, or else they notice."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, None])
+def test_when_a_study_ends_its_runs_end_with_what_they_have_trained(tmp_path: Path, number: int | None) -> None:
+    """However it ends: it asks them, or else they notice; also if the process is killed that they are forked from."""
     head = HEAD.replace("epochs = 1", "epochs = 500\ncheckpoint_every = 500")
     study, out = write(tmp_path, head + CE), tmp_path / "out"
     runs = [out / "runs" / f"ce-seed{seed}" for seed in (0, 1)]
@@ -194,14 +203,21 @@ def test_when_a_study_ends_its_runs_end_with_what_they_have_trained(tmp_path: Pa
                 assert process.poll() is None
                 time.sleep(0.01)
         assert f"another tfkd-fast is at work in {out}" in refusal("study", study, "--out", out)
-        started = children(process.pid)
+        started = runs_of(process.pid)
         assert len(started) == 2
+        (warm,) = children(process.pid)
     finally:
-        process.send_signal(number)
+        if number is None:
+            os.kill(warm, signal.SIGKILL)
+        else:
+            process.send_signal(number)
     _, message = process.communicate()
-    if number == signal.SIGKILL:
-        wait_until_ended(started)
-    else:
+    if number != signal.SIGINT:
+        wait_until_ended([warm, *started])
+    if number is None:
+        assert process.returncode == 1
+        assert "ce-seed1: ended by SIGKILL" in (out / "table.md").read_text()
+    if number == signal.SIGINT:
         assert process.returncode == 128 + number
         assert message.decode() == "stopped: the same command again goes on from the last checkpoints\n"
     assert not any(Path("/proc", str(pid)).exists() for pid in started)
@@ -209,6 +225,20 @@ def test_when_a_study_ends_its_runs_end_with_what_they_have_trained(tmp_path: Pa
     for folder in runs:
         last = max(event["epoch"] for event in log(folder) if event["event"] == "epoch")
         assert [path.name for path in RunFolder(folder).checkpoint_files()] == [f"epoch-{last:05d}.ckpt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="runs are not forked here")
+def test_a_forked_run_has_the_bits_of_a_command_of_its_own(
+    finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where there is no fork a study starts such commands."""
+    study, out, _ = finished
+    monkeypatch.setattr(processes, "sys", SimpleNamespace(platform="elsewhere", executable=sys.executable))
+    run("study", study, "--out", tmp_path, "--jobs", "2", "--seeds", "1", "--rows", "smoothed")
+    forked, alone = (folder / "runs" / "smoothed-seed1" for folder in (out, tmp_path))
+    for name in ("student.safetensors", "best.safetensors"):
+        assert (forked / name).read_bytes() == (alone / name).read_bytes()
+    assert without_clocks(forked) == without_clocks(alone)
 
 
 def wait_until_ended(processes: list[int], seconds: float = 60) -> None:

@@ -8,13 +8,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 from tfkd_fast.device import available_cores, resolve_compute
 from tfkd_fast.errors import UserError
@@ -23,16 +21,15 @@ from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
 from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
-from tfkd_fast.runs.stop import LIFELINE, Stop
+from tfkd_fast.runs.stop import Stop
 from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
+from tfkd_fast.study.processes import Process, Processes, processes
 
 POLL = 0.1
 """Seconds between two looks at the processes."""
 PATIENCE = 10.0
 """Seconds that a process may take to end after it was asked to end at once."""
-
-Process: TypeAlias = "subprocess.Popen[bytes]"
 
 
 @dataclass(frozen=True)
@@ -164,18 +161,25 @@ class Runner:
         with lock_folder(self.folder.path) as locks, _pipe() as (end, lifeline):
             self.folder.create()
             self.write_table()
+            if self.waiting:
+                self._train([*locks, end], lifeline, stop)
+            stop.check()
+
+    def _train(self, inherited: list[int], lifeline: BinaryIO, stop: Stop) -> None:
+        """Train all that is left. Its processes inherit the locks of the folder, which is taken as long as one of them
+        lives, and the end of the lifeline."""
+        with processes(self.folder.path, self._threads, inherited) as source:
             stop.resumable = stop.unsaved = True  # now there may be epochs of its runs that no checkpoint has
             try:
                 while stop.requested is None and (self.waiting or self._running):
-                    self._start_ready([*locks, end])
-                    self._collect_ended()
+                    self._start_ready(source)
+                    self._collect_ended(source)
                     if self._on_look is not None:
                         self._on_look()
             finally:
                 lifeline.close()
                 self._wait_for_all()
                 stop.unsaved = False
-            stop.check()
 
     @property
     def running(self) -> list[Run]:
@@ -209,58 +213,46 @@ class Runner:
         left = [run for run in runs if run not in self.waiting and not self.folder.run(run).summary.exists()]
         return {run.name: str(failures[run.name]) for run in left if run.name in failures}
 
-    def _start_ready(self, inherited: list[int]) -> None:
-        """Start runs in their order, as many as may run; one that needs others waits for them.
-
-        They inherit the locks of the folder, which is taken as long as one of them lives, and the end of the lifeline.
-        """
+    def _start_ready(self, source: Processes) -> None:
+        """Start runs in their order, as many as may run; one that needs others waits for them."""
         for run in list(self.waiting):
             if len(self._running) == self.jobs:
                 return
-            if any(source in self.waiting or source in self._running for source in self._sources(run)):
+            if any(needed in self.waiting or needed in self._running for needed in self._sources(run)):
                 continue
             self.waiting.remove(run)
             try:
-                self._running[run] = self._start(run, inherited)
+                self._running[run] = self._start(run, source)
             except UserError as error:
                 self._end(run, str(error))
 
-    def _start(self, run: Run, inherited: list[int]) -> Process:
-        for source in self._sources(run):
-            if not self.folder.run(source).summary.exists():
-                raise UserError(f"it needs {source.name}, which is not there: train that row, too")
+    def _start(self, run: Run, source: Processes) -> Process:
+        for needed in self._sources(run):
+            if not self.folder.run(needed).summary.exists():
+                raise UserError(f"it needs {needed.name}, which is not there: train that row, too")
         self._refuse_another_recipe(run)
         run_folder, recipe = self.folder.run(run), self.folder.recipe(run)
         if run_folder.recipe.exists():
-            arguments = ["--resume", run_folder.path]
+            arguments = ["--resume", str(run_folder.path)]
         else:
             _write(recipe, self._recipe(run).to_toml())
-            arguments = [recipe, "--out", run_folder.path]
-        with self._open_log(run) as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tfkd_fast", "train", *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": str(self._threads), LIFELINE: str(inherited[-1])},
-                start_new_session=True,  # a Ctrl-C reaches us alone, and we stop them
-                pass_fds=inherited,
-            )
-
-    def _open_log(self, run: Run) -> BinaryIO:
+            arguments = [str(recipe), "--out", str(run_folder.path)]
+        log = self.folder.log(run)
         try:
-            return self.folder.log(run).open("ab")
+            log.touch()
         except OSError as error:
-            raise UserError(f"cannot write {self.folder.log(run)}: {error.strerror}") from None
+            raise UserError(f"cannot write {log}: {error.strerror}") from None
+        return source.start(["train", *arguments], log)
 
-    def _collect_ended(self) -> None:
+    def _collect_ended(self, source: Processes) -> None:
         """Collect the processes that ended; if there are none, wait a little."""
-        ended = [run for run, process in self._running.items() if process.poll() is not None]
-        for run in ended:
-            process = self._running.pop(run)
-            self._end(run, None if self.folder.run(run).summary.exists() else self._reason(run, process.returncode))
+        codes = [(run, process.poll()) for run, process in self._running.items()]
+        ended = [(run, code) for run, code in codes if code is not None]
+        for run, code in ended:
+            del self._running[run]
+            self._end(run, None if self.folder.run(run).summary.exists() else self._reason(run, code))
         if self._running and not ended:
-            time.sleep(POLL)
+            source.pause(POLL)
 
     def _end(self, run: Run, failure: str | None) -> None:
         if failure is not None:
@@ -291,7 +283,8 @@ class Runner:
                     process.wait(PATIENCE)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                    process.wait()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(PATIENCE)
             raise
 
     def _sources(self, run: Run) -> list[Run]:

@@ -4,7 +4,10 @@ Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Ma
 """
 
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -46,12 +49,13 @@ def open_digits(settings: DataSettings, download: bool) -> Dataset:
 @cache
 def _read() -> tuple[ArrayImages, ArrayImages]:
     """Read the training and test images, which are in one file."""
-    from sklearn.datasets import load_digits  # takes a second to import, and most data sets do without
-
-    bundled = load_digits()
-    grey = torch.from_numpy(bundled.images).float().unsqueeze(1) * (255 / 16)  # ink 0 .. 16
+    package = find_spec("sklearn")  # its file is read without the package, which takes a second to import
+    if package is None or package.origin is None:
+        raise UserError("data set digits is part of scikit-learn, which is not installed: pip install scikit-learn")
+    table = np.loadtxt(Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz", delimiter=",")
+    grey = torch.from_numpy(table[:, :-1]).float().view(-1, 1, 8, 8) * (255 / 16)  # ink 0 .. 16, then the label
     enlarged = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
-    labels = torch.from_numpy(bundled.target).long()
+    labels = torch.from_numpy(table[:, -1]).long()
     images = ArrayImages(enlarged.round().to(torch.uint8), labels)
     train, test = split_indices(labels, TEST_SHARE, SPLIT_SEED)
     return images.subset(train), images.subset(test)
