@@ -17,7 +17,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.runs.stop import LIFELINE
 
 
-class Process(Protocol):
+class RunProcess(Protocol):
     """A process that trains a run, as far as a study needs it; as `subprocess.Popen` has it."""
 
     def poll(self) -> int | None:
@@ -27,16 +27,16 @@ class Process(Protocol):
         """Wait for its end; raises `subprocess.TimeoutExpired` after so many seconds."""
 
     def terminate(self) -> None:
-        """Ask it to end at once."""
+        """Ask it to end, by SIGTERM."""
 
     def kill(self) -> None:
-        """End it."""
+        """End it at once, whether it wants to or not."""
 
 
 class Processes(Protocol):
     """Starts processes that train runs."""
 
-    def start(self, arguments: Sequence[str], log: Path) -> Process:
+    def start(self, arguments: Sequence[str], log: Path) -> RunProcess:
         """A process of `tfkd-fast` with these arguments that appends what it prints to a log."""
 
     def pause(self, seconds: float) -> None:
@@ -60,13 +60,13 @@ def processes(folder: Path, threads: int, inherited: Sequence[int]) -> Iterator[
         yield forked
 
 
-class StartedProcesses:
+class StartedProcesses(Processes):
     """Each process begins with the interpreter."""
 
     def __init__(self, environment: dict[str, str], inherited: Sequence[int]) -> None:
         self._environment, self._inherited = environment, inherited
 
-    def start(self, arguments: Sequence[str], log: Path) -> Process:
+    def start(self, arguments: Sequence[str], log: Path) -> RunProcess:
         with log.open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "tfkd_fast", *arguments],
@@ -82,7 +82,7 @@ class StartedProcesses:
         time.sleep(seconds)
 
 
-class ForkedProcesses:
+class ForkedProcesses(Processes):
     """All processes are forked from one, which `cli/warm.py` describes; it ends with the block."""
 
     def __init__(self, folder: Path, environment: dict[str, str], inherited: Sequence[int]) -> None:
@@ -107,7 +107,7 @@ class ForkedProcesses:
         self._channel.close()
         self._warm.wait()
 
-    def start(self, arguments: Sequence[str], log: Path) -> Process:
+    def start(self, arguments: Sequence[str], log: Path) -> RunProcess:
         """
         Raises:
             UserError: somebody ended the process that forks.
@@ -145,7 +145,7 @@ class ForkedProcesses:
         self._living.clear()
 
 
-class ForkedProcess:
+class ForkedProcess(RunProcess):
     """A process that was forked from another one than this."""
 
     def __init__(self, source: ForkedProcesses, number: int) -> None:

@@ -24,7 +24,7 @@ from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
-from tfkd_fast.study.processes import Process, Processes, processes
+from tfkd_fast.study.processes import Processes, RunProcess, processes
 
 POLL = 0.1
 """Seconds between two looks at the processes."""
@@ -142,7 +142,7 @@ class Runner:
         cores = available_cores()
         self.jobs = jobs or (1 if any(_uses_cuda(row) for row in rows) else cores)
         self._threads = max(1, cores // self.jobs)
-        self._running: dict[Run, Process] = {}
+        self._running: dict[Run, RunProcess] = {}
         self.failed_now = False
         """Whether a run failed since this runner was made."""
         self.failures = self._earlier_failures()
@@ -226,7 +226,7 @@ class Runner:
             except UserError as error:
                 self._end(run, str(error))
 
-    def _start(self, run: Run, source: Processes) -> Process:
+    def _start(self, run: Run, source: Processes) -> RunProcess:
         for needed in self._sources(run):
             if not self.folder.run(needed).summary.exists():
                 raise UserError(f"it needs {needed.name}, which is not there: train that row, too")
