@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tfkd_fast.ops import conv3x3, conv_algorithms
-from tfkd_fast.ops.conv_algorithms import TORCH, Algorithms, Convolution
+from tfkd_fast.ops.conv_algorithms import PASSES, TORCH, Algorithms, Convolution
 
 BF16 = torch.bfloat16
 BATCH, INPUTS, OUTPUTS, SIZE = 6, 32, 48, 8
@@ -62,6 +62,30 @@ def test_every_mixture_is_right(algorithms: tuple[str, str, str], dtype: torch.d
     for own, by_torch, expected, name in zip(ours, theirs, exact, ("y", "x", "weight", "bias"), strict=True):
         assert (own.dtype, own.shape) == (by_torch.dtype, by_torch.shape), name
         assert (own - expected).norm() <= 2 * (by_torch - expected).norm(), name
+
+
+@needs_others
+@pytest.mark.parametrize("size", [7, 8])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 2), (5, 1), (5, 2)])
+def test_other_kernels_and_strides(kernel: int, stride: int, size: int) -> None:
+    """Each algorithm in the passes that it has; the others are torch's. Errors as above."""
+    shape = Convolution(INPUTS, size, size, OUTPUTS, torch.float32, kernel, stride)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, upstream = (torch.randn(sizes, generator=generator) for sizes in shape.shapes(BATCH))
+    leaves = [x.requires_grad_(), weight.requires_grad_()]
+    in_float64 = F.conv2d(x.double(), weight.double(), stride=stride, padding=kernel // 2)
+    exact = [in_float64, *torch.autograd.grad(in_float64, leaves, upstream.double())]
+
+    def results(own: str) -> list[Tensor]:
+        served = [own if own in conv_algorithms.serving(name, shape, BATCH) else "torch" for name in PASSES]
+        with conv_algorithms.using({shape: Algorithms(*served)}):
+            y = conv_algorithms.convolve_as_chosen(x.to(BF16), weight, None, stride)
+        return [y, *torch.autograd.grad(y, leaves, upstream.to(BF16))]
+
+    for own in OTHERS:
+        for ours, theirs, expected in zip(results(own), results("torch"), exact, strict=True):
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), own
+            assert (ours - expected).norm() <= 2 * (theirs - expected).norm(), own
 
 
 @needs_others
@@ -153,6 +177,6 @@ def test_choices_end_with_their_context() -> None:
         with conv_algorithms.using({SHAPE: TORCH}):
             assert conv_algorithms.find_algorithms(x, weight) is None
         assert conv_algorithms.find_algorithms(x, weight) == outer
-        assert conv_algorithms.chosen(x.float(), weight) is None
+        assert conv_algorithms.find_algorithms(x.float(), weight) is None
         assert conv_algorithms.find_algorithms(x, weight[1:]) is None
     assert conv_algorithms.find_algorithms(x, weight) is None

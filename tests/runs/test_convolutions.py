@@ -11,7 +11,7 @@ from tfkd_fast.runs.convolutions import ChosenConvolution, ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
 
 FIRST = Convolution(3, 32, 32, 64, torch.float32)
-LATER = Convolution(64, 16, 8, 128, torch.bfloat16)
+LATER = Convolution(64, 16, 8, 128, torch.bfloat16, kernel=1, stride=2)
 
 
 def record(later: Algorithms) -> ConvolutionRecord:
@@ -28,7 +28,7 @@ def test_a_folder_keeps_the_record(tmp_path: Path) -> None:
     folder.write_convolutions(record(later))
     assert folder.read_convolutions() == record(later)
     assert record(later).choices == {FIRST: TORCH, LATER: later}
-    assert record(later).passes == {"one": 1, "torch": 3, "two": 1}
+    assert record(later).passes == {"one": 1, "torch": 4, "two": 1}
     folder.convolutions.write_text(folder.convolutions.read_text().replace('"two"', '"six"'))
     with pytest.raises(UserError, match=r"convolutions\.json .*its checksum is wrong.*: restore it, or delete it"):
         folder.read_convolutions()

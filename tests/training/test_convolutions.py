@@ -66,6 +66,18 @@ def test_the_convolutions_of_a_student() -> None:
     }
 
 
+def test_those_of_other_kernels_and_strides() -> None:
+    model = build_model(ModelSettings(name="resnet8x4", width=0.25), 10, 3, seed=0)
+    passes = record_passes(BF16.place(model), Teachers((), BF16, 4), BF16, (3, 32, 32))
+    assert {(shape.in_channels, shape.height, shape.kernel, shape.stride) for shape in passes} == {
+        (3, 32, 3, 1),
+        *((8, 32, *kind) for kind in ((3, 1), (1, 1))),
+        *((16, 32, *kind) for kind in ((3, 1), (3, 2), (1, 2))),
+        *((32, 16, *kind) for kind in ((3, 1), (3, 2), (1, 2))),
+        (64, 8, 3, 1),
+    }
+
+
 # The user's cache.
 
 

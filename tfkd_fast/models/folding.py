@@ -16,8 +16,6 @@ from tfkd_fast.ops.conv_algorithms import ALGORITHMS
 
 _FUSES: bool = torch.backends.mkldnn.is_available()
 _FUSES_BFLOAT16: bool = _FUSES and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-PLAIN = [1, 1], [1, 1], [1, 1], 1
-"""Padding, stride, dilation and groups of the 3x3 convolutions for which there are several algorithms."""
 
 
 class FoldingConv(nn.Conv2d):
@@ -72,14 +70,16 @@ class Folded:
         reorder = torch.ops.mkldnn._reorder_convolution_weight
         self._weight: Tensor = reorder(weight.to(x.dtype), *self._geometry, list(x.shape))
         self._bias, self._rounded_bias = bias, bias.to(x.dtype)
-        self._unrounded = weight if conv.kernel_size == (3, 3) and self._geometry == PLAIN else None
+        kernel, self._stride = conv.kernel_size[0], conv.stride[0]
+        keeps_size = self._geometry == ([kernel // 2] * 2, [self._stride] * 2, [1, 1], 1)
+        self._unrounded = weight if keeps_size and conv.kernel_size == (kernel, kernel) else None
 
     def __call__(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
         """The convolution of x (B,C,H,W), plus `add`, then ReLU with `relu`; channels-last from channels-last x."""
         if self._unrounded is not None:
-            algorithms = conv_algorithms.find_algorithms(x, self._unrounded, fixed=True)
+            algorithms = conv_algorithms.find_algorithms(x, self._unrounded, self._stride, fixed=True)
             if algorithms is not None and algorithms.inference != "torch":
-                y = ALGORITHMS[algorithms.inference].forward(x, self._unrounded, self._bias)
+                y = ALGORITHMS[algorithms.inference].forward(x, self._unrounded, self._bias, self._stride)
                 y = y if add is None else y.add_(add)
                 return y.relu_() if relu else y
         convolve = torch.ops.mkldnn._convolution_pointwise

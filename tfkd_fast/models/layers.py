@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tfkd_fast import ops
 from tfkd_fast.models.folding import FoldingConv
-from tfkd_fast.ops import fused
+from tfkd_fast.ops import conv_algorithms, fused
 
 FeatureName = Literal["stages", "stem", "block_sums"]
 """Names of the features that a method may ask for; `Features.pooled` comes with any of them."""
@@ -181,7 +181,7 @@ class Conv(FoldingConv):
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel_size == (3, 3) and self.stride == (1, 1):
             return ops.conv3x3(x, self.weight, self.bias)
-        return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return conv_algorithms.convolve_as_chosen(x, self.weight, self.bias, self.stride[0])
 
 
 class BatchNorm(nn.BatchNorm2d):

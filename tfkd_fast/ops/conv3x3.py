@@ -34,11 +34,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: s
     if backend is not None:
         result: Tensor = backends.select("conv3x3", backend, x)(x, weight, bias)
         return result
-    algorithms = None if backends.forced() == "reference" else conv_algorithms.find_algorithms(x, weight)
-    # torch.func and forward-mode differentiation know torch's own operators
-    if algorithms is None or fused.inside_torch_func() or fused.has_tangent(x, weight, bias):
-        return _reference(x, weight, bias)  # x has the dtype of the autocast region, which changes nothing more
-    return conv_algorithms.convolve(x, weight, bias, algorithms)
+    return conv_algorithms.convolve_as_chosen(x, weight, bias)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -83,8 +79,9 @@ def _cpp(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return conv_algorithms.convolve(x, weight, bias, _TAPS)
 
 
-def _taps_serve(name: Pass, x: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype) -> bool:
-    return _MULTIPLIES_BFLOAT16 and backends.native_library.missing is None and 0 not in (*x, *weight)
+def _taps_serve(name: Pass, x: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype, stride: int) -> bool:
+    fits = weight[2:] == (3, 3) and stride == 1 and 0 not in (*x, *weight)
+    return fits and _MULTIPLIES_BFLOAT16 and backends.native_library.missing is None
 
 
 convolution.define("conv3x3")

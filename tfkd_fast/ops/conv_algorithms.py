@@ -1,9 +1,13 @@
-"""Algorithms of a 3x3 convolution in bfloat16 on the CPU: which of them computes which pass of which shape.
+"""Algorithms of a convolution in bfloat16 on the CPU: which of them computes which pass of which shape.
+
+Maps are padded so that they keep their size, but for the stride.
 
 torch (oneDNN) computes any convolution. Others are faster for some shapes, on some processors, with some number of
-threads: `conv_measurement` finds out, and `using` lets `conv3x3` compute by what was found. Without it all is torch's.
+threads: `conv_measurement` finds out, and `using` lets `convolve_as_chosen` compute by what was found. Without it all
+is torch's.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
@@ -13,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tfkd_fast.ops import fused
+from tfkd_fast.ops import backends, fused
 
 Pass = Literal["forward", "input_gradient", "weight_gradient", "inference"]
 """What is computed: the result in training, its gradients, and the result for weights that stay as they are, with ReLU
@@ -29,11 +33,24 @@ class Convolution(NamedTuple):
     width: int
     out_channels: int
     weight_dtype: torch.dtype
+    kernel: int = 3
+    """Rows and columns of the weight, an odd number."""
+    stride: int = 1
+
+    def shapes(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The shapes of x, of the weight and of the result for so many images."""
+        height, width = ((size - 1) // self.stride + 1 for size in (self.height, self.width))
+        return (
+            (batch, self.in_channels, self.height, self.width),
+            (self.out_channels, self.in_channels, self.kernel, self.kernel),
+            (batch, self.out_channels, height, width),
+        )
 
     @property
     def operations_of_an_image(self) -> int:
         """Additions and multiplications of one pass, those with the padding included."""
-        return 2 * 9 * self.in_channels * self.out_channels * self.height * self.width
+        _, weight, result = self.shapes(1)
+        return 2 * math.prod(weight) * math.prod(result[2:])
 
 
 class Algorithms(NamedTuple):
@@ -54,18 +71,18 @@ Passes = Mapping[Convolution, frozenset[Pass]]
 """The passes of some convolutions that are wanted."""
 
 Serves = Callable[
-    [Literal["forward", "input_gradient", "weight_gradient"], tuple[int, ...], tuple[int, ...], torch.dtype], bool
+    [Literal["forward", "input_gradient", "weight_gradient"], tuple[int, ...], tuple[int, ...], torch.dtype, int], bool
 ]
-"""`serves(pass, shape of x, shape of weight, dtype of x)`: whether an algorithm computes a pass on this machine."""
+"""`serves(pass, shape of x, shape of weight, dtype of x, stride)`: whether an algorithm computes a pass here."""
 
 
 class Algorithm(NamedTuple):
-    """An algorithm in three operators of x (B,C,H,W) bfloat16, weight (K,C,3,3), bias and gradient (B,K,H,W)."""
+    """An algorithm in three functions of x and gradient in bfloat16, weight, bias, and at last the stride."""
 
-    forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    input_gradient: Callable[[Tensor, Tensor], Tensor]
-    """Takes gradient and weight."""
-    weight_gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
+    forward: Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
+    input_gradient: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    """Takes gradient, x, whose values are not read, and weight."""
+    weight_gradient: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     """Takes gradient, x and weight; gives the dtype of the weight."""
     serves: Serves
 
@@ -78,21 +95,33 @@ _recorded: dict[Convolution, frozenset[Pass]] | None = None
 
 
 def register(name: str, operator: str, serves: Serves) -> None:
-    """Add an algorithm, whose operators are `operator`, `operator`_input_gradient and `operator`_weight_gradient."""
+    """Add an algorithm, whose operators are `operator`, `operator`_input_gradient and `operator`_weight_gradient.
+
+    Their last argument is the stride where it is not 1.
+    """
     suffixes = ("", "_input_gradient", "_weight_gradient")
-    operators = [fused.overload(fused.NAMESPACES["cpp"], f"{operator}{suffix}") for suffix in suffixes]
-    ALGORITHMS[name] = Algorithm(operators[0], operators[1], operators[2], serves)
+    forward, of_x, of_weight = (fused.overload(fused.NAMESPACES["cpp"], f"{operator}{suffix}") for suffix in suffixes)
+
+    def last(stride: int) -> tuple[int, ...]:
+        return () if stride == 1 else (stride,)
+
+    ALGORITHMS[name] = Algorithm(
+        lambda x, weight, bias, stride: forward(x, weight, bias, *last(stride)),
+        lambda gradient, x, weight, stride: of_x(gradient, weight, *last(stride)),
+        lambda gradient, x, weight, stride: of_weight(gradient, x, weight, *last(stride)),
+        serves,
+    )
 
 
 # Choosing.
 
 
-def find_algorithms(x: Tensor, weight: Tensor, *, fixed: bool = False) -> Algorithms | None:
+def find_algorithms(x: Tensor, weight: Tensor, stride: int = 1, *, fixed: bool = False) -> Algorithms | None:
     """The algorithms of a call; None where all of them are torch's. `fixed` weights stay as they are."""
     if (not _choices and _recorded is None) or x.dtype != torch.bfloat16 or not x.is_cpu:
         return None
     _, inputs, height, width = x.shape
-    convolution = Convolution(inputs, height, width, weight.shape[0], weight.dtype)
+    convolution = Convolution(inputs, height, width, weight.shape[0], weight.dtype, weight.shape[2], stride)
     if _recorded is not None:
         _record(convolution, {"inference"} if fixed else _training_passes(x, weight))
     return _choices.get(convolution)
@@ -135,73 +164,93 @@ def _training_passes(x: Tensor, weight: Tensor) -> set[Pass]:
 
 def serving(name: Pass, convolution: Convolution, batch: int) -> list[str]:
     """The names of the algorithms, torch's first, that compute a pass of a convolution on this machine."""
-    inputs, height, width, outputs, _ = convolution
+    x, weight, _ = convolution.shapes(batch)
     computed: Literal["forward", "input_gradient", "weight_gradient"] = "forward" if name == "inference" else name
-    call = computed, (batch, inputs, height, width), (outputs, inputs, 3, 3), torch.bfloat16
+    call = computed, x, weight, torch.bfloat16, convolution.stride
     return [own for own, algorithm in ALGORITHMS.items() if algorithm.serves(*call)]
 
 
 # Computing.
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, algorithms: Algorithms) -> Tensor:
-    """A convolution, and later its gradients, each by its algorithm; arguments as of `conv3x3`, with bfloat16 x."""
+def convolve_as_chosen(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+    """The convolution by the algorithms of `using`, in the dtype of x, or inside an autocast region in its dtype.
+
+    Args:
+        x: (B,C,H,W) floating point; from channels-last x the result is channels-last.
+        weight: (K,C,n,n) with n odd, float32 or of the dtype of x; its gradient is of the same dtype.
+        bias: (K,), of the dtype of the weight.
+        stride: of rows and columns.
+    """
+    if x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    algorithms = None if backends.forced() == "reference" else find_algorithms(x, weight, stride)
+    # torch.func and forward-mode differentiation know torch's own operators
+    if algorithms is None or fused.inside_torch_func() or fused.has_tangent(x, weight, bias):
+        return convolve_by_torch(x, weight, bias, stride)  # x has the dtype of the region, which changes nothing more
+    return convolve(x, weight, bias, algorithms, stride)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, algorithms: Algorithms, stride: int = 1) -> Tensor:
+    """A convolution of bfloat16 x, and later its gradients, each by its algorithm."""
     if not torch.is_grad_enabled():
-        return ALGORITHMS[algorithms.forward].forward(x, weight, bias)
-    result: Tensor = _Convolve.apply(x, weight, bias, algorithms)
+        return ALGORITHMS[algorithms.forward].forward(x, weight, bias, stride)
+    result: Tensor = _Convolve.apply(x, weight, bias, algorithms, stride)
     return result
 
 
-def convolve_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
     """The convolution and its gradients by torch, which differentiates them again, too."""
     # cast here, not by autocast, which leaves tensors that torch.func maps as they are
-    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight, bias, stride=stride, padding=weight.shape[2] // 2)
 
 
 class _Convolve(torch.autograd.Function):
     """A convolution whose passes have an algorithm each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, algorithms: Algorithms) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, algorithms: Algorithms, stride: int
+    ) -> Tensor:
         rounded = weight.to(x.dtype) if "torch" in algorithms[:2] else weight  # once for both
         ctx.save_for_backward(x, weight, rounded)
-        ctx.algorithms, ctx.bias_dtype = algorithms, None if bias is None else bias.dtype
+        ctx.algorithms, ctx.stride, ctx.bias_dtype = algorithms, stride, None if bias is None else bias.dtype
         own = algorithms.forward
-        return ALGORITHMS[own].forward(x, rounded if own == "torch" else weight, bias)
+        return ALGORITHMS[own].forward(x, rounded if own == "torch" else weight, bias, stride)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rounded = ctx.saved_tensors
         fused.refuse_tangent("conv3x3", gradient)
-        needed, (_, own, last, _) = ctx.needs_input_grad, ctx.algorithms
+        needed, stride, (_, own, last, _) = ctx.needs_input_grad, ctx.stride, ctx.algorithms
+        of_x, of_weight = ALGORITHMS[own].input_gradient, ALGORITHMS[last].weight_gradient
         return (
-            ALGORITHMS[own].input_gradient(gradient, rounded if own == "torch" else weight) if needed[0] else None,
-            ALGORITHMS[last].weight_gradient(gradient, x, weight) if needed[1] else None,
+            of_x(gradient, x, rounded if own == "torch" else weight, stride) if needed[0] else None,
+            of_weight(gradient, x, weight, stride) if needed[1] else None,
             gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if needed[2] else None,
+            None,
             None,
         )
 
 
-def _torch_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    shape, layout = (gradient.shape[0], weight.shape[1], *gradient.shape[2:]), torch.channels_last
-    shaped = torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=layout)
-    return _torch_gradients(gradient, shaped, weight.to(gradient.dtype), (True, False, False))[0]
+def _torch_input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return _torch_gradients(gradient, x, weight.to(gradient.dtype), stride, (True, False, False))[0]
 
 
-def _torch_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def _torch_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     shaped = torch.empty_like(weight, dtype=x.dtype)
-    return _torch_gradients(gradient, x, shaped, (False, True, False))[1].to(weight.dtype)
+    return _torch_gradients(gradient, x, shaped, stride, (False, True, False))[1].to(weight.dtype)
 
 
 def _torch_gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias that are wanted; values of what a gradient is of are not read for it."""
-    ones = (1, 1)
-    arguments = (None, ones, ones, ones, False, (0, 0), 1)  # bias, stride, padding, dilation, ..., groups
+    strides, padding, dilation = (stride, stride), (weight.shape[2] // 2,) * 2, (1, 1)
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward.default(
-        gradient, x, weight, *arguments, wanted
+        gradient, x, weight, None, strides, padding, dilation, False, (0, 0), 1, wanted
     )
     return gradients
 

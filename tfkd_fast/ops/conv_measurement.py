@@ -111,16 +111,16 @@ class _Problem:
     """Random tensors of a convolution, of as many images as are measured."""
 
     def __init__(self, convolution: Convolution, batch: int) -> None:
-        inputs, height, width, outputs, dtype = convolution
         batch = min(batch, max(1, int(MOST_OPERATIONS / convolution.operations_of_an_image)))
         generator = torch.Generator().manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator).to(torch.bfloat16, memory_format=torch.channels_last)
 
-        self.x, self.gradient = draw(batch, inputs, height, width), draw(batch, outputs, height, width)
-        self.rounded = draw(outputs, inputs, 3, 3)
-        self.weight, self.bias = self.rounded.to(dtype), torch.zeros(outputs, dtype=dtype)
+        self.x, self.rounded, self.gradient = (draw(*shape) for shape in convolution.shapes(batch))
+        self.weight = self.rounded.to(convolution.weight_dtype)
+        self.bias = torch.zeros(convolution.out_channels, dtype=convolution.weight_dtype)
+        self.stride = convolution.stride
 
     def call(self, name: Pass, algorithm: str) -> Callable[[], object]:
         """A function that computes a pass by an algorithm."""
@@ -128,16 +128,17 @@ class _Problem:
         if name == "inference":
             return self._inference(own)
         if name == "forward":
-            return lambda: own.forward(self.x, self.weight, None)
+            return lambda: own.forward(self.x, self.weight, None, self.stride)
         if name == "weight_gradient":
-            return lambda: own.weight_gradient(self.gradient, self.x, self.weight)
+            return lambda: own.weight_gradient(self.gradient, self.x, self.weight, self.stride)
         weight = self.rounded if algorithm == "torch" else self.weight  # as after torch's forward pass
-        return lambda: own.input_gradient(self.gradient, weight)
+        return lambda: own.input_gradient(self.gradient, self.x, weight, self.stride)
 
     def _inference(self, own: Algorithm) -> Callable[[], object]:
         if own is not ALGORITHMS["torch"]:
-            return lambda: own.forward(self.x, self.weight, self.bias).relu_()
-        geometry, library = ([1, 1], [1, 1], [1, 1], 1), torch.ops.mkldnn
+            return lambda: own.forward(self.x, self.weight, self.bias, self.stride).relu_()
+        padding, library = self.weight.shape[2] // 2, torch.ops.mkldnn
+        geometry = [padding] * 2, [self.stride] * 2, [1, 1], 1
         laid_out = library._reorder_convolution_weight(self.rounded, *geometry, list(self.x.shape))
         return lambda: library._convolution_pointwise(self.x, laid_out, self.bias, *geometry, "relu", [], "")
 

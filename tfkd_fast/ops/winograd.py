@@ -15,6 +15,7 @@ def serves(
     x: Sequence[int],
     weight: Sequence[int],
     dtype: torch.dtype,
+    stride: int = 1,
 ) -> bool:
     """Return whether `winograd` computes a pass.
 
@@ -37,10 +38,12 @@ def serves(
         x: shape (B,C,H,W) of x.
         weight: shape (K,C,3,3).
         dtype: of x.
+        stride: of the convolution.
     """
     return (
         backends.native_library.missing is None
         and torch.cpu._is_avx512_bf16_supported()
         and dtype == torch.bfloat16
         and tuple(weight[2:]) == (3, 3)
+        and stride == 1
     )

@@ -24,20 +24,22 @@ class ChosenConvolution(BaseModel):
     width: int = Field(ge=1)
     out_channels: int = Field(ge=1)
     weight_dtype: Literal["float32", "bfloat16"]
+    kernel: int = Field(ge=1)
+    stride: int = Field(ge=1)
     algorithms: dict[Pass, str]
 
     @classmethod
     def make(cls, convolution: Convolution, passes: frozenset[Pass], algorithms: Algorithms) -> Self:
         """The record of a convolution whose `passes` were measured."""
-        *shape, dtype = convolution
-        values = dict(zip(("in_channels", "height", "width", "out_channels"), shape, strict=True))
         chosen = {name: own for name, own in algorithms._asdict().items() if name in passes}
-        return cls.model_validate(values | {"weight_dtype": NAMES[dtype], "algorithms": chosen})
+        own = {"weight_dtype": NAMES[convolution.weight_dtype], "algorithms": chosen}
+        return cls.model_validate(convolution._asdict() | own)
 
     @property
     def convolution(self) -> Convolution:
         """The shape and the dtype."""
-        return Convolution(self.in_channels, self.height, self.width, self.out_channels, DTYPES[self.weight_dtype])
+        values = self.model_dump(exclude={"algorithms"}) | {"weight_dtype": DTYPES[self.weight_dtype]}
+        return Convolution(**values)
 
 
 class ConvolutionRecord(BaseModel):

@@ -78,7 +78,7 @@ def choose_convolutions(
 
 
 def record_passes(student: nn.Module, teachers: Teachers, compute: Compute, shape: tuple[int, int, int]) -> Passes:
-    """The 3x3 convolutions of a student, in training and in evaluation, and of teachers, with the passes they take.
+    """The convolutions of a student, in training and in evaluation, and of teachers, with the passes they take.
 
     Args:
         student: is run on two images, which changes its batch norm.
