@@ -195,7 +195,8 @@ def compile_all() -> tuple[list[Path], dict[str, str]]:
     lacking = [name for name, found in needed.items() if found is None]
     if lacking:
         reason = f"{' and '.join(lacking)} not found{f' ({refused})' if refused else ''}"
-        return [], dict.fromkeys(("the C++ library", "the CUDA library", "the build information"), reason)
+        parts = ("the C++ library", "the CUDA library", "the build information", "the autograd extension")
+        return [], dict.fromkeys(parts, reason)
 
     nvcc, no_cuda = find_nvcc(compiler, torch)
     pybind11, no_bindings = find_pybind11()
@@ -228,10 +229,16 @@ def compile_all() -> tuple[list[Path], dict[str, str]]:
         built += [BUILD / "libtfkd_fast_cuda.so", write_kernel_report()]
     else:
         missing["the CUDA library"] = no_cuda
+    ending = sysconfig.get_config_var("EXT_SUFFIX")
     if pybind11:
-        built.append(BUILD / f"build_info{sysconfig.get_config_var('EXT_SUFFIX')}")
+        built.append(BUILD / f"build_info{ending}")
     else:
-        missing["the build information"] = no_bindings
+        missing["the build information"] = missing["the autograd extension"] = no_bindings
+    # What it needs of torch has no stable interface: the package does without it under a torch that has another one.
+    if pybind11 and subprocess.run([cmake, "--build", BUILD, "--target", "autograd"]).returncode == 0:
+        built.append(BUILD / f"autograd{ending}")
+    elif pybind11:
+        missing["the autograd extension"] = f"it does not compile with torch {torch.version}"
     return built, missing
 
 

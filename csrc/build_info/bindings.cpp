@@ -6,7 +6,6 @@
 #include "../common/vector_widths.h"
 
 #include <pybind11/pybind11.h>
-#include <torch/headeronly/version.h>
 
 #include <string>
 
@@ -35,7 +34,7 @@ PYBIND11_MODULE(build_info, module) {
   module.doc() = "How the compiled operators were built, and what they use on this processor.";
   module.attr("compiler") = COMPILER;
   module.attr("flags") = CXX_FLAGS;
-  module.attr("torch") = TORCH_VERSION;
+  module.attr("torch") = TORCH_BUILD;
   module.attr("stable_abi") = stable_abi();
   module.attr("cuda_compiler") = CUDA_COMPILER;  // empty where CUDA was not compiled, as the next
   module.attr("cuda_architectures") = CUDA_ARCHITECTURES;

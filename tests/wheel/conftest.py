@@ -25,12 +25,13 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_source(source: Path) -> Path:
-    """The same with a single, empty operator, which compiles in seconds."""
+    """The same with a single, empty operator, which compiles in seconds, and an extension that does not compile."""
     for folder in source.glob("csrc/*"):
-        if folder.name not in ("build_info", "common"):
+        if folder.name not in ("autograd", "build_info", "common"):
             shutil.rmtree(folder)
     for file in source.glob("csrc/common/*.cpp"):
         file.unlink()
+    (source / "csrc" / "autograd" / "bindings.cpp").write_text("not C++\n")
     (source / "csrc" / "empty").mkdir()
     (source / "csrc" / "empty" / "cpu.cpp").write_text("#include <torch/csrc/stable/library.h>\n")
     return source

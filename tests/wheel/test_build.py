@@ -68,7 +68,22 @@ def test_without_nvcc_and_pybind11_the_cpp_operators_are_built(small_source: Pat
     assert json.loads((folder / "missing.json").read_text()) == {
         "the CUDA library": "nvcc not found",
         "the build information": "pybind11 not found",
+        "the autograd extension": "pybind11 not found",
     }
+
+
+@needs_cpp
+@pytest.mark.skipif(native.build_information() is None, reason=str(native.not_built("the build information")))
+def test_an_extension_that_torch_refuses_is_left_out(small_source: Path) -> None:
+    """Nodes of torch's autograd have no stable interface: a newer torch may not compile them."""
+    build = build_wheel(small_source, **NO_CUDA)
+    assert build.returncode == 0, build.stdout + build.stderr
+    reason = f"it does not compile with torch {torch.__version__.partition('+')[0]}"
+    assert f"the autograd extension is left out, the package works without it: {reason}" in build.stderr
+    folder = unpacked_wheel(small_source) / "tfkd_fast" / "native"
+    assert not list(folder.glob("autograd*"))
+    code = "from tfkd_fast.ops import backends; print(backends.autograd_extension)"
+    assert reason in run_in(folder.parents[1], code)
 
 
 @needs_cpp
@@ -94,6 +109,8 @@ def test_the_build_information() -> None:
     assert "-O3" in build.flags
     assert "-ffast-math" not in build.flags
     assert tuple(map(int, build.torch.split(".")[:2])) >= (2, 11)
+    if build.torch == torch.__version__:
+        assert native.load_autograd().missing == native.not_built("the autograd extension")
     assert build.stable_abi == "2.11"
     assert bool(build.cuda_compiler) == bool(build.cuda_architectures)
     assert bool(build.cuda_compiler) == (native.not_built("the CUDA library") is None)

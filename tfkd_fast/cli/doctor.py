@@ -63,6 +63,7 @@ def _build() -> Table:
     rows: Table = [("what", "how it was built")]
     parts = ("the C++ library", "the CUDA library", "the build information")
     reasons = {part: native.not_built(part) for part in parts} | {"the C++ library": backends.why_slow()}
+    reasons["the autograd extension"] = backends.autograd_extension.missing
     build = native.build_information()
     if build is None:
         reasons["the build information"] = reasons["the build information"] or (

@@ -52,6 +52,7 @@ class OperatorStatus(NamedTuple):
 
 native_library = native.load_cpp()
 cuda_library = native.load_cuda()
+autograd_extension = native.load_autograd()
 
 operators: dict[str, dict[str, Implementation]] = {}
 """Operator -> backend -> its implementation; `register` fills it."""
@@ -114,6 +115,11 @@ def backend_of(operator: str, device: torch.device) -> str:
 def forced() -> str:
     """Return the backend that is forced on the process; "auto" if none is."""
     return _forced
+
+
+def is_for_cpp(backend: str | None) -> bool:
+    """Whether a call that names this backend, or none, is served by C++ where its tensors are on the CPU."""
+    return _forced in ("auto", "cpp") if backend is None else backend == "cpp"
 
 
 def why_slow() -> str | None:

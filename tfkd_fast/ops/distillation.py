@@ -52,6 +52,12 @@ def distillation_loss(
         IndexError, or torch's own RuntimeError from the reference: for a label out of range, on the CPU. A CUDA device
             reports it by an assertion.
     """
+    if losses.takes_one_call(backend) and isinstance(teacher_logits, Tensor) and (alpha is None or labels is not None):
+        teachers = teacher_logits.unsqueeze(0) if teacher_logits.dim() == 2 else teacher_logits
+        weight = _default_alpha(labels) if alpha is None else alpha
+        results = _in_one_call(student_logits, teachers, labels, teacher_weights, temperature, weight, reduction)
+        if results is not None:
+            return results[0]
     call = _checked(student_logits, teacher_logits, labels, temperature, alpha, teacher_weights, reduction)
     loss: Tensor = backends.select("distillation_loss", backend, student_logits)(call)
     return loss
@@ -86,7 +92,7 @@ def _checked(
     losses.check_temperature(temperature, logits)
     losses.check_reduction(reduction)
     if alpha is None:
-        alpha = 1.0 if labels is None else ALPHA
+        alpha = _default_alpha(labels)
     elif labels is None:
         raise ValueError("alpha weighs the teachers against the labels: give labels too")
     losses.check_weight("alpha", alpha, logits)
@@ -116,6 +122,10 @@ def _checked(
                 f"got {tuple(weights.shape)}"
             )
     return _DistillationCall(logits, teachers, labels, weights, temperature, alpha, reduction)
+
+
+def _default_alpha(labels: Tensor | None) -> float:
+    return 1.0 if labels is None else ALPHA
 
 
 def _reference(call: _DistillationCall) -> Tensor:
@@ -171,3 +181,4 @@ fused.define(
 )
 backends.register("distillation_loss", "reference", _reference)
 fused.register("distillation_loss", _fused)
+_in_one_call = losses.in_one_call("distillation_loss")

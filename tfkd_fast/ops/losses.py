@@ -1,13 +1,14 @@
 """Shared parts of the losses: terms, the gradient that a kernel returns with a loss, and checks of arguments."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tfkd_fast.ops import checks, fused
+from tfkd_fast.ops import backends, checks, fused
 
 Reduction = Literal["mean", "sum", "none"]
 """Reductions of a loss over the batch."""
@@ -75,6 +76,28 @@ def loss_with_gradient(operator: OpOverload, logits: Tensor, *args: Any, reducti
     elif logits.requires_grad or fused.has_tangent(logits):
         loss = _AttachLossGradient.apply(logits, loss, gradient)
     return (loss / logits.shape[-2] if late_mean else loss), others
+
+
+OneCall = Callable[..., tuple[Tensor, ...] | None]
+"""Takes the arguments of an operator, but for `temperature` and weights numbers as well. Returns what
+`loss_with_gradient` does, or None for a call that it does not serve: one that is not eager, or has a mistake in it."""
+
+
+def in_one_call(operator: str) -> OneCall:
+    """Return a function that does for C++ what `loss_with_gradient` does, in one call from Python.
+
+    Args:
+        operator: a defined operator.
+    """
+    extension = backends.autograd_extension.module
+    return (
+        (lambda *args: None) if extension is None else extension.LossOperator(f"{fused.NAMESPACES['cpp']}::{operator}")
+    )
+
+
+def takes_one_call(backend: str | None) -> bool:
+    """Whether a call that names this backend, or none, should be tried `in_one_call`."""
+    return backends.is_for_cpp(backend) and not torch.compiler.is_compiling()
 
 
 class _AttachLossGradientCompiled(torch.autograd.Function):

@@ -4,6 +4,7 @@ import csv
 import ctypes
 import importlib
 import json
+import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ def not_built(part: str) -> str | None:
     """Return why a part of the build was left out, and the remedy; None if it was built.
 
     Args:
-        part: "the C++ library", "the CUDA library" or "the build information".
+        part: "the C++ library", "the CUDA library", "the build information" or "the autograd extension".
     """
     try:
         reasons = json.loads((FOLDER / "missing.json").read_text())
@@ -74,6 +75,31 @@ def load_cuda() -> NativeLibrary:
         return NativeLibrary(reason, "")
     about = f"built by nvcc {build.cuda_compiler} for {build.cuda_architectures}" if build else "compiled"
     return _load("the CUDA library", "libtfkd_fast_cuda.so", about)
+
+
+class Extension(NamedTuple):
+    """The status of a Python module of compiled code."""
+
+    missing: str | None
+    """Why the module is not loaded; None if it is."""
+    module: Any | None
+    """The module; None where it is not loaded."""
+
+
+def load_autograd() -> Extension:
+    """Load the module `autograd` (csrc/autograd/bindings.cpp), which is for one version of Python and of torch."""
+    build, reason = build_information(), not_built("the autograd extension")
+    if reason is None:
+        if build is None:
+            reason = f"it is for another Python than {platform.python_version()}: install the package from its source"
+        elif build.torch != torch.__version__:
+            reason = f"it is for torch {build.torch}, not for {torch.__version__}: install the package from its source"
+    if reason is None:
+        try:
+            return Extension(None, importlib.import_module("tfkd_fast.native.autograd"))
+        except ImportError as error:
+            reason = f"it does not load ({error}): install the package again"
+    return Extension(reason, None)
 
 
 def _load(part: str, file: str, about: str) -> NativeLibrary:

@@ -47,6 +47,10 @@ def peer_loss(
         IndexError, or torch's own RuntimeError from the reference: for a label out of range, on the CPU. A CUDA device
             reports it by an assertion.
     """
+    if losses.takes_one_call(backend):
+        results = _in_one_call(logits, labels, temperature, alpha, include_self, reduction)
+        if results is not None:
+            return results[0]
     call = _PeerCall(logits, labels, temperature, alpha, include_self, reduction)
     _check(call)
     loss: Tensor = backends.select("peer_loss", backend, logits)(call)
@@ -129,3 +133,4 @@ fused.define(
 )
 backends.register("peer_loss", "reference", _reference)
 fused.register("peer_loss", _fused)
+_in_one_call = losses.in_one_call("peer_loss")

@@ -1,6 +1,6 @@
 """The soft-target loss: a student learns from target distributions; and its training statistics."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from tfkd_fast.ops.losses import Reduction
 
 Rows = Literal["class", "sample"]
 """Rows of a table of targets: one for each class, or one for each sample."""
+ROWS = get_args(Rows)
 
 
 class SoftTargetStats(NamedTuple):
@@ -65,6 +66,10 @@ def soft_target_loss(
         IndexError, or torch's own RuntimeError from the reference: for a label out of range, on the CPU. A CUDA device
             reports it by an assertion.
     """
+    if losses.takes_one_call(backend) and rows in ROWS:
+        args = logits, labels, targets, temperature, hard_weight, rows == "class", reduction
+        if (results := _in_one_call(*args)) is not None:
+            return results[0]
     call = _SoftTargetCall(logits, labels, targets, temperature, hard_weight, rows, reduction)
     _check(call)
     loss: Tensor = backends.select("soft_target_loss", backend, logits)(call)
@@ -89,6 +94,10 @@ def soft_target_loss_with_stats(
         similarity: (C,C), or (P,C,C) for P candidates, float32. In place, each sample adds softmax(z) to row y.
         logits, labels, targets, temperature, hard_weight, rows, reduction, backend: see `soft_target_loss`.
     """
+    if losses.takes_one_call(backend) and rows in ROWS:
+        args = logits, labels, targets, similarity, temperature, hard_weight, rows == "class", reduction
+        if (results := _in_one_call_with_stats(*args)) is not None:
+            return results[0], SoftTargetStats(*results[1:])
     call = _SoftTargetCall(logits, labels, targets, temperature, hard_weight, rows, reduction)
     _check(call)
     _check_similarity(similarity, logits)
@@ -117,7 +126,7 @@ def _check(call: _SoftTargetCall) -> None:
     losses.check_logits(logits, call.labels)
     if not call.targets.is_floating_point():
         raise TypeError(f"targets must be floating point, got {call.targets.dtype}")
-    if call.rows not in ("class", "sample"):
+    if call.rows not in ROWS:
         raise ValueError(f'rows must be "class" or "sample", got {call.rows!r}')
     batch, classes = logits.shape[-2:]
     losses.check_shape("targets", call.targets, logits, (classes if call.rows == "class" else batch, classes))
@@ -231,3 +240,5 @@ backends.register("soft_target_loss", "reference", _reference)
 backends.register("soft_target_loss_with_stats", "reference", _reference_with_stats)
 fused.register("soft_target_loss", _fused)
 fused.register("soft_target_loss_with_stats", _fused_with_stats)
+_in_one_call = losses.in_one_call("soft_target_loss")
+_in_one_call_with_stats = losses.in_one_call("soft_target_loss_with_stats")
