@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tfkd_fast
+from benchmarks import peers
 from benchmarks.harness import Case, measured
 from benchmarks.problems import draw_labels, draw_logits
 from benchmarks.run import STORED, device_name
@@ -76,6 +78,8 @@ class Effort(NamedTuple):
     """Of a loss."""
     repeats: int
     """Of a command."""
+    repdistiller: Path | None = None
+    """A clone of RepDistiller; None where there is none."""
 
 
 FULL, QUICK = Effort(15, 3.0, 5), Effort(3, 0.3, 2)
@@ -132,6 +136,17 @@ def compiled(effort: Effort) -> Iterator[Row]:
         one = build()
         rows = bench.measure_training(one, effort.rounds, compiled=True)
         yield from ratios("compiled", describe(one), [rows[0], rows[-1]])
+
+
+def programs(effort: Effort) -> Iterator[Row]:
+    """The training step beside other people's programs; those that are not there are named on standard error."""
+    taught = bench.Workload(resolve_compute("auto", "auto"), ModelSettings(), 64, 16, "kd", ModelSettings(name="vgg13"))
+    for one in (replace(taught, method="ce", teacher=None), taught):
+        rows, missing = peers.measure(one, min(effort.rounds, 7), effort.repdistiller)
+        ours, _, *others = rows
+        yield from ratios("programs", describe(one), [ours, *others])
+        for name, reason in missing.items():
+            print(f"{name} was not measured: {reason}", file=sys.stderr)
 
 
 def candidates(effort: Effort) -> Iterator[Row]:
@@ -288,6 +303,7 @@ GROUPS: dict[str, Callable[[Effort], Iterable[Row]]] = {
     "steps": steps,
     "distillation": distillation,
     "compiled": compiled,
+    "programs": programs,
     "candidates": candidates,
     "evaluation": evaluation,
     "shares": shares,
@@ -320,10 +336,20 @@ def read_rows(file: Path) -> list[Row]:
     return [Row(**row) for row in json.loads(file.read_text())["rows"]] if file.is_file() else []
 
 
+def keep(rows: list[Row], file: Path, name: str) -> None:
+    """Write the rows of a group into the file of a processor, in the place of earlier ones."""
+    others = [row for row in read_rows(file) if row.group != rows[0].group]
+    ordered = sorted(others + rows, key=lambda row: list(GROUPS).index(row.group))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    results = {"device": name, "torch": torch.__version__, "rows": [row._asdict() for row in ordered]}
+    file.write_text(to_json(results, indent=1) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; all, if none is named")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: less exact")
+    parser.add_argument("--repdistiller", type=Path, metavar="FOLDER", help="a clone of RepDistiller, for `programs`")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
     options = parser.parse_args()
     if unknown := set(options.groups) - set(GROUPS):
@@ -331,19 +357,16 @@ def main() -> int:
 
     name = device_name(torch.device("cpu"))
     print(f"{name}; torch {torch.__version__}\n\n| what | beside | figure | |\n|---|---|---|---|", flush=True)
-    rows: list[Row] = []
+    effort = (QUICK if options.quick else FULL)._replace(repdistiller=options.repdistiller)
+    stored, rows = read_rows(stored_file(STORED, name)), list[Row]()
     for group in options.groups or GROUPS:
-        for row in GROUPS[group](QUICK if options.quick else FULL):
+        of_group = []
+        for row in GROUPS[group](effort):
             print(row.markdown, flush=True)
-            rows.append(row)
-    stored = read_rows(stored_file(STORED, name))
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        file, groups = stored_file(options.out, name), {row.group for row in rows}
-        kept = [row for row in read_rows(file) if row.group not in groups]
-        all_rows = sorted(kept + rows, key=lambda row: list(GROUPS).index(row.group))
-        results = {"device": name, "torch": torch.__version__, "rows": [row._asdict() for row in all_rows]}
-        file.write_text(to_json(results, indent=1) + "\n")
+            of_group.append(row)
+        rows += of_group
+        if options.out is not None:
+            keep(of_group, stored_file(options.out, name), name)
     found = worse(rows, stored)
     for sentence in found:
         print(f"worse: {sentence}")
