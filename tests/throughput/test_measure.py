@@ -85,7 +85,7 @@ def faults():
 
 print(min(faults() for _ in range(3)))
 keep_freed_memory()
-print(min(faults() for _ in range(3)))
+print(min(faults() for _ in range(30)))  # glibc before 2.38 takes fresh memory for some of the first
 """
 
 
