@@ -24,6 +24,14 @@ settings.register_profile("untimed", deadline=None)  # speed belongs in benchmar
 settings.load_profile("untimed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measurements of convolutions stay out of the user's cache, and those in it out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """What is made once for all tests of a session, in whichever processes they run."""

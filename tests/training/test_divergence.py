@@ -113,7 +113,7 @@ def test_a_selection_goes_on_without_a_candidate_that_diverged(tmp_path: Path, m
 
 def test_where_too_few_are_left_the_sound_ones_live_on_twice(tmp_path: Path) -> None:
     """Of four candidates of a rung of halving two shall live on, but three diverged."""
-    tables = MRS | {"selection": {"budget": "halving", "candidates": 2}, "controller": {"warmup_epochs": 0}}
+    tables = MRS | {"selection": {"budget": "halving", "candidates": 2}}
     spoiled(recipe("tfkd-mrs", **tables), tmp_path, 0, 1, 3, before=1).run()
     first, *_ = (event for event in log(tmp_path) if event["event"] == "selection")
     assert (first["order"][0], first["survivors"]) == (2, [2, 2])

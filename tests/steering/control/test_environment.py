@@ -141,7 +141,8 @@ def test_rewards_add_up_to_what_the_student_gained(tables: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("batch_size", [64, 2000], ids=["in the loss", "in the held-out figures after one step"])
 def test_a_student_that_diverges_ends_the_episode_with_the_penalty(batch_size: int) -> None:
-    env = environment(**SCALAR, optimizer={"learning_rate": 1e30}, data={"batch_size": batch_size})
+    steep = {"learning_rate": 1e30, "weight_decay": 1e10}
+    env = environment(**SCALAR, optimizer=steep, data={"batch_size": batch_size})
     _, before = env.reset(seed=0)
     observation, reward, terminated, truncated, info = env.step(np.ones(1, np.float32))
     assert (reward, terminated, truncated, info["diverged"]) == (-10.0, True, False, True)
