@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tfkd_fast.events import EpochEnded, Event
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.lock import refuse_if_busy
 from tfkd_fast.runs.log import Listener
-from tfkd_fast.runs.stop import LIFELINE, SIGNALS, Stopped, stopped_by_signals
+from tfkd_fast.runs.stop import LIFELINE, SIGNALS, Stop, Stopped, stopped_by_signals
 
 EPOCHS = 4
 
@@ -51,6 +52,22 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_last_finished_epoch(tmp_pa
     assert stopped(tmp_path, EPOCHS, number).exit_code == 128 + number
     assert [path.name for path in RunFolder(tmp_path).checkpoint_files()] == ["epoch-00002.ckpt"]
     refuse_if_busy(tmp_path)
+
+
+class SignalAfterLook(Stop):
+    """A stop that a signal reaches the moment after the trainer first looked whether one has."""
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name == "requested" and value is None and super().__getattribute__("unsaved"):
+            self.requested = signal.SIGTERM  # as `handle` does while an epoch is unsaved
+        return value
+
+
+def test_a_signal_that_comes_when_an_epoch_is_not_to_be_saved_ends_the_run_after_the_next(tmp_path: Path) -> None:
+    with stopped_by_signals(), pytest.raises(Stopped):
+        api.train(recipe("ce", epochs=EPOCHS, checkpoint_every=EPOCHS), tmp_path, stop=SignalAfterLook())
+    assert [path.name for path in RunFolder(tmp_path).checkpoint_files()] == ["epoch-00002.ckpt"]
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from tfkd_fast.cli import main
 from tfkd_fast.runs.stop import SIGNALS
+from tfkd_fast.strict_json import to_json
 
 POLL = 0.02
 """Seconds between two looks at the processes."""
@@ -71,7 +72,7 @@ def serve(channel: socket.socket) -> list[str] | None:
             if ended:
                 del running[number]
                 answer = {"ended": number, "code": os.waitstatus_to_exitcode(status)}
-                channel.sendall(json.dumps(answer).encode() + b"\n")
+                channel.sendall(to_json(answer).encode() + b"\n")
 
 
 def _become(request: dict[str, Any], channel: socket.socket) -> None:

@@ -24,7 +24,7 @@ def check_numbers(**arguments: Any) -> None:
     if torch.compiler.is_compiling():  # which makes symbols of numbers
         return
     for name, value in arguments.items():
-        if not isinstance(value, numbers.Real):
+        if not isinstance(value, (float, int, numbers.Real)):  # looked up in this order: the last one takes longest
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 

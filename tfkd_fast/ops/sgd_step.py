@@ -77,8 +77,13 @@ def _reference(
 
 
 def _fits_cpp(weight: Tensor, momentum: Tensor) -> bool:
-    gapless = torch.empty_like(weight, device="meta").stride() == weight.stride()  # as torch lays out what has no gaps
-    return weight.dtype == torch.float32 and gapless and momentum.stride() == weight.stride()
+    strides = weight.stride()
+    gapless = (  # the last way is the rule, and takes longer than a small update
+        weight.is_contiguous()
+        or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+        or torch.empty_like(weight, device="meta").stride() == strides  # as torch lays out what has no gaps
+    )
+    return weight.dtype == torch.float32 and gapless and momentum.stride() == strides
 
 
 def _cpp(weight: Tensor, gradient: Tensor, momentum: Tensor, *settings: float) -> None:

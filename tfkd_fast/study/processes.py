@@ -15,6 +15,7 @@ from typing import Protocol
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.stop import LIFELINE
+from tfkd_fast.strict_json import to_json
 
 
 class RunProcess(Protocol):
@@ -122,7 +123,7 @@ class ForkedProcesses(Processes):
     def send(self, message: dict[str, object]) -> None:
         """Send a message to the process that forks, if it lives."""
         try:
-            self._channel.sendall(json.dumps(message).encode() + b"\n")
+            self._channel.sendall(to_json(message).encode() + b"\n")
         except OSError:
             self._lose_all()
 

@@ -13,12 +13,12 @@ from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.device import Compute
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import find_method
-from tfkd_fast.methods.base import TeacherFacts
+from tfkd_fast.methods.base import Method, TeacherFacts
 from tfkd_fast.models import ModelSettings, build_model, feature_shapes, fix_weights
 from tfkd_fast.ops import conv_algorithms
 from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.teachers.teacher import Teacher
-from tfkd_fast.training.assemble import assemble
+from tfkd_fast.training.assemble import Parts, assemble
 from tfkd_fast.training.groups import SideBySide
 
 CLASSES = 100
@@ -94,17 +94,7 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
 
     Every candidate has its own order and augmentation of the data.
     """
-    data = {"batch_size": workload.batch_size, "loader": "resident", "holdout": 0.0}
-    table: dict[str, Any] = {"method": workload.method, "epochs": 1, "population": way, "data": data}
-    table["convolutions"] = "measured"  # as in runs of usual length
-    if candidates > 1:
-        table["selection"] = {"budget": "full", "candidates": candidates}
-    teachers = _teachers(workload)
-    if teachers:
-        table["teachers"] = {"runs": [teacher.facts.name for teacher in teachers]}
-    recipe = make_recipe(table, {"model": workload.model.model_dump()})
-    build = partial(find_method(recipe.method).build, recipe.options)
-    parts = assemble(recipe, workload.dataset(), workload.compute, build, loaded=teachers)
+    parts = _assemble(workload, candidates, way)
     plan, rates = parts.method.begin_interval(0), [0.01] * workload.steps
 
     def run() -> None:
@@ -118,11 +108,28 @@ def engine_evaluation(workload: Workload) -> Callable[[], None]:
     """Return a function that judges a student by the images of an epoch, as runs judge it by held-out ones."""
     loader, model = workload.loader(), workload.build()
     judge = Judge(loader, loader, workload.compute, workload.build)
+    choices = _assemble(workload, candidates=1, way="sequential").convolutions.record.choices
 
     def run() -> None:
-        judge.metrics([model])
+        with conv_algorithms.using(choices):
+            judge.metrics([model])
 
     return run
+
+
+def _assemble(workload: Workload, candidates: int, way: SideBySide) -> Parts[Method]:
+    """The parts of a run of the engine."""
+    data = {"batch_size": workload.batch_size, "loader": "resident", "holdout": 0.0}
+    table: dict[str, Any] = {"method": workload.method, "epochs": 1, "population": way, "data": data}
+    table["convolutions"] = "measured"  # as in runs of usual length
+    if candidates > 1:
+        table["selection"] = {"budget": "full", "candidates": candidates}
+    teachers = _teachers(workload)
+    if teachers:
+        table["teachers"] = {"runs": [teacher.facts.name for teacher in teachers]}
+    recipe = make_recipe(table, {"model": workload.model.model_dump()})
+    build = partial(find_method(recipe.method).build, recipe.options)
+    return assemble(recipe, workload.dataset(), workload.compute, build, loaded=teachers)
 
 
 def _teachers(workload: Workload) -> list[Teacher]:

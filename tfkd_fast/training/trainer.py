@@ -107,21 +107,19 @@ class Trainer:
         Raises:
             Stopped: `stop` asked for it.
         """
+        stop = stop or Stop()
         with conv_algorithms.using(self.convolutions.choices):
-            return self._run(stop or Stop())
-
-    def _run(self, stop: Stop) -> dict[str, Any]:
-        self._start()
-        while self.state.epoch < self.recipe.epochs:
-            if self._plan is None:
-                self._plan = self._next_plan()
-            self._run_epoch(self._plan, stop)
-            due = self.state.epoch % self.recipe.checkpoint_every == 0 or self.state.epoch == self.recipe.epochs
-            if due or stop.requested:
-                with self._log.measure_seconds("saving"):
-                    self._save()
-                stop.unsaved = False
-            stop.check()
+            self._start()
+            while self.state.epoch < self.recipe.epochs:
+                if self._plan is None:
+                    self._plan = self._next_plan()
+                self._run_epoch(self._plan, stop)
+                due = self.state.epoch % self.recipe.checkpoint_every == 0 or self.state.epoch == self.recipe.epochs
+                if due or stop.requested:
+                    with self._log.measure_seconds("saving"):
+                        self._save()
+                    stop.unsaved = False
+                    stop.check()  # here alone: a signal that comes a moment later waits for the next epoch to be saved
         self._save_student(self.folder.student, self.population.models[0])
         for name, content in self.parts.method.files().items():
             self.folder.write_bytes(name, content)
