@@ -18,12 +18,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.strict_json import to_json
+
+Record = TypeVar("Record", bound=BaseModel)
 
 PART = ".part"
 """What the name of a file ends in while it is written; the file takes its own name when it is whole."""
@@ -294,6 +296,13 @@ def read_checked_json(path: Path, kind: str, remedy: str) -> dict[str, Any]:
     content = read_bytes(path, kind, remedy)
     with reading(path, kind, remedy):
         return from_checked_json(content)
+
+
+def read_record(path: Path, kind: str, remedy: str, model: type[Record]) -> Record:
+    """Read a file of `to_checked_json` as a pydantic model; see `reading` for the arguments and the error."""
+    values = read_checked_json(path, kind, remedy)
+    with reading(path, kind, remedy):
+        return model.model_validate(values)
 
 
 def from_checked_json(content: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from scipy.stats import entropy
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor
 
+from tests.support.threads import using_threads
 from tfkd_fast.ops import CandidateMetrics, backends, candidate_metrics
 
 # How far from the float64 formula on the same logits.
@@ -404,13 +405,10 @@ def test_the_same_result_every_time(backend: Any) -> None:
 @pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
 def test_threads_change_no_bit() -> None:
     logits, labels = problem(samples=5000)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    results = []
+    for count in (1, 2, 3):
+        with using_threads(count):
             results.append(candidate_metrics(logits.float(), labels, backend="cpp"))
-    finally:
-        torch.set_num_threads(threads)
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
 

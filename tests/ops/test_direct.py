@@ -1,7 +1,5 @@
 """direct: convolutions of bfloat16 and their gradients against float64, over kernels, strides, channels and maps."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.threads import using_threads
 from tfkd_fast.ops import backends, direct
 
 BF16 = torch.bfloat16
@@ -173,23 +172,13 @@ def test_without_bias_it_adds_none() -> None:
     assert torch.equal(OPERATORS.direct(p.x, p.weight, None), OPERATORS.direct(p.x, p.weight, torch.zeros(20)))
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @needs_direct
 @pytest.mark.parametrize(("taps", "stride"), KERNELS)
 def test_the_same_bits_each_time_on_any_number_of_threads(taps: int, stride: int) -> None:
     p = problem(70, 16, 24, 12, 12, taps=taps, stride=stride)  # several tasks of unequal size
     expected = computed(p)
     for count in (1, 2, 3):
-        with threads(count):
+        with using_threads(count):
             for name, result in computed(p).items():
                 assert torch.equal(result, expected[name]), name
 

@@ -1,7 +1,5 @@
 """norm_relu_pool against torch's three functions: the same bits forward, float64 and finite differences backward."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.losses import operator_of
+from tests.support.threads import using_threads
 from tfkd_fast import ops
 from tfkd_fast.ops import norm_relu_pool
 
@@ -105,16 +104,6 @@ def written_out(given: Problem) -> Outcome:
     y = F.max_pool2d(y, 2) if own.pool else y
     gradients = torch.autograd.grad(y, (own.x, norm.weight, norm.bias), own.upstream)
     return Outcome(y.detach(), norm.running_mean, norm.running_var, *gradients)
-
-
-@contextmanager
-def using_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def assert_same_forward(ours: Outcome, torchs: Outcome) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.losses import TOLERANCE, assert_near, call, operator_of
+from tests.support.threads import using_threads
 from tfkd_fast.ops import SoftTargetStats, soft_target_loss, soft_target_loss_with_stats
 
 
@@ -374,16 +375,13 @@ def test_results_do_not_depend_on_the_number_of_threads(backend: Any) -> None:
     if backend.name != "cpp":
         pytest.skip("the C++ operators alone promise it")
     logits, labels, targets = problem(400, 100, candidates=2, dtype=torch.float32)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    results = []
+    for count in (1, 2, 3):
+        with using_threads(count):
             z, similarity = logits.clone().requires_grad_(), torch.zeros(2, 100, 100)
             loss, stats = loss_and_stats_of(backend, z, labels, targets, similarity)
             loss.sum().backward()
             results.append((loss.detach(), z.grad, similarity, *stats))
-    finally:
-        torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

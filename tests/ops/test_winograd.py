@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.threads import using_threads
 from tfkd_fast.ops import backends, winograd
 
 BF16 = torch.bfloat16
@@ -131,14 +132,10 @@ def test_strides_do_not_matter() -> None:
 
 def test_the_same_bits_twice_and_by_any_number_of_threads() -> None:
     p = problem((21, 64, 96, 9, 8), bias=True)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 3, 1):
+        with using_threads(threads):
             results.append(by_winograd(p))
-    finally:
-        torch.set_num_threads(before)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 

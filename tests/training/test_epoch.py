@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.host_waits import watch_steps
+from tests.support.threads import using_threads
 from tfkd_fast import ops
 from tfkd_fast.data import DataSettings, Loader, make_loader, open_dataset
 from tfkd_fast.device import Compute
@@ -319,12 +320,8 @@ def test_on_threads_nobody_trains_while_another_compiles(monkeypatch: pytest.Mon
     trainer, _, _, plan = make(
         "streams", compile=True, on_batch=lambda images: trained_by.append(threading.get_ident())
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
+    with using_threads(3):
         train(trainer, plan, epochs=2)
-    finally:
-        torch.set_num_threads(threads)
     assert len(trained_by) == 2 * 3 * 6
     assert before[-1] < 3 * 6, "in the first epoch"
     assert set(compiled_by) | set(trained_by[: 3 * 6]) == {compiled_by[0]}
@@ -357,12 +354,8 @@ def test_on_threads_the_first_error_stops_every_candidate(monkeypatch: pytest.Mo
             raise KeyboardInterrupt
 
     trainer, _, _, plan = make("streams", on_batch=fail_once)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with using_threads(2):
         with pytest.raises(KeyboardInterrupt):
             train(trainer, plan, epochs=1)
         assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
     assert len(taken) < 3 * 6  # the steps of all candidates

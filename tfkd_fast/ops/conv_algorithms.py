@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops.convolution import TrainingPass
 
 Pass = Literal["forward", "input_gradient", "weight_gradient", "inference"]
 """What is computed: the result in training, its gradients, and the result for weights that stay as they are, with ReLU
@@ -70,9 +71,7 @@ Choices = dict[Convolution, Algorithms]
 Passes = Mapping[Convolution, frozenset[Pass]]
 """The passes of some convolutions that are wanted."""
 
-Serves = Callable[
-    [Literal["forward", "input_gradient", "weight_gradient"], tuple[int, ...], tuple[int, ...], torch.dtype, int], bool
-]
+Serves = Callable[[TrainingPass, tuple[int, ...], tuple[int, ...], torch.dtype, int], bool]
 """`serves(pass, shape of x, shape of weight, dtype of x, stride)`: whether an algorithm computes a pass here."""
 
 
@@ -165,7 +164,7 @@ def _training_passes(x: Tensor, weight: Tensor) -> set[Pass]:
 def serving(name: Pass, convolution: Convolution, batch: int) -> list[str]:
     """The names of the algorithms, torch's first, that compute a pass of a convolution on this machine."""
     x, weight, _ = convolution.shapes(batch)
-    computed: Literal["forward", "input_gradient", "weight_gradient"] = "forward" if name == "inference" else name
+    computed: TrainingPass = "forward" if name == "inference" else name
     call = computed, x, weight, torch.bfloat16, convolution.stride
     return [own for own, algorithm in ALGORITHMS.items() if algorithm.serves(*call)]
 

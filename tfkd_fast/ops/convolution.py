@@ -1,9 +1,20 @@
-"""The schemas that all algorithms of a 3x3 convolution share: stride 1, padding 1, results channels last."""
+"""What algorithms of a convolution share: the schemas of those that are 3x3 with stride 1 and padding 1, whose results
+are channels last, and what they ask of the machine."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tfkd_fast.ops import fused
+from tfkd_fast.ops import backends, fused
+
+TrainingPass = Literal["forward", "input_gradient", "weight_gradient"]
+"""What an algorithm computes: the result, the gradient of x, or that of the weight."""
+
+
+def multiplies_pairs(dtype: torch.dtype) -> bool:
+    """Return whether the compiled operators can multiply numbers of this dtype by AVX512-BF16 here."""
+    return backends.native_library.missing is None and torch.cpu._is_avx512_bf16_supported() and dtype == torch.bfloat16
 
 
 def define(name: str) -> None:

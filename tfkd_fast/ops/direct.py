@@ -15,16 +15,16 @@ Source: the loops of Georganas et al., "Anatomy of High-Performance Deep Learnin
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tfkd_fast.ops import backends, fused
+from tfkd_fast.ops import fused
+from tfkd_fast.ops.convolution import TrainingPass, multiplies_pairs
 
 
 def serves(
-    pass_name: Literal["forward", "input_gradient", "weight_gradient"],
+    pass_name: TrainingPass,
     x: Sequence[int],
     weight: Sequence[int],
     dtype: torch.dtype,
@@ -41,9 +41,7 @@ def serves(
     """
     sizes_come_back = stride == 1 or (x[2] % stride == 0 and x[3] % stride == 0)
     return (
-        backends.native_library.missing is None
-        and torch.cpu._is_avx512_bf16_supported()
-        and dtype == torch.bfloat16
+        multiplies_pairs(dtype)
         and tuple(weight[2:]) in ((3, 3), (1, 1))
         and stride in (1, 2)
         and 0 not in (*x[1:], *weight)

@@ -1,17 +1,17 @@
 """3x3 convolution in bfloat16 by Winograd's minimal filtering, on processors with AVX512-BF16."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
-from tfkd_fast.ops import backends, convolution
+from tfkd_fast.ops import convolution
+from tfkd_fast.ops.convolution import TrainingPass
 
 convolution.define("winograd")
 
 
 def serves(
-    pass_name: Literal["forward", "input_gradient", "weight_gradient"],
+    pass_name: TrainingPass,
     x: Sequence[int],
     weight: Sequence[int],
     dtype: torch.dtype,
@@ -40,10 +40,4 @@ def serves(
         dtype: of x.
         stride: of the convolution.
     """
-    return (
-        backends.native_library.missing is None
-        and torch.cpu._is_avx512_bf16_supported()
-        and dtype == torch.bfloat16
-        and tuple(weight[2:]) == (3, 3)
-        and stride == 1
-    )
+    return convolution.multiplies_pairs(dtype) and tuple(weight[2:]) == (3, 3) and stride == 1

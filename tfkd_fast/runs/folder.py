@@ -22,6 +22,7 @@ from tfkd_fast.files import (
     is_there,
     parse_toml,
     read_checked_json,
+    read_record,
     read_text,
     reading,
     sync_folder,
@@ -201,9 +202,7 @@ class RunFolder:
         if not is_there(self.data):
             return None
         kind, remedy = "the record of the data set", "restore it, or train the run anew with --overwrite"
-        values = read_checked_json(self.data, kind, remedy)
-        with reading(self.data, kind, remedy):
-            return DataIdentity.model_validate(values)
+        return read_record(self.data, kind, remedy, DataIdentity)
 
     def write_data(self, identity: DataIdentity) -> None:
         """Record the data set that the run begins with."""
@@ -218,9 +217,7 @@ class RunFolder:
         if not is_there(self.convolutions):
             return None
         kind, remedy = "the record of convolutions", "restore it, or delete it to have them measured again"
-        values = read_checked_json(self.convolutions, kind, remedy)
-        with reading(self.convolutions, kind, remedy):
-            return ConvolutionRecord.model_validate(values)
+        return read_record(self.convolutions, kind, remedy, ConvolutionRecord)
 
     def write_convolutions(self, record: ConvolutionRecord) -> None:
         """Record the algorithms of the run's convolutions."""

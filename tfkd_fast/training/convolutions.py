@@ -21,7 +21,7 @@ import tfkd_fast
 from tfkd_fast.data import Loader
 from tfkd_fast.device import Compute, cpu_capabilities
 from tfkd_fast.errors import Notice, UserError
-from tfkd_fast.files import lock_file, read_checked_json, reading, to_checked_json, user_cache, write_bytes
+from tfkd_fast.files import lock_file, read_record, to_checked_json, user_cache, write_bytes
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import Needs
 from tfkd_fast.models import fixed_weights
@@ -180,9 +180,7 @@ def _cache(machine: dict[str, Any]) -> Iterator[Path | None]:
 def _read(path: Path, machine: dict[str, Any]) -> Known:
     """What is known; nothing where there is no file, a damaged one, or one of another machine."""
     try:
-        values = read_checked_json(path, "the measurements", "")
-        with reading(path, "the measurements", ""):
-            file = _CacheFile.model_validate(values)
+        file = read_record(path, "the measurements", "", _CacheFile)
     except UserError:
         return {}
     if file.machine != machine:
