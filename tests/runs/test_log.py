@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.runs import recipe
+from tfkd_fast import api
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event, PathwaysWeighed, StepsCompiled
 from tfkd_fast.runs.log import PARTS, Listener, RunLog, read_log, whole_bytes
@@ -60,6 +62,16 @@ def test_a_log_is_cut_back_to_the_checkpoint_and_goes_on(tmp_path: Path) -> None
     assert (first.event, second.event) == (FIRST, SECOND)
     assert second.seconds >= 1000.0
     assert log.seconds == dict.fromkeys(PARTS, 0.0) | {"training": 7.0}
+
+
+def test_a_log_that_holds_its_run_twice_is_refused(tmp_path: Path) -> None:
+    api.train(recipe("ce", epochs=1), tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    once = path.read_bytes()
+    path.write_bytes(once + once)
+    second = once.count(b"\n") + 1
+    with pytest.raises(UserError, match=f"line {second} of .* begins a run anew: delete it and all"):
+        read_log(path)
 
 
 def test_a_new_log_replaces_an_old_one(tmp_path: Path) -> None:

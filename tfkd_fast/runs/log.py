@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.events import Event, LogLine, from_line, to_line
+from tfkd_fast.events import Event, LogLine, RunStarted, from_line, to_line
 from tfkd_fast.files import is_checked_line, read_bytes
 
 PARTS = ("training", "compile", "evaluation", "steering", "saving")
@@ -174,13 +174,15 @@ def read_log(path: Path) -> list[LogLine]:
     """The lines of metrics.jsonl; the last one may have been cut off by a kill, and is then left out.
 
     Raises:
-        UserError: another line is damaged; the file, the line and the remedy are named.
+        UserError: another line is damaged, or begins the run again; the file, the line and the remedy are named.
     """
-    lines = []
+    lines: list[LogLine] = []
     checked = False  # logs of earlier versions have no checksums, nor has what one wrote before a resume
     for number, line in enumerate(read_bytes(path, "the log", LOG_REMEDY).splitlines(keepends=True), start=1):
         try:
             lines.append(from_line(line))
+            if number > 1 and isinstance(lines[-1].event, RunStarted):
+                raise UserError(f"line {number} of {path} begins a run anew: delete it and all lines after it")
             if checked and not is_checked_line(line):
                 raise ValueError("it has no checksum")
             checked = checked or is_checked_line(line)
