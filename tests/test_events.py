@@ -152,17 +152,17 @@ def test_there_is_one_of_each() -> None:
 
 @pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda event: event.kind)
 def test_an_event_comes_back_as_it_went(event: Event) -> None:
-    line = to_line(event, 1.23456)
+    line = to_line(event, 1.23456, 7)
     assert "\n" not in line
     assert json.loads(line)["event"] == event.kind
-    assert from_line(line) == (1.235, event)
-    assert from_line(line.encode()) == (1.235, event)
-    assert to_line(event, 1.23456) == line
+    assert from_line(line) == (1.235, event, 7)
+    assert from_line(line.encode()) == (1.235, event, 7)
+    assert to_line(event, 1.23456, 7) == line
 
 
 @pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda event: event.kind)
 def test_keys_of_a_newer_version_are_ignored(event: Event) -> None:
-    values = json.loads(to_line(event, 0.0))
+    values = json.loads(to_line(event, 0.0, 1))
     read = from_line(json.dumps(values | {"from_the_future": {"a": [1]}})).event
     if isinstance(event, RunFinished):  # whose summary may hold anything
         assert isinstance(read, RunFinished)
@@ -172,7 +172,7 @@ def test_keys_of_a_newer_version_are_ignored(event: Event) -> None:
 
 
 def test_kinds_of_a_newer_version_are_passed_over() -> None:
-    assert from_line('{"event": "from the future", "time": 2.5, "epoch": "?"}') == (2.5, None)
+    assert from_line('{"event": "from the future", "time": 2.5, "epoch": "?"}') == (2.5, None, None)
 
 
 def test_an_event_cannot_be_changed_or_built_of_the_wrong_things() -> None:
@@ -187,7 +187,7 @@ def test_an_event_cannot_be_changed_or_built_of_the_wrong_things() -> None:
 
 def test_json_has_no_nan_and_null_is_read_as_nan() -> None:
     sent = events.ControllerRewarded(interval=0, rewards=(math.nan, math.inf, 1.0), update={"std": -math.inf})
-    line = to_line(sent, 0.0)
+    line = to_line(sent, 0.0, 1)
     values = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (values["rewards"], values["advantages"], values["update"]) == ([None, None, 1.0], None, {"std": None})
     read = from_line(line).event
@@ -200,7 +200,7 @@ def test_json_has_no_nan_and_null_is_read_as_nan() -> None:
 
 def test_what_a_method_adds_to_the_summary_is_kept() -> None:
     finish = RunFinished(**json.loads((OLD_RUNS / "education" / "summary.json").read_text()))
-    values = json.loads(to_line(finish, 0.0))
+    values = json.loads(to_line(finish, 0.0, 1))
     assert values["group_top1"] == json.loads((OLD_RUNS / "education" / "summary.json").read_text())["group_top1"]
     assert from_line(json.dumps(values)).event == finish
 
@@ -237,7 +237,7 @@ def test_a_damaged_log_is_refused_but_a_line_that_was_cut_off_is_left_out(tmp_pa
     path.write_bytes(whole[:-40])
     assert read_log(path) == lines[:-1]
     path.write_bytes(whole[:-40] + b"\n")
-    with pytest.raises(UserError, match=rf"line {len(lines)} of .*metrics\.jsonl is damaged .*: delete that line"):
+    with pytest.raises(UserError, match=rf"line {len(lines)} of .*metrics\.jsonl is damaged .*: empty it, but keep its place"):
         read_log(path)
 
 
@@ -249,9 +249,9 @@ def test_every_line_of_an_old_log_is_read_in_full(name: str) -> None:
     """What is read of it says all that the line says, under the same names, but for NaN, which JSON has not."""
     for text in (OLD_RUNS / name / "metrics.jsonl").read_text().splitlines():
         old = json.loads(text)
-        seconds, event = from_line(text)
+        seconds, event, _ = from_line(text)
         assert event is not None
-        new = json.loads(to_line(event, seconds))
+        new = json.loads(to_line(event, seconds, 1))
         assert isinstance(event, TargetApplied) == (old["event"] == "taught")
         assert {key: new[key] for key in old if key != "event"} == {key: old[key] for key in old if key != "event"}
 

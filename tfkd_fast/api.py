@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +235,12 @@ def _trainer(
 def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     """Train, then test the student and write the summary."""
     folder, stop.resumable = trainer.folder, True
-    with _explain_lost_worker(folder):
-        with sealed_test_images():
-            summary = trainer.run(stop)
-        summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions)
-    trainer.finish(summary)
+    with closing(trainer):
+        with _explain_lost_worker(folder):
+            with sealed_test_images():
+                summary = trainer.run(stop)
+            summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions)
+        trainer.finish(summary)
     folder.write_json(folder.summary, summary)  # from now on the run is finished
     return summary
 

@@ -1,8 +1,9 @@
 """What a run says while it goes on, defined once: typed events, and their form as lines of metrics.jsonl.
 
 Methods and engine build events; the display, TensorBoard, replay and report read them. Every class of an event is one
-kind of line. In a line the kind stands under "event" and the seconds since the start of the run under "time"; then
-follow the fields, by name. JSON has no NaN and no infinity: such numbers are written as null, and null is read as NaN.
+kind of line. In a line the kind stands under "event", the seconds since the start of the run under "time" and the
+number of the line under "line"; then follow the fields, by name. JSON has no NaN and no infinity: such numbers are
+written as null, and null is read as NaN.
 
 Epochs and grades are counted from 1, candidates, intervals and labels from 0. Top-1 and top-5 are percent; losses,
 entropies and divergences are nats; all other shares are fractions.
@@ -521,11 +522,20 @@ class LogLine(NamedTuple):
     """Seconds since the start of the run, over all of its processes."""
     event: Event | None
     """None for a kind of event that this version does not know."""
+    number: int | None = None
+    """The number of the line in its log, counted from 1; None in logs of older versions, which do not say."""
 
 
-def to_line(event: Event, seconds: float) -> str:
-    """The line of metrics.jsonl, without its end, that says that `event` happened `seconds` after the run's start."""
-    return to_checked_line({"event": event.kind, "time": round(seconds, 3)} | event.model_dump(mode="json"))
+def to_line(event: Event, seconds: float, number: int) -> str:
+    """A line of metrics.jsonl, without its end.
+
+    Args:
+        event: what happened.
+        seconds: when, in seconds after the start of the run.
+        number: the number of the line in the log, counted from 1.
+    """
+    values = {"event": event.kind, "time": round(seconds, 3), "line": number}
+    return to_checked_line(values | event.model_dump(mode="json"))
 
 
 def from_line(line: str | bytes) -> LogLine:
@@ -538,10 +548,10 @@ def from_line(line: str | bytes) -> LogLine:
     for key in ("event", "time"):
         if key not in values:
             raise ValueError(f"no {key!r}")
-    kind, seconds = values.pop("event"), values.pop("time")
+    kind, seconds, number = values.pop("event"), values.pop("time"), values.pop("line", None)
     event = _KINDS.get(str(kind))
     try:
-        return LogLine(float(seconds), event.model_validate(values) if event else None)
+        return LogLine(float(seconds), event.model_validate(values) if event else None, number)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None

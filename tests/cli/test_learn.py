@@ -95,6 +95,12 @@ def test_a_search_that_was_killed_as_it_began_or_before_its_policy_goes_on(tmp_p
 
 def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     learn(tmp_path / "out", 1)
+    path = tmp_path / "out" / "generations.jsonl"
+    once = path.read_bytes()
+    path.write_bytes(2 * once)  # every line of it is sound
+    with pytest.raises(UserError, match="generation 0 stands where 1 belongs.*delete its damaged lines and all that"):
+        learn(tmp_path / "out", 2)
+    path.write_bytes(once)
     with pytest.raises(UserError, match="4 students at a time: give as many"):
         learn(tmp_path / "out", 2, students=5)
     other = make_recipe(SMALL, {"epochs": 3})

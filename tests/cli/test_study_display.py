@@ -114,4 +114,4 @@ def write_epoch(path: Path, epoch: int) -> None:
         student_epochs=epoch, holdout=None,
     )  # fmt: skip
     with (path / "metrics.jsonl").open("a") as log:
-        log.write(to_line(event, 1.0) + "\n")
+        log.write(to_line(event, 1.0, 1) + "\n")

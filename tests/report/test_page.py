@@ -178,6 +178,17 @@ def test_resumes_are_named(make_run: MakeRun) -> None:
     assert "after epoch 9" in page_of(folder).words
 
 
+def test_what_the_log_lacks_is_said(make_run: MakeRun) -> None:
+    """Lines that were damaged and are empty now, and the end of a finished run."""
+    folder = make_run("ce")
+    path = folder / "metrics.jsonl"
+    lines = [json.dumps(json.loads(line) | {"line": number}) for number, line in enumerate(path.open(), start=1)]
+    path.write_text("\n".join(lines) + "\n")
+    assert "lacks" not in page_of(folder).words
+    path.write_text("\n".join([*lines[:3], "", *lines[4:-1]]) + "\n")
+    assert "lacks 1 line that it held and its end" in page_of(folder).words
+
+
 def test_a_run_without_held_out_images(make_run: MakeRun) -> None:
     folder = make_run("ce")
 

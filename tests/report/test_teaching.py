@@ -167,7 +167,7 @@ def professor(images: int, kept_images: int, teacher_top1: float, professor_top1
         margin=margin,
         spearman=0.972,
     )
-    return from_checked_line(to_line(in_words(judged), 0.0).encode())
+    return from_checked_line(to_line(in_words(judged), 0.0, 1).encode())
 
 
 REPORTS = {
@@ -198,7 +198,7 @@ def test_the_figures_of_each_professor_stand_in_a_row(make_run: MakeRun) -> None
         margin=nan,
         spearman=nan,
     )
-    page = page_of(taught_run(make_run, REPORTS["no better"], from_checked_line(to_line(in_words(told), 0.0).encode())))
+    page = page_of(taught_run(make_run, REPORTS["no better"], from_checked_line(to_line(in_words(told), 0.0, 1).encode())))
     assert table_rows(page, "Professors") == [
         ["deep", "98.53", "97.06", "-1.47 ± 2.04", "68", "0.972", "220", "11.0"],
         ["wide", "90.00", "–", "–", "69", "–", "221", "2.0"],

@@ -74,6 +74,45 @@ def test_a_log_that_holds_its_run_twice_is_refused(tmp_path: Path) -> None:
         read_log(path)
 
 
+def written(path: Path) -> list[bytes]:
+    """The lines of a log of six events."""
+    log = RunLog(path, [])
+    log.write(*(StepsCompiled(epoch=epoch, seconds=0.5) for epoch in range(6)))
+    log.close()
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("order", "fault"),
+    [
+        ((0, 1, 3, 4, 5), r"line 3 of .* is line 4 of the run"),  # lost
+        ((0, 1, 1, 2, 3, 4, 5), r"line 3 of .* is line 2 of the run"),  # repeated
+        ((0, 1, 2, 3, 4, 5, 4, 5), r"line 7 of .* is line 5 of the run"),  # the end repeated
+        ((0, 2, 1, 3, 4, 5), r"line 2 of .* is line 3 of the run"),  # moved
+        ((1, 2, 3, 4, 5), r"line 1 of .* is line 2 of the run"),  # the beginning lost
+    ],
+)
+def test_lines_that_were_lost_repeated_or_moved_are_refused(tmp_path: Path, order: tuple[int, ...], fault: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = written(path)
+    path.write_bytes(b"".join(lines[place] for place in order))
+    with pytest.raises(UserError, match=f"{fault}: put every line back in its place"):
+        read_log(path)
+    in_place = next((number for number, place in enumerate(order) if number != place), 0)
+    assert whole_bytes(path, path.stat().st_size) == sum(map(len, lines[:in_place]))  # what a resumed run keeps
+
+
+def test_an_empty_line_stands_for_one_that_was_lost(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = written(path)
+    path.write_bytes(b"".join([*lines[:2], b"\n", *lines[3:]]))
+    assert [line.number for line in read_log(path)] == [1, 2, 4, 5, 6]
+    log = RunLog(path, [], keep=whole_bytes(path, path.stat().st_size))
+    log.write(FIRST)
+    log.close()
+    assert [line.number for line in read_log(path)] == [1, 2, 4, 5, 6, 7]
+
+
 def test_a_new_log_replaces_an_old_one(tmp_path: Path) -> None:
     for _ in range(2):
         log = RunLog(tmp_path / "metrics.jsonl", [])

@@ -19,7 +19,7 @@ def finished(folder: Path, table: dict[str, Any], applied: list[TargetApplied], 
     recipe = make_recipe({"epochs": EPOCHS, "seed": 4, **table})
     run = RunFolder(folder)
     run.create(recipe.to_toml())
-    run.metrics.write_text("".join(to_line(event, 1.0) + "\n" for event in applied))
+    run.metrics.write_text("".join(to_line(event, 1.0, number) + "\n" for number, event in enumerate(applied, 1)))
     if summary:
         run.write_json(run.summary, {})
     return folder

@@ -72,7 +72,7 @@ def test_images_of_another_shape_are_refused(finished: Path) -> None:
 def test_an_unfinished_run_has_a_recipe_and_a_log(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(load_recipe("digits", SMALL).to_toml())
-    folder.metrics.write_text(to_line(COMPILED, 0.5) + '\n{"event": "epo')
+    folder.metrics.write_text(to_line(COMPILED, 0.5, 1) + '\n{"event": "epo')
     run = load_run(folder.path)
     assert run.summary is None
     assert run.events == [COMPILED]
@@ -85,7 +85,7 @@ def test_an_unfinished_run_has_a_recipe_and_a_log(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(load_recipe("digits", SMALL).to_toml())
-    folder.metrics.write_text(to_line(COMPILED, 0.5) + '\n{"event\n' + to_line(COMPILED, 1.0) + "\n")
+    folder.metrics.write_text(to_line(COMPILED, 0.5, 1) + '\n{"event\n' + to_line(COMPILED, 1.0, 3) + "\n")
     with pytest.raises(UserError, match=r"line 2 of .* is damaged"):
         load_run(folder.path).events  # noqa: B018
 

@@ -15,7 +15,7 @@ def line(epoch: int, candidate: int, trained: int, top1: float | None = None) ->
         epoch=epoch, candidate=candidate, learning_rate=0.1, train_loss=1.0, train_top1=50.0, images_per_second=1.0,
         student_epochs=trained, holdout=judged,
     )  # fmt: skip
-    return to_line(event, 1.0).encode() + b"\n"
+    return to_line(event, 1.0, 1).encode() + b"\n"
 
 
 def test_it_follows_a_log(tmp_path: Path) -> None:

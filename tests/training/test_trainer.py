@@ -1,9 +1,12 @@
 """Runs inside one process: what training may read, what it refuses, and what listeners see."""
 
+import contextlib
+import gc
 import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,9 @@ from tests.support.runs import CPU, few_images, log, recipe, trainer
 from tfkd_fast import api
 from tfkd_fast.data import Dataset, ImageSet, loaders, missing_loaders, open_dataset, split_holdout
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import EpochEnded, Event, RunFinished
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import Listener
 from tfkd_fast.runs.student import read_student
 from tfkd_fast.training.trainer import Trainer
 
@@ -230,3 +235,20 @@ def test_a_second_process_finds_what_the_first_one_compiled(tmp_path: Path) -> N
     assert int(printed[0][2]) > 0
     assert int(printed[1][1]) > 0
     assert printed[1][2] == "0"
+
+
+@pytest.mark.parametrize("kind", [EpochEnded, RunFinished])
+def test_a_run_that_ends_by_an_exception_closes_its_log(tmp_path: Path, kind: type[Event]) -> None:
+    """In training as after the test: Python warns of a file that it has to close itself."""
+
+    class Breaks(Listener):
+        def event(self, event: Event) -> None:
+            if isinstance(event, kind):
+                raise InterruptedError
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        with contextlib.suppress(InterruptedError):
+            pytest.fail(f"it ended with {api.train(recipe('ce', epochs=1), tmp_path, listeners=[Breaks()])}")
+        gc.collect()
+    assert not [str(warning.message) for warning in caught if "metrics.jsonl" in str(warning.message)]

@@ -57,8 +57,10 @@ def learn_policy(
     )
     with folder.lock():
         finished = _finished(folder, recipe)
-        with reading(folder.generations, "the search", "delete its damaged lines, or choose another --out"):
-            done = [_generation(from_checked_line(line)) for line in finished.splitlines()]
+        remedy = "delete its damaged lines and all that follow them, or choose another --out"
+        with reading(folder.generations, "the search", remedy):
+            lines_done = map(from_checked_line, finished.splitlines())
+            done = [_generation(line, number) for number, line in enumerate(lines_done)]
             if any(len(generation.qualities) != students for generation in done):
                 raise UserError(f"the search in {out} has {len(done[0].qualities)} students at a time: give as many")
             search.restore(done)
@@ -119,5 +121,12 @@ def _finished(folder: RunFolder, recipe: Recipe) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _generation(line: dict[str, Any]) -> Generation:
+def _generation(line: dict[str, Any], number: int) -> Generation:
+    """The generation of this number, read from its line.
+
+    Raises:
+        ValueError: the line is that of another one, because lines were lost, repeated or moved.
+    """
+    if line["number"] != number:
+        raise ValueError(f"generation {line['number']} stands where {number} belongs")
     return Generation(line["seed"], line["parameters"], line["qualities"])

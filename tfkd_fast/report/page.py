@@ -205,8 +205,14 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         facts.append(("Epoch rule", run.summary.get("epoch_rule", UNKNOWN)))
     if run.resumes:
         facts.append(("Resumed", "after epoch " + ", ".join(str(resume.epoch) for resume in run.resumes)))
-    if incomplete := [str(resume.epoch) for resume in run.resumes if resume.log_incomplete]:
-        facts.append(("Log", f"lacks lines from before it was resumed after epoch {', '.join(incomplete)}"))
+    incomplete = [str(resume.epoch) for resume in run.resumes if resume.log_incomplete]
+    lacks = [f"lines from before it was resumed after epoch {', '.join(incomplete)}"] if incomplete else []
+    if run.lost_lines:
+        lacks.append(f"{count_words(run.lost_lines, 'line')} that it held")
+    if run.cut:
+        lacks.append("its end")
+    if lacks:
+        facts.append(("Log", f"lacks {' and '.join(lacks)}"))
     return facts
 
 

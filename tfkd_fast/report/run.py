@@ -21,6 +21,7 @@ from tfkd_fast.events import (
     LogLine,
     PathwaysWeighed,
     ProfessorJudged,
+    RunFinished,
     RunResumed,
     RunStarted,
     TargetsDecided,
@@ -56,8 +57,12 @@ class RunRecord:
     resumes: list[RunResumed]
     seconds: float
     """Seconds from the start of the run to its last event."""
+    lost_lines: int
+    """Number of lines that were damaged and left empty."""
     summary: dict[str, Any] | None
     """The summary of the run; None while it is unfinished."""
+    cut: bool
+    """Whether the run is finished and its log lacks the end."""
 
     @cached_property
     def student(self) -> list[EpochEnded]:
@@ -117,6 +122,7 @@ def read_run(run_folder: Path) -> RunRecord:
     folder.require_run()
     if not is_there(folder.metrics):
         raise UserError(f"{run_folder} has no {folder.metrics.name} yet: start the run first")
+    summary = folder.read_summary()  # before the log, whose last line is written first
     lines = read_log(folder.metrics)
     starts = _events_of(RunStarted, lines)
     if not starts:
@@ -138,7 +144,9 @@ def read_run(run_folder: Path) -> RunRecord:
         groups=_events_of(GroupsJudged, lines),
         resumes=_events_of(RunResumed, lines),
         seconds=lines[-1].seconds,
-        summary=folder.read_summary(),
+        lost_lines=(lines[-1].number or len(lines)) - len(lines),
+        summary=summary,
+        cut=summary is not None and not isinstance(lines[-1].event, RunFinished),
     )
 
 

@@ -115,6 +115,7 @@ class RunLog:
             UserError: the file cannot be written.
         """
         self._file = LineFile(path, keep=keep, how_to_go_on=f"go on with --resume {path.parent}")
+        self._lines = path.read_bytes().count(b"\n")
         self._listeners = listeners
         self._earlier_seconds, self._started = earlier_seconds, time.perf_counter()
         self.seconds = dict.fromkeys(PARTS, 0.0) | (seconds or {})
@@ -123,7 +124,8 @@ class RunLog:
     def write(self, *events: Event) -> None:
         """Append a line for each event, then call the listeners."""
         for event in events:
-            self._file.write(to_line(event, self.elapsed()))
+            self._file.write(to_line(event, self.elapsed(), self._lines + 1))
+            self._lines += 1
             for listener in self._listeners:
                 listener.event(event)
 
@@ -156,12 +158,13 @@ class RunLog:
 
 
 def whole_bytes(path: Path, limit: int) -> int:
-    """Bytes of the first lines of a log that are undamaged, within its first `limit` bytes; 0 without a log."""
+    """Bytes of the first lines of a log that are undamaged and in their place, within its first `limit` bytes; 0
+    without a log."""
     whole = 0
     content = read_bytes(path, "the log", LOG_REMEDY) if path.exists() else b""
-    for line in content[:limit].splitlines(keepends=True):
+    for number, line in enumerate(content[:limit].splitlines(keepends=True), start=1):
         try:
-            from_line(line)
+            _read_line(line, number)
         except ValueError:
             break
         if not line.endswith(b"\n"):
@@ -173,21 +176,48 @@ def whole_bytes(path: Path, limit: int) -> int:
 def read_log(path: Path) -> list[LogLine]:
     """The lines of metrics.jsonl; the last one may have been cut off by a kill, and is then left out.
 
+    An empty line stands for one that was damaged, and is left out, too.
+
     Raises:
-        UserError: another line is damaged, or begins the run again; the file, the line and the remedy are named.
+        UserError: another line is damaged, or not the one that the run wrote there, because lines were lost, repeated
+            or moved; the file, the line and the remedy are named.
     """
     lines: list[LogLine] = []
     checked = False  # logs of earlier versions have no checksums, nor has what one wrote before a resume
     for number, line in enumerate(read_bytes(path, "the log", LOG_REMEDY).splitlines(keepends=True), start=1):
         try:
-            lines.append(from_line(line))
-            if number > 1 and isinstance(lines[-1].event, RunStarted):
-                raise UserError(f"line {number} of {path} begins a run anew: delete it and all lines after it")
-            if checked and not is_checked_line(line):
+            read = _read_line(line, number)
+            if read and checked and not is_checked_line(line):
                 raise ValueError("it has no checksum")
-            checked = checked or is_checked_line(line)
+        except _OutOfPlace as error:
+            raise UserError(f"line {number} of {path} {error}") from None
         except ValueError as error:
             if not line.endswith(b"\n"):
                 break
-            raise UserError(f"line {number} of {path} is damaged ({error}): delete that line") from None
+            raise UserError(f"line {number} of {path} is damaged ({error}): empty it, but keep its place") from None
+        checked = checked or is_checked_line(line)
+        if read:
+            lines.append(read)
     return lines
+
+
+class _OutOfPlace(ValueError):
+    """A line that is undamaged, but not the one that the run wrote there."""
+
+
+def _read_line(line: bytes, number: int) -> LogLine | None:
+    """What the line of this number says; None for an empty one.
+
+    Raises:
+        ValueError: it is damaged, or not in its place (`_OutOfPlace`).
+    """
+    if not line.strip():
+        return None
+    read = from_line(line)
+    if number > 1 and isinstance(read.event, RunStarted):
+        raise _OutOfPlace("begins a run anew: delete it and all lines after it")
+    if read.number not in (None, number):
+        raise _OutOfPlace(
+            f"is line {read.number} of the run: put every line back in its place, and an empty one where one is lost"
+        )
+    return read

@@ -6,6 +6,7 @@ The trainer sees the training part of a data set only, split into images to fit 
 import gc
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,10 @@ from tfkd_fast.training.state import RunState
 
 
 class Trainer:
-    """A run in progress: `run()` trains what is left of it, then `finish()` ends its log."""
+    """A run in progress: `run()` trains what is left of it, then `finish()` ends its log, and `close()` closes it.
+
+    `contextlib.closing(trainer)` closes it also where the run ends by an exception.
+    """
 
     parts: Parts[Method]
     """The parts of the run; `run()` deletes them at its end."""
@@ -96,6 +100,7 @@ class Trainer:
         self.state = RunState()
         """The progress of the run."""
         self._plan: Plan | None = None  # of the present interval; None between two intervals
+        self._files = ExitStack()
         self._log: RunLog  # opened by run()
 
     def run(self, stop: Stop | None = None) -> dict[str, Any]:
@@ -132,7 +137,10 @@ class Trainer:
         """Write the last line of the log, which repeats the summary of the run and its test."""
         self._log.write(RunFinished(**summary))
         self._log.sync()
-        self._log.close()
+
+    def close(self) -> None:
+        """Close the log, if `run()` opened it."""
+        self._files.close()
 
     # Training.
 
@@ -300,7 +308,7 @@ class Trainer:
             with self.folder.reading_newest():
                 self._restore(saved)
             return
-        self._log = RunLog(self.folder.metrics, self._listeners)
+        self._log = self._files.enter_context(closing(RunLog(self.folder.metrics, self._listeners)))
         self._log.write(self._started())
         choice = self.parts.images.choice
         if choice is not None:
@@ -327,13 +335,14 @@ class Trainer:
         if not 0 < state.epoch <= self.recipe.epochs:
             raise ValueError(f"it is of epoch {state.epoch}")
         whole = whole_bytes(self.folder.metrics, state.log_bytes)
-        self._log = RunLog(
+        log = RunLog(
             self.folder.metrics,
             self._listeners,
             keep=whole,
             earlier_seconds=state.elapsed,
             seconds=state.seconds,
         )
+        self._log = self._files.enter_context(closing(log))
         parts.population.load_state_dict(saved["population"])
         parts.adapters.load_state_dict(saved["adapters"])
         parts.method.load_state_dict(saved["method"])

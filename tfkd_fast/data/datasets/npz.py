@@ -152,6 +152,8 @@ class NpzFile:
                 raise MemoryError
             member.seek(0)
             array: np.ndarray[Any, Any] = npy.read_array(member, allow_pickle=False)
+            if member.read(1):  # to the end, where the archive's checksum of header and content is compared
+                raise ValueError(f"{_describe(shape, dtype)} in {stored} bytes")
         return array
 
     @contextmanager
