@@ -4,7 +4,8 @@ Every key of a table is read: a table whose keys depend on a choice is a union w
 `Forms`; a single key that is read only under a condition is marked by `ReadIf`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -19,7 +20,7 @@ LARGEST = 1e30
 UNREAD = "unread_key"
 """The type of the validation error for a key whose `ReadIf` does not hold."""
 
-Items = TypeVar("Items", bound=Sequence[Any])
+Items = TypeVar("Items", bound=Sequence[Hashable])
 
 
 def absolute_path(path: str) -> str:
@@ -218,7 +219,7 @@ def named_once(items: Items) -> Items:
     Raises:
         ValueError: for the first that does.
     """
-    for item in items:
-        if items.count(item) > 1:
+    for item, count in Counter(items).items():
+        if count > 1:
             raise ValueError(f"{item!r} is named twice")
     return items

@@ -85,6 +85,15 @@ def test_the_fastest_algorithm_of_each_pass_is_chosen(
     assert measure({SHAPE: frozenset(passes)}, BATCH) == {SHAPE: Algorithms(*expected)}
 
 
+def test_on_a_slow_machine_the_first_turn_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = {name: {key: 10 * seconds for key, seconds in times.items()} for name, times in TIMES.items()}
+    use_times(slow, monkeypatch)
+    started = time.perf_counter()
+    assert measure({SHAPE: frozenset(TRAINING)}, BATCH) == {SHAPE: Algorithms("quick", "torch", "other")}
+    once = sum(sum(times.values()) for times in slow.values())
+    assert time.perf_counter() - started == pytest.approx(2 * once, rel=0.01)  # each call is made once before, too
+
+
 def test_an_algorithm_that_does_not_serve_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     use_times(TIMES, monkeypatch)
     monkeypatch.setitem(conv_algorithms.ALGORITHMS, "torch", conv_algorithms.ALGORITHMS["torch"]._replace(serves=every))

@@ -24,6 +24,9 @@ from tfkd_fast.ops.conv_algorithms import (
 TURNS = 5
 """The number of measurements of an algorithm, of which the shortest counts: what else goes on only adds to it."""
 
+LONGEST = 60.0
+"""Seconds after which no further turn begins: on a busy machine, what is known by then decides."""
+
 FASTER = 0.95
 """The share of torch's time that another algorithm may take at most, so that noise changes no choice."""
 
@@ -52,7 +55,10 @@ def measure(wanted: Passes, batch: int) -> Choices:
         if len(candidates := serving(name, convolution, batch)) > 1
     }
     overhead = _Contest(_steps_of_both_kinds())
+    started = time.perf_counter()
     for turn in range(TURNS if contests else 0):
+        if turn > 0 and time.perf_counter() - started > LONGEST:
+            break
         for contest in (overhead, *contests.values()):
             contest.play(turn)
     return {
