@@ -198,7 +198,8 @@ def test_the_figures_of_each_professor_stand_in_a_row(make_run: MakeRun) -> None
         margin=nan,
         spearman=nan,
     )
-    page = page_of(taught_run(make_run, REPORTS["no better"], from_checked_line(to_line(in_words(told), 0.0, 1).encode())))
+    line = to_line(in_words(told), 0.0, 1).encode()
+    page = page_of(taught_run(make_run, REPORTS["no better"], from_checked_line(line)))
     assert table_rows(page, "Professors") == [
         ["deep", "98.53", "97.06", "-1.47 ± 2.04", "68", "0.972", "220", "11.0"],
         ["wide", "90.00", "–", "–", "69", "–", "221", "2.0"],
