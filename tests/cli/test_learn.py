@@ -98,7 +98,7 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out" / "generations.jsonl"
     once = path.read_bytes()
     path.write_bytes(2 * once)  # every line of it is sound
-    with pytest.raises(UserError, match="generation 0 stands where 1 belongs.*delete its damaged lines and all that"):
+    with pytest.raises(UserError, match=r"generation 0 stands where 1 belongs.*delete its damaged lines and all that"):
         learn(tmp_path / "out", 2)
     path.write_bytes(once)
     with pytest.raises(UserError, match="4 students at a time: give as many"):
