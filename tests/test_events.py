@@ -81,6 +81,7 @@ ONE_OF_EACH = [
         holdout=HOLDOUT,
         holdout_classes=10,
     ),
+    events.RunDiverged(epoch=3, reason="the loss became nan in epoch 3, step 2"),
     events.CandidateDiverged(epoch=3, candidate=1, reason="the loss became nan in epoch 3, step 2"),
     events.TargetsDecided(
         interval=1,

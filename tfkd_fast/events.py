@@ -289,6 +289,19 @@ class CandidateDiverged(Event):
     """What was not finite, and when."""
 
 
+class RunDiverged(Event):
+    """The run ended because candidates diverged and none is left that it could go on with.
+
+    A run that goes on from a checkpoint before that takes this line away.
+    """
+
+    kind = "end"
+
+    epoch: int
+    reason: str
+    """What was not finite, and when."""
+
+
 class CandidateTarget(Record):
     """The target that one candidate of an interval is trained with. Means are taken over the labels."""
 
@@ -502,6 +515,7 @@ _KINDS: Mapping[str, type[Event]] = {
         StepsCompiled,
         EpochEnded,
         CandidateDiverged,
+        RunDiverged,
         TargetsDecided,
         CandidateSelected,
         ControllerRewarded,

@@ -1,5 +1,6 @@
 """A candidate that is no longer finite: where it is seen, what is said of it, and what a run does without it."""
 
+import contextlib
 import math
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.finiteness import named_tensors, nonfinite_names
 from tfkd_fast.methods.base import HoldoutMetrics, Plan, TeacherOutputs
-from tfkd_fast.report import read_run
+from tfkd_fast.report import read_run, write_report
 from tfkd_fast.report.words import ranking_words
 from tfkd_fast.runs import folder as run_folder
 from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -132,9 +133,13 @@ def test_where_none_is_left_or_none_is_selected_the_run_ends(
     """Peers that learn from each other diverge together."""
     method = "tfkd-mrs" if tables is MRS else "tfkd"
     run = spoiled(recipe(method, **tables), tmp_path, *lost)
-    with pytest.raises(UserError, match=message):
+    with contextlib.closing(run), pytest.raises(UserError, match=message) as caught:
         run.run()
     assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["epoch-00001.ckpt"]
+    end = read_run(tmp_path).end
+    assert end is not None
+    assert end.reason in str(caught.value)
+    assert f"It diverged: {end.reason}." in write_report(tmp_path).read_text()
 
 
 @pytest.mark.parametrize(

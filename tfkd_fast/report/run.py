@@ -21,6 +21,7 @@ from tfkd_fast.events import (
     LogLine,
     PathwaysWeighed,
     ProfessorJudged,
+    RunDiverged,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -48,6 +49,8 @@ class RunRecord:
     selections: list[CandidateSelected]
     diverged: list[CandidateDiverged]
     """Candidates that were left out of a selection because they diverged."""
+    end: RunDiverged | None
+    """Why the run ended before its last epoch; None where it did not, or was stopped."""
     rewards: list[ControllerRewarded]
     teacher_weights: list[TeachersWeighed]
     pathway_weights: list[PathwaysWeighed]
@@ -136,6 +139,7 @@ def read_run(run_folder: Path) -> RunRecord:
         decisions=_events_of(TargetsDecided, lines),
         selections=_events_of(CandidateSelected, lines),
         diverged=_events_of(CandidateDiverged, lines),
+        end=next(iter(_events_of(RunDiverged, lines)), None),
         rewards=_events_of(ControllerRewarded, lines),
         teacher_weights=weights_of(TeachersWeighed, lines, folder.metrics),
         pathway_weights=weights_of(PathwaysWeighed, lines, folder.metrics),

@@ -27,6 +27,7 @@ from tfkd_fast.events import (
     EpochEnded,
     HoldoutFigures,
     LoaderChosen,
+    RunDiverged,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -262,6 +263,7 @@ class Trainer:
         state.diverged = (*state.diverged, *found)
         if not plan.selects or len(state.diverged) == count:
             slot, fault = next(iter(found.items()))
+            self._log.write(RunDiverged(epoch=epoch, reason=fault.what))
             raise UserError(fault.tell(slot, count, self._last_good()))
         for slot, fault in found.items():
             self.population.clear(slot)
