@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import tfkd_fast
 from tfkd_fast import ops
@@ -76,6 +77,19 @@ def test_the_programs_of_the_training_page_run(tmp_path: Path, monkeypatch: pyte
     names: dict[str, object] = {"pixels": torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)}
     exec(compile(program, "training.md", "exec"), names)
     assert len(names["names"]) == 3  # type: ignore[arg-type]
+
+
+def test_the_program_about_images_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-images.md").read_text(), re.DOTALL)
+    small = '"epochs": 1, "device": "cpu", "model": {"width": 0.125}'
+    monkeypatch.chdir(tmp_path)
+    for number in range(16):
+        file = Path("photos", ("train", "test")[number % 4 == 0], "ab"[number // 8], f"{number}.jpg")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80 + number, 120), (200 * (number // 8), 100, 9 * number)).save(file)
+    names: dict[str, dict[str, object]] = {}
+    exec(compile(program.replace('"epochs": 8', small), "own-images.md", "exec"), names)
+    assert names["summary"]["dataset"] == "python"
 
 
 def tree() -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfkd_fast import ops
 from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_test_images, split_holdout
+from tfkd_fast.data.settings import FROM_PROGRAM
 from tfkd_fast.device import Compute, determinism, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.metrics import holdout_metrics
@@ -29,6 +30,7 @@ def train(
     recipe: Recipe | Table | str,
     out: Path | str,
     *,
+    dataset: Any = None,
     overrides: Table | None = None,
     overwrite: bool = False,
     download: bool = False,
@@ -41,6 +43,9 @@ def train(
         recipe: a recipe; the name of a shipped recipe or the path of a recipe file; or nested values by table, as
             `{"method": "kd", "data": {"batch_size": 32}}`, over the shipped recipe of their data set if there is one.
         out: the run folder, which is made.
+        dataset: a `torch.utils.data.Dataset` of pairs (image, label), 20 % of whose images are the test set, or two of
+            them, (train, test), in the place of the data set that the recipe names; see the documentation of images of
+            one's own. `resume` and `evaluate` have to be given it, too.
         overrides: nested values by table that go before those of the recipe.
         overwrite: whether a run that is in `out` may be replaced. Files there that are no part of a run stay.
         download: whether a data set that is missing may be fetched.
@@ -54,9 +59,9 @@ def train(
         UserError: for bad input, before `out` is touched, such as a folder that holds something else than a run or that
             another process trains into; and for a loss that is no longer finite.
     """
-    recipe = _make_recipe(recipe, overrides or {})
+    recipe = _make_recipe(recipe, overrides or {}, from_program=dataset is not None)
     folder = RunFolder(Path(out))
-    with _begin(recipe, folder, listeners, overwrite=overwrite, download=download) as trainer:
+    with _begin(recipe, folder, listeners, overwrite=overwrite, download=download, pairs=dataset) as trainer:
         return _run(trainer, stop or Stop())
 
 
@@ -94,6 +99,7 @@ def resume(
     listeners: Sequence[Listener] = (),
     *,
     data_root: Path | str | None = None,
+    dataset: Any = None,
     download: bool = False,
     stop: Stop | None = None,
 ) -> dict[str, Any]:
@@ -103,6 +109,7 @@ def resume(
         out: the run folder.
         listeners: called with every event and every batch while the run goes on.
         data_root: the place of the data set, where it is no longer that of the recipe.
+        dataset: the data set that the run was given, see `train`.
         download: whether a data set that is missing may be fetched.
         stop: as for `train`.
 
@@ -128,14 +135,14 @@ def resume(
             with folder.reading_newest():
                 recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
         with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-            dataset = open_dataset(recipe.data, download=download)
-            dataset.refuse_unusable_test()
+            opened = open_dataset(recipe.data, download=download, pairs=dataset)
+            opened.refuse_unusable_test()
             with sealed_test_images():
                 if state is None and not folder.data.exists():  # stopped before it was recorded
-                    folder.write_data(dataset.identity)
-                refuse_other_data(dataset, folder.read_data(), f"the run in {out}")
+                    folder.write_data(opened.identity)
+                refuse_other_data(opened, folder.read_data(), f"the run in {out}")
                 convolutions = folder.read_convolutions()
-                trainer = _trainer(recipe, dataset, folder, listeners, convolutions)
+                trainer = _trainer(recipe, opened, folder, listeners, convolutions)
                 if convolutions is None:
                     folder.write_convolutions(trainer.convolutions)
             return _run(trainer, stop or Stop())
@@ -147,6 +154,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     data_root: Path | str | None = None,
+    dataset: Any = None,
     download: bool = False,
 ) -> dict[str, Any]:
     """Test the student of a finished run again, that of the last epoch and that of the best epoch on held-out images.
@@ -156,6 +164,7 @@ def evaluate(
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         precision: "fp32", "bf16", or "auto" for what suits the device.
         data_root: the place of the data set, where it is no longer that of the recipe.
+        dataset: the data set that the run was given, see `train`.
         download: whether a data set that is missing may be fetched.
 
     Returns:
@@ -171,12 +180,12 @@ def evaluate(
     headers = {path: read_student_header(path) for path in students}
     if summary := folder.read_summary():
         recipe = recipe.with_loader(summary["loader"])  # pixels of image files may depend on it
-    dataset = open_dataset(recipe.data, download=download)
+    opened = open_dataset(recipe.data, download=download, pairs=dataset)
     for path, header in headers.items():
         refuse_other_recipe(recipe, header, path)
-        refuse_other_data(dataset, header, f"the run in {out}")
+        refuse_other_data(opened, header, f"the run in {out}")
     convolutions = (folder.read_convolutions() or ConvolutionRecord()).available()
-    return _test(recipe, dataset, resolve_compute(device, precision), folder, convolutions)
+    return _test(recipe, opened, resolve_compute(device, precision), folder, convolutions)
 
 
 @contextmanager
@@ -187,13 +196,14 @@ def _begin(
     *,
     overwrite: bool,
     download: bool = False,
+    pairs: Any = None,
     replayed: RunFolder | None = None,
 ) -> Iterator[Trainer]:
-    """Context manager for a block that trains in a new run folder; `replayed` is the run whose targets the recipe
-    has."""
+    """Context manager for a block that trains in a new run folder; `pairs` is the data set that a program gives, and
+    `replayed` the run whose targets the recipe has."""
     folder.refuse_if_taken(overwrite=overwrite)
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-        dataset = open_dataset(recipe.data, download=download)
+        dataset = open_dataset(recipe.data, download=download, pairs=pairs)
         dataset.refuse_unusable_test()
         with sealed_test_images():
             if replayed is not None and takes_the_same_images(recipe, read_recipe(replayed)):
@@ -208,8 +218,13 @@ def _begin(
             yield trainer
 
 
-def _make_recipe(recipe: Recipe | Table | str, overrides: Table) -> Recipe:
-    """Make the recipe of an argument, with `overrides` over its values."""
+def _make_recipe(recipe: Recipe | Table | str, overrides: Table, *, from_program: bool) -> Recipe:
+    """Make the recipe of an argument, with `overrides` over its values, and for a data set `from_program`."""
+    if from_program:
+        table = recipe.table() if isinstance(recipe, Recipe) else recipe
+        return _make_recipe(
+            table, merge(overrides, {"data": {"dataset": FROM_PROGRAM}}), from_program=False
+        ).with_data_of_program()
     if isinstance(recipe, Recipe):
         return make_recipe(recipe.table(), overrides) if overrides else recipe
     if isinstance(recipe, str):

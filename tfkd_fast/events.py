@@ -110,6 +110,9 @@ class RunStarted(RunFacts):
     """Names of the classes, in the order of the labels."""
     reading: str = ""
     """What happens to the pixels of image files, in words; empty where they stay as they are, and in older logs."""
+    augmentation: str = ""
+    """What is changed at random in training images beyond padded crops and mirroring, in words; empty for nothing, and
+    in older logs."""
     parts: str = ""
     """How training and test images were told apart, in words; empty where the files name both, and in older logs."""
     teachers_top1: tuple[Number, ...] = ()

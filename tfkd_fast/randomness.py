@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     PROFESSOR = 9
     SUBSET = 10
     STRONG = 11
+    TRANSFORMS = 12
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

@@ -65,6 +65,8 @@ SHIPPED = {
     "cifar100-reduced-long": ((0, 1, 2, 3, 4), {"ce", "label-smoothing", "label-smoothing-180", "ucb-cooled"}),
     "compare-cifar100": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
     "compare-small": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
+    "education-caltech256": ((0, 1, 2), {"ce", "kd", "education", "kd-specialists"}),
+    "education-food101": ((0, 1, 2), {"ce", "kd", "education", "kd-specialists"}),
     "professor": ((0, 1, 2), {"kd", "label-mix", "swap", "professor", "selective", "staged"}),
     "warm-start": ((0, 1, 2), {"tfkd", "tfkd-mrs"}),
 }

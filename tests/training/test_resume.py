@@ -28,6 +28,7 @@ from tfkd_fast.training.trainer import Trainer
 
 EPOCHS = 4
 WARMED = {"warmup_epochs": 1}
+CHANGES = {"crop": "resized", "auto_augment": "randaugment", "jitter": 0.4, "erasing": 0.5}
 MRS: dict[str, Any] = {"selection": {"candidates": 2, "interval": 2}}
 
 # Every method goes on in tests/methods/test_every_method.py, every controller in tests/steering/control.
@@ -59,6 +60,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "mrs, cooldown": ("tfkd-mrs", {"controller": {"cooldown_epochs": 1, **WARMED}, **MRS}),
     "ce, torchvision": ("ce", {"data": {"loader": "torchvision"}}),
     "ce, dali": ("ce", {"data": {"loader": "dali"}}),
+    "ce, random changes": ("ce", {"data": {"loader": "resident", **CHANGES}}),
+    "mrs, random changes, torchvision": ("tfkd-mrs", {"data": {"loader": "torchvision", **CHANGES}, **MRS}),
     "mrs, dali": ("tfkd-mrs", {"data": {"loader": "dali"}, "population": "streams", **MRS}),
     "ce, bf16": ("ce", {"precision": "bf16"}),
 }

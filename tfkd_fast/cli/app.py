@@ -111,7 +111,7 @@ def train(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name of the data set: digits, cifar10, cifar100, svhn, folder or npz."),
+        typer.Option(metavar="NAME", help="Name of the data set: digits, cifar10, folder, npz, imagenet, food101, ..."),
     ] = None,
     data_root: DataRoot = None,
     download: Download = False,

@@ -146,6 +146,8 @@ class Display(Listener):
             say(start.parts)
         if start.reading:
             say(f"of each image file: {start.reading}")
+        if start.augmentation:
+            say(f"of each training image: {start.augmentation}")
         if start.teachers:
             saw = " · trained on images that are held out here" if start.teachers_saw_holdout else ""
             figures = start.teachers_top1 or (math.nan,) * len(start.teachers)

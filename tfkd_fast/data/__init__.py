@@ -14,6 +14,7 @@ from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, m
 from tfkd_fast.data.mixing import Mixing, MixPartners, make_mixing
 from tfkd_fast.data.settings import ClassChoice, DataSettings, LoaderName
 from tfkd_fast.data.split import split_holdout
+from tfkd_fast.data.transforms import describe_augmentation
 
 __all__ = [
     "Batch",
@@ -30,6 +31,7 @@ __all__ = [
     "MixPartners",
     "Mixing",
     "choose_loader",
+    "describe_augmentation",
     "find_labels",
     "make_loader",
     "make_mixing",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from tfkd_fast.errors import UserError
@@ -36,6 +36,10 @@ class ImageSet(ABC):
     @abstractmethod
     def image(self, index: int) -> Tensor:
         """Return one image (C,H,W) uint8."""
+
+    @abstractmethod
+    def whole(self, index: int) -> Image.Image:
+        """Return one image as it is before it is brought to the shape of the set, in RGB or grey."""
 
     @abstractmethod
     def all_images(self) -> Tensor:
@@ -75,6 +79,9 @@ class ArrayImages(ImageSet):
     def image(self, index: int) -> Tensor:
         return self._images[index]
 
+    def whole(self, index: int) -> Image.Image:
+        return to_pillow(self._images[index])
+
     def all_images(self) -> Tensor:
         return self._images
 
@@ -88,26 +95,62 @@ class ArrayImages(ImageSet):
         update(self._images.contiguous().numpy())
 
 
+def to_pillow(pixels: Tensor) -> Image.Image:
+    """Return an image (C,H,W) uint8, with one channel or three, as Pillow's."""
+    return Image.fromarray((pixels.permute(1, 2, 0) if len(pixels) > 1 else pixels[0]).numpy())
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    """Return an RGB or grey image as a tensor (C,H,W) uint8."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def show_centre(image: Image.Image, size: int, share: float) -> Image.Image:
+    """Cut a centred square out of an image and resize it, antialiased and bilinear, to size x size pixels.
+
+    With a share of 224/256 that is what Resize(256) and CenterCrop(224) of torchvision show, without their rounding to
+    whole pixels.
+
+    Args:
+        image: the image.
+        size: pixels a side that the square is brought to.
+        share: side of the square over the shorter side of the image.
+    """
+    side = share * min(image.size)
+    left, top = (image.width - side) * 0.5, (image.height - side) * 0.5
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
 REMEDY = "replace it or delete it"
 FILES_AT_ONCE = 64
 """Number of files that a thread hashes at a time (our choice): a small file takes less than a change of threads."""
 
 
 class FileImages(ImageSet):
-    """Image files, decoded on access by `read_rgb` to RGB of `size` x `size` pixels.
+    """Image files, decoded on access by `read_rgb` to RGB of `size` x `size` pixels, see `show_centre`.
 
-    The largest centred square is resized with antialiased bilinear interpolation (our choice): shapes keep their
-    proportions, and an image of the right size keeps its pixels.
+    With the largest centred square shapes keep their proportions, and an image of the right size keeps its pixels (our
+    choice).
     """
 
     hashing = "files:"  # earlier versions hashed names and sizes only, and wrote nothing before that
 
-    def __init__(self, files: Sequence[Path], labels: Tensor, size: int) -> None:
+    def __init__(self, files: Sequence[Path], labels: Tensor, size: int, share: float = 1.0) -> None:
+        """Describe image files, which are opened when they are read.
+
+        Args:
+            files: the N files.
+            labels: (N,) int64.
+            size: pixels a side that images are brought to.
+            share: side of the centred square that is shown over the shorter side of the image.
+        """
         if labels.shape != (len(files),) or labels.dtype != torch.int64:
             raise ValueError(f"labels must be ({len(files)},) int64, got {tuple(labels.shape)} {labels.dtype}")
         self.labels = labels
         self.image_shape = (3, size, size)
         self.files = files
+        self.share = share
         self._size = size
 
     def image(self, index: int) -> Tensor:
@@ -116,16 +159,26 @@ class FileImages(ImageSet):
         Raises:
             UserError: the file cannot be decoded; the message names it.
         """
-        file = self.files[index]
-        square = ImageOps.fit(read_rgb(file), (self._size, self._size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        return from_pillow(show_centre(self.whole(index), self._size, self.share))
+
+    def whole(self, index: int) -> Image.Image:
+        return read_rgb(self.files[index])
 
     def all_images(self) -> Tensor:
+        """Return all images (N,3,H,W) uint8, channels-last in memory, which is used once."""
+        images = torch.empty(len(self), self._size, self._size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+
+        def decode(index: int) -> None:
+            images[index] = self.image(index)
+
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-            return torch.stack(list(pool.map(self.image, range(len(self)))))
+            for _ in pool.map(decode, range(len(self))):
+                pass
+        return images
 
     def subset(self, indices: Tensor) -> Self:
-        return type(self)([self.files[index] for index in indices.tolist()], self.labels[indices], self._size)
+        files = [self.files[index] for index in indices.tolist()]
+        return type(self)(files, self.labels[indices], self._size, self.share)
 
     def refuse_unreadable(self) -> None:
         """Decode every file once, on all cores, and raise UserError for one that cannot be; nothing is kept."""
@@ -138,13 +191,12 @@ class FileImages(ImageSet):
                 pass
 
     @cached_property
-    def plain(self) -> Tensor:
-        """(N,) bool: the files that other decoders show as `read_rgb` does.
-
-        The header of every file is read, which takes about 0.1 ms each.
-        """
+    def headers(self) -> "Headers":
+        """What the headers of all files say, which takes about 0.1 ms each."""
         with ThreadPoolExecutor() as pool:
-            return torch.tensor(list(pool.map(_is_plain, self.files)), dtype=torch.bool)
+            found = list(pool.map(_read_header, self.files))
+        plain, heights, widths = zip(*found, strict=True) if found else ((), (), ())
+        return Headers(torch.tensor(plain, dtype=torch.bool), torch.tensor(heights), torch.tensor(widths))
 
     def _digest(self, update: Callable[[Any], None]) -> None:
         """Pass the SHA-256 of each file, which is read whole: about 10 us and 1 ms for each MB."""
@@ -163,11 +215,25 @@ def _digest(file: Path) -> bytes:
     return hashlib.sha256(read_bytes(file, "the image", REMEDY)).digest()
 
 
-READING = (
-    "the largest centred square, upright, resized to {size} x {size}; 8-bit RGB: 16 bits divided by 257, "
-    "transparent pixels on white, other colours as Pillow converts them"
-)
-"""What happens to the pixels of an image file, in words, with the place of the size."""
+def describe_reading(size: int, share: float) -> str:
+    """Return what happens to the pixels of an image file, in words."""
+    square = "the largest centred square" if share == 1 else f"a centred square of {share:g} of the shorter side"
+    return (
+        f"{square}, upright, resized to {size} x {size}; 8-bit RGB: 16 bits divided by 257, "
+        "transparent pixels on white, other colours as Pillow converts them"
+    )
+
+
+class Headers(NamedTuple):
+    """What the headers of N image files say."""
+
+    plain: Tensor
+    """(N,) bool: the files that other decoders show as `read_rgb` does."""
+    heights: Tensor
+    """(N,) int64: rows of pixels of each plain file."""
+    widths: Tensor
+    """(N,) int64: columns of pixels of each plain file."""
+
 
 FAULTS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, struct.error,
@@ -203,10 +269,7 @@ def read_rgb(file: Path) -> Image.Image:
             raise ValueError("it has no pixels")
         _scale_clear_level(opened)
         opened.load()  # a TIFF file is turned here
-        if opened.mode == "F" or (opened.mode == "I" and opened.format != "PPM"):
-            kind = "floats" if opened.mode == "F" else "integers of 32 bits"
-            raise UserError(f"the image {file} holds {kind}, which have no white: save it with 8 or 16 bits")
-        image, turn = _to_rgb(opened), UPRIGHT.get(_orientation(opened))
+        image, turn = convert_colours(opened, f"the image {file}"), UPRIGHT.get(_orientation(opened))
         return image if turn is None else image.transpose(turn)
 
 
@@ -233,7 +296,19 @@ def _packing(image: ImageFile.ImageFile) -> str:
     return str(form[0] if isinstance(form, tuple) else form)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def convert_colours(image: Image.Image, name: str) -> Image.Image:
+    """Convert an image to 8-bit RGB, see `read_rgb`.
+
+    Args:
+        image: the image.
+        name: what it is called in the error message.
+
+    Raises:
+        UserError: it holds floats or integers of 32 bits, which have no white.
+    """
+    if image.mode == "F" or (image.mode == "I" and getattr(image, "format", None) != "PPM"):
+        kind = "floats" if image.mode == "F" else "integers of 32 bits"
+        raise UserError(f"{name} holds {kind}, which have no white: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow clips its 16 bits; those of a PGM file it keeps in 32
         levels = np.asarray(image).astype(np.int64)
         tags = getattr(image, "tag_v2", {})  # of a TIFF file, which may have 12 bits, and 0 for white
@@ -263,17 +338,18 @@ PLAIN = {
     "BMP": ("1", "L", "P", "RGB"), "JPEG": ("L", "RGB"), "MPO": ("RGB",), "PNG": ("1", "L", "P", "RGB"),
     "TIFF": ("L", "RGB"), "WEBP": ("RGB",),
 }  # fmt: skip
-"""Format -> the modes of its images that every decoder shows alike, as far as `_is_plain` finds nothing else."""
+"""Format -> the modes of its images that every decoder shows alike, as far as `_read_header` finds nothing else."""
 
 
-def _is_plain(file: Path) -> bool:
-    """Return whether any decoder shows the file as `read_rgb` does: opaque 8-bit RGB or grey that nothing turns."""
+def _read_header(file: Path) -> tuple[bool, int, int]:
+    """Return whether any decoder shows the file as `read_rgb` does, opaque 8-bit RGB or grey that nothing turns, and
+    its height and width, which are 0 where it is not plain."""
     try:
         with open_regular(file) as content, Image.open(content) as opened:
             if opened.mode not in PLAIN.get(opened.format or "", ()) or opened.has_transparency_data:
-                return False
+                return False, 0, 0
             if opened.format in ("PNG", "TIFF") and opened.mode in ("L", "RGB") and _packing(opened) != opened.mode:
-                return False  # other than 8 bits, or 0 for white
-            return _orientation(opened) == 1
+                return False, 0, 0  # other than 8 bits, or 0 for white
+            return (True, opened.height, opened.width) if _orientation(opened) == 1 else (False, 0, 0)
     except FAULTS:
-        return False
+        return False, 0, 0

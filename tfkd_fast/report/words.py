@@ -86,6 +86,8 @@ def _image_files(run: RunRecord) -> list[str]:
         lines.append(f"Of the folder of images: {run.start.parts}.")
     if run.start.reading:
         lines.append(f"Of each image file: {run.start.reading}.")
+    if run.start.augmentation:
+        lines.append(f"Of each training image: {run.start.augmentation}.")
     return lines
 
 

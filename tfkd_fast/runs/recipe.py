@@ -10,6 +10,7 @@ from pydantic import Field, SerializeAsAny, ValidationError
 from pydantic.fields import FieldInfo
 
 from tfkd_fast.data import DataSettings, LoaderName
+from tfkd_fast.data.settings import FROM_PROGRAM
 from tfkd_fast.errors import UserError, nearest, refuse_unknown, shorten
 from tfkd_fast.files import is_there, parse_toml, read_text
 from tfkd_fast.methods import METHODS, MethodEntry, find_method
@@ -86,6 +87,10 @@ class Recipe(Settings):
         if root is None:
             return self
         return self.model_copy(update={"data": self.data.model_copy(update={"root": str(root)})})
+
+    def with_data_of_program(self) -> Self:
+        """Return the same recipe for a data set that a program gives."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"dataset": FROM_PROGRAM, "root": None})})
 
     def to_toml(self) -> str:
         """Return the text of a recipe file."""

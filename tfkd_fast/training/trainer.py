@@ -17,7 +17,7 @@ from torch import nn
 
 import tfkd_fast
 from tfkd_fast import ops
-from tfkd_fast.data import Dataset
+from tfkd_fast.data import Dataset, describe_augmentation
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import (
@@ -447,6 +447,7 @@ class Trainer:
             **self._facts(),
             classes=tuple(dataset.classes),
             reading=dataset.reading,
+            augmentation=describe_augmentation(self.recipe.data),
             parts=dataset.parts,
             teachers_top1=tuple(100 * figure.top1 for figure in figures),
             teachers_at_chance=tuple(

@@ -47,7 +47,7 @@ def write(folder: Path, images: dict[str, Image.Image], **options: Any) -> FileI
 
 def by_dali(images: FileImages, device: str = "cpu") -> torch.Tensor:
     """Every image as it is, (N,C,H,W) uint8."""
-    source = DaliPixels(images, 0, torch.device(device), batch_size=len(images), workers=1)
+    source = DaliPixels(images, Augmentation(0, flip=False), torch.device(device), batch_size=len(images), workers=1)
     (pixels,) = source.pixels([Augmentation(0, flip=False).plain_views(torch.arange(len(images), device=device))])
     return pixels.cpu()
 
@@ -145,7 +145,7 @@ def test_epochs_at_the_same_time_do_not_mix() -> None:
 def test_pixels_stay_when_later_ones_come() -> None:
     """A batch is memory of its own, not a buffer of the pipeline that is filled again."""
     images = dataset_of((3, 32, 32)).read_train()
-    source = DaliPixels(images, 0, torch.device("cpu"), batch_size=2, workers=1)
+    source = DaliPixels(images, Augmentation(0, flip=False), torch.device("cpu"), batch_size=2, workers=1)
     views = Augmentation(0, flip=False).plain_views(torch.arange(COUNT)).batches(2)
     for _ in range(2):
         assert torch.equal(torch.cat(list(source.pixels(views))), images.all_images())

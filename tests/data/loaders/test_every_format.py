@@ -186,7 +186,7 @@ def test_pixels_are_what_the_format_says(images: FileImages) -> None:
 
 
 def test_some_files_are_left_to_dali_and_some_are_not(images: FileImages) -> None:
-    plain = {name for (name, _, _), is_plain in zip(KINDS, images.plain.tolist(), strict=True) if is_plain}
+    plain = {name for (name, _, _), is_plain in zip(KINDS, images.headers.plain.tolist(), strict=True) if is_plain}
     assert {"colours 8.png", "palette 8.png", "RGB 1.tif", "2 True.jpg", "grey.jpg", "colours.webp"} <= plain
     assert not {"grey 16.png", "alpha 8.png", "turned 6.jpg", "cmyk.jpg", "few.gif", "twelve bits.tif"} & plain
 

@@ -1,5 +1,6 @@
 """The data set interface, and statistics of its channels."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
@@ -11,8 +12,8 @@ from tfkd_fast.data.datasets.seal import refuse_while_sealed
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.superclasses import find_superclasses
 
-CHUNK = 4096
-"""Number of images that `channel_statistics` reads at a time."""
+CHUNK = 2**24
+"""Bytes of images that `channel_statistics` reads at a time."""
 
 
 class ChannelStatistics(NamedTuple):
@@ -172,7 +173,7 @@ def channel_statistics(images: ImageSet) -> ChannelStatistics:
     A deviation below one grey level is raised to one, so that a constant channel can be divided by it (our choice).
     """
     counts = torch.zeros(images.image_shape[0], 256, dtype=torch.int64)
-    for chunk in torch.arange(len(images)).split(CHUNK):
+    for chunk in torch.arange(len(images)).split(max(1, CHUNK // math.prod(images.image_shape))):
         pixels = images.subset(chunk).all_images()
         for channel, count in enumerate(counts):
             count += torch.bincount(pixels[:, channel].flatten(), minlength=256)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from tfkd_fast.data.datasets.base import Dataset
-from tfkd_fast.data.images import READING, FileImages
+from tfkd_fast.data.datasets.base import ChannelStatistics, Dataset
+from tfkd_fast.data.images import FileImages, describe_reading
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.split import SPLIT_SEED, split_names
 from tfkd_fast.errors import UserError, printable
@@ -50,18 +50,47 @@ def open_folder(settings: DataSettings, download: bool) -> Dataset:
     if settings.root is None:
         raise UserError("data set folder needs its folder: name it with --data-root FOLDER")
     root = Path(settings.root).expanduser()
-    train, test, words = find_parts(root)
-    classes = list(train)
-    size = settings.image_size
+    return make_file_dataset("folder", find_parts(root), settings)
+
+
+def make_file_dataset(
+    name: str,
+    parts: FolderParts,
+    settings: DataSettings,
+    *,
+    flip: bool = True,
+    statistics: ChannelStatistics | None = None,
+) -> Dataset:
+    """Make a data set of image files of `settings.image_size` pixels a side.
+
+    The classes are those of the training part, in its order. Files are opened when they are read.
+
+    Args:
+        name: the name in recipes.
+        parts: the files of the training and test images.
+        settings: the `[data]` table.
+        flip: whether a mirrored image still shows its class.
+        statistics: the usual constants of the field; None to compute them from the training images.
+    """
+    train, test, words = parts
+    labels = {name: label for label, name in enumerate(train)}
+    size, share = settings.image_size, settings.centre_crop
+
+    def images(listing: Listing) -> FileImages:
+        files = [file for files in listing.values() for file in files]
+        of_files = [labels[name] for name, files in listing.items() for _ in files]
+        return FileImages(files, torch.tensor(of_files), size, share)
+
     return Dataset(
-        "folder",
-        classes,
+        name,
+        list(train),
         (3, size, size),
-        flip=True,
-        read_train=lambda: _images(train, classes, size),
-        read_test=lambda: _images(test, classes, size),
-        hash_test=lambda: _images(test, classes, size).fingerprint(),
-        reading=READING.format(size=size),
+        flip=flip,
+        read_train=lambda: images(train),
+        read_test=lambda: images(test),
+        hash_test=lambda: images(test).fingerprint(),
+        statistics=statistics,
+        reading=describe_reading(size, share),
         parts=words,
     )
 
@@ -76,7 +105,7 @@ def find_parts(root: Path) -> FolderParts:
     Raises:
         UserError: the folder is missing, or it cannot be told which images are to be tested.
     """
-    named = {place.name for place in _folders(root)}
+    named = {place.name for place in list_folders(root)}
     parts = named & {TRAIN, TEST, *VALIDATION}
     if not parts:
         return _split(root)
@@ -94,9 +123,7 @@ def find_parts(root: Path) -> FolderParts:
     words += _unread([root / TRAIN, root / test], [f"{name}/" for name in sorted(named - {TRAIN, test})])
     train_listing, test_listing = list_classes(root / TRAIN), list_classes(root / test)
     _need_two_classes(root / TRAIN, train_listing)
-    for name in test_listing:
-        if name not in train_listing:
-            raise UserError(f"class {name!r} is in {root / test} but not in {root / TRAIN}: add it there too")
+    refuse_unknown_classes(test_listing, train_listing, root / test, root / TRAIN)
     return FolderParts(train_listing, test_listing, "; ".join(words))
 
 
@@ -106,19 +133,18 @@ def list_classes(folder: Path) -> Listing:
     Raises:
         UserError: the folder is missing or holds no class, or a class holds no image.
     """
-    places = _folders(folder)
+    places = list_folders(folder)
     if not places:
         raise UserError(f"{folder} holds no class: images belong into a folder of their class's name below it")
     listing: Listing = {}
     for place in places:
         if printable(place.name) in listing:
             raise UserError(f"two folders in {folder} are both shown as {printable(place.name)!r}: rename one of them")
-        with reading(place, "the folder", "make it readable"):
-            listing[printable(place.name)] = sorted(filter(_is_image, place.iterdir()))
+        listing[printable(place.name)] = list_images(place)
     for name, files in listing.items():
         if files:
             continue
-        if _folders(folder / name):
+        if list_folders(folder / name):
             raise UserError(
                 f"{folder / name} holds folders and no image: name the parts of a data set train/ and test/, and put "
                 "all images of a class into one folder"
@@ -131,12 +157,27 @@ def _split(root: Path) -> FolderParts:
     """Split the images of a folder without parts."""
     listing = list_classes(root)
     _need_two_classes(root, listing)
+    train, test, words = split_listing(listing, root, "there are no train/ and test/")
+    return FolderParts(train, test, "; ".join([words, *_unread([root], [])]))
+
+
+def split_listing(listing: Listing, place: Path, reason: str) -> FolderParts:
+    """Split the images of every class into training and test images, see `split_names`.
+
+    Args:
+        listing: the files.
+        place: where they are, for error messages.
+        reason: why they are split, as the beginning of a sentence.
+
+    Raises:
+        UserError: a class has one image.
+    """
     train: Listing = {}
     test: Listing = {}
     for name, files in listing.items():
         if len(files) < 2:
             raise UserError(
-                f"{root / name} holds one image, but a folder without train/ and test/ is split, class by class: add "
+                f"{place / name} holds one image, but a folder without train/ and test/ is split, class by class: add "
                 "another, or make the parts yourself"
             )
         chosen = split_names([f"{name}/{file.name}" for file in files], TEST_SHARE, SPLIT_SEED)
@@ -144,16 +185,28 @@ def _split(root: Path) -> FolderParts:
         test[name] = [file for file, tested in zip(files, chosen, strict=True) if tested]
     images, tested = (sum(map(len, part.values())) for part in (listing, test))
     words = (
-        f"there are no train/ and test/, so {100 * TEST_SHARE:g} % of the images of each class are the test set: "
+        f"{reason}, so {100 * TEST_SHARE:g} % of the images of each class are the test set: "
         f"{tested:,} of {images:,}, chosen by the names of the files with seed {SPLIT_SEED}"
     )
-    return FolderParts(train, test, "; ".join([words, *_unread([root], [])]))
+    return FolderParts(train, test, words)
+
+
+def refuse_unknown_classes(test: Listing, train: Listing, place: Path, known: Path) -> None:
+    """Raise UserError for a class of the test images that no training image has.
+
+    Args:
+        test, train: the files of both parts.
+        place, known: where they are, for the error message.
+    """
+    for name in test:
+        if name not in train:
+            raise UserError(f"class {name!r} is in {place} but not in {known}: add it there too")
 
 
 def _unread(parts: list[Path], found: list[str]) -> list[str]:
     """What is not read, in words: what was found beside the parts, and what lies in them where no image belongs."""
     loose = sum(_is_image(file) for part in parts for file in part.iterdir())
-    classes = [place for part in parts for place in _folders(part)]
+    classes = [place for part in parts for place in list_folders(part)]
     nested = sum(
         not _is_image(place) and not place.name.startswith(".") and place.is_dir()
         for folder in classes
@@ -186,8 +239,12 @@ def _need_two_classes(place: Path, listing: Listing) -> None:
         raise UserError(f"{place} holds the one class {next(iter(listing))!r}: add another")
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, without those that are hidden, sorted by name."""
+def list_folders(folder: Path) -> list[Path]:
+    """List the folders in a folder, without those that are hidden, sorted by name.
+
+    Raises:
+        UserError: the folder is missing or cannot be read.
+    """
     if not is_there(folder) or not folder.is_dir():
         raise UserError(
             f"there is no folder {folder}: images belong into train/CLASS/ and test/CLASS/ of --data-root, or all into "
@@ -197,11 +254,11 @@ def _folders(folder: Path) -> list[Path]:
         return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
 
 
+def list_images(folder: Path) -> list[Path]:
+    """List the image files in a folder, sorted by name, without opening them."""
+    with reading(folder, "the folder", "make it readable"):
+        return sorted(filter(_is_image, folder.iterdir()))
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def _images(listing: Listing, classes: list[str], size: int) -> FileImages:
-    files = [file for files in listing.values() for file in files]
-    labels = [classes.index(name) for name, files in listing.items() for _ in files]
-    return FileImages(files, torch.tensor(labels), size)

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.images import ArrayImages
-from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.data.settings import LARGEST_IMAGE, SMALLEST_IMAGE, DataSettings
 from tfkd_fast.device import free_memory
 from tfkd_fast.errors import UserError, printable
 from tfkd_fast.files import open_regular, reading
@@ -23,9 +23,6 @@ from tfkd_fast.files import open_regular, reading
 REMEDY = "write the file again with numpy.savez"
 MOST_HEADER_BYTES = 16_384
 """Bytes of the header of an array that are read; those of plain arrays have some hundred."""
-
-SIZES = (32, 64)
-"""Pixels a side that images may have."""
 
 CHUNK = 2**20
 """Bytes of an array that are hashed at a time."""
@@ -37,7 +34,7 @@ KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
 def open_npz(settings: DataSettings, download: bool) -> Dataset:
     """Open an .npz file.
 
-    It holds images (N,S,S,3) or (N,S,S,1) uint8 with S 32 or 64, labels (N,) of any integer type in 0 .. C-1, and
+    It holds images (N,S,S,3) or (N,S,S,1) uint8 with S from 28 to 384, labels (N,) of any integer type in 0 .. C-1, and
     classes (C,) as strings. All shapes and dtypes are checked at once from the headers of the arrays; no pickled object
     is ever loaded.
 
@@ -90,9 +87,10 @@ class NpzFile:
             image_shape: the shape that images must have; None for any.
         """
         shape, dtype = self._header(f"{part}_images")
-        fits = len(shape) == 4 and shape[0] > 0 and shape[1] == shape[2] in SIZES and shape[3] in (1, 3)
+        fits = len(shape) == 4 and shape[0] > 0 and shape[1] == shape[2] and shape[3] in (1, 3)
+        fits = fits and SMALLEST_IMAGE <= shape[1] <= LARGEST_IMAGE
         if dtype != np.uint8 or not fits:
-            wanted = "(N,S,S,3) or (N,S,S,1) uint8 with S 32 or 64 and N above 0"
+            wanted = f"(N,S,S,3) or (N,S,S,1) uint8 with S from {SMALLEST_IMAGE} to {LARGEST_IMAGE} and N above 0"
             raise self._fault(f"{part}_images", f"must be {wanted}, is {_describe(shape, dtype)}")
         found = (shape[3], shape[1], shape[2])
         if image_shape not in (None, found):

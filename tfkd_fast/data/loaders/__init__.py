@@ -11,10 +11,11 @@ import torch
 
 from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets import Dataset
-from tfkd_fast.data.images import ImageSet
+from tfkd_fast.data.images import ArrayImages, FileImages, ImageSet
 from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
-from tfkd_fast.data.loaders.resident import ResidentImages
+from tfkd_fast.data.loaders.resident import ResidentImages, ResidentPixels
 from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.data.transforms import changes_at_random, make_transforms
 from tfkd_fast.device import available_cores, free_memory
 from tfkd_fast.errors import UserError
 
@@ -84,7 +85,7 @@ def make_loader(
         settings = settings.model_copy(update={"loader": name})
     augmentation = _augmentation(images, dataset, settings)
     return Loader(
-        _source(images, augmentation.pad, settings, device),
+        _source(images, augmentation, settings, device),
         images.labels,
         augmentation,
         batch_size=settings.batch_size,
@@ -108,7 +109,7 @@ def choose_loader(
 
     Images are kept resident only if they take no more than half of the device's free memory.
     """
-    reasons = {name: _refusal(name, images, device, share=0.5) for name in NAMES}
+    reasons = {name: _refusal(settings, name, images, device, share=0.5) for name in NAMES}
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
     able = [name for name in NAMES if name not in refused]
     if len(images) < FEW_IMAGES or len(able) == 1:
@@ -127,14 +128,17 @@ def missing_loaders() -> dict[str, str | None]:
 
 
 def _augmentation(images: ImageSet, dataset: Dataset, settings: DataSettings) -> Augmentation:
-    if settings.augment:
-        return Augmentation.standard(images.image_shape[1], dataset.flip)
-    return Augmentation(0, flip=False)
+    if not settings.augment:
+        return Augmentation(0, flip=False)
+    pad = Augmentation.standard(images.image_shape[1], dataset.flip).pad if settings.crop == "padded" else 0
+    return Augmentation(pad, dataset.flip, make_transforms(settings, dataset.mean))
 
 
-def _source(images: ImageSet, pad: int, settings: DataSettings, device: torch.device) -> ResidentImages | PixelSource:
+def _source(
+    images: ImageSet, augmentation: Augmentation, settings: DataSettings, device: torch.device
+) -> ResidentImages | PixelSource:
     name = settings.loader
-    reason = _refusal(name, images, device)
+    reason = _refusal(settings, name, images, device)
     if reason is not None:
         raise UserError(f"loader {name} {reason}")
     most = WORKERS_A_CORE * available_cores()
@@ -143,24 +147,37 @@ def _source(images: ImageSet, pad: int, settings: DataSettings, device: torch.de
     if name == "dali":
         from tfkd_fast.data.loaders.dali import DaliPixels  # may not be installed
 
-        return DaliPixels(images, pad, device, batch_size=settings.batch_size, workers=settings.workers)
+        return DaliPixels(images, augmentation, device, batch_size=settings.batch_size, workers=settings.workers)
     if name == "torchvision":
         from tfkd_fast.data.loaders.torchvision import TorchvisionPixels  # torchvision takes a second to import
 
-        return TorchvisionPixels(images, pad, device, settings.workers)
-    return ResidentImages(images, device)
+        return TorchvisionPixels(images, augmentation, device, settings.workers)
+    return ResidentPixels(images, augmentation) if augmentation.transforms else ResidentImages(images, device)
 
 
-def _refusal(name: str, images: ImageSet, device: torch.device, share: float = 1) -> str | None:
+def _refusal(settings: DataSettings, name: str, images: ImageSet, device: torch.device, share: float = 1) -> str | None:
     """Return why a loader cannot serve with `share` of the free memory, as the end of a sentence about it, or None."""
+    changes = changes_at_random(settings)
     if name == "resident":
+        if changes and device.type != "cpu":
+            return "keeps images on the GPU, where none is changed on its own: use --loader torchvision or dali"
+        if changes and settings.crop == "resized" and not isinstance(images, ArrayImages):
+            return (
+                "keeps images of their final size, and data.crop cuts parts out of whole ones: use --loader torchvision"
+            )
         needed, free = len(images) * math.prod(images.image_shape), share * free_memory(device)
         if needed > free:
             return (
                 f"needs {needed / 2**30:.1f} GiB on {device.type}, where {free / 2**30:.1f} GiB are free: "
                 "use --loader torchvision"
             )
-    return _missing_dali() if name == "dali" else None
+    if name == "dali":
+        if not isinstance(images, ArrayImages | FileImages):
+            return "reads files and arrays only: use --loader torchvision"
+        if changes and images.image_shape[0] != 3:
+            return "changes colours of RGB images only: use --loader torchvision"
+        return _missing_dali()
+    return None
 
 
 def _missing_dali() -> str | None:

@@ -1,11 +1,17 @@
 """The DALI loader: NVIDIA DALI reads, decodes and augments image files, above all with a GPU that decodes JPEG.
 
-Order and augmentation come from outside as views, so that they are those of every other loader. The pixels of arrays,
-and of files of the set's size, are equal to those of the other loaders (except JPEG on a GPU, where the decoder is
-another one). A file of another size is resized as by Pillow, with two differences: Pillow rounds twice, which changes a
-pixel by one grey level at most, and where the filter reaches beyond the edge of the image, DALI repeats the last pixel
-and Pillow leaves it out, which changes the outermost row and column of a reduced image. Files that DALI cannot read or
-may show differently, such as those with transparent pixels, are read by Pillow (`FileImages.plain`).
+Order, crops and mirroring come from outside as views, so that they are those of every other loader. The pixels of
+arrays, and of files of the set's size, are equal to those of the other loaders (except JPEG on a GPU, where the decoder
+is another one). A file of another size is resized as by Pillow, with two differences: Pillow rounds twice, which
+changes a pixel by one grey level at most, and where the filter reaches beyond the edge of the image, DALI repeats the
+last pixel and Pillow leaves it out, which changes the outermost row and column of a reduced image. Files that DALI
+cannot read or may show differently, such as those with transparent pixels, are read by Pillow (`FileImages.headers`).
+
+Parts of whole images, changes of colour and erased rectangles are drawn as for the torchvision loader, too, and of a
+part of a JPEG file only that part is decoded. DALI changes colours in one order (brightness, contrast, saturation, hue)
+and by formulas of its own. The operations of RandAugment and TrivialAugment are DALI's, and so is what is drawn for
+them: each epoch has a pipeline with a seed of its own, so that a resumed run shows the same images, but they are not
+those of the torchvision loader.
 """
 
 import contextlib
@@ -19,22 +25,38 @@ from typing import Any
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.auto_aug.rand_augment import rand_augment
+from nvidia.dali.auto_aug.trivial_augment import trivial_augment_wide
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from tfkd_fast.data.augmentation import Views
+from tfkd_fast.data.augmentation import PLAIN, Augmentation, Views
 from tfkd_fast.data.images import FileImages, ImageSet
+from tfkd_fast.data.transforms import Box, Drawn, Transforms, resize_part
 from tfkd_fast.errors import UserError
 
 AHEAD = 2
 """Number of batches that DALI prepares in advance (its default)."""
 
 Input = tuple[Any, ...]
-"""The input of a batch: images (B,H,W,C) uint8, the windows' first row and column (B,2) int32, which may be outside of
-the image, and whether to mirror (B,) int32. Of files also the paths as bytes, and whether DALI is to read each of them
-(B,) bool; the images are then a list of those that it is not to read, and of `NO_PIXEL`."""
+"""The input of a batch, by the names of `_inputs`:
+
+* pixels: images (B,H,W,C) uint8; of files a list of those that DALI is not to read, and of `NO_PIXEL`;
+* start: (B,2) int32, first row and column of what is shown, which may be outside of the image;
+* mirrored: (B,) int32, whether to mirror;
+* extent: (B,2) int32, height and width of the part of a whole image that is shown;
+* path: of each file as bytes;
+* plain: (B,) bool, whether DALI is to read it;
+* brightness, contrast, saturation, hue: (B,) float32, changes of colour, hue in degrees;
+* corner, sides: (B,2) float32, first row and column of the erased rectangle, and its height and width.
+"""
 
 NO_PIXEL = np.zeros((0, 0, 3), np.uint8)
+
+TRANSLATION = 150 / 331
+"""Largest translation of RandAugment as a share of the image, as in torchvision."""
+WIDE_TRANSLATION = 32
+"""Largest translation of TrivialAugment in pixels, from its paper."""
 
 
 @cache
@@ -52,22 +74,24 @@ class DaliPixels:
 
     name = "dali"
 
-    def __init__(self, images: ImageSet, pad: int, device: torch.device, *, batch_size: int, workers: int) -> None:
-        """Prepare batches of `images` with `pad` pixels on each side.
+    def __init__(
+        self, images: ImageSet, augmentation: Augmentation, device: torch.device, *, batch_size: int, workers: int
+    ) -> None:
+        """Prepare batches of `images`.
 
         Args:
             images: the set.
-            pad: pixels on each side of an image that a window may reach beyond it.
+            augmentation: the padding of the windows that views show, and what else is changed at random.
             device: device of the batches.
             batch_size: the largest number of images of a batch.
             workers: number of CPU threads; 0 for as many as torch uses.
         """
         _freeze_garbage_in_forks()
-        self._images, self._pad, self._device = images, pad, device
-        self._batch_size, self._threads = batch_size, workers or torch.get_num_threads()
+        self._images, self._pad, self._transforms = images, augmentation.pad, augmentation.transforms
+        self._batch_size, self._threads, self._device = batch_size, workers or torch.get_num_threads(), device
         # a batch is one gather; handed over image by image, a batch of small ones would take twice as long
         self._arrays = None if isinstance(images, FileImages) else images.all_images().permute(0, 2, 3, 1).contiguous()
-        self._idle: list[DaliPipeline] = []
+        self._idle: dict[Transforms | None, list[DaliPipeline]] = {None: [], self._transforms: []}
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
         """Yield the pixels of each batch, see `PixelSource.pixels`.
@@ -75,11 +99,13 @@ class DaliPixels:
         Raises:
             UserError: an image file cannot be read.
         """
+        first_key = int(batches[0].keys[0]) if batches else PLAIN
+        transforms = None if first_key == PLAIN else self._transforms
         try:
-            pipeline = self._idle.pop()
+            pipeline = self._idle[transforms].pop()
         except IndexError:
-            pipeline = self._build()
-        pipeline.start(map(self._input, batches))
+            pipeline = self._build(transforms, first_key)
+        pipeline.start(self._input(batch, transforms) for batch in batches)
         for number in range(len(batches)):
             try:
                 pixels = pipeline.run()
@@ -89,31 +115,74 @@ class DaliPixels:
                 raise self._fault(batches[number : number + AHEAD + 1], error) from None
             yield pixels.permute(0, 3, 1, 2)
         pipeline.finish()
-        self._idle.append(pipeline)  # not reached by an epoch that is left early: what it prepared goes with it
+        if transforms is None or transforms.auto_augment == "none":
+            self._idle[transforms].append(pipeline)  # not reached by an epoch that is left early: what it prepared goes
 
-    def _input(self, batch: Views) -> Input:
-        corner = torch.stack((batch.top, batch.left), 1).sub_(self._pad).int().numpy()
-        mirrored = batch.mirrored.int().numpy()
-        if not isinstance(self._images, FileImages):
+    def _input(self, batch: Views, transforms: Transforms | None) -> Input:
+        start = torch.stack((batch.top, batch.left), 1).sub_(self._pad).int().numpy()
+        columns: dict[str, Any] = {"start": start, "mirrored": batch.mirrored.int().numpy()}
+        drawn = self._draw(batch, transforms)
+        if parts := [draw.part for draw in drawn if draw.part is not None]:
+            boxes = np.array(parts, np.int32)
+            columns |= {"start": boxes[:, :2].copy(), "extent": boxes[:, 2:].copy()}
+        if isinstance(self._images, FileImages):
+            files, plain = self._images.files, self._images.headers.plain[batch.indices]
+            paths = [np.frombuffer(os.fsencode(files[index]), np.uint8) for index in batch.indices.tolist()]
+            columns |= {"pixels": self._read(batch, ~plain, transforms), "path": paths, "plain": plain.numpy()}
+        else:
             assert self._arrays is not None
-            return self._arrays[batch.indices].numpy(), corner, mirrored
-        images, plain = self._images, self._images.plain[batch.indices]
-        pixels = [NO_PIXEL] * len(plain)
-        with ThreadPoolExecutor(self._threads) as pool:  # Pillow decodes outside the interpreter lock
-            places = plain.logical_not().nonzero().flatten()
-            decoded = pool.map(images.image, batch.indices[places].tolist())
-            for place, image in zip(places.tolist(), decoded, strict=True):
-                pixels[place] = image.permute(1, 2, 0).contiguous().numpy()
-        paths = [np.frombuffer(os.fsencode(images.files[index]), np.uint8) for index in batch.indices.tolist()]
-        return pixels, corner, mirrored, paths, plain.numpy()
+            columns["pixels"] = self._arrays[batch.indices].numpy()
+        if jitters := [draw.jitter for draw in drawn if draw.jitter is not None]:
+            factors = np.array([jitter[1:] for jitter in jitters], np.float32).T.copy()
+            columns |= dict(zip(COLOURS, (*factors[:3], 360 * factors[3]), strict=True))
+        erased = np.array([draw.erased or Box(0, 0, 0, 0) for draw in drawn], np.float32).reshape(-1, 4)
+        columns |= {"corner": erased[:, :2].copy(), "sides": erased[:, 2:].copy()}
+        return tuple(columns[name] for name in _inputs(transforms, from_files=isinstance(self._images, FileImages)))
 
-    def _build(self) -> "DaliPipeline":
+    def _draw(self, batch: Views, transforms: Transforms | None) -> list[Drawn]:
+        """Draw the changes of each image; none without transforms."""
+        if transforms is None:
+            return []
+        size, indices, keys = self._images.image_shape[2], batch.indices, batch.keys.tolist()
+        if not isinstance(self._images, FileImages):
+            return [transforms.draw(key, size, size, size) for key in keys]
+        headers = self._images.headers
+        shapes = zip(headers.heights[indices].tolist(), headers.widths[indices].tolist(), strict=True)
+        # a file that is not plain is read by Pillow, which knows its shape
+        return [
+            transforms.draw(key, height or size, width or size, size)
+            for key, (height, width) in zip(keys, shapes, strict=True)
+        ]
+
+    def _read(self, batch: Views, wanted: Tensor, transforms: Transforms | None) -> list[Any]:
+        """Read the images with `wanted` (B,) by Pillow, (H,W,C) uint8, and `NO_PIXEL` for the others."""
+        assert isinstance(self._images, FileImages)
+        images, pixels = self._images, [NO_PIXEL] * len(wanted)
+        size = images.image_shape[2]
+
+        def read(place: int) -> Any:
+            index, key = int(batch.indices[place]), int(batch.keys[place])
+            if transforms is None or transforms.area is None:
+                return images.image(index).permute(1, 2, 0).contiguous().numpy()
+            image = images.whole(index)
+            part = transforms.draw(key, image.height, image.width, size).part
+            assert part is not None
+            return np.asarray(resize_part(image, part, size))
+
+        with ThreadPoolExecutor(self._threads) as pool:  # Pillow decodes outside the interpreter lock
+            places = wanted.nonzero().flatten().tolist()
+            for place, image in zip(places, pool.map(read, places), strict=True):
+                pixels[place] = image
+        return pixels
+
+    def _build(self, transforms: Transforms | None, seed: int) -> "DaliPipeline":
         return DaliPipeline(
-            self._images.image_shape[1],
-            from_files=isinstance(self._images, FileImages),
+            self._images,
+            transforms,
             batch_size=self._batch_size,
             threads=self._threads,
             device=self._device,
+            seed=seed & 0x7FFFFFFF,
         )
 
     def _fault(self, batches: list[Views], error: RuntimeError) -> UserError:
@@ -140,18 +209,29 @@ class InputSource:
 class DaliPipeline:
     """A DALI pipeline with the source of its inputs."""
 
-    def __init__(self, size: int, *, from_files: bool, batch_size: int, threads: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        transforms: Transforms | None,
+        *,
+        batch_size: int,
+        threads: int,
+        device: torch.device,
+        seed: int,
+    ) -> None:
         on_gpu = device.type == "cuda"
         self._feed = InputSource()
-        self._pipeline = pipeline_def(_windows, enable_conditionals=True)(
+        self._pipeline = pipeline_def(_show, enable_conditionals=True)(
             self._feed,
-            size,
-            from_files=from_files,
+            images.image_shape[2],
+            transforms,
+            share=images.share if isinstance(images, FileImages) else None,
             on_gpu=on_gpu,
             batch_size=batch_size,
             num_threads=threads,
             device_id=torch.empty(0, device=device).get_device() if on_gpu else None,  # `device` may lack an index
             prefetch_queue_depth=AHEAD,
+            seed=seed,
         )
         self._pipeline.build()
 
@@ -175,30 +255,87 @@ class DaliPipeline:
         self._pipeline.reset()
 
 
-def _windows(feed: InputSource, size: int, *, from_files: bool, on_gpu: bool) -> Any:
-    """Return the windows (H,W,C) uint8 of the images of `feed`."""
-    layout = ["HWC", *[""] * (4 if from_files else 2)]
-    pixels, corner, mirrored, *file = fn.external_source(feed, num_outputs=len(layout), layout=layout)
-    images = pixels.gpu() if on_gpu else pixels
+COLOURS = ("brightness", "contrast", "saturation", "hue")
+"""Changes of colour as DALI names them."""
+
+
+def _inputs(transforms: Transforms | None, *, from_files: bool) -> list[str]:
+    """Return the names of what a pipeline takes of each batch, see `Input`."""
+    names = ["pixels", "start", "mirrored"]
+    if transforms is not None and transforms.area is not None:
+        names.append("extent")
     if from_files:
-        path, plain = file
-        if plain:  # of each image: DALI divides the batch
-            images = _decode(path, size, "mixed" if on_gpu else "cpu")
-    window = fn.slice(images, start=corner, shape=[size, size], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
-    return fn.flip(window, horizontal=mirrored)
+        names += ["path", "plain"]
+    if transforms is not None and (transforms.jitter or transforms.hue):
+        names += COLOURS
+    if transforms is not None and transforms.erasing:
+        names += ["corner", "sides"]
+    return names
 
 
-def _decode(path: Any, size: int, device: str) -> Any:
-    """Decode the largest centred square of a file to `size` x `size` RGB pixels, upright."""
-    images = fn.decoders.image(fn.io.file.read(path), device=device, output_type=types.RGB)
-    shape = fn.cast(images.shape()[0:2], dtype=types.FLOAT)
-    side = fn.reductions.min(shape)
-    first = (shape - side) / 2.0
-    return fn.resize(
-        images,
-        size=[size, size],
-        roi_start=first,
-        roi_end=first + side,
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-    )
+def _show(feed: InputSource, size: int, transforms: Transforms | None, *, share: float | None, on_gpu: bool) -> Any:
+    """Return what is shown (H,W,C) uint8 of the images of `feed`; `share` is that of `FileImages`, None for arrays."""
+    names = _inputs(transforms, from_files=share is not None)
+    layout = ["HWC", *[""] * (len(names) - 1)]
+    outputs = fn.external_source(feed, num_outputs=len(names), layout=layout)
+    inputs = {name: outputs[number] for number, name in enumerate(names)}
+    images, start = inputs["pixels"].gpu() if on_gpu else inputs["pixels"], inputs["start"]
+    device = "mixed" if on_gpu else "cpu"
+    if transforms is None or transforms.area is None:
+        if share is not None:
+            images = _decode_centres(images, inputs, size, share, device)
+        images = fn.slice(
+            images, start=start, shape=[size, size], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+        )
+    elif share is None:
+        images = _resize(fn.slice(images, start=start, shape=inputs["extent"], axes=[0, 1]), size)
+    else:
+        images = _decode_parts(images, inputs, size, device)
+    images = fn.flip(images, horizontal=inputs["mirrored"])
+    return images if transforms is None else _change(images, size, transforms, inputs)
+
+
+def _decode_centres(images: Any, inputs: dict[str, Any], size: int, share: float, device: str) -> Any:
+    """Decode the centred square of plain files to `size` x `size` RGB pixels, as `images.show_centre` does."""
+    if inputs["plain"]:  # of each image: DALI divides the batch
+        whole = fn.decoders.image(fn.io.file.read(inputs["path"]), device=device, output_type=types.RGB)
+        shape = fn.cast(whole.shape()[0:2], dtype=types.FLOAT)
+        side = share * fn.reductions.min(shape)
+        first = (shape - side) / 2.0
+        images = _resize(whole, size, roi_start=first, roi_end=first + side)
+    return images
+
+
+def _decode_parts(images: Any, inputs: dict[str, Any], size: int, device: str) -> Any:
+    """Decode a part of plain files, and resize it to `size` x `size` RGB pixels."""
+    if inputs["plain"]:
+        part = fn.decoders.image_slice(
+            fn.io.file.read(inputs["path"]),
+            start=inputs["start"],
+            shape=inputs["extent"],
+            axis_names="HW",
+            device=device,
+            output_type=types.RGB,
+        )
+        images = _resize(part, size)
+    return images
+
+
+def _change(images: Any, size: int, transforms: Transforms, inputs: dict[str, Any]) -> Any:
+    """Apply random operations, changes of colour and erased rectangles."""
+    options: dict[str, Any] = {"shape": (size, size), "fill_value": 0}
+    if transforms.auto_augment == "randaugment":
+        count, magnitude = transforms.operations, transforms.magnitude
+        images = rand_augment(images, n=count, m=magnitude, max_translate_rel=TRANSLATION, **options)
+    if transforms.auto_augment == "trivialaugment":
+        images = trivial_augment_wide(images, max_translate_rel=WIDE_TRANSLATION / size, **options)
+    if "hue" in inputs:
+        images = fn.color_twist(images, **{name: inputs[name] for name in COLOURS})
+    if "corner" in inputs:
+        fill = [float(level) for level in transforms.fill]
+        images = fn.erase(images, anchor=inputs["corner"], shape=inputs["sides"], axes=[0, 1], fill_value=fill)
+    return images
+
+
+def _resize(images: Any, size: int, **part: Any) -> Any:
+    return fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True, **part)

@@ -1,4 +1,7 @@
-"""The torchvision loader: worker processes transform image by image, for sets that do not fit on the device."""
+"""The torchvision loader: worker processes transform image by image, for sets that do not fit on the device.
+
+A worker holds one decoded image and two batches of pixels at a time, whatever the size of the set.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -9,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
-from tfkd_fast.data.augmentation import Views
-from tfkd_fast.data.images import ImageSet
+from tfkd_fast.data.augmentation import PLAIN, Augmentation, Views
+from tfkd_fast.data.images import ImageSet, from_pillow, to_pillow
 from tfkd_fast.errors import UserError
 
-View = tuple[int, int, int, bool]
-"""Index, top, left and mirrored: one row of `Views`."""
+View = tuple[int, int, int, bool, int]
+"""Index, top, left, mirrored and key: one row of `Views`."""
 
 
 class TorchvisionPixels:
@@ -22,8 +25,8 @@ class TorchvisionPixels:
 
     name = "torchvision"
 
-    def __init__(self, images: ImageSet, pad: int, device: torch.device, workers: int) -> None:
-        self._dataset = PixelBatches(images, pad)
+    def __init__(self, images: ImageSet, augmentation: Augmentation, device: torch.device, workers: int) -> None:
+        self._dataset = PixelBatches(images, augmentation)
         self._device, self._workers = device, workers
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
@@ -70,8 +73,8 @@ def _signals_left_to_the_run() -> Iterator[None]:
 class PixelBatches(Dataset[Tensor | UserError]):
     """A torch data set whose items are batches: the index is a list of views."""
 
-    def __init__(self, images: ImageSet, pad: int) -> None:
-        self._images, self._pad = images, pad
+    def __init__(self, images: ImageSet, augmentation: Augmentation) -> None:
+        self._images, self._pad, self._transforms = images, augmentation.pad, augmentation.transforms
 
     def __getitem__(self, views: list[View]) -> Tensor | UserError:
         """Return pixels (B,C,H,W) uint8, or the error: raised in a worker, it would arrive wrapped in a traceback."""
@@ -80,8 +83,13 @@ class PixelBatches(Dataset[Tensor | UserError]):
         except UserError as error:
             return error
 
-    def _view(self, index: int, top: int, left: int, mirrored: bool) -> Tensor:
-        _, height, width = self._images.image_shape
+    def _view(self, index: int, top: int, left: int, mirrored: bool, key: int) -> Tensor:
+        size = self._images.image_shape[2]
+        transforms = None if key == PLAIN else self._transforms
+        if transforms is not None and transforms.area is not None:
+            return from_pillow(transforms.apply(self._images.whole(index), key, mirrored=mirrored, size=size))
         padded = functional.pad(self._images.image(index), [self._pad])
-        window = functional.crop(padded, top, left, height, width)
+        window = functional.crop(padded, top, left, size, size)
+        if transforms is not None:
+            return from_pillow(transforms.apply(to_pillow(window), key, mirrored=mirrored, size=size))
         return functional.horizontal_flip(window) if mirrored else window

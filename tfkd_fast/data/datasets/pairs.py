@@ -1,0 +1,304 @@
+"""Data sets of pairs of an image and a label, as torch's `Dataset` and Hugging Face's `datasets` give them.
+
+Images are read when they are needed and brought to the size of the recipe as image files are; what the pairs' own
+transforms do happens before that, and has to be the same at every reading.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.images import ImageSet, convert_colours, describe_reading, from_pillow, show_centre, to_pillow
+from tfkd_fast.data.settings import DataSettings
+from tfkd_fast.data.split import SPLIT_SEED, split_indices
+from tfkd_fast.errors import UserError, printable
+
+TEST_SHARE = 0.2
+"""Share of test images of every class where one part is given (our choice)."""
+LABELS = ("targets", "labels", "_labels")
+"""Attributes in which data sets keep their labels, so that no image is read for them."""
+REMEDY = "give pairs of an image (Pillow's, or uint8 or 0..1 in a tensor (C,H,W) or array (H,W,C)) and a whole number"
+
+
+class Pairs(Protocol):
+    """A `torch.utils.data.Dataset` with a length, or whatever has the same two methods."""
+
+    def __len__(self) -> int:
+        """Return the number N of pairs."""
+
+    def __getitem__(self, index: int) -> Any:
+        """Return the image and the label at an index, 0 .. N-1."""
+
+
+class PairImages(ImageSet):
+    """The images of pairs, read on access and brought to `size` x `size` pixels, see `images.show_centre`."""
+
+    hashing = "pixels:"
+
+    def __init__(
+        self, pairs: Pairs, places: Sequence[int], labels: Tensor, image_shape: tuple[int, int, int], share: float
+    ) -> None:
+        """Describe images, which are read when they are needed.
+
+        Args:
+            pairs: the pairs.
+            places: the N indices of pairs that this set holds.
+            labels: (N,) int64.
+            image_shape: channels, 1 or 3, height and width of every image.
+            share: side of the centred square that is shown over the shorter side of the image.
+        """
+        self.labels, self.image_shape = labels, image_shape
+        self._pairs, self._places, self._share = pairs, places, share
+
+    def image(self, index: int) -> Tensor:
+        return from_pillow(show_centre(self.whole(index), self.image_shape[2], self._share))
+
+    def whole(self, index: int) -> Image.Image:
+        """Read one image in the colours of the set.
+
+        Raises:
+            UserError: it is no image, or has colours where the first image has none.
+        """
+        place = self._places[index]
+        image = read_pair(self._pairs, place)[0]
+        if self.image_shape[0] == 1 and image.mode != "L":
+            raise UserError(f"image number {place} of the data set has colours, and the first has none: convert them")
+        return image if self.image_shape[0] == 1 else image.convert("RGB")
+
+    def all_images(self) -> Tensor:
+        channels, height, width = self.image_shape
+        images = torch.empty(len(self), height, width, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for index in range(len(self)):
+            images[index] = self.image(index)
+        return images
+
+    def subset(self, indices: Tensor) -> Self:
+        places = [self._places[index] for index in indices.tolist()]
+        return type(self)(self._pairs, places, self.labels[indices], self.image_shape, self._share)
+
+    def refuse_unreadable(self) -> None:
+        """Read every image once, and raise UserError for one that cannot be."""
+        for index in range(len(self)):
+            self.whole(index)
+
+    def _digest(self, update: Callable[[Any], None]) -> None:
+        """Pass the shape and the pixels of each whole image."""
+        for index in range(len(self)):
+            image = self.whole(index)
+            update(repr(image.size).encode())
+            update(image.tobytes())
+
+
+def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
+    """Make a data set of pairs.
+
+    Args:
+        name: the name in recipes.
+        parts: pairs to train on and pairs to test on; or the pairs of both, of which 20 % of each class are the test
+            set. Class names are their attribute `classes`, or else the labels.
+        settings: the `[data]` table.
+
+    Raises:
+        UserError: they are no such pairs, or their labels are none of the classes.
+    """
+    both = parts if isinstance(parts, tuple | list) else (parts,)
+    if not 1 <= len(both) <= 2 or not all(hasattr(part, "__getitem__") and hasattr(part, "__len__") for part in both):
+        raise UserError("a data set from Python is one torch Dataset with a length, or two: (train, test)")
+    for part in both:
+        _refuse_changing(part)
+    train = both[0]
+    labels = read_labels(train)
+    names = getattr(train, "classes", None) or range(int(labels.max()) + 1)
+    classes = [printable(str(one)) for one in names]
+    _refuse_labels(labels, classes, every=True)
+    channels = 1 if read_pair(train, 0)[0].mode == "L" else 3
+    image_shape = (channels, settings.image_size, settings.image_size)
+    words = ""
+    fit = test = torch.arange(len(labels))
+    if len(both) == 1:
+        fit, test = split_indices(labels, TEST_SHARE, SPLIT_SEED)
+        words = (
+            f"no test set was given, so {100 * TEST_SHARE:g} % of the images of each class are the test set: "
+            f"{len(test):,} of {len(labels):,}, chosen by their indices with seed {SPLIT_SEED}"
+        )
+
+    def images(pairs: Pairs, of_pairs: Tensor, places: Tensor) -> PairImages:
+        return PairImages(pairs, places.tolist(), of_pairs[places], image_shape, settings.centre_crop)
+
+    def read_test() -> PairImages:
+        if len(both) == 1:
+            return images(train, labels, test)
+        of_test = read_labels(both[1])
+        _refuse_labels(of_test, classes, every=False)
+        return images(both[1], of_test, torch.arange(len(of_test)))
+
+    return Dataset(
+        name,
+        classes,
+        image_shape,
+        flip=True,
+        read_train=lambda: images(train, labels, fit),
+        read_test=read_test,
+        hash_test=lambda: read_test().fingerprint(),
+        reading=describe_reading(settings.image_size, settings.centre_crop),
+        parts=words,
+    )
+
+
+def read_pair(pairs: Pairs, index: int) -> tuple[Image.Image, int]:
+    """Read an image, in RGB or grey, and its label.
+
+    Raises:
+        UserError: the data set raises an error, or gives something else.
+    """
+    try:
+        pair = pairs[index]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign data set raises
+        raise UserError(
+            f"number {index} of the data set cannot be read ({type(error).__name__}: {error}): mend it"
+        ) from None
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UserError(f"number {index} of the data set is no pair: {REMEDY}")
+    label = np.asarray(pair[1])
+    if label.size != 1 or label.dtype.kind not in "iu":
+        raise UserError(f"the label of number {index} of the data set is no whole number: {REMEDY}")
+    return _to_image(pair[0], index), int(label)
+
+
+def read_labels(pairs: Pairs) -> Tensor:
+    """Return the labels (N,) int64 of pairs, from an attribute that holds them or else by reading every pair.
+
+    Raises:
+        UserError: there is no pair, or a label is no whole number.
+    """
+    count = len(pairs)
+    if not count:
+        raise UserError("the data set is empty: give it images")
+    first = read_pair(pairs, 0)[1]
+    for name in LABELS:
+        found = getattr(pairs, name, None)
+        if found is None or len(found) != count or getattr(pairs, "target_transform", None) is not None:
+            continue
+        values = np.asarray(found)
+        if values.ndim == 1 and values.dtype.kind in "iu" and int(values[0]) == first:
+            return torch.from_numpy(values.astype(np.int64))
+    return torch.tensor([read_pair(pairs, index)[1] for index in range(count)])
+
+
+def _to_image(value: Any, index: int) -> Image.Image:
+    """Convert an image of a pair to Pillow's, in RGB or grey."""
+    if isinstance(value, Image.Image):
+        return value if value.mode == "L" else convert_colours(value, f"number {index} of the data set")
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.ascontiguousarray(value if value.ndim == 3 else value[..., None])).permute(2, 0, 1)
+    if not isinstance(value, Tensor) or value.ndim != 3 or len(value) not in (1, 3) or 0 in value.shape:
+        raise UserError(f"number {index} of the data set shows no image: {REMEDY}")
+    if value.is_floating_point():
+        if not (value.min() >= 0 and value.max() <= 1):
+            raise UserError(
+                f"the pixels of number {index} of the data set are not in 0..1: leave the normalisation to the recipe"
+            )
+        value = (255 * value).round().to(torch.uint8)
+    if value.dtype != torch.uint8:
+        raise UserError(f"the pixels of number {index} of the data set are {value.dtype}: {REMEDY}")
+    return to_pillow(value)
+
+
+def _refuse_changing(pairs: Any) -> None:
+    """Raise UserError for pairs whose first image is another one at a second reading."""
+    if len(pairs) and read_pair(pairs, 0)[0].tobytes() != read_pair(pairs, 0)[0].tobytes():
+        raise UserError(
+            "the data set gives other pixels at each reading: leave random transforms to the [data] table of the recipe"
+        )
+
+
+def _refuse_labels(labels: Tensor, classes: Sequence[str], *, every: bool) -> None:
+    """Raise UserError for labels that are none of the classes, and with `every` for a class without an image."""
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise UserError(f"the data set names {len(set(classes))} classes: give it two or more, each once")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise UserError(f"labels of the data set must be 0 .. {len(classes) - 1}, and one is {int(labels.max())}")
+    missing = labels.bincount(minlength=len(classes)) == 0
+    if every and missing.any():
+        name = classes[int(missing.nonzero()[0])]
+        raise UserError(f"the data set has no training image of class {name!r}: leave the class out")
+
+
+HUB = "hf/"
+"""What the names of Hugging Face's data sets begin with in recipes."""
+TESTS = ("test", "validation", "valid", "val")
+"""Splits of Hugging Face's data sets that may be the test set, the first that there is."""
+
+
+class HubPairs:
+    """A split of a data set of Hugging Face's as pairs."""
+
+    def __init__(self, split: Any, image: str, label: str, classes: Sequence[str]) -> None:
+        self.classes = list(classes)
+        self.labels = split[label]
+        self._split, self._image, self._label = split, image, label
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        row: Mapping[str, Any] = self._split[index]
+        return row[self._image], row[self._label]
+
+
+def open_hub(settings: DataSettings, download: bool) -> Dataset:
+    """Open a data set of Hugging Face's: `hf/NAME` of the Hub, or what `save_to_disk` wrote to `settings.root`.
+
+    Its splits train and test (or validation) are read, or train alone is split; of its columns the one of images and
+    the one of class labels. No code of a data set is run.
+
+    Raises:
+        UserError: the package is missing, or the data set, its splits or its columns.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"data set {settings.dataset} needs datasets: pip install 'tfkd-fast[hub]'") from None
+    name = settings.dataset.removeprefix(HUB)
+    if settings.root is None and not download:
+        raise UserError(f"data set {settings.dataset} is fetched with --download, or read from --data-root FOLDER")
+    try:
+        if settings.root is not None:
+            splits = datasets.load_from_disk(str(Path(settings.root).expanduser()))
+        else:
+            splits = datasets.load_dataset(name)
+    except Exception as error:  # of its many parsers, and of the network
+        where = settings.root or "the Hub"
+        raise UserError(
+            f"data set {settings.dataset} cannot be read from {where} ({error}): name another, or its folder"
+        ) from None
+    if not isinstance(splits, Mapping) or "train" not in splits:
+        raise UserError(f"data set {settings.dataset} has no split train: save a DatasetDict with train and test")
+    test = next((one for one in TESTS if one in splits), None)
+    parts = [_hub_pairs(splits[one], settings.dataset) for one in ("train", test) if one is not None]
+    dataset = make_pair_dataset(settings.dataset, parts, settings)
+    if test not in (None, "test"):
+        dataset.parts = f"there is no split test, so the images of {test} are the test set"
+    return dataset
+
+
+def _hub_pairs(split: Any, name: str) -> HubPairs:
+    """Find the columns of a split."""
+    import datasets
+
+    images = [key for key, feature in split.features.items() if isinstance(feature, datasets.Image)]
+    labels = [key for key, feature in split.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not images or not labels:
+        raise UserError(
+            f"data set {name} needs a column of images and one of class labels: it has {', '.join(split.features)}"
+        )
+    label = next((key for key in ("label", "fine_label") if key in labels), labels[0])
+    return HubPairs(split, images[0], label, split.features[label].names)
