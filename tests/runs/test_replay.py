@@ -78,6 +78,8 @@ def test_learning_rates_are_recorded_where_nothing_else_was_steered(tmp_path: Pa
         ({"method": "tfkd"}, LINEAGE, False, "is not finished: tfkd-fast train --resume"),
         ({"method": "ce", "data": {"holdout": 0.0}}, [], True, "held no images out"),
         ({"method": "tfkd"}, [], True, "is of an older version"),
+        ({"method": "tfkd"}, LINEAGE[:2], True, "does not say what its student was taught in epoch 6"),
+        ({"method": "tfkd"}, [LINEAGE[0], LINEAGE[2]], True, "does not say what its student was taught in epoch 3"),
         ({"method": "tfkd", "target": {"sources": ["peers"]}}, LINEAGE, True, "predictions of peers"),
     ],
 )

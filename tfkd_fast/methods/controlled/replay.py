@@ -28,6 +28,12 @@ def recorded_tables(settings: ControlledTargetsSettings, events: Iterable[Event]
     steered = settings.target.takes_action
     if steered and not applied:
         raise UserError("it is of an older version, which did not record what its student was taught")
+    known = 0  # epochs from the first one on
+    for event in applied:
+        if event.first_epoch == known + 1:
+            known += event.epochs
+    if applied and known != epochs:
+        raise UserError(f"its log does not say what its student was taught in epoch {known + 1}")
     tables: dict[str, Any] = {"selection": {"budget": "none"}, "controller": {"name": "fixed"}}
     warm = [event for event in applied if not steered or event.action is not None]  # after the one-hot warm-up
     recorded = [_entry(event, epochs) for event in warm]
