@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import step_profile
 from benchmarks.end_to_end import GROUPS, read_rows
 from benchmarks.run import STORED
 
@@ -21,12 +22,17 @@ NOT_MEASURED = "(not measured)"
 
 
 def table(name: str, processor: str) -> str:
-    """The lines of a table: a group of `benchmarks.end_to_end`, or the sweep of `tfkd-fast bench --sweep`."""
+    """The lines of a table: a group of `benchmarks.end_to_end`, the profiles of `benchmarks.step_profile`, or the sweep
+    of `tfkd-fast bench --sweep`."""
     if name == "sweep":
         file = STORED / f"sweep-{processor}.json"
         return sweep_table(json.loads(file.read_text())["cells"]) if file.is_file() else NOT_MEASURED
+    if name == "profile":
+        file = STORED / f"profile-{processor}.json"
+        comparisons = json.loads(file.read_text())["comparisons"] if file.is_file() else []
+        return step_profile.markdown(step_profile.from_json(comparisons)) if comparisons else NOT_MEASURED
     if name not in GROUPS:
-        raise ValueError(f"no table is called {name!r}: choose of sweep, {', '.join(GROUPS)}")
+        raise ValueError(f"no table is called {name!r}: choose of sweep, profile, {', '.join(GROUPS)}")
     rows = [row for row in read_rows(STORED / f"end-to-end-{processor}.json") if row.group == name]
     if not rows:
         return NOT_MEASURED

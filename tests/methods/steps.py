@@ -52,16 +52,15 @@ def assert_teaches(method: Method, logits: Tensor, batch: StepBatch, expected: T
 
 def descend(step: TrainingStep, gradients: Sequence[Tensor]) -> None:
     """`TrainingStep.descend` of a step without an engine."""
-    for weight, gradient, momentum in zip(step.weights, gradients, step.momenta, strict=True):
-        ops.sgd_step(
-            weight,
-            gradient,
-            momentum,
-            rate=step.learning_rate,
-            decay=step.weight_decay,
-            factor=step.momentum,
-            nesterov=step.nesterov,
-        )
+    ops.sgd_step(
+        step.weights,
+        gradients,
+        step.momenta,
+        rate=step.learning_rate,
+        decay=step.weight_decay,
+        factor=step.momentum,
+        nesterov=step.nesterov,
+    )
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from tfkd_fast.ops import conv3x3, conv_algorithms
+from tests.support.threads import using_threads
+from tfkd_fast.ops import conv3x3, conv_algorithms, convolution
 from tfkd_fast.ops.conv_algorithms import PASSES, TORCH, Algorithms, Convolution
 
 BF16 = torch.bfloat16
@@ -116,6 +117,20 @@ def test_without_gradient_and_without_bias() -> None:
         assert not y.requires_grad
         assert torch.equal(y, conv3x3(x, weight))
         assert torch.equal(y, conv3x3(x, weight, torch.zeros(OUTPUTS)))
+
+
+@pytest.mark.parametrize("shape", [(64, 16, 32, 32), (3, 5, 7, 9), (2, 40, 33, 31), (1, 1, 1, 1), (0, 3, 2, 2)])
+def test_the_gradient_of_the_bias(shape: tuple[int, ...]) -> None:
+    """Against float64: an error of the blocks' sums, 256 / 4 additions and two more, and the rounding of the result."""
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(BF16)
+    exact, bound = gradient.double().sum((0, 2, 3)), 67 * 2**-24 * gradient.double().abs().sum((0, 2, 3))
+    maps = gradient.to(memory_format=torch.channels_last)
+    sums = convolution.bias_gradient(maps)
+    assert sums.dtype == torch.float32
+    assert bool(((sums - exact).abs() <= bound).all())
+    with using_threads(2):
+        assert torch.equal(convolution.bias_gradient(maps), sums)
+        assert torch.equal(convolution.bias_gradient(gradient), sums)  # of any strides
 
 
 @needs_others

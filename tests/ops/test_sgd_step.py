@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.threads import using_threads
 from tfkd_fast.ops import backends, sgd_step
 
 BACKENDS = ["reference", "cpp"]
@@ -76,12 +77,49 @@ def test_bad_arguments_are_refused() -> None:
         sgd_step(weight, gradient, momentum.double(), rate=0.1)
 
 
+SHAPES = [(16, 3, 3, 3), (70_001,), (1,), (), (32, 16, 1, 1), (0, 3), (100, 128), (5,)]
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_a_list_is_updated_as_its_tensors_are_one_by_one(backend: str | None) -> None:
+    """To the same bits, also where one of them is not for cpp, and by two threads, which share the weights out."""
+    rows = [draw(shape, seed) for seed, shape in enumerate(SHAPES)]
+    rows.append(tuple(tensor.to(memory_format=torch.channels_last) for tensor in draw((8, 4, 3, 3))))
+    if backend != "cpp":
+        rows.append(tuple(tensor.double() for tensor in draw((6, 4))))
+    one_by_one = [tuple(tensor.clone() for tensor in row) for row in rows]
+    weights, gradients, momenta = (list(column) for column in zip(*rows, strict=True))
+    with using_threads(2):
+        sgd_step(weights, gradients, momenta, rate=0.1, decay=5e-4, backend=backend)
+    for row in one_by_one:
+        sgd_step(*row, rate=0.1, decay=5e-4, backend=backend)
+    for ours, alone in zip(rows, one_by_one, strict=True):
+        assert all(map(torch.equal, ours, alone))
+
+
+def test_lists_that_do_not_fit_are_refused() -> None:
+    weight, gradient, momentum = draw((3, 4))
+    with pytest.raises(ValueError, match=r"gradient must have 2 tensors as weight has, got 1"):
+        sgd_step([weight, weight], [gradient], [momentum, momentum], rate=0.1)
+    with pytest.raises(TypeError, match="momentum must be a list of tensors as weight is, got Tensor"):
+        sgd_step([weight], [gradient], momentum, rate=0.1)
+    with pytest.raises(ValueError, match="momentum must be another tensor than weight"):
+        sgd_step([weight], [gradient], [weight], rate=0.1)
+
+
 @needs_cpp
 def test_registration() -> None:
-    weight, gradient, momentum = draw((5, 3))
-    operator = torch.ops.tfkd_fast.sgd_step.default
-    torch.library.opcheck(operator, (weight, gradient, momentum, 0.1, 5e-4, 0.9, False))
-    with pytest.raises(RuntimeError, match="alike"):
-        operator(weight, gradient.T.contiguous().T, momentum, 0.1, 5e-4, 0.9, False)
-    with pytest.raises(RuntimeError, match="float32"):
-        operator(weight.double(), gradient, momentum, 0.1, 5e-4, 0.9, False)
+    """The operator refuses what it cannot update before it has written anything."""
+    rows = [draw((5, 3)), draw((7,))]
+    weights, gradients, momenta = (list(column) for column in zip(*rows, strict=True))
+    operator = torch.ops.tfkd_fast.sgd_steps.default
+    torch.library.opcheck(operator, (weights, gradients, momenta, 0.1, 5e-4, 0.9, False))
+    before = [tensor.clone() for tensor in (*weights, *momenta)]
+    for spoilt, message in (
+        ([gradients[0], gradients[1].double()], "float32"),
+        ([gradients[0], torch.randn(14)[::2]], "alike"),
+        (gradients[:1], "as many"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            operator(weights, spoilt, momenta, 0.1, 5e-4, 0.9, False)
+    assert all(map(torch.equal, (*weights, *momenta), before))

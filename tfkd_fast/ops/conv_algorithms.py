@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tfkd_fast.ops import backends, fused
-from tfkd_fast.ops.convolution import TrainingPass
+from tfkd_fast.ops.convolution import TrainingPass, bias_gradient
 
 Pass = Literal["forward", "input_gradient", "weight_gradient", "inference"]
 """What is computed: the result in training, its gradients, and the result for weights that stay as they are, with ReLU
@@ -228,7 +228,7 @@ class _Convolve(torch.autograd.Function):
         return (
             of_x(gradient, x, rounded if own == "torch" else weight, stride) if needed[0] else None,
             of_weight(gradient, x, weight, stride) if needed[1] else None,
-            gradient.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if needed[2] else None,
+            bias_gradient(gradient).to(ctx.bias_dtype) if needed[2] else None,
             None,
             None,
         )

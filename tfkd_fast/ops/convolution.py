@@ -1,5 +1,5 @@
 """What algorithms of a convolution share: the schemas of those that are 3x3 with stride 1 and padding 1, whose results
-are channels last, and what they ask of the machine."""
+are channels last, the gradient of the bias, and what they ask of the machine."""
 
 from typing import Literal
 
@@ -30,6 +30,17 @@ def define(name: str) -> None:
     )
 
 
+def bias_gradient(gradient: Tensor) -> Tensor:
+    """Return the sums (K,) float32 of gradient (B,K,H,W) over all positions.
+
+    In bfloat16 on the CPU they are added in an order that depends on the shape alone.
+    """
+    if backends.native_library.missing is None and gradient.is_cpu and gradient.dtype == torch.bfloat16:
+        result: Tensor = _bias_gradient(gradient)
+        return result
+    return gradient.sum((0, 2, 3), dtype=torch.float32)
+
+
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -41,3 +52,11 @@ def _fake_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
 
 def _fake_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return torch.empty_like(weight)
+
+
+def _fake_bias_gradient(gradient: Tensor) -> Tensor:
+    return gradient.new_empty((gradient.shape[1],), dtype=torch.float32)
+
+
+fused.define("bias_gradient", None, "(Tensor gradient) -> Tensor", _fake_bias_gradient)
+_bias_gradient = fused.overload(fused.NAMESPACES["cpp"], "bias_gradient")

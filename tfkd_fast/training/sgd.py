@@ -41,14 +41,12 @@ def sgd_step(
             is_first_step=False,
         )
         return
-    rate = float(learning_rate)  # on the CPU nobody waits for it
-    for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
-        ops.sgd_step(
-            weight,
-            gradient,
-            momentum,
-            rate=rate,
-            decay=settings.weight_decay,
-            factor=settings.momentum,
-            nesterov=settings.nesterov,
-        )
+    ops.sgd_step(
+        weights,
+        gradients,
+        momenta,
+        rate=float(learning_rate),  # on the CPU nobody waits for it
+        decay=settings.weight_decay,
+        factor=settings.momentum,
+        nesterov=settings.nesterov,
+    )
