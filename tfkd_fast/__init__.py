@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfkd_fast import ops
     from tfkd_fast.api import evaluate, resume, train
+    from tfkd_fast.own_loop import Criterion, Steering
     from tfkd_fast.runs.stored import load_run
 
-__all__ = ["__version__", "evaluate", "load_run", "ops", "resume", "train"]
+__all__ = ["Criterion", "Steering", "__version__", "evaluate", "load_run", "ops", "resume", "train"]
 
 __version__ = version("tfkd-fast")
 
 _MODULES = {
+    "Criterion": "tfkd_fast.own_loop",
+    "Steering": "tfkd_fast.own_loop",
     "evaluate": "tfkd_fast.api",
     "load_run": "tfkd_fast.runs.stored",
     "resume": "tfkd_fast.api",
     "train": "tfkd_fast.api",
 }
-"""The module that defines each public function."""
+"""The module that each public function or class is imported from."""
 
 
 def __getattr__(name: str) -> Any:

@@ -34,8 +34,14 @@ OWN: dict[str, dict[str, Any]] = {
 SPECIALISTS = {"low": range(5), "high": range(5, 10)}
 
 
-def train(out: Path, method: str, *tables: dict[str, Any], dataset: Dataset | None = None) -> Trainer:
-    """A run in `out`, or what is left of it."""
+def train(
+    out: Path,
+    method: str,
+    *tables: dict[str, Any],
+    dataset: Dataset | None = None,
+    watch: Callable[[Trainer], None] = lambda trainer: None,
+) -> Trainer:
+    """A run in `out`, or what is left of it; `watch` is given the trainer before it trains."""
     overrides: dict[str, Any] = {"method": method}
     for table in (SMALL, *tables):
         overrides = merge(overrides, table)
@@ -43,6 +49,7 @@ def train(out: Path, method: str, *tables: dict[str, Any], dataset: Dataset | No
     trainer = Trainer(recipe, dataset or few_images(), CPU, folder, [])
     if not folder.recipe.exists():
         folder.create(recipe.to_toml())
+    watch(trainer)
     trainer.run()
     return trainer
 

@@ -39,7 +39,11 @@ def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> tup
 def judge(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[Judgement]:
     """Evaluate models one after the other on the same images, in order and without augmentation."""
     predictions = [predict(model, loader.in_order(), compute) for model in models]
-    logits, labels = torch.stack([logits for logits, _ in predictions]), predictions[0][1]
+    return judge_logits(torch.stack([logits for logits, _ in predictions]), predictions[0][1])
+
+
+def judge_logits(logits: Tensor, labels: Tensor) -> list[Judgement]:
+    """Judge models by their logits (K,N,C) float32 for the same images, with labels (N,) int64."""
     table = ops.candidate_metrics(logits, labels)
     rows = torch.stack([column.double() for column in table], dim=1).tolist()
     by_class = top1_by_class(logits, labels).masked_fill(table.top1.isnan().unsqueeze(1), torch.nan).tolist()

@@ -214,8 +214,9 @@ class Trainer:
         for number, how in enumerate(("averaged over", "averaged over the interval to", "after the cooldown from")):
             when = f"of the weights {how} epoch {epoch}"
             self._leave_out(plan, epoch, [figures_fault(row[number], when, self.compute) for row in judged])
+        influences = [judge.influence(model, epoch) if method.needs.influence else None for model in population.models]
         results = [
-            IntervalResult(run.training, holdout[slot], *judged[slot], judge.influence(population.models[slot], epoch))
+            IntervalResult(run.training, holdout[slot], *judged[slot], influences[slot])
             for slot, run in enumerate(runs)
         ]
         for slot in self.state.diverged:

@@ -21,7 +21,9 @@ def test_presets_alone_say_what_a_method_needs() -> None:
     assert (extended.candidates, extended.joint_steps, extended.mixing, extended.own_weights) == (4, True, False, False)
     assert extended.slow_decay == 0.999
     assert METHODS["ce"].needs() == Needs()
-    assert METHODS["professor"].needs() == Needs(teachers=TeacherCount(1, 1), features=frozenset({"stages"}))
+    assert METHODS["professor"].needs() == Needs(
+        teachers=TeacherCount(1, 1), features=frozenset({"stages"}), material=True
+    )
 
 
 def test_settings_change_what_a_method_needs() -> None:

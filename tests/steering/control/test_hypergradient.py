@@ -16,7 +16,6 @@ def learn(controller: Controller, progress: Progress, gradient: torch.Tensor | N
 
 def test_the_action_is_neutral_at_first_and_the_same_for_all(progress: Progress) -> None:
     controller = build("hypergradient")
-    assert controller.needs_gradient
     decision = controller.decide(progress, 3)
     assert torch.equal(decision.actions, torch.zeros(3, 5))
     assert decision.roles == ("hypergradient",) * 3

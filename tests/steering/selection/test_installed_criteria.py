@@ -11,10 +11,10 @@ from tests.support.tables import make_table
 from tfkd_fast.steering.selection import CRITERIA, CandidateScore, SelectionSettings, find_criterion, select
 
 SPEED = """
-from tfkd_fast.steering.selection import Criterion
+from tfkd_fast.steering.selection import RankingCriterion
 
-smallest = Criterion(higher_is_better=False, value=lambda score: score.train_top1)
-previewed = Criterion(higher_is_better=True, value=lambda score: score.averaged_top1, needs_average=True)
+smallest = RankingCriterion(higher_is_better=False, value=lambda score: score.train_top1)
+previewed = RankingCriterion(higher_is_better=True, value=lambda score: score.averaged_top1, needs_average=True)
 number = 3
 """
 Install = Callable[..., None]
@@ -88,7 +88,7 @@ def test_the_criteria_of_this_package_keep_their_names(install: Install) -> None
         (
             "number",
             "criterion 'number' of fastest (entry point number = speed:number) must be a "
-            "tfkd_fast.steering.selection.Criterion, is of type int",
+            "tfkd_fast.steering.selection.RankingCriterion, is of type int",
         ),
         (
             "absent",

@@ -22,6 +22,15 @@ class TeacherCount(NamedTuple):
         """Whether a method may learn from so many teachers."""
         return self.fewest <= count and (self.most is None or count <= self.most)
 
+    def describe(self) -> str:
+        """The number in words, for the middle of a sentence."""
+        fewest, most = self
+        if most == 0:
+            return "no teacher"
+        if fewest == most:
+            return "one teacher" if fewest == 1 else f"{fewest} teachers"
+        return f"{fewest} or more teachers" if most is None else f"{fewest} to {most} teachers"
+
 
 NO_TEACHERS = TeacherCount(0, 0)
 
@@ -58,6 +67,14 @@ class Needs:
     """Whether candidates start from different weights rather than from the same."""
     slow_decay: float | None = None
     """The decay of the moving average of the weights that gives `StepBatch.slow_logits`; None where it is not read."""
+    indices: bool = False
+    """Whether the loss reads which training images a batch has, `StepBatch.indices`, and so how many there are."""
+    networks: bool = False
+    """Whether the loss reads the networks themselves, `StepBatch.students`."""
+    influence: bool = False
+    """Whether the end of an interval may read `IntervalResult.influence`."""
+    material: bool = False
+    """Whether `Method.prepare` reads images or teachers."""
     mixing: bool = True
     """Whether mixed images may be trained on, whose loss is that of their first label and that of their second in
     shares. A method that keeps or compares predictions for single images cannot."""

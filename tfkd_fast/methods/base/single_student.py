@@ -21,7 +21,9 @@ class SingleStudent(Method):
         self._one_hot = one_hot_table(context.num_classes).to(context.device)
 
     def begin_interval(self, epoch: int) -> Plan:
-        return Plan(Interval(epoch, 1, 1))
+        """What holds in an epoch, and is not kept in the state, is set by `resume_interval`, for a run that goes on in
+        the middle of it, too."""
+        return self.resume_interval(Interval(epoch, 1, 1))
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, SoftTargetStats]:
         """Cross-entropy with the one-hot label: means (n,) and training statistics of logits (n,B,C), labels (n,B)."""

@@ -135,6 +135,7 @@ class ControlledTargets(SteeredMethod):
             holdout=holdout,
             averages=frozenset(name for name, wanted in averages.items() if wanted),
             cooldown_epochs=cooldown_epochs,
+            influence=settings.controller.needs_gradient,
             own_weights=beside_each_other,  # from one parent there is little to learn
         )
 
@@ -230,7 +231,7 @@ class ControlledTargets(SteeredMethod):
         if not self._selects or len(survivors) == 1:
             events += self._applied_events(best)
         if self._decision is not None and self._settings.controller.learns:
-            gradient = self._action_gradient(best, results[best]) if self._controller.needs_gradient else None
+            gradient = self._action_gradient(best, results[best]) if self.needs.influence else None
             events.append(self._learn(self._decision, standings, best, parent, gradient))
         if self._decision is not None:
             self._decision = self._decision.subset(survivors)

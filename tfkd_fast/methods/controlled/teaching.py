@@ -27,6 +27,7 @@ def target_needs(settings: TargetSettings) -> Needs:
     return Needs(
         joint_steps="peers" in settings.sources,
         slow_decay=settings.slow_self_decay if "slow-self" in settings.sources else None,
+        indices="memory" in settings.sources,
         mixing="memory" not in settings.sources,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base import Context, Plan
+from tfkd_fast.methods.base import Context, Interval, Plan
 from tfkd_fast.methods.distpro.pathways import biased_softmax, without_small
 from tfkd_fast.methods.distpro.process import load_process
 from tfkd_fast.methods.distpro.student import PathwaysSettings, PathwayStudent, context_pathways
@@ -61,9 +61,9 @@ class DistPro(PathwayStudent):
         self.connect([pathways[number] for number in used])
         self._schedule = weights[:, used]  # (epochs, pathways)
 
-    def begin_interval(self, epoch: int) -> Plan:
-        self.set_weights(self._schedule[epoch])
-        return replace(super().begin_interval(epoch), phase=tuple(self.computed))
+    def resume_interval(self, interval: Interval) -> Plan:
+        self.set_weights(self._schedule[interval.first_epoch])
+        return replace(super().resume_interval(interval), phase=tuple(self.computed))
 
     def state_dict(self) -> dict[str, Any]:
         return {"schedule": self._schedule}

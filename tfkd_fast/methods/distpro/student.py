@@ -64,9 +64,10 @@ class PathwayStudent(TaughtStudent):
 
     def begin_interval(self, epoch: int) -> Plan:
         """The event of the plan has the weights at the start of the epoch."""
+        plan = super().begin_interval(epoch)
         names = tuple(pathway.name for pathway in self.pathways)
         event = PathwaysWeighed(epoch=epoch + 1, names=names, weights=tuple(self.weights.tolist()))
-        return replace(super().begin_interval(epoch), events=[event])
+        return replace(plan, events=[event])
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         hard, statistics = self.cross_entropy(logits, batch.labels)

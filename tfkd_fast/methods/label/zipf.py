@@ -57,7 +57,8 @@ class Zipf(SingleStudent):
 
     @classmethod
     def needs_for(cls, settings: ZipfSettings) -> Needs:
-        return Needs(features=frozenset({"stages"}) if isinstance(settings.loss, DenseZipfLoss) else frozenset())
+        dense = isinstance(settings.loss, DenseZipfLoss)
+        return Needs(features=frozenset({"stages"}) if dense else frozenset(), networks=dense)
 
     def __init__(self, settings: ZipfSettings, context: Context) -> None:
         super().__init__(settings, context)

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, Loss, Plan, StepBatch
+from tfkd_fast.methods.base import Context, Interval, Loss, Plan, StepBatch
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.settings import LARGEST, Settings
 
@@ -49,10 +49,10 @@ class DKD(TaughtStudent):
         self.warmup_factor = torch.ones((), device=context.device)
         """() float32: the present factor of the divergences; it rises to 1 over the warm-up, in place."""
 
-    def begin_interval(self, epoch: int) -> Plan:
+    def resume_interval(self, interval: Interval) -> Plan:
         warmup = self._settings.warmup * self.context.epochs
-        self.warmup_factor.fill_(min((epoch + 1) / warmup, 1.0) if warmup else 1.0)
-        return super().begin_interval(epoch)
+        self.warmup_factor.fill_(min((interval.first_epoch + 1) / warmup, 1.0) if warmup else 1.0)
+        return super().resume_interval(interval)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         settings, temperature = self._settings, self._settings.temperature

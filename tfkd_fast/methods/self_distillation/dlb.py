@@ -40,7 +40,7 @@ class DLB(SingleStudent):
 
     @classmethod
     def needs_for(cls, settings: DLBSettings) -> Needs:
-        return Needs(companions="previous", companion_gradient=True, mixing=False)
+        return Needs(companions="previous", companion_gradient=True, mixing=False, indices=True)
 
     def __init__(self, settings: DLBSettings, context: Context) -> None:
         super().__init__(settings, context)

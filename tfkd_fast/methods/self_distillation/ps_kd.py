@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tfkd_fast import ops
-from tfkd_fast.methods.base import Context, Loss, Needs, Plan, SingleStudent, StepBatch
+from tfkd_fast.methods.base import Context, Interval, Loss, Needs, Plan, SingleStudent, StepBatch
 from tfkd_fast.settings import Settings
 from tfkd_fast.steering.targets import InstanceMemory
 
@@ -38,7 +38,7 @@ class PSKD(SingleStudent):
     @classmethod
     def needs_for(cls, settings: PSKDSettings) -> Needs:
         """No mixed images, because a prediction for one belongs to neither of its two images."""
-        return Needs(mixing=False)
+        return Needs(mixing=False, indices=True)
 
     def __init__(self, settings: PSKDSettings, context: Context) -> None:
         super().__init__(settings, context)
@@ -47,10 +47,11 @@ class PSKD(SingleStudent):
         self.hard_weight = torch.ones((), device=context.device)
         """() float32: the weight of the label in the present epoch, 1 - alpha_t; written in place."""
 
-    def begin_interval(self, epoch: int) -> Plan:
+    def resume_interval(self, interval: Interval) -> Plan:
+        epoch = interval.first_epoch
         alpha = self._last_alpha * (epoch + 1) / self.context.epochs if epoch > 0 else 0.0
         self.hard_weight.fill_(1.0 - alpha)
-        return super().begin_interval(epoch)
+        return super().resume_interval(interval)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
         before = self._memory.exchange(batch.candidates, batch.indices, logits).softmax(-1, dtype=torch.float32)

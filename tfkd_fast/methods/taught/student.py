@@ -10,7 +10,17 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
-from tfkd_fast.methods.base import Context, Material, Needs, Plan, SingleStudent, StepBatch, TeacherCount, TeacherTable
+from tfkd_fast.methods.base import (
+    Context,
+    Interval,
+    Material,
+    Needs,
+    Plan,
+    SingleStudent,
+    StepBatch,
+    TeacherCount,
+    TeacherTable,
+)
 from tfkd_fast.methods.professor import Professors, ProfessorSettings
 from tfkd_fast.methods.taught.corrections import Correction, keep_logits, mix_label, swap_label
 from tfkd_fast.settings import Forms, Settings
@@ -67,7 +77,10 @@ class TaughtStudent(SingleStudent):
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
         """One teacher; a professor reads its features."""
-        return Needs(teachers=TeacherCount(1, 1), features=frozenset({"stages"}) if settings.professor else frozenset())
+        refined = settings.professor is not None
+        return Needs(
+            teachers=TeacherCount(1, 1), features=frozenset({"stages"}) if refined else frozenset(), material=refined
+        )
 
     def __init__(self, settings: TaughtSettings, context: Context, *, temperature: float | None = None) -> None:
         """`temperature` is that at which `teacher_logits` are softened; None for a method that reads anything else of
@@ -81,7 +94,7 @@ class TaughtStudent(SingleStudent):
         count = len(context.teachers)
         if not self.needs.teachers.includes(count):
             raise UserError(
-                f"this method learns from {_in_words(self.needs.teachers)}, and {count} were named: --teacher RUN_DIR "
+                f"this method learns from {self.needs.teachers.describe()}, and {count} were named: --teacher RUN_DIR "
                 "names one"
             )
         for teacher in context.teachers:
@@ -126,10 +139,10 @@ class TaughtStudent(SingleStudent):
     def prepare(self, material: Material) -> Iterable[Event]:
         return () if self.professors is None else self.professors.fit(material)
 
-    def begin_interval(self, epoch: int) -> Plan:
+    def resume_interval(self, interval: Interval) -> Plan:
         if self.professors is not None:
-            self.professors.begin_epoch(epoch)
-        return super().begin_interval(epoch)
+            self.professors.begin_epoch(interval.first_epoch)
+        return super().resume_interval(interval)
 
     def summary(self) -> dict[str, Any]:
         return super().summary() | ({} if self.professors is None else {"professors": self.professors.summary()})
@@ -142,10 +155,3 @@ class TaughtStudent(SingleStudent):
         super().load_state_dict(state)
         if self.professors is not None:
             self.professors.load_state_dict(state["professors"])
-
-
-def _in_words(teachers: TeacherCount) -> str:
-    fewest, most = teachers
-    if fewest == most:
-        return "one teacher" if fewest == 1 else f"{fewest} teachers"
-    return f"{fewest} or more teachers" if most is None else f"{fewest} to {most} teachers"

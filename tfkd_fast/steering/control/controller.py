@@ -115,7 +115,7 @@ class DecisionOutcome:
     """False where the learning rate dropped within the interval: the scores then jumped whatever the action was."""
     action_gradient: Tensor | None = None
     """Gradient (A,) float32 of the held-out loss after one training step under the winner's action, with respect to
-    that action; None unless the controller has `needs_gradient`."""
+    that action; None unless its settings have `needs_gradient`."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,6 @@ class Feedback:
 
 class Controller(ABC):
     """A controller chooses an action for each candidate before an interval, and may learn from its outcome after it."""
-
-    needs_gradient: bool = False
-    """Whether the controller reads `DecisionOutcome.action_gradient`."""
 
     @abstractmethod
     def decide(self, progress: Progress, candidates: int) -> Decision:

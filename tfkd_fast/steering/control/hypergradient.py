@@ -26,8 +26,6 @@ class HypergradientController(Controller):
     through one step only as in MetaDistil (Zhou et al., ACL 2022). There is no network: the action itself is learned.
     """
 
-    needs_gradient = True
-
     def __init__(self, settings: HypergradientSettings, space: ActionSpace) -> None:
         self._action = nn.Parameter(torch.zeros(space.action_size))
         self._optimizer = torch.optim.Adam([self._action], settings.hypergradient_rate)

@@ -44,6 +44,8 @@ class ControllerBase(Settings):
     """Whether the controller is told how candidates did after each of its decisions, for which images are held out."""
     explores: ClassVar[bool] = True
     """Whether the candidates of one decision get different actions."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether the controller is told the gradient of the held-out loss in the action that it decided on."""
     name: str
     """Name of the controller, which sets the actions of a run."""
     warmup_epochs: int = Field(default=5, ge=0, le=1_000_000)
@@ -234,6 +236,7 @@ class HypergradientSettings(ControllerBase):
 
     learns = True
     explores = False
+    needs_gradient = True
     name: Literal["hypergradient"]
     hypergradient_rate: float = Field(default=0.1, gt=0, le=LARGEST)
     """Learning rate of Adam for the action, which is roughly how far one decision moves it."""

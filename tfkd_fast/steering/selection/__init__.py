@@ -3,7 +3,7 @@
 The name is from Jiang et al., IEEE Access 2024; criteria, aggregation and times of selection are our choice.
 """
 
-from tfkd_fast.steering.selection.criteria import CRITERIA, CandidateScore, Criterion, find_criterion
+from tfkd_fast.steering.selection.criteria import CRITERIA, CandidateScore, RankingCriterion, find_criterion
 from tfkd_fast.steering.selection.plan import PlannedInterval, max_candidates, next_interval
 from tfkd_fast.steering.selection.ranking import Selection, select
 from tfkd_fast.steering.selection.settings import NoSelectionSettings, RankedSelectionSettings, SelectionSettings
@@ -12,10 +12,10 @@ from tfkd_fast.steering.selection.variation import learning_rate_factors
 __all__ = [
     "CRITERIA",
     "CandidateScore",
-    "Criterion",
     "NoSelectionSettings",
     "PlannedInterval",
     "RankedSelectionSettings",
+    "RankingCriterion",
     "Selection",
     "SelectionSettings",
     "find_criterion",

@@ -1,7 +1,7 @@
 """The criteria that rank candidates: each is a function of a candidate's scores.
 
 Other distributions can add criteria: an entry point `name = module:criterion` of the group `tfkd_fast.criteria` makes
-a `Criterion` available to recipes by its name.
+a `RankingCriterion` available to recipes by its name.
 """
 
 import importlib.metadata
@@ -42,7 +42,7 @@ class CandidateScore:
 
 
 @dataclass(frozen=True)
-class Criterion:
+class RankingCriterion:
     """A figure of one candidate and its direction."""
 
     higher_is_better: bool
@@ -91,17 +91,17 @@ def generalisation_gap(score: CandidateScore) -> float:
     return score.train_top1 - score.top1
 
 
-CRITERIA: dict[str, Criterion] = {
-    "holdout-top1": Criterion(True, holdout_top1),
-    "holdout-nll": Criterion(False, holdout_nll),
-    "nll-slope": Criterion(False, nll_slope),
-    "averaged-top1": Criterion(True, averaged_top1, needs_average=True),
-    "generalisation-gap": Criterion(False, generalisation_gap),
+CRITERIA: dict[str, RankingCriterion] = {
+    "holdout-top1": RankingCriterion(True, holdout_top1),
+    "holdout-nll": RankingCriterion(False, holdout_nll),
+    "nll-slope": RankingCriterion(False, nll_slope),
+    "averaged-top1": RankingCriterion(True, averaged_top1, needs_average=True),
+    "generalisation-gap": RankingCriterion(False, generalisation_gap),
 }
 """Criteria of this package by the names that recipes use, R1 to R5 in order."""
 
 
-def find_criterion(name: str) -> Criterion:
+def find_criterion(name: str) -> RankingCriterion:
     """Return the criterion of this name, from this package or else from an installed distribution.
 
     Only the named entry point is imported. An entry point cannot replace a criterion of this package.
@@ -127,10 +127,10 @@ def find_criterion(name: str) -> Criterion:
     except Exception as error:  # a foreign module may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"criterion {name!r} of {_origin(offer)} cannot be imported ({reason})") from error
-    if not isinstance(criterion, Criterion):
+    if not isinstance(criterion, RankingCriterion):
         kind = type(criterion).__name__
         raise ValueError(
-            f"criterion {name!r} of {_origin(offer)} must be a tfkd_fast.steering.selection.Criterion, "
+            f"criterion {name!r} of {_origin(offer)} must be a tfkd_fast.steering.selection.RankingCriterion, "
             f"is of type {kind}"
         )
     return criterion

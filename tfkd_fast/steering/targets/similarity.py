@@ -33,9 +33,11 @@ class SimilarityMemory:
         self.similarity.copy_(self.similarity[list(parents)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state between two epochs, when the accumulator is zero."""
-        return {"similarity": self.similarity.clone()}
+        return {"similarity": self.similarity.clone(), "accumulator": self.accumulator.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.similarity.copy_(state["similarity"])
-        self.accumulator.zero_()
+        if "accumulator" in state:
+            self.accumulator.copy_(state["accumulator"])
+        else:  # of an earlier version, which saved between epochs only
+            self.accumulator.zero_()

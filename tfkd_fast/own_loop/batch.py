@@ -1,0 +1,185 @@
+"""The batch of a step, from what a loop of one's own hands over, and the sums over an epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tfkd_fast.data import MixPartners
+from tfkd_fast.errors import UserError
+from tfkd_fast.methods.base import CompanionOutputs, Context, Needs, StepBatch, TeacherOutputs, TrainingStatistics
+from tfkd_fast.models import Features
+from tfkd_fast.training.step import StepLoss
+
+NO_IMAGE = -1
+"""The index of an image where the method does not ask which one it is."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a loop hands over beside the logits; see `Criterion.forward`, whose arguments these are."""
+
+    labels: Tensor
+    indices: Tensor | None
+    teachers: Sequence[Tensor | TeacherOutputs]
+    features: Features | None
+    companions: Tensor | CompanionOutputs | None
+    slow_logits: Tensor | None
+    networks: Sequence[nn.Module]
+    mixed_with: tuple[Tensor, float | Tensor] | None
+
+
+def check_logits(logits: Tensor, inputs: Inputs, context: Context) -> None:
+    """Raise UserError for logits and labels that do not go together, or not with the criterion."""
+    classes, device = context.num_classes, context.device
+    if logits.ndim not in (2, 3) or logits.shape[-1] != classes:
+        raise UserError(f"logits must be (images, {classes}): got {tuple(logits.shape)}")
+    if logits.device != device:
+        raise UserError(f"the logits are on {logits.device} and the criterion on {device}: move it, or set its device")
+    if inputs.labels.shape not in (logits.shape[:-1], logits.shape[-2:-1]):
+        raise UserError(f"labels must be one a row of the logits: got {tuple(inputs.labels.shape)}")
+
+
+def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, first: int, n: int) -> StepBatch:
+    """The batch of candidates `first` to `first + n - 1`.
+
+    A tensor without an axis of candidates is the same for all n of them.
+
+    Raises:
+        UserError: something is missing that the method needs.
+    """
+    labels = _with_axis(inputs.labels, 1, n)
+    indices = torch.full_like(labels, NO_IMAGE)
+    if needs.indices:
+        which = _require(method, "indices", inputs.indices, "which training images these are")
+        if which.device.type == "cpu" and which.numel() and int(which.max()) >= context.num_images:
+            raise UserError(
+                f"there are num_images = {context.num_images} training images: got index {int(which.max())}"
+            )
+        indices = _with_axis(which, 1, n)
+    if len(inputs.teachers) != len(context.teachers):
+        raise UserError(
+            f"method {method!r} learns from {len(context.teachers)} teachers: hand the logits of each to the call as "
+            f"teachers (got {len(inputs.teachers)})"
+        )
+    features: Features | None = None
+    if needs.features:
+        features = _features_with_axis(
+            _require(method, "features", inputs.features, "those of the network for these images"), n
+        )
+    networks = inputs.networks
+    if needs.networks and len(networks) != n:
+        raise UserError(f"method {method!r} reads the network itself: hand it to the call as networks=[network]")
+    slow_logits = None
+    if needs.slow_decay is not None:
+        slow = _require(method, "slow_logits", inputs.slow_logits, f"of weights averaged with decay {needs.slow_decay}")
+        slow_logits = _with_axis(slow.detach().float(), 2, n)
+    if inputs.mixed_with is not None and not needs.mixing:
+        raise UserError(f"method {method!r} learns from predictions of single images: train it without mixed images")
+    return StepBatch(
+        labels,
+        indices,
+        first,
+        slow_logits,
+        features,
+        tuple(_teacher_outputs(method, needs, teacher, n) for teacher in inputs.teachers),
+        _companions(method, needs, context, inputs, labels, indices, n) if needs.companions else None,
+        tuple(networks),
+    )
+
+
+def mix_partners(inputs: Inputs, n: int) -> MixPartners | None:
+    """The partners of mixed images, as the loss of a step takes them; None for images that are not mixed."""
+    if inputs.mixed_with is None:
+        return None
+    labels, share = inputs.mixed_with
+    shares = torch.as_tensor(share, dtype=torch.float32, device=labels.device)
+    return MixPartners(_with_axis(labels, 1, n), shares.expand(n))
+
+
+def _require(method: str, name: str, value: Any, words: str) -> Any:
+    """The value, unless it is None: then UserError says what it should be."""
+    if value is None:
+        raise UserError(f"method {method!r} needs {name} in each call: {words}")
+    return value
+
+
+def _with_axis(tensor: Tensor, dimensions: int, n: int) -> Tensor:
+    """The tensor with an axis of n candidates in front of its `dimensions`, unless it has one."""
+    return tensor.expand(n, *tensor.shape) if tensor.ndim == dimensions else tensor
+
+
+def _features_with_axis(features: Features, n: int) -> Features:
+    """Features with an axis of candidates, in float32; those of one candidate come without the axis."""
+    return (
+        features.map(lambda maps: maps.unsqueeze(0)) if n == 1 and features.pooled.ndim == 2 else features
+    ).in_float32()
+
+
+def _teacher_outputs(method: str, needs: Needs, teacher: Tensor | TeacherOutputs, n: int) -> TeacherOutputs:
+    logits, features = (teacher, None) if isinstance(teacher, Tensor) else teacher
+    if needs.features and features is None:
+        raise UserError(f"method {method!r} reads features of its teachers: hand over TeacherOutputs(logits, features)")
+    constant = features and _features_with_axis(features, n).map(Tensor.detach)
+    return TeacherOutputs(_with_axis(logits.detach().float(), 2, n), constant)
+
+
+def _companions(
+    method: str, needs: Needs, context: Context, inputs: Inputs, labels: Tensor, indices: Tensor, n: int
+) -> CompanionOutputs:
+    """The outputs for companions. Logits alone are those for other images of the same labels."""
+    words = {
+        "same-class": "the logits of another image of the class of each, without gradient",
+        "previous": "CompanionOutputs(logits, labels, indices) of the batch before, shown again",
+    }
+    companions = _require(method, "companions", inputs.companions, words.get(needs.companions or "", "of another view"))
+    if needs.companions == "previous":
+        if isinstance(companions, Tensor):
+            raise UserError(f"method {method!r} needs companions in each call: {words['previous']}")
+        if labels.shape[1] > context.batch_size:
+            raise UserError(f"batch_size = {context.batch_size} is the largest batch: got {labels.shape[1]} images")
+    if isinstance(companions, Tensor):
+        companions = CompanionOutputs(companions, labels, indices)
+    logits = companions.logits if needs.companion_gradient else companions.logits.detach()
+    return CompanionOutputs(
+        _with_axis(logits.float(), 2, n), _with_axis(companions.labels, 1, n), _with_axis(companions.indices, 1, n)
+    )
+
+
+@dataclass
+class EpochSums:
+    """Sums over the samples that each of P candidates was trained on in an epoch."""
+
+    candidates: int
+    names: list[str] = field(default_factory=list)
+    """Names of the terms of the loss; empty where it has one only."""
+    samples: list[int] = field(default_factory=list)
+    """How many images each candidate was trained on."""
+    rows: Tensor | None = None
+    """(P,4+T) float64: sums of the loss, of correct predictions, of the label's probability, of the entropy, and of T
+    terms of the loss; None before the first step."""
+
+    def add(self, first: int, loss: StepLoss, size: int) -> None:
+        """Add a step of candidates `first`, `first + 1`, ... on `size` images each."""
+        terms = loss.terms if len(loss.terms) > 1 else {}
+        means = [loss.total, *terms.values()]
+        sums = [means[0].detach().double() * size, *(part.double() for part in loss.statistics)]
+        sums += [term.detach().double() * size for term in means[1:]]
+        own = torch.stack(sums, dim=1)
+        if self.rows is None:
+            self.names, self.samples = list(terms), [0] * self.candidates
+            self.rows = own.new_zeros(self.candidates, own.shape[1])
+        self.rows[first : first + len(own)] += own
+        for slot in range(first, first + len(own)):
+            self.samples[slot] += size
+
+    def statistics(self) -> list[TrainingStatistics]:
+        """Means of each candidate that was trained; the host waits for the device here."""
+        means = []
+        for row, samples in zip([] if self.rows is None else self.rows.tolist(), self.samples, strict=True):
+            loss, correct, true_probability, entropy, *terms = (total / max(samples, 1) for total in row)
+            named = dict(zip(self.names, terms, strict=True))
+            means.append(TrainingStatistics(loss, correct, true_probability, entropy, named))
+        return means
