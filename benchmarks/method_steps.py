@@ -29,8 +29,8 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS, Context, Method, find_method
 from tfkd_fast.methods.base import Material, TeacherFacts
 from tfkd_fast.models import ModelSettings, build_model, feature_shapes
+from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.runs.precedence import merge
-from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teacher, Teachers
 from tfkd_fast.throughput import CLASSES, measure_interleaved
 from tfkd_fast.training.epoch import EpochTrainer
@@ -162,7 +162,7 @@ def epoch_of(name: str, workload: bench.Workload, teachers: Sequence[Teacher]) -
         method,
         loader,
         compute,
-        OptimizerSettings(),
+        SGDSettings(),
         "sequential",
         lambda images: None,
         teachers=looking,

@@ -11,7 +11,7 @@ from tfkd_fast.runs.recipe import load_recipe, make_recipe
     ("assignment", "sentence"),
     [
         ("epoch=3", r"unknown recipe key 'epoch': did you mean 'epochs'\?"),
-        ("optimizer.momentun=0.5", r"unknown recipe key 'optimizer.momentun': did you mean 'momentum'\?"),
+        ("optimizer.momentun=0.5", r"'optimizer.momentun' where optimizer.name is sgd: did you mean 'momentum'\?"),
         ("schedule.warmpu=0.5", r"'schedule.warmpu' where schedule.name is one-cycle: did you mean 'warmup'\?"),
         ("selection.candidate=3", r"'selection.candidate' where selection.budget is full: did you mean 'candidates'\?"),
         ("target.bin=fine", r"'target.bin' where target.family is rank-binned: did you mean 'bins'\?"),

@@ -46,5 +46,6 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Lane, int], list[
         seen[lane, size] = waits.seen
 
     monkeypatch.setattr(Lane, "take_step", watched)
-    monkeypatch.setattr("tfkd_fast.training.step.sgd_step", lambda *arguments: None)  # reads the rate on the CPU alone
+    update = "tfkd_fast.training.optimizers.sgd_step"  # reads the rate on the CPU alone
+    monkeypatch.setattr(update, lambda *arguments: None)
     return seen

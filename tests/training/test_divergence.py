@@ -43,7 +43,7 @@ def spoiled(settings: Recipe, path: Path, *candidates: int, before: int = 2) -> 
 
     def spoil_and_train(plan: Plan, epoch: int, rates: list[float], **named: Any) -> list[EpochRun]:
         if epoch == before - 1:
-            run.population.momenta["classifier.bias"][list(candidates), 0] = INF
+            run.population.optimizer_state["momenta"]["classifier.bias"][list(candidates), 0] = INF
         return train(plan, epoch, rates, **named)
 
     run.parts.epochs.run = spoil_and_train  # type: ignore[method-assign]

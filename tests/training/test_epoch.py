@@ -24,7 +24,7 @@ from tfkd_fast.methods import Context, find_method
 from tfkd_fast.methods.base import Plan
 from tfkd_fast.methods.controlled.method import ControlledTargets
 from tfkd_fast.models import ModelSettings, build_model
-from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.training.epoch import EpochRun, EpochTrainer
 from tfkd_fast.training.population import Population
 
@@ -32,7 +32,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BATCH = 32
 IMAGES = 5 * BATCH + 7  # the last batch is smaller
 SOURCES = ("memory", "peers", "slow-self")
-SETTINGS = OptimizerSettings()
+SETTINGS = SGDSettings()
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 

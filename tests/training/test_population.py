@@ -25,7 +25,7 @@ def train(population: Population, slot: int, seed: int, steps: int = 3) -> None:
         gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
         with torch.no_grad():
             for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
-                weight -= 0.05 * population.momenta[name][slot].mul_(0.9).add_(gradient)
+                weight -= 0.05 * population.optimizer_state["momenta"][name][slot].mul_(0.9).add_(gradient)
 
 
 def tensors(tree: Tree) -> list[torch.Tensor]:

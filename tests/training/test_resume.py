@@ -59,6 +59,14 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mrs, cooldown": ("tfkd-mrs", {"controller": {"cooldown_epochs": 1, **WARMED}, **MRS}),
     "ce, torchvision": ("ce", {"data": {"loader": "torchvision"}}),
+    "mrs, adamw, cooldown": (
+        "tfkd-mrs",
+        {
+            "optimizer": {"name": "adamw", "clip_norm": 1.0, "decay_norms_and_biases": False},
+            "controller": {"cooldown_epochs": 1, **WARMED},
+            **MRS,
+        },
+    ),
     "ce, dali": ("ce", {"data": {"loader": "dali"}}),
     "ce, random changes": ("ce", {"data": {"loader": "resident", **CHANGES}}),
     "mrs, random changes, torchvision": ("tfkd-mrs", {"data": {"loader": "torchvision", **CHANGES}, **MRS}),

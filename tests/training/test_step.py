@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.training.sgd import sgd_step
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -22,7 +22,7 @@ def test_the_update_is_that_of_torch(device: str, momentum: float, nesterov: boo
     theirs = [tensor.to(device).clone().requires_grad_() for tensor in start]
     ours = [tensor.to(device).clone() for tensor in start]
     momenta = [torch.zeros_like(tensor) for tensor in ours]
-    settings = OptimizerSettings(momentum=momentum, nesterov=nesterov, weight_decay=decay)
+    settings = SGDSettings(momentum=momentum, nesterov=nesterov, weight_decay=decay)
     optimizer = torch.optim.SGD(
         theirs, lr=1.0, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=device == "cuda"
     )
@@ -40,4 +40,4 @@ def test_the_update_is_that_of_torch(device: str, momentum: float, nesterov: boo
 @pytest.mark.gpu
 def test_there_may_be_nothing_to_update() -> None:
     """Adapters that take no part in a phase of training; on the CPU a loop over nothing."""
-    sgd_step([], (), [], torch.tensor([0.1], device="cuda"), OptimizerSettings())
+    sgd_step([], (), [], torch.tensor([0.1], device="cuda"), SGDSettings())

@@ -13,13 +13,13 @@ from tfkd_fast.device import Compute
 from tfkd_fast.methods import Context
 from tfkd_fast.methods.base import Loss, Needs, SingleStudent, StepBatch, TrainingStatistics, TrainingStep
 from tfkd_fast.models import ModelSettings, build_model
-from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.population import Population
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 COUNT, BATCH, RATE = 40, 16, 0.05
-SETTINGS = OptimizerSettings(nesterov=True)
+SETTINGS = SGDSettings(nesterov=True)
 
 
 class Probe(SingleStudent):

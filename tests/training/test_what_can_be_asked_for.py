@@ -19,9 +19,9 @@ from tfkd_fast.methods import METHODS, Context, MethodEntry
 from tfkd_fast.methods.base import Loss, Needs, SingleStudent, StepBatch
 from tfkd_fast.models import ModelSettings, build_model
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.recipe import make_recipe
-from tfkd_fast.runs.schedule import OptimizerSettings
 from tfkd_fast.teachers.cache import CACHE
 from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.population import Population
@@ -164,7 +164,7 @@ def test_losses_of_features_are_float32_whatever_the_precision(compute: Compute)
     before = method.layer[0].weight.detach().clone()
     network = compute.place(build_model(ModelSettings(name="wrn_16_2", width=0.125), 10, 1, seed=0))
     population = Population(lambda: network, 1)
-    trainer = EpochTrainer(population, method, loader, compute, OptimizerSettings(), "sequential", lambda images: None)
+    trainer = EpochTrainer(population, method, loader, compute, SGDSettings(), "sequential", lambda images: None)
     trainer.run(method.begin_interval(0), 0, [0.05] * len(loader), average=False)
     assert not torch.equal(method.layer[0].weight, before)  # an ordinary layer trains along
 

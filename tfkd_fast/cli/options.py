@@ -221,6 +221,8 @@ def values_of(annotation: Any, constraints: list[Any]) -> str:
     if origin is tuple:
         least = next((item.min_length for item in constraints if hasattr(item, "min_length")), 0)
         return f"list{f' of at least {least}' if least else ''}: {values_of(args[0], [])}"
+    if origin is dict:
+        return "table"
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return f"tables of {', '.join(annotation.model_fields)}"
     word = {bool: "true, false", int: "integer", float: "number"}.get(annotation, "text")

@@ -19,8 +19,9 @@ from tfkd_fast.models import MODELS, ModelSettings
 from tfkd_fast.runs.earlier import drop_unread_keys
 from tfkd_fast.runs.faults import explain
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from tfkd_fast.runs.precedence import Place, Table, resolve
-from tfkd_fast.runs.schedule import OptimizerSettings, ScheduleSettings, StepSchedule
+from tfkd_fast.runs.schedule import ScheduleSettings, StepSchedule
 from tfkd_fast.settings import UNREAD_TOO, ReadAcross, Settings
 
 DEFAULT_METHOD = "tfkd-mrs"
@@ -63,8 +64,8 @@ class Recipe(Settings):
     """The images, and how they reach the network."""
     model: ModelSettings = ModelSettings()
     """The network that is trained."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """The optimiser: stochastic gradient descent."""
+    optimizer: OptimizerSettings = DEFAULT_OPTIMIZER
+    """The rule by which the weights are updated."""
     schedule: ScheduleSettings = StepSchedule()
     """The learning rate over the course of the run."""
     options: SerializeAsAny[Settings]
@@ -114,8 +115,13 @@ class Recipe(Settings):
             epoch: the position, in epochs from the start of the run.
             span: first epoch and end of the schedule, where it does not take the whole run.
         """
+        return self.optimizer.learning_rate * self.learning_rate_ratio(epoch, span)
+
+    def learning_rate_ratio(self, epoch: float, span: tuple[int, int] | None = None) -> float:
+        """Return the learning rate at a position within the run over that of the optimiser; see `learning_rate`."""
         first, end = span or (0, self.epochs)
-        return self.optimizer.learning_rate * self.schedule.ratio((epoch - first) / (end - first))
+        peak = self.optimizer.learning_rate
+        return self.schedule.ratio((epoch - first) / (end - first), epochs=end - first, learning_rate=peak)
 
     def learning_rates(self, epoch: int, steps: int, span: tuple[int, int] | None = None) -> list[float]:
         """Return the learning rate of each step of a 0-based epoch; see `learning_rate`."""
@@ -213,9 +219,17 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
     if "teachers" in overrides and "teachers" not in tables_of_method:
         raise UserError(f"method {values['method']!r} learns from no teacher: leave --teacher out, or choose another")
     try:
-        return _validate(values)
+        recipe = _validate(values)
     except ValidationError as error:
         raise UserError(explain(error, core_fields() | tables_of_method)) from None
+    if fault := recipe.schedule.fault(recipe.epochs, recipe.optimizer.learning_rate):
+        raise UserError(f"recipe key 'schedule.arguments': {fault}")
+    if method.needs(recipe.options).look_ahead and (key := recipe.optimizer.beyond_plain_sgd()):
+        raise UserError(
+            f"method {recipe.method!r} tries out steps of plain stochastic gradient descent: leave optimizer.{key} "
+            "unset"
+        )
+    return recipe
 
 
 def _validate(values: Table, context: dict[str, bool] | None = None) -> Recipe:

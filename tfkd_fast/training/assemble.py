@@ -104,7 +104,7 @@ def assemble(
     if recipe.data.mix != "none" and not method.needs.mixing:
         raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
     build = partial(build_student, recipe, dataset, compute)
-    population, adapters = _untrained_population(method, build, recipe.seed), Adapters(method.adapters)
+    population, adapters = _untrained_population(method, build, recipe), Adapters(method.adapters, recipe.optimizer)
     teachers = gather_teachers(loaded, method.needs, recipe, dataset, loader, compute)
     epochs = EpochTrainer(
         population,
@@ -160,7 +160,7 @@ def method_context(
         epochs=recipe.epochs,
         seed=recipe.seed,
         device=compute.device,
-        learning_rate_ratio=lambda epoch: recipe.schedule.ratio(epoch / recipe.epochs),
+        learning_rate_ratio=recipe.learning_rate_ratio,
         superclasses=dataset.superclasses,
         classes=tuple(dataset.classes),
         model=recipe.model.name,
@@ -170,10 +170,11 @@ def method_context(
     )
 
 
-def _untrained_population(method: Method, build: Callable[[int], nn.Module], seed: int) -> Population:
+def _untrained_population(method: Method, build: Callable[[int], nn.Module], recipe: Recipe) -> Population:
     """The candidates that the method may train at most, from the same weights or each from its own."""
-    needs = method.needs
-    population = Population(partial(build, seed), needs.candidates, slow=needs.slow_decay is not None)
+    needs, seed = method.needs, recipe.seed
+    slow = needs.slow_decay is not None
+    population = Population(partial(build, seed), needs.candidates, recipe.optimizer, slow=slow)
     if needs.own_weights:
         for slot in range(1, needs.candidates):
             own_seed = int(random_words(torch.tensor(slot), Purpose.WEIGHTS, seed=seed)[0])

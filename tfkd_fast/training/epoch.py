@@ -13,7 +13,7 @@ from tfkd_fast.data import Loader, Mixing
 from tfkd_fast.device import Compute
 from tfkd_fast.finiteness import nonfinite_names
 from tfkd_fast.methods.base import Method, Plan, TrainingStatistics
-from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.runs.optimizer import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
 from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.capture import RepeatedStep, Streams, branches
@@ -39,7 +39,8 @@ class EpochRun:
     """Seconds of first steps, which compile or capture; for candidates that trained at the same time, an equal share.
     They are no part of `seconds`."""
     fault: Fault | None = None
-    """Why the candidate counts as diverged; None as long as its losses, weights, statistics and momenta are finite."""
+    """Why the candidate counts as diverged; None as long as its losses, weights, statistics and optimiser
+    state are finite."""
 
 
 class EpochTrainer:
@@ -72,7 +73,7 @@ class EpochTrainer:
             method,
             compute,
             settings,
-            adapters or Adapters(method.adapters),
+            adapters or Adapters(method.adapters, settings),
             teachers or Teachers((), compute, loader.batch_size),
             HoldoutBatches(holdout) if holdout is not None and method.needs.look_ahead else None,
         )

@@ -43,7 +43,8 @@ class Member:
     """The tensors of one candidate that a step changes, in the order of its parameters."""
 
     weights: list[Tensor]
-    momenta: list[Tensor]
+    state: dict[str, list[Tensor]]
+    """What the optimiser remembers of each weight, by name."""
     sums: list[Tensor]
     """Sums of the weights after each step of the epoch; empty where no average is wanted."""
     slow: list[Tensor]
@@ -148,7 +149,8 @@ def _member(slot: int, spec: GroupSpec) -> Member:
         return [stacks[name][slot] for name in population.weights] if stacks else []
 
     sums = population.epoch_average.sums if spec.average else {}
-    return Member(slices(population.weights), slices(population.momenta), slices(sums), slices(population.slow))
+    state = {kind: slices(stacks) for kind, stacks in population.optimizer_state.items()}
+    return Member(slices(population.weights), state, slices(sums), slices(population.slow))
 
 
 def _separate_forward(networks: Sequence[nn.Module], spec: GroupSpec, features: frozenset[FeatureName]) -> Forward:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tfkd_fast.data import Batch
 from tfkd_fast.methods.base import StepBatch, TeacherOutputs, TrainingStep
 from tfkd_fast.models import Features, logits_and_features
+from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.training.feed import StepInput
 from tfkd_fast.training.groups import Group, stack_features
 from tfkd_fast.training.sgd import sgd_step
@@ -31,14 +32,17 @@ class Trial(TrainingStep):
         self._setup = setup
         (self.student,), (member,) = group.students, group.members
         self.weights = [*group.leaves, *setup.adapters.weights]
-        self.momenta = [*member.momenta, *setup.adapters.momenta]
+        self._state = setup.adapters.beside(member.state)
+        self.momenta = self._state["momenta"]
+        assert isinstance(setup.optimizer, SGDSettings)  # recipes with another one are refused
+        self._optimizer = setup.optimizer
         self._buffers = [*self.student.buffers(), *setup.adapters.buffers]
         self.batch = Batch(*(tensor[0] for tensor in inputs.batch))._replace(images=inputs.batch.images[0].float())
         self._rate = records.learning_rates[0, records.step]
         self.learning_rate = float(self._rate)
-        self.momentum = setup.optimizer.momentum
-        self.weight_decay = setup.optimizer.weight_decay
-        self.nesterov = setup.optimizer.nesterov
+        self.momentum = self._optimizer.momentum
+        self.weight_decay = self._optimizer.weight_decay
+        self.nesterov = self._optimizer.nesterov
 
     def loss(self) -> Tensor:
         images = self.batch.images.unsqueeze(0)
@@ -57,7 +61,7 @@ class Trial(TrainingStep):
         return step_loss(self._setup.method, logits, batch, self._inputs.mix_partners).total[0]
 
     def descend(self, gradients: Sequence[Tensor]) -> None:
-        sgd_step(self.weights, gradients, self.momenta, self._rate, self._setup.optimizer)
+        sgd_step(self.weights, gradients, self.momenta, self._rate, self._optimizer)
 
     def holdout(self) -> Batch:
         if self._setup.holdout is None:

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tfkd_fast.runs.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
+from tfkd_fast.training.optimizers import zero_state
+
 Tree = dict[str, Any]
 
 
@@ -16,12 +19,23 @@ class Population:
     is copying slices. `models[p]` is an ordinary network whose parameters and buffers are slices p.
     """
 
-    def __init__(self, build: Callable[[], nn.Module], size: int, *, slow: bool = False) -> None:
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        size: int,
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
+        *,
+        slow: bool = False,
+    ) -> None:
         """`slow`: whether each candidate has a second network, `slow_models[p]`, that follows its weights."""
         self.models = [build() for _ in range(size)]
         self.weights = _stack([dict(model.named_parameters()) for model in self.models])
         self.buffers = _stack([dict(model.named_buffers()) for model in self.models])
-        self.momenta = {name: torch.zeros_like(stack) for name, stack in self.weights.items()}
+        states = {name: zero_state(optimizer, stack, candidate_axis=True) for name, stack in self.weights.items()}
+        self.optimizer_state = {
+            kind: {name: state[kind] for name, state in states.items()} for kind in next(iter(states.values()), {})
+        }
+        """Kind -> name -> (P,...), what the optimiser remembers of each weight."""
         self.slow_models = [build() for _ in range(size)] if slow else []
         self.slow = _stack([{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in self.slow_models])
         """Name -> (P,...), weights and buffers of the slow networks."""
@@ -38,15 +52,16 @@ class Population:
         for network in [self.models[slot], *self.slow_models[slot : slot + 1]]:
             network.load_state_dict(model.state_dict())
 
-    def forget_momenta(self) -> None:
-        """Set all momenta to zero."""
-        for stack in self.momenta.values():
-            stack.zero_()
+    def forget_optimizer_state(self) -> None:
+        """Set all that the optimiser remembers to zero."""
+        for stacks in self.optimizer_state.values():
+            for stack in stacks.values():
+                stack.zero_()
 
     def continue_from(self, survivors: Sequence[int]) -> None:
         """Copy survivor s modulo their number into slot s, and forget the averages."""
         parents = [survivors[slot % len(survivors)] for slot in range(len(self))]
-        for tensors in (self.weights, self.buffers, self.momenta, self.slow):
+        for tensors in (self.weights, self.buffers, *self.optimizer_state.values(), self.slow):
             for stack in tensors.values():
                 stack.copy_(stack[parents])
         self.epoch_average.count = self.interval_average.count = 0
@@ -69,7 +84,7 @@ class Population:
         return {
             "weights": self.weights,
             "buffers": self.buffers,
-            "momenta": self.momenta,
+            **self.optimizer_state,
             "slow": self.slow,
             "epoch_average": self.epoch_average.sums,
             "interval_average": self.interval_average.sums,
@@ -80,7 +95,7 @@ class Population:
         return {
             "weights": _slices(self.weights, slot),
             "buffers": _slices(self.buffers, slot),
-            "momenta": _slices(self.momenta, slot),
+            **{kind: _slices(stacks, slot) for kind, stacks in self.optimizer_state.items()},
             "slow": _slices(self.slow, slot),
             "interval_sums": _slices(self.interval_average.sums, slot) if self.interval_average.count else {},
         }
@@ -102,7 +117,8 @@ class Population:
             candidate = saved[slot % len(saved)]
             _fill(self.weights, slot, candidate["weights"])
             _fill(self.buffers, slot, candidate["buffers"])
-            _fill(self.momenta, slot, candidate["momenta"])
+            for kind, stacks in self.optimizer_state.items():
+                _fill(stacks, slot, candidate[kind])
             _fill(self.slow, slot, candidate["slow"])
             _fill(self.interval_average.sums, slot, candidate["interval_sums"])
 

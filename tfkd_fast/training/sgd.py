@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tfkd_fast import ops
 from tfkd_fast.ops.sgd_step import match_layout
-from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.runs.optimizer import SGDSettings
 
 
 @torch.no_grad()
@@ -16,7 +16,7 @@ def sgd_step(
     gradients: Sequence[Tensor],
     momenta: list[Tensor],
     learning_rate: Tensor,
-    settings: OptimizerSettings,
+    settings: SGDSettings,
 ) -> None:
     """One update, as `torch.optim.SGD` makes it; a momentum that is zero stands for its first step.
 

@@ -4,7 +4,7 @@ No host synchronisation: the learning rate, the targets and the number of the st
 statistics of a step stay there until the epoch ends.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,13 +17,13 @@ from tfkd_fast.device import Compute
 from tfkd_fast.methods.base import CompanionOutputs, Method, StepBatch, TeacherOutputs
 from tfkd_fast.models import Features
 from tfkd_fast.ops import SoftTargetStats
-from tfkd_fast.runs.schedule import OptimizerSettings
+from tfkd_fast.runs.optimizer import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
 from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.feed import StepInput
 from tfkd_fast.training.groups import Group
 from tfkd_fast.training.holdout import HoldoutBatches
-from tfkd_fast.training.sgd import sgd_step
+from tfkd_fast.training.optimizers import update
 
 MOST_TERMS = 16
 """The most terms of a loss that the log has separately."""
@@ -115,13 +115,12 @@ def train_step(
     gradients = torch.autograd.grad(loss.total.sum(), leaves, allow_unused=method.adapters is not None)
     learning_rates = records.learning_rates.index_select(1, records.step)
     for candidate, own, rate in zip(group.members, group.split(gradients[:count]), learning_rates, strict=True):
-        _update(candidate.weights, own, candidate.momenta, rate, setup.optimizer)
+        weights = [*candidate.weights, *adapters.weights]
+        update(weights, [*own, *gradients[count:]], adapters.beside(candidate.state), rate, setup.optimizer)
         if candidate.sums:
             torch._foreach_add_(candidate.sums, candidate.weights)
         if candidate.slow:
             torch._foreach_lerp_(candidate.slow, candidate.weights, 1.0 - (method.needs.slow_decay or 0.0))
-    if adapters.weights:
-        _update(adapters.weights, gradients[count:], adapters.momenta, learning_rates[0], setup.optimizer)
     records.add(loss)
 
 
@@ -212,16 +211,3 @@ def statistics_of(logits: Tensor, labels: Tensor) -> SoftTargetStats:
     one_hot = torch.eye(logits.shape[-1], device=logits.device)
     _, statistics = ops.soft_target_loss_with_stats(logits.detach(), labels, one_hot)
     return statistics
-
-
-def _update(
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    momenta: Sequence[Tensor],
-    learning_rate: Tensor,
-    settings: OptimizerSettings,
-) -> None:
-    """SGD-update `weights` in place; a weight whose gradient is None, which took no part in the loss, is skipped."""
-    used = [row for row in zip(weights, gradients, momenta, strict=True) if row[1] is not None]
-    own = [weight for weight, _, _ in used], [g for _, g, _ in used if g is not None], [m for _, _, m in used]
-    sgd_step(*own, learning_rate, settings)

@@ -146,12 +146,13 @@ class Trainer:
     # Training.
 
     def _next_plan(self) -> Plan:
-        """Ask the method for the plan of the next interval; a schedule of its own starts with momenta of zero."""
+        """Ask the method for the plan of the next interval; a schedule of its own starts with an optimiser that
+        remembers nothing."""
         with self._log.measure_seconds("steering"):
             plan = self.parts.method.begin_interval(self.state.epoch)
             if plan.schedule is not None and plan.schedule[0] == self.state.epoch:
-                self.population.forget_momenta()
-                self.parts.adapters.forget_momenta()
+                self.population.forget_optimizer_state()
+                self.parts.adapters.forget_optimizer_state()
             self.state.interval = plan.interval
             self._log.write(*plan.events)
         return plan
