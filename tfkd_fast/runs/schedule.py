@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from torch.optim import lr_scheduler
 
 from tfkd_fast.errors import nearest
-from tfkd_fast.settings import Forms, ReadIf, Settings
+from tfkd_fast.settings import LARGEST, Forms, ReadIf, Settings
 
 
 class ScheduleBase(Settings):
@@ -110,13 +110,16 @@ def _known_scheduler(name: str) -> str:
     return name
 
 
+Number = Annotated[int, Field(ge=-1_000_000_000, le=1_000_000_000)] | Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+
+
 class TorchSchedule(ScheduleBase):
     """Any scheduler of torch.optim.lr_scheduler that needs no metric, taken through all of its steps before the run."""
 
     name: Literal["torch"]
     scheduler: Annotated[str, AfterValidator(_known_scheduler)]
     """Class in torch.optim.lr_scheduler, such as CosineAnnealingWarmRestarts."""
-    arguments: dict[str, bool | int | float | str | list[int | float]] = Field(default_factory=dict)
+    arguments: dict[str, bool | Number | str | list[Number]] = Field(default_factory=dict)
     """Arguments of the class by name, without the optimiser."""
     per_epoch: int = Field(default=1, ge=1, le=100_000)
     """Number of steps of the scheduler in an epoch."""
