@@ -2,6 +2,7 @@
 
 import copy
 import io
+from itertools import product
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch.func import functional_call, vmap
 
 from tfkd_fast.models import MODELS, Features, fix_weights, fixed_weights
 from tfkd_fast.models.folding import FoldingConv
-from tfkd_fast.models.layers import BatchNorm, Conv, convolve, max_pool
-from tfkd_fast.ops import conv_algorithms
+from tfkd_fast.models.layers import BatchNorm, Conv, convolve
+from tfkd_fast.ops import backends, conv_algorithms
 from tfkd_fast.ops.conv_algorithms import Algorithms, Convolution
+from tfkd_fast.ops.convolution import finish_inference
 
 MULTIPLIES_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN to fold for")
@@ -168,11 +170,39 @@ def test_maps_of_any_size(size: tuple[int, int], stride: int) -> None:
     assert folds(conv) == 1
 
 
-def test_max_pool_is_that_of_torch() -> None:
-    for size in ((8, 8), (7, 5), (2, 2)):
-        x = torch.randn(2, 3, *size).contiguous(memory_format=torch.channels_last)
-        x[0, 0, 0, 0] = torch.nan
-        torch.testing.assert_close(max_pool(x), F.max_pool2d(x, 2), rtol=0, atol=0, equal_nan=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 40, 7, 5), (1, 16, 2, 2), (3, 24, 1, 4), (0, 4, 2, 2)])
+@pytest.mark.parametrize(("add", "relu", "pool"), list(product((False, True), repeat=3)))
+def test_what_follows_a_convolution_is_that_of_torch(
+    shape: tuple[int, ...], dtype: torch.dtype, add: bool, relu: bool, pool: bool
+) -> None:
+    """To the last bit, NaN included."""
+    y, other = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y, other = (maps.contiguous(memory_format=torch.channels_last) for maps in (y, other))
+    y[:1, 0, 0, 0], y[:1, -1, -1, -1], other[:1, 0, -1, 0] = torch.nan, torch.inf, -torch.inf
+    expected = y + other if add else y
+    expected = F.relu(expected) if relu else expected
+    if pool and min(shape[2:]) > 1:
+        expected = F.max_pool2d(expected, 2)
+    elif pool:
+        expected = expected[..., :0, : shape[3] // 2]  # of no window
+    found = finish_inference(y.clone(), other if add else None, relu=relu, pool=pool)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
+def test_registration() -> None:
+    maps = torch.randn(2, 5, 4, 6).to(torch.bfloat16, memory_format=torch.channels_last)
+    operator = torch.ops.tfkd_fast.relu_pool.default
+    torch.library.opcheck(operator, (maps, maps.clone(), True, False))
+    torch.library.opcheck(operator, (maps, None, True, True))
+    torch.library.opcheck(torch.ops.tfkd_fast.bias_gradient.default, (maps,))
+    with pytest.raises(RuntimeError, match="without pooling"):
+        operator(maps, maps, True, True)
+    with pytest.raises(RuntimeError, match="the shape of x"):
+        operator(maps, maps[:1], True, False)
+    with pytest.raises(RuntimeError, match="window of 2x2"):
+        operator(maps[:, :, :1], None, True, True)
 
 
 # Algorithms of 3x3 convolutions.

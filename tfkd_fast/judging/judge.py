@@ -12,10 +12,10 @@ from tfkd_fast.judging.influence import influence
 from tfkd_fast.judging.metrics import Judgement, judge, load_averaged_weights
 from tfkd_fast.methods.base import HoldoutMetrics
 
-CALIBRATION_SHARE = 1 / 20
+CALIBRATION_SHARE = 1 / 40
 """Share of the training images by which the batch norm of averaged weights is re-estimated (our choice)."""
 
-FEWEST_CALIBRATION_IMAGES, MOST_CALIBRATION_IMAGES = 256, 1024
+FEWEST_CALIBRATION_IMAGES, MOST_CALIBRATION_IMAGES = 128, 1024
 """The fewest and the most of them, where there are so many (our choice)."""
 
 

@@ -1,5 +1,6 @@
 """Inference with weights that stay as they are: batch norm becomes a part of the convolution before it, and oneDNN
-computes ReLU and the sum with a shortcut in the same pass. They follow in place where another algorithm was chosen.
+computes ReLU and the sum with a shortcut in the same pass. They follow in one pass where another algorithm was chosen,
+and so does max-pooling.
 
 On the CPU only; on other devices everything is as without.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tfkd_fast.ops import conv_algorithms, fused
 from tfkd_fast.ops.conv_algorithms import ALGORITHMS
+from tfkd_fast.ops.convolution import finish_inference
 
 _FUSES: bool = torch.backends.mkldnn.is_available()
 _FUSES_BFLOAT16: bool = _FUSES and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -67,26 +69,33 @@ class Folded:
             factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
             weight, bias = weight * factor.view(-1, 1, 1, 1), norm.bias + (bias - norm.running_mean) * factor
         self._geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
-        reorder = torch.ops.mkldnn._reorder_convolution_weight
-        self._weight: Tensor = reorder(weight.to(x.dtype), *self._geometry, list(x.shape))
+        self._weight = weight
+        self._laid_out: Tensor | None = None
         self._bias, self._rounded_bias = bias, bias.to(x.dtype)
         kernel, self._stride = conv.kernel_size[0], conv.stride[0]
         keeps_size = self._geometry == ([kernel // 2] * 2, [self._stride] * 2, [1, 1], 1)
-        self._unrounded = weight if keeps_size and conv.kernel_size == (kernel, kernel) else None
+        self._has_algorithms = keeps_size and conv.kernel_size == (kernel, kernel)
 
-    def __call__(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
-        """The convolution of x (B,C,H,W), plus `add`, then ReLU with `relu`; channels-last from channels-last x."""
-        if self._unrounded is not None:
-            algorithms = conv_algorithms.find_algorithms(x, self._unrounded, self._stride, fixed=True)
+    def __call__(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False, pool: bool = False) -> Tensor:
+        """The convolution of x (B,C,H,W), plus `add`, then ReLU with `relu` and 2x2 max-pooling with `pool`;
+        channels-last from channels-last x."""
+        if self._has_algorithms:
+            algorithms = conv_algorithms.find_algorithms(x, self._weight, self._stride, fixed=True)
             if algorithms is not None and algorithms.inference != "torch":
-                y = ALGORITHMS[algorithms.inference].forward(x, self._unrounded, self._bias, self._stride)
-                y = y if add is None else y.add_(add)
-                return y.relu_() if relu else y
+                y = ALGORITHMS[algorithms.inference].forward(x, self._weight, self._bias, self._stride)
+                return finish_inference(y, add, relu=relu, pool=pool)
+        y = self._by_torch(x, add, relu)
+        return finish_inference(y, pool=True) if pool else y
+
+    def _by_torch(self, x: Tensor, add: Tensor | None, relu: bool) -> Tensor:
+        if self._laid_out is None:  # as oneDNN wants the weight for maps of this size
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            self._laid_out = reorder(self._weight.to(x.dtype), *self._geometry, list(x.shape))
         convolve = torch.ops.mkldnn._convolution_pointwise
         if add is None:
-            return convolve(x, self._weight, self._bias, *self._geometry, "relu" if relu else "none", [], "")
+            return convolve(x, self._laid_out, self._bias, *self._geometry, "relu" if relu else "none", [], "")
         bias, last = self._rounded_bias, "relu" if relu else None  # a sum takes no bias of another dtype than the maps
-        return convolve.binary(x, add, self._weight, bias, *self._geometry, "add", 1.0, last, [], "")
+        return convolve.binary(x, add, self._laid_out, bias, *self._geometry, "add", 1.0, last, [], "")
 
 
 def fix_weights(network: nn.Module) -> None:

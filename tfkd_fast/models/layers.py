@@ -226,8 +226,7 @@ def convolve(
         x = x.to(torch.get_autocast_dtype("cpu"))
     folded = conv.folded(norm, x)
     if folded is not None:
-        y = folded(x, add=add, relu=relu)
-        return max_pool(y) if pool else y
+        return folded(x, add=add, relu=relu, pool=pool)
     y = conv(x)
     if norm is not None and relu:
         return norm_relu_pool(norm, y, pool=pool, add=add)
@@ -235,13 +234,6 @@ def convolve(
     y = y if add is None else y + add
     y = F.relu(y) if relu else y
     return F.max_pool2d(y, 2) if pool else y
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """Return the largest values of the 2x2 windows of x (B,C,H,W), without the indices that torch's operator makes."""
-    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-    rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
 def average_pool(x: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """What algorithms of a convolution share: the schemas of those that are 3x3 with stride 1 and padding 1, whose results
-are channels last, the gradient of the bias, and what they ask of the machine."""
+are channels last, the gradient of the bias, what follows in inference, and what they ask of the machine."""
 
 from typing import Literal
 
@@ -41,6 +41,31 @@ def bias_gradient(gradient: Tensor) -> Tensor:
     return gradient.sum((0, 2, 3), dtype=torch.float32)
 
 
+def finish_inference(y: Tensor, add: Tensor | None = None, *, relu: bool = False, pool: bool = False) -> Tensor:
+    """Return maps y (B,K,H,W), the result of a convolution, plus `add`, after ReLU and 2x2 max-pooling of stride 2.
+
+    y may be overwritten, and there is no gradient. In bfloat16 on the CPU a sum with ReLU, or ReLU with pooling, is one
+    pass; the result is that of torch's functions to the last bit.
+    """
+    fused_too = backends.native_library.missing is None and y.is_cpu and y.dtype == torch.bfloat16 and y.numel() > 0
+    if add is not None and fused_too and add.dtype == y.dtype and add.shape == y.shape and relu:
+        y, add, relu = _relu_pool(y, add, True, False), None, False
+    if add is not None:
+        y = y.add_(add)
+    if pool and fused_too and min(y.shape[2:]) > 1:
+        return _relu_pool(y, None, relu, True)
+    if relu:
+        y = y.relu_()
+    return max_pool(y) if pool else y
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Return the largest values of the 2x2 windows of x (B,C,H,W), without the indices that torch's operator makes."""
+    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+    rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -58,5 +83,13 @@ def _fake_bias_gradient(gradient: Tensor) -> Tensor:
     return gradient.new_empty((gradient.shape[1],), dtype=torch.float32)
 
 
+def _fake_relu_pool(x: Tensor, residual: Tensor | None, relu: bool, pool: bool) -> Tensor:
+    batch, channels, height, width = x.shape
+    shape = (batch, channels, height // 2, width // 2) if pool else x.shape
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 fused.define("bias_gradient", None, "(Tensor gradient) -> Tensor", _fake_bias_gradient)
 _bias_gradient = fused.overload(fused.NAMESPACES["cpp"], "bias_gradient")
+fused.define("relu_pool", None, "(Tensor x, Tensor? residual, bool relu, bool pool) -> Tensor", _fake_relu_pool)
+_relu_pool = fused.overload(fused.NAMESPACES["cpp"], "relu_pool")
