@@ -377,6 +377,33 @@ class CandidateSelected(Event):
     """The first of `order`."""
     survivors: tuple[int, ...] = ()
     """The candidates that live on, best first."""
+    averaged: tuple[int, ...] = ()
+    """The candidates whose average was ranked as the last of the N; empty where there was none."""
+
+    @property
+    def best_candidate(self) -> int:
+        """The best of the candidates that trained, whether or not their average is better."""
+        return next(slot for slot in self.order if not self.is_average(slot))
+
+    def is_average(self, row: int) -> bool:
+        """Whether a row of the ranking is the average of candidates."""
+        return bool(self.averaged) and row == len(self.order) - 1
+
+    def name_of(self, row: int) -> str:
+        """A short name of a row of the ranking."""
+        return f"average of {' '.join(f'c{slot}' for slot in self.averaged)}" if self.is_average(row) else f"c{row}"
+
+
+class CandidatesAveraged(Event):
+    """Training continues from the average of the weights of several candidates."""
+
+    kind = "average"
+
+    epoch: int
+    """The last epoch before it."""
+    candidates: tuple[int, ...]
+    holdout: HoldoutFigures
+    """Figures of the average on the held-out images, its batch norm estimated anew."""
 
 
 class ControllerRewarded(Event):
@@ -521,6 +548,7 @@ _KINDS: Mapping[str, type[Event]] = {
         RunDiverged,
         TargetsDecided,
         CandidateSelected,
+        CandidatesAveraged,
         ControllerRewarded,
         TargetApplied,
         TeachersWeighed,

@@ -71,6 +71,40 @@ def test_after_selection_all_slots_are_the_winner_and_train_alike(winner: int) -
     assert not torch.equal(tensors(population.candidate(0))[0], tensors(population.candidate(1))[0])
 
 
+def test_an_average_is_the_mean_of_its_members() -> None:
+    population = Population(build, 4, slow=True)
+    for slot in range(4):
+        train(population, slot, seed=slot, steps=1 + slot)
+        population.slow["classifier.bias"][slot] += slot
+    before = copy.deepcopy([population.candidate(slot) for slot in range(4)])
+    weights = population.mean_weights((3, 1))
+    population.average((3, 1), into=1)
+    after = population.candidate(1)
+    for kind in ("weights", "buffers", "momenta", "slow"):
+        for name, tensor in after[kind].items():
+            first, second = before[3][kind][name], before[1][kind][name]
+            expected = (
+                ((first.double() + second.double()) / 2).to(tensor.dtype) if tensor.is_floating_point() else first
+            )
+            torch.testing.assert_close(tensor, expected)
+            assert kind != "weights" or torch.equal(weights[name], tensor)
+    for slot in (0, 2, 3):
+        assert_equal(population.candidate(slot), before[slot])
+
+
+def test_averages_over_an_epoch_are_averaged_where_there_are_any() -> None:
+    population, expected = Population(build, 2), {}
+    population.epoch_average.restart()
+    for step in range(2):
+        for slot in range(2):
+            train(population, slot, seed=10 * slot + step, steps=1)
+        population.epoch_average.add(2)
+        for name, stack in population.weights.items():
+            expected[name] = expected.get(name, 0.0) + stack.double().mean(dim=0) / 2
+    for name, tensor in population.mean_weights((0, 1)).items():
+        torch.testing.assert_close(tensor, expected[name].float())
+
+
 def test_several_survivors_share_the_slots() -> None:
     """Successive halving: the best come first, and the others are their copies."""
     population = Population(build, 5, slow=True)

@@ -39,6 +39,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "tfkd, full matrix": ("tfkd", {"target": {"family": "full-matrix"}}),
     "mrs, ppo": ("tfkd-mrs", {"controller": {"name": "ppo", **WARMED}, **MRS}),
     "mrs, probe": ("tfkd-mrs", {"selection": {"budget": "probe", "candidates": 2, "interval": 2, "events": [0.4]}}),
+    "mrs, averages": (
+        "tfkd-mrs",
+        {"selection": {"candidates": 3, "interval": 2, "average": "greedy", "start": 0.25, "target": "shared"}},
+    ),
     "mrs, streams": ("tfkd-mrs", {"population": "streams", **MRS}),
     "mrs, stacked": ("tfkd-mrs", {"population": "stacked", **MRS}),
     "halving, learning rates": (  # stopped before a round, between its rungs and within the last one

@@ -16,6 +16,7 @@ from tfkd_fast.cli.pace import Pace, duration_words, plan_words
 from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.events import (
     CandidateDiverged,
+    CandidatesAveraged,
     CandidateSelected,
     CandidateTarget,
     ConvolutionsChosen,
@@ -116,6 +117,10 @@ class Display(Listener):
                 self._terminal.say(f"candidate {event.candidate} is left out from here on: {event.reason}")
             case CandidateSelected():
                 self._selection = event
+            case CandidatesAveraged():
+                self._end_epoch()
+                slots = " ".join(f"c{slot}" for slot in event.candidates)
+                self._terminal.say(f"  goes on with the average of {slots}: held-out {event.holdout.top1:.1f} %")
             case RunFinished():
                 self._end_epoch()
                 self._show_finish(event)
@@ -232,7 +237,7 @@ class Display(Listener):
         """The figures of the candidate that is best by now; what a narrow terminal has no room for is left out."""
         count, selection = len(self._epochs), self._selection
         is_winner = selection is not None and selection.epoch == number
-        best = selection.winner if selection and is_winner else max(range(count), key=self._held_out)
+        best = selection.best_candidate if selection and is_winner else max(range(count), key=self._held_out)
         epoch = self._epochs[best]
         parts = [f"epoch {number}/{epochs}", f"loss {epoch.train_loss:.3f}", f"train {epoch.train_top1:.1f} %"]
         more = []
@@ -285,7 +290,7 @@ class Display(Listener):
             parts.append(
                 Text(
                     f"ranking after epoch {self._selection.epoch}: "
-                    + " > ".join(f"c{slot}" for slot in self._selection.order)
+                    + " > ".join(map(self._selection.name_of, self._selection.order))
                 )
             )
         if self._weights:

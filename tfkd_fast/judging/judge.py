@@ -6,10 +6,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from tfkd_fast.data import Loader
+from tfkd_fast.data import Batch, Loader
 from tfkd_fast.device import Compute
 from tfkd_fast.judging.influence import influence
-from tfkd_fast.judging.metrics import Judgement, judge, load_averaged_weights
+from tfkd_fast.judging.metrics import Judgement, estimate_batch_norm, judge, load_averaged_weights
 from tfkd_fast.methods.base import HoldoutMetrics
 
 CALIBRATION_SHARE = 1 / 40
@@ -77,14 +77,31 @@ class Judge:
         """
         if average.count == 0:
             return [None] * candidates
+        return self.metrics(self._load(average.mean_weights(slot), epoch) for slot in range(candidates))
+
+    def weights_metrics(self, weights: dict[str, Tensor], epoch: int) -> HoldoutMetrics:
+        """Return the metrics of a network of these weights by name; batch norm is estimated as in `average_metrics`.
+
+        Raises:
+            ValueError: nothing is held out.
+        """
+        (metrics,) = self.metrics([self._load(weights, epoch)])
+        if metrics is None:
+            raise ValueError("averages of candidates are judged by held-out images, and there are none")
+        return metrics
+
+    def estimate_batch_norm(self, model: nn.Module, epoch: int, *, all_images: bool) -> None:
+        """Set the statistics of a model's batch norm to those of all training images, in the order and augmentation of
+        an epoch, or of as many as averaged weights are judged with."""
+        estimate_batch_norm(model, self._some_images(epoch, all_images=all_images), self._compute)
+
+    def _load(self, weights: dict[str, Tensor], epoch: int) -> nn.Module:
+        return load_averaged_weights(self._scratch, weights, self._some_images(epoch, all_images=False), self._compute)
+
+    def _some_images(self, epoch: int, *, all_images: bool) -> Iterable[Batch]:
         order = self._fit.order(epoch)
-        order = order[: calibration_images(len(order), self._fit.batch_size)]
-        return self.metrics(
-            load_averaged_weights(
-                self._scratch, average.mean_weights(slot), self._fit.visit(order, epoch), self._compute
-            )
-            for slot in range(candidates)
-        )
+        count = len(order) if all_images else calibration_images(len(order), self._fit.batch_size)
+        return self._fit.visit(order[:count], epoch)
 
     def influence(self, model: nn.Module, epoch: int) -> Callable[[], Tensor] | None:
         """Return a function that computes `influence.influence` for a model, or None if nothing is held out."""

@@ -84,7 +84,12 @@ def load_averaged_weights(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
+    estimate_batch_norm(model, batches, compute)
+    return model
+
+
+def estimate_batch_norm(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> None:
+    """Set the statistics of a model's batch norm to those of training batches, see `load_averaged_weights`."""
     model.train()
     with compute.autocast():
         update_bn((batch.images for batch in batches), model)
-    return model

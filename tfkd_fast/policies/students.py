@@ -153,7 +153,8 @@ class Students:
                 [
                     IntervalResult(run.training, None, average, None, after_cooldown=metrics)
                     for run, average, metrics in zip(runs, averages, cooldown_metrics, strict=True)
-                ]
+                ],
+                lambda slots: self._judge.weights_metrics(self.population.mean_weights(slots), interval.end),
             )
             self._epoch = interval.end
 

@@ -275,6 +275,8 @@ def _last_selection(run: RunRecord) -> Table:
     names = candidate_names(run)
     if selection.interval in roles:
         names = [f"{slot} · {role}" for slot, role in enumerate(roles[selection.interval])]
+    if selection.averaged:
+        names = [*names[: len(selection.order) - 1], f"average of {', '.join(map(str, selection.averaged))}"]
     rows = []
     for slot in selection.order:
         values_and_ranks = zip(selection.values[slot], selection.ranks[slot], strict=True)

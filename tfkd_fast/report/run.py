@@ -69,13 +69,13 @@ class RunRecord:
 
     @cached_property
     def student(self) -> list[EpochEnded]:
-        """The lineage that survives, one record an epoch: of several candidates the one that was then selected, or
-        candidate 0 where no selection followed (yet)."""
+        """The lineage that survives, one record an epoch: of several candidates the best one of the selection that
+        followed, or candidate 0 where none did (yet)."""
         lineage = []
         for epoch, records in groupby(self.epochs, key=lambda record: record.epoch):
             candidates = {record.candidate: record for record in records}
             selection = self._next_selection(epoch)
-            survivor = selection.winner if selection and len(candidates) > 1 else 0
+            survivor = selection.best_candidate if selection and len(candidates) > 1 else 0
             lineage.append(candidates.get(survivor, candidates[min(candidates)]))
         return lineage
 
@@ -100,8 +100,9 @@ class RunRecord:
 
     @cached_property
     def winners(self) -> dict[int, int]:
-        """Interval -> the candidate that the selection at its end let continue."""
-        return {selection.interval: selection.winner for selection in self.selections}
+        """Interval -> the candidate that continued after the selection at its end, or the best one of those whose
+        average did."""
+        return {selection.interval: selection.best_candidate for selection in self.selections}
 
     @cached_property
     def controller_decisions(self) -> list[TargetsDecided]:

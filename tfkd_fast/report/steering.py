@@ -243,19 +243,24 @@ def rank_bands(mass: Array) -> list[tuple[int, int]]:
 
 
 def candidate_names(run: RunRecord) -> list[str]:
-    """The candidates of selections by number, and by role where a role was decided for them (the most frequent)."""
+    """The rows of selections: candidates by number, and by role where a role was decided for them (the most frequent),
+    and their average."""
     roles: dict[int, Counter[str]] = {}
     for decision in run.decisions:
         if decision.interval in run.winners:
             for slot, candidate in enumerate(decision.candidates):
                 roles.setdefault(slot, Counter())[candidate.role] += 1
     count = max(len(selection.scores) for selection in run.selections)
-    return [f"{slot} · {roles[slot].most_common(1)[0][0]}" if slot in roles else str(slot) for slot in range(count)]
+    names = [f"{slot} · {roles[slot].most_common(1)[0][0]}" if slot in roles else str(slot) for slot in range(count)]
+    for selection in run.selections:
+        if selection.averaged:
+            names[len(selection.order) - 1] = "average"
+    return names
 
 
 def selection_wins(run: RunRecord) -> dict[str, int]:
-    """How many selections each candidate won."""
-    counts = Counter(run.winners.values())
+    """How many selections each candidate or the average won."""
+    counts = Counter(selection.winner for selection in run.selections)
     return {name: counts[slot] for slot, name in enumerate(candidate_names(run))}
 
 

@@ -66,6 +66,22 @@ class Population:
                 stack.copy_(stack[parents])
         self.epoch_average.count = self.interval_average.count = 0
 
+    def average(self, slots: Sequence[int], into: int) -> None:
+        """Give one candidate the mean weights, buffers and momenta of several. Batch norm has to be re-estimated: the
+        mean of its statistics is not that of the mean weights. Buffers of whole numbers are those of the first."""
+        rows = list(slots)
+        for tensors in (self.weights, self.buffers, self.momenta, self.slow):
+            for stack in tensors.values():
+                stack[into] = stack[rows].mean(dim=0) if stack.is_floating_point() else stack[rows[0]]
+
+    def mean_weights(self, slots: Sequence[int]) -> dict[str, Tensor]:
+        """The mean weights of several candidates by name: of their averages over an epoch where there are any, by which
+        single candidates are judged, too."""
+        stacks, count = self.weights, 1
+        if self.epoch_average.count:
+            stacks, count = self.epoch_average.sums, self.epoch_average.count
+        return {name: stack[list(slots)].mean(dim=0) / count for name, stack in stacks.items()}
+
     def named_tensors(self, slot: int) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of one candidate with its name, as in "weights.classifier.bias"; views, sums of averages among
         them."""

@@ -5,7 +5,7 @@ The trainer sees the training part of a data set only, split into images to fit 
 
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +23,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.events import (
     FORMAT,
     CandidateDiverged,
+    CandidatesAveraged,
     ConvolutionsChosen,
     EpochEnded,
     HoldoutFigures,
@@ -188,7 +189,7 @@ class Trainer:
             results = [EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs]
             self._log.write(*method.end_epoch(results))
         if plan.complete:
-            self._keep_best(holdout)
+            self._keep_best(dict(enumerate(holdout)))
         if last:
             self._end_interval(plan, runs, holdout)
 
@@ -196,6 +197,8 @@ class Trainer:
         method, outcome = self.parts.method, Outcome(tuple(range(len(runs))))
         if isinstance(method, SteeredMethod):
             outcome = self._judge_interval(method, plan, runs, holdout)
+        if outcome.averaged:
+            self._average(outcome.averaged, outcome.survivors[0])
         self.population.continue_from(outcome.survivors)
         self.state.alive, self.state.interval, self._plan = len(outcome.survivors), None, None
         self.state.diverged = ()
@@ -223,9 +226,31 @@ class Trainer:
         for slot in self.state.diverged:
             results[slot] = IntervalResult(NO_STATISTICS, NO_FIGURES, NO_FIGURES, NO_FIGURES, NO_FIGURES)
         with self._log.measure_seconds("steering"):
-            outcome = method.end_interval(results)
+            outcome = method.end_interval(results, self._judge_average)
             self._log.write(*outcome.events)
         return outcome
+
+    def _judge_average(self, slots: Sequence[int]) -> HoldoutMetrics:
+        """Held-out metrics of the average of some candidates."""
+        with self._log.measure_seconds("evaluation"):
+            return self.parts.judge.weights_metrics(self.population.mean_weights(slots), self.state.epoch)
+
+    def _average(self, slots: tuple[int, ...], survivor: int) -> None:
+        """Put the average of some candidates in the place of one of them. The student at the end of a run gets batch
+        norm by all training images."""
+        population, judge, epoch = self.population, self.parts.judge, self.state.epoch
+        network = population.models[survivor]
+        population.average(slots, into=survivor)
+        with self._log.measure_seconds("evaluation"):
+            judge.estimate_batch_norm(network, epoch, all_images=epoch == self.recipe.epochs)
+            (metrics,) = judge.metrics([network])
+        if fault := figures_fault(metrics, f"of the average of candidates after epoch {epoch}", self.compute):
+            raise UserError(fault.tell(survivor, len(self.population), self._last_good()))
+        if metrics is not None:
+            self._log.write(
+                CandidatesAveraged(epoch=epoch, candidates=slots, holdout=HoldoutFigures(**in_percent(metrics)))
+            )
+            self._keep_best({survivor: metrics})
 
     def _cooldown_metrics(self, method: SteeredMethod, plan: Plan) -> list[HoldoutMetrics | None]:
         """Held-out metrics of each candidate after a cooldown, which is then undone; None for each without one."""
@@ -290,10 +315,10 @@ class Trainer:
     def _on_batch(self, images: int) -> None:
         self._log.batch(images)
 
-    def _keep_best(self, holdout: Sequence[HoldoutMetrics | None]) -> None:
+    def _keep_best(self, holdout: Mapping[int, HoldoutMetrics | None]) -> None:
         """Save the candidate with the highest held-out top-1 of the run so far, also one that will be left behind."""
         best = None
-        for slot, metrics in enumerate(holdout):
+        for slot, metrics in holdout.items():
             if metrics is not None and metrics.top1 > self.state.best_top1:
                 self.state.best_epoch, self.state.best_top1, best = self.state.epoch, metrics.top1, slot
         if best is not None:

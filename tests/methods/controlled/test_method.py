@@ -61,8 +61,10 @@ def one_loss(
     return losses.squeeze(0), SoftTargetStats(*(total.squeeze(0) for total in statistics))
 
 
-def play_interval(method: Method, epoch: int, scores: list[tuple[float, float]]) -> tuple[Plan, Outcome]:
-    """Feed one interval with random logits and the given held-out scores."""
+def play_interval(
+    method: Method, epoch: int, scores: list[tuple[float, float]], average: tuple[float, float] = (0.0, 9.0)
+) -> tuple[Plan, Outcome]:
+    """Feed one interval with random logits and the given held-out scores, those of any average of candidates last."""
     plan = method.begin_interval(epoch)
     interval, training = plan.interval, TrainingStatistics(1.0, 0.5, 0.4, 1.0)
     generator = torch.Generator().manual_seed(epoch)
@@ -73,7 +75,8 @@ def play_interval(method: Method, epoch: int, scores: list[tuple[float, float]])
             logits = 2.0 * torch.randn(len(labels), CLASSES, generator=generator)
             one_loss(method, logits, labels, slot)
         method.end_epoch([EpochResult(training, result) for result in judged])
-    return plan, method.end_interval([IntervalResult(training, result, result, result) for result in judged])
+    results = [IntervalResult(training, result, result, result) for result in judged]
+    return plan, method.end_interval(results, lambda slots: metrics(*average))
 
 
 def play(method: Method, epochs: int, scores: list[tuple[float, float]]) -> list[tuple[Plan, Outcome]]:
@@ -172,6 +175,63 @@ def test_the_winners_action_and_similarities_go_to_all() -> None:
     (decision,) = method.begin_interval(2).events
     assert decision.candidates[1].role == "elite"
     assert decision.candidates[1].action == played
+
+
+AVERAGED = {"candidates": 3, "interval": 2, "average": "best-two", "criteria": ["holdout-nll", "holdout-top1"]}
+
+
+def test_training_continues_from_an_average_that_ranks_first() -> None:
+    method = build("tfkd-mrs", epochs=4, controller={"warmup_epochs": 0}, selection=AVERAGED)
+    plan, outcome = play_interval(method, 0, [(0.5, 1.0), (0.4, 1.1), (0.6, 0.9)], average=(0.7, 0.8))
+    assert (outcome.survivors, outcome.averaged) == ((2,), (2, 0))
+    (selection,) = of_kind(outcome.events, CandidateSelected)
+    assert (selection.winner, selection.best_candidate, selection.averaged) == (3, 2, (2, 0))
+    assert selection.values[3] == (0.8, 0.7)
+    (taught,) = of_kind(outcome.events, TargetApplied)
+    actions = [candidate.action for candidate in of_kind(plan.events, TargetsDecided)[0].candidates]
+    assert taught.action == pytest.approx([(a + b) / 2 for a, b in zip(actions[2], actions[0], strict=True)])
+    (reward,) = of_kind(outcome.events, ControllerRewarded)
+    assert max(reward.rewards) == reward.rewards[2]  # candidates are rewarded, and not their average
+    (decision,) = of_kind(method.begin_interval(2).events, TargetsDecided)
+    assert decision.progress is not None
+    assert decision.progress["holdout_top1"] == 0.7
+    assert decision.progress["holdout_nll"] == 0.8
+
+
+def test_the_memories_of_an_average_are_the_mean_of_its_members() -> None:
+    method = build("tfkd-mrs", epochs=4, controller={"warmup_epochs": 0}, selection=AVERAGED)
+
+    plan = method.begin_interval(0)
+    assert plan.interval.candidates == 3
+    training, result = TrainingStatistics(1.0, 0.5, 0.4, 1.0), [metrics(0.5, 1.0), metrics(0.4, 1.1), metrics(0.6, 0.9)]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        for slot in range(3):
+            logits = 2.0 * torch.randn(3 * CLASSES, CLASSES, generator=generator)
+            one_loss(method, logits, torch.arange(3 * CLASSES) % CLASSES, slot)
+        method.end_epoch([EpochResult(training, own) for own in result])
+    memory = [tensor.clone() for tensor in method.candidate_tensors().values()]
+    method.end_interval([IntervalResult(training, own, own, own) for own in result], lambda slots: metrics(0.7, 0.8))
+    for before, after in zip(memory, method.candidate_tensors().values(), strict=True):
+        expected = (before[2].double() + before[0].double()) / 2
+        for slot in range(3):
+            torch.testing.assert_close(after[slot].double(), expected)
+
+
+def test_an_average_that_does_not_rank_first_changes_nothing() -> None:
+    played = [
+        play(
+            build("tfkd-mrs", epochs=4, controller={"warmup_epochs": 0}, selection=settings),
+            4,
+            [(0.5, 1.0), (0.4, 1.1)],
+        )
+        for settings in (AVERAGED, {key: value for key, value in AVERAGED.items() if key != "average"})
+    ]
+    for (_, with_average), (_, without) in zip(*played, strict=True):
+        assert (with_average.survivors, with_average.averaged) == (without.survivors, ())
+        (first,), (second,) = (of_kind(outcome.events, CandidateSelected) for outcome in (with_average, without))
+        assert first.order[:-1] == second.order
+        assert of_kind(with_average.events, TargetApplied) == of_kind(without.events, TargetApplied)
 
 
 def test_a_learning_rate_drop_is_not_credited_to_a_single_trajectory() -> None:
@@ -356,13 +416,13 @@ def test_learning_rate_factors_reach_the_plan_and_the_log() -> None:
 def test_peers_without_selection_stay_side_by_side_to_the_end() -> None:
     method = build("tfkd", 6, target={"sources": ["peers"], "peers": 3})
     assert (method.needs.candidates, method.needs.joint_steps) == (3, True)
+    result = metrics(0.5, 1.0)
     for plan in (method.begin_interval(0), method.begin_interval(1)):
         assert plan.interval.candidates == 3
-        result = metrics(0.5, 1.0)
         training = TrainingStatistics(1.0, 0.5, 0.4, 1.0)
         for _ in range(plan.interval.epochs):
             method.end_epoch([EpochResult(training, result)] * 3)
-        outcome = method.end_interval([IntervalResult(training, result, result, None)] * 3)
+        outcome = method.end_interval([IntervalResult(training, result, result, None)] * 3, lambda slots: result)
         assert outcome.survivors == (0, 1, 2)
         (decision,) = plan.events
         assert len({tuple(candidate.action) for candidate in decision.candidates}) == 1

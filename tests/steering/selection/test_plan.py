@@ -37,6 +37,12 @@ def test_full_budget_selects_back_to_back_after_the_warmup() -> None:
     assert tile(4, 0, settings) == [(0, 4, 3)]
 
 
+def test_full_budget_can_begin_later() -> None:
+    settings = make_table(SelectionSettings, budget="full", candidates=3, interval=4, start=0.45)
+    assert tile(20, 2, settings, 3) == [(0, 2, 1), (2, 3, 1), (5, 3, 1), (8, 1, 1), (9, 4, 3), (13, 4, 3), (17, 3, 3)]
+    assert tile(4, 3, settings) == [(0, 3, 1), (3, 1, 3)]
+
+
 def test_probe_budget_of_the_reference_recipe() -> None:
     tiles = tile(240, 5, make_table(SelectionSettings, budget="probe"))
     events = [(first, length) for first, length, candidates in tiles if candidates == 4]

@@ -9,7 +9,14 @@ from tfkd_fast.methods.base.lookahead import TrainingStep
 from tfkd_fast.methods.base.method import Method, SteeredMethod
 from tfkd_fast.methods.base.needs import Needs, TeacherCount
 from tfkd_fast.methods.base.plan import Interval, Plan, whole_network
-from tfkd_fast.methods.base.results import EpochResult, HoldoutMetrics, IntervalResult, Outcome, TrainingStatistics
+from tfkd_fast.methods.base.results import (
+    EpochResult,
+    HoldoutMetrics,
+    IntervalResult,
+    JudgeAverage,
+    Outcome,
+    TrainingStatistics,
+)
 from tfkd_fast.methods.base.single_student import SingleStudent
 from tfkd_fast.methods.base.teacher_table import TeacherTable
 
@@ -20,6 +27,7 @@ __all__ = [
     "HoldoutMetrics",
     "Interval",
     "IntervalResult",
+    "JudgeAverage",
     "Loss",
     "Material",
     "Method",

@@ -17,7 +17,7 @@ from tfkd_fast.methods.base.context import Context, Material
 from tfkd_fast.methods.base.lookahead import TrainingStep
 from tfkd_fast.methods.base.needs import Needs
 from tfkd_fast.methods.base.plan import Interval, Plan
-from tfkd_fast.methods.base.results import EpochResult, IntervalResult, Outcome
+from tfkd_fast.methods.base.results import EpochResult, IntervalResult, JudgeAverage, Outcome
 
 
 class Method(ABC):
@@ -144,5 +144,6 @@ class SteeredMethod(Method):
         return nullcontext()
 
     @abstractmethod
-    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
-        """Called after the interval's last `end_epoch` with the result of each candidate."""
+    def end_interval(self, results: Sequence[IntervalResult], judge_average: JudgeAverage) -> Outcome:
+        """Called after the interval's last `end_epoch` with the result of each candidate, and with what judges averages
+        of them, which takes about as long as to judge a candidate."""

@@ -67,6 +67,11 @@ class IntervalResult:
     per unit of mass that the target of label y gives to class c, at learning rate 1. Above 0 the step does harm."""
 
 
+JudgeAverage = Callable[[Sequence[int]], HoldoutMetrics]
+"""Gives the held-out figures of the average of the weights of some candidates, by their slots. The weights are those
+that single candidates are judged by after an interval without a cooldown."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The candidates that continue, and the events about their selection for the log."""
@@ -74,3 +79,5 @@ class Outcome:
     survivors: tuple[int, ...]
     """The best first: slot s continues from survivor s modulo their number."""
     events: Sequence[Event] = ()
+    averaged: tuple[int, ...] = ()
+    """Candidates whose average takes the place of the only survivor, which is one of them; empty for no average."""

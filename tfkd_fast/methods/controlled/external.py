@@ -14,6 +14,7 @@ from tfkd_fast.methods.base import (
     EpochResult,
     Interval,
     IntervalResult,
+    JudgeAverage,
     Loss,
     Outcome,
     Plan,
@@ -96,7 +97,7 @@ class ExternalTargets(SteeredMethod):
     def cooldown(self) -> AbstractContextManager[None]:
         return self._teaching.cooldown()
 
-    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
+    def end_interval(self, results: Sequence[IntervalResult], judge_average: JudgeAverage) -> Outcome:
         self._before = self._standings
         self._standings = [
             Standing.after(result, self._teaching.true_mass(slot)) for slot, result in enumerate(results)

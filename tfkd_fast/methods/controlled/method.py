@@ -9,7 +9,9 @@ paper parameterises targets, states, rewards and rankings is not public: those h
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
+from statistics import fmean
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -28,6 +30,7 @@ from tfkd_fast.methods.base import (
     EpochResult,
     Interval,
     IntervalResult,
+    JudgeAverage,
     Loss,
     Needs,
     Outcome,
@@ -42,7 +45,9 @@ from tfkd_fast.settings import ReadAcross, Settings
 from tfkd_fast.steering import control, selection
 from tfkd_fast.steering.control import ControllerSettings, Decision, PPOSettings, Progress
 from tfkd_fast.steering.selection import (
+    CandidateAverage,
     CandidateScore,
+    IntervalSelectionSettings,
     NoSelectionSettings,
     PlannedInterval,
     RankedSelectionSettings,
@@ -69,7 +74,10 @@ class ControlledTargetsSettings(Settings):
             "target.family is rank-binned or target.sources is not empty",
         ),
         ReadAcross(
-            "controller", "interval", lambda tables: tables.selection.budget != "full", "selection.budget is not full"
+            "controller",
+            "interval",
+            lambda tables: tables.selection.budget != "full" or tables.selection.start > 0,
+            "selection.budget is not full, or selection.start is above 0",
         ),
         ReadAcross(
             "controller",
@@ -98,6 +106,12 @@ class ControlledTargetsSettings(Settings):
             "target",
             lambda tables: tables.controller.explores,
             "the controller gives each candidate an action of its own",
+        ),
+        ReadAcross(
+            "selection",
+            "average",
+            lambda tables: not tables.controller.cooldown_epochs,
+            "controller.cooldown_epochs is 0: an average is judged as it is",
         ),
         ReadAcross(
             "selection",
@@ -210,12 +224,13 @@ class ControlledTargets(SteeredMethod):
     def cooldown(self) -> AbstractContextManager[None]:
         return self.teaching.cooldown()
 
-    def end_interval(self, results: Sequence[IntervalResult]) -> Outcome:
+    def end_interval(self, results: Sequence[IntervalResult], judge_average: JudgeAverage) -> Outcome:
         standings = [
             Standing.after(result, self.teaching.true_mass(slot), self._histories[slot])
             for slot, result in enumerate(results)
         ]
         events: list[Event] = []
+        average: CandidateAverage | None = None  # where training continues from one
         if self._ranked is None:
             survivors: tuple[int, ...] = tuple(range(len(results)))
         elif len(results) == 1:
@@ -226,18 +241,30 @@ class ControlledTargets(SteeredMethod):
             sound = [slot for slot in choice.order if not scores[slot].diverged]
             wanted = self._plan_interval(self._interval.first_epoch).survivors
             survivors = tuple(sound[rank % len(sound)] for rank in range(wanted))  # again, where too few are left
-            events.append(self._selection_event(choice, survivors))
+            if isinstance(self._ranked, IntervalSelectionSettings):
+                judge = partial(self._judge_average, scores, judge_average)
+                average = selection.average_candidates(self._ranked.average, sound, scores, self._ranked, judge)
+            members: tuple[int, ...] = ()
+            if average is not None:
+                choice, members = selection.select([*scores, average.score], self._ranked), average.members
+                average = average if choice.winner == len(scores) else None
+            events.append(self._selection_event(choice, survivors, members))
         best, parent = survivors[0], self._standings[0]
+        after = [standings[survivor] for survivor in survivors]
+        if average is not None:
+            after = [self._average_standing(standings, average)]
+            self.teaching.average(average.members, into=best)
+        averaged = average.members if average else ()
         if not self._selects or len(survivors) == 1:
-            events += self._applied_events(best)
+            events += self._applied_events(averaged or (best,))
         if self._decision is not None and self._settings.controller.learns:
             gradient = self._action_gradient(best, results[best]) if self.needs.influence else None
-            events.append(self._learn(self._decision, standings, best, parent, gradient))
+            events.append(self._learn(self._decision, standings, best, parent, gradient, after[0]))
         if self._decision is not None:
             self._decision = self._decision.subset(survivors)
-        self._before, self._standings = parent, [standings[survivor] for survivor in survivors]
+        self._before, self._standings = parent, after
         self.teaching.continue_from(survivors)
-        return Outcome(survivors, events)
+        return Outcome(survivors, events, averaged)
 
     def summary(self) -> dict[str, Any]:
         """How the surviving student's target moved away from the one-hot label; a run with any rise is
@@ -338,10 +365,46 @@ class ControlledTargets(SteeredMethod):
             nll_history=standing.nll_history,
         )
 
+    def _judge_average(
+        self, scores: Sequence[CandidateScore], judge: JudgeAverage, members: tuple[int, ...]
+    ) -> CandidateScore:
+        """The score of the average of some candidates: held-out figures are its own, others the mean of theirs."""
+        metrics, own = judge(members), [scores[slot] for slot in members]
+        histories = zip(*(score.nll_history for score in own), strict=True)
+        return CandidateScore(
+            top1=metrics.top1,
+            nll=metrics.calibrated_nll,
+            averaged_top1=None if own[0].averaged_top1 is None else metrics.top1,  # it is an average already
+            train_top1=fmean(score.train_top1 for score in own),
+            nll_history=(*map(fmean, list(histories)[:-1]), metrics.calibrated_nll),
+        )
+
+    def _average_standing(self, standings: Sequence[Standing], average: CandidateAverage) -> Standing:
+        """The standing of a student that is an average: held-out figures are its own, others those of its best
+        member but for the mass of the target."""
+        own = [standings[slot] for slot in average.members]
+        score = average.score
+        return replace(
+            own[0],
+            top1=score.top1,
+            nll=score.nll,
+            true_mass=fmean(standing.true_mass for standing in own),
+            nll_history=score.nll_history,
+        )
+
     def _learn(
-        self, decision: Decision, standings: list[Standing], best: int, parent: Standing, gradient: Tensor | None
+        self,
+        decision: Decision,
+        standings: list[Standing],
+        best: int,
+        parent: Standing,
+        gradient: Tensor | None,
+        after: Standing,
     ) -> ControllerRewarded:
-        """Reward the controller for its decision. One action for all candidates is judged by the best of them."""
+        """Reward the controller for its decision. One action for all candidates is judged by the best of them.
+
+        Training continues from `after`, which is the standing of the best or of an average.
+        """
         ratio, interval = self._context.learning_rate_ratio, self._interval
         drops = any(
             ratio(epoch) < DROP * ratio(epoch - 1) for epoch in range(max(1, interval.first_epoch), interval.end)
@@ -357,8 +420,7 @@ class ControlledTargets(SteeredMethod):
             comparable=not drops or self.needs.cooldown_epochs > 0,  # a cooldown has every drop behind it
             action_gradient=gradient,
         )
-        after = progress_of(self._context, interval.end, standings[best], parent)
-        feedback = self._controller.learn(decision, judged, after)
+        feedback = self._controller.learn(decision, judged, progress_of(self._context, interval.end, after, parent))
         return ControllerRewarded(
             interval=self._number,
             rewards=feedback.rewards,
@@ -395,25 +457,31 @@ class ControlledTargets(SteeredMethod):
             ),
         )
 
-    def _selection_event(self, choice: Selection, survivors: tuple[int, ...]) -> CandidateSelected:
-        return CandidateSelected(interval=self._number, epoch=self._interval.end, survivors=survivors, **asdict(choice))
+    def _selection_event(
+        self, choice: Selection, survivors: tuple[int, ...], averaged: tuple[int, ...]
+    ) -> CandidateSelected:
+        return CandidateSelected(
+            interval=self._number, epoch=self._interval.end, survivors=survivors, averaged=averaged, **asdict(choice)
+        )
 
-    def _applied_events(self, slot: int) -> list[TargetApplied]:
-        """The target of the surviving student since the decision, which a replay can apply again."""
+    def _applied_events(self, slots: tuple[int, ...]) -> list[TargetApplied]:
+        """The target of the surviving student since the decision, which a replay can apply again: of an average of
+        several candidates, the mean of their actions."""
         if not self.teaching.space.action_size and not self._selects:
             return []  # the same from the first epoch to the last
-        decision, target = self._decision, self.teaching.describe()[slot]
+        decision, targets = self._decision, [self.teaching.describe()[slot] for slot in slots]
+        divergence = fmean(target["divergence"] for target in targets)
         if decision is not None and self.teaching.space.action_size:
-            self._divergences.append(target["divergence"])
+            self._divergences.append(divergence)
         return [
             TargetApplied(
                 interval=self._number,
                 first_epoch=self._round_start + 1,
                 epochs=self._interval.end - self._round_start,
-                action=tuple(decision.actions[slot].tolist()) if decision else None,
-                learning_rate_factor=_factor(decision, slot),
-                true_mass=target["true_mass"],
-                divergence=target["divergence"],
+                action=tuple(decision.actions[list(slots)].mean(dim=0).tolist()) if decision else None,
+                learning_rate_factor=fmean(_factor(decision, slot) for slot in slots),
+                true_mass=fmean(target["true_mass"] for target in targets),
+                divergence=divergence,
             )
         ]
 

@@ -137,6 +137,11 @@ class Teaching:
         self.similarity.continue_from(parents)
         self.instances.continue_from(parents)
 
+    def average(self, slots: Sequence[int], into: int) -> None:
+        """Give one candidate the mean memories of several."""
+        for tensor in self.candidate_tensors().values():
+            tensor[into] = tensor[list(slots)].float().mean(dim=0).to(tensor.dtype)
+
     def true_mass(self, slot: int) -> float:
         """The mass of the true class in one candidate's class table, mean over the classes."""
         return float(self.tables[slot].diagonal().mean())

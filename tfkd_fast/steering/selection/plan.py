@@ -41,7 +41,9 @@ def next_interval(
 ) -> PlannedInterval:
     """Return the interval that begins at `epoch`; consecutive intervals cover the run without gaps.
 
-    The warm-up is one interval of one student. After it, budget "full" trains candidates in consecutive intervals.
+    The warm-up is one interval of one student. After it, budget "full" trains one student in intervals of
+    `single_interval` epochs up to its start, which is the first epoch that is no less than its fraction of the run, and
+    then candidates in consecutive intervals.
     Budget "probe" trains one student in intervals of `single_interval` epochs, cut short where an event begins: at the
     first epoch that is no less than the event's fraction of the run, or later, as soon as the warm-up and the events
     before it have ended. The last interval ends with the run.
@@ -72,6 +74,9 @@ def next_interval(
         case NoSelectionSettings():
             return single
         case FullSelectionSettings():
+            until_start = _first_epoch(settings.start, epochs) - epoch
+            if until_start > 0:
+                return PlannedInterval(min(single.epochs, until_start), 1)
             return PlannedInterval(min(settings.interval, epochs - epoch), settings.candidates)
         case ProbeSelectionSettings():
             starts = _event_starts(epochs, warmup, settings)
@@ -83,13 +88,17 @@ def next_interval(
             return _rung(epoch - warmup, epochs - warmup, settings) or single
 
 
+def _first_epoch(share: float, epochs: int) -> int:
+    """Return the first epoch, counted from 0, that is no less than a share of the run."""
+    return math.ceil(share * epochs - 1e-9)  # 0.07 * 100 is a little more than 7
+
+
 def _event_starts(epochs: int, warmup: int, settings: ProbeSelectionSettings) -> list[int]:
     """Return the first epoch of each event; the last events may lie beyond the run."""
     starts: list[int] = []
     free_from = warmup
     for fraction in settings.events:
-        due = math.ceil(fraction * epochs - 1e-9)  # 0.07 * 100 is a little more than 7
-        starts.append(max(due, free_from))
+        starts.append(max(_first_epoch(fraction, epochs), free_from))
         free_from = starts[-1] + settings.interval
     return starts
 

@@ -8,6 +8,9 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from tfkd_fast.settings import LARGEST, Forms, Settings, named_once
 from tfkd_fast.steering.selection.criteria import find_criterion
 
+Average = Literal["none", "all", "best-two", "greedy"]
+"""Averages of candidates that are ranked with them."""
+
 DECISIVE = "holdout-top1"
 """The criterion that decides alone in aggregate "accuracy"."""
 
@@ -105,12 +108,19 @@ class IntervalSelectionSettings(RankedSelectionSettings):
 
     interval: int = Field(default=5, ge=1, le=1_000_000)
     """Epochs that candidates train from one selection to the next."""
+    average: Average = "none"
+    """The average of the weights of several candidates, ranked as one more candidate: that of all of them, of the best
+    two, or a greedy soup, which takes the candidates from the best on and keeps each that improves it (Wortsman et al.,
+    ICML 2022); none for no such candidate. Training continues from the average where it ranks first."""
 
 
 class FullSelectionSettings(IntervalSelectionSettings):
-    """Candidates in every interval after the warm-up."""
+    """Candidates in every interval after the warm-up, or from a later moment on."""
 
     budget: Literal["full"]
+    start: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the run that one student trains first. Candidates that part in the middle of a run stay close enough
+    for the average of their weights to be a good network; those that part at its beginning do not."""
 
 
 class ProbeSelectionSettings(IntervalSelectionSettings):
