@@ -36,6 +36,7 @@ def test_methods_that_need_more_say_what_and_where_they_work(name: str, words: s
             "follows the gradient of the held-out loss: choose another",
         ),
         ("tfkd", {"controller": {"cooldown_epochs": 2}}, "set controller.cooldown_epochs to 0, or train with"),
+        ("tfkd-mrs", {"selection": {"average": "all"}}, "set selection.average to none, or train with"),
         ("tfkd-mrs", {"selection": {"criteria": ["averaged-top1"]}}, "leave averaged-top1 out of selection.criteria"),
         ("ps-kd", {"num_images": 0}, "give num_images, their number"),
         ("dlb", {"batch_size": 0}, "give batch_size, the size of the largest one"),

@@ -82,6 +82,8 @@ def _refuse_needs(name: str, needs: Needs, intervals: list[Interval]) -> None:
         )
     if needs.cooldown_epochs:
         raise _refusal(name, "it judges copies that were trained to an end", "set controller.cooldown_epochs to 0")
+    if needs.averaged_candidates:
+        raise _refusal(name, "it judges averages of candidates, which are yours", "set selection.average to none")
     if "interval" in needs.averages and any(each.candidates > 1 and each.epochs > 1 for each in intervals):
         raise _refusal(
             name,

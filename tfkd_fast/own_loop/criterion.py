@@ -287,7 +287,7 @@ class Criterion(nn.Module):
                 judges_average = "interval" in self.needs.averages  # over one end of an epoch, see `assemble`
                 interval_averages = figures if judges_average else [None] * count
                 rows = zip(statistics, figures, average_figures, interval_averages, strict=True)
-                outcome = self._method.end_interval([IntervalResult(*row) for row in rows])
+                outcome = self._method.end_interval([IntervalResult(*row) for row in rows], _refuse_average)
                 survivors = outcome.survivors
                 events += outcome.events
             self._plan, self._diverged = None, ()
@@ -392,3 +392,8 @@ def _is_finite(training: TrainingStatistics, figures: HoldoutMetrics | None) -> 
     """Whether the loss of an epoch and the held-out figures after it are finite."""
     judged = () if figures is None else (figures.top1, figures.nll, figures.calibrated_nll)
     return all(map(math.isfinite, (training.loss, *judged)))
+
+
+def _refuse_average(slots: Sequence[int]) -> HoldoutMetrics:
+    """Methods that ask for the figures of averages are refused in `assemble`."""
+    raise ValueError(f"averages of candidates {slots} cannot be judged in a loop of one's own")

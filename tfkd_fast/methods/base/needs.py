@@ -58,6 +58,9 @@ class Needs:
     averages: frozenset[Average] = frozenset()
     """The averages of the weights that candidates are judged by at the end of an interval, see `IntervalResult`. The
     one over an interval is kept where several candidates train."""
+    averaged_candidates: bool = False
+    """Whether averages of several candidates are judged at the end of an interval, see `JudgeAverage`, and may
+    continue."""
     cooldown_epochs: int = 0
     """For how many epochs a copy of each candidate trains on before it is judged, while the learning rate falls to zero
     along a straight line; `IntervalResult.after_cooldown` is then read. 0 for no cooldown."""

@@ -148,6 +148,7 @@ class ControlledTargets(SteeredMethod):
             candidates=settings.target.peers if beside_each_other else selection.max_candidates(chosen),
             holdout=holdout,
             averages=frozenset(name for name, wanted in averages.items() if wanted),
+            averaged_candidates=isinstance(chosen, IntervalSelectionSettings) and chosen.average != "none",
             cooldown_epochs=cooldown_epochs,
             influence=settings.controller.needs_gradient,
             own_weights=beside_each_other,  # from one parent there is little to learn
