@@ -67,10 +67,13 @@ class Population:
         self.epoch_average.count = self.interval_average.count = 0
 
     def average(self, slots: Sequence[int], into: int) -> None:
-        """Give one candidate the mean weights, buffers and momenta of several. Batch norm has to be re-estimated: the
-        mean of its statistics is not that of the mean weights. Buffers of whole numbers are those of the first."""
+        """Give one candidate the mean weights, buffers and optimiser state of several.
+
+        Batch norm has to be estimated anew: the mean of its statistics is not that of the mean weights. Buffers of whole
+        numbers are those of the first.
+        """
         rows = list(slots)
-        for tensors in (self.weights, self.buffers, self.momenta, self.slow):
+        for tensors in (self.weights, self.buffers, *self.optimizer_state.values(), self.slow):
             for stack in tensors.values():
                 stack[into] = stack[rows].mean(dim=0) if stack.is_floating_point() else stack[rows[0]]
 
