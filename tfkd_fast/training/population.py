@@ -69,8 +69,8 @@ class Population:
     def average(self, slots: Sequence[int], into: int) -> None:
         """Give one candidate the mean weights, buffers and optimiser state of several.
 
-        Batch norm has to be estimated anew: the mean of its statistics is not that of the mean weights. Buffers of whole
-        numbers are those of the first.
+        Batch norm has to be estimated anew: the mean of its statistics is not that of the mean weights. Buffers of
+        whole numbers are those of the first.
         """
         rows = list(slots)
         for tensors in (self.weights, self.buffers, *self.optimizer_state.values(), self.slow):
