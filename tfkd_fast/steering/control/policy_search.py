@@ -14,15 +14,20 @@ from torch import Tensor
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.control.controller import ACTION_LIMIT
 from tfkd_fast.steering.control.evolution import SMALLEST_POPULATION
+from tfkd_fast.steering.control.gated_policy import GatedPolicy, observed_policy
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
-from tfkd_fast.steering.control.policy import MLP, GaussianPolicy
+from tfkd_fast.steering.control.policy import MLP
 from tfkd_fast.steering.control.policy_file import policy_bytes
 from tfkd_fast.steering.control.settings import SampledPolicySettings
 from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, StudentFleet, quality
 from tfkd_fast.steering.targets import ActionSpace
 
-FEATURES = (0, 1)
-"""Entries of the observation that the policy is a linear function of: share of the run passed, and learning rate."""
+SWITCH, SWITCH_UNIT = 0.7, 0.075
+"""Where the search begins for the switch, a share of the run, and what one unit of its parameter moves it: within 0.4 to
+1 (our choice)."""
+
+THRESHOLD, THRESHOLD_UNIT = 0.12, 0.04
+"""The same for the threshold of the gap: within -0.04, which is no threshold, to 0.28 (our choice)."""
 
 INITIAL_STD = 2.0
 """Initial standard deviation of the parameters: half of `ACTION_LIMIT`, so that a few generations cover the range."""
@@ -35,7 +40,8 @@ class Generation:
     seed: int
     """Seed of all students, so that differences at the end come from their policies and not from initial weights."""
     parameters: list[list[float]]
-    """Parameters (P,3A) of the policies: A biases, A weights of the time and A weights of the learning rate each."""
+    """Parameters (P,2A+2) of the policies: A of the middle action, A of the end action, switch and threshold in units of
+    the search."""
     qualities: list[float]
     """P values of `quality` of the final students."""
 
@@ -45,8 +51,7 @@ class PolicySearch:
 
     A generation is one run of as many students as the population has members.
 
-    The mean action is b + w_1 s_1 + w_2 s_2 with the observed time s_1 and learning rate s_2, so that a target may be
-    soft while the rate is high and hard at the end, or the reverse: 3 parameters for each number of an action.
+    The policies are gated, see `gated_policy`: two parameters for each number of an action, and two for the whole.
     """
 
     def __init__(self, space: ActionSpace, settings: SampledPolicySettings, population: int, seed: int) -> None:
@@ -66,7 +71,7 @@ class PolicySearch:
         from cmaes import CMA  # imports scipy.stats, which takes a second
 
         self._space, self._settings, self._seed = space, settings, seed
-        size = (1 + len(FEATURES)) * space.action_size
+        size = 2 * space.action_size + 2
         bounds = np.full((size, 2), (-ACTION_LIMIT, ACTION_LIMIT))
         self._optimizer = CMA(np.zeros(size), INITIAL_STD, bounds=bounds, seed=seed % 2**32, population_size=population)
         self.generations: list[Generation] = []
@@ -88,19 +93,18 @@ class PolicySearch:
             self._tell(generation)
 
     def policy_bytes(self) -> bytes:
-        """Return a policy file: the mean is that of the search, the standard deviation that of the latest biases."""
+        """Return a policy file: the mean is that of the search, the standard deviation that of the latest middle
+        actions."""
         size, generator = self._space.action_size, torch.Generator().manual_seed(self._seed)
-        settings = self._settings
-        policy = GaussianPolicy(PROGRESS_ENTRIES + size, size, settings.initial_std, generator)
+        policy = observed_policy(size, generator)
         value = MLP(PROGRESS_ENTRIES + size, 1, generator)
-        bias, *weights = torch.tensor(self._optimizer.mean, dtype=torch.float32).view(1 + len(FEATURES), size)
+        policy_of(torch.tensor(self._optimizer.mean, dtype=torch.float32)).write_into(policy)
+        std = torch.full((size,), self._settings.initial_std)
+        if self.generations:
+            middle = torch.tensor(self.generations[-1].parameters)[:, :size]
+            std = middle.std(dim=0).clamp(self._settings.min_std, self._settings.max_std)
         with torch.no_grad():
-            policy.mean.output.bias.copy_(bias)
-            for entry, weight in zip(FEATURES, weights, strict=True):
-                policy.mean.trend.weight[:, entry] = weight
-            if self.generations:
-                biases = torch.tensor(self.generations[-1].parameters)[:, :size]
-                policy.log_std.copy_(biases.std(dim=0).clamp(settings.min_std, settings.max_std).log())
+            policy.log_std.copy_(std.log())
         return policy_bytes("policy-search", policy, value, self._space)
 
     def _ask(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -112,21 +116,35 @@ class PolicySearch:
         self.generations.append(generation)
 
 
+def policy_of(parameters: Tensor) -> GatedPolicy:
+    """Return the policy of parameters (2A+2,) float32 of a search."""
+    size = len(parameters) // 2 - 1
+    switch, threshold = parameters[2 * size :].tolist()
+    return GatedPolicy(
+        parameters[:size],
+        parameters[size : 2 * size],
+        SWITCH + SWITCH_UNIT * switch,
+        THRESHOLD + THRESHOLD_UNIT * threshold,
+    )
+
+
 def _final_qualities(students: StudentFleet, parameters: Tensor, seed: int) -> list[float]:
-    """Return the final qualities of P students under policies (P,3A); a divergence ends the run for all."""
+    """Return the final qualities of P students under policies (P,2A+2); a divergence ends the run for all."""
     count, size = len(parameters), len(students.action_names)
-    bias, *weights = parameters.view(count, 1 + len(FEATURES), size).unbind(1)
+    policies = [observed_policy(size, torch.Generator()) for _ in range(count)]
+    for policy, row in zip(policies, parameters, strict=True):
+        policy_of(row).write_into(policy)
     snapshots: list[Snapshot | None] = [*students.start([seed] * count)]
     last = [snapshot for snapshot in snapshots if snapshot]
     actions = torch.zeros(count, size)
     while all(snapshots) and last[0].epoch < students.epochs:
-        observations = torch.stack(
-            [observation(now.progress, action) for now, action in zip(last, actions, strict=True)]
-        )
-        actions = bias + sum(
-            observations[:, entry, None] * weight for entry, weight in zip(FEATURES, weights, strict=True)
-        )
-        actions = actions.clamp(-ACTION_LIMIT, ACTION_LIMIT)
+        with torch.no_grad():
+            actions = torch.stack(
+                [
+                    policy.mean(observation(now.progress, action))
+                    for policy, now, action in zip(policies, last, actions, strict=True)
+                ]
+            ).clamp(-ACTION_LIMIT, ACTION_LIMIT)
         snapshots = [*students.train(actions)]
         last = [new or old for new, old in zip(snapshots, last, strict=True)]
     reached = zip(snapshots, last, strict=True)
