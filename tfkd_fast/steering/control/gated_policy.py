@@ -1,4 +1,4 @@
-"""A policy of few numbers: neutral as long as the student does not memorise, then one action, and another one at the end.
+"""A policy of few numbers: neutral while the student does not memorise, then one action, and another one at the end.
 
 With the generalisation gap g (training less held-out top-1) and the share t of the run that has passed, the action is
 

@@ -23,8 +23,8 @@ from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot, St
 from tfkd_fast.steering.targets import ActionSpace
 
 SWITCH, SWITCH_UNIT = 0.7, 0.075
-"""Where the search begins for the switch, a share of the run, and what one unit of its parameter moves it: within 0.4 to
-1 (our choice)."""
+"""Where the search begins for the switch, a share of the run, and what one unit of its parameter moves it: within 0.4
+to 1 (our choice)."""
 
 THRESHOLD, THRESHOLD_UNIT = 0.12, 0.04
 """The same for the threshold of the gap: within -0.04, which is no threshold, to 0.28 (our choice)."""
@@ -40,8 +40,8 @@ class Generation:
     seed: int
     """Seed of all students, so that differences at the end come from their policies and not from initial weights."""
     parameters: list[list[float]]
-    """Parameters (P,2A+2) of the policies: A of the middle action, A of the end action, switch and threshold in units of
-    the search."""
+    """Parameters (P,2A+2) of the policies: A of the middle action, A of the end action, switch and threshold in units
+    of the search."""
     qualities: list[float]
     """P values of `quality` of the final students."""
 
