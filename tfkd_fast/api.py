@@ -157,7 +157,8 @@ def evaluate(
     dataset: Any = None,
     download: bool = False,
 ) -> dict[str, Any]:
-    """Test the student of a finished run again, that of the last epoch and that of the best epoch on held-out images.
+    """Test the student of a finished run again, that of the last epoch, that of the best epoch on held-out
+    images, and the moving average of the weights where there is one.
 
     Args:
         out: the run folder.
@@ -176,7 +177,7 @@ def evaluate(
     """
     folder = RunFolder(Path(out))
     recipe = read_recipe(folder).with_data_root(data_root)
-    students = [folder.student, *([folder.best] if folder.best.exists() else [])]
+    students = [folder.student, *(path for path in (folder.best, folder.ema) if path.exists())]
     headers = {path: read_student_header(path) for path in students}
     if summary := folder.read_summary():
         recipe = recipe.with_loader(summary["loader"])  # pixels of image files may depend on it
@@ -293,7 +294,11 @@ def _test(
     if recipe.data.holdout:
         _, holdout = split_holdout(dataset.read_train(), recipe.data.holdout)
         figures["holdout_top1"] = measure(folder.student, holdout)["top1"]
+        if folder.ema.exists():
+            figures["ema_holdout_top1"] = measure(folder.ema, holdout)["top1"]
     figures |= {f"test_{name}": value for name, value in measure(folder.student, test_images).items()}
+    if folder.ema.exists():
+        figures["ema_test_top1"] = measure(folder.ema, test_images)["top1"]
     if folder.best.exists():
         figures["best_test_top1"] = measure(folder.best, test_images)["top1"]
     for name, value in figures.items():

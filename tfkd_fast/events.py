@@ -155,6 +155,8 @@ class RunFinished(RunFacts):
     """Held-out top-1 after that epoch, in percent."""
     best_test_top1: float | None = None
     """Test top-1 of the student of that epoch, in percent."""
+    stopped_after: int | None = None
+    """The epoch after which the run ended early; None where it has all of its epochs."""
     student_epochs: int
     """Number of trained epochs, summed over all candidates."""
     images_per_second: Number
@@ -173,6 +175,10 @@ class RunFinished(RunFacts):
     """Seconds from the start to the end of training, over all processes of the run."""
     holdout_top1: float | None = None
     """Held-out top-1 of the student, in percent; None without held-out images."""
+    ema_holdout_top1: float | None = None
+    """Held-out top-1 of the moving average of the student's weights, in percent."""
+    ema_test_top1: float | None = None
+    """Test top-1 of that moving average, in percent; None where there is none."""
     test_images: int = 0
     """Number of test images."""
     test_top1: Number
@@ -276,6 +282,19 @@ class EpochEnded(Event):
     """None without held-out images."""
     holdout_classes: int | None = None
     """Number of classes that the held-out figures are about; None without held-out images."""
+
+
+class StoppedEarly(Event):
+    """The run ends before its last epoch, because the held-out top-1 has not risen for a while."""
+
+    kind = "early-stop"
+
+    epoch: int
+    """The last epoch that was trained."""
+    best_epoch: int
+    """The epoch with the highest held-out top-1."""
+    patience: int
+    """Number of epochs without a higher one that the recipe allows."""
 
 
 class CandidateDiverged(Event):
@@ -544,6 +563,7 @@ _KINDS: Mapping[str, type[Event]] = {
         ConvolutionsChosen,
         StepsCompiled,
         EpochEnded,
+        StoppedEarly,
         CandidateDiverged,
         RunDiverged,
         TargetsDecided,

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfkd_fast.training.epoch import Lane
+from tfkd_fast.training.step import Turn
 
 
 class HostWaits(TorchDispatchMode):
@@ -32,18 +33,18 @@ class HostWaits(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def watch_steps(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Lane, int], list[str]]:
+def watch_steps(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Lane, Turn], list[str]]:
     """From now on, what makes the host wait in the first step of every kind."""
-    seen: dict[tuple[Lane, int], list[str]] = {}
+    seen: dict[tuple[Lane, Turn], list[str]] = {}
     take_step = Lane.take_step
 
-    def watched(lane: Lane, size: int) -> None:
-        if (lane, size) in seen:
-            take_step(lane, size)
+    def watched(lane: Lane, turn: Turn) -> None:
+        if (lane, turn) in seen:
+            take_step(lane, turn)
             return
         with HostWaits() as waits:
-            take_step(lane, size)
-        seen[lane, size] = waits.seen
+            take_step(lane, turn)
+        seen[lane, turn] = waits.seen
 
     monkeypatch.setattr(Lane, "take_step", watched)
     update = "tfkd_fast.training.optimizers.sgd_step"  # reads the rate on the CPU alone

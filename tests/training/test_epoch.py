@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.support.host_waits import watch_steps
 from tests.support.threads import using_threads
@@ -24,7 +25,7 @@ from tfkd_fast.methods import Context, find_method
 from tfkd_fast.methods.base import Plan
 from tfkd_fast.methods.controlled.method import ControlledTargets
 from tfkd_fast.models import ModelSettings, build_model
-from tfkd_fast.runs.optimizer import SGDSettings
+from tfkd_fast.runs.optimizer import AdamWSettings, OptimizerSettings, SGDSettings
 from tfkd_fast.training.epoch import EpochRun, EpochTrainer
 from tfkd_fast.training.population import Population
 
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("exact_products")
 def make(
     way: str, device: str = "cpu", *, candidates: int = 3, order: str = "own", dtype: torch.dtype = torch.float32,
     loader: str = "resident", compile: bool = False, width: float = 0.125, sources: tuple[str, ...] = (),
-    on_batch: Callable[[int], None] = lambda images: None,
+    on_batch: Callable[[int], None] = lambda images: None, optimizer: OptimizerSettings = SETTINGS,
 ) -> tuple[EpochTrainer, Population, ControlledTargets, Plan]:  # fmt: skip
     """A population on digits whose candidates differ by targets and rates, and by their data if `order` is own."""
     compute = Compute(torch.device(device), dtype, compile)
@@ -66,9 +67,9 @@ def make(
         model = compute.place(build_model(ModelSettings(width=width), 10, 1, seed=0))
         return model.double() if dtype is torch.float64 else model
 
-    population = Population(build, candidates, slow=method.needs.slow_decay is not None)
+    population = Population(build, candidates, optimizer, slow=method.needs.slow_decay is not None)
     return (
-        EpochTrainer(population, method, made_loader, compute, SETTINGS, way, on_batch),
+        EpochTrainer(population, method, made_loader, compute, optimizer, way, on_batch),
         population,
         method,
         plan,
@@ -117,6 +118,41 @@ def test_an_epoch_is_the_loop_that_one_writes_by_hand(device: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert runs[0].training.loss == pytest.approx(total / IMAGES, rel=1e-3)
     assert runs[0].training.top1 == pytest.approx(correct / IMAGES, abs=1.01 / IMAGES)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", ["sequential", "stacked"])
+def test_updates_of_several_batches_are_those_of_a_loop_of_torch(way: str, device: str) -> None:
+    """AdamW, clipped, with a moving average; updates of four batches, then of two, the last of which is smaller."""
+    settings = AdamWSettings(name="adamw", weight_decay=0.1, clip_norm=0.5, accumulate=4, ema_decay=0.7)
+    dtype, close = (torch.float64, 1e-9) if device == "cpu" else (torch.float32, 1e-3)
+    trainer, population, method, plan = make(way, device, order="shared", dtype=dtype, optimizer=settings)
+    model = copy.deepcopy(population.models[0]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.1)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True)
+    average.n_averaged.fill_(1)  # begins with the untrained weights, as timm's does
+    train(trainer, plan, epochs=3, rate=0.01)
+    for epoch in range(3):
+        batches = list(trainer.loader.epoch(epoch))
+        for start in (0, 4):
+            window = batches[start : start + 4]
+            images = sum(len(batch.labels) for batch in window)
+            optimizer.param_groups[0]["lr"] = float(torch.tensor(schedule(epoch, 0.01)[start]))
+            optimizer.zero_grad()
+            for batch in window:
+                loss = F.cross_entropy(model(batch.images), method.teaching.tables[0][batch.labels].to(dtype))
+                (loss * len(batch.labels) / images).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            average.update_parameters(model)
+    ours, theirs = population.ema_network(0).state_dict(), average.module.state_dict()
+    for name, expected in model.state_dict().items():
+        torch.testing.assert_close(population.models[0].state_dict()[name], expected, rtol=close, atol=close)
+        if expected.is_floating_point():
+            torch.testing.assert_close(ours[name], theirs[name], rtol=close, atol=close)
+        else:
+            assert torch.equal(ours[name], expected)
+    assert population.epoch_average.count == 2
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -263,14 +299,14 @@ def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
     trainer, _, _, plan = make(way, "cuda", loader=loader)
     train(trainer, plan, epochs=6)  # the set-up may wait
     for lane in trainer.lanes(plan, average=False):
-        lane.records.restart([[0.01] * len(lane.sizes)] * len(lane.slots))
+        lane.records.restart([[0.01] * len(lane.turns)] * len(lane.slots))
         lane.feed.start(1, lane.slots)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for size in lane.sizes:
+            for turn in lane.turns:
                 lane.feed.advance()
-                assert lane.steps[size].replay()
+                assert lane.steps[turn].replay()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

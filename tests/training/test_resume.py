@@ -63,10 +63,16 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mrs, cooldown": ("tfkd-mrs", {"controller": {"cooldown_epochs": 1, **WARMED}, **MRS}),
     "ce, torchvision": ("ce", {"data": {"loader": "torchvision"}}),
-    "mrs, adamw, cooldown": (
+    "mrs, adamw, cooldown": (  # accumulated, clipped, and with a moving average
         "tfkd-mrs",
         {
-            "optimizer": {"name": "adamw", "clip_norm": 1.0, "decay_norms_and_biases": False},
+            "optimizer": {
+                "name": "adamw",
+                "clip_norm": 1.0,
+                "decay_norms_and_biases": False,
+                "accumulate": 2,
+                "ema_decay": 0.9,
+            },
             "controller": {"cooldown_epochs": 1, **WARMED},
             **MRS,
         },
@@ -89,17 +95,20 @@ def test_a_run_goes_on_from_any_epoch(name: str, tmp_path: Path, monkeypatch: py
     settings = recipe(method, epochs=EPOCHS, **tables | small)
     whole, images = tmp_path / "whole", few_images()
     best_epoch = trainer(settings, whole, images).run()["best_epoch"]
+    ema = (whole / "student-ema.safetensors").exists()
+    assert ema == (settings.optimizer.ema_decay is not None)
     for epoch in range(1, EPOCHS):
         part = tmp_path / f"from-{epoch}"
         shutil.copytree(whole, part)
         (part / "student.safetensors").unlink()
+        (part / "student-ema.safetensors").unlink(missing_ok=True)
         if best_epoch > epoch:
             (part / "best.safetensors").unlink()
         for later in range(epoch + 1, EPOCHS + 1):
             (part / "checkpoints" / f"epoch-{later:05d}.ckpt").unlink()
         compute = Compute(torch.device("cpu"), torch.float32)
         Trainer(settings, images, compute, RunFolder(part), []).run()
-        for name in ("student.safetensors", "best.safetensors"):
+        for name in ("student.safetensors", "best.safetensors", *(["student-ema.safetensors"] if ema else [])):
             assert (part / name).read_bytes() == (whole / name).read_bytes(), epoch
         assert without_clocks(part) == without_clocks(whole), epoch
 

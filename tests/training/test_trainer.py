@@ -16,13 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.runs import CPU, few_images, log, recipe, trainer
+import tfkd_fast
+from tests.support.runs import CPU, few_images, log, recipe, trainer, without_clocks
 from tfkd_fast import api
-from tfkd_fast.data import Dataset, ImageSet, loaders, missing_loaders, open_dataset, split_holdout
+from tfkd_fast.data import Dataset, ImageSet, loaders, make_loader, missing_loaders, open_dataset, split_holdout
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import EpochEnded, Event, RunFinished
 from tfkd_fast.judging.metrics import holdout_metrics
 from tfkd_fast.methods.base import HoldoutMetrics, IntervalResult, JudgeAverage, Outcome, SteeredMethod
+from tfkd_fast.report import write_report
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener
 from tfkd_fast.runs.student import read_student
@@ -308,3 +310,64 @@ def test_the_student_is_the_average_with_batch_norm_of_all_training_images(
     (before,) = judged  # by fewer images for batch norm, and by weights averaged over the last epoch
     assert isinstance(before, HoldoutMetrics)
     assert before.nll == pytest.approx(metrics.nll, rel=0.2)
+
+
+# What a recipe asks for beside the student.
+
+UNMOVED = {"learning_rate": 1e-12}
+"""An optimiser under which held-out top-1 never rises."""
+
+
+THREE_EPOCHS = {"selection": {"candidates": 2, "interval": 3}, "controller": {"warmup_epochs": 0}}
+
+
+@pytest.mark.parametrize(
+    ("method", "tables", "last"),
+    [("ce", {"patience": 2}, 3), ("tfkd-mrs", {"patience": 1, **THREE_EPOCHS}, 3)],
+)
+def test_a_run_ends_early_between_two_intervals_and_says_so(
+    method: str, tables: dict[str, Any], last: int, tmp_path: Path
+) -> None:
+    settings = recipe(method, epochs=8, optimizer=UNMOVED, **tables)
+    summary = api.train(settings, tmp_path / "run")
+    assert (summary["stopped_after"], summary["best_epoch"], summary["epochs"]) == (last, 1, 8)
+    (said,) = (event for event in log(tmp_path / "run") if event["event"] == "early-stop")
+    assert (said["epoch"], said["best_epoch"], said["patience"]) == (last, 1, tables["patience"])
+    assert f"ended early, after epoch {last}" in write_report(tmp_path / "run").read_text()
+    with pytest.raises(UserError, match="ended early: train it without patience to replay it"):
+        api.replay(tmp_path / "run", tmp_path / "again")
+    whole, before = (tmp_path / "run" / "student.safetensors").read_bytes(), without_clocks(tmp_path / "run")
+    for name in ("summary.json", "student.safetensors", f"checkpoints/epoch-{last:05d}.ckpt"):
+        (tmp_path / "run" / name).unlink()
+    for _ in range(2):  # from the epoch before, and from the last one
+        assert api.resume(tmp_path / "run")["stopped_after"] == last
+        assert (tmp_path / "run" / "student.safetensors").read_bytes() == whole
+        assert without_clocks(tmp_path / "run") == before
+        (tmp_path / "run" / "summary.json").unlink()
+
+
+def test_a_run_without_held_out_images_cannot_end_early() -> None:
+    with pytest.raises(UserError, match=r"'patience' counts epochs by held-out images: set data\.holdout above 0"):
+        recipe("ce", patience=2, data={"holdout": 0.0})
+
+
+def test_the_moving_average_is_tested_beside_the_student(tmp_path: Path) -> None:
+    settings = recipe("ce", epochs=3, optimizer={"ema_decay": 0.5}, schedule={"name": "one-cycle"})
+    summary = api.train(settings, tmp_path)
+    figures = api.evaluate(tmp_path, device="cpu", precision="fp32")
+    for name in ("ema_holdout_top1", "ema_test_top1"):
+        assert figures[name] == pytest.approx(summary[name])
+        assert figures[name] > 20  # percent, of ten classes
+    run = tfkd_fast.load_run(tmp_path)
+    digits = open_dataset(settings.data)
+    images = digits.read_test()
+    loader = make_loader(images, digits, settings.data, torch.device("cpu"), torch.float32, 0)
+    right = sum((run.ema()(batch.images).argmax(1) == batch.labels).sum().item() for batch in loader.in_order())
+    assert 100 * right / len(images) == pytest.approx(summary["ema_test_top1"])
+    assert summary["ema_test_top1"] != summary["test_top1"]
+    assert f"{summary['ema_test_top1']:.2f} % on the test set" in write_report(tmp_path).read_text()
+
+
+def test_more_batches_than_an_epoch_has_make_no_update(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"an epoch has 6 batches: set optimizer\.accumulate to 6 or less"):
+        trainer(recipe("ce", optimizer={"accumulate": 7}, data={"batch_size": 64}), tmp_path, few_images())

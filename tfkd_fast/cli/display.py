@@ -31,6 +31,7 @@ from tfkd_fast.events import (
     RunResumed,
     RunStarted,
     StepsCompiled,
+    StoppedEarly,
     TargetsDecided,
     TeachersWeighed,
 )
@@ -121,6 +122,11 @@ class Display(Listener):
                 self._end_epoch()
                 slots = " ".join(f"c{slot}" for slot in event.candidates)
                 self._terminal.say(f"  goes on with the average of {slots}: held-out {event.holdout.top1:.1f} %")
+            case StoppedEarly():
+                self._end_epoch()
+                self._terminal.say(
+                    f"ended after epoch {event.epoch}: the held-out top-1 has not risen since epoch {event.best_epoch}"
+                )
             case RunFinished():
                 self._end_epoch()
                 self._show_finish(event)
@@ -206,6 +212,9 @@ class Display(Listener):
             f"{finish.images_per_second:,.0f} images/s · last epoch: {judged}"
             f"test {finish.test_top1:.2f} %, NLL {finish.test_nll:.3f}, ECE {finish.test_ece:.3f}"
         )
+        if finish.ema_test_top1 is not None:
+            judged = "" if finish.ema_holdout_top1 is None else f"held-out {finish.ema_holdout_top1:.2f} %, "
+            self._terminal.say(f"moving average of the weights: {judged}test {finish.ema_test_top1:.2f} %")
 
     def _take_epoch(self, epoch: EpochEnded) -> None:
         """Take in the epoch of one candidate; those of the others follow at once."""

@@ -58,6 +58,16 @@ def measurement_words(run: RunRecord) -> list[str]:
             f"{decimals(summary.get('best_holdout_top1'))} % there and {decimals(summary.get('best_test_top1'))} % on "
             "the test set. The best of many noisy figures flatters: compare runs by the rule above."
         )
+    if summary.get("stopped_after"):
+        lines.append(
+            f"The run ended early, after epoch {summary['stopped_after']}: held-out top-1 had not risen for a while."
+        )
+    if summary.get("ema_test_top1") is not None:
+        lines.append(
+            "The moving average of the weights, beside the student, has "
+            f"{decimals(summary.get('ema_holdout_top1'))} % on the held-out images and "
+            f"{decimals(summary['ema_test_top1'])} % on the test set."
+        )
     lines.append(
         "Seeds: 1. The standard error counts the test images only; another seed usually moves the result by more, so "
         "compare methods over several seeds."

@@ -2,7 +2,8 @@
 
 recipe.toml (resolved) · data.json (what the data set is known by) · convolutions.json (by which algorithms they are
 computed) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
-best.safetensors (best epoch on the held-out split) · policy.safetensors (of a controller that has one) and other files
+best.safetensors (best epoch on the held-out split) · student-ema.safetensors (moving average of the
+weights) · policy.safetensors (of a controller that has one) and other files
 of a method · summary.json · report.html · student.pt2 and student.onnx when exported · tensorboard/ when asked for ·
 lock.
 """
@@ -53,6 +54,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.student = path / "student.safetensors"
         self.best = path / "best.safetensors"
+        self.ema = path / "student-ema.safetensors"
         self.policy = path / "policy.safetensors"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
@@ -118,7 +120,7 @@ class RunFolder:
         """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
         that of a run until the next recipe takes its place."""
         records = [self.summary, self.data, self.convolutions, self.metrics]
-        own = [*records, self.student, self.best, self.report, self.archive, self.onnx]
+        own = [*records, self.student, self.best, self.ema, self.report, self.archive, self.onnx]
         methods = [self.path / name for entry in METHODS.values() for name in entry.build.FILES]
         for file in (*own, *methods):
             yield file

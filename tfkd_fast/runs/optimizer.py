@@ -23,10 +23,16 @@ class OptimizerBase(Settings):
     """The largest norm of a student's gradient, over all of its weights; a longer one is scaled down to it. Unset:
     gradients stay as they are."""
 
+    accumulate: int = Field(default=1, ge=1, le=1_000_000)
+    """Number of batches whose mean gradient makes one update; the last batches of an epoch make one, however few."""
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
+    """Decay of a moving average of weights and batch norm statistics, which is saved and tested beside the student.
+    Unset: there is none."""
+
     def beyond_plain_sgd(self) -> str | None:
         """The first key by which a step is not that of stochastic gradient descent with momentum on one batch, or
         None."""
-        keys = ("name", "decay_norms_and_biases", "clip_norm")
+        keys = ("name", "decay_norms_and_biases", "clip_norm", "accumulate")
         return next((key for key in keys if getattr(self, key) != default_of(SGDSettings, key)), None)
 
 

@@ -39,6 +39,8 @@ class Recipe(Settings):
     """Name of the training method; tfkd-fast methods lists them."""
     epochs: int = Field(default=240, ge=1, le=1_000_000)
     """Number of passes over the training images."""
+    patience: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Number of epochs without a higher held-out top-1 after which the run ends. Unset: all epochs are trained."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything that is random in the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -222,6 +224,8 @@ def make_recipe(table: Table, overrides: Table | None = None) -> Recipe:
         recipe = _validate(values)
     except ValidationError as error:
         raise UserError(explain(error, core_fields() | tables_of_method)) from None
+    if recipe.patience is not None and not recipe.data.holdout:
+        raise UserError("recipe key 'patience' counts epochs by held-out images: set data.holdout above 0")
     if fault := recipe.schedule.fault(recipe.epochs, recipe.optimizer.learning_rate):
         raise UserError(f"recipe key 'schedule.arguments': {fault}")
     if method.needs(recipe.options).look_ahead and (key := recipe.optimizer.beyond_plain_sgd()):

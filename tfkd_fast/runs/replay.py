@@ -29,7 +29,11 @@ def replay_table(run_dir: Path) -> Table:
         raise UserError(f"the run in {run_dir} is not finished: tfkd-fast train --resume {run_dir} goes on with it")
     if not recipe.data.holdout:
         raise UserError(f"the run in {run_dir} held no images out: it was trained on all of them already")
+    summary = folder.read_summary() or {}
+    if summary.get("stopped_after"):
+        raise UserError(f"the run in {run_dir} ended early: train it without patience to replay it")
     entry, table = find_method(recipe.method), recipe.table()
+    table.pop("patience", None)
     table["data"]["holdout"] = 0.0
     if entry.record is None:  # steered in nothing
         return table

@@ -77,6 +77,16 @@ class StoredRun:
             raise UserError(f"{self.path} has no best epoch: none was judged on held-out images; use student()")
         return self._network(self.folder.best)
 
+    def ema(self) -> nn.Module:
+        """The moving average of the student's weights after the last epoch, otherwise like `student`.
+
+        Raises:
+            UserError: if the run kept none (`optimizer.ema_decay`), or is not finished.
+        """
+        if not self.folder.ema.exists():
+            raise UserError(f"{self.path} has no moving average of the weights; use student()")
+        return self._network(self.folder.ema)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Images as the student takes them: pixels less the mean of the training images, over their deviation.
 

@@ -119,6 +119,8 @@ def assemble(
         holdout=images.holdout,
         mixing=make_mixing(recipe.data, recipe.seed),
     )
+    if recipe.optimizer.accumulate > (most := len(loader)):
+        raise UserError(f"an epoch has {most} batches: set optimizer.accumulate to {most} or less")
     own = partial(build, recipe.seed)
     judge = Judge(images.fit, images.holdout, compute, own)
     if convolutions is not None:

@@ -23,7 +23,7 @@ from tfkd_fast.training.groups import Group, GroupSpec, SideBySide, joint_group,
 from tfkd_fast.training.holdout import HoldoutBatches
 from tfkd_fast.training.lookahead_step import Trial
 from tfkd_fast.training.population import Population
-from tfkd_fast.training.step import Records, StepSetup, train_step
+from tfkd_fast.training.step import Records, StepSetup, Turn, train_step, turns_of
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ class EpochTrainer:
             setup.holdout.start(epoch)
         known = len(self._lanes)
         lanes = self.lanes(plan, average=average)
+        every = setup.optimizer.accumulate  # all batches of an update have the rate of the first one
+        learning_rates = [learning_rates[step - step % every] for step in range(len(learning_rates))]
         rates = [[factor * rate for rate in learning_rates] for factor in plan.factors]
         on_batch = self._on_batch if report_batches else None
         runs: list[EpochRun] = []
@@ -117,7 +119,7 @@ class EpochTrainer:
             for lane in lanes:
                 runs += lane.run(epoch, plan.streams, rates, on_batch)
         if average:
-            population.epoch_average.count = len(learning_rates)
+            population.epoch_average.count = -(-len(learning_rates) // every)
         return [self._examine(slot, run, epoch) for slot, run in enumerate(runs)]
 
     def _examine(self, slot: int, run: EpochRun, epoch: int) -> EpochRun:
@@ -157,9 +159,15 @@ class EpochTrainer:
         rows = slots[:1] if shared else slots
         feed = make_feed(loader, self._setup.method.needs.companions, self._mixing, len(rows), self._compute.device)
         sizes = loader.batch_sizes()
-        steps = {size: RepeatedStep(self._streams, compiles=self._compute.compile) for size in set(sizes)}
+        turns = turns_of(sizes, self._setup.optimizer.accumulate)
+        if any(not turn.updates for turn in turns):
+            groups = [replace(group, gradient_sums=self._gradient_sums(group)) for group in groups]
+        steps = {turn: RepeatedStep(self._streams, compiles=self._compute.compile) for turn in set(turns)}
         records = Records.empty(len(slots), len(sizes), self._compute.device)
-        return Lane(self._setup, groups, slots, feed, rows, sizes, steps, records, self._streams)
+        return Lane(self._setup, groups, slots, feed, rows, turns, steps, records, self._streams)
+
+    def _gradient_sums(self, group: Group) -> list[torch.Tensor]:
+        return [torch.zeros_like(leaf) for leaf in (*group.leaves, *self._setup.adapters.weights)]
 
     def _loader_of(self, plan: Plan) -> Loader:
         return self.loader if plan.labels is None else self.loader.with_labels(plan.labels)
@@ -176,10 +184,10 @@ class Lane:
     feed: Feed
     rows: range
     """The candidates whose random streams the feed follows: the first one for all, or each its own."""
-    sizes: list[int]
-    """The number of images of each batch of an epoch."""
-    steps: dict[int, RepeatedStep]
-    """Batch size -> the step that is repeated on batches of this size."""
+    turns: list[Turn]
+    """The batches of an epoch."""
+    steps: dict[Turn, RepeatedStep]
+    """The step that is repeated on batches of the same kind."""
     records: Records
     streams: Streams | None
 
@@ -203,33 +211,33 @@ class Lane:
         images, set_up, started = 0, 0.0, time.perf_counter()
         self.records.restart([learning_rates[slot] for slot in self.slots])
         self.feed.start(epoch, [data_streams[slot] for slot in self.rows])
-        for size in self.sizes:
+        for turn in self.turns:
             if stop is not None and stop.is_set():
                 raise CancelledError
             self.feed.advance()
-            step = self.steps[size]
+            step = self.steps[turn]
             if not step.replay():
                 with step.record():
-                    self.take_step(size)
+                    self.take_step(turn)
             set_up += step.set_up_seconds
-            images += 0 if step.set_up_seconds else size
+            images += 0 if step.set_up_seconds else turn.size
             if on_batch is not None:
-                on_batch(size * len(self.slots))
+                on_batch(turn.size * len(self.slots))
         self.feed.finish()
         training = self._statistics()  # the host waits for the device here
         seconds = time.perf_counter() - started - set_up
         if images == 0:  # all steps of the epoch were first steps
-            images, seconds = sum(self.sizes), seconds + set_up
+            images, seconds = sum(turn.size for turn in self.turns), seconds + set_up
         share = len(self.slots)
         return [
             EpochRun(statistics, images, seconds / share, set_up / share, self._find_fault(row, epoch, data_streams))
             for row, statistics in enumerate(training)
         ]
 
-    def take_step(self, size: int) -> None:
+    def take_step(self, turn: Turn) -> None:
         """Take one step of all groups on the next batch."""
         setup, first = self.setup, self.slots.start
-        inputs = self.feed.read(self.records.step, size)
+        inputs = self.feed.read(self.records.step, turn.size)
         with branches(len(self.groups), self.streams) as contexts:
             for group, context in zip(self.groups, contexts, strict=True):
                 with context:
@@ -238,15 +246,16 @@ class Lane:
                     teachers = setup.teachers.outputs(own.batch.images, own.batch.indices)
                     if setup.method.needs.look_ahead:
                         setup.method.before_step(Trial(group, own, teachers, records, setup))
-                    train_step(setup, group, own, teachers, records)
+                    train_step(setup, group, own, teachers, records, turn)
         self.records.step.add_(1)
 
     def _statistics(self) -> list[TrainingStatistics]:
         """Means over the samples; the last batch may be smaller than the others."""
-        samples, names = sum(self.sizes), self.records.names
+        sizes, names = [turn.size for turn in self.turns], self.records.names
+        samples = sum(sizes)
         statistics = []
         for losses, totals in zip(self.records.losses.tolist(), self.records.totals.tolist(), strict=True):
-            steps = zip(losses, self.sizes, strict=True)
+            steps = zip(losses, sizes, strict=True)
             weighed = [[value * size for value in values[: 1 + len(names)]] for values, size in steps]
             loss, *terms = (sum(values) / samples for values in zip(*weighed, strict=True))
             correct, true_probability, entropy = (total / samples for total in totals)
@@ -262,11 +271,11 @@ class Lane:
             return None
         bad_step, fault = found
         self.feed.start(epoch, [data_streams[slot] for slot in self.rows])
-        for step, size in enumerate(self.sizes):
+        for step, turn in enumerate(self.turns):
             self.feed.advance()
             if step == bad_step:
                 number = torch.tensor([step], device=compute.device)
-                inputs = self.feed.read(number, size).select(slice(row, row + 1))
+                inputs = self.feed.read(number, turn.size).select(slice(row, row + 1))
                 outputs = setup.teachers.outputs(inputs.batch.images, inputs.batch.indices)
                 fault = input_fault(fault, inputs, setup.teachers.wanted_names, outputs)
         self.feed.finish()

@@ -1,7 +1,7 @@
 """Candidates that take their steps at once: one alone, several with a forward pass each, or as one stacked network."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -47,6 +47,10 @@ class Member:
     """What the optimiser remembers of each weight, by name."""
     sums: list[Tensor]
     """Sums of the weights after each step of the epoch; empty where no average is wanted."""
+    ema: list[Tensor]
+    """Moving averages of weights and floating buffers; empty where none are wanted."""
+    ema_sources: list[Tensor]
+    """The tensors that they are averages of, in the same order."""
     slow: list[Tensor]
     """Weights of the slow network, which is a moving average; empty where there is none."""
 
@@ -59,7 +63,7 @@ class Group:
     members: list[Member]
     leaves: list[Tensor]
     """The tensors that the losses are differentiated with respect to."""
-    split: Callable[[tuple[Tensor, ...]], list[list[Tensor]]]
+    split: Callable[[Sequence[Tensor | None]], list[list[Tensor | None]]]
     """Splits the gradients of the leaves by member, each in the order of its parameters."""
     students: tuple[nn.Module, ...]
     networks: tuple[nn.Module, ...]
@@ -67,6 +71,9 @@ class Group:
     forward: Forward
     slow_forward: Forward | None
     """The forward pass of the slow networks, without gradient and without features; None where there are none."""
+    gradient_sums: list[Tensor] = field(default_factory=list)
+    """The gradients of the leaves, then of the adapters' weights, summed over the batches of an update; empty where
+    each batch makes one."""
 
     def forward_in_float32(self, images: Tensor) -> tuple[Tensor, Features | None]:
         """The same as `forward`, with features as a loss reads them."""
@@ -101,7 +108,7 @@ def joint_group(slots: range, spec: GroupSpec) -> Group:
     parameters = [list(model.parameters()) for model in models]
     count = len(parameters[0])
 
-    def split(gradients: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    def split(gradients: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
         return [list(gradients[start : start + count]) for start in range(0, len(gradients), count)]
 
     return Group(
@@ -127,8 +134,8 @@ def stacked_group(slots: range, spec: GroupSpec) -> Group:
     buffers = {name: stack[:n] for name, stack in population.buffers.items()}
     slow = {name: stack[:n] for name, stack in population.slow.items()}
 
-    def split(gradients: tuple[Tensor, ...]) -> list[list[Tensor]]:
-        return [[gradient[row] for gradient in gradients] for row in range(n)]
+    def split(gradients: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
+        return [[None if gradient is None else gradient[row] for gradient in gradients] for row in range(n)]
 
     return Group(
         slice(0, n),
@@ -150,7 +157,15 @@ def _member(slot: int, spec: GroupSpec) -> Member:
 
     sums = population.epoch_average.sums if spec.average else {}
     state = {kind: slices(stacks) for kind, stacks in population.optimizer_state.items()}
-    return Member(slices(population.weights), state, slices(sums), slices(population.slow))
+    sources = {**population.weights, **population.buffers}
+    return Member(
+        slices(population.weights),
+        state,
+        slices(sums),
+        [stack[slot] for stack in population.ema.values()],
+        [sources[name][slot] for name in population.ema],
+        slices(population.slow),
+    )
 
 
 def _separate_forward(networks: Sequence[nn.Module], spec: GroupSpec, features: frozenset[FeatureName]) -> Forward:

@@ -1,5 +1,6 @@
 """The trained state: P >= 1 candidates of one architecture; a single student is P = 1."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ class Population:
             kind: {name: state[kind] for name, state in states.items()} for kind in next(iter(states.values()), {})
         }
         """Kind -> name -> (P,...), what the optimiser remembers of each weight."""
+        averaged = {} if optimizer.ema_decay is None else {**self.weights, **self.buffers}
+        self.ema = {name: stack.clone() for name, stack in averaged.items() if stack.is_floating_point()}
+        """Name -> (P,...), the moving averages of weights and floating buffers, if they are wanted."""
         self.slow_models = [build() for _ in range(size)] if slow else []
         self.slow = _stack([{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in self.slow_models])
         """Name -> (P,...), weights and buffers of the slow networks."""
@@ -51,6 +55,7 @@ class Population:
         """Give one candidate the weights and buffers of a network of the same kind."""
         for network in [self.models[slot], *self.slow_models[slot : slot + 1]]:
             network.load_state_dict(model.state_dict())
+        _fill(self.ema, slot, {name: tensor for name, tensor in model.state_dict().items() if name in self.ema})
 
     def forget_optimizer_state(self) -> None:
         """Set all that the optimiser remembers to zero."""
@@ -61,7 +66,7 @@ class Population:
     def continue_from(self, survivors: Sequence[int]) -> None:
         """Copy survivor s modulo their number into slot s, and forget the averages."""
         parents = [survivors[slot % len(survivors)] for slot in range(len(self))]
-        for tensors in (self.weights, self.buffers, *self.optimizer_state.values(), self.slow):
+        for tensors in (self.weights, self.buffers, *self.optimizer_state.values(), self.ema, self.slow):
             for stack in tensors.values():
                 stack.copy_(stack[parents])
         self.epoch_average.count = self.interval_average.count = 0
@@ -73,7 +78,7 @@ class Population:
         whole numbers are those of the first.
         """
         rows = list(slots)
-        for tensors in (self.weights, self.buffers, *self.optimizer_state.values(), self.slow):
+        for tensors in (self.weights, self.buffers, *self.optimizer_state.values(), self.ema, self.slow):
             for stack in tensors.values():
                 stack[into] = stack[rows].mean(dim=0) if stack.is_floating_point() else stack[rows[0]]
 
@@ -84,6 +89,12 @@ class Population:
         if self.epoch_average.count:
             stacks, count = self.epoch_average.sums, self.epoch_average.count
         return {name: stack[list(slots)].mean(dim=0) / count for name, stack in stacks.items()}
+
+    def ema_network(self, slot: int) -> nn.Module:
+        """A new network of the moving averages of one candidate; counts, as of batches, are those of the candidate."""
+        network = copy.deepcopy(self.models[slot])
+        network.load_state_dict(network.state_dict() | {name: stack[slot] for name, stack in self.ema.items()})
+        return network
 
     def named_tensors(self, slot: int) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of one candidate with its name, as in "weights.classifier.bias"; views, sums of averages among
@@ -104,6 +115,7 @@ class Population:
             "weights": self.weights,
             "buffers": self.buffers,
             **self.optimizer_state,
+            "ema": self.ema,
             "slow": self.slow,
             "epoch_average": self.epoch_average.sums,
             "interval_average": self.interval_average.sums,
@@ -115,6 +127,7 @@ class Population:
             "weights": _slices(self.weights, slot),
             "buffers": _slices(self.buffers, slot),
             **{kind: _slices(stacks, slot) for kind, stacks in self.optimizer_state.items()},
+            "ema": _slices(self.ema, slot),
             "slow": _slices(self.slow, slot),
             "interval_sums": _slices(self.interval_average.sums, slot) if self.interval_average.count else {},
         }
@@ -138,6 +151,7 @@ class Population:
             _fill(self.buffers, slot, candidate["buffers"])
             for kind, stacks in self.optimizer_state.items():
                 _fill(stacks, slot, candidate[kind])
+            _fill(self.ema, slot, candidate.get("ema", {}))  # earlier versions had none
             _fill(self.slow, slot, candidate["slow"])
             _fill(self.interval_average.sums, slot, candidate["interval_sums"])
 

@@ -4,7 +4,7 @@ No host synchronisation: the learning rate, the targets and the number of the st
 statistics of a step stay there until the epoch ends.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -100,28 +100,77 @@ class Records(NamedTuple):
         own.copy_(torch.where(here.unsqueeze(1), torch.stack(values, dim=2) if terms else values[0].unsqueeze(2), own))
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A batch within its update, which several batches may make together."""
+
+    size: int
+    """Number of images of the batch."""
+    share: float
+    """The share of these images in those of the update."""
+    updates: bool
+    """Whether the weights are updated after the batch."""
+
+
+def turns_of(sizes: Sequence[int], accumulate: int) -> list[Turn]:
+    """The turn of each batch of an epoch, where so many batches make one update; those at its end may be fewer."""
+    turns = []
+    for start in range(0, len(sizes), accumulate):
+        window = sizes[start : start + accumulate]
+        turns += [Turn(size, size / sum(window), n == len(window)) for n, size in enumerate(window, start=1)]
+    return turns
+
+
 def train_step(
-    setup: StepSetup, group: Group, inputs: StepInput, teachers: tuple[TeacherOutputs, ...], records: Records
+    setup: StepSetup,
+    group: Group,
+    inputs: StepInput,
+    teachers: tuple[TeacherOutputs, ...],
+    records: Records,
+    turn: Turn,
 ) -> None:
     """Take one step: forward pass, loss, gradient, update and statistics. The caller advances `records.step`.
 
     Args:
         teachers: the teachers' outputs for the batch.
+        turn: what the batch is within its update.
     """
-    method, adapters, count = setup.method, setup.adapters, len(group.leaves)
+    method = setup.method
     logits, batch = forward_batch(setup, group, inputs, teachers)
     loss = step_loss(method, logits, batch, inputs.mix_partners)
-    leaves = [*group.leaves, *adapters.weights]
-    gradients = torch.autograd.grad(loss.total.sum(), leaves, allow_unused=method.adapters is not None)
+    leaves = [*group.leaves, *setup.adapters.weights]
+    unused = method.adapters is not None
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss.total.sum(), leaves, allow_unused=unused)
+    if group.gradient_sums:
+        gradients = _accumulate(group.gradient_sums, gradients, turn.share)
+    if turn.updates:
+        _update_members(setup, group, gradients, records)
+    records.add(loss)
+
+
+def _accumulate(sums: Sequence[Tensor], gradients: Sequence[Tensor | None], share: float) -> list[Tensor | None]:
+    """Add the gradients of a batch to those before it; returns the sums, or None for a tensor without gradient."""
+    present = [number for number, gradient in enumerate(gradients) if gradient is not None]
+    own = [gradient for gradient in gradients if gradient is not None]
+    torch._foreach_add_([sums[number] for number in present], own, alpha=share)
+    return [None if gradient is None else total for total, gradient in zip(sums, gradients, strict=True)]
+
+
+def _update_members(setup: StepSetup, group: Group, gradients: Sequence[Tensor | None], records: Records) -> None:
+    """Update the weights of a group, those of the adapters, and all averages, and forget the sums of gradients."""
+    adapters, count = setup.adapters, len(group.leaves)
     learning_rates = records.learning_rates.index_select(1, records.step)
     for candidate, own, rate in zip(group.members, group.split(gradients[:count]), learning_rates, strict=True):
         weights = [*candidate.weights, *adapters.weights]
         update(weights, [*own, *gradients[count:]], adapters.beside(candidate.state), rate, setup.optimizer)
         if candidate.sums:
             torch._foreach_add_(candidate.sums, candidate.weights)
+        if candidate.ema and setup.optimizer.ema_decay is not None:
+            torch._foreach_lerp_(candidate.ema, candidate.ema_sources, 1.0 - setup.optimizer.ema_decay)
         if candidate.slow:
-            torch._foreach_lerp_(candidate.slow, candidate.weights, 1.0 - (method.needs.slow_decay or 0.0))
-    records.add(loss)
+            torch._foreach_lerp_(candidate.slow, candidate.weights, 1.0 - (setup.method.needs.slow_decay or 0.0))
+    if group.gradient_sums:
+        torch._foreach_zero_(group.gradient_sums)
 
 
 def forward_batch(

@@ -33,6 +33,7 @@ from tfkd_fast.events import (
     RunResumed,
     RunStarted,
     StepsCompiled,
+    StoppedEarly,
 )
 from tfkd_fast.finiteness import named_tensors, nonfinite_names
 from tfkd_fast.judging.metrics import Judgement
@@ -117,23 +118,34 @@ class Trainer:
         stop = stop or Stop()
         with conv_algorithms.using(self.convolutions.choices):
             self._start()
-            while self.state.epoch < self.recipe.epochs:
+            while not self._is_over():
                 if self._plan is None:
                     self._plan = self._next_plan()
                 self._run_epoch(self._plan, stop)
-                due = self.state.epoch % self.recipe.checkpoint_every == 0 or self.state.epoch == self.recipe.epochs
+                due = self.state.epoch % self.recipe.checkpoint_every == 0 or self._is_over()
                 if due or stop.requested:
                     with self._log.measure_seconds("saving"):
                         self._save()
                     stop.unsaved = False
                     stop.check()  # here alone: a signal that comes a moment later waits for the next epoch to be saved
+        epoch, patience = self.state.epoch, self.recipe.patience
+        if epoch < self.recipe.epochs and patience is not None:
+            self._log.write(StoppedEarly(epoch=epoch, best_epoch=self.state.best_epoch, patience=patience))
         self._save_student(self.folder.student, self.population.models[0])
+        if self.population.ema:
+            self._save_student(self.folder.ema, self.population.ema_network(0))
         for name, content in self.parts.method.files().items():
             self.folder.write_bytes(name, content)
         summary = self._summary() | self.parts.method.summary()
         del self.parts  # so that no controller is alive during the test,
         gc.collect()  # also where a reference cycle holds it
         return summary
+
+    def _is_over(self) -> bool:
+        """Whether the run has all of its epochs, or ends early, which it does between two intervals only."""
+        state, patience = self.state, self.recipe.patience
+        waited = state.epoch - state.best_epoch if state.best_epoch and state.interval is None else 0
+        return state.epoch == self.recipe.epochs or (patience is not None and waited >= patience)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the last line of the log, which repeats the summary of the run and its test."""
@@ -487,6 +499,7 @@ class Trainer:
         state, log = self.state, self._log
         return self._facts() | {
             "epoch_rule": "last",
+            "stopped_after": state.epoch if state.epoch < self.recipe.epochs else None,
             "best_epoch": state.best_epoch or None,
             "best_holdout_top1": 100 * state.best_top1 if state.best_epoch else None,
             "student_epochs": state.student_epochs,
