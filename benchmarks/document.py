@@ -1,11 +1,15 @@
 """The tables of docs/speed.md, from the stored results: `python -m benchmarks.document` writes them into the page.
 
+With `--cells FILE`, what `tfkd-fast bench --sweep --out FILE` measured takes the place of the same cells of the stored
+sweep first.
+
 A table stands between two comments, the first of which names it and the processor, as in
 
     <!-- steps: amd-epyc-family-26-model-2-2-threads -->
     <!-- end -->
 """
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any
 from benchmarks import step_profile
 from benchmarks.end_to_end import GROUPS, read_rows
 from benchmarks.run import STORED
+from tfkd_fast.strict_json import to_json
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 PLACE = re.compile(r"(<!-- (?P<table>[a-z]+): (?P<processor>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -56,10 +61,30 @@ def sweep_table(cells: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def keep_cells(measured: dict[str, Any], folder: Path = STORED) -> None:
+    """Put the cells of a sweep into the stored one of its processor; cells that were not measured stay as they are."""
+    name = f"{measured['device']}, {measured['threads']} threads"
+    file = folder / f"sweep-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    stored = json.loads(file.read_text())
+    new = {_shape(cell): cell for cell in measured["cells"]}
+    if unknown := new.keys() - {_shape(cell) for cell in stored["cells"]}:
+        raise ValueError(f"{file} has no cell {unknown.pop()}")
+    stored["cells"] = [new.get(_shape(cell), cell) for cell in stored["cells"]]
+    file.write_text(to_json(stored, indent=1) + "\n")
+
+
+def _shape(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return cell["model"]["name"], cell["model"]["width"], cell["batch_size"], cell["method"]
+
+
 def fill(page: str) -> str:
     """The page with every table made anew."""
     return PLACE.sub(lambda place: f"{place[1]}\n{table(place['table'], place['processor'])}\n\n{place[4]}", page)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=Path, metavar="FILE", help="figures of a sweep over some of the cells")
+    if (chosen := parser.parse_args().cells) is not None:
+        keep_cells(json.loads(chosen.read_text()))
     PAGE.write_text(fill(PAGE.read_text()))

@@ -86,10 +86,12 @@ FULL, QUICK = Effort(15, 3.0, 5), Effort(3, 0.3, 2)
 
 
 def workload(model: str, batch_size: int, width: float = 1.0, **more: Any) -> bench.Workload:
-    """About 256 images of a network in the precision that runs take."""
+    """About 256 images of a network in the precision that runs take; twice that of a narrow one, so that what is done
+    once an epoch, in runs once in hundreds of steps, weighs little."""
     compute = resolve_compute("auto", "auto")
     settings = ModelSettings(name=model, width=width)
-    return bench.Workload(compute, settings, batch_size, max(1, 256 // batch_size), **more)
+    images = 256 if width >= 1 else 512
+    return bench.Workload(compute, settings, batch_size, max(1, images // batch_size), **more)
 
 
 def describe(one: bench.Workload) -> str:
@@ -349,6 +351,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; all, if none is named")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: less exact")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"of steps and evaluations: {FULL.rounds}, 2 or more")
     parser.add_argument("--repdistiller", type=Path, metavar="FOLDER", help="a clone of RepDistiller, for `programs`")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
     options = parser.parse_args()
@@ -358,6 +361,8 @@ def main() -> int:
     name = device_name(torch.device("cpu"))
     print(f"{name}; torch {torch.__version__}\n\n| what | beside | figure | |\n|---|---|---|---|", flush=True)
     effort = (QUICK if options.quick else FULL)._replace(repdistiller=options.repdistiller)
+    if options.rounds is not None:
+        effort = effort._replace(rounds=max(2, options.rounds))
     stored, rows = read_rows(stored_file(STORED, name)), list[Row]()
     for group in options.groups or GROUPS:
         of_group = []

@@ -3,8 +3,8 @@
     python -m benchmarks.step_profile                            # VGG-8, WRN-16-2 and ResNet-20
     python -m benchmarks.step_profile --out benchmarks/results   # kept for docs/speed.md
 
-The time of a step is a median without a profiler. The times of operators are those that torch's profiler counts for
-them alone, without what they call. What is between operators is the rest: Python, the dispatcher and autograd.
+The time of a step is a median without a profiler. The times of operators are medians of what torch's profiler counts
+for them alone, without what they call. What is between operators is the rest: Python, the dispatcher and autograd.
 """
 
 import argparse
@@ -37,7 +37,7 @@ KINDS = {
 """What is counted together: the first whose pattern is in the name of an operator."""
 BETWEEN = "between operators"
 NETWORKS, BATCH_SIZE = ("vgg8", "wrn_16_2", "resnet20"), 64
-WARM_UP, ROUNDS = 2, 9
+WARM_UP, ROUNDS, PROFILES = 2, 9, 5
 
 
 class Profile(NamedTuple):
@@ -88,12 +88,12 @@ def compared(model: str, rounds: int = ROUNDS) -> Comparison:
                 epoch()
                 if turn >= WARM_UP:
                     seconds[name].append(time.perf_counter() - started)
-        kinds = {name: profiled(epoch, one.steps) for name, epoch in epochs.items()}
+        turns = [{name: profiled(epoch, one.steps) for name, epoch in epochs.items()} for _ in range(PROFILES)]
     profiles = {}
     for name in epochs:
         step = 1e3 * statistics.median(seconds[name]) / one.steps
-        rest = max(0.0, step - sum(kinds[name].values()))
-        profiles[name] = Profile(step, {**kinds[name], BETWEEN: rest})
+        kinds = {kind: statistics.median(turn[name][kind] for turn in turns) for kind in KINDS}
+        profiles[name] = Profile(step, {**kinds, BETWEEN: max(0.0, step - sum(kinds.values()))})
     return Comparison(describe(one), **profiles)
 
 
