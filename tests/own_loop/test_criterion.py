@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.own_loop.calls import BATCH, CLASSES, EPOCHS, HELD_OUT, IMAGES, SERVED, arguments, make
 from tfkd_fast.errors import UserError
-from tfkd_fast.events import CandidateDiverged, TargetsDecided
+from tfkd_fast.events import CandidateDiverged, ControllerRewarded, TargetsDecided
 from tfkd_fast.own_loop import Criterion, EpochReport
 
 STEPS = 3
@@ -117,6 +117,19 @@ def test_controllers_judge_by_averaged_weights_where_their_logits_are_given() ->
         report = criterion.end_epoch(held, labels, averaged=averaged)
         rewards += [event.rewards[0] for event in report.events if event.kind == "reward"]
     assert rewards[0] > 0 > rewards[1]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_controller_learns_also_where_a_loop_evaluates(mode: type[torch.no_grad | torch.inference_mode]) -> None:
+    criterion = make("tfkd", epochs=2, controller={"warmup_epochs": 0, "single_buffer": 2})
+    updates = []
+    for epoch in range(2):
+        criterion(**arguments("tfkd", epoch))
+        with mode():
+            report = end_epoch(criterion, epoch)
+        updates += [event.update for event in report.events if isinstance(event, ControllerRewarded)]
+    assert updates[0] is None
+    assert updates[1]["std"] > 0
 
 
 def test_the_first_epoch_of_an_interval_reports_what_was_decided() -> None:

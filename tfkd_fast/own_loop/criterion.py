@@ -232,6 +232,8 @@ class Criterion(nn.Module):
         self._sums.add(first, loss, own.shape[1])
         return loss.total[0] if single else loss.total
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()  # a controller learns in it, and a loop may call it where it evaluates
     def end_epoch(
         self,
         logits: Tensor | Sequence[Tensor] | None = None,
