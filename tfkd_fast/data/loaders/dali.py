@@ -17,6 +17,7 @@ those of the torchvision loader.
 import contextlib
 import gc
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -221,19 +222,23 @@ class DaliPipeline:
     ) -> None:
         on_gpu = device.type == "cuda"
         self._feed = InputSource()
-        self._pipeline = pipeline_def(_show, enable_conditionals=True)(
-            self._feed,
-            images.image_shape[2],
-            transforms,
-            share=images.share if isinstance(images, FileImages) else None,
-            on_gpu=on_gpu,
-            batch_size=batch_size,
-            num_threads=threads,
-            device_id=torch.empty(0, device=device).get_device() if on_gpu else None,  # `device` may lack an index
-            prefetch_queue_depth=AHEAD,
-            seed=seed,
-        )
-        self._pipeline.build()
+        with warnings.catch_warnings(record=True) as caught:
+            self._pipeline = pipeline_def(_show, enable_conditionals=True)(
+                self._feed,
+                images.image_shape[2],
+                transforms,
+                share=images.share if isinstance(images, FileImages) else None,
+                on_gpu=on_gpu,
+                batch_size=batch_size,
+                num_threads=threads,
+                device_id=torch.empty(0, device=device).get_device() if on_gpu else None,  # `device` may lack an index
+                prefetch_queue_depth=AHEAD,
+                seed=seed,
+            )
+            self._pipeline.build()
+        for warning in caught:
+            if not issubclass(warning.category, DeprecationWarning):  # of DALI's operators that its augmentations use
+                warnings.warn(warning.message, stacklevel=2)
 
     def start(self, inputs: Iterator[Input]) -> None:
         """Begin an epoch with these inputs."""
