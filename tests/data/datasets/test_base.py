@@ -11,7 +11,7 @@ from tfkd_fast.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("cifar11", "cifar10"), ("digit", "digits"), ("x", "choose from cifar10, ")]
+    ("name", "hint"), [("cifar11", "cifar10"), ("digit", "digits"), ("x", "choose from aircraft, ")]
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(UserError, match=rf"unknown data set '{name}': .*{hint}"):
