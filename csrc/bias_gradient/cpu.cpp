@@ -3,18 +3,14 @@
 // torch makes a copy of the maps in float32 first. Here blocks of positions are summed in float32, and the sums of the
 // blocks in float64, in an order that depends on the shapes alone.
 
+#include "../common/bfloat16.h"
 #include "../common/convolution.h"
-#include "../common/vector_widths.h"
-
-#include <bit>
 
 namespace tfkd_fast {
 namespace {
 
 constexpr int64_t kPositionsOfBlock = 256;
 constexpr int64_t kNumbersPerTask = 1 << 14;
-
-TFKD_INLINE float widened(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 
 // Four positions at once, so that a sum in memory is read and written once for them.
 TFKD_FOR_EVERY_VECTOR_WIDTH void add_positions(const uint16_t* values, int64_t positions, int64_t channels,

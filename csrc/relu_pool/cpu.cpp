@@ -1,30 +1,15 @@
 // What follows a convolution in inference: the sum with a residual, ReLU, and the largest value of each window of 2x2,
 // in one pass over maps in bfloat16. NaN stays NaN, as in torch's functions.
 
+#include "../common/bfloat16.h"
 #include "../common/convolution.h"
-#include "../common/vector_widths.h"
 
-#include <bit>
+#include <limits>
 
 namespace tfkd_fast {
 namespace {
 
 constexpr int64_t kNumbersPerTask = 1 << 14;
-
-TFKD_INLINE float widened(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
-
-// The nearest bfloat16, of two equally near ones the even one.
-TFKD_INLINE uint16_t rounded(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return static_cast<uint16_t>(value == value ? nearest : 0x7fc0);
-}
-
-// By selections, which become vectors.
-TFKD_INLINE float largest(float a, float b) {
-  const float larger = a > b ? a : b;
-  return a == a ? larger : a;
-}
 
 // Of `count` numbers that lie side by side.
 template <bool kResidual>
@@ -33,7 +18,7 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void finish(const uint16_t* maps, const uint16_t* re
   const float floor = relu ? 0.0f : -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < count; ++i) {
     float value = widened(maps[i]);
-    if constexpr (kResidual) value = widened(rounded(value + widened(residual[i])));
+    if constexpr (kResidual) value = widened(nearest_bfloat16(value + widened(residual[i])));
     out[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(largest(value, floor)) >> 16);
   }
 }

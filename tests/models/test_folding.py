@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 
 from tfkd_fast.models import MODELS, Features, fix_weights, fixed_weights
 from tfkd_fast.models.folding import FoldingConv
-from tfkd_fast.models.layers import BatchNorm, Conv, convolve
+from tfkd_fast.models.layers import BatchNorm, Conv, convolve, norm_relu_pool
 from tfkd_fast.ops import backends, conv_algorithms
 from tfkd_fast.ops.conv_algorithms import Algorithms, Convolution
 from tfkd_fast.ops.convolution import finish_inference
@@ -190,6 +190,26 @@ def test_what_follows_a_convolution_is_that_of_torch(
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("shape", [(2, 40, 7, 5), (3, 5, 4, 4), (64, 32, 16, 16), (0, 4, 2, 2)])
+@torch.no_grad()
+def test_batch_norm_and_relu_are_one_pass(shape: tuple[int, ...]) -> None:
+    """Against float64: one rounding of the result, and those of scale, shift and product, of the largest term."""
+    generator = torch.Generator().manual_seed(0)
+    norm = BatchNorm(shape[1]).eval()
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        tensor.copy_(torch.randn(shape[1], generator=generator))
+    norm.running_var.copy_(torch.rand(shape[1], generator=generator) + 0.5)
+    x = torch.randn(shape, generator=generator).to(torch.bfloat16, memory_format=torch.channels_last)
+    x[:1, 0, 0, 0] = torch.nan
+    found = norm_relu_pool(norm, x)
+    exact = copy.deepcopy(norm).double()(x.double())
+    terms = sum(t.double().abs().max() for t in (norm.weight, norm.bias, norm.running_mean)) * 8
+    bound = 2**-8 * exact.abs() + 8 * 2**-24 * terms
+    assert found.dtype == torch.bfloat16
+    assert bool(((found - exact.relu()).abs() <= bound)[~exact.isnan()].all())
+    assert torch.equal(found.isnan(), exact.isnan())
+
+
 @pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing))
 def test_registration() -> None:
     maps = torch.randn(2, 5, 4, 6).to(torch.bfloat16, memory_format=torch.channels_last)
@@ -197,6 +217,7 @@ def test_registration() -> None:
     torch.library.opcheck(operator, (maps, maps.clone(), True, False))
     torch.library.opcheck(operator, (maps, None, True, True))
     torch.library.opcheck(torch.ops.tfkd_fast.bias_gradient.default, (maps,))
+    torch.library.opcheck(torch.ops.tfkd_fast.norm_relu.default, (maps, *torch.rand(4, 5).unbind(), 1e-5))
     with pytest.raises(RuntimeError, match="without pooling"):
         operator(maps, maps, True, True)
     with pytest.raises(RuntimeError, match="the shape of x"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tfkd_fast import ops
 from tfkd_fast.models.folding import FoldingConv
 from tfkd_fast.ops import conv_algorithms, fused
+from tfkd_fast.ops.convolution import norm_relu
 
 FeatureName = Literal["stages", "stem", "block_sums"]
 """Names of the features that a method may ask for; `Features.pooled` comes with any of them."""
@@ -198,6 +199,10 @@ def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool = False, add: Tenso
     without one of the two, this is one operator."""
     assert isinstance(norm, nn.BatchNorm2d)
     batches, mean, var = norm.num_batches_tracked, norm.running_mean, norm.running_var
+    if not norm.training and add is None and not pool and mean is not None and var is not None:
+        finished = norm_relu(x, norm.weight, norm.bias, mean, var, norm.eps)
+        if finished is not None:
+            return finished
     if not norm.training or batches is None or mean is None or var is None or (pool and add is not None):
         x = norm(x)
         x = F.relu(x if add is None else x + add)

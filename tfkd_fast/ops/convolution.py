@@ -59,6 +59,21 @@ def finish_inference(y: Tensor, add: Tensor | None = None, *, relu: bool = False
     return max_pool(y) if pool else y
 
 
+def norm_relu(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor | None:
+    """Return maps x (B,C,H,W) after batch norm by the running statistics `mean` and `var` (C,), and ReLU, in one pass.
+
+    None where that is not served: it is for bfloat16 on the CPU, without a gradient and outside of transforms.
+    """
+    if backends.native_library.missing is not None or backends.forced() == "reference" or torch.is_grad_enabled():
+        return None
+    if x.dtype != torch.bfloat16 or not x.is_cpu or x.numel() == 0 or weight.dtype != torch.float32:
+        return None
+    if torch.compiler.is_compiling() or fused.inside_torch_func() or fused.forward_mode():
+        return None
+    result: Tensor = _norm_relu(x, weight, bias, mean, var, eps)
+    return result
+
+
 def max_pool(x: Tensor) -> Tensor:
     """Return the largest values of the 2x2 windows of x (B,C,H,W), without the indices that torch's operator makes."""
     height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
@@ -89,7 +104,18 @@ def _fake_relu_pool(x: Tensor, residual: Tensor | None, relu: bool, pool: bool) 
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def _fake_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
 fused.define("bias_gradient", None, "(Tensor gradient) -> Tensor", _fake_bias_gradient)
 _bias_gradient = fused.overload(fused.NAMESPACES["cpp"], "bias_gradient")
 fused.define("relu_pool", None, "(Tensor x, Tensor? residual, bool relu, bool pool) -> Tensor", _fake_relu_pool)
 _relu_pool = fused.overload(fused.NAMESPACES["cpp"], "relu_pool")
+fused.define(
+    "norm_relu",
+    None,
+    "(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps) -> Tensor",
+    _fake_norm_relu,
+)
+_norm_relu = fused.overload(fused.NAMESPACES["cpp"], "norm_relu")
