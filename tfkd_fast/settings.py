@@ -6,12 +6,22 @@ Every key of a table is read: a table whose keys depend on a choice is a union w
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -120,17 +130,43 @@ class Forms:
     """
 
     key: str
+    plugins: Mapping[str, "Plugin"] | None = field(default=None, compare=False)
+    """Forms of other distributions, by the value of the key; None where there cannot be any."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        default = default_form(self.key, get_args(source))
+        default, plugins = default_form(self.key, get_args(source)), self.plugins
 
-        def with_form(values: Any) -> Any:
+        def with_form(values: Any, own: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
             if isinstance(values, Mapping) and self.key not in values and default is not None:
-                return {self.key: default, **values}
-            return values
+                values = {self.key: default, **values}
+            name = values.get(self.key) if isinstance(values, Mapping) else getattr(values, self.key, None)
+            if plugins is None or not isinstance(name, str) or name not in plugins:
+                return own(values)
+            return _validate_plugin(plugins[name].settings, values, info)
 
         union = handler(Annotated[source, Field(discriminator=self.key)])
-        return core_schema.no_info_before_validator_function(with_form, union)
+        as_it_is = None if plugins is None else core_schema.simple_ser_schema("any")
+        return core_schema.with_info_wrap_validator_function(with_form, union, serialization=as_it_is)
+
+
+class Plugin(Protocol):
+    """A form that another distribution adds to a table."""
+
+    settings: type["Settings"]
+    """The class of the table."""
+
+
+def _validate_plugin(form: type["Settings"], values: Any, info: ValidationInfo) -> "Settings":
+    """The table of a form that is no member of the union.
+
+    Raises:
+        ValueError: for values that are none of it.
+    """
+    try:
+        return form.model_validate(values, context=info.context)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
 
 
 @dataclass(frozen=True)
@@ -140,18 +176,32 @@ class TableForms:
     key: str | None
     """The key that tells them apart; None for a table of one form."""
     classes: tuple[type[Settings], ...]
+    plugins: Mapping[str, Plugin] | None = None
+    """Forms of other distributions, see `Forms`."""
 
     @property
     def names(self) -> dict[str, type[Settings]]:
         """The class of each value of the key that tells the forms apart; empty for a table of one form."""
-        return {form_name(self.key, form): form for form in self.classes} if self.key else {}
+        if self.key is None:
+            return {}
+        own = {form_name(self.key, form): form for form in self.classes}
+        return own | {name: plugin.settings for name, plugin in (self.plugins or {}).items()}
+
+    @property
+    def every_class(self) -> tuple[type[Settings], ...]:
+        """The classes of all forms, those of other distributions last."""
+        return tuple(self.names.values()) or self.classes
 
     def chosen(self, values: Mapping[str, Any]) -> type[Settings] | None:
         """The class of a table with these values; None for a form that does not exist."""
         if self.key is None:
             return self.classes[0]
         name = values.get(self.key, default_form(self.key, self.classes))
-        return self.names.get(name) if isinstance(name, str) else None
+        if not isinstance(name, str):
+            return None
+        if self.plugins is not None and name in self.plugins:
+            return self.plugins[name].settings
+        return next((form for form in self.classes if form_name(self.key, form) == name), None)
 
     def known(self) -> set[str]:
         """The keys of all forms."""
@@ -174,8 +224,10 @@ def table_forms(field: FieldInfo) -> TableForms | None:
     """The forms of a field that is a table, or a list of tables; None for a plain value."""
     parts = list(_flatten(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation))
     classes = tuple(part for part in parts if isinstance(part, type) and issubclass(part, Settings))
-    keys = [part.key for part in parts if isinstance(part, Forms)]
-    return TableForms(keys[0] if keys else None, classes) if classes else None
+    marks = [part for part in parts if isinstance(part, Forms)]
+    if not classes:
+        return None
+    return TableForms(marks[0].key, classes, marks[0].plugins) if marks else TableForms(None, classes)
 
 
 def _flatten(annotation: Any) -> Iterator[Any]:

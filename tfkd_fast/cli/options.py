@@ -64,7 +64,7 @@ class TableOptions:
     def groups(self, preset: Mapping[str, Any] | None = None) -> list[OptionGroup]:
         """The keys of the table: those of all its forms first, then those of some; `preset` goes over the defaults."""
         preset, names = preset or {}, self.forms.names
-        classes = (self.chosen,) if self.chosen else self.forms.classes
+        classes = (self.chosen,) if self.chosen else self.forms.every_class
         owners: dict[Option, list[str]] = {}
         for form in classes:
             for option in self._options(form, preset):
@@ -188,7 +188,7 @@ def _description(forms: TableForms, key: str) -> str:
     """The description of the key that tells forms apart, which the base class of the forms has."""
     return next(
         field.description
-        for form in forms.classes
+        for form in forms.every_class
         for base in form.__mro__
         if issubclass(base, Settings) and (field := base.model_fields.get(key)) and field.description
     )

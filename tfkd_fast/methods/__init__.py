@@ -25,6 +25,7 @@ from tfkd_fast.methods.self_distillation.tf_kd_self import TfKDSelf, TfKDSelfSet
 from tfkd_fast.methods.self_distillation.uskd import USKD, USKDSettings
 from tfkd_fast.methods.several_teachers.averages import AverageSettings, ConfidenceAverage, EntropyAverage, EqualAverage
 from tfkd_fast.methods.several_teachers.mmkd import MMKD, MMKDSettings
+from tfkd_fast.plugins import Registry
 from tfkd_fast.settings import Settings
 
 __all__ = ["METHODS", "Context", "Method", "MethodEntry", "find_method"]
@@ -82,7 +83,7 @@ def _controlled(
     )
 
 
-METHODS: dict[str, MethodEntry] = {
+_OWN: dict[str, MethodEntry] = {
     # baselines
     "ce": _controlled(
         "cross-entropy with the one-hot label",
@@ -249,6 +250,10 @@ METHODS: dict[str, MethodEntry] = {
         preset={"loss": {"alpha": 0.7}},
     ),
 }
+
+
+METHODS = Registry("method", "tfkd_fast.methods", MethodEntry, "tfkd_fast.methods.MethodEntry", _OWN)
+"""The training methods: those of this package, then those of other distributions."""
 
 
 def find_method(name: object) -> MethodEntry:

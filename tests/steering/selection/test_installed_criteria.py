@@ -59,15 +59,18 @@ def test_an_installed_criterion_may_need_averaged_weights(install: Install) -> N
 def test_nothing_is_imported_that_is_not_named(install: Install) -> None:
     install("fastest", "speed", SPEED, ["least = speed:smallest"])
     install("broken", "broken_criterion", "raise OSError('no licence')", ["other = broken_criterion:other"])
-    make_table(SelectionSettings, budget="full", criteria=tuple(CRITERIA))
+    make_table(SelectionSettings, budget="full", criteria=("holdout-top1", "nll-slope"))
     assert "speed" not in sys.modules
     find_criterion("least")
     assert "broken_criterion" not in sys.modules
 
 
-def test_the_criteria_of_this_package_keep_their_names(install: Install) -> None:
+def test_a_criterion_with_the_name_of_one_of_this_package_is_refused(install: Install) -> None:
     install("fastest", "speed", SPEED, ["holdout-nll = speed:smallest"])
-    assert find_criterion("holdout-nll") is CRITERIA["holdout-nll"]
+    sentence = r"criterion 'holdout-nll' of fastest \(entry point .*\) has the name of one of tfkd_fast: uninstall it"
+    with pytest.raises(ValueError, match=sentence):
+        find_criterion("holdout-nll")
+    assert find_criterion("nll-slope") is CRITERIA["nll-slope"]
 
 
 @pytest.mark.parametrize(

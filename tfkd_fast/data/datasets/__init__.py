@@ -17,10 +17,11 @@ from tfkd_fast.data.datasets.some_classes import SomeClasses, find_labels
 from tfkd_fast.data.datasets.torchvision_files import open_cifar, open_svhn
 from tfkd_fast.data.settings import FROM_PROGRAM, DataSettings
 from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.plugins import Registry
 
 __all__ = ["DATASETS", "DataIdentity", "Dataset", "ImagesSealed", "find_labels", "open_dataset", "sealed_test_images"]
 
-DATASETS: dict[str, Callable[[DataSettings, bool], Dataset]] = {
+_OWN: dict[str, Callable[[DataSettings, bool], Dataset]] = {
     "digits": open_digits,
     "cifar10": open_cifar,
     "cifar100": open_cifar,
@@ -32,6 +33,10 @@ DATASETS: dict[str, Callable[[DataSettings, bool], Dataset]] = {
     **dict.fromkeys(torchvision_sets.FILES, torchvision_sets.open_files),
     **dict.fromkeys(torchvision_sets.ARRAYS, torchvision_sets.open_arrays),
 }
+
+DATASETS = Registry("data set", "tfkd_fast.datasets", Callable, "function that opens it", _OWN)
+"""Functions that open a data set, by its name: from the `[data]` table, and whether files may be downloaded. Those of
+this package, then those of other distributions."""
 
 
 def open_dataset(settings: DataSettings, download: bool = False, pairs: Any = None) -> Dataset:
@@ -53,6 +58,8 @@ def open_dataset(settings: DataSettings, download: bool = False, pairs: Any = No
         raise UserError("the data set of this recipe is given from Python: call tfkd_fast with dataset=...")
     elif settings.dataset in DATASETS:
         dataset = DATASETS[settings.dataset](settings, download)
+        if not isinstance(dataset, Dataset):
+            raise UserError(f"data set {settings.dataset!r} opens as a {type(dataset).__name__}, not as a Dataset")
     else:
         raise UserError(f"unknown data set {settings.dataset!r}: {nearest(settings.dataset, DATASETS)}")
     if settings.per_class is not None:

@@ -18,6 +18,9 @@ from tfkd_fast.steering.control.observation import observation
 from tfkd_fast.steering.control.open_loop import FixedController, RecordedController, ScheduleController
 from tfkd_fast.steering.control.policy_controller import PolicyController
 from tfkd_fast.steering.control.settings import (
+    CONTROLLERS,
+    ControllerBase,
+    ControllerEntry,
     ControllerSettings,
     EvolutionSettings,
     FixedSettings,
@@ -43,6 +46,8 @@ ENVIRONMENTS = ("TargetControlEnv", "TargetControlVectorEnv")
 __all__ = [
     "ACTION_LIMIT",
     "Controller",
+    "ControllerBase",
+    "ControllerEntry",
     "ControllerSettings",
     "Decision",
     "DecisionOutcome",
@@ -111,3 +116,5 @@ def build_controller(settings: ControllerSettings, space: ActionSpace, seed: int
             return EvolutionController(settings, space, seed)
         case HypergradientSettings():
             return HypergradientController(settings, space)
+        case _:  # of another distribution
+            return CONTROLLERS[settings.name].build(settings, space, seed)

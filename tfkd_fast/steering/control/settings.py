@@ -1,14 +1,18 @@
 """The `[controller]` table of a recipe: one class for each controller."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from tfkd_fast.files import is_there
-from tfkd_fast.settings import LARGEST, Forms, ReadIf, Settings, absolute_path, named_once
-from tfkd_fast.steering.control.controller import ACTION_LIMIT
+from tfkd_fast.plugins import Registry
+from tfkd_fast.settings import LARGEST, Forms, ReadIf, Settings, absolute_path, form_name, named_once
+from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller
+from tfkd_fast.steering.targets import ActionSpace
 
 Action = tuple[Annotated[float, Field(ge=-LARGEST, le=LARGEST)], ...]
 
@@ -245,6 +249,26 @@ class HypergradientSettings(ControllerBase):
 PolicySettings = PlayedPolicySettings | SampledPolicySettings
 """What plays a policy reads."""
 
+
+@dataclass(frozen=True)
+class ControllerEntry:
+    """A controller of another distribution, which its entry point of the group `tfkd_fast.controllers` names."""
+
+    settings: type[ControllerBase]
+    """The `[controller]` table of the controller, whose key `name` is a literal: the name of the entry point."""
+    build: Callable[[Any, ActionSpace, int], Controller]
+    """Builds the controller from these settings, what an action steers, and a seed."""
+
+
+CONTROLLERS: Registry[ControllerEntry] = Registry(
+    "controller",
+    "tfkd_fast.controllers",
+    ControllerEntry,
+    "tfkd_fast.steering.control.ControllerEntry",
+    {},
+)
+"""The controllers of other distributions by name."""
+
 ControllerSettings = Annotated[
     FixedSettings
     | MassScheduleSettings
@@ -258,6 +282,8 @@ ControllerSettings = Annotated[
     | UCBSettings
     | EvolutionSettings
     | HypergradientSettings,
-    Forms("name"),
+    Forms("name", CONTROLLERS),
 ]
 """The `[controller]` table."""
+
+CONTROLLERS.reserve(form_name("name", form) for form in get_args(get_args(ControllerSettings)[0]))

@@ -4,16 +4,13 @@ Other distributions can add criteria: an entry point `name = module:criterion` o
 a `RankingCriterion` available to recipes by its name.
 """
 
-import importlib.metadata
 import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tfkd_fast.errors import nearest
-
-ENTRY_POINTS = "tfkd_fast.criteria"
-"""Group of the entry points by which other distributions offer criteria."""
+from tfkd_fast.errors import UserError, nearest
+from tfkd_fast.plugins import Registry
 
 SLOPE_EVALUATIONS = 3
 """Number of evaluations that `nll_slope` fits a line to."""
@@ -91,51 +88,31 @@ def generalisation_gap(score: CandidateScore) -> float:
     return score.train_top1 - score.top1
 
 
-CRITERIA: dict[str, RankingCriterion] = {
+_OWN = {
     "holdout-top1": RankingCriterion(True, holdout_top1),
     "holdout-nll": RankingCriterion(False, holdout_nll),
     "nll-slope": RankingCriterion(False, nll_slope),
     "averaged-top1": RankingCriterion(True, averaged_top1, needs_average=True),
     "generalisation-gap": RankingCriterion(False, generalisation_gap),
 }
-"""Criteria of this package by the names that recipes use, R1 to R5 in order."""
+
+CRITERIA = Registry(
+    "criterion", "tfkd_fast.criteria", RankingCriterion, "tfkd_fast.steering.selection.RankingCriterion", _OWN
+)
+"""Criteria by the names that recipes use: R1 to R5 in order, then those of other distributions."""
 
 
 def find_criterion(name: str) -> RankingCriterion:
     """Return the criterion of this name, from this package or else from an installed distribution.
 
-    Only the named entry point is imported. An entry point cannot replace a criterion of this package.
-
     Raises:
-        ValueError: the name is unknown, several distributions offer it, or the entry point is not a criterion.
+        ValueError: the name is unknown, or the criterion of a distribution cannot be used, see `Registry`.
     """
-    if name in CRITERIA:
-        return CRITERIA[name]
-    installed = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    offers = installed.select(name=name)
-    if not offers:
+    if name not in CRITERIA:
         raise ValueError(
-            f"unknown criterion {name!r}: {nearest(name, {*CRITERIA, *installed.names})}; one of "
-            "another distribution has to be installed"
+            f"unknown criterion {name!r}: {nearest(name, CRITERIA)}; one of another distribution has to be installed"
         )
-    if len(offers) > 1:
-        origins = " and ".join(map(_origin, offers))
-        raise ValueError(f"criterion {name!r} is offered by {origins}: uninstall all but one")
-    (offer,) = offers
     try:
-        criterion = offer.load()
-    except Exception as error:  # a foreign module may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"criterion {name!r} of {_origin(offer)} cannot be imported ({reason})") from error
-    if not isinstance(criterion, RankingCriterion):
-        kind = type(criterion).__name__
-        raise ValueError(
-            f"criterion {name!r} of {_origin(offer)} must be a tfkd_fast.steering.selection.RankingCriterion, "
-            f"is of type {kind}"
-        )
-    return criterion
-
-
-def _origin(offer: importlib.metadata.EntryPoint) -> str:
-    distribution = offer.dist.name if offer.dist else "an unnamed distribution"
-    return f"{distribution} (entry point {offer.name} = {offer.value})"
+        return CRITERIA[name]
+    except UserError as error:
+        raise ValueError(str(error)) from error

@@ -6,6 +6,7 @@ from tfkd_fast.steering.targets.instances import InstanceMemory
 from tfkd_fast.steering.targets.mixture import TargetMixture
 from tfkd_fast.steering.targets.rank_binned import RankBinnedTarget
 from tfkd_fast.steering.targets.settings import (
+    TARGETS,
     FullMatrixTargetSettings,
     LabelSmoothingTargetSettings,
     OneHotTargetSettings,
@@ -13,6 +14,8 @@ from tfkd_fast.steering.targets.settings import (
     ScalarTargetSettings,
     SteeredTargetSettings,
     SuperclassTargetSettings,
+    TargetBase,
+    TargetFamily,
     TargetSettings,
 )
 from tfkd_fast.steering.targets.similarity import SimilarityMemory
@@ -30,6 +33,8 @@ __all__ = [
     "SimilarityMemory",
     "Superclasses",
     "Target",
+    "TargetBase",
+    "TargetFamily",
     "TargetMixture",
     "TargetSettings",
     "TargetSummary",
@@ -76,6 +81,8 @@ def build_target(settings: TargetSettings, num_classes: int, superclasses: Super
                     "cifar100, an npz or folder with its class names, or another target.family"
                 )
             return SuperclassTarget(_mass_range(settings), superclasses, num_classes)
+        case _:  # of another distribution
+            return TARGETS[settings.family].build(settings, num_classes, superclasses)
 
 
 def _mass_range(settings: SteeredTargetSettings) -> TrueMassRange:

@@ -1,10 +1,15 @@
 """The `[target]` table of a recipe: one class for each family of target distributions."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from tfkd_fast.settings import Forms, ReadIf, Settings, named_once
+from tfkd_fast.plugins import Registry
+from tfkd_fast.settings import Forms, ReadIf, Settings, form_name, named_once
+from tfkd_fast.steering.targets.superclass import Superclasses
+from tfkd_fast.steering.targets.target import Target
 from tfkd_fast.steering.targets.true_mass import NEUTRAL_TRUE_MASS
 
 Source = Literal["memory", "peers", "slow-self"]
@@ -125,6 +130,25 @@ class SuperclassTargetSettings(SteeredTargetSettings):
     family: Literal["superclass"]
 
 
+@dataclass(frozen=True)
+class TargetFamily:
+    """A target family of another distribution, which its entry point of the group `tfkd_fast.targets` names."""
+
+    settings: type[TargetBase]
+    """The `[target]` table of the family, whose key `family` is a literal: the name of the entry point."""
+    build: Callable[[Any, int, Superclasses | None], Target]
+    """Builds the target from these settings, the number of classes, and the superclasses of the data set if any."""
+
+
+TARGETS: Registry[TargetFamily] = Registry(
+    "target family",
+    "tfkd_fast.targets",
+    TargetFamily,
+    "tfkd_fast.steering.targets.TargetFamily",
+    {},
+)
+"""The target families of other distributions by name."""
+
 TargetSettings = Annotated[
     OneHotTargetSettings
     | LabelSmoothingTargetSettings
@@ -132,6 +156,8 @@ TargetSettings = Annotated[
     | RankBinnedTargetSettings
     | FullMatrixTargetSettings
     | SuperclassTargetSettings,
-    Forms("family"),
+    Forms("family", TARGETS),
 ]
 """The `[target]` table."""
+
+TARGETS.reserve(form_name("family", form) for form in get_args(get_args(TargetSettings)[0]))

@@ -1,0 +1,97 @@
+"""Things by name that other distributions can add to, by entry points.
+
+An entry point `name = module:object` of a group such as `tfkd_fast.methods` makes an object of an installed
+distribution known under its name, in every process. Only what is named is imported.
+"""
+
+import importlib.metadata
+import sys
+from collections.abc import Iterable, Iterator, MutableMapping
+from functools import cache
+from typing import Any, TypeVar
+
+from tfkd_fast.errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(MutableMapping[str, T]):
+    """Name -> thing: those of this package and of the program, and those of installed distributions.
+
+    Iterating gives all names; reading the values imports all of them. A program may set and delete things of its own.
+    """
+
+    def __init__(self, kind: str, group: str, expected: Any, what: str, own: dict[str, T]) -> None:
+        """
+        Args:
+            kind: what the things are, in the singular, for sentences.
+            group: group of the entry points.
+            expected: class that every thing has to be an instance of.
+            what: the same for sentences: the class with its module, or a description.
+            own: the things of this package.
+        """
+        self.kind, self.group = kind, group
+        self._expected, self._what, self._own = expected, what, own
+        self._reserved: frozenset[str] = frozenset()
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Refuse names that this package uses for things of this kind without having them here."""
+        self._reserved = frozenset(names)
+
+    def __getitem__(self, name: str) -> T:
+        """The thing of this name.
+
+        Raises:
+            KeyError: there is none.
+            UserError: a distribution offers the name of one that is here already, several offer it, or what one offers
+                cannot be imported or is nothing of this kind.
+        """
+        offers = self._installed().select(name=name)
+        origins = " and ".join(map(_origin, offers))
+        if name in self._own or name in self._reserved:
+            if offers:
+                raise UserError(f"{self.kind} {name!r} of {origins} has the name of one of tfkd_fast: uninstall it")
+            return self._own[name]
+        if len(offers) > 1:
+            raise UserError(f"{self.kind} {name!r} is offered by {origins}: uninstall all but one")
+        if not offers:
+            raise KeyError(name)
+        (offer,) = offers
+        try:
+            thing: T = offer.load()
+        except Exception as error:  # a foreign module may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{self.kind} {name!r} of {origins} cannot be imported ({reason})") from error
+        if not isinstance(thing, self._expected):
+            kind = type(thing).__name__
+            raise UserError(f"{self.kind} {name!r} of {origins} must be a {self._what}, is of type {kind}")
+        return thing
+
+    def __setitem__(self, name: str, thing: T) -> None:
+        self._own[name] = thing
+
+    def __delitem__(self, name: str) -> None:
+        del self._own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from dict.fromkeys([*self._own, *sorted(self._installed().names)])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in self._installed().names
+
+    def _installed(self) -> importlib.metadata.EntryPoints:
+        return _entry_points(self.group, tuple(sys.path))
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> importlib.metadata.EntryPoints:
+    """The entry points of a group in the distributions on an import path."""
+    return importlib.metadata.entry_points(group=group)
+
+
+def _origin(offer: importlib.metadata.EntryPoint) -> str:
+    distribution = offer.dist.name if offer.dist else "an unnamed distribution"
+    return f"{distribution} (entry point {offer.name} = {offer.value})"
