@@ -14,6 +14,7 @@ USER_CODE = """
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 import tfkd_fast
 from tfkd_fast import load_run, ops, train
@@ -23,6 +24,15 @@ top1: float = summary["test_top1"] + tfkd_fast.evaluate("runs/a")["test_top1"]
 run = load_run("runs/a")
 student: nn.Module = run.student()
 classes: tuple[str, ...] = run.classes
+criterion = tfkd_fast.Criterion("tfkd-mrs", num_classes=10, epochs=3, selection={"candidates": 2})
+networks = [nn.Linear(4, 10) for _ in range(2)]
+optimizers = [AdamW(network.parameters()) for network in networks]
+steering = tfkd_fast.Steering(criterion, zip(networks, optimizers, strict=True))
+for number, (network, optimizer) in steering.training():
+    criterion(network(student(3)), student(4), candidate=number).backward()
+    optimizer.step()
+report = steering.end_epoch([student(5), student(6)], student(7))
+survivors: tuple[int, ...] | None = report.survivors
 
 
 def loss(logits: Tensor, labels: Tensor, table: Tensor) -> Tensor:

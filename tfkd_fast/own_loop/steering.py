@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -17,7 +17,11 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
 
 
-class Steering:
+Parts = TypeVar("Parts", bound=Sequence[Stateful])
+"""A candidate: a tuple of a network, an optimiser, and whatever else has a state."""
+
+
+class Steering(Generic[Parts]):
     """Candidates of one student under a criterion that selects among them, as multi-ranking selection does.
 
     A candidate is all that a copy of it needs: its network, its optimiser, and whatever else has a state. They start as
@@ -25,20 +29,19 @@ class Steering:
     live on is copied into the others.
     """
 
-    def __init__(self, criterion: Criterion, candidates: Iterable[Sequence[Stateful]]) -> None:
+    def __init__(self, criterion: Criterion, candidates: Iterable[Parts]) -> None:
         """
         Args:
             criterion: of a method that trains several candidates, such as tfkd-mrs.
-            candidates: as many as `criterion.most_candidates`, each a sequence of parts of the same kinds, the network
-                first.
+            candidates: as many as `criterion.most_candidates`, each a tuple of parts of the same kinds.
 
         Raises:
             UserError: for another number of candidates, and for two that share a part.
         """
         self.criterion = criterion
         """The loss of every candidate: `criterion(logits, labels, candidate=k)`."""
-        self.candidates = [tuple(candidate) for candidate in candidates]
-        """The parts of each candidate. At the end of training, the first candidate is the best."""
+        self.candidates = list(candidates)
+        """The parts of each candidate. At the end of training, the first candidate is the student."""
         wanted = criterion.most_candidates
         if len(self.candidates) != wanted:
             raise UserError(f"method {criterion.method!r} trains {wanted} candidates here: got {len(self.candidates)}")
@@ -48,7 +51,7 @@ class Steering:
         if not criterion.own_weights:
             self._continue_from((0,))
 
-    def training(self) -> Iterator[tuple[int, tuple[Stateful, ...]]]:
+    def training(self) -> Iterator[tuple[int, Parts]]:
         """Yield number and parts of each candidate that trains in the present epoch."""
         yield from list(enumerate(self.candidates))[: self.criterion.candidates]
 
