@@ -154,3 +154,11 @@ def test_a_fault_is_one_sentence_that_names_distribution_and_entry_point(
     (offer,) = next(iter(offers.values()))
     expected = sentence.replace("{gardener}", f"gardener (entry point {offer})")
     assert expected in refusal("train", "digits", "--device", "cpu", "--out", tmp_path / "run", *arguments)
+
+
+def test_a_broken_package_hinders_no_run_that_does_not_name_it(install: Install, tmp_path: Path) -> None:
+    install({"tfkd_fast.methods": ["odd = garden:nothing"], "tfkd_fast.targets": ["odd = garden:nothing"]})
+    short = ("train", "digits", "--method", "ce", "--epochs", "1", "--device", "cpu", "--set", "model.width=0.125")
+    for _ in range(2):
+        run(*short, "--out", tmp_path / "run", "--overwrite")
+    assert "method 'odd' of gardener" in refusal("methods")

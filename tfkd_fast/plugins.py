@@ -4,6 +4,7 @@ An entry point `name = module:object` of a group such as `tfkd_fast.methods` mak
 distribution known under its name, in every process. Only what is named is imported.
 """
 
+import contextlib
 import importlib.metadata
 import sys
 from collections.abc import Iterable, Iterator, MutableMapping
@@ -81,6 +82,12 @@ class Registry(MutableMapping[str, T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._own or name in self._installed().names
+
+    def usable(self) -> Iterator[T]:
+        """Yield all things but those of distributions that cannot be used."""
+        for name in self:
+            with contextlib.suppress(UserError):
+                yield self[name]
 
     def _installed(self) -> importlib.metadata.EntryPoints:
         return _entry_points(self.group, tuple(sys.path))

@@ -121,7 +121,7 @@ class RunFolder:
         that of a run until the next recipe takes its place."""
         records = [self.summary, self.data, self.convolutions, self.metrics]
         own = [*records, self.student, self.best, self.ema, self.report, self.archive, self.onnx]
-        methods = [self.path / name for entry in METHODS.values() for name in entry.build.FILES]
+        methods = [self.path / name for entry in METHODS.usable() for name in entry.build.FILES]
         for file in (*own, *methods):
             yield file
             yield file.with_name(file.name + PART)
