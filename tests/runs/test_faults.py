@@ -15,7 +15,10 @@ from tfkd_fast.runs.recipe import load_recipe, make_recipe
         ("schedule.warmpu=0.5", r"'schedule.warmpu' where schedule.name is one-cycle: did you mean 'warmup'\?"),
         ("selection.candidate=3", r"'selection.candidate' where selection.budget is full: did you mean 'candidates'\?"),
         ("target.bin=fine", r"'target.bin' where target.family is rank-binned: did you mean 'bins'\?"),
-        ("schedule.name=linear", r"recipe key 'schedule.name': choose from cosine, one-cycle, step, torch \(got 'linear'\)"),
+        (
+            "schedule.name=linear",
+            r"recipe key 'schedule.name': choose from cosine, one-cycle, step, torch \(got 'linear'\)",
+        ),
         ("epochs=0", r"recipe key 'epochs': .*greater than or equal to 1 \(got 0\)"),
         ("optimizer.learning_rate=fast", r"recipe key 'optimizer.learning_rate': .*valid number.* \(got 'fast'\)"),
         ("method=tfdk", r"unknown method 'tfdk': did you mean 'tfkd'\?"),
@@ -53,7 +56,7 @@ def test_a_fault_is_one_sentence_with_the_nearest_valid_name(assignment: str, se
         (
             {"schedule": {"name": "cosine", "gamma": 0.1}},
             "unknown recipe key 'schedule.gamma' where schedule.name is cosine: it belongs to step; "
-            "cosine has no other key than name",
+            "choose from start, warmup",
         ),
         (
             {"method": "kd", "teachers": {"label_share": 0.3}},
