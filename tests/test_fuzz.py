@@ -180,7 +180,7 @@ def same(one: Any, other: Any) -> bool:
 
 def read_student(path: Path) -> Any:
     header = read_student_header(path)
-    model = load_student(path, ModelSettings(name=header.name, width=header.width), len(header.classes), 1)
+    model = load_student(path, ModelSettings(name=header.name, width=header.width), len(header.classes), (1, 32, 32))
     return header, model.state_dict()
 
 

@@ -6,12 +6,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tfkd_fast import ops
 from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.data.settings import FROM_PROGRAM
 from tfkd_fast.device import Compute, determinism, resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.metrics import holdout_metrics
+from tfkd_fast.models import NetworkOrFactory, announce_import, give
 from tfkd_fast.ops import conv_algorithms
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
@@ -31,6 +34,8 @@ def train(
     out: Path | str,
     *,
     dataset: Any = None,
+    model: NetworkOrFactory | None = None,
+    teachers: Sequence[nn.Module] = (),
     overrides: Table | None = None,
     overwrite: bool = False,
     download: bool = False,
@@ -46,6 +51,11 @@ def train(
         dataset: a `torch.utils.data.Dataset` of pairs (image, label), 20 % of whose images are the test set, or two of
             them, (train, test), in the place of the data set that the recipe names; see the documentation of images of
             one's own. `resume` and `evaluate` have to be given it, too.
+        model: a module, or a function or class that makes one, in the place of the network that the recipe names; see
+            the documentation of networks of one's own. Where it cannot be imported, `resume`, `evaluate` and `load_run`
+            have to be given it, too.
+        teachers: modules in evaluation mode, from standardised images to logits, which teach beside those that the
+            recipe names. `resume` has to be given them, too.
         overrides: nested values by table that go before those of the recipe.
         overwrite: whether a run that is in `out` may be replaced. Files there that are no part of a run stay.
         download: whether a data set that is missing may be fetched.
@@ -59,7 +69,12 @@ def train(
         UserError: for bad input, before `out` is touched, such as a folder that holds something else than a run or that
             another process trains into; and for a loss that is no longer finite.
     """
-    recipe = _make_recipe(recipe, overrides or {}, from_program=dataset is not None)
+    overrides = overrides or {}
+    if model is not None:
+        overrides = merge(overrides, {"model": {"name": give(model)}})
+    if teachers:
+        overrides = merge(overrides, {"teachers": {"networks": _give_teachers(teachers)}})
+    recipe = _make_recipe(recipe, overrides, from_program=dataset is not None)
     folder = RunFolder(Path(out))
     with _begin(recipe, folder, listeners, overwrite=overwrite, download=download, pairs=dataset) as trainer:
         return _run(trainer, stop or Stop())
@@ -100,6 +115,8 @@ def resume(
     *,
     data_root: Path | str | None = None,
     dataset: Any = None,
+    model: NetworkOrFactory | None = None,
+    teachers: Sequence[nn.Module] = (),
     download: bool = False,
     stop: Stop | None = None,
 ) -> dict[str, Any]:
@@ -110,6 +127,8 @@ def resume(
         listeners: called with every event and every batch while the run goes on.
         data_root: the place of the data set, where it is no longer that of the recipe.
         dataset: the data set that the run was given, see `train`.
+        model: the module or the factory of the run, where this process cannot import it.
+        teachers: the modules that `train` was given as teachers.
         download: whether a data set that is missing may be fetched.
         stop: as for `train`.
 
@@ -127,7 +146,9 @@ def resume(
         raise UserError(f"{out} holds the search for a policy: tfkd-fast learn goes on with it")
     with folder.lock():
         folder.finish_replacing()
-        recipe = read_recipe(folder).with_data_root(data_root)
+        recipe = read_recipe(folder, model).with_data_root(data_root)
+        announce_import(recipe.model.name, out)
+        _give_teachers(teachers)
         if folder.summary.exists():
             raise UserError(f"the run in {out} is finished: see {folder.summary}")
         state = folder.newest_state()
@@ -155,6 +176,7 @@ def evaluate(
     precision: str = "auto",
     data_root: Path | str | None = None,
     dataset: Any = None,
+    model: NetworkOrFactory | None = None,
     download: bool = False,
 ) -> dict[str, Any]:
     """Test the student of a finished run again, that of the last epoch, that of the best epoch on held-out
@@ -166,6 +188,7 @@ def evaluate(
         precision: "fp32", "bf16", or "auto" for what suits the device.
         data_root: the place of the data set, where it is no longer that of the recipe.
         dataset: the data set that the run was given, see `train`.
+        model: the module or the factory of the run, where this process cannot import it.
         download: whether a data set that is missing may be fetched.
 
     Returns:
@@ -176,7 +199,7 @@ def evaluate(
             not the one that it was trained on.
     """
     folder = RunFolder(Path(out))
-    recipe = read_recipe(folder).with_data_root(data_root)
+    recipe = read_recipe(folder, model).with_data_root(data_root)
     students = [folder.student, *(path for path in (folder.best, folder.ema) if path.exists())]
     headers = {path: read_student_header(path) for path in students}
     if summary := folder.read_summary():
@@ -233,6 +256,13 @@ def _make_recipe(recipe: Recipe | Table | str, overrides: Table, *, from_program
     return load_recipe(None, merge(recipe, overrides))
 
 
+def _give_teachers(teachers: Sequence[nn.Module]) -> list[Table]:
+    """Make teachers known to this process; returns their tables in a recipe."""
+    kinds = [type(teacher).__name__ for teacher in teachers]
+    names = [f"python/{kind}-{number}" for number, kind in enumerate(kinds, start=1)]
+    return [{"name": give(teacher, name)} for teacher, name in zip(teachers, names, strict=True)]
+
+
 def _trainer(
     recipe: Recipe,
     dataset: Dataset,
@@ -284,7 +314,7 @@ def _test(
     """Held-out and test figures of the student, top-1 and top-5 in percent."""
 
     def measure(weights: Path, images: ImageSet) -> dict[str, float]:
-        model = load_student(weights, recipe.model, len(dataset.classes), dataset.image_shape[0])
+        model = load_student(weights, recipe.model, len(dataset.classes), dataset.image_shape)
         loader = make_loader(images, dataset, recipe.data, compute.device, compute.dtype, recipe.seed)
         with conv_algorithms.using(convolutions.choices):
             return in_percent(holdout_metrics([compute.place(model)], loader, compute)[0])

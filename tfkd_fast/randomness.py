@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     SUBSET = 10
     STRONG = 11
     TRANSFORMS = 12
+    LAYERS = 13
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

@@ -72,7 +72,7 @@ def test_export_gives_the_same_logits_elsewhere(finished: tuple[Path, str]) -> N
     paths = [Path(line) for line in run("export", folder).stdout.splitlines()]
     assert [path.name for path in paths] == ["student.safetensors", "student.pt2", "student.onnx"]
     images = torch.randn(3, 1, 32, 32)
-    expected = load_student(paths[0], ModelSettings(width=0.125), 10, 1).eval()(images)
+    expected = load_student(paths[0], ModelSettings(width=0.125), 10, (1, 32, 32)).eval()(images)
     with torch.no_grad():
         torch.testing.assert_close(torch.export.load(paths[1]).module()(images), expected)
     (logits,) = ReferenceEvaluator(str(paths[2])).run(None, {"images": images.numpy()})
@@ -147,7 +147,7 @@ def test_a_run_that_was_killed_before_its_report_gets_it(tmp_path: Path) -> None
     ("arguments", "sentence"),
     [
         (["--method", "tfdk"], "unknown method 'tfdk': did you mean 'tfkd'?"),
-        (["--model", "vgg9"], "unknown model 'vgg9': did you mean 'vgg8'?"),
+        (["--model", "vgg9"], "unknown model 'vgg9': did you mean 'vgg19'?"),
         (["--dataset", "cifar11"], "cifar1"),
         (["--dataset", "cifar10", "--data-root", "nowhere"], "--download"),
         (["--dataset", "npz", "--data-root", "nothing.npz"], "nothing.npz"),

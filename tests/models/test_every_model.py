@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.models import MODELS, ModelSettings, build_model
+from tfkd_fast.models import MODELS, ModelSettings, build_model, feature_shapes
 
-FAMILIES = ("vgg13", "resnet8x4", "wrn_16_2")
-"""One network of each kind."""
+DEEPENED = ("vgg13", "resnet8x4", "wrn_16_2", "resnet18")
+"""One network of each kind that runs stage by stage."""
+FAMILIES = (*DEEPENED[:3], "resnet50", "mobilenetv2_half", "shufflenetv1", "shufflenetv2")
+"""One network of each kind of block."""
 
 
 def draw_images(count: int, channels: int = 3, size: int = 32) -> Tensor:
@@ -25,10 +27,10 @@ def build(name: str, width: float = 1.0, *, channels: int = 3, seed: int = 0) ->
 # Parameters, counted from the definitions. Batch norm has two a channel.
 
 
-def vgg_parameters(convolutions: int, channels: int, classes: int) -> int:
+def vgg_parameters(convolutions: tuple[int, ...], channels: int, classes: int) -> int:
     count, before = 0, channels
-    for width in (64, 128, 256, 512, 512):
-        for _ in range(convolutions):
+    for width, layers in zip((64, 128, 256, 512, 512), convolutions, strict=True):
+        for _ in range(layers):
             count += 9 * before * width + width + 2 * width
             before = width
     return count + 512 * classes + classes
@@ -49,35 +51,114 @@ def wide_resnet_parameters(depth: int, factor: int, channels: int, classes: int)
     blocks = (depth - 4) // 6
     count, before = 9 * channels * 16, 16
     for width in (16 * factor, 32 * factor, 64 * factor):
-        count += 9 * before * width + 9 * width * width * (2 * blocks - 1) + before * width
+        count += 9 * before * width + 9 * width * width * (2 * blocks - 1)
+        count += before * width if before != width else 0
         count += 2 * before + 2 * width * (2 * blocks - 1)
         before = width
     return count + 2 * before + before * classes + classes
 
 
+def deep_resnet_parameters(blocks: tuple[int, ...], expansion: int, channels: int, classes: int) -> int:
+    """With an expansion of 1, two convolutions 3x3 in a block; of 4, a bottleneck."""
+    count, before = 9 * channels * 64 + 2 * 64, 64
+    for stage, (number, inner) in enumerate(zip(blocks, (64, 128, 256, 512), strict=True)):
+        width = expansion * inner
+        for _ in range(number):
+            if expansion == 1:
+                count += 9 * before * width + 9 * width * width + 4 * width
+            else:
+                count += before * inner + 9 * inner * inner + inner * width + 4 * inner + 2 * width
+            if before != width:
+                count += before * width + 2 * width
+            before = width
+        assert stage or before == 64 * expansion
+    return count + before * classes + classes
+
+
+def mobilenet_parameters(channels: int, classes: int) -> int:
+    count, before = 9 * channels * 16 + 2 * 16, 16
+    for width, number, expansion in (
+        (8, 1, 1), (12, 2, 6), (16, 3, 6), (32, 4, 6), (48, 3, 6), (80, 3, 6), (160, 1, 6),
+    ):  # fmt: skip
+        for _ in range(number):
+            inner = expansion * before
+            count += before * inner + 9 * inner + inner * width + 4 * inner + 2 * width
+            before = width
+    return count + before * 1280 + 2 * 1280 + 1280 * classes + classes
+
+
+def shufflenetv1_parameters(channels: int, classes: int) -> int:
+    count, before = 24 * channels + 2 * 24, 24
+    for width, number in ((240, 4), (480, 8), (960, 4)):
+        for block in range(number):
+            own = width - before if block == 0 else width
+            inner, groups = own // 4, 1 if before == 24 else 3
+            count += before * inner // groups + 9 * inner + inner * own // 3 + 4 * inner + 2 * own
+            before = width
+    return count + 960 * classes + classes
+
+
+def shufflenetv2_parameters(channels: int, classes: int) -> int:
+    count, before = 24 * channels + 2 * 24, 24
+    for half, number in ((58, 3), (116, 7), (232, 3)):
+        count += 9 * before + before * half + 2 * before + 2 * half  # left, then right
+        count += before * half + 9 * half + half * half + 6 * half
+        count += number * (2 * half * half + 9 * half + 6 * half)
+        before = 2 * half
+    return count + 464 * 1024 + 2 * 1024 + 1024 * classes + classes
+
+
 COUNTED = {
-    "vgg8": (vgg_parameters, 1),
-    "vgg13": (vgg_parameters, 2),
+    "vgg8": (vgg_parameters, (1, 1, 1, 1, 1)),
+    "vgg11": (vgg_parameters, (1, 1, 2, 2, 2)),
+    "vgg13": (vgg_parameters, (2, 2, 2, 2, 2)),
+    "vgg16": (vgg_parameters, (2, 2, 3, 3, 3)),
+    "vgg19": (vgg_parameters, (2, 2, 4, 4, 4)),
+    "resnet8": (resnet_parameters, 8, 16, (16, 32, 64)),
+    "resnet14": (resnet_parameters, 14, 16, (16, 32, 64)),
     "resnet20": (resnet_parameters, 20, 16, (16, 32, 64)),
     "resnet32": (resnet_parameters, 32, 16, (16, 32, 64)),
+    "resnet44": (resnet_parameters, 44, 16, (16, 32, 64)),
     "resnet56": (resnet_parameters, 56, 16, (16, 32, 64)),
     "resnet110": (resnet_parameters, 110, 16, (16, 32, 64)),
     "resnet8x4": (resnet_parameters, 8, 32, (64, 128, 256)),
     "resnet32x4": (resnet_parameters, 32, 32, (64, 128, 256)),
+    "resnet18": (deep_resnet_parameters, (2, 2, 2, 2), 1),
+    "resnet34": (deep_resnet_parameters, (3, 4, 6, 3), 1),
+    "resnet50": (deep_resnet_parameters, (3, 4, 6, 3), 4),
+    "wrn_16_1": (wide_resnet_parameters, 16, 1),
     "wrn_16_2": (wide_resnet_parameters, 16, 2),
+    "wrn_40_1": (wide_resnet_parameters, 40, 1),
     "wrn_40_2": (wide_resnet_parameters, 40, 2),
+    "mobilenetv2_half": (mobilenet_parameters,),
+    "shufflenetv1": (shufflenetv1_parameters,),
+    "shufflenetv2": (shufflenetv2_parameters,),
 }
 FOR_100_CLASSES = {  # of RepDistiller's networks
     "vgg8": 3_965_028,
+    "vgg11": 9_277_284,
     "vgg13": 9_462_180,
+    "vgg16": 14_774_436,
+    "vgg19": 20_086_692,
+    "resnet8": 83_892,
+    "resnet14": 181_108,
     "resnet20": 278_324,
     "resnet32": 472_756,
+    "resnet44": 667_188,
     "resnet56": 861_620,
     "resnet110": 1_736_564,
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
+    "resnet18": 11_220_132,
+    "resnet34": 21_328_292,
+    "resnet50": 23_705_252,
+    "wrn_16_1": 180_916,
     "wrn_16_2": 703_284,
+    "wrn_40_1": 569_780,
     "wrn_40_2": 2_255_156,
+    "mobilenetv2_half": 812_836,
+    "shufflenetv1": 949_258,
+    "shufflenetv2": 1_355_528,
 }
 
 
@@ -85,19 +166,27 @@ FOR_100_CLASSES = {  # of RepDistiller's networks
 def test_parameter_count(name: str) -> None:
     formula, *arguments = COUNTED[name]
     for channels, classes in ((3, 100), (1, 10)):
-        network = MODELS[name](classes, in_channels=channels)
+        with torch.device("meta"):
+            network = MODELS[name](classes, in_channels=channels)
         assert sum(p.numel() for p in network.parameters()) == formula(*arguments, channels, classes)
     assert formula(*arguments, 3, 100) == FOR_100_CLASSES[name]
     assert f"{FOR_100_CLASSES[name]:,} parameters for 100 classes" in (MODELS[name].__doc__ or "")
 
 
 def stage_widths(name: str) -> tuple[int, ...]:
-    """At full width."""
+    """At half the width."""
     if name.startswith("vgg"):
-        return (64, 128, 256, 512, 512)
-    if name.startswith("wrn"):
-        return (32, 64, 128)
-    return (64, 128, 256) if name.endswith("x4") else (16, 32, 64)
+        return (32, 64, 128, 256, 256)
+    if name.endswith(("_2", "x4")):
+        return (16, 32, 64) if name.startswith("wrn") else (32, 64, 128)
+    return {
+        "resnet18": (32, 64, 128, 256),
+        "resnet34": (32, 64, 128, 256),
+        "resnet50": (128, 256, 512, 1024),
+        "mobilenetv2_half": (8, 8, 24, 640),
+        "shufflenetv1": (120, 240, 480),
+        "shufflenetv2": (56, 112, 512),
+    }.get(name, (8, 16, 32))
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -106,19 +195,22 @@ def test_features(name: str, size: int) -> None:
     network = build(name, 0.5, channels=1)
     logits, features = network(draw_images(2, 1, size), return_features=True)
     assert logits.shape == (2, 10)
-    widths = [width // 2 for width in stage_widths(name)]
-    sides = [size, size // 2, size // 4, size // 8, 4][: len(widths)]
+    widths = stage_widths(name)
+    first = size // 2 if name.startswith(("mobile", "shuffle")) else size
+    sides = [first, first // 2, first // 4, first // 8, 4][: len(widths)]
     shapes = [(2, width, side, side) for width, side in zip(widths, sides, strict=True)]
     assert [tuple(maps.shape) for maps in features.after_relu] == shapes
-    for before, after in zip(features.before_relu, features.after_relu, strict=True):
+    linear = feature_shapes(network, (1, size, size)).linear
+    assert linear == ((0, 1, 2) if name.startswith("mobile") else ())
+    for stage, (before, after) in enumerate(zip(features.before_relu, features.after_relu, strict=True)):
         assert before.min() < 0
-        assert torch.equal(before.relu(), after)
+        assert torch.equal(before if stage in linear else before.relu(), after)
     torch.testing.assert_close(features.pooled, features.after_relu[-1].mean(dim=(2, 3)))
     torch.testing.assert_close(network.classifier(features.pooled), logits)
 
 
 @pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DEEPENED)
 def test_stages_run_one_by_one_and_no_further_than_asked(name: str, size: int) -> None:
     images, networks = draw_images(4, 3, size), [build(name, 0.25), build(name, 0.25)]
     whole = networks[0].run_stages(images)

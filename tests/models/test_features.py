@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.models import MODELS, FeatureName, Features, ModelSettings, build_model, feature_shapes
-from tfkd_fast.models.layers import logits_and_features
+from tfkd_fast.models import (
+    MODELS,
+    FeatureName,
+    Features,
+    ModelSettings,
+    build_model,
+    feature_shapes,
+    logits_and_features,
+)
 
 SIZE, CLASSES = 32, 10
 
@@ -52,12 +59,31 @@ class PlainBlock(nn.Module):
         return F.relu(self.sum(inner + self.downsample(x)))
 
 
+class PlainBottleneck(nn.Module):
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        inner = width // 4
+        self.conv1 = nn.Conv2d(before, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.sum, self.downsample = nn.Identity(), nn.Sequential()
+        if stride != 1 or before != width:
+            self.downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.sum(self.bn3(self.conv3(inner)) + self.downsample(x)))
+
+
 class PlainResNet(nn.Module):
-    def __init__(self, first: int, widths: list[int], count: int) -> None:
+    def __init__(self, block: type[nn.Module], first: int, widths: list[int], counts: list[int]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
         self.bn1, self.relu = nn.BatchNorm2d(first), nn.ReLU()
-        self.layers = _stages(PlainBlock, first, widths, count)
+        self.layers = _stages(block, first, widths, counts)
         self.linear = nn.Linear(widths[-1], CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,10 +109,10 @@ class PlainPreactivatedBlock(nn.Module):
 
 
 class PlainWideResNet(nn.Module):
-    def __init__(self, first: int, widths: list[int], count: int) -> None:
+    def __init__(self, first: int, widths: list[int], counts: list[int]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
-        self.layers = _stages(PlainPreactivatedBlock, first, widths, count)
+        self.layers = _stages(PlainPreactivatedBlock, first, widths, counts)
         self.bn = nn.BatchNorm2d(widths[-1])
         self.linear = nn.Linear(widths[-1], CLASSES)
 
@@ -94,9 +120,11 @@ class PlainWideResNet(nn.Module):
         return self.linear(F.relu(self.bn(self.layers(self.conv1(x)))).mean((2, 3)))
 
 
-def _stages(block: Callable[[int, int, int], nn.Module], first: int, widths: list[int], count: int) -> nn.Sequential:
+def _stages(
+    block: Callable[[int, int, int], nn.Module], first: int, widths: list[int], counts: list[int]
+) -> nn.Sequential:
     stages, before = [], first
-    for number, width in enumerate(widths):
+    for number, (width, count) in enumerate(zip(widths, counts, strict=True)):
         strides = [2 if number else 1] + [1] * (count - 1)
         stages.append(nn.Sequential(*(block(before if i == 0 else width, width, s) for i, s in enumerate(strides))))
         before = width
@@ -108,9 +136,14 @@ def plain_copy(name: str, network: nn.Module) -> nn.Module:
     if name.startswith("vgg"):
         plain: nn.Module = PlainVGG([[conv.out_channels for conv in stage.conv] for stage in network.stages])
     else:
-        kind = PlainWideResNet if name.startswith("wrn") else PlainResNet
-        widths = [stage[-1].conv2.out_channels for stage in network.stages]
-        plain = kind(network.conv.out_channels, widths, len(network.stages[0]))
+        first, counts = network.conv.out_channels, [len(stage) for stage in network.stages]
+        block = PlainBottleneck if name == "resnet50" else PlainBlock
+        widths = [(stage[-1].norm3 if name == "resnet50" else stage[-1].norm2).num_features for stage in network.stages]
+        plain = (
+            PlainWideResNet(first, widths, counts)
+            if name.startswith("wrn")
+            else PlainResNet(block, first, widths, counts)
+        )
     # Shortcuts come last in our blocks, and batch norms in the order in which they are applied.
     for layer in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):
         pairs = zip(_of_type(plain, layer), _of_type(network, layer), strict=True)
@@ -177,7 +210,7 @@ def test_features_are_those_of_the_published_networks(name: str, training: bool)
     logits, features = network.double()(images, return_features=True)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-9, atol=1e-9)
     assert (features.stem is None) == name.startswith("vgg")
-    assert len(features.block_sums) == (0 if name.startswith("vgg") else 3)
+    assert len(features.block_sums) == (0 if name.startswith("vgg") else len(network.stages))
     for found, wanted in zip(tensors(features), tensors(expected), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 

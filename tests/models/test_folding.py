@@ -20,7 +20,15 @@ from tfkd_fast.ops.convolution import finish_inference
 MULTIPLIES_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN to fold for")
 
-FOLDED = {"vgg13": 10, "resnet8x4": 10, "wrn_16_2": 6}
+FOLDED = {
+    "vgg13": 10,
+    "resnet8x4": 10,
+    "wrn_16_2": 6,
+    "resnet50": 53,
+    "mobilenetv2_half": 53,
+    "shufflenetv1": 49,
+    "shufflenetv2": 56,
+}
 """How many batch norms have a convolution before them: all, but in a wide residual network those after a sum."""
 
 
@@ -71,14 +79,16 @@ def error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize("name", FOLDED)
 @torch.no_grad()
 def test_in_float32_it_is_the_same_network(name: str) -> None:
-    """Folding rounds a weight twice more, 6e-8 each; errors of float32 grow to some 1e-6 in these depths."""
+    """Folding rounds a weight twice more, 6e-8 each; errors of float32 grow to some 1e-6 in ten layers, and where there
+    are fifty as those of the layers one by one do."""
     network, images = trained(name), draw_images(8)
     exact = everything(copy.deepcopy(network).double(), images.double())
+    plain = everything(network, images)
     with fixed_weights(network):
         found = everything(network, images)
         assert folds(network) == FOLDED[name]
-    for one, expected in zip(found, exact, strict=True):
-        assert error(one, expected) < 1e-5
+    for one, layer_by_layer, expected in zip(found, plain, exact, strict=True):
+        assert error(one, expected) < max(1e-5, 3 * error(layer_by_layer, expected))
         assert one.dim() == 2 or one.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -61,4 +61,4 @@ def test_a_header_that_cannot_be_right_is_refused(path: Path, entries: dict[str,
 
 def test_a_folder_is_no_student(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder: name the folder of a finished run"):
-        load_student(tmp_path, SETTINGS, 10, 1)
+        load_student(tmp_path, SETTINGS, 10, (1, 32, 32))

@@ -138,7 +138,7 @@ def test_a_teacher_sees_images_standardised_as_in_its_training(teacher: Path, im
         ("no student", "it is no student file of tfkd-fast"),
         ("garbage", "the student .* is damaged or of another kind"),
         ("other classes", "knows the class 'elk', which is none of npz"),
-        ("other size", "was trained on images of shape"),
+        ("other channels", "was trained on images of shape"),
     ],
 )
 def test_what_cannot_teach_is_refused(teacher: Path, images: Path, tmp_path: Path, fault: str, said: str) -> None:
@@ -155,8 +155,11 @@ def test_what_cannot_teach_is_refused(teacher: Path, images: Path, tmp_path: Pat
             (folder / "student.safetensors").write_bytes(content)
     if fault == "other classes":
         dataset = opened(write_images(tmp_path / "other.npz", [*CLASSES[:4], "emu"]))
-    if fault == "other size":
-        dataset = opened(write_images(tmp_path / "large.npz", CLASSES, size=64))
+    if fault == "other channels":
+        with np.load(images) as arrays:
+            grey = {name: array[..., :1] if name.endswith("images") else array for name, array in arrays.items()}
+        np.savez(tmp_path / "grey.npz", **grey)
+        dataset = opened(tmp_path / "grey.npz")
     with pytest.raises(UserError, match=said):
         load_teacher(folder, dataset, CPU)
 

@@ -120,8 +120,12 @@ def train(
     ] = None,
     model: Annotated[str | None, MODEL] = None,
     teacher: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN_DIR", help="A finished run that the student learns from; may be given again."),
+        list[str] | None,
+        typer.Option(
+            metavar="TEACHER",
+            help="What the student learns from: a finished run, MODEL@FILE for a network with the weights of a file, "
+            "or timm/NAME or torchvision/NAME with published weights; may be given again.",
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Number of images in a batch.")] = None,
@@ -169,7 +173,7 @@ def train(
         {"method": method, "epochs": epochs, "seed": seed, "device": device, "precision": precision, "ops": ops}
         | {"compile": compiling, "population": population}
         | {"data": _drop_unset(data), "model": _drop_unset({"name": model})}
-        | {"teachers": _drop_unset({"runs": [str(run_dir) for run_dir in teacher or []] or None})}
+        | {"teachers": _teacher_table(teacher or [])}
     )
     _add_assignments(overrides, assignments)
     if resume is not None:
@@ -491,6 +495,21 @@ def _add_assignments(overrides: dict[str, Any], assignments: list[str] | None) -
 
     for assignment in assignments or []:
         set_override(overrides, assignment)
+
+
+def _teacher_table(teachers: list[str]) -> dict[str, Any]:
+    """The `[teachers]` table of what --teacher names: runs, and networks with their weights."""
+    from tfkd_fast.files import is_there
+
+    runs: list[str] = []
+    networks: list[dict[str, str]] = []
+    for teacher in teachers:
+        model, at, weights = teacher.rpartition("@")
+        if is_there(Path(teacher)) or not (at or teacher.startswith(("timm/", "torchvision/"))):
+            runs.append(teacher)
+        else:
+            networks.append({"name": model, "weights": weights} if at else {"name": teacher})
+    return _drop_unset({"runs": runs or None, "networks": networks or None})
 
 
 def _drop_unset(values: dict[str, Any]) -> dict[str, Any]:

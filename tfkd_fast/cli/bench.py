@@ -12,7 +12,7 @@ from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.data import LoaderName, missing_loaders
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError, nearest
-from tfkd_fast.models import MODELS, ModelSettings
+from tfkd_fast.models import ModelSettings
 
 Figures = dict[str, Any]
 
@@ -45,10 +45,11 @@ def workloads(
     """
     if (method == "kd") != (teacher is not None):
         raise UserError("method kd and a teacher go together: give both or none")
-    names = list(MODELS) if "all" in models else list(dict.fromkeys(models))
+    names = list(bench.WRITTEN_OUT) if "all" in models else list(dict.fromkeys(models))
     for name in (*names, *([teacher] if teacher else [])):
-        if name not in MODELS:
-            raise UserError(f"unknown model {name!r}: {nearest(name, MODELS)}")
+        if name not in bench.WRITTEN_OUT:
+            near = nearest(name, bench.WRITTEN_OUT)
+            raise UserError(f"unknown model {name!r}, or one that is not written out to measure against: {near}")
     cells = [(name, width, batch) for name in names for width in widths for batch in batch_sizes]
     return [
         bench.Workload(

@@ -39,7 +39,7 @@ def influence(model: nn.Module, scratch: nn.Module, training: Iterable[Batch], h
     """
     scratch.load_state_dict(model.state_dict())
     scratch.train()
-    weights: list[Tensor] = list(scratch.parameters())
+    weights: list[Tensor] = [weight for weight in scratch.parameters() if weight.requires_grad]
     here = [weight.detach().clone() for weight in weights]
     total: Tensor | None = None
     count = 0

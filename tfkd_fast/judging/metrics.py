@@ -83,7 +83,8 @@ def load_averaged_weights(
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+            if name in weights:  # all but those that are frozen
+                parameter.copy_(weights[name])
     estimate_batch_norm(model, batches, compute)
     return model
 

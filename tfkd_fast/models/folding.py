@@ -92,6 +92,8 @@ class Folded:
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             self._laid_out = reorder(self._weight.to(x.dtype), *self._geometry, list(x.shape))
         convolve = torch.ops.mkldnn._convolution_pointwise
+        if add is not None and self._geometry[3] > 1:  # oneDNN adds nothing to grouped convolutions in bfloat16
+            return finish_inference(self._by_torch(x, None, relu=False), add, relu=relu)
         if add is None:
             return convolve(x, self._laid_out, self._bias, *self._geometry, "relu" if relu else "none", [], "")
         bias, last = self._rounded_bias, "relu" if relu else None  # a sum takes no bias of another dtype than the maps

@@ -7,18 +7,19 @@ from typing import Literal, overload
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, Features, average_pool, convolve, norm_relu_pool
+from tfkd_fast.models.features import FeatureNetwork, Features
+from tfkd_fast.models.layers import BatchNorm, Classifier, Conv, average_pool, convolve, norm_relu_pool
 
 
-class ResidualNetwork(nn.Module):
-    """A convolution, stages of blocks at full, half and quarter size, global average pooling, and one linear layer.
+class ResidualNetwork(FeatureNetwork):
+    """A convolution, stages of blocks at full, half, quarter size and so on, global average pooling, one linear layer.
 
     Args:
         block: `block(in_channels, out_channels, stride)`, a module whose inputs are (x, active): the sum that the
             previous block ended with, and its activation after the last ReLU. It returns the same pair for itself; with
             activate=False, the second is the input of its last ReLU.
         widths: channels of the first convolution and of each stage.
-        blocks: number of blocks of each stage.
+        blocks: numbers of blocks, one for each stage.
         num_classes: number of logits.
         in_channels: channels of the images.
     """
@@ -30,7 +31,7 @@ class ResidualNetwork(nn.Module):
         self,
         block: Callable[[int, int, int], nn.Module],
         widths: Sequence[int],
-        blocks: int,
+        blocks: Sequence[int],
         num_classes: int,
         in_channels: int,
     ) -> None:
@@ -38,8 +39,8 @@ class ResidualNetwork(nn.Module):
         self.conv = Conv(in_channels, widths[0])
         self.norm = BatchNorm(widths[0])
         self.stages = nn.ModuleList(
-            nn.ModuleList([block(a, b, 1 if i == 0 else 2), *(block(b, b, 1) for _ in range(blocks - 1))])
-            for i, (a, b) in enumerate(pairwise(widths))
+            nn.ModuleList([block(a, b, 1 if i == 0 else 2), *(block(b, b, 1) for _ in range(count - 1))])
+            for i, ((a, b), count) in enumerate(zip(pairwise(widths), blocks, strict=True))
         )
         self.classifier = Classifier(widths[-1], num_classes)
 

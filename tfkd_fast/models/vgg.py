@@ -1,4 +1,4 @@
-"""VGG networks for 32x32 and 64x64 images, as the distillation literature uses them.
+"""VGG networks for small images, as the distillation literature uses them.
 
 Source: the variants with batch norm of RepDistiller (Tian et al., "Contrastive Representation Distillation", 2020).
 """
@@ -8,11 +8,11 @@ from typing import Literal, overload
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tfkd_fast.models.features import FeatureNetwork, Features
 from tfkd_fast.models.layers import (
     BatchNorm,
     Classifier,
     Conv,
-    Features,
     average_pool,
     convolve,
     initialise_convolutions,
@@ -40,10 +40,10 @@ class Stage(nn.Module):
         return x
 
 
-class VGG(nn.Module):
+class VGG(FeatureNetwork):
     """A VGG network: five stages at 32, 16, 8, 4 and 4 pixels, global average pooling, and one linear layer.
 
-    Images of 64x64 pixels are pooled once more, before the last stage.
+    Images of 64x64 pixels and more are pooled once more, before the last stage.
 
     Args:
         stages: channels of the convolutions of each stage.
@@ -65,7 +65,7 @@ class VGG(nn.Module):
     @overload
     def forward(self, images: Tensor, return_features: Literal[True]) -> tuple[Tensor, Features]: ...
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Features]:
-        """Return logits (B, num_classes) of images (B, in_channels, S, S), S 32 or 64, with features on request."""
+        """Return logits (B, num_classes) of images (B, in_channels, H, W) from 8x8 on, with all features on request."""
         if not return_features:
             return self.classifier(average_pool(self.run_stages(images)[-1]))
         before, after = [], []
@@ -87,17 +87,35 @@ class VGG(nn.Module):
         return outputs
 
     def _pooled_stages(self, images: Tensor) -> range:
-        size = images.shape[-1]
-        if images.shape[-2] != size or size not in (32, 64):
-            raise ValueError(f"images must be 32x32 or 64x64, got {images.shape[-2]}x{size}")
-        return range(4 if size == 64 else 3)
+        return range(4 if min(images.shape[-2:]) >= 64 else 3)
 
 
 def vgg8(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
     """VGG-8: 3,965,028 parameters for 100 classes, 3,918,858 for 10; see `layers.scale_widths` for `width`."""
-    return VGG([[channels] for channels in scale_widths(WIDTHS, width)], num_classes, in_channels)
+    return _vgg((1, 1, 1, 1, 1), num_classes, in_channels, width)
+
+
+def vgg11(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
+    """VGG-11: 9,277,284 parameters for 100 classes."""
+    return _vgg((1, 1, 2, 2, 2), num_classes, in_channels, width)
 
 
 def vgg13(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
     """VGG-13: 9,462,180 parameters for 100 classes."""
-    return VGG([[channels] * 2 for channels in scale_widths(WIDTHS, width)], num_classes, in_channels)
+    return _vgg((2, 2, 2, 2, 2), num_classes, in_channels, width)
+
+
+def vgg16(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
+    """VGG-16: 14,774,436 parameters for 100 classes."""
+    return _vgg((2, 2, 3, 3, 3), num_classes, in_channels, width)
+
+
+def vgg19(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> VGG:
+    """VGG-19: 20,086,692 parameters for 100 classes."""
+    return _vgg((2, 2, 4, 4, 4), num_classes, in_channels, width)
+
+
+def _vgg(convolutions: tuple[int, ...], num_classes: int, in_channels: int, width: float) -> VGG:
+    """The network with so many convolutions in each stage."""
+    stages = zip(scale_widths(WIDTHS, width), convolutions, strict=True)
+    return VGG([[channels] * count for channels, count in stages], num_classes, in_channels)

@@ -41,16 +41,33 @@ class WideResNet(ResidualNetwork):
     def __init__(self, depth: int, widths: list[int], num_classes: int, in_channels: int = 3) -> None:
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 with n >= 1, got {depth}")
-        super().__init__(WideBlock, widths, (depth - 4) // 6, num_classes, in_channels)
+        super().__init__(WideBlock, widths, [(depth - 4) // 6] * 3, num_classes, in_channels)
         initialise_convolutions(self)  # as RepDistiller does; the linear layer's weight is as torch makes it
         nn.init.zeros_(self.classifier.bias)
 
 
+THIN = (16, 16, 32, 64)
+"""Channels of the first convolution and of each stage."""
+
+X2 = (16, 32, 64, 128)
+"""Channels of the networks with twice the width."""
+
+
+def wrn_16_1(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
+    """WRN-16-1: 180,916 parameters for 100 classes; see `layers.scale_widths` for `width`."""
+    return WideResNet(16, scale_widths(THIN, width), num_classes, in_channels)
+
+
 def wrn_16_2(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
-    """WRN-16-2: 703,284 parameters for 100 classes; see `layers.scale_widths` for `width`."""
-    return WideResNet(16, scale_widths((16, 32, 64, 128), width), num_classes, in_channels)
+    """WRN-16-2: 703,284 parameters for 100 classes."""
+    return WideResNet(16, scale_widths(X2, width), num_classes, in_channels)
+
+
+def wrn_40_1(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
+    """WRN-40-1: 569,780 parameters for 100 classes."""
+    return WideResNet(40, scale_widths(THIN, width), num_classes, in_channels)
 
 
 def wrn_40_2(num_classes: int, *, in_channels: int = 3, width: float = 1.0) -> WideResNet:
     """WRN-40-2: 2,255,156 parameters for 100 classes."""
-    return WideResNet(40, scale_widths((16, 32, 64, 128), width), num_classes, in_channels)
+    return WideResNet(40, scale_widths(X2, width), num_classes, in_channels)

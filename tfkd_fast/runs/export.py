@@ -22,7 +22,7 @@ def export_student(out: Path) -> list[Path]:
     with folder.lock():  # also while the student is read, which another run might replace
         header, model = read_student(folder.student)  # the data set need not be there
         example = torch.zeros(2, *header.image_shape)
-        shapes = {"images": {0: torch.export.Dim("batch")}}
+        shapes = ({0: torch.export.Dim("batch")},)
         program = torch.export.export(model, (example,), dynamic_shapes=shapes)
         content = io.BytesIO()
         torch.export.save(program, content)

@@ -15,7 +15,7 @@ from tfkd_fast.errors import UserError, nearest, refuse_unknown, shorten
 from tfkd_fast.files import is_there, parse_toml, read_text
 from tfkd_fast.methods import METHODS, MethodEntry, find_method
 from tfkd_fast.methods.base import TeacherTable
-from tfkd_fast.models import MODELS, ModelSettings
+from tfkd_fast.models import ModelSettings, NetworkOrFactory, give, refuse_unknown_network
 from tfkd_fast.runs.earlier import drop_unread_keys
 from tfkd_fast.runs.faults import explain
 from tfkd_fast.runs.folder import RunFolder
@@ -186,8 +186,12 @@ def parse(text: str, name: str) -> Table:
     return parse_toml(text, name, "recipe", "mend that line")
 
 
-def read_recipe(folder: RunFolder) -> Recipe:
+def read_recipe(folder: RunFolder, network: NetworkOrFactory | None = None) -> Recipe:
     """The resolved recipe of a run, of this version or an earlier one.
+
+    Args:
+        folder: the run folder.
+        network: the network or the factory of the run, where this process cannot import it.
 
     Raises:
         UserError: it cannot be read, or names a network, a method or a criterion that this process does not know.
@@ -197,8 +201,10 @@ def read_recipe(folder: RunFolder) -> Recipe:
         raise UserError(f"the recipe {folder.recipe} names no method, as that of a run does: restore it")
     model = table.get("model")
     refuse_unknown("method", table["method"], METHODS, "tfkd_fast.methods.METHODS", folder.path)
-    if isinstance(model, dict) and "name" in model:
-        refuse_unknown("network", model["name"], MODELS, "tfkd_fast.models.MODELS", folder.path)
+    if isinstance(model, dict) and isinstance(model.get("name"), str):
+        if network is not None:
+            give(network, model["name"])
+        refuse_unknown_network(model["name"], folder.path)
     try:
         method = find_method(table["method"])
         table = drop_unread_keys(table, core_fields() | method.settings.model_fields)

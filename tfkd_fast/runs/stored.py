@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
+from tfkd_fast.models import NetworkOrFactory
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.recipe import Recipe, read_recipe
@@ -121,14 +122,15 @@ class StoredRun:
         return read_student(weights)[1]
 
 
-def load_run(path: Path | str) -> StoredRun:
+def load_run(path: Path | str, *, model: NetworkOrFactory | None = None) -> StoredRun:
     """A finished or unfinished run, read from its folder.
 
     Args:
         path: the run folder.
+        model: the module or the factory of its network, where this process cannot import it.
 
     Raises:
         UserError: if the folder holds no run, or its recipe is damaged.
     """
     folder = RunFolder(Path(path))
-    return StoredRun(folder, read_recipe(folder))
+    return StoredRun(folder, read_recipe(folder, model))

@@ -8,10 +8,18 @@ from torch import nn
 
 from tfkd_fast import tensor_file
 from tfkd_fast.data import DataIdentity, Dataset
-from tfkd_fast.errors import UserError, refuse_unknown
+from tfkd_fast.errors import UserError
 from tfkd_fast.files import reading, write_bytes
 from tfkd_fast.finiteness import nonfinite_names
-from tfkd_fast.models import MODELS, ModelSettings, Width, build_model, gives_finite_logits
+from tfkd_fast.models import (
+    MODELS,
+    ModelSettings,
+    Width,
+    announce_import,
+    build_model,
+    gives_finite_logits,
+    refuse_unknown_network,
+)
 from tfkd_fast.tensor_file import Tensors
 
 STUDENT = "student"
@@ -60,7 +68,7 @@ def read_student_header(path: Path) -> StudentHeader:
         UserError: the file is missing, damaged or no student, or this process does not know the network.
     """
     header = _read(path)[0]
-    refuse_unknown("network", header.name, MODELS, "tfkd_fast.models.MODELS", path)
+    refuse_unknown_network(header.name, path)
     return header
 
 
@@ -71,24 +79,29 @@ def read_student(path: Path) -> tuple[StudentHeader, nn.Module]:
         UserError: as `read_student_header` and `load_student`.
     """
     header = read_student_header(path)
-    return header, load_student(path, header.model, len(header.classes), header.image_shape[0]).eval()
+    return header, load_student(path, header.model, len(header.classes), header.image_shape).eval()
 
 
-def load_student(path: Path, settings: ModelSettings, num_classes: int, in_channels: int) -> nn.Module:
+def load_student(path: Path, settings: ModelSettings, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """The network of a run folder, with the weights of `path`.
+
+    Where it is built by code of others, a `Notice` says what is imported.
 
     Raises:
         UserError: if the file is missing, damaged, no student, or one of another network or of one that diverged.
     """
     weights = _read(path)[1]
-    with torch.device("meta"):  # takes no memory, however large the network is
-        expected = build_model(settings, num_classes, in_channels, seed=0).state_dict()
-    if _shapes(weights) != _shapes(expected):
+    announce_import(settings.name, path.parent)
+    own = settings.name in MODELS
+    with torch.device("meta" if own else "cpu"):  # takes no memory, however large the network is
+        model = build_model(settings, num_classes, image_shape[0], seed=0)
+    if _shapes(weights) != _shapes(model.state_dict()):
         raise UserError(f"{path} does not hold the weights of a {settings.name} for {num_classes} classes")
-    model = build_model(settings, num_classes, in_channels, seed=0)
+    if own:
+        model = build_model(settings, num_classes, image_shape[0], seed=0)
     model.load_state_dict(weights)
     names = nonfinite_names(model.state_dict().items())
-    if names or not gives_finite_logits(model, (in_channels, 32, 32)):
+    if names or not gives_finite_logits(model, image_shape):
         what = f"{names[0]} is" if names else "its outputs are"
         raise UserError(f"the network in {path} is of no use, because {what} not finite: train it again")
     return model

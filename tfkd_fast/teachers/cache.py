@@ -72,7 +72,7 @@ class CachedTeachers(Teachers):
         before = [part(f"before_relu.{stage}") for stage in range(stages)]
         features = Features(
             before,
-            [F.relu(maps) for maps in before],
+            [maps if stage in shapes.linear else F.relu(maps) for stage, maps in enumerate(before)],
             part("pooled"),
             part("stem") if has_stem else None,
             [part(f"block_sums.{stage}") for stage in range(sums)],

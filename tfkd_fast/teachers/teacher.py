@@ -1,28 +1,44 @@
-"""Teachers: networks of finished runs, which are evaluated on the images that students train on."""
+"""Teachers: networks of finished runs, and others with their weights, which see the images that students train on."""
 
 import hashlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tfkd_fast.data import DataIdentity, Dataset, Loader
+from tfkd_fast.data import Dataset, Loader
 from tfkd_fast.data.split import split_indices
-from tfkd_fast.device import Compute
+from tfkd_fast.device import Compute, Result
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import read_bytes
+from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import TeacherFacts, TeacherOutputs
-from tfkd_fast.models import FeatureName, feature_shapes, fix_weights, logits_and_features
+from tfkd_fast.methods.base.teacher_table import NetworkTeacher
+from tfkd_fast.models import (
+    FeatureName,
+    FeatureShapes,
+    blank_images,
+    build_model,
+    classifier_of,
+    evaluating,
+    explain,
+    feature_shapes,
+    fix_weights,
+    gives_finite_logits,
+    logits_and_features,
+)
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import read_student
+from tfkd_fast.teachers.adjusted import Reordered, Resized, Restandardised, is_own
+from tfkd_fast.teachers.weights import load_weights, published, read_weights
 
 
 @dataclass(frozen=True)
@@ -34,11 +50,14 @@ class Teacher:
     network: nn.Module
     """The network on the device, in eval mode: from the student's images to logits in the order of `facts.labels`."""
     checksum: str
-    """SHA-256 of the file with its weights, in hexadecimal."""
+    """SHA-256 of the file of its run, or of the weights themselves, in hexadecimal."""
     training_data: str
-    """Fingerprint of the training images of its run, including held-out ones, see `Dataset.fingerprint`."""
+    """Fingerprint of the training images of its run, including held-out ones, see `Dataset.fingerprint`; empty where
+    they are not known."""
     holdout: float
     """Share of these images that the network was not trained on."""
+    named: bool = True
+    """Whether its classes are known by name; otherwise they are taken for those of the data set in their order."""
 
 
 JUDGED_IMAGES, FEWEST_IMAGES = 256, 32
@@ -82,7 +101,7 @@ class Teachers:
         self.teachers = list(teachers)
         self._compute = compute
         self._forwards = [
-            compute.compile_network(partial(logits_and_features, teacher.network, features), batch_size)
+            _compiled(partial(logits_and_features, teacher.network, features), teacher, compute, batch_size)
             for teacher in teachers
         ]
         self.checksums = [teacher.checksum for teacher in teachers]
@@ -127,74 +146,22 @@ class Teachers:
         return TeacherOutputs(logits.float().unflatten(0, (n, size)), inner)
 
 
+def _compiled(
+    forward: Callable[[Tensor], Result], teacher: Teacher, compute: Compute, batch_size: int
+) -> Callable[[Tensor], Result]:
+    """The forward pass of a teacher, compiled where the run compiles and the network is of this package."""
+    return compute.compile_network(forward, batch_size) if is_own(teacher.network) else forward
+
+
 def in_float32(outputs: TeacherOutputs) -> TeacherOutputs:
     """Return outputs with their features in float32, as losses read them."""
     return outputs._replace(features=outputs.features and outputs.features.in_float32())
 
 
-def classifier_of(network: nn.Module) -> nn.Module:
-    """Return the layer that takes the pooled features of a network to its logits.
-
-    Raises:
-        TypeError: for a network without one.
-    """
-    found = network.classifier
-    if not isinstance(found, nn.Module):
-        raise TypeError(f"{type(network).__name__} has no classifier that is a module")
-    return found
-
-
-class Restandardised(nn.Module):
-    """A network that was trained with another normalisation: images are converted from the student's to its own."""
-
-    factor: Tensor
-    offset: Tensor
-
-    def __init__(self, network: nn.Module, dataset: Dataset, own: DataIdentity) -> None:
-        super().__init__()
-        self.network = network
-        mean, std, own_mean, own_std = (
-            torch.tensor(values).reshape(-1, 1, 1) for values in (dataset.mean, dataset.std, own.mean, own.std)
-        )
-        self.register_buffer("factor", std / own_std)
-        self.register_buffer("offset", (mean - own_mean) / own_std)
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The layer that takes pooled features to the logits of this network."""
-        return classifier_of(self.network)
-
-    def forward(self, images: Tensor, return_features: bool = False) -> Any:
-        standardised = (images.float() * self.factor + self.offset).to(images.dtype)
-        return self.network(standardised, return_features)
-
-
-class Reordered(nn.Module):
-    """A network whose logits are reordered, because it was trained with another order of the same classes."""
-
-    order: Tensor
-
-    def __init__(self, network: nn.Module, order: Sequence[int]) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("order", torch.tensor(order))
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The layer that takes pooled features to the logits of this network."""
-        return Reordered(classifier_of(self.network), self.order.tolist()).to(self.order.device).eval()
-
-    def forward(self, images: Tensor, return_features: bool = False) -> Any:
-        if not return_features:
-            return self.network(images)[..., self.order]
-        logits, features = self.network(images, return_features=True)
-        return logits[..., self.order], features
-
-
 def load_teachers(recipe: Recipe, dataset: Dataset, compute: Compute) -> list[Teacher]:
-    """Load the teachers that a recipe names, in its order; see `load_teacher`.
+    """Load the teachers that a recipe names, in its order; see `load_teacher` and `load_network`.
 
-    Two runs that ended in the same weights are two teachers all the same, and a `Notice` says so.
+    Two teachers that have the same weights are two teachers all the same, and a `Notice` says so.
 
     Raises:
         UserError: also for a run that is named twice, under whatever path, which would count twice.
@@ -203,11 +170,14 @@ def load_teachers(recipe: Recipe, dataset: Dataset, compute: Compute) -> list[Te
     for run, again in combinations(runs, 2):
         if run.resolve() == again.resolve():
             raise UserError(f"the teachers {run} and {again} are one run: name it once")
-    teachers = [load_teacher(run, dataset, compute) for run in runs]
-    for (run, one), (again, other) in combinations(zip(runs, teachers, strict=True), 2):
+    reads = bool(find_method(recipe.method).needs(recipe.options).features)
+    teachers = [load_teacher(run, dataset, compute, reads=reads) for run in runs]
+    teachers += [load_network(settings, dataset, compute, reads=reads) for settings in recipe.teachers.networks]
+    names = [*map(str, runs), *(teacher.facts.name for teacher in teachers[len(runs) :])]
+    for (name, one), (again_name, other) in combinations(zip(names, teachers, strict=True), 2):
         if _have_the_same_weights(one.network, other.network):
             warnings.warn(
-                Notice(f"the teachers {run} and {again} have the same weights, which count twice"), stacklevel=2
+                Notice(f"the teachers {name} and {again_name} have the same weights, which count twice"), stacklevel=2
             )
     return teachers
 
@@ -217,51 +187,155 @@ def _have_the_same_weights(one: nn.Module, other: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute) -> Teacher:
+def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute, *, reads: bool = True) -> Teacher:
     """Load the student of a finished run as a teacher.
 
     Args:
         run_dir: the folder of the run.
         dataset: the data set of the student that it will teach.
         compute: device and precision.
+        reads: whether its features are read; those of a network of others are not looked for otherwise.
 
     Raises:
-        UserError: the folder holds no finished run, or the network is for other classes or another shape of images.
+        UserError: the folder holds no finished run, or the network is for other classes or other channels.
     """
     folder = RunFolder(run_dir)
     folder.require_run()
     path = folder.student
     header, network = read_student(path)
-    classes, shape = header.classes, header.image_shape
-    unknown = [name for name in classes if name not in dataset.classes]
+    source = Source(f"teacher {run_dir}", header.classes, header.mean, header.std, header.image_shape)
+    network, labels = _fitted(network, source, dataset)
+    checksum = hashlib.sha256(read_bytes(path, "the student", "restore it")).hexdigest()
+    facts = _facts(run_dir.resolve().name, header.name, network, labels, dataset, compute, reads=reads)
+    return Teacher(facts, facts.network, checksum, header.training_data, header.holdout)
+
+
+def load_network(settings: NetworkTeacher, dataset: Dataset, compute: Compute, *, reads: bool = True) -> Teacher:
+    """Load a network with weights from elsewhere as a teacher; see `load_teacher` for the other arguments.
+
+    Args:
+        settings: the network, its weights, and what they were trained on.
+
+    Raises:
+        UserError: the weights cannot be read or fetched, or are those of another network, or of other classes.
+    """
+    channels, height, width = dataset.image_shape
+    name = settings.name if settings.weights is None else f"{settings.name}@{Path(settings.weights).name}"
+    classes, mean, std = settings.classes, settings.mean or dataset.mean, settings.std or dataset.std
+    size = (settings.image_size, settings.image_size) if settings.image_size else (height, width)
+    if settings.weights is None and settings.name.startswith(("timm/", "torchvision/")):
+        found = published(settings.name)
+        network, channels = found.network, len(found.mean)
+        classes = classes or found.classes or ()
+        mean, std = settings.mean or found.mean, settings.std or found.std
+        size = size if settings.image_size else found.size
+    elif settings.weights is None and not settings.name.startswith("python/"):
+        raise UserError(f"teacher {name} has no weights: name a file of them, as in --teacher {name}@FILE")
+    else:
+        network = build_model(settings, len(classes or dataset.classes), channels, seed=0)
+        if settings.weights is not None:
+            path = Path(settings.weights)
+            load_weights(network, read_weights(path), path, settings.name)
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(f"teacher {name} takes images of {channels} channels: give mean and std of each of them")
+    named, shape = bool(classes), (channels, *size)
+    try:
+        with evaluating(network), torch.no_grad():
+            count = network(blank_images(network, shape)).shape[-1]
+        is_usable = gives_finite_logits(network, shape)
+    except Exception as error:  # of whoever wrote the network
+        explain(f"teacher {name} fails on images of shape {shape}", error)
+    if count != len(classes or dataset.classes):
+        known = f"{len(classes)} are named" if named else f"{dataset.name} has {len(dataset.classes)}"
+        raise UserError(
+            f"teacher {name} knows {count} classes, but {known}: train it on those first, and name that run"
+        )
+    if not is_usable:
+        raise UserError(f"teacher {name} is of no use, because its outputs are not finite")
+    own = Source(f"teacher {name}", classes or tuple(dataset.classes), mean, std, shape)
+    checksum = _checksum(network)
+    network, labels = _fitted(network, own, dataset)
+    facts = _facts(name, settings.name, network, labels, dataset, compute, reads=reads)
+    return Teacher(facts, facts.network, checksum, training_data="", holdout=0.0, named=named)
+
+
+class Source(NamedTuple):
+    """What a teacher was trained on."""
+
+    whose: str
+    """The teacher, for messages."""
+    classes: Sequence[str]
+    """Names of its classes, in the order of its logits."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    image_shape: tuple[int, int, int]
+
+
+def _fitted(network: nn.Module, source: Source, dataset: Dataset) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network, from the student's images to logits in the order of the student's labels, and these labels."""
+    unknown = [name for name in source.classes if name not in dataset.classes]
     if unknown:
         raise UserError(
-            f"teacher {run_dir} knows the class {unknown[0]!r}, which is none of {dataset.name}: "
-            "name a run on the same classes"
+            f"{source.whose} knows the class {unknown[0]!r}, which is none of {dataset.name}: "
+            "name a teacher of the same classes"
         )
-    if shape != dataset.image_shape:
+    if source.image_shape[0] != dataset.image_shape[0]:
         raise UserError(
-            f"teacher {run_dir} was trained on images of shape {shape}, those of {dataset.name} are "
-            f"{dataset.image_shape}: name a run on images of that shape"
+            f"{source.whose} was trained on images of shape {source.image_shape}, those of {dataset.name} are "
+            f"{dataset.image_shape}: name a teacher on images of as many channels"
         )
-    if (header.mean, header.std) != (dataset.mean, dataset.std):
-        network = Restandardised(network, dataset, header)
-    labels = [dataset.classes.index(name) for name in classes]
+    if source.image_shape != dataset.image_shape:
+        network = Resized(network, source.image_shape[1:])
+    if (tuple(source.mean), tuple(source.std)) != (tuple(dataset.mean), tuple(dataset.std)):
+        network = Restandardised(network, dataset.mean, dataset.std, source.mean, source.std)
+    labels = [dataset.classes.index(name) for name in source.classes]
     order = sorted(range(len(labels)), key=labels.__getitem__)
     if order != list(range(len(labels))):
         network = Reordered(network, order)
+    return network, tuple(sorted(labels))
+
+
+def _facts(
+    name: str,
+    model: str,
+    network: nn.Module,
+    labels: tuple[int, ...],
+    dataset: Dataset,
+    compute: Compute,
+    *,
+    reads: bool,
+) -> TeacherFacts:
+    """The facts of a teacher, whose network is frozen and on the device then."""
     network = compute.place(network.requires_grad_(False)).eval()
     fix_weights(network)
-    facts = TeacherFacts(
-        run_dir.resolve().name,
-        header.name,
-        tuple(sorted(labels)),
-        feature_shapes(network, dataset.image_shape),
-        network,
-        classifier_of(network),
-    )
-    checksum = hashlib.sha256(read_bytes(path, "the student", "restore it")).hexdigest()
-    return Teacher(facts, network, checksum, header.training_data, header.holdout)
+    if not reads and not is_own(network):
+        return TeacherFacts(name, model, labels, FeatureShapes((), 0), network)
+    shapes = feature_shapes(network, dataset.image_shape)
+    return TeacherFacts(name, model, labels, shapes, network, classifier_of(network))
+
+
+def _checksum(network: nn.Module) -> str:
+    """SHA-256 of the weights and buffers of a network, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_chance(teachers: Sequence[Teacher], loader: Loader, compute: Compute) -> None:
+    """Raise UserError for a teacher whose classes are not known by name and that is no better than chance.
+
+    Nothing else tells whether the order of its classes and its images are those that it was trained on. Any other
+    teacher at chance is its owner's affair, and a line at the start of the run says so.
+    """
+    for teacher in teachers:
+        if not teacher.named and (figures := judge_teacher(teacher, loader, compute)).is_chance:
+            raise UserError(
+                f"teacher {teacher.facts.name} is right for {100 * figures.top1:.1f} % of the images, which is chance: "
+                "its classes may be in another order, or it was trained on other images; give classes, mean, std and "
+                "image_size in [[teachers.networks]]"
+            )
 
 
 def judge_teacher(teacher: Teacher, loader: Loader, compute: Compute) -> TeacherFigures:

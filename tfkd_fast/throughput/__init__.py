@@ -11,11 +11,13 @@ from tfkd_fast.throughput.measure import (
     measure_training,
     sweep,
 )
+from tfkd_fast.throughput.plain_networks import WRITTEN_OUT
 from tfkd_fast.throughput.turns import Measurement, Ratio, measure_interleaved, ratio
 from tfkd_fast.throughput.workload import CLASSES, MethodName, Workload
 
 __all__ = [
     "CLASSES",
+    "WRITTEN_OUT",
     "Cell",
     "Measurement",
     "MethodName",

@@ -8,9 +8,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tfkd_fast.models import VGG, ResidualNetwork
-from tfkd_fast.models.resnet import BasicBlock
+from tfkd_fast.models import MODELS, VGG, ResidualNetwork
+from tfkd_fast.models.resnet import BasicBlock, BottleneckBlock
 from tfkd_fast.models.wide_resnet import WideBlock
+
+WRITTEN_OUT = tuple(name for name in MODELS if not name.startswith(("resnet50", "mobilenet", "shufflenet")))
+"""The networks on offer that are written out here."""
 
 
 def plain_network(network: nn.Module) -> nn.Module:
@@ -24,7 +27,9 @@ def plain_network(network: nn.Module) -> nn.Module:
     """
     if isinstance(network, VGG):
         return _vgg(network)
-    if isinstance(network, ResidualNetwork):
+    if isinstance(network, ResidualNetwork) and not any(
+        isinstance(part, BottleneckBlock) for part in network.modules()
+    ):
         return _residual_network(network)
     raise TypeError(f"there is no plain network for {type(network).__name__}")
 

@@ -12,13 +12,13 @@ from tfkd_fast.data import Dataset, Loader, LoaderChoice, choose_loader, make_lo
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.judge import Judge
-from tfkd_fast.methods import Context, Method
-from tfkd_fast.models import build_model, feature_shapes
+from tfkd_fast.methods import Context, Method, find_method
+from tfkd_fast.models import FeatureNetwork, FeatureShapes, build_model, feature_shapes, refuse_unstackable, try_out
 from tfkd_fast.randomness import Purpose, random_words
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.teachers.cache import gather_teachers
-from tfkd_fast.teachers.teacher import Teacher, Teachers, load_teachers
+from tfkd_fast.teachers.teacher import Teacher, Teachers, load_teachers, refuse_chance
 from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.convolutions import Measured, choose_convolutions
 from tfkd_fast.training.epoch import EpochTrainer
@@ -70,6 +70,8 @@ class Parts(Generic[MethodT]):
     """Trains the candidates, an epoch at a time."""
     convolutions: Measured
     """The algorithms of the convolutions, for `conv_algorithms.using`."""
+    draws: bool
+    """Whether layers of the student draw random numbers in training, as dropout does."""
 
 
 def assemble(
@@ -94,16 +96,26 @@ def assemble(
         convolutions: by which algorithms convolutions are computed, for a run that goes on; None chooses them.
 
     Raises:
-        UserError: the recipe mixes images and the method cannot, or teachers or loaders do not suit it.
+        UserError: the recipe mixes images and the method cannot, or network, teachers or loaders do not suit it.
     """
     images = load_images(recipe, dataset, compute)
     loader = images.fit.with_augmentation_period(recipe.repeated_views)
     recipe = recipe.with_loader(loader.name)
-    loaded = load_teachers(recipe, dataset, compute) if loaded is None else loaded
-    method = build_method(method_context(recipe, dataset, images.num_fit, compute, loaded))
+    if loaded is None:
+        loaded = load_teachers(recipe, dataset, compute)
+        refuse_chance(loaded, images.holdout or images.fit, compute)
+    build = partial(build_student, recipe, dataset, compute)
+    own = partial(build, recipe.seed)
+    student = own()
+    draws = try_out(student, recipe.model.name, len(dataset.classes), dataset.image_shape, compute.autocast)
+    method = build_method(method_context(recipe, dataset, images.num_fit, compute, student, loaded))
     if recipe.data.mix != "none" and not method.needs.mixing:
         raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
-    build = partial(build_student, recipe, dataset, compute)
+    several = method.needs.candidates > 1
+    on_threads = several and compute.device.type == "cpu" and not method.needs.joint_steps
+    side_by_side = choose_side_by_side(recipe.population, draws_on_threads=draws and on_threads)
+    if several and side_by_side == "stacked":
+        refuse_unstackable(own, recipe.model.name, dataset.image_shape, compute.autocast)
     population, adapters = _untrained_population(method, build, recipe), Adapters(method.adapters, recipe.optimizer)
     teachers = gather_teachers(loaded, method.needs, recipe, dataset, loader, compute)
     epochs = EpochTrainer(
@@ -112,7 +124,7 @@ def assemble(
         loader,
         compute,
         recipe.optimizer,
-        choose_side_by_side(recipe.population),
+        side_by_side,
         on_batch,
         adapters=adapters,
         teachers=teachers,
@@ -121,13 +133,13 @@ def assemble(
     )
     if recipe.optimizer.accumulate > (most := len(loader)):
         raise UserError(f"an epoch has {most} batches: set optimizer.accumulate to {most} or less")
-    own = partial(build, recipe.seed)
     judge = Judge(images.fit, images.holdout, compute, own)
     if convolutions is not None:
         measured = Measured(convolutions.available(), 0.0)
     else:
         measured = choose_convolutions(recipe, compute, method.needs, loader, own, teachers, dataset.image_shape)
-    return Parts(recipe, dataset, images, loader, method, population, adapters, teachers, judge, epochs, measured)
+    trained = method, population, adapters, teachers, judge, epochs, measured, draws
+    return Parts(recipe, dataset, images, loader, *trained)
 
 
 def load_images(recipe: Recipe, dataset: Dataset, compute: Compute) -> TrainingImages:
@@ -153,9 +165,16 @@ def build_student(recipe: Recipe, dataset: Dataset, compute: Compute, seed: int)
 
 
 def method_context(
-    recipe: Recipe, dataset: Dataset, num_images: int, compute: Compute, teachers: Sequence[Teacher] = ()
+    recipe: Recipe,
+    dataset: Dataset,
+    num_images: int,
+    compute: Compute,
+    student: nn.Module,
+    teachers: Sequence[Teacher] = (),
 ) -> Context:
     """What the method of a recipe may know of the run; `num_images` is the number of images to fit."""
+    read = find_method(recipe.method).needs(recipe.options).features
+    known = read or isinstance(student, FeatureNetwork)
     return Context(
         num_classes=len(dataset.classes),
         num_images=num_images,
@@ -166,7 +185,7 @@ def method_context(
         superclasses=dataset.superclasses,
         classes=tuple(dataset.classes),
         model=recipe.model.name,
-        shapes=feature_shapes(build_student(recipe, dataset, compute, recipe.seed), dataset.image_shape),
+        shapes=feature_shapes(student, dataset.image_shape) if known else FeatureShapes((), 0),
         teachers=tuple(teacher.facts for teacher in teachers),
         batch_size=recipe.data.batch_size,
     )

@@ -7,12 +7,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-from tfkd_fast.device import Compute
+from tfkd_fast.device import Compute, Result
+from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Method, Plan
-from tfkd_fast.models import FeatureName, Features, logits_and_features
-from tfkd_fast.models.layers import stack
+from tfkd_fast.models import FeatureName, FeatureNetwork, Features, call_with, logits_and_features
+from tfkd_fast.models.features import stack
 from tfkd_fast.training.population import Population
 
 Forward = Callable[[Tensor], tuple[Tensor, Features | None]]
@@ -33,9 +34,25 @@ FASTEST: SideBySide = "streams"
 """The way that `auto` takes, see docs/decisions.md."""
 
 
-def choose_side_by_side(wanted: SideBySide | Literal["auto"]) -> SideBySide:
-    """The way that a recipe asks for, or the fastest one for `auto`."""
-    return FASTEST if wanted == "auto" else wanted
+def choose_side_by_side(wanted: SideBySide | Literal["auto"], *, draws_on_threads: bool = False) -> SideBySide:
+    """The way that a recipe asks for, or the fastest one for `auto`.
+
+    Args:
+        wanted: what the recipe asks for.
+        draws_on_threads: whether candidates whose layers draw random numbers, as dropout does, would do so on threads,
+            which share one generator: the numbers of each would then depend on how far the others are.
+
+    Raises:
+        UserError: the recipe asks for such threads.
+    """
+    if wanted == "streams" and draws_on_threads:
+        raise UserError(
+            "candidates whose layers draw random numbers, as dropout does, would share one generator on the CPU, so "
+            "that no run could be repeated: use --population sequential or stacked"
+        )
+    if wanted == "auto":
+        return "sequential" if draws_on_threads else FASTEST
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,7 @@ def joint_group(slots: range, spec: GroupSpec) -> Group:
     population = spec.population
     models = [population.models[slot] for slot in slots]
     networks = tuple(spec.plan.network(model) for model in models)
-    parameters = [list(model.parameters()) for model in models]
+    parameters = [[weight for weight in model.parameters() if weight.requires_grad] for model in models]
     count = len(parameters[0])
 
     def split(gradients: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
@@ -170,10 +187,7 @@ def _member(slot: int, spec: GroupSpec) -> Member:
 
 def _separate_forward(networks: Sequence[nn.Module], spec: GroupSpec, features: frozenset[FeatureName]) -> Forward:
     compute = spec.compute
-    forwards = [
-        compute.compile_network(partial(logits_and_features, network, features), spec.batch_size)
-        for network in networks
-    ]
+    forwards = [_compiled(partial(logits_and_features, network, features), spec) for network in networks]
 
     def forward(images: Tensor) -> tuple[Tensor, Features | None]:
         with compute.autocast():
@@ -181,6 +195,13 @@ def _separate_forward(networks: Sequence[nn.Module], spec: GroupSpec, features: 
         return stack([logits for logits, _ in results]), stack_features([inner for _, inner in results])
 
     return forward
+
+
+def _compiled(forward: Callable[[Tensor], Result], spec: GroupSpec) -> Callable[[Tensor], Result]:
+    """The forward pass of students, compiled where the run compiles and they are networks of this package: torch
+    compiles no hooks, and of networks of others not always the whole."""
+    own = isinstance(spec.population.models[0], FeatureNetwork)
+    return spec.compute.compile_network(forward, spec.batch_size) if own else forward
 
 
 def stack_features(several: Sequence[Features | None]) -> Features | None:
@@ -194,15 +215,14 @@ def _stacked_forward(model: nn.Module, tensors: dict[str, Tensor], spec: GroupSp
     compute = spec.compute
 
     def forward_one(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, tensors, (images,))
-        return logits
+        return call_with(model, tensors, images)
 
     def forward_all(images: Tensor) -> Tensor:
         if len(images) == 1:
-            return vmap(forward_one, in_dims=(0, None))(tensors, images[0])
-        return vmap(forward_one)(tensors, images)
+            return vmap(forward_one, in_dims=(0, None), randomness="different")(tensors, images[0])
+        return vmap(forward_one, randomness="different")(tensors, images)
 
-    compiled = compute.compile_network(forward_all, spec.batch_size)
+    compiled = _compiled(forward_all, spec)
 
     def forward(images: Tensor) -> tuple[Tensor, Features | None]:
         with compute.autocast():

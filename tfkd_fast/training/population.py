@@ -30,8 +30,10 @@ class Population:
     ) -> None:
         """`slow`: whether each candidate has a second network, `slow_models[p]`, that follows its weights."""
         self.models = [build() for _ in range(size)]
-        self.weights = _stack([dict(model.named_parameters()) for model in self.models])
-        self.buffers = _stack([dict(model.named_buffers()) for model in self.models])
+        self.weights = _stack([_trained(model) for model in self.models])
+        """Name -> (P,...), the parameters that are trained."""
+        self.buffers = _stack([_untrained(model) for model in self.models])
+        """Name -> (P,...), buffers, and parameters that are frozen."""
         states = {name: zero_state(optimizer, stack, candidate_axis=True) for name, stack in self.weights.items()}
         self.optimizer_state = {
             kind: {name: state[kind] for name, state in states.items()} for kind in next(iter(states.values()), {})
@@ -41,7 +43,7 @@ class Population:
         self.ema = {name: stack.clone() for name, stack in averaged.items() if stack.is_floating_point()}
         """Name -> (P,...), the moving averages of weights and floating buffers, if they are wanted."""
         self.slow_models = [build() for _ in range(size)] if slow else []
-        self.slow = _stack([{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in self.slow_models])
+        self.slow = _stack([_trained(model) | _untrained(model) for model in self.slow_models])
         """Name -> (P,...), weights and buffers of the slow networks."""
         self.epoch_average = WeightAverage(self.weights)
         """The average of the weights after each step of an epoch, while one is wanted."""
@@ -183,6 +185,15 @@ class WeightAverage:
     def mean_weights(self, slot: int) -> dict[str, Tensor]:
         """The average of one slot by name."""
         return {name: total[slot] / self.count for name, total in self.sums.items()}
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _untrained(model: nn.Module) -> dict[str, Tensor]:
+    frozen = {name: weight for name, weight in model.named_parameters() if not weight.requires_grad}
+    return dict(model.named_buffers()) | frozen
 
 
 def _stack(candidates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -139,8 +139,11 @@ def train_step(
     logits, batch = forward_batch(setup, group, inputs, teachers)
     loss = step_loss(method, logits, batch, inputs.mix_partners)
     leaves = [*group.leaves, *setup.adapters.weights]
-    unused = method.adapters is not None
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss.total.sum(), leaves, allow_unused=unused)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(
+        loss.total.sum(),
+        leaves,
+        allow_unused=True,  # as auxiliary heads are
+    )
     if group.gradient_sums:
         gradients = _accumulate(group.gradient_sums, gradients, turn.share)
     if turn.updates:

@@ -5,8 +5,8 @@ The trainer sees the training part of a data set only, split into images to fit 
 
 import gc
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.models import gives_finite_logits
 from tfkd_fast.ops import conv_algorithms
+from tfkd_fast.randomness import Purpose, random_words, seeded
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener, RunLog, whole_bytes
@@ -121,7 +122,8 @@ class Trainer:
             while not self._is_over():
                 if self._plan is None:
                     self._plan = self._next_plan()
-                self._run_epoch(self._plan, stop)
+                with self._seeded_layers():
+                    self._run_epoch(self._plan, stop)
                 due = self.state.epoch % self.recipe.checkpoint_every == 0 or self._is_over()
                 if due or stop.requested:
                     with self._log.measure_seconds("saving"):
@@ -169,6 +171,15 @@ class Trainer:
             self.state.interval = plan.interval
             self._log.write(*plan.events)
         return plan
+
+    @contextmanager
+    def _seeded_layers(self) -> Iterator[None]:
+        """Context manager in which the numbers that layers draw, as dropout does, depend on seed and epoch alone."""
+        words = random_words(torch.tensor(0), Purpose.LAYERS, seed=self.recipe.seed, epoch=self.state.epoch)
+        with seeded(int(words[0])):
+            if self.parts.draws and self.compute.device.type == "cuda":
+                torch.cuda.manual_seed(int(words[0]))  # captured steps read it when they are replayed
+            yield
 
     def _run_epoch(self, plan: Plan, stop: Stop) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""

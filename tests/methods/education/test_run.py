@@ -85,7 +85,7 @@ def accuracies(out: Path) -> list[float]:
     digits = open_dataset(settings)
     _, holdout = split_holdout(digits.read_train(), settings.holdout)
     loader = make_loader(holdout, digits, settings, compute.device, compute.dtype, seed=0)
-    student = load_student(out / "student.safetensors", ModelSettings(**MODEL), 10, 1)
+    student = load_student(out / "student.safetensors", ModelSettings(**MODEL), 10, (1, 32, 32))
     logits, labels = predict(student, loader.in_order(), compute)
     right = logits.argmax(1) == labels
     by_class = [100 * float(right[labels == label].double().mean()) for label in range(10)]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tfkd_fast.data import Batch
+from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base.batch import TeacherOutputs
 from tfkd_fast.models import FeatureShapes
 from tfkd_fast.steering.targets import Superclasses
@@ -61,9 +62,12 @@ class Context:
 
         Raises:
             ValueError: for a context that was built without them.
+            UserError: for a network of others whose features the method did not ask for, so that nobody knows them.
         """
         if self.shapes is None:
             raise ValueError("this method reads features of the student: give the context their shapes")
+        if not self.shapes.maps:
+            raise UserError(f"this method runs the stages of a network of tfkd_fast, and {self.model} is none")
         return self.shapes
 
 

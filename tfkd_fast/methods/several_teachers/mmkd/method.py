@@ -34,6 +34,7 @@ from tfkd_fast.methods.several_teachers.mmkd.matching import (
 )
 from tfkd_fast.methods.several_teachers.mmkd.weights import GramNorm, TeacherWeights
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
+from tfkd_fast.models import logits_and_features
 from tfkd_fast.randomness import seeded
 from tfkd_fast.settings import LARGEST, Settings
 
@@ -205,7 +206,8 @@ class MMKD(TaughtStudent):
         teachers = step.teach(batch.images)
 
         def matching() -> tuple[Tensor, Tensor]:
-            logits, features = step.student(images, return_features=True)
+            logits, features = logits_and_features(step.student, self.needs.features, images)
+            assert features is not None
             outputs = MatchedOutputs.collect(logits.unsqueeze(0), features.after_relu[-1].unsqueeze(0), teachers)
             return self._terms(outputs), self.weights(outputs)
 

@@ -1,0 +1,277 @@
+"""Networks of other packages and of one's own, by the names that a recipe may have as `model.name`.
+
+A network is any `nn.Module` from images (B,C,H,W) to logits (B,K). It comes from a factory, a function or a class that
+is called with `num_classes`, and with `in_channels` or `in_chans` where it takes that:
+
+* `timm/NAME`, `torchvision/NAME`: a network of these packages, with random weights;
+* `package.module:factory`: a factory that can be imported;
+* `path/file.py:factory`: a factory in a file of one's own;
+* a name that an installed distribution offers as an entry point of the group `tfkd_fast.models`;
+* `python/NAME`: a module or a factory that was given to `tfkd_fast.train` and that cannot be imported; another process
+  has to be given it again.
+
+To import a factory is to run the code of whoever wrote it. That happens where a network is built and by the name that
+the recipe or the command has, and where the name is that of a stored run, a `Notice` says so. Weights are never
+unpickled.
+"""
+
+import copy
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from torch import nn
+
+from tfkd_fast.errors import Notice, UserError, nearest, shorten
+from tfkd_fast.settings import absolute_path
+
+Factory = Callable[..., nn.Module]
+"""Called with `num_classes`, and with `in_channels` or `in_chans` where it takes that."""
+
+NetworkOrFactory = nn.Module | Factory
+"""What a program may give in the place of a name."""
+
+ENTRY_POINTS = "tfkd_fast.models"
+"""The group of entry points by which installed distributions offer factories."""
+
+FORMS = "timm/NAME, torchvision/NAME, package.module:factory or path/file.py:factory"
+"""The names of networks that are not of this package, for messages."""
+
+from_programs: dict[str, Factory] = {}
+"""What a program gave, by name; it goes before what could be imported."""
+from_imports: dict[str, Factory] = {}
+"""What was imported, by name."""
+
+
+def check_name(name: str, own: Iterable[str]) -> str:
+    """The name of a network as a recipe keeps it: the path of a file is made absolute. Nothing is imported.
+
+    Args:
+        name: the name.
+        own: names of networks of this package.
+
+    Raises:
+        ValueError: it is no name of a network.
+    """
+    if name in own or name in from_programs or name in importlib.metadata.entry_points(group=ENTRY_POINTS).names:
+        return name
+    if re.fullmatch(r"(timm|torchvision|python)/[\w.:-]+", name):
+        return name
+    place, colon, factory = name.rpartition(":")
+    if colon and factory.isidentifier() and place.endswith(".py"):
+        return f"{absolute_path(place)}:{factory}"
+    if colon and all(part.isidentifier() for part in (*place.split("."), *factory.split("."))):
+        return name
+    offered = importlib.metadata.entry_points(group=ENTRY_POINTS).names
+    raise ValueError(f"unknown model {shorten(name)}: {nearest(name, {*own, *offered})}; or {FORMS}")
+
+
+def give(model: NetworkOrFactory, name: str | None = None) -> str:
+    """Make a module or a factory known to this process; returns the name that a recipe has for it.
+
+    A factory that can be imported has the name by which other processes import it. Any other, and a module, is
+    `python/NAME`. Every network that is built from a module is a copy of it, with its weights.
+
+    Args:
+        model: the module or the factory.
+        name: the name to know it by; None to find one.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(model, nn.Module):
+        name = name or f"python/{type(model).__name__}"
+        original = copy.deepcopy(model)
+        from_programs[name] = lambda num_classes: copy.deepcopy(original)
+    elif callable(model):
+        own = re.sub(r"\W", "", getattr(model, "__name__", "")) or "model"
+        name = name or _importable_name(model) or f"python/{own}"
+        from_programs[name] = model
+    else:
+        raise UserError(f"a model is an nn.Module or a function that makes one, not {shorten(model)}")
+    return name
+
+
+def _importable_name(factory: Factory) -> str | None:
+    """The name by which another process imports a factory; None where it cannot."""
+    module, name = getattr(factory, "__module__", None), getattr(factory, "__qualname__", "")
+    if not module or module == "__main__" or not all(part.isidentifier() for part in name.split(".")):
+        return None
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if found is not factory or file is None:
+        return None
+    try:
+        importable = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        importable = False
+    return f"{module}:{name}" if importable else None
+
+
+def announce_import(name: str, where: object) -> None:
+    """Say, where a stored run has the network `name`, that its code is about to be imported. `where` is the run."""
+    if name not in from_programs and name not in from_imports and ":" in name:
+        what = name.rpartition(":")[0]
+        warnings.warn(Notice(f"{where} has the network {name}: {what} is imported, which runs its code"), stacklevel=3)
+
+
+def build_foreign(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    """Build a network by a name that `check_name` gave.
+
+    Args:
+        name: the name.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+
+    Raises:
+        UserError: it cannot be imported or built.
+    """
+    factory, offered = _find_factory(name), {"in_channels": in_channels, "in_chans": in_channels}
+    takes = _keywords(factory)
+    if "num_classes" not in takes:
+        raise UserError(
+            f"the network {name} cannot be built for {num_classes} classes: its factory takes no num_classes"
+        )
+    arguments = {"num_classes": num_classes} | {key: value for key, value in offered.items() if key in takes}
+    with _one_sentence(f"the network {name} cannot be built"):
+        network = factory(**arguments)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"the network {name} is no network: its factory gave {shorten(network)}, not an nn.Module")
+    return network
+
+
+def _find_factory(name: str) -> Factory:
+    if name in from_programs:
+        return from_programs[name]
+    if name not in from_imports:
+        from_imports[name] = _import_factory(name)
+    return from_imports[name]
+
+
+def _import_factory(name: str) -> Factory:
+    kind, slash, rest = name.partition("/")
+    if slash and kind == "python":
+        raise UserError(
+            f"the network {name} was given to tfkd_fast.train as an object, which this process does not have: give it "
+            "again, with the argument model, or name a factory that can be imported"
+        )
+    if slash and kind == "timm" and ":" not in name:
+        return _timm_factory(rest)
+    if slash and kind == "torchvision" and ":" not in name:
+        return _torchvision_factory(rest)
+    offers = importlib.metadata.entry_points(group=ENTRY_POINTS).select(name=name)
+    if len(offers) > 1:
+        origins = " and ".join(str(offer.dist and offer.dist.name) for offer in offers)
+        raise UserError(f"model {name!r} is offered by {origins}: uninstall all but one")
+    with _one_sentence(f"the network {name} cannot be imported"):
+        if offers:
+            (offer,) = offers
+            found: Any = offer.load()
+        else:
+            place, _, path = name.rpartition(":")
+            found = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+            for part in path.split("."):
+                found = getattr(found, part)
+    if isinstance(found, nn.Module) or not callable(found):
+        raise UserError(f"{name} is no factory, but {shorten(found)}: name a function or class that makes the network")
+    return found
+
+
+def _import_file(path: Path) -> ModuleType:
+    """The module of a file, which may import others of its folder."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: name the file of the network where it is now")
+    name = f"tfkd_fast_model_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _timm_factory(name: str) -> Factory:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"timm/{name} needs a package that is not installed: pip install 'tfkd-fast[timm]'") from None
+    if not timm.is_model(name.partition(".")[0]):
+        close = timm.list_models(f"{name[:4]}*")
+        raise UserError(f"timm has no network {name!r}: {nearest(name, close) if close else 'see timm.list_models()'}")
+
+    def build(num_classes: int, in_chans: int) -> nn.Module:
+        return timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
+
+    return build
+
+
+def _torchvision_factory(name: str) -> Factory:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise UserError(f"torchvision has no network {name!r}: {nearest(name, names)}")
+
+    def build(num_classes: int) -> nn.Module:
+        return models.get_model(name, weights=None, num_classes=num_classes)
+
+    return build
+
+
+def _keywords(factory: Factory) -> set[str]:
+    """The names of what a factory takes by name, without those that `**keywords` would swallow."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    return {
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+@contextmanager
+def _one_sentence(what: str) -> Any:
+    """Context manager around code of others: what it raises becomes one sentence, with the line that raised it."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        explain(what, error)
+
+
+def explain(what: str, error: Exception) -> NoReturn:
+    """Raise UserError about an error in the code of others, with the last line of it that is no library's."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "<frozen" not in frame.filename]
+    where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise UserError(f"{what} ({shorten_line(reason)}{where})") from error
+
+
+def shorten_line(line: str, most: int = 300) -> str:
+    """The first characters of a line."""
+    return line if len(line) <= most else f"{line[:most]}..."
