@@ -67,7 +67,9 @@ SHIPPED = {
     "compare-small": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
     "education-caltech256": ((0, 1, 2), {"ce", "kd", "education", "kd-specialists"}),
     "education-food101": ((0, 1, 2), {"ce", "kd", "education", "kd-specialists"}),
+    "imagenet": ((0,), {"ce", "tfkd", "kd", "dkd", "distpro", "professor"}),
     "professor": ((0, 1, 2), {"kd", "label-mix", "swap", "professor", "selective", "staged"}),
+    "tiny-imagenet": ((0, 1, 2), {"ce", "tfkd", "tfkd-mrs", "kd", "distpro", "label-mix", "professor"}),
     "warm-start": ((0, 1, 2), {"tfkd", "tfkd-mrs"}),
 }
 
