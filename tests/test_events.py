@@ -82,6 +82,12 @@ ONE_OF_EACH = [
         holdout_classes=10,
     ),
     events.RunDiverged(epoch=3, reason="the loss became nan in epoch 3, step 2"),
+    events.StoppedEarly(epoch=9, best_epoch=6, patience=3),
+    events.CandidatesAveraged(
+        epoch=4,
+        candidates=(2, 0),
+        holdout=events.HoldoutFigures(top1=61.5, nll=1.25, calibrated_nll=1.2, temperature=1.1, ece=0.05),
+    ),
     events.CandidateDiverged(epoch=3, candidate=1, reason="the loss became nan in epoch 3, step 2"),
     events.TargetsDecided(
         interval=1,
