@@ -1,5 +1,7 @@
 """What holds of every network: size, features, widths, seeds; side by side by vmap, traced by torch.compile."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -267,12 +269,13 @@ def test_a_model_is_a_function_of_its_seed_and_leaves_the_global_random_state_al
     assert not torch.equal(first.state_dict()["classifier.weight"], other.state_dict()["classifier.weight"])
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("training", "precision"), [(True, torch.float32), (True, torch.bfloat16), (False, torch.float32)]
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_networks_side_by_side_by_vmap(name: str, training: bool, precision: torch.dtype) -> None:
-    images = draw_images(8)
-    networks = [build(name, 0.25, seed=seed).train(training) for seed in (0, 1)]
+    images = draw_images(4)
+    networks = [build(name, 0.125, seed=seed).train(training) for seed in (0, 1)]
     weights, buffers = torch.func.stack_module_state(networks)
     state = {key: buffer.clone() for key, buffer in buffers.items()}
 
@@ -280,16 +283,23 @@ def test_networks_side_by_side_by_vmap(name: str, training: bool, precision: tor
         logits, features = torch.func.functional_call(networks[0], (weights, state), (images, True))
         return logits, features.before_relu[-1], features.pooled
 
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+    exact = [copy.deepcopy(network) for network in networks]
+    narrow = precision == torch.bfloat16
+    # Rounding values of about 1 to bfloat16 moves their mean by 2^-9 at most, of which a tenth is kept.
+    rounding = 0.1 * 2**-9 if narrow else 1e-6
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
         stacked = torch.func.vmap(outputs)(weights, state)
+        alone = [network(images, return_features=True) for network in networks]
     for i, network in enumerate(networks):
-        logits, features = network(images, return_features=True)
-        # Ten layers or fewer round three tensors each, in bfloat16 by 2^-9 of their size.
-        tolerance = 1e-4 if precision == torch.float32 else 30 * 2**-9
-        for mapped, alone in zip(stacked, (logits, features.before_relu[-1], features.pooled), strict=True):
-            assert (mapped[i] - alone).norm() <= tolerance * alone.norm()
-        for key, buffer in network.named_buffers():
-            assert (state[key][i] - buffer).float().norm() <= tolerance * buffer.float().norm(), key
+        (logits, features), (exact_logits, exact_features) = alone[i], exact[i](images, return_features=True)
+        own = logits, features.before_relu[-1], features.pooled
+        true = exact_logits, exact_features.before_relu[-1], exact_features.pooled
+        # In bfloat16 the errors of many layers add up: those of the stack are as large as those of a network alone.
+        for mapped, single, wanted in zip(stacked, own, true, strict=True):
+            assert (mapped[i] - wanted).norm() <= 2.0 * (single - wanted).norm() + 1e-4 * wanted.norm()
+        for (key, buffer), wanted in zip(network.named_buffers(), exact[i].buffers(), strict=True):
+            error, error_alone = ((found - wanted).float().norm() for found in (state[key][i], buffer))
+            assert error <= 2.0 * error_alone + 1e-4 * wanted.float().norm() + rounding * buffer.numel() ** 0.5, key
 
 
 @pytest.mark.parametrize("name", FAMILIES)

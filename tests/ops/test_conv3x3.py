@@ -191,7 +191,7 @@ def test_without_bias_it_adds_none() -> None:
     [
         ("x", ["conv3x3_input_gradient"]),
         ("weight", ["conv3x3_weight_gradient"]),
-        ("bias", []),
+        ("bias", ["bias_gradient"]),
     ],
 )
 def test_only_gradients_that_are_needed_are_computed(needed: str, gradients: list[str]) -> None:

@@ -26,7 +26,8 @@ def taught_run(make_run: MakeRun, *lines: Line, **start: Any) -> Path:
     folder = make_run("ce", epochs=6, classes=["ant", "bee", "<i>cow"])
     edit(folder, lambda event: event.update(start if event["event"] == "start" else {}))
     with (folder / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps({"time": 0.0} | line) + "\n" for line in lines)
+        unnumbered = [{key: value for key, value in line.items() if key != "line"} for line in lines]
+        file.writelines(json.dumps({"time": 0.0} | line) + "\n" for line in unnumbered)
     return folder
 
 

@@ -61,7 +61,7 @@ def test_a_fault_is_one_sentence_with_the_nearest_valid_name(assignment: str, se
         (
             {"method": "kd", "teachers": {"label_share": 0.3}},
             "unknown recipe key 'teachers.label_share' where teachers.adjust is none: it belongs to label-mix; "
-            "choose from cache, runs, views",
+            "choose from cache, networks, runs, views",
         ),
         (
             {"method": "tf-kd-reg", "loss": {"multiplier": 3.0}},

@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler
 
 from tfkd_fast.errors import nearest
 from tfkd_fast.settings import LARGEST, Forms, ReadIf, Settings
+from tfkd_fast.strict_json import to_json
 
 
 class ScheduleBase(Settings):
@@ -136,7 +137,7 @@ class TorchSchedule(ScheduleBase):
         return None
 
     def _rates(self, epochs: int, learning_rate: float) -> tuple[float, ...]:
-        return _sample(self.scheduler, json.dumps(self.arguments), epochs * self.per_epoch, learning_rate)
+        return _sample(self.scheduler, to_json(self.arguments), epochs * self.per_epoch, learning_rate)
 
 
 @cache

@@ -142,7 +142,7 @@ class Changing(Listed):
         (Changing(PAIRS), r"gives other pixels at each reading: leave random transforms"),
         (Subset(Listed(PAIRS), [99]), r"^number 0 of the data set cannot be read \(IndexError: .*\): mend it$"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
 def test_what_are_no_pairs_is_one_sentence(given: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
