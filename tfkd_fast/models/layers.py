@@ -154,6 +154,13 @@ def initialise_convolutions(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def initialise_narrowly(classifier: nn.Linear) -> None:
+    """Initialise a classifier with weights of standard deviation 0.01 and biases 0, as RepDistiller does for VGG and
+    MobileNetV2."""
+    nn.init.normal_(classifier.weight, 0.0, 0.01)
+    nn.init.zeros_(classifier.bias)
+
+
 def scale_widths(channels: Sequence[int], width: float, multiple: int = 8) -> list[int]:
     """Return channel counts times `width`, rounded to multiples of `multiple` and at least that, for small machines."""
     if width <= 0:

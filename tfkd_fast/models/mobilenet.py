@@ -20,6 +20,7 @@ from tfkd_fast.models.layers import (
     average_pool,
     convolve,
     initialise_convolutions,
+    initialise_narrowly,
     scale_widths,
 )
 
@@ -86,8 +87,7 @@ class MobileNetV2(FeatureNetwork):
         self.top_norm = BatchNorm(top)
         self.classifier = Classifier(top, num_classes)
         initialise_convolutions(self)
-        nn.init.normal_(self.classifier.weight, 0.0, 0.01)  # as RepDistiller does
-        nn.init.zeros_(self.classifier.bias)
+        initialise_narrowly(self.classifier)
 
     @overload
     def forward(self, images: Tensor, return_features: Literal[False] = False) -> Tensor: ...

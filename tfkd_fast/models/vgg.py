@@ -16,6 +16,7 @@ from tfkd_fast.models.layers import (
     average_pool,
     convolve,
     initialise_convolutions,
+    initialise_narrowly,
     scale_widths,
 )
 
@@ -57,8 +58,7 @@ class VGG(FeatureNetwork):
         self.stages = nn.ModuleList(Stage(a, widths) for a, widths in zip(inputs, stages, strict=False))
         self.classifier = Classifier(inputs[-1], num_classes)
         initialise_convolutions(self)
-        nn.init.normal_(self.classifier.weight, 0.0, 0.01)  # as RepDistiller does
-        nn.init.zeros_(self.classifier.bias)
+        initialise_narrowly(self.classifier)
 
     @overload
     def forward(self, images: Tensor, return_features: Literal[False] = False) -> Tensor: ...
