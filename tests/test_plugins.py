@@ -1,4 +1,5 @@
-"""A distribution that adds a method, a data set, a target family, a controller and a criterion is found everywhere.
+"""A distribution that adds a method, a data set, a network, a target family, a controller and a criterion is found
+everywhere.
 
 It is the example of the documentation, installed into a folder of the import path as pip leaves it, in files alone.
 """
@@ -35,7 +36,7 @@ epochs = 3
 device = "cpu"
 precision = "fp32"
 data = {dataset = "seeds", batch_size = 64, loader = "resident"}
-model.width = 0.125
+model.name = "sprout"
 [rows.halved]
 method = "halved"
 loss.share = 0.4
@@ -89,7 +90,7 @@ def test_one_of_each_is_found_by_every_command(install: Install, tmp_path: Path)
         whole, before = (folder / "student.safetensors").read_bytes(), without_clocks(folder)
         for file in ("summary.json", "student.safetensors", "checkpoints/epoch-00003.ckpt"):
             (folder / file).unlink()
-        run("train", "--resume", folder)
+        assert "which runs its code" not in run("train", "--resume", folder).stderr  # it was installed to be run
         assert (folder / "student.safetensors").read_bytes() == whole
         assert without_clocks(folder) == before
     decisions = [event for event in before if event["event"] == "decision"]
@@ -113,6 +114,21 @@ def test_one_of_each_is_found_by_every_command(install: Install, tmp_path: Path)
             {"tfkd_fast.datasets": ["npz = garden:open_seeds"]},
             ["--dataset", "npz"],
             "data set 'npz' of {gardener} has the name of",
+        ),
+        (
+            {"tfkd_fast.models": ["vgg8 = garden:Sprout"]},
+            ["--model", "vgg8"],
+            "network 'vgg8' of {gardener} has the name of one of tfkd_fast: uninstall it",
+        ),
+        (
+            {"tfkd_fast.models": ["odd = garden:nothing"]},
+            ["--model", "odd"],
+            "network 'odd' of {gardener} cannot be imported (AttributeError: module 'garden' has no",
+        ),
+        (
+            {"tfkd_fast.models": ["odd = garden:number"]},
+            ["--model", "odd"],
+            "network 'odd' of {gardener} must be a function or class that makes it, is of type int",
         ),
         (
             {"tfkd_fast.targets": ["scalar = garden:flat"]},

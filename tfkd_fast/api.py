@@ -104,6 +104,7 @@ def replay(
             the run was trained on, where `overrides` ask for no other.
     """
     recipe = replay_recipe(Path(run), overrides)
+    _announce_imports(recipe, run)
     source, folder = RunFolder(Path(run)), RunFolder(Path(out))
     with _begin(recipe, folder, listeners, overwrite=overwrite, replayed=source) as trainer:
         return _run(trainer, stop or Stop())
@@ -147,8 +148,8 @@ def resume(
     with folder.lock():
         folder.finish_replacing()
         recipe = read_recipe(folder, model).with_data_root(data_root)
-        announce_import(recipe.model.name, out)
         _give_teachers(teachers)
+        _announce_imports(recipe, out)
         if folder.summary.exists():
             raise UserError(f"the run in {out} is finished: see {folder.summary}")
         state = folder.newest_state()
@@ -261,6 +262,12 @@ def _give_teachers(teachers: Sequence[nn.Module]) -> list[Table]:
     kinds = [type(teacher).__name__ for teacher in teachers]
     names = [f"python/{kind}-{number}" for number, kind in enumerate(kinds, start=1)]
     return [{"name": give(teacher, name)} for teacher, name in zip(teachers, names, strict=True)]
+
+
+def _announce_imports(recipe: Recipe, run: Path | str) -> None:
+    """Say whose code the recipe of a stored run imports."""
+    for settings in (recipe.model, *recipe.teachers.networks):
+        announce_import(settings.name, run)
 
 
 def _trainer(

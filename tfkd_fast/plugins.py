@@ -6,10 +6,14 @@ distribution known under its name, in every process. Only what is named is impor
 
 import contextlib
 import importlib.metadata
+import os
 import sys
-from collections.abc import Iterable, Iterator, MutableMapping
+import sysconfig
+import traceback
+from collections.abc import Collection, Iterator, MutableMapping
 from functools import cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from tfkd_fast.errors import UserError
 
@@ -33,11 +37,11 @@ class Registry(MutableMapping[str, T]):
         """
         self.kind, self.group = kind, group
         self._expected, self._what, self._own = expected, what, own
-        self._reserved: frozenset[str] = frozenset()
+        self._reserved: Collection[str] = ()
 
-    def reserve(self, names: Iterable[str]) -> None:
+    def reserve(self, names: Collection[str]) -> None:
         """Refuse names that this package uses for things of this kind without having them here."""
-        self._reserved = frozenset(names)
+        self._reserved = names
 
     def __getitem__(self, name: str) -> T:
         """The thing of this name.
@@ -61,8 +65,7 @@ class Registry(MutableMapping[str, T]):
         try:
             thing: T = offer.load()
         except Exception as error:  # a foreign module may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{self.kind} {name!r} of {origins} cannot be imported ({reason})") from error
+            explain(f"{self.kind} {name!r} of {origins} cannot be imported", error)
         if not isinstance(thing, self._expected):
             kind = type(thing).__name__
             raise UserError(f"{self.kind} {name!r} of {origins} must be a {self._what}, is of type {kind}")
@@ -102,3 +105,28 @@ def _entry_points(group: str, path: tuple[str, ...]) -> importlib.metadata.Entry
 def _origin(offer: importlib.metadata.EntryPoint) -> str:
     distribution = offer.dist.name if offer.dist else "an unnamed distribution"
     return f"{distribution} (entry point {offer.name} = {offer.value})"
+
+
+PACKAGES = "site-packages"
+"""A part of the paths of installed packages."""
+NO_PLACE_OF_THEIRS = ("<", sysconfig.get_path("stdlib"), f"{Path(__file__).parent}{os.sep}")
+"""How the names of files begin whose lines say nothing to whoever wrote a plug-in or a network."""
+
+
+def explain(what: str, error: Exception) -> NoReturn:
+    """Raise UserError about an error in the code of others, with the last line of it that is no library's.
+
+    Args:
+        what: what went wrong, as a sentence without its end.
+        error: what the code raised.
+    """
+    files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [(name, line) for name, line in files if not name.startswith(NO_PLACE_OF_THEIRS) and PACKAGES not in name]
+    where = f" at {own[-1][0]}:{own[-1][1]}" if own else ""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise UserError(f"{what} ({shorten_line(reason)}{where})") from error
+
+
+def shorten_line(line: str, most: int = 300) -> str:
+    """The first characters of a line."""
+    return line if len(line) <= most else f"{line[:most]}..."

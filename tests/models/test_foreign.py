@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from tfkd_fast.models import (
     build_model,
     classifier_of,
     feature_shapes,
-    foreign,
     give,
     logits_and_features,
     refuse_unstackable,
@@ -112,26 +110,6 @@ def test_what_others_do_not_have_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             build_model(ModelSettings(name=name), 4, 3, seed=0)
-
-
-def test_an_entry_point_offers_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    offer = SimpleNamespace(name="mine", dist=SimpleNamespace(name="a-package"), load=lambda: Net)
-
-    class Offers(list):
-        @property
-        def names(self) -> set[str]:
-            return {one.name for one in self}
-
-        def select(self, name: str) -> "Offers":
-            return Offers(one for one in self if one.name == name)
-
-    monkeypatch.setattr(foreign.importlib.metadata, "entry_points", lambda group: Offers([offer]))
-    monkeypatch.setattr(foreign, "from_imports", {})
-    assert isinstance(build_model(ModelSettings(name="mine"), 4, 3, seed=0), Net)
-    monkeypatch.setattr(foreign, "from_imports", {})
-    monkeypatch.setattr(foreign.importlib.metadata, "entry_points", lambda group: Offers([offer, offer]))
-    with pytest.raises(UserError, match="model 'mine' is offered by a-package and a-package: uninstall all but one"):
-        build_model(ModelSettings(name="mine"), 4, 3, seed=0)
 
 
 def test_what_is_given_has_the_name_by_which_others_find_it() -> None:

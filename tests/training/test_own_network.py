@@ -13,6 +13,7 @@ import torch
 import tfkd_fast
 from tests.support.command import run, run_alone
 from tests.support.runs import without_clocks
+from tfkd_fast.api import replay
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.models import foreign
 
@@ -55,6 +56,9 @@ def test_the_page_runs(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(foreign, "from_imports", {})
     with pytest.warns(Notice, match="runs/factory has the network net:Net: net is imported, which runs its code"):
         assert type(tfkd_fast.load_run("runs/factory").student()) is names["Net"]
+    foreign.from_imports.clear()
+    with pytest.warns(Notice, match="runs/factory has the network net:Net: net is imported, which runs its code"):
+        replay("runs/factory", "runs/replayed")
     with pytest.raises(UserError, match=r"python/Net was given to tfkd_fast.train as an object, .*: give it again"):
         tfkd_fast.evaluate("runs/module")
     assert tfkd_fast.evaluate("runs/module", model=names["Net"](10, 1))["test_images"] > 0

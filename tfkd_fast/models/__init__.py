@@ -17,7 +17,7 @@ from tfkd_fast.models.features import (
     FeatureShapes,
 )
 from tfkd_fast.models.folding import fix_weights, fixed_weights
-from tfkd_fast.models.foreign import NetworkOrFactory, announce_import, build_foreign, check_name, explain, give
+from tfkd_fast.models.foreign import INSTALLED, NetworkOrFactory, announce_import, build_foreign, check_name, give
 from tfkd_fast.models.layers import exact_logits
 from tfkd_fast.models.mapped import call_with
 from tfkd_fast.models.mobilenet import mobilenetv2_half
@@ -71,7 +71,6 @@ __all__ = [
     "call_with",
     "classifier_of",
     "evaluating",
-    "explain",
     "feature_shapes",
     "fix_weights",
     "fixed_weights",
@@ -110,6 +109,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "shufflenetv1": shufflenetv1,
     "shufflenetv2": shufflenetv2,
 }
+INSTALLED.reserve(MODELS)
 
 Width = Annotated[float, Field(gt=0, le=8)]
 """Factor that multiplies the number of channels of every layer of a network."""
@@ -153,9 +153,9 @@ def build_model(settings: ModelSettings, num_classes: int, in_channels: int, see
         seed: seed of the initial weights.
 
     Raises:
-        UserError: it is the network of others, and cannot be imported or built.
+        UserError: it is the network of others, and cannot be imported or built, or has a name of this package.
     """
     with seeded(seed):
-        if settings.name in MODELS:
+        if settings.name in MODELS and settings.name not in INSTALLED:
             return MODELS[settings.name](num_classes, in_channels=in_channels, width=settings.width)
         return exact_logits(build_foreign(settings.name, num_classes, in_channels), num_classes)

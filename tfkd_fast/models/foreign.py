@@ -11,29 +11,28 @@ is called with `num_classes`, and with `in_channels` or `in_chans` where it take
   has to be given it again.
 
 To import a factory is to run the code of whoever wrote it. That happens where a network is built and by the name that
-the recipe or the command has, and where the name is that of a stored run, a `Notice` says so. Weights are never
-unpickled.
+the recipe or the command has. Where a stored run names a module or a file, a `Notice` says so; what an installed
+distribution offers was installed by whoever works here. Weights are never unpickled.
 """
 
 import copy
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 
 from tfkd_fast.errors import Notice, UserError, nearest, shorten
+from tfkd_fast.plugins import Registry, explain
 from tfkd_fast.settings import absolute_path
 
 Factory = Callable[..., nn.Module]
@@ -42,8 +41,8 @@ Factory = Callable[..., nn.Module]
 NetworkOrFactory = nn.Module | Factory
 """What a program may give in the place of a name."""
 
-ENTRY_POINTS = "tfkd_fast.models"
-"""The group of entry points by which installed distributions offer factories."""
+INSTALLED: Registry[Factory] = Registry("network", "tfkd_fast.models", Callable, "function or class that makes it", {})
+"""The factories that installed distributions offer, by name."""
 
 FORMS = "timm/NAME, torchvision/NAME, package.module:factory or path/file.py:factory"
 """The names of networks that are not of this package, for messages."""
@@ -51,7 +50,7 @@ FORMS = "timm/NAME, torchvision/NAME, package.module:factory or path/file.py:fac
 from_programs: dict[str, Factory] = {}
 """What a program gave, by name; it goes before what could be imported."""
 from_imports: dict[str, Factory] = {}
-"""What was imported, by name."""
+"""What was imported from modules and files, and the factories of timm and torchvision, by name."""
 
 
 def check_name(name: str, own: Iterable[str]) -> str:
@@ -64,7 +63,7 @@ def check_name(name: str, own: Iterable[str]) -> str:
     Raises:
         ValueError: it is no name of a network.
     """
-    if name in own or name in from_programs or name in importlib.metadata.entry_points(group=ENTRY_POINTS).names:
+    if name in own or name in from_programs or name in INSTALLED:
         return name
     if re.fullmatch(r"(timm|torchvision|python)/[\w.:-]+", name):
         return name
@@ -73,8 +72,7 @@ def check_name(name: str, own: Iterable[str]) -> str:
         return f"{absolute_path(place)}:{factory}"
     if colon and all(part.isidentifier() for part in (*place.split("."), *factory.split("."))):
         return name
-    offered = importlib.metadata.entry_points(group=ENTRY_POINTS).names
-    raise ValueError(f"unknown model {shorten(name)}: {nearest(name, {*own, *offered})}; or {FORMS}")
+    raise ValueError(f"unknown model {shorten(name)}: {nearest(name, {*own, *INSTALLED})}; or {FORMS}")
 
 
 def give(model: NetworkOrFactory, name: str | None = None) -> str:
@@ -123,7 +121,8 @@ def _importable_name(factory: Factory) -> str | None:
 
 def announce_import(name: str, where: object) -> None:
     """Say, where a stored run has the network `name`, that its code is about to be imported. `where` is the run."""
-    if name not in from_programs and name not in from_imports and ":" in name:
+    known = name in from_programs or name in from_imports or name in INSTALLED
+    if not known and ":" in name:
         what = name.rpartition(":")[0]
         warnings.warn(Notice(f"{where} has the network {name}: {what} is imported, which runs its code"), stacklevel=3)
 
@@ -156,12 +155,16 @@ def build_foreign(name: str, num_classes: int, in_channels: int) -> nn.Module:
 def _find_factory(name: str) -> Factory:
     if name in from_programs:
         return from_programs[name]
-    if name not in from_imports:
+    if name not in from_imports and name not in INSTALLED:
         from_imports[name] = _import_factory(name)
-    return from_imports[name]
+    found: Any = INSTALLED[name] if name in INSTALLED else from_imports[name]
+    if isinstance(found, nn.Module) or not callable(found):
+        raise UserError(f"{name} is no factory, but {shorten(found)}: name a function or class that makes the network")
+    factory: Factory = found
+    return factory
 
 
-def _import_factory(name: str) -> Factory:
+def _import_factory(name: str) -> Any:
     kind, slash, rest = name.partition("/")
     if slash and kind == "python":
         raise UserError(
@@ -172,21 +175,11 @@ def _import_factory(name: str) -> Factory:
         return _timm_factory(rest)
     if slash and kind == "torchvision" and ":" not in name:
         return _torchvision_factory(rest)
-    offers = importlib.metadata.entry_points(group=ENTRY_POINTS).select(name=name)
-    if len(offers) > 1:
-        origins = " and ".join(str(offer.dist and offer.dist.name) for offer in offers)
-        raise UserError(f"model {name!r} is offered by {origins}: uninstall all but one")
+    place, _, path = name.rpartition(":")
     with _one_sentence(f"the network {name} cannot be imported"):
-        if offers:
-            (offer,) = offers
-            found: Any = offer.load()
-        else:
-            place, _, path = name.rpartition(":")
-            found = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-            for part in path.split("."):
-                found = getattr(found, part)
-    if isinstance(found, nn.Module) or not callable(found):
-        raise UserError(f"{name} is no factory, but {shorten(found)}: name a function or class that makes the network")
+        found: Any = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        for part in path.split("."):
+            found = getattr(found, part)
     return found
 
 
@@ -261,17 +254,3 @@ def _one_sentence(what: str) -> Any:
         raise
     except Exception as error:
         explain(what, error)
-
-
-def explain(what: str, error: Exception) -> NoReturn:
-    """Raise UserError about an error in the code of others, with the last line of it that is no library's."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = [frame for frame in frames if "site-packages" not in frame.filename and "<frozen" not in frame.filename]
-    where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise UserError(f"{what} ({shorten_line(reason)}{where})") from error
-
-
-def shorten_line(line: str, most: int = 300) -> str:
-    """The first characters of a line."""
-    return line if len(line) <= most else f"{line[:most]}..."

@@ -10,9 +10,9 @@ from torch.nn.parameter import is_lazy
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.models.features import FeatureNetwork
-from tfkd_fast.models.foreign import explain
 from tfkd_fast.models.mapped import call_with
 from tfkd_fast.models.reading import Images, blank_images
+from tfkd_fast.plugins import explain
 from tfkd_fast.randomness import seeded
 
 Autocast = Callable[[], AbstractContextManager[object]]

@@ -28,12 +28,12 @@ from tfkd_fast.models import (
     build_model,
     classifier_of,
     evaluating,
-    explain,
     feature_shapes,
     fix_weights,
     gives_finite_logits,
     logits_and_features,
 )
+from tfkd_fast.plugins import explain
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import read_student

@@ -286,4 +286,4 @@ ControllerSettings = Annotated[
 ]
 """The `[controller]` table."""
 
-CONTROLLERS.reserve(form_name("name", form) for form in get_args(get_args(ControllerSettings)[0]))
+CONTROLLERS.reserve([form_name("name", form) for form in get_args(get_args(ControllerSettings)[0])])

@@ -160,4 +160,4 @@ TargetSettings = Annotated[
 ]
 """The `[target]` table."""
 
-TARGETS.reserve(form_name("family", form) for form in get_args(get_args(TargetSettings)[0]))
+TARGETS.reserve([form_name("family", form) for form in get_args(get_args(TargetSettings)[0])])
