@@ -289,7 +289,7 @@ def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     """Train, then test the student and write the summary."""
     folder, stop.resumable = trainer.folder, True
     with closing(trainer):
-        with _explain_lost_worker(folder):
+        with _explain_lost_worker(folder), _explain_batch_of_one():
             with sealed_test_images():
                 summary = trainer.run(stop)
             summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions)
@@ -312,6 +312,21 @@ def _explain_lost_worker(folder: RunFolder) -> Iterator[None]:
         raise UserError(
             f"a process that loads images was ended from outside, as systems do that run out of memory: go on with "
             f"--resume {folder.path}"
+        ) from None
+
+
+@contextmanager
+def _explain_batch_of_one() -> Iterator[None]:
+    """Context manager that says in one sentence what batch norm lacks in a layer of a method, such as an adapter after
+    maps of one pixel; the network of the student was tried before."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise UserError(
+            "a layer of the method with batch norm was given a batch of one image, whose maps have one pixel and no "
+            "variance: train with another data.batch_size"
         ) from None
 
 

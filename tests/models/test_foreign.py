@@ -18,6 +18,7 @@ from tfkd_fast.models import (
     feature_shapes,
     give,
     logits_and_features,
+    refuse_batch_of_one,
     refuse_unstackable,
     try_out,
 )
@@ -225,6 +226,17 @@ class Pairs(Net):
 class Views(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + x.view(len(x), -1)[:, :1]
+
+
+def test_a_batch_of_one_is_refused_where_batch_norm_follows_one_pixel() -> None:
+    for network in (Net(5), build_model(ModelSettings(name="vgg8", width=0.125), 5, 3, seed=0)):
+        refuse_batch_of_one(network, "x", SHAPE, no_autocast, "change it")
+    pooled = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5)
+    )
+    said = r"the network x cannot be trained on a batch of one image, .*: change it \(ValueError: Expected more than 1"
+    with pytest.raises(UserError, match=said):
+        refuse_batch_of_one(pooled, "x", SHAPE, no_autocast, "change it")
 
 
 class Waits(Net):

@@ -15,7 +15,10 @@ from tests.support.command import run, run_alone
 from tests.support.runs import without_clocks
 from tfkd_fast.api import replay
 from tfkd_fast.errors import Notice, UserError
+from tfkd_fast.methods import METHODS, MethodEntry
+from tfkd_fast.methods.base import Context, Loss, SingleStudent, StepBatch
 from tfkd_fast.models import foreign
+from tfkd_fast.settings import Settings
 
 NET, PROGRAM, NAMES = re.findall(
     r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "own-network.md").read_text(), re.DOTALL
@@ -165,3 +168,37 @@ def test_features_of_others_are_read_where_a_method_reads_them(net: Path, tmp_pa
     train(tmp_path / "ce", f"{flat}:net")
     with pytest.raises(UserError, match=r"has no module that gives maps \(B,C,H,W\), which this method reads"):
         train(tmp_path / "none", f"{flat}:net", "uskd")
+
+
+class Pixel(SingleStudent):
+    """The loss of logits after batch norm, each for itself."""
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        self.adapters = torch.nn.BatchNorm2d(context.num_classes)
+
+    def loss(self, logits: torch.Tensor, batch: StepBatch) -> Loss:
+        hard, statistics = self.cross_entropy(
+            batch.adapt(self.adapters, logits[..., None, None]).flatten(2), batch.labels
+        )
+        return Loss({"hard": hard}, statistics)
+
+
+def test_a_last_batch_of_one_image_is_trained_on_or_refused(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9 of 10 images of each of 10 classes are fitted: a batch of 89 leaves one."""
+    one = {"epochs": 1, "data": SMALL["data"] | {"per_class": 10, "batch_size": 89}}
+    assert train(tmp_path / "run", f"{net}:Net", **one)["epochs"] == 1
+    net.write_text(NET.replace("nn.Linear(32, num_classes))", "nn.BatchNorm1d(32), nn.Linear(32, num_classes))"))
+    assert net.read_text() != NET
+    refused = f"the network {net}:Net cannot be trained on a batch of one image, .*: set data.batch_size to 88, for"
+    monkeypatch.setattr(foreign, "from_imports", {})
+    with pytest.raises(UserError, match=refused):
+        train(tmp_path / "none", f"{net}:Net", **one)
+    assert not (tmp_path / "none").exists()
+    monkeypatch.setitem(METHODS, "pixel", MethodEntry("logits after batch norm", "ours", Settings, Pixel))
+    with pytest.raises(
+        UserError, match=r"a layer of the method with batch norm .* one image, .* another data.batch_size"
+    ):
+        train(tmp_path / "run", "vgg8", "pixel", **one)

@@ -46,7 +46,7 @@ from tfkd_fast.models.resnet import (
     resnet110,
 )
 from tfkd_fast.models.shufflenet import shufflenetv1, shufflenetv2
-from tfkd_fast.models.trial import refuse_unstackable, try_out
+from tfkd_fast.models.trial import refuse_batch_of_one, refuse_unstackable, try_out
 from tfkd_fast.models.vgg import VGG, vgg8, vgg11, vgg13, vgg16, vgg19
 from tfkd_fast.models.wide_resnet import WideResNet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 from tfkd_fast.randomness import seeded
@@ -77,6 +77,7 @@ __all__ = [
     "give",
     "gives_finite_logits",
     "logits_and_features",
+    "refuse_batch_of_one",
     "refuse_unknown_network",
     "refuse_unstackable",
     "try_out",

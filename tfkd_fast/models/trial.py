@@ -76,6 +76,28 @@ def try_out(network: nn.Module, name: str, num_classes: int, image_shape: Images
     return draws
 
 
+def refuse_batch_of_one(network: nn.Module, name: str, image_shape: Images, autocast: Autocast, remedy: str) -> None:
+    """Raise UserError if a network cannot be trained on a batch of one image, as where batch norm follows maps of one
+    pixel; its buffers change.
+
+    Args:
+        network: the network; one of this package is not tried, because none of its maps is that small.
+        name: its name, for messages.
+        image_shape: channels, height and width of the images.
+        autocast: opens a region in the precision of the run.
+        remedy: what to do, as the end of the sentence.
+    """
+    if isinstance(network, FeatureNetwork):
+        return
+    try:
+        with seeded(0), torch.no_grad(), autocast():
+            network.train()(blank_images(network, image_shape))
+    except Exception as error:  # of torch, or of whoever wrote the network
+        explain(
+            f"the network {name} cannot be trained on a batch of one image, which an epoch ends with: {remedy}", error
+        )
+
+
 def refuse_unstackable(build: Callable[[], nn.Module], name: str, image_shape: Images, autocast: Autocast) -> None:
     """Raise UserError if networks cannot be run as one network over stacked weights.
 

@@ -13,7 +13,15 @@ from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import Context, Method, find_method
-from tfkd_fast.models import FeatureNetwork, FeatureShapes, build_model, feature_shapes, refuse_unstackable, try_out
+from tfkd_fast.models import (
+    FeatureNetwork,
+    FeatureShapes,
+    build_model,
+    feature_shapes,
+    refuse_batch_of_one,
+    refuse_unstackable,
+    try_out,
+)
 from tfkd_fast.randomness import Purpose, random_words
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.recipe import Recipe
@@ -108,6 +116,9 @@ def assemble(
     own = partial(build, recipe.seed)
     student = own()
     draws = try_out(student, recipe.model.name, len(dataset.classes), dataset.image_shape, compute.autocast)
+    if loader.batch_sizes()[-1] == 1:
+        remedy = f"set data.batch_size to {_nearest_batch_size(images.num_fit, loader.batch_size)}, for example"
+        refuse_batch_of_one(student, recipe.model.name, dataset.image_shape, compute.autocast, remedy)
     method = build_method(method_context(recipe, dataset, images.num_fit, compute, student, loaded))
     if recipe.data.mix != "none" and not method.needs.mixing:
         raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
@@ -157,6 +168,12 @@ def load_images(recipe: Recipe, dataset: Dataset, compute: Compute) -> TrainingI
         len(holdout) if holdout else 0,
         choice,
     )
+
+
+def _nearest_batch_size(images: int, size: int) -> int:
+    """The batch size nearest to another one, rather a smaller one, that leaves no batch of one of these images."""
+    others = (*range(size - 1, 1, -1), *range(size + 1, images + 1))
+    return next(other for other in others if images % other != 1)
 
 
 def build_student(recipe: Recipe, dataset: Dataset, compute: Compute, seed: int) -> nn.Module:
