@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.command import refusal, run
-from tests.support.runs import recipe
+from tests.support.runs import log, recipe
 from tfkd_fast import api, tensor_file
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.events import Event
@@ -111,6 +112,38 @@ def test_a_replay_wants_the_data_of_its_run_unless_it_asks_for_others(copy: Path
         api.replay(copy, tmp_path / "replay", overrides=other)
     assert not (tmp_path / "replay").exists()
     api.replay(copy, tmp_path / "replay", overrides={"data": other["data"] | {"per_class": 10}})
+
+
+def test_a_folder_that_names_what_is_held_out(tmp_path: Path) -> None:
+    """Killed and resumed, tested, replayed on what was held out, too, and as a teacher."""
+    photos, out, random = tmp_path / "photos", tmp_path / "run", np.random.default_rng(0)
+    for place in (photos / part / name for part in ("train", "val", "test") for name in "ab"):
+        place.mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number}.png")
+    data = {"dataset": "folder", "root": str(photos)}
+    settings = recipe("ce", data=data)
+    whole = api.train(settings, tmp_path / "whole")
+
+    class Killing(Listener):
+        def event(self, event: Event) -> None:
+            if event.kind == "epoch" and event.epoch == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.train(settings, out, listeners=[Killing()])
+    moved = (photos / "val/b/3.png").rename(photos / "train/b/4.png")
+    with pytest.raises(UserError, match=TRAINING):
+        api.resume(out)
+    moved.rename(photos / "val/b/3.png")
+    assert api.resume(out)["holdout_top1"] == whole["holdout_top1"]
+    assert (out / "student.safetensors").read_bytes() == (tmp_path / "whole/student.safetensors").read_bytes()
+    assert api.evaluate(out, device="cpu", precision="fp32").items() <= whole.items()
+    api.train(recipe("kd", data=data, teachers={"runs": [str(out)]}), tmp_path / "taught")
+    api.replay(out, tmp_path / "replayed")
+    starts = [log(tmp_path / name)[0] for name in ("whole", "replayed", "taught")]
+    assert [(start["train_images"], start["holdout_images"]) for start in starts] == [(8, 8), (16, 0), (8, 8)]
+    assert starts[2]["teachers_saw_holdout"] is False
 
 
 def test_a_search_goes_on_with_its_data(tmp_path: Path) -> None:

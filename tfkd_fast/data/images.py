@@ -29,6 +29,8 @@ class ImageSet(ABC):
     """What a fingerprint begins with, which says how it is made; those that begin otherwise cannot be compared."""
     places: Tensor | None = None
     """(N,) int64: ascending indices in the set of all classes, if this set holds only some classes; else None."""
+    held_out: Tensor | None = None
+    """(N,) bool: the images that are held out whatever the share, if the data set itself has such; else None."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,8 +56,11 @@ class ImageSet(ABC):
         """Raise UserError for an image that cannot be decoded."""
 
     def fingerprint(self) -> str:
-        """Return the SHA-256, in hexadecimal, of labels, shape and content of the images; no file is decoded."""
+        """Return the SHA-256, in hexadecimal, of labels, shape and content of the images, and of which are held out; no
+        file is decoded."""
         digest = hashlib.sha256(repr((self.image_shape, self.labels.tolist())).encode())
+        if self.held_out is not None:
+            digest.update(bytes(self.held_out.tolist()))
         self._digest(digest.update)
         return self.hashing + digest.hexdigest()
 

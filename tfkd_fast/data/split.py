@@ -19,8 +19,9 @@ different seeds can be compared."""
 def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> tuple[ImageSet, ImageSet]:
     """Split a set into training images and held-out images, both in their original order.
 
-    Each class of n images holds out round(fraction * n) of them, at least one. A subset of the classes holds out the
-    same images of these classes as the whole set does.
+    What a data set holds out by itself, `ImageSet.held_out`, is what is held out, whatever the share. Otherwise each
+    class of n images holds out round(fraction * n) of them, at least one. A subset of the classes holds out the same
+    images of these classes as the whole set does.
 
     Args:
         images: the set.
@@ -34,8 +35,15 @@ def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> 
         UserError: a class would have no image left to train on.
         ValueError: the fraction is out of range.
     """
-    fit, holdout = split_indices(images.labels, fraction, seed, images.places)
+    fit, holdout = holdout_indices(images, fraction, seed)
     return images.subset(fit), images.subset(holdout)
+
+
+def holdout_indices(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+    """Return the indices, ascending int64, of training images and of held-out images, see `split_holdout`."""
+    if images.held_out is None:
+        return split_indices(images.labels, fraction, seed, images.places)
+    return (~images.held_out).nonzero().squeeze(1), images.held_out.nonzero().squeeze(1)
 
 
 def split_indices(

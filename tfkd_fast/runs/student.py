@@ -34,7 +34,7 @@ class StudentHeader(DataIdentity):
     width: Width
     """Factor that multiplies the number of channels of every layer."""
     holdout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training images that the network was not trained on."""
+    """Share of the training images that the network was not trained on, as `data.holdout` has it."""
 
     @property
     def model(self) -> ModelSettings:

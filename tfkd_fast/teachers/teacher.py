@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tfkd_fast.data import Dataset, Loader
-from tfkd_fast.data.split import split_indices
+from tfkd_fast.data.split import holdout_indices
 from tfkd_fast.device import Compute, Result
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import read_bytes
@@ -371,13 +371,12 @@ def unseen_indices(teachers: Sequence[Teacher], dataset: Dataset, holdout: float
         (M,) int64, or None if there is no such image or if it is not known.
     """
     images = dataset.read_train()
-    labels, places = images.labels, images.places
-    unseen = torch.ones(len(labels), dtype=torch.bool)
+    unseen = torch.ones(len(images), dtype=torch.bool)
     for teacher in teachers:
         if not teacher.holdout or teacher.training_data != dataset.fingerprint:
             return None
-        unseen[split_indices(labels, teacher.holdout, places=places)[0]] = False
-    fit = split_indices(labels, holdout, places=places)[0] if holdout else torch.arange(len(labels))
+        unseen[holdout_indices(images, teacher.holdout)[0]] = False
+    fit = holdout_indices(images, holdout)[0] if holdout else torch.arange(len(images))
     found = unseen[fit].nonzero().squeeze(1)
     return found if teachers and len(found) else None
 

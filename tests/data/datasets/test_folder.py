@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tfkd_fast.data import DataSettings, ImagesSealed, open_dataset, sealed_test_images
+from tfkd_fast.data import DataSettings, ImageSet, ImagesSealed, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.data.datasets.base import PartOfDataset
 from tfkd_fast.data.split import split_names
 from tfkd_fast.errors import UserError
@@ -178,13 +178,60 @@ def test_without_a_test_part_the_validation_part_is_tested_and_it_says_so(tmp_pa
     assert len(dataset.read_train()) == 4
 
 
+HELD_OUT: Files = {"val/ant/g.png": 70, "val/ant/h.png": 80, "val/cow/i.png": 90}
+
+
+def greys(images: ImageSet) -> list[int]:
+    return images.all_images()[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_the_validation_part_is_held_out_beside_a_test_part_and_it_says_so(tmp_path: Path, name: str) -> None:
+    write(tmp_path, FILES | {file.replace("val/", f"{name}/"): level for file, level in HELD_OUT.items()})
+    dataset = open_dataset(settings(tmp_path))
+    assert dataset.parts == f"the images of {name}/ are held out, those of test/ are the test set"
+    fit, held_out = split_holdout(dataset.read_train(), 0.1)
+    assert (greys(fit), fit.labels.tolist()) == ([30, 20, 10, 40], [0, 1, 1, 2])
+    assert (greys(held_out), held_out.labels.tolist()) == ([70, 80, 90], [0, 0, 2])
+    assert greys(dataset.read_test()) == [60, 50]
+    all_of_them = open_dataset(settings(tmp_path).model_copy(update={"holdout": 0.0}))
+    assert all_of_them.parts.startswith(f"the images of {name}/ are trained on, too, because data.holdout is 0")
+    assert len(all_of_them.read_train()) == 7
+    assert all_of_them.fingerprint == dataset.fingerprint
+    with pytest.raises(UserError, match=rf"data.holdout is 0.2, but what is held out are the images of {name}/: leave"):
+        open_dataset(settings(tmp_path).model_copy(update={"holdout": 0.2}))
+
+
+def test_a_part_of_a_folder_holds_out_its_part_of_the_validation_images(tmp_path: Path) -> None:
+    write(tmp_path, FILES | HELD_OUT)
+    few = open_dataset(settings(tmp_path).model_copy(update={"per_class": 1}))
+    fit, held_out = split_holdout(few.read_train(), 0.1)
+    assert (fit.labels.tolist(), greys(held_out)) == ([0, 1, 2], [70, 80, 90])
+    some = open_dataset(settings(tmp_path).model_copy(update={"classes": ("bee", "cow")}))
+    fit, held_out = split_holdout(some.read_train(), 0.1)
+    assert (greys(fit), greys(held_out), held_out.labels.tolist()) == ([20, 10, 40], [90], [1])
+
+
+def test_an_image_that_goes_from_one_part_to_another_makes_another_data_set(tmp_path: Path) -> None:
+    """Though all images and labels keep their order."""
+    write(tmp_path, FILES | {"train/cow/z.png": 70, "val/cow/g.png": 80})
+    seen = []
+    for _ in range(2):
+        dataset = open_dataset(settings(tmp_path))
+        seen.append((greys(dataset.read_train()), dataset.read_train().labels.tolist(), dataset.fingerprint))
+        if not seen[1:]:
+            (tmp_path / "train/cow/z.png").rename(tmp_path / "val/cow/a.png")
+    assert seen[0][:2] == seen[1][:2]
+    assert seen[0][2] != seen[1][2]
+
+
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     write(tmp_path, FILES)
     assert open_dataset(settings(tmp_path)).parts == ""
-    write(tmp_path, {"val/ant/g.png": 1, "extra/h.png": 2})
-    assert open_dataset(settings(tmp_path)).parts == "not read: extra/, val/"
+    write(tmp_path, {"extra/h.png": 2})
+    assert open_dataset(settings(tmp_path)).parts == "not read: extra/"
     write(tmp_path, {"train/ant/more/i.png": 1, "train/j.png": 2, "test/k.png": 3})
-    words = "not read: extra/, val/, 2 images in no class folder, 1 folder inside of class folders"
+    words = "not read: extra/, 2 images in no class folder, 1 folder inside of class folders"
     assert open_dataset(settings(tmp_path)).parts == words
     assert PartOfDataset(
         open_dataset(settings(tmp_path)), ["ant"], read_train=lambda: None, read_test=lambda: None
@@ -196,6 +243,14 @@ def test_what_is_not_read_is_named(tmp_path: Path) -> None:
     [
         (["train/ant/a.png", "train/bee/b.png"], r"no folder .*/test and none of val, .*name .*/train as --data-root"),
         (["train/ant/a.png", "val/ant/b.png", "valid/ant/c.png"], r"both val/ and valid/ might be the test set"),
+        (
+            ["train/ant/a.png", "test/ant/b.png", "val/ant/c.png", "valid/ant/d.png"],
+            r"both val/ and valid/ of .* held out",
+        ),
+        (
+            ["train/ant/a.png", "train/bee/a.png", "test/ant/b.png", "val/cow/c.png"],
+            r"class 'cow' is in .*/val but not",
+        ),
         (["test/ant/a.png", "test/bee/b.png"], r"there is no folder .*/train"),
         (["ant/a.png", "ant/b.png", "test/c.png"], r"there is no folder .*/train"),
         (["train/a.png", "test/b.png"], r"/train holds no class"),

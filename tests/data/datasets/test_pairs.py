@@ -193,14 +193,14 @@ def test_a_data_set_of_hugging_face_is_read_from_disk(tmp_path: Path) -> None:
         rows = {"id": list(numbers), "picture": pictures, "label": [i % 2 for i in numbers]}
         return hub.Dataset.from_dict(rows, features=features)
 
-    hub.DatasetDict(train=split(0, 20), validation=split(20, 6)).save_to_disk(tmp_path / "saved")
+    hub.DatasetDict(train=split(0, 20), validation=split(20, 6), more=split(0, 2)).save_to_disk(tmp_path / "saved")
     settings = DataSettings(dataset="hf/someone/insects", root=str(tmp_path / "saved"))
     dataset = open_dataset(settings)
     assert (dataset.name, dataset.classes) == ("hf/someone/insects", ["ant", "bee"])
     assert torch.equal(dataset.read_train().all_images(), PIXELS[:20])
     assert torch.equal(dataset.read_test().all_images(), PIXELS[20:26])
     assert dataset.read_train().labels.tolist() == [0, 1] * 10
-    assert dataset.parts == "there is no split test, so the images of validation are the test set"
+    assert dataset.parts == "there is no split test, so the images of validation are the test set; not read: more"
     with pytest.raises(UserError, match=r"cannot be read from .*nowhere"):
         open_dataset(settings.model_copy(update={"root": str(tmp_path / "nowhere")}))
     with pytest.raises(UserError, match=r"^data set hf/someone/insects is fetched with --download, or read from"):

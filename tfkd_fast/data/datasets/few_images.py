@@ -10,7 +10,8 @@ from tfkd_fast.randomness import Purpose, random_keys
 
 
 class FewImages(PartOfDataset):
-    """The same number of training images of every class, in their original order, and all test images.
+    """The same number of training images of every class, in their original order, and all test images; images that the
+    data set itself holds out all stay.
 
     The choice is a function of the images' indices in the whole set, and a smaller choice is a subset of a larger one.
     (The first images of a class would be a poor choice: files are often sorted.)
@@ -28,13 +29,18 @@ class FewImages(PartOfDataset):
     def _choose(self) -> ImageSet:
         images = self.whole.read_train()
         keys = random_keys(len(images), Purpose.SUBSET, seed=SPLIT_SEED, epoch=0, stream=0, device=images.labels.device)
-        chosen = []
+        held_out = images.held_out
+        free = torch.ones(len(images), dtype=torch.bool) if held_out is None else ~held_out
+        chosen = [(~free).nonzero().squeeze(1)]
         for label, name in enumerate(self.classes):
-            members = (images.labels == label).nonzero().squeeze(1)
+            members = ((images.labels == label) & free).nonzero().squeeze(1)
             if len(members) < self._per_class:
                 raise UserError(
                     f"data.per_class is {self._per_class}, but class {name!r} has {len(members)} training images: "
                     "lower it"
                 )
             chosen.append(members[keys[members].argsort(stable=True)[: self._per_class]])
-        return images.subset(torch.cat(chosen).sort().values)
+        places = torch.cat(chosen).sort().values
+        few = images.subset(places)
+        few.held_out = None if held_out is None else held_out[places]
+        return few

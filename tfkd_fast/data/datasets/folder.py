@@ -16,7 +16,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 
 TRAIN, TEST = "train", "test"
 VALIDATION = ("val", "valid", "validation")
-"""Names of folders whose images are the test set where there is no folder of that name."""
+"""Names of folders whose images are held out beside test/, and the test set where there is none."""
 
 TEST_SHARE = 0.2
 """Share of test images of every class where a folder has no parts (our choice)."""
@@ -26,15 +26,17 @@ Listing = dict[str, list[Path]]
 
 
 class FolderParts(NamedTuple):
-    """The image files of a folder in two parts."""
+    """The image files of a folder in its parts."""
 
     train: Listing
-    """The files of the training images."""
+    """The files of the training images, without those of `held_out`."""
     test: Listing
     """The files of the test images."""
     words: str
     """How the parts were found where the folder does not name both, and what is not read; empty if there is nothing to
     say."""
+    held_out: Listing | None = None
+    """The files of training images that are held out, if the folder names them."""
 
 
 def open_folder(settings: DataSettings, download: bool) -> Dataset:
@@ -44,13 +46,13 @@ def open_folder(settings: DataSettings, download: bool) -> Dataset:
     Hidden files and files that are no images are skipped.
 
     Raises:
-        UserError: no folder is named, it cannot be told what its folders are, or a class is empty or occurs in the test
-            part only.
+        UserError: no folder is named, it cannot be told what its folders are, a class is empty or occurs in the test
+            part only, or a share is to be held out of a folder that names what is.
     """
     if settings.root is None:
         raise UserError("data set folder needs its folder: name it with --data-root FOLDER")
     root = Path(settings.root).expanduser()
-    return make_file_dataset("folder", find_parts(root), settings)
+    return make_file_dataset("folder", find_parts(root, settings.holdout), settings)
 
 
 def make_file_dataset(
@@ -72,21 +74,27 @@ def make_file_dataset(
         flip: whether a mirrored image still shows its class.
         statistics: the usual constants of the field; None to compute them from the training images.
     """
-    train, test, words = parts
+    train, test, words, held_out = parts
     labels = {name: label for label, name in enumerate(train)}
     size, share = settings.image_size, settings.centre_crop
 
-    def images(listing: Listing) -> FileImages:
-        files = [file for files in listing.values() for file in files]
-        of_files = [labels[name] for name, files in listing.items() for _ in files]
-        return FileImages(files, torch.tensor(of_files), size, share)
+    def images(*listings: Listing) -> FileImages:
+        named = [(name, files) for listing in listings for name, files in listing.items()]
+        of_files = [labels[name] for name, files in named for _ in files]
+        return FileImages([file for _, files in named for file in files], torch.tensor(of_files), size, share)
+
+    def training_images() -> FileImages:
+        both = images(train, held_out or {})
+        if held_out:
+            both.held_out = torch.arange(len(both)) >= sum(map(len, train.values()))
+        return both
 
     return Dataset(
         name,
         list(train),
         (3, size, size),
         flip=flip,
-        read_train=lambda: images(train),
+        read_train=training_images,
         read_test=lambda: images(test),
         hash_test=lambda: images(test).fingerprint(),
         statistics=statistics,
@@ -95,15 +103,20 @@ def make_file_dataset(
     )
 
 
-def find_parts(root: Path) -> FolderParts:
+def find_parts(root: Path, holdout: float) -> FolderParts:
     """Find the training and test images below a folder.
 
-    train/CLASS/* and test/CLASS/* are taken as they are. Without test/, the images of val/ are the test set. Class
-    folders directly in the folder are split, see `split_names`: the parts are a function of the names of classes and
-    files.
+    train/CLASS/* and test/CLASS/* are taken as they are, and what is in val/CLASS/* beside them is held out. Without
+    test/, the images of val/ are the test set. Class folders directly in the folder are split, see `split_names`: the
+    parts are a function of the names of classes and files.
+
+    Args:
+        root: the folder.
+        holdout: share of training images that is to be held out.
 
     Raises:
-        UserError: the folder is missing, or it cannot be told which images are to be tested.
+        UserError: the folder is missing, it cannot be told which images are to be tested or held out, or a share is
+            asked for beside val/.
     """
     named = {place.name for place in list_folders(root)}
     parts = named & {TRAIN, TEST, *VALIDATION}
@@ -114,17 +127,20 @@ def find_parts(root: Path) -> FolderParts:
             f"there is no folder {root / TRAIN}: images belong into train/CLASS/ and test/CLASS/ of --data-root, or "
             "all into CLASS/"
         )
-    test, words = TEST, []
+    validation, words = _only_validation(root, sorted(parts - {TRAIN, TEST}), tested=TEST in parts), []
     if TEST not in parts:
-        test = _only_validation(root, sorted(parts - {TRAIN}))
         words.append(
-            f"there is no test/, so the images of {test}/ are the test set; what is held out comes from train/"
+            f"there is no test/, so the images of {validation}/ are the test set; what is held out comes from train/"
         )
-    words += _unread([root / TRAIN, root / test], [f"{name}/" for name in sorted(named - {TRAIN, test})])
-    train_listing, test_listing = list_classes(root / TRAIN), list_classes(root / test)
-    _need_two_classes(root / TRAIN, train_listing)
-    refuse_unknown_classes(test_listing, train_listing, root / test, root / TRAIN)
-    return FolderParts(train_listing, test_listing, "; ".join(words))
+    elif validation:
+        words.append(_say_what_is_held_out(f"{validation}/", holdout))
+    names = [name for name in (TRAIN, TEST, validation) if name in parts]
+    words += _unread([root / name for name in names], [f"{name}/" for name in sorted(named - set(names))])
+    train, *others = (list_classes(root / name) for name in names)
+    _need_two_classes(root / TRAIN, train)
+    for name, listing in zip(names[1:], others, strict=True):
+        refuse_unknown_classes(listing, train, root / name, root / TRAIN)
+    return FolderParts(train, others[0], "; ".join(words), *others[1:])
 
 
 def list_classes(folder: Path) -> Listing:
@@ -157,8 +173,8 @@ def _split(root: Path) -> FolderParts:
     """Split the images of a folder without parts."""
     listing = list_classes(root)
     _need_two_classes(root, listing)
-    train, test, words = split_listing(listing, root, "there are no train/ and test/")
-    return FolderParts(train, test, "; ".join([words, *_unread([root], [])]))
+    parts = split_listing(listing, root, "there are no train/ and test/")
+    return parts._replace(words="; ".join([parts.words, *_unread([root], [])]))
 
 
 def split_listing(listing: Listing, place: Path, reason: str) -> FolderParts:
@@ -219,19 +235,31 @@ def _unread(parts: list[Path], found: list[str]) -> list[str]:
     return [f"not read: {', '.join(found)}"] if found else []
 
 
-def _only_validation(root: Path, found: list[str]) -> str:
-    """The one folder that may serve as the test set where there is none of that name."""
-    if not found:
+def _only_validation(root: Path, found: list[str], *, tested: bool) -> str:
+    """The one folder of validation images, if any. They are held out if others are `tested`, and else the test set."""
+    if not found and not tested:
         raise UserError(
             f"there is no folder {root / TEST} and none of {', '.join(VALIDATION)}: add it, or name "
             f"{root / TRAIN} as --data-root, whose images are then split"
         )
     if len(found) > 1:
+        both = " and ".join(f"{name}/" for name in found)
+        if tested:
+            raise UserError(f"both {both} of {root} might be held out: keep one of them there")
+        raise UserError(f"{root} has no test/, and both {both} might be the test set: rename one of them to test")
+    return found[0] if found else ""
+
+
+def _say_what_is_held_out(name: str, holdout: float) -> str:
+    """What becomes of the folder `name` beside test/, in words."""
+    if not holdout:
+        return f"the images of {name} are trained on, too, because data.holdout is 0; those of test/ are the test set"
+    if holdout != DataSettings.model_fields["holdout"].default:
         raise UserError(
-            f"{root} has no test/, and both {' and '.join(f'{name}/' for name in found)} might be the test set: rename "
-            "one of them to test"
+            f"data.holdout is {holdout:g}, but what is held out are the images of {name}: leave it out, or set it to 0 "
+            "to train on them, too"
         )
-    return found[0]
+    return f"the images of {name} are held out, those of test/ are the test set"
 
 
 def _need_two_classes(place: Path, listing: Listing) -> None:

@@ -285,8 +285,12 @@ def open_hub(settings: DataSettings, download: bool) -> Dataset:
     test = next((one for one in TESTS if one in splits), None)
     parts = [_hub_pairs(splits[one], settings.dataset) for one in ("train", test) if one is not None]
     dataset = make_pair_dataset(settings.dataset, parts, settings)
+    words = [dataset.parts]
     if test not in (None, "test"):
-        dataset.parts = f"there is no split test, so the images of {test} are the test set"
+        words.append(f"there is no split test, so the images of {test} are the test set")
+    if unread := sorted(splits.keys() - {"train", test}):
+        words.append(f"not read: {', '.join(unread)}")
+    dataset.parts = "; ".join(filter(None, words))
     return dataset
 
 

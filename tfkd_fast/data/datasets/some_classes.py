@@ -62,4 +62,5 @@ class SomeClasses(PartOfDataset):
         chosen = images.subset(places)
         chosen.labels = torch.searchsorted(self._labels, chosen.labels)
         chosen.places = places
+        chosen.held_out = None if images.held_out is None else images.held_out[places]
         return chosen
