@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tfkd_fast import throughput as bench
 from tfkd_fast.cli.app import app
 from tfkd_fast.cli.bench import workloads
 from tfkd_fast.device import Compute
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.models import ModelSettings, build_model
 from tfkd_fast.throughput import measure as measurements
 from tfkd_fast.throughput import measure_interleaved, plain_loop
@@ -193,6 +194,44 @@ def test_a_sweep_has_every_network_at_every_width_and_batch_size() -> None:
     }
     with pytest.raises(UserError, match="method kd and a teacher go together"):
         workloads(SMALL.compute, ["vgg8"], [1.0], [16], "kd", None, steps=None)
+
+
+NET = """
+from torch import nn
+
+
+def net(num_classes):
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    return nn.Sequential(*layers, nn.Dropout(0.1), nn.Linear(16, num_classes))
+"""
+
+
+def test_a_network_of_others_is_measured_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (workload,) = workloads(SMALL.compute, [f"{tmp_path}/net.py:net"], [0.25, 1.0], [2], "ce", None, steps=1)
+    network = workload.build()
+    assert {type(module) for module in plain_network(network).modules()} == {
+        nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout, nn.Linear
+    }  # fmt: skip
+    assert all(map(torch.equal, plain_network(network).state_dict().values(), network.state_dict().values()))
+    (cell,) = bench.sweep([workload], rounds=2)
+    assert cell.ours.images_per_second > 0
+    monkeypatch.setattr(measurements, "plain_processes", lambda *_: nullcontext(lambda: None))  # they start slowly
+    with pytest.warns(Notice, match="candidates are not measured streams: candidates whose layers draw random numbers"):
+        assert len(bench.measure_populations(workload, [2], ["streams"], rounds=2)[2]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "said"),
+    [
+        ("resnet17", [1.0], "unknown model 'resnet17': did you mean 'resnet18'"),
+        ("resnet50", [1.0], "resnet50 is measured beside the same network in torch's own layers, which is not written"),
+        ("timm/resnet18", [0.5], "width is read only where name is a network of tfkd_fast"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(name: str, widths: list[float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        workloads(SMALL.compute, [name], widths, [16], "ce", None, steps=None)
 
 
 def test_the_command_sweeps_over_workloads(tmp_path: Path) -> None:

@@ -382,7 +382,11 @@ def bench(
     precision: Annotated[PrecisionName, PRECISION] = "auto",
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Network that is trained, or all; may be given again. By default vgg8."),
+        typer.Option(
+            metavar="NAME",
+            help="Network that is trained, as --model of train, or all of this package that are written out to measure "
+            "against; may be given again. By default vgg8.",
+        ),
     ] = None,
     width: Annotated[
         list[float] | None,

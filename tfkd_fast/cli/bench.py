@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from rich.table import Table
 
 import tfkd_fast
@@ -11,8 +12,8 @@ from tfkd_fast import throughput as bench
 from tfkd_fast.cli.terminal import Terminal
 from tfkd_fast.data import LoaderName, missing_loaders
 from tfkd_fast.device import Compute
-from tfkd_fast.errors import UserError, nearest
-from tfkd_fast.models import ModelSettings
+from tfkd_fast.errors import UserError
+from tfkd_fast.models import MODELS, ModelSettings
 
 Figures = dict[str, Any]
 
@@ -33,35 +34,54 @@ def workloads(
 
     Args:
         compute: device and precision.
-        models: names of networks, or "all".
-        widths: factors of their channels.
+        models: names of networks, or "all" for those of this package that are written out.
+        widths: factors of their channels; networks of others have one width.
         batch_sizes: numbers of images of a batch.
         method: how the student is taught.
         teacher: name of the teacher's network; None without a teacher.
         steps: training steps of a measurement; None to choose them.
 
     Raises:
-        UserError: a network is not known, or the method and the teacher do not go together.
+        UserError: a network is not known, not written out in torch's layers, or has one width only, or the method and
+            the teacher do not go together.
     """
     if (method == "kd") != (teacher is not None):
         raise UserError("method kd and a teacher go together: give both or none")
     names = list(bench.WRITTEN_OUT) if "all" in models else list(dict.fromkeys(models))
-    for name in (*names, *([teacher] if teacher else [])):
-        if name not in bench.WRITTEN_OUT:
-            near = nearest(name, bench.WRITTEN_OUT)
-            raise UserError(f"unknown model {name!r}, or one that is not written out to measure against: {near}")
-    cells = [(name, width, batch) for name in names for width in widths for batch in batch_sizes]
+    teaching = find_network(teacher, 1.0) if teacher else None
+    networks = [find_network(name, width) for name in names for width in widths_of(name, widths)]
+    cells = [(network, batch) for network in networks for batch in batch_sizes]
+    few = 10 if len(cells) == 1 else None
     return [
-        bench.Workload(
-            compute,
-            ModelSettings(name=name, width=width),
-            batch,
-            steps or (10 if len(cells) == 1 else max(1, SWEEP_IMAGES // batch)),
-            method,
-            ModelSettings(name=teacher) if teacher else None,
-        )
-        for name, width, batch in cells
+        bench.Workload(compute, network, batch, steps or few or max(1, SWEEP_IMAGES // batch), method, teaching)
+        for network, batch in cells
     ]
+
+
+def widths_of(name: str, widths: Sequence[float]) -> Sequence[float]:
+    """The widths that a network is measured in."""
+    if name in MODELS or 1.0 not in widths:
+        return widths
+    return [1.0]
+
+
+def find_network(name: str, width: float) -> ModelSettings:
+    """The `[model]` table of a network that can be measured.
+
+    Raises:
+        UserError: see `workloads`.
+    """
+    if name in MODELS and name not in bench.WRITTEN_OUT:
+        written = ", ".join(bench.WRITTEN_OUT)
+        raise UserError(
+            f"{name} is measured beside the same network in torch's own layers, which is not written out: choose from "
+            f"{written}, or a network of torchvision, of timm, or of your own"
+        )
+    try:
+        return ModelSettings(name=name, width=width)
+    except ValidationError as error:
+        fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"--model {name}: {fault}") from None
 
 
 def measure(workload: bench.Workload, *, rounds: int, compiled: bool, candidates: Sequence[int]) -> Figures:

@@ -1,5 +1,6 @@
 """Throughput in images per second: the engine beside loops written by hand, loaders, and the machine's limit."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tfkd_fast import ops
 from tfkd_fast.data import Loader, LoaderName
 from tfkd_fast.device import Compute
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.throughput.by_hand import careful_epoch, careful_evaluation, fp32_epoch
 from tfkd_fast.throughput.plain_processes import plain_processes
 from tfkd_fast.throughput.turns import Measurement, Ratio, measure_interleaved, ratio
@@ -75,13 +77,18 @@ def measure_populations(
 ) -> dict[int, list[Measurement]]:
     """Measure the total throughput of populations by number of candidates.
 
-    There is a row for each way to train them by the engine, and on the CPU one for as many processes of the careful
-    loop written by hand, with a thread each.
+    There is a row for each way to train them by the engine that the network allows, and on the CPU one for as many
+    processes of the careful loop written by hand, with a thread each.
     """
     curve = {}
     for size in sizes:
         torch.compiler.reset()  # each size is compiled again, and torch limits their number
-        variants: dict[str, Callable[[], None]] = {way: engine_epoch(workload, size, way) for way in ways}
+        variants: dict[str, Callable[[], None]] = {}
+        for way in ways:
+            try:
+                variants[way] = engine_epoch(workload, size, way)
+            except UserError as error:  # as of a network of others that cannot be stacked
+                warnings.warn(Notice(f"candidates are not measured {way}: {error}"), stacklevel=2)
         with ExitStack() as stack:
             if workload.compute.device.type == "cpu" and size > 1:
                 processes = stack.enter_context(plain_processes(workload, size))

@@ -3,12 +3,14 @@
 A plain network has the layers, sizes and weights of the network that it is made from, and computes the same.
 """
 
+import copy
 from collections.abc import Iterable
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tfkd_fast.models import MODELS, VGG, ResidualNetwork
+from tfkd_fast.models import MODELS, VGG, FeatureNetwork, ResidualNetwork
+from tfkd_fast.models.layers import Classifier
 from tfkd_fast.models.resnet import BasicBlock, BottleneckBlock
 from tfkd_fast.models.wide_resnet import WideBlock
 
@@ -20,11 +22,13 @@ def plain_network(network: nn.Module) -> nn.Module:
     """Build the network in torch's layers, with copies of the weights and statistics.
 
     Args:
-        network: a network on offer, for images of 32x32 pixels.
+        network: a network on offer, for images of 32x32 pixels, or one of others, of which this is a copy.
 
     Raises:
         TypeError: the network is of no family that is written out here.
     """
+    if not isinstance(network, FeatureNetwork):
+        return _without_our_classifier(copy.deepcopy(network))
     if isinstance(network, VGG):
         return _vgg(network)
     if isinstance(network, ResidualNetwork) and not any(
@@ -74,6 +78,14 @@ class PlainWideBlock(nn.Module):
         out = self.conv2(self.relu(self.norm2(self.conv1(active))))
         out += x if self.shortcut is None else self.shortcut(active)
         return out
+
+
+def _without_our_classifier(network: nn.Module) -> nn.Module:
+    """The network of others with torch's linear layer in the place of the one that computes its logits."""
+    layers: list[nn.Module] = [module for module in network.modules() if type(module) is Classifier]
+    for layer in layers:
+        layer.__class__ = nn.Linear
+    return network
 
 
 def _vgg(network: VGG) -> nn.Module:

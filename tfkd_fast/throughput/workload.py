@@ -14,7 +14,7 @@ from tfkd_fast.device import Compute
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import Method, TeacherFacts
-from tfkd_fast.models import ModelSettings, build_model, feature_shapes, fix_weights
+from tfkd_fast.models import FeatureShapes, ModelSettings, build_model, fix_weights
 from tfkd_fast.ops import conv_algorithms
 from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.teachers.teacher import Teacher
@@ -136,6 +136,5 @@ def _teachers(workload: Workload) -> list[Teacher]:
     network = workload.build_teacher()
     if network is None or workload.teacher is None:
         return []
-    shapes = feature_shapes(network, (3, 32, 32))
-    facts = TeacherFacts("teacher", workload.teacher.name, tuple(range(CLASSES)), shapes)
+    facts = TeacherFacts("teacher", workload.teacher.name, tuple(range(CLASSES)), FeatureShapes((), 0))
     return [Teacher(facts, network, checksum="", training_data="", holdout=0.0)]
