@@ -99,6 +99,14 @@ def test_one_of_each_is_found_by_every_command(install: Install, tmp_path: Path)
     assert next(event for event in before if event["event"] == "selection")["criteria"] == ["lowest", "holdout-nll"]
     assert "halved" in run("methods").stdout
     assert "a gardener" in run("methods", "halved").stdout
+    schema = json.loads(run("options", "--schema").stdout)
+    assert "halved" in schema["properties"]["method"]["enum"]
+    (steered,) = (
+        rule["then"]["properties"] for rule in schema["allOf"] if '{"const": "tfkd"}' in json.dumps(rule["if"])
+    )
+    for table, key, name, form in (("target", "family", "flat", "Flat"), ("controller", "name", "tides", "Tides")):
+        assert f'{{"$ref": "#/$defs/{form}Settings"}}' in json.dumps(steered[table])
+        assert schema["$defs"][f"{form}Settings"]["properties"][key]["const"] == name
     assert "0.6 <= number <= 0.9" in run("options", "target").stdout.partition("Where family is flat:")[2]
 
 
