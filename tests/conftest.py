@@ -60,6 +60,14 @@ def exact_products() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = allowed, fixed
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_garbage_of_earlier_tests() -> Iterator[None]:
+    """What a module leaves for good, imports most of all, need not be looked through by all runs of the modules after it."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--measure", action="store_true", help="write down how long the tests take, for `make test-fast`")
 

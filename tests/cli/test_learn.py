@@ -23,7 +23,7 @@ SMALL = {
     "epochs": 2,
     "precision": "fp32",
     "device": "cpu",
-    "data": {"dataset": "digits", "batch_size": 64, "holdout": 0.8},
+    "data": {"dataset": "digits", "batch_size": 64, "per_class": 24, "holdout": 0.5},
     "model": {"width": 0.125},
     "target": {"family": "scalar"},
     "controller": {"cooldown_epochs": 1},

@@ -22,7 +22,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of JPEG files of another size than images are trained with."""
     root = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
-    for part, count in (("train", 400), ("test", 40)):
+    for part, count in (("train", 160), ("test", 20)):
         for i in range(count):
             file = root / part / ("dark", "bright")[i % 2] / f"{i}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(photos: Path, folder: Path) -> list[str | Path]:
     arguments = ["train", "--dataset", "folder", "--data-root", photos, "--method", "ce", "--loader", "dali"]
-    arguments += ["--epochs", "6", "--device", "cpu", "--precision", "fp32", "--set", "model.width=0.125"]
+    arguments += ["--epochs", "5", "--device", "cpu", "--precision", "fp32", "--set", "model.width=0.125"]
     return [*arguments, "--out", folder]
 
 

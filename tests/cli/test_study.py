@@ -174,7 +174,7 @@ def test_a_run_that_fails_leaves_the_others_whole(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_goes_on_when_the_study_is_given_again(tmp_path: Path) -> None:
-    study = write(tmp_path, HEAD.replace("[0, 1]", "[0]").replace("epochs = 1", "epochs = 12") + CE)
+    study = write(tmp_path, HEAD.replace("[0, 1]", "[0]").replace("epochs = 1", "epochs = 8") + CE)
     out = tmp_path / "out"
     process = subprocess.Popen(command("study", study, "--out", out), stdout=subprocess.DEVNULL)
     wait_for(out / "runs" / "ce-seed0" / "checkpoints" / "epoch-00001.ckpt", process)

@@ -329,11 +329,11 @@ def test_a_captured_step_is_the_step(way: str, sources: tuple[str, ...], monkeyp
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("way", ["sequential", "stacked"])
-def test_compiled_it_learns_the_same(way: str, device: str) -> None:
-    plain, _, _, plan = make(way, device)
+def test_compiled_it_learns_the_same(device: str) -> None:
+    """Several at once; one after the other in tests/methods/test_every_step.py."""
+    plain, _, _, plan = make("stacked", device)
     expected = train(plain, plan, epochs=1)
-    compiled, _, _, plan = make(way, device, compile=True)
+    compiled, _, _, plan = make("stacked", device, compile=True)
     results = train(compiled, plan, epochs=1)
     for run, wanted in zip(results, expected, strict=True):
         assert run.training.loss == pytest.approx(wanted.training.loss, rel=1e-3)

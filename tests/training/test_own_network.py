@@ -26,7 +26,7 @@ NET, PROGRAM, NAMES = re.findall(
 SMALL: dict[str, Any] = {
     "epochs": 4,
     "device": "cpu",
-    "data": {"dataset": "digits", "batch_size": 256, "per_class": 60},
+    "data": {"dataset": "digits", "batch_size": 256, "per_class": 30},
 }
 
 
@@ -84,6 +84,7 @@ def test_candidates_side_by_side(net: Path, tmp_path: Path) -> None:
     for population in ("sequential", "streams", "stacked"):
         out = tmp_path / population
         tables = {"population": population, "precision": "fp32", "selection": {"candidates": 2}}
+        tables["data"] = SMALL["data"] | {"per_class": 60}
         train(out, f"{net}:without_dropout", "tfkd-mrs", **tables)
         ends[population] = tfkd_fast.load_run(out).student().state_dict()
     for name, expected in ends.pop("sequential").items():

@@ -62,7 +62,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         {"target": {"sources": ["memory", "slow-self"]}, "controller": {"name": "hypergradient", **WARMED}},
     ),
     "mrs, cooldown": ("tfkd-mrs", {"controller": {"cooldown_epochs": 1, **WARMED}, **MRS}),
-    "ce, torchvision": ("ce", {"data": {"loader": "torchvision"}}),
     "mrs, adamw, cooldown": (  # accumulated, clipped, and with a moving average
         "tfkd-mrs",
         {
@@ -77,9 +76,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
             **MRS,
         },
     ),
-    "ce, dali": ("ce", {"data": {"loader": "dali"}}),
     "ce, random changes": ("ce", {"data": {"loader": "resident", **CHANGES}}),
-    "mrs, random changes, torchvision": ("tfkd-mrs", {"data": {"loader": "torchvision", **CHANGES}, **MRS}),
+    "mrs, random changes, torchvision": (
+        "tfkd-mrs",
+        {"data": {"loader": "torchvision", "workers": 1, **CHANGES}, **MRS},
+    ),
     "mrs, dali": ("tfkd-mrs", {"data": {"loader": "dali"}, "population": "streams", **MRS}),
     "ce, bf16": ("ce", {"precision": "bf16"}),
 }

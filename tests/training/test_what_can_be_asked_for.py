@@ -69,9 +69,8 @@ def distiller() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("distiller")
-@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
-def test_a_method_that_asks_for_everything_learns(compute: Compute, teacher: dict[str, Any], tmp_path: Path) -> None:
-    out = train(tmp_path / "run", compute, teacher, {"epochs": 8})
+def test_a_method_that_asks_for_everything_learns(teacher: dict[str, Any], tmp_path: Path) -> None:
+    out = train(tmp_path / "run", BF16, teacher, {"epochs": 8})
     first, *_, last = (event for event in log(out) if event["event"] == "epoch")
     assert last["train_top1"] > 25.0  # chance is 10 with a standard error of 1.8
     for name, value in first["terms"].items():
@@ -84,10 +83,8 @@ def test_a_method_that_asks_for_everything_learns(compute: Compute, teacher: dic
 @pytest.mark.parametrize(
     ("view", "loader", "compute"),
     [
-        ("strong", "resident", BF16),
         ("strong", "torchvision", FP32),
         ("weak", "resident", BF16),
-        ("weak", "torchvision", FP32),
         ("same-class", "resident", FP32),
         ("previous", "resident", FP32),
     ],
