@@ -147,13 +147,6 @@ def test_what_was_deleted_or_renamed_in_a_study_is_one_sentence(
     assert "holds nothing of tfkd-fast" in refusal("study", study, "--out", out)
 
 
-def test_rows_and_seeds_can_be_chosen(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
-    study, _, _ = finished
-    out = tmp_path / "out"
-    run("study", study, "--out", out, "--rows", "smoothed", "--seeds", "7")
-    assert students(out).keys() == {"smoothed-seed7"}
-
-
 def test_a_run_that_fails_leaves_the_others_whole(tmp_path: Path) -> None:
     """And a replay and a student wait for the run that they need, wherever the file names it."""
     text = KD + '[rows.again]\nreplay = "ce"\n[rows.bad]\nmethod = "ce"\noptimizer.learning_rate = 1e9\n'
@@ -231,10 +224,11 @@ def test_when_a_study_ends_its_runs_end_with_what_they_have_trained(tmp_path: Pa
 def test_a_forked_run_has_the_bits_of_a_command_of_its_own(
     finished: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where there is no fork a study starts such commands."""
+    """And where there is no fork a study starts such commands, here those of one row and seed."""
     study, out, _ = finished
     monkeypatch.setattr(processes, "sys", SimpleNamespace(platform="elsewhere", executable=sys.executable))
     run("study", study, "--out", tmp_path, "--jobs", "2", "--seeds", "1", "--rows", "smoothed")
+    assert students(tmp_path).keys() == {"smoothed-seed1"}
     forked, alone = (folder / "runs" / "smoothed-seed1" for folder in (out, tmp_path))
     for name in ("student.safetensors", "best.safetensors"):
         assert (forked / name).read_bytes() == (alone / name).read_bytes()
