@@ -62,7 +62,7 @@ def exact_products() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_garbage_of_earlier_tests() -> Iterator[None]:
-    """What a module leaves for good, imports most of all, need not be looked through by all runs of the modules after it."""
+    """What a module leaves for good, most of all imports, is not looked through again by the runs of later modules."""
     yield
     gc.collect()
     gc.freeze()
