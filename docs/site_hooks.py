@@ -4,6 +4,7 @@ The documents are written to be read where they lie, so their links are relative
 to a file that is a page leads to the page; one to any other file of the tree is shown as its text.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "tests/README.md": "tests.md",
+    "examples/first_run.ipynb": "first-run.md",
     "examples/minimal.py": "minimal.md",
 }
 """Files of the source tree, and the pages that are made of them."""
@@ -31,6 +33,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = (root / source).read_text()
         if source.endswith(".py"):
             text = f"# {Path(source).name}\n\n```python\n{text}```\n"
+        if source.endswith(".ipynb"):
+            cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+            text = "\n\n".join(f"```python\n{part}\n```" if kind == "code" else part for kind, part in cells)
         files.append(File.generated(config, page, content=text))
     return files
 

@@ -1,15 +1,18 @@
 """The examples run as they are, learn, and do what they say."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-MINIMAL = Path(__file__).parents[1] / "examples" / "minimal.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MINIMAL, FIRST_RUN = EXAMPLES / "minimal.py", EXAMPLES / "first_run.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +58,28 @@ def test_the_minimal_example_needs_the_operators_and_nothing_else_of_the_package
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "tfkd_fast.ops" in loaded
     assert not {"tfkd_fast.api", "tfkd_fast.steering", "tfkd_fast.methods", "tfkd_fast.training"} & set(loaded)
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cells one after the other, with fewer epochs and images."""
+    notebook = json.loads(FIRST_RUN.read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    cells = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"}
+    assert all(cell["outputs"] == [] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    small = {
+        "EPOCHS = 8": "EPOCHS = 2",
+        '{"width": 0.125}}': '{"width": 0.125}, "data": {"per_class": 20, "loader": "resident"}}',
+    }
+    for whole, part in small.items():
+        assert whole in cells["train"]
+        cells["train"] = cells["train"].replace(whole, part)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names: dict[str, Any] = {}
+    for name, code in cells.items():
+        exec(compile(code, name, "exec"), names)
+    assert "&lt;svg" in names["Report"]("runs/tfkd")._repr_html_()
+    assert len(names["plt"].gca().lines) == 4
+    printed = capsys.readouterr().out
+    assert "from epoch 1 on, the true class is taught with 0.90" in printed
+    assert f"label-smoothing  seed 1: {names['results']['label-smoothing', 1]['test_top1']:.1f} %" in printed
