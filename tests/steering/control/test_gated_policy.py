@@ -1,5 +1,7 @@
 """A gated policy as a network: its actions on a grid of times and gaps, whatever else is observed."""
 
+from math import tanh
+
 import pytest
 import torch
 
@@ -10,15 +12,29 @@ MIDDLE, END = torch.tensor([-3.0, 0.5]), torch.tensor([2.0, -1.0])
 
 
 @pytest.mark.parametrize("gap", [-0.2, 0.0, 0.05, 0.15, 0.3, 1.0])
-@pytest.mark.parametrize("time", [0.0, 0.3, 0.7, 0.8, 0.999])
+@pytest.mark.parametrize("time", [0.0, 0.3, 0.7, 0.8, 0.875, 0.95, 1.0])
 def test_the_action_depends_on_the_time_and_the_gap_alone(time: float, gap: float) -> None:
     generator = torch.Generator().manual_seed(0)
     policy = observed_policy(2, generator)
     GatedPolicy(MIDDLE, END, switch=0.75, threshold=0.1).write_into(policy)
     observed = 2.0 * torch.rand(5, PROGRESS_ENTRIES + 2, generator=generator) - 1.0
     observed[:, TIME], observed[:, GAP] = 2.0 * time - 1.0, gap
-    expected = torch.zeros(2) if gap < 0.1 else MIDDLE if time < 0.75 else END
-    torch.testing.assert_close(policy.mean(observed), expected.expand(5, 2), atol=0.02, rtol=0.0)
+    done = 0.5 + 0.5 * tanh(2.5 * tanh(0.8 * (time - 0.875) / 0.125)) / tanh(2.5)
+    expected = torch.zeros(2) if gap < 0.1 else MIDDLE + done * (END - MIDDLE)
+    torch.testing.assert_close(policy.mean(observed), expected.expand(5, 2), atol=0.1, rtol=0.0)  # 2 % of the way
+
+
+def test_the_course_begins_at_the_switch_and_ends_with_the_run() -> None:
+    policy = observed_policy(2, torch.Generator())
+    GatedPolicy(MIDDLE, END, switch=0.6, threshold=0.1).write_into(policy)
+    observed = torch.zeros(101, PROGRESS_ENTRIES + 2)
+    observed[:, TIME], observed[:, GAP] = torch.linspace(-1.0, 1.0, 101), 0.4
+    done = ((policy.mean(observed).detach() - MIDDLE) / (END - MIDDLE)).mean(dim=1)
+    assert (done.diff() >= -1e-6).all()
+    assert done[50] < 0.02
+    assert done[60] < 0.05
+    assert done[80] == pytest.approx(0.5, abs=0.01)
+    assert done[100] > 0.95
 
 
 def test_the_passage_is_between_the_actions_on_both_sides() -> None:
@@ -27,5 +43,5 @@ def test_the_passage_is_between_the_actions_on_both_sides() -> None:
     observed = torch.zeros(101, PROGRESS_ENTRIES + 2)
     observed[:, GAP] = torch.linspace(0.0, 0.2, 101)
     actions = policy.mean(observed).detach()[:, 0]
-    assert (actions.diff() <= 1e-6).all()
-    assert ((actions < -0.05) & (actions > -2.95)).sum() >= 10  # it takes some hundredths of the gap
+    assert ((actions <= 0.05) & (actions >= -3.05)).all()  # 1 % of the way
+    assert ((actions < -0.05) & (actions > -2.95)).sum() >= 4  # it takes a hundredth of the gap

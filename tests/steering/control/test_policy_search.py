@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,14 +25,14 @@ def gap_at(fraction: float) -> float:
 
 
 def best_action(fraction: float) -> float:
-    return (2.0 if fraction >= 0.75 else -2.0) if gap_at(fraction) else 0.0
+    return float(np.interp(fraction, [0.7, 1.0], [-2.0, 2.0])) if gap_at(fraction) else 0.0
 
 
 class Scored:
     """Students without networks: the final accuracy is what the whole course of the actions amounts to.
 
-    Best is 0 while the generalisation gap is small, then -2, and from three quarters of the run on +2. Every epoch on
-    the way looks the same but for the gap, which is wide from a quarter of the run on.
+    Best is 0 while the generalisation gap is small, then -2, and from 0.7 of the run on a straight line to +2. Every
+    epoch on the way looks the same but for the gap, which is wide from a quarter of the run on.
     """
 
     def __init__(self, progress: Progress, count: int, diverges_above: float = 9.0) -> None:
