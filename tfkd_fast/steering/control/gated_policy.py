@@ -7,8 +7,8 @@ With the generalisation gap g (training less held-out top-1) and the share t of 
     on its way to the end action where g > threshold and t > switch, which it reaches as the run ends,
 
 with smooth passages. A soft target helps a student that fits its training images closely and does little for one that
-does not, and it helps while the learning rate is high; a target that turns hard at once leaves a student that is sure of
-too much. What follows from that is learned, and not written here. The form is our choice.
+does not, and it helps while the learning rate is high; a target that turns hard at once leaves a student that is sure
+of too much. What follows from that is learned, and not written here. The form is our choice.
 """
 
 import math
@@ -27,9 +27,9 @@ GAP_SLOPE = 60.0
 """How sharp the passage at the threshold is: it takes about 0.01 of the gap."""
 
 COURSE_SLOPE, COURSE_GAIN = 0.8, 2.5
-"""Two slopes of the course from the middle action to the end action. With x of -1 at the switch and 1 at the end of the
-run it has the shape of tanh(2.5 tanh(0.8 x)): 3 % are done at the switch, 12, 50 and 88 % after each quarter of the time
-that is left, and 97 % at the end."""
+"""Two slopes of the course from the middle action to the end action. With x of -1 at the switch and 1 at the end of
+the run it has the shape of tanh(2.5 tanh(0.8 x)): 3 % are done at the switch, 12, 50 and 88 % after each quarter of the
+time that is left, and 97 % at the end."""
 
 SHORTEST_COURSE = 0.02
 """Share of the run that the course takes at least."""
@@ -55,7 +55,7 @@ class GatedPolicy:
         """Set the weights of a policy's mean so that it is this policy. The value of no other entry is read.
 
         Of the first hidden layer, unit 0 says how far the course is and unit 1 whether the gap is wide, as numbers of
-        -1..1; of the second, unit 0 is the course where the gap is wide and -1 elsewhere, and unit 1 is the gate itself.
+        -1..1; of the second, unit 0 is the course where the gap is wide and else -1, and unit 1 is the gate itself.
         """
         first, second = (policy.mean.get_submodule(f"hidden.{number}") for number in (0, 1))
         half = max(1.0 - self.switch, SHORTEST_COURSE) / 2.0
