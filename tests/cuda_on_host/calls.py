@@ -76,7 +76,8 @@ def rank_binned_targets() -> Iterator[Call]:
 def candidate_metrics() -> Iterator[Call]:
     """(logits, labels)"""
     for classes in CLASSES[1:]:
-        for candidates, samples in ((3, FEW_SAMPLES), (2, MANY_SAMPLES if classes <= 100 else 10)):
+        for candidates, samples in ((3, FEW_SAMPLES), (2, MANY_SAMPLES)):
+            samples = min(samples, _most_samples(classes))
             dtype = DTYPES[(classes + samples) % len(DTYPES)]
             yield _odd(torch.randn(candidates, samples, classes).to(dtype)), torch.randint(classes, (samples,))
 
@@ -142,13 +143,17 @@ def _losses() -> Iterator[tuple[int, Tensor, Tensor, str]]:
     torch.manual_seed(0)
     for i, classes in enumerate(CLASSES):
         for k, (candidates, batch) in enumerate(((None, MANY_SAMPLES), (5, FEW_SAMPLES), (2, 40), (1, 0))):
-            if batch * classes > 15_000:
-                batch = 5
+            batch = min(batch, _most_samples(classes))
             shape = (batch, classes) if candidates is None else (candidates, batch, classes)
             logits = torch.randn(shape).mul(3).to(DTYPES[(i + k) % len(DTYPES)])
             labels = torch.randint(classes, shape[:-1] if k % 2 else (batch,))
             logits = _odd(logits) if (i + k) % 3 == 0 else logits
             yield (i - k) % 3, logits, labels, ("mean", "sum", "none")[(i + k) % 3]
+
+
+def _most_samples(classes: int) -> int:
+    """Enough for several blocks of short rows, and for two long ones: a fiber a thread takes seconds for more."""
+    return max(2, 2_500 // classes)
 
 
 def _setting(logits: Tensor, value: float) -> Tensor:

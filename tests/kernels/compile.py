@@ -1,8 +1,9 @@
-"""Compiles what the kernels' host functions launch, for architectures, without a GPU; a line of JSON a compilation.
+"""Compiles what the kernels' host functions launch, for two architectures, without a GPU; a line of JSON a compilation.
 
-Usage: compile.py FAMILY ARCHITECTURE... Triton gets a driver that has nothing but an architecture, and a launch ends
-when its kernel is compiled. So signatures, options and tiles are those of real launches. Only a tile that is smaller
-where a device has room for many programs is as on a small device: as large as it can be.
+Usage: compile.py FAMILY... Each launch is compiled for one of `ARCHITECTURES`, in turn: for both together it would take
+twice as long, and they differ in a few registers. Triton gets a driver that has nothing but an architecture, and a
+launch ends when its kernel is compiled. So signatures, options and tiles are those of real launches. Only a tile that
+is smaller where a device has room for many programs is as on a small device: as large as it can be.
 """
 
 import json
@@ -32,6 +33,7 @@ from tfkd_fast.kernels import rank_binned_targets as tables
 from tfkd_fast.kernels import rank_candidates as ranks
 from tfkd_fast.kernels import soft_target as soft
 
+ARCHITECTURES = 80, 90
 BATCH = 576  # several programs share it
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 # 43: a row of an odd number of classes has no two numbers that can be loaded together.
@@ -74,13 +76,9 @@ class Arguments:
 
 
 def sized(*calls: Callable[[Arguments], None]) -> Cases:
-    """Each call with each number of classes and each dtype; of several calls each has half of the pairs of them."""
+    """Each call with each number of classes, in one dtype and then in the other."""
     for number, call in enumerate(calls):
-        pairs = [
-            (classes, dtype)
-            for (at, classes), (of, dtype) in product(enumerate(CLASSES), enumerate((HALF, SINGLE)))
-            if len(calls) == 1 or (number + at + of) % 2 == 0
-        ]
+        pairs = [(classes, (HALF, SINGLE)[(number + at) % 2]) for at, classes in enumerate(CLASSES)]
         for classes, dtype in pairs + LARGE:
             yield f"{call.__name__}, {dtype}", classes, partial(call, Arguments(classes, dtype))
 
@@ -134,8 +132,8 @@ def rank_binned_targets() -> Cases:
 
 
 def rank_candidates() -> Cases:
-    for dtype in (SINGLE, DOUBLE):
-        of = torch.empty(100, 3, dtype=dtype), [True, False, True], [1.0, 0.5, 1.0]
+    for criteria, dtype in product((3, 1), (SINGLE, DOUBLE)):
+        of = torch.empty(100, criteria, dtype=dtype), [True, False, True][:criteria], [1.0, 0.5, 1.0][:criteria]
         yield f"ranks, {dtype}", 0, partial(ranks.rank_candidates, *of)
 
 
@@ -176,7 +174,7 @@ def self_check() -> Cases:
         yield "self-check", 0, call
 
 
-def compilations(architecture: int, cases: Cases) -> Iterator[dict[str, Any]]:
+def compilations(cases: Cases) -> Iterator[dict[str, Any]]:
     """What each launch is compiled to, or why it is not. For a launch like an earlier one there is no entry."""
     done: list[dict[str, Any]] = []
 
@@ -197,9 +195,11 @@ def compilations(architecture: int, cases: Cases) -> Iterator[dict[str, Any]]:
             }
             done.append(entry | {name: sum(map(int, re.findall(pattern, log))) for name, pattern in found.items()})
 
-    driver.set_active(Driver(architecture))
     JITFunction.run = compile_only
-    for name, classes, call in cases:
+    # Two and two: otherwise what alternates between cases, as a dtype does, would always be compiled for the same one.
+    for number, (name, classes, call) in enumerate(cases):
+        architecture = ARCHITECTURES[number // 2 % 2]
+        driver.set_active(Driver(architecture))
         call()
         yield from ({"architecture": architecture, "case": name, "classes": classes} | entry for entry in done)
         done.clear()
@@ -207,7 +207,6 @@ def compilations(architecture: int, cases: Cases) -> Iterator[dict[str, Any]]:
 
 if __name__ == "__main__":
     os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
-    family, *architectures = sys.argv[1:]
-    for architecture in map(int, architectures):
-        for entry in compilations(architecture, globals()[family]()):
+    for family in sys.argv[1:]:
+        for entry in compilations(globals()[family]()):
             print(json.dumps(entry))

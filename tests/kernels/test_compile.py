@@ -18,16 +18,17 @@ from tfkd_fast.ops import fused
 
 ROOT = Path(__file__).parents[2]
 KERNELS = {file.stem: ast.parse(file.read_text()) for file in sorted(ROOT.glob("kernels/[a-z]*.py"))}
-ARCHITECTURES = [80, 90]
+FAMILIES = sorted(set(KERNELS) - {"common", "losses"})
+ARCHITECTURES = {80, 90}
 MOST_CLASSES = 1024  # of a row that is held in registers; a longer one may spill a few numbers
 
 pytestmark = pytest.mark.skipif(fused.TRITON_MISSING is not None, reason=str(fused.TRITON_MISSING))
 
 
-def compilations(family: str, architectures: list[int], cache: Path) -> list[dict[str, Any]]:
+def compilations(families: list[str], cache: Path) -> list[dict[str, Any]]:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}  # what is in a cache is not compiled
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, Path(__file__).with_name("compile.py"), family, *map(str, architectures)]
+    command = [sys.executable, Path(__file__).with_name("compile.py"), *families]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]
@@ -52,20 +53,24 @@ def imported(node: ast.AST) -> list[str]:
     return [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
 
 
-@pytest.mark.parametrize("family", sorted(set(KERNELS) - {"common", "losses"}))
-def test_every_kernel_compiles_without_a_spill(family: str, tmp_path: Path) -> None:
-    compiled = compilations(family, ARCHITECTURES, tmp_path)
+def adds_up(family: str) -> bool:
+    return any("add_partial_sums" in imported(node) for node in ast.walk(KERNELS[family]))
+
+
+@pytest.mark.parametrize("losses", [True, False])
+def test_every_kernel_compiles_without_a_spill(losses: bool, tmp_path: Path) -> None:
+    """Two halves, for two processes; every kernel on each architecture."""
+    families = [family for family in FAMILIES if adds_up(family) == losses]
+    compiled = compilations(families, tmp_path)
     assert not problems([one for one in compiled if "error" in one or one["classes"] <= MOST_CLASSES])
-    adds_up = any("add_partial_sums" in imported(node) for node in ast.walk(KERNELS[family]))
-    expected = launched(family) | (launched("losses") if adds_up else set())
-    for architecture in ARCHITECTURES:
-        of_it = [one for one in compiled if one["architecture"] == architecture]
-        assert {(one["module"], one["kernel"]) for one in of_it} == expected
+    kernels = set().union(*(launched(module) for module in families + ["losses"] * losses))
+    found = {(one["module"], one["kernel"], one["architecture"]) for one in compiled}
+    assert found == {(*kernel, architecture) for kernel in kernels for architecture in ARCHITECTURES}
     assert all(one["registers"] > 0 for one in compiled)
 
 
 def test_what_spills_or_does_not_compile_is_found(tmp_path: Path) -> None:
-    fine, spills, fails = compilations("self_check", [80], tmp_path)
+    fine, spills, fails = compilations(["self_check"], tmp_path)
     assert problems([fine, spills, fails]) == [str(spills), str(fails)]
     assert spills["registers"] == 32
     assert min(spills["stored"], spills["loaded"]) >= 4 * 16

@@ -100,9 +100,11 @@ def test_matches_numpy_bit_for_bit(
     assert batch.movedim(-3, -1).is_contiguous()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("size", [32, 64, 96])
+@pytest.mark.parametrize(
+    ("size", "channels", "dtype"),  # each size with each number of channels, in one dtype and then in the next
+    [(size, c, DTYPES[(k + c) % len(DTYPES)]) for k, size in enumerate((32, 64, 96)) for c in (1, 2, 3, 4)],
+    ids=str,
+)
 def test_images_of_usual_sizes(backend: Any, size: int, channels: int, dtype: torch.dtype) -> None:
     images = random_images(4, size, size, channels)
     arguments = images, torch.tensor([3, 1, 0, 1, 2]), torch.tensor([5, 6, 7]), *scale_of(channels)

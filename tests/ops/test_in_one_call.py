@@ -158,6 +158,7 @@ class Subclass(Tensor):
     pass
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning")
 def test_what_only_several_calls_can_serve() -> None:
     z, in_one_call = LOGITS[0].clone().requires_grad_(), losses.in_one_call("soft_target_loss")
 

@@ -374,7 +374,7 @@ def test_compiles_as_one_graph(backend: str) -> None:
         return norm_relu_pool(x, *numbers, momentum=MOMENTUM, eps=EPS, backend=backend) * 2.0
 
     torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, backend="inductor" if backend == "cpp" else "aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")  # test_soft_target.py has Inductor
     results = []
     for function in (step, compiled):
         own = given.leaves()

@@ -245,7 +245,7 @@ def test_compiles_as_one_graph(backend: Any) -> None:
         return peer_loss(z, labels, alpha=alpha, backend=backend.name)
 
     torch.compiler.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="inductor" if backend.name == "cpp" else "aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")  # test_soft_target.py has Inductor
     results = []
     for function in (loss, compiled):
         z = logits.clone().requires_grad_()

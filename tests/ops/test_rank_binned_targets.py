@@ -106,12 +106,13 @@ def test_matches_a_loop_over_classes(backend: Any, problem: tuple[Tensor, Tensor
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_classes", [2, 3, 31, 33, 100, 257, 1030])
 def test_sizes_and_dtypes_against_the_reference(backend: Any, num_classes: int, dtype: torch.dtype) -> None:
-    if backend.slow and num_classes > (300 if dtype == torch.float32 else 200):
+    if backend.slow and num_classes > (300 if dtype == torch.float32 else 100):
         pytest.skip("C^3 comparisons in an interpreter")
     generator = torch.manual_seed(num_classes)
     candidates = 1 if num_classes > 200 else 2
     if backend.name == "triton" and backend.slow and num_classes >= 100:
-        num_classes, candidates = min(num_classes, 140), 1  # a row of 140 has two programs, the second of 12
+        # A row of 140 has two programs, the second of 12: once, the other dtypes have one program of 50.
+        num_classes, candidates = 140 if num_classes > 100 else 50, 1
     similarity = torch.randn(candidates, num_classes, num_classes, generator=generator).to(dtype)  # half types: ties
     similarity[..., ::7] = similarity[..., :1]
     similarity[:, 0, 1::5] = torch.nan
@@ -215,6 +216,8 @@ def test_compiles_into_one_graph(backend: Any) -> None:
 @pytest.mark.parametrize("in_dims", [(0, None, None), (None, 0, None), (None, None, 0), (2, 0, 0)])
 def test_vmap_is_a_loop(backend: Any, in_dims: tuple[int | None, ...], own: tuple[bool, ...]) -> None:
     """With and without a P axis on each of the tensors, beside the mapped one."""
+    if backend.name == "triton" and backend.slow and sum(own) % 2:
+        pytest.skip("the axes are moved outside of the kernels: half of the pairs in an interpreter")
 
     def function(*arguments: Tensor) -> Tensor:
         return rank_binned_targets(*arguments, [1, 2], backend=backend.name)
