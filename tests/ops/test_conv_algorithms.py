@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from tests.support.threads import using_threads
 from tfkd_fast.ops import conv3x3, conv_algorithms, convolution
-from tfkd_fast.ops.conv_algorithms import PASSES, TORCH, Algorithms, Convolution
+from tfkd_fast.ops.conv_algorithms import PASSES, TORCH, Algorithms, Convolution, convolve, convolve_as_chosen
 
 BF16 = torch.bfloat16
 BATCH, INPUTS, OUTPUTS, SIZE = 6, 32, 48, 8
@@ -87,6 +87,22 @@ def test_other_kernels_and_strides(kernel: int, stride: int, size: int) -> None:
         for ours, theirs, expected in zip(results(own), results("torch"), exact, strict=True):
             assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), own
             assert (ours - expected).norm() <= 2 * (theirs - expected).norm(), own
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_strided_1x1_weights_over_few_channels_of_wide_maps(own: bool) -> None:
+    """torch's gradient of these weights in bfloat16 ends the process. The numbers are small integers, whose sums are
+    exact but for the rounding of the result to bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = Convolution(8, 96, 96, 16, torch.float32, kernel=1, stride=2).shapes(2)
+    x, weight, upstream = (torch.randint(-2, 3, sizes, generator=generator).float() for sizes in shapes)
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    exact = F.conv2d(x, weight, stride=2)
+    lower = x.to(BF16, memory_format=torch.channels_last)
+    y = convolve(lower, weight, None, TORCH, 2) if own else convolve_as_chosen(lower, weight, None, 2)
+    found = [y.float(), *torch.autograd.grad(y, leaves, upstream.to(BF16))]
+    for ours, expected in zip(found, [exact, *torch.autograd.grad(exact, leaves, upstream)], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=2**-8, atol=0)
 
 
 @needs_others
