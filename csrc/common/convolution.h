@@ -1,5 +1,5 @@
 // What the convolutions of the processor have in common: maps in bfloat16, results channels last, and the checks of
-// those that are 3x3 with stride 1 and padding 1. Python has checked the arguments for people; these checks keep a
+// those that keep the size of maps but for the stride. Python has checked the arguments for people; these checks keep a
 // direct call from reading foreign memory.
 #pragma once
 
@@ -38,32 +38,40 @@ inline void check_maps(const char* name, const Tensor& tensor) {
                   name, " must be (B,channels,H,W) of bfloat16 with a channel and a pixel");
 }
 
-inline void check_weight(const Tensor& weight) {
+// The kernels that an algorithm computes.
+enum class Kernels { k3x3, k3x3Or1x1 };
+
+inline void check_weight(const Tensor& weight, Kernels kernels) {
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float || weight.scalar_type() == ScalarType::BFloat16,
                   "weight must be float32 or bfloat16");
-  STD_TORCH_CHECK(weight.dim() == 4 && has_shape(weight, {weight.size(0), weight.size(1), 3, 3}) && weight.numel() > 0,
-                  "weight must be (K,C,3,3)");
+  const bool pointwise = kernels == Kernels::k3x3Or1x1;
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.numel() > 0 && weight.size(2) == weight.size(3) &&
+                      (weight.size(2) == 3 || (pointwise && weight.size(2) == 1)),
+                  "weight must be (K,C,3,3)", pointwise ? " or (K,C,1,1)" : "");
 }
 
-inline void check_convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+inline void check_convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                              Kernels kernels = Kernels::k3x3) {
   check_maps("x", x);
-  check_weight(weight);
+  check_weight(weight, kernels);
   STD_TORCH_CHECK(x.size(1) == weight.size(1), "x must have the input channels of the weight");
   STD_TORCH_CHECK(!bias || (bias->scalar_type() == weight.scalar_type() && has_shape(*bias, {weight.size(0)})),
                   "bias does not fit the weight");
 }
 
-inline void check_input_gradient(const Tensor& gradient, const Tensor& weight) {
+inline void check_input_gradient(const Tensor& gradient, const Tensor& weight, Kernels kernels = Kernels::k3x3) {
   check_maps("gradient", gradient);
-  check_weight(weight);
+  check_weight(weight, kernels);
   STD_TORCH_CHECK(gradient.size(1) == weight.size(0), "gradient must have the output channels of the weight");
 }
 
-inline void check_weight_gradient(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
+inline void check_weight_gradient(const Tensor& gradient, const Tensor& x, const Tensor& weight,
+                                  Kernels kernels = Kernels::k3x3, int64_t stride = 1) {
   check_maps("gradient", gradient);
   check_maps("x", x);
-  check_weight(weight);
-  STD_TORCH_CHECK(has_shape(gradient, {x.size(0), weight.size(0), x.size(2), x.size(3)}) && x.size(1) == weight.size(1),
+  check_weight(weight, kernels);
+  const int64_t height = (x.size(2) - 1) / stride + 1, width = (x.size(3) - 1) / stride + 1;
+  STD_TORCH_CHECK(has_shape(gradient, {x.size(0), weight.size(0), height, width}) && x.size(1) == weight.size(1),
                   "gradient and x do not fit the weight");
 }
 

@@ -9,7 +9,7 @@
 
 #include <array>
 
-#if TFKD_HAS_PAIR_PRODUCTS
+#if TFKD_HAS_BF16
 namespace tfkd_fast::direct {
 
 // A target t is the sum over taps of the source stride * t + tap - pad: the result from the inputs.
@@ -58,7 +58,7 @@ struct Tile {
 };
 
 template <typename Direction, int kVectors, int kWidth>
-TFKD_PAIR_PRODUCTS void compute(const Tile& tile) {
+TFKD_BF16 void compute(const Tile& tile) {
   constexpr int kTaps = Direction::kTaps, kSources = Direction::sources(kWidth);
   __m512 sums[kVectors][kWidth];
 #pragma GCC unroll 4
@@ -193,7 +193,7 @@ struct View {
 inline Lines<Pair> packed(const uint16_t* weight, const View& view, const std::vector<Block>& blocks, int64_t taps,
                           int64_t sources, int64_t targets) {
   const int64_t pairs = divided_up(sources, 2), rows = taps * pairs * taps;  // of a block
-  Lines<Pair> result(divided_up(targets, kLanes) * kLanes * rows);
+  Lines<Pair> result(rounded_up(targets, kLanes) * rows);
   for (const Block& block : blocks) {
     const int64_t first = block.first * kLanes, lanes = block.vectors * kLanes;
     const int64_t channels = std::min(lanes, targets - first);
@@ -236,7 +236,7 @@ inline Tensor with_whole_pairs(const Tensor& x) {
 
 // A value in float32 for each lane of the vectors of channels, rounded to bfloat16.
 inline std::vector<float> rounded_bias(const Tensor& bias) {
-  std::vector<float> values(divided_up(bias.size(0), kLanes) * kLanes);
+  std::vector<float> values(rounded_up(bias.size(0), kLanes));
   for_weight_type(bias, [&](auto scalar) {
     const auto* from = static_cast<const decltype(scalar)*>(bias.const_data_ptr());
     const int64_t stride = bias.stride(0);

@@ -1,28 +1,17 @@
 // What the direct convolutions are made of: pairs of bfloat16 in vectors, and maps as rows of them.
 #pragma once
 
+#include "../common/bf16_products.h"
 #include "../common/convolution.h"
 #include "../common/loss_cpu.h"
 
 #include <memory>
 #include <new>
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && (defined(__clang__) || __GNUC__ >= 11)
-#include <immintrin.h>
-#define TFKD_HAS_PAIR_PRODUCTS 1
-#define TFKD_PAIR_PRODUCTS __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
-#else
-#define TFKD_HAS_PAIR_PRODUCTS 0
-#endif
-
-#if TFKD_HAS_PAIR_PRODUCTS
+#if TFKD_HAS_BF16
 namespace tfkd_fast::direct {
 
 using Pair = uint32_t;  // two values of bfloat16, the first one in the lower half
-
-constexpr int64_t kLanes = 16;  // pairs, or sums in float32, in a vector
-
-inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Uninitialised memory that begins at a cache line.
 template <typename T>

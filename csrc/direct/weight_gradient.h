@@ -8,11 +8,11 @@
 
 #include <array>
 
-#if TFKD_HAS_PAIR_PRODUCTS
+#if TFKD_HAS_BF16
 namespace tfkd_fast::direct {
 
 // Rows of two maps, one beside the other. One of them may be null: zeros.
-TFKD_PAIR_PRODUCTS inline void pair_rows(const uint16_t* first, const uint16_t* second, int64_t count, Pair* to) {
+TFKD_BF16 inline void pair_rows(const uint16_t* first, const uint16_t* second, int64_t count, Pair* to) {
   if (first && second) {
     for (int64_t i = 0; i < count; ++i) to[i] = first[i] | static_cast<Pair>(second[i]) << 16;
   } else if (first) {
@@ -40,9 +40,8 @@ struct BlockOfSums {
 
 // The taps kFirst..kLast of a column of outputs. `inputs` is the column under the middle of the kernel.
 template <int kFirst, int kLast, int kTaps, int kInputs, int kVectors>
-TFKD_PAIR_PRODUCTS __attribute__((always_inline)) inline void add_column(__m512 (&sums)[kTaps][kInputs][kVectors],
-                                                                         const Pair* gradient, const Pair* inputs,
-                                                                         int64_t channels) {
+TFKD_BF16_INLINE void add_column(__m512 (&sums)[kTaps][kInputs][kVectors], const Pair* gradient, const Pair* inputs,
+                                 int64_t channels) {
   __m512i outputs[kVectors];
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) outputs[v] = _mm512_loadu_si512(gradient + v * kLanes);
@@ -60,7 +59,7 @@ TFKD_PAIR_PRODUCTS __attribute__((always_inline)) inline void add_column(__m512 
 }
 
 template <int kTaps, int kInputs, int kVectors>
-TFKD_PAIR_PRODUCTS void add_rows(const BlockOfSums& block) {
+TFKD_BF16 void add_rows(const BlockOfSums& block) {
   __m512 sums[kTaps][kInputs][kVectors];
 #pragma GCC unroll 3
   for (int tap = 0; tap < kTaps; ++tap) {

@@ -5,17 +5,7 @@
 namespace tfkd_fast {
 namespace {
 
-void check_processor() {
-#if TFKD_HAS_BF16_PRODUCTS
-  static const bool serves = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-  constexpr bool serves = false;
-#endif
-  STD_TORCH_CHECK(serves, "winograd needs a processor with AVX512-BF16");
-}
-
-#if TFKD_HAS_BF16_PRODUCTS
+#if TFKD_HAS_BF16
 
 using namespace winograd;
 
@@ -47,7 +37,7 @@ struct Layer {
   std::vector<BFloat16> zeros;
   int64_t tiles_at_once;
 
-  int64_t blocks() const { return divided(tiles.count(), tiles_at_once); }
+  int64_t blocks() const { return divided_up(tiles.count(), tiles_at_once); }
   int64_t first_tile(int64_t block) const { return block * tiles_at_once; }
   int64_t tiles_of(int64_t block) const { return std::min(tiles_at_once, tiles.count() - first_tile(block)); }
   int64_t block_size() const { return kPositions * InputBlock::stride_of(tiles_at_once, summed); }
@@ -117,15 +107,15 @@ constexpr int64_t kBlockBytes = 1 << 19;  // stays in the second-level cache bes
 int64_t tiles_at_once(int64_t tiles, int64_t summed) {
   const int64_t fitting = kBlockBytes / (kPositions * summed * 2) / kRowsAtOnce * kRowsAtOnce;
   const int64_t most = std::clamp(fitting, kRowsAtOnce, kMostTiles);
-  const int64_t blocks = rounded_up(divided(tiles, most), torch::stable::get_num_threads());
-  return std::max<int64_t>(1, divided(tiles, blocks));
+  const int64_t blocks = rounded_up(divided_up(tiles, most), torch::stable::get_num_threads());
+  return std::max<int64_t>(1, divided_up(tiles, blocks));
 }
 
 Tensor convolved(const Tensor& x, const Tensor& weight, bool turned, const std::optional<Tensor>& bias) {
   const int64_t in_channels = weight.size(turned ? 0 : 1), out_channels = weight.size(turned ? 1 : 0);
   const Tensor y = new_maps(x, out_channels);
   if (y.numel() == 0) return y;
-  const int64_t summed = rounded_up(in_channels, kGroup), panels = divided(out_channels, kGroup);
+  const int64_t summed = rounded_up(in_channels, kGroup), panels = divided_up(out_channels, kGroup);
   const Tiles tiles = tiles_of(x);
   const int64_t threads = torch::stable::get_num_threads();
   const bool whole_inputs = tiles.count() <= panels * kGroup && panels >= threads;  // they are smaller than the weights
@@ -159,7 +149,7 @@ constexpr int64_t kMostParts = 16;
 
 // The size of equal parts of at most `most`, in groups.
 int64_t equal_part(int64_t channels, int64_t most) {
-  return rounded_up(divided(channels, divided(channels, most)), kGroup);
+  return rounded_up(divided_up(channels, divided_up(channels, most)), kGroup);
 }
 
 Tensor weight_gradients(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
@@ -168,16 +158,16 @@ Tensor weight_gradients(const Tensor& gradient, const Tensor& x, const Tensor& w
   if (tiles.count() == 0) return torch::stable::fill_(result, 0.0);
   const Tensor dense = channels_last(result);
   const int64_t outputs = weight.size(0), inputs = weight.size(1);
-  const int64_t pairs = divided(tiles.count(), 2), at_once = std::min(pairs, kPairsAtOnce);
+  const int64_t pairs = divided_up(tiles.count(), 2), at_once = std::min(pairs, kPairsAtOnce);
   const int64_t bytes = kPositions * rounded_up(outputs, kGroup) * rounded_up(inputs, kGroup) * sizeof(float);
-  const int64_t parts = std::clamp<int64_t>(kPartBytes / bytes, 1, std::min(kMostParts, divided(pairs, at_once)));
+  const int64_t parts = std::clamp<int64_t>(kPartBytes / bytes, 1, std::min(kMostParts, divided_up(pairs, at_once)));
   int64_t block_outputs = equal_part(outputs, kMostOfBlock), block_inputs = equal_part(inputs, kMostOfBlock);
-  const auto blocks_of = [&] { return divided(outputs, block_outputs) * divided(inputs, block_inputs); };
+  const auto blocks_of = [&] { return divided_up(outputs, block_outputs) * divided_up(inputs, block_inputs); };
   while (blocks_of() * parts < torch::stable::get_num_threads() && std::max(block_outputs, block_inputs) > kGroup) {
     int64_t& larger = block_outputs > block_inputs ? block_outputs : block_inputs;
     larger = equal_part(larger, larger / 2);
   }
-  const int64_t row = divided(inputs, block_inputs), blocks = blocks_of();
+  const int64_t row = divided_up(inputs, block_inputs), blocks = blocks_of();
   const int64_t size = kPositions * block_outputs * block_inputs;
   const Tensor sums = new_contiguous(x, {parts > 1 ? blocks * parts * size : 0}, ScalarType::Float);
   const std::vector<BFloat16> zeros(rounded_up(std::max(outputs, inputs), kGroup));
@@ -229,19 +219,19 @@ Tensor weight_gradients(const Tensor&, const Tensor&, const Tensor& weight) { re
 
 Tensor winograd_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_convolution(x, weight, bias);
-  check_processor();
+  check_bf16("winograd");
   return convolved(channels_last(x), channels_last(weight), false, bias);
 }
 
 Tensor input_gradient_cpu(const Tensor& gradient, const Tensor& weight) {
   check_input_gradient(gradient, weight);
-  check_processor();
+  check_bf16("winograd");
   return convolved(channels_last(gradient), channels_last(weight), true, std::nullopt);
 }
 
 Tensor weight_gradient_cpu(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
   check_weight_gradient(gradient, x, weight);
-  check_processor();
+  check_bf16("winograd");
   return weight_gradients(channels_last(gradient), channels_last(x), weight);
 }
 

@@ -1,38 +1,21 @@
-// The parts of a Winograd convolution for one thread: transforms into panels, products of panels, transforms back. They
-// need AVX512-BF16; `TFKD_HAS_BF16_PRODUCTS` says whether the compiler can be asked for it.
+// The parts of a Winograd convolution for one thread: transforms into panels, products of panels, transforms back.
 //
 // Two vectors of 16 numbers, `even` and `odd`, become one of 16 dwords, two bfloat16 each, of which a product sums
 // both. A panel is a matrix of dwords (pairs of the summed index, 32 columns).
 #pragma once
 
-#include "../common/arguments.h"
+#include "../common/bf16_products.h"
 #include "../common/vector_widths.h"
 
 #include <array>
 #include <utility>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define TFKD_HAS_BF16_PRODUCTS 1
-#else
-#define TFKD_HAS_BF16_PRODUCTS 0
-#endif
-
-#if TFKD_HAS_BF16_PRODUCTS
-#include <immintrin.h>
-
-// No lambdas in such functions: they would be compiled without these instructions.
-#define TFKD_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
-#define TFKD_BF16_INLINE inline __attribute__((always_inline, target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
-
+#if TFKD_HAS_BF16
 namespace tfkd_fast {
 namespace winograd {
 
-constexpr int64_t kLanes = 16;
 constexpr int64_t kGroup = 2 * kLanes;  // channels of a bfloat16 vector, and columns of a panel
 constexpr int64_t kPositions = 16;      // of a transformed tile: 4x4
-
-constexpr int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t rounded_up(int64_t a, int64_t b) { return divided(a, b) * b; }
 
 using Dwords = int32_t __attribute__((vector_size(64)));
 
@@ -142,8 +125,8 @@ TFKD_BF16_INLINE void spread_weights_of_tile(const Pair* w, Pair* to) {
 struct Tiles {
   int64_t batch, height, width;
 
-  int64_t rows() const { return divided(height, 2); }
-  int64_t columns() const { return divided(width, 2); }
+  int64_t rows() const { return divided_up(height, 2); }
+  int64_t columns() const { return divided_up(width, 2); }
   int64_t count() const { return batch * rows() * columns(); }
 };
 
