@@ -1,5 +1,6 @@
 """Each algorithm of a convolution for each of its passes, alone and mixed; which calls take them."""
 
+import re
 from itertools import product
 
 import pytest
@@ -166,6 +167,19 @@ def test_forward_mode_is_left_to_torch() -> None:
         y = conv3x3(forward_ad.make_dual(x, torch.ones_like(x)), weight, bias)
         tangent = forward_ad.unpack_dual(y).tangent
     assert torch.equal(tangent, F.conv2d(torch.ones_like(x), weight.to(BF16), padding=1))
+
+
+@needs_others
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_gradient_with_a_tangent_is_refused_by_the_kernel(kernel: int) -> None:
+    x, weight, _, upstream = leaves()
+    weight = weight.detach()[..., :kernel, :kernel].requires_grad_()
+    last = conv_algorithms.serving("weight_gradient", SHAPE._replace(kernel=kernel), BATCH)[-1]
+    with conv_algorithms.using({SHAPE._replace(kernel=kernel): Algorithms(weight_gradient=last)}):
+        y = conv_algorithms.convolve_as_chosen(x, weight)
+    refusal = f'a {kernel}x{kernel} convolution has no forward-mode derivative: use ops.using_backend("reference")'
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=re.escape(refusal)):
+        torch.autograd.grad(y, weight, forward_ad.make_dual(upstream, upstream))
 
 
 @needs_others

@@ -223,7 +223,8 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rounded = ctx.saved_tensors
-        fused.refuse_tangent("conv3x3", gradient)
+        kernel = "x".join(map(str, weight.shape[2:]))
+        fused.refuse_tangent(f"a {kernel} convolution", gradient, remedy='ops.using_backend("reference")')
         needed, stride, (_, own, last, _) = ctx.needs_input_grad, ctx.stride, ctx.algorithms
         of_x, of_weight = ALGORITHMS[own].input_gradient, ALGORITHMS[last].weight_gradient
         return (

@@ -150,10 +150,10 @@ def has_tangent(*tensors: Tensor | None) -> bool:
     )
 
 
-def refuse_tangent(operator: str, *tensors: Tensor | None) -> None:
+def refuse_tangent(operator: str, *tensors: Tensor | None, remedy: str = 'backend="reference"') -> None:
     """Raise RuntimeError for a tensor with a tangent, which an operator without a forward derivative would lose."""
     if has_tangent(*tensors):
-        raise RuntimeError(f'this backend of {operator} has no forward-mode derivative: use backend="reference"')
+        raise RuntimeError(f"this backend of {operator} has no forward-mode derivative: use {remedy}")
 
 
 class NoSecondDerivative(torch.autograd.Function):
