@@ -1,7 +1,7 @@
-// Memory of gradients on the CPU.
+// Memory of gradients and maps on the CPU.
 //
 // The system takes back the memory of a large tensor when it is freed, and clears new pages for the next one, which
-// takes longer than the loss. So the memory of the last few large gradients is kept for the next ones of their sizes.
+// takes longer than the loss. So the memory of the last large tensors is kept for the next ones of their sizes.
 // Meanwhile the system may reclaim its pages (MADV_FREE), so kept memory does not reduce what other processes can use.
 #pragma once
 
@@ -59,7 +59,8 @@ class LargeBlock {
   size_t size_ = 0;
 };
 
-// The blocks that were freed last, as many as a step of VGG-8 on the processor has large tensors of ours.
+// The blocks that were freed last: more than a step of a deep network has large tensors of ours, all of which are freed
+// before the next step asks for them.
 class KeptBlocks {
  public:
   // Never destroyed: a tensor may be freed after everything else.
@@ -91,7 +92,7 @@ class KeptBlocks {
   }
 
  private:
-  static constexpr size_t kMost = 4;
+  static constexpr size_t kMost = 256;
   std::mutex mutex_;
   std::vector<LargeBlock> blocks_;
 };

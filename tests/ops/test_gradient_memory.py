@@ -1,12 +1,13 @@
-"""Large gradients of the C++ operators: their memory serves the next one, and never two at a time."""
+"""Large gradients and maps of the C++ operators: their memory serves the next one, and never two at a time."""
 
+import mmap
 import sys
 
 import pytest
 import torch
 from torch import Tensor
 
-from tfkd_fast.ops import backends, soft_target_loss
+from tfkd_fast.ops import backends, norm_relu_pool, soft_target_loss
 
 pytestmark = [
     pytest.mark.skipif(backends.native_library.missing is not None, reason=str(backends.native_library.missing)),
@@ -56,6 +57,21 @@ def test_tensors_of_several_sizes_take_turns() -> None:
         assert len(places[-1]) == 3
         del tensors
     assert places[1] == places[2]
+
+
+def test_the_maps_of_a_deep_network_find_the_memory_of_the_step_before() -> None:
+    x = torch.randn(64, 32, 32, 32).to(torch.bfloat16, memory_format=torch.channels_last)  # 4 MB
+    one = torch.ones(32)
+    places = []
+    for _ in range(2):
+        numbers = [(one, 0 * one, 0 * one, one.clone()) for _ in range(12)]
+        maps = [norm_relu_pool(x, *own, momentum=0.1, pool=False, backend="cpp") for own in numbers]
+        places.append({each.data_ptr() for each in maps})
+        assert len(places[-1]) == 12
+        del maps
+        others = [mmap.mmap(-1, 4 << 20) for _ in range(48)]  # take the places that were given back to the system
+    assert len(others) == 48
+    assert places[0] == places[1]
 
 
 def test_a_view_keeps_the_memory() -> None:
