@@ -10,17 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.runs import CPU, few_images, recipe
+from tests.support.threads import using_threads
 from tfkd_fast.judging.judge import Judge, calibration_images
-from tfkd_fast.judging.metrics import judge, top1_by_class
+from tfkd_fast.judging.metrics import top1_by_class
 from tfkd_fast.training.assemble import build_student, load_images
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("chosen", [None, (3, 8), (0, 1, 4, 9)])
-def test_students_are_judged_by_the_images_of_some_classes(chosen: tuple[int, ...] | None) -> None:
+def test_students_are_judged_by_the_images_of_some_classes(chosen: tuple[int, ...] | None, at_once: bool) -> None:
     settings, digits = recipe("ce"), few_images()
     images = load_images(settings, digits, CPU)
     models = [build_student(settings, digits, CPU, seed) for seed in (0, 1)]
-    judgements = Judge(images.fit, images.holdout, CPU, lambda: models[0]).judgements(models, chosen)
+    with using_threads(2):
+        judge = Judge(images.fit, images.holdout, CPU, lambda: models[0], at_once=at_once)
+        judgements = judge.judgements(models, chosen)
     known = range(10) if chosen is None else chosen
     assert images.holdout is not None
     for model, judgement in zip(models, judgements, strict=True):
@@ -55,8 +59,8 @@ def test_a_student_whose_logits_are_not_finite_has_no_accuracies() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return torch.full((len(images), 10), math.nan)
 
-    assert images.holdout is not None
-    (judgement,) = judge([Broken()], images.holdout, CPU)
+    (judgement,) = Judge(images.fit, images.holdout, CPU, Broken).judgements([Broken()])
+    assert judgement is not None
     assert math.isnan(judgement.metrics.top1)
     assert all(map(math.isnan, judgement.top1_by_class))
 
@@ -79,7 +83,8 @@ def test_batch_norm_is_estimated_on_a_part_of_the_training_images(images: int, b
     assert calibration_images(images, batch_size) == expected
 
 
-def test_averaged_weights_are_judged_with_batch_norm_of_training_images() -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_averaged_weights_are_judged_with_batch_norm_of_training_images(at_once: bool) -> None:
     """Against the textbook in float64: the mean of the weights of two networks, and means over batches of the batches'
     means and unbiased variances, layer after layer."""
     settings = recipe("ce", data={"batch_size": 64})
@@ -95,7 +100,9 @@ def test_averaged_weights_are_judged_with_batch_norm_of_training_images() -> Non
             pairs = zip(*(model.named_parameters() for model in models), strict=True)
             return {name: (1 + slot) * (one.detach() + other.detach()) / 2 for (name, one), (_, other) in pairs}
 
-    found = Judge(images.fit, images.holdout, CPU, lambda: copy.deepcopy(models[0])).average_metrics(Mean(), 2, 3)
+    judge = Judge(images.fit, images.holdout, CPU, lambda: copy.deepcopy(models[0]), at_once=at_once)
+    with using_threads(2):
+        found = judge.average_metrics(Mean(), 2, 3)
     shown = list(images.fit.epoch(3))[:2]
     assert sum(len(batch.labels) for batch in shown) == 128 < images.num_fit
     for slot, metrics in enumerate(found):

@@ -1,6 +1,6 @@
 """Metrics of students on a fixed set of images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,9 +36,8 @@ def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> tup
     return torch.cat(logits), torch.cat(labels)
 
 
-def judge(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[Judgement]:
-    """Evaluate models one after the other on the same images, in order and without augmentation."""
-    predictions = [predict(model, loader.in_order(), compute) for model in models]
+def judge_predictions(predictions: Sequence[tuple[Tensor, Tensor]]) -> list[Judgement]:
+    """Judge models by what `predict` gave for the same images."""
     return judge_logits(torch.stack([logits for logits, _ in predictions]), predictions[0][1])
 
 
@@ -54,8 +53,9 @@ def judge_logits(logits: Tensor, labels: Tensor) -> list[Judgement]:
 
 
 def holdout_metrics(models: Iterable[nn.Module], loader: Loader, compute: Compute) -> list[HoldoutMetrics]:
-    """Return the metrics of models on the images of a loader; see `judge`."""
-    return [judgement.metrics for judgement in judge(models, loader, compute)]
+    """Return the metrics of models on the images of a loader, in order and without augmentation."""
+    judgements = judge_predictions([predict(model, loader.in_order(), compute) for model in models])
+    return [judgement.metrics for judgement in judgements]
 
 
 def top1_by_class(logits: Tensor, labels: Tensor) -> Tensor:

@@ -144,7 +144,9 @@ def assemble(
     )
     if recipe.optimizer.accumulate > (most := len(loader)):
         raise UserError(f"an epoch has {most} batches: set optimizer.accumulate to {most} or less")
-    judge = Judge(images.fit, images.holdout, compute, own)
+    # threads share a generator, and processes that decode images are better not forked from them
+    at_once = side_by_side == "streams" and compute.device.type == "cpu" and loader.is_resident and not draws
+    judge = Judge(images.fit, images.holdout, compute, own, at_once=at_once)
     if convolutions is not None:
         measured = Measured(convolutions.available(), 0.0)
     else:

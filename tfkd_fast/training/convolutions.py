@@ -32,7 +32,7 @@ from tfkd_fast.runs.convolutions import ChosenConvolution, ConvolutionRecord
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.strict_json import to_json
 from tfkd_fast.teachers.teacher import Teachers
-from tfkd_fast.training.epoch import threads_of_each
+from tfkd_fast.threads import threads_of_each
 from tfkd_fast.training.groups import choose_side_by_side
 
 STEPS_THAT_PAY = 1000

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -15,6 +14,7 @@ from tfkd_fast.finiteness import nonfinite_names
 from tfkd_fast.methods.base import Method, Plan, TrainingStatistics
 from tfkd_fast.runs.optimizer import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
+from tfkd_fast.threads import run_at_once, until
 from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.capture import RepeatedStep, Streams, branches
 from tfkd_fast.training.divergence import Fault, input_fault, loss_fault, state_fault
@@ -114,7 +114,7 @@ class EpochTrainer:
         runs: list[EpochRun] = []
         if self.side_by_side == "streams" and len(lanes) > 1:
             calls = [partial(lane.run, epoch, plan.streams, rates, on_batch) for lane in lanes]
-            runs += _run_on_threads(calls, in_turn=len(self._lanes) > known and self._compute.compile)
+            runs += _run_at_once(calls, in_turn=len(self._lanes) > known and self._compute.compile)
         else:
             for lane in lanes:
                 runs += lane.run(epoch, plan.streams, rates, on_batch)
@@ -211,9 +211,7 @@ class Lane:
         images, set_up, started = 0, 0.0, time.perf_counter()
         self.records.restart([learning_rates[slot] for slot in self.slots])
         self.feed.start(epoch, [data_streams[slot] for slot in self.rows])
-        for turn in self.turns:
-            if stop is not None and stop.is_set():
-                raise CancelledError
+        for turn in until(stop, self.turns):
             self.feed.advance()
             step = self.steps[turn]
             if not step.replay():
@@ -282,35 +280,10 @@ class Lane:
         return fault
 
 
-def threads_of_each(lanes: int) -> int:
-    """The number of threads of each of some lanes that run at the same time, which share torch's."""
-    threads = torch.get_num_threads()
-    return threads // min(threads, lanes)
-
-
-def _run_on_threads(runs: Sequence[Callable[..., list[EpochRun]]], *, in_turn: bool) -> list[EpochRun]:
-    """Run lanes at the same time, on as many threads as torch uses, which share its cores. The first error stops all.
-
-    With `in_turn` they run one after the other, each on its share of the cores as well, so that the numbers are the
-    same. In some versions of torch (2.11) no thread may call what is compiled while another compiles.
-    """
-    threads, started = torch.get_num_threads(), time.perf_counter()
-    each, stop = threads_of_each(len(runs)), Event()
-    try:
-        # new threads each time: in MKL a number of threads is set for the whole process
-        at_once = 1 if in_turn else min(threads, len(runs))
-        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(each,)) as pool:
-            futures = [pool.submit(run, stop=stop) for run in runs]
-            try:
-                finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()  # raises what a thread raised
-            except BaseException:  # KeyboardInterrupt, too
-                stop.set()
-                raise
-            results = [run for future in futures for run in future.result()]
-    finally:
-        torch.set_num_threads(threads)
+def _run_at_once(runs: Sequence[Callable[[Event], list[EpochRun]]], *, in_turn: bool) -> list[EpochRun]:
+    """Run lanes at the same time, see `run_at_once`; each candidate has its share of the time that all of them took."""
+    started = time.perf_counter()
+    results = [run for of_lane in run_at_once(runs, in_turn=in_turn) for run in of_lane]
     elapsed = time.perf_counter() - started
     share = elapsed / sum(run.seconds + run.set_up_seconds for run in results)
     return [replace(run, seconds=share * run.seconds, set_up_seconds=share * run.set_up_seconds) for run in results]
