@@ -5,8 +5,9 @@
     python -m benchmarks.end_to_end --out benchmarks/results   # what later runs on such a processor are compared with
 
 It prints rows of Markdown. With --out they are kept in the file of this processor, in which groups that were not
-measured stay as they are. The exit code is 1 where a figure is clearly worse than the stored one. Steps and evaluations
-are measured in turns with the loop written by hand (`tfkd_fast/throughput`); figures are medians.
+measured stay as they are. The exit code is 1 where a figure is clearly worse than the stored one of the same processor
+and number of threads. Steps and evaluations are measured in turns with the loop written by hand
+(`tfkd_fast/throughput`); figures are medians.
 """
 
 import argparse
@@ -372,6 +373,8 @@ def main() -> int:
         rows += of_group
         if options.out is not None:
             keep(of_group, stored_file(options.out, name), name)
+    if not stored:
+        print(f"No stored results of {name} to compare with.")
     found = worse(rows, stored)
     for sentence in found:
         print(f"worse: {sentence}")

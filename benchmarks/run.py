@@ -4,7 +4,8 @@
     python -m benchmarks.run --operator peer_loss --quick       # one operator, fewer rounds
     python -m benchmarks.run --out benchmarks/results           # what later runs on such a machine are compared with
 
-The exit code is 1 where a ratio to eager PyTorch or torch.compile is clearly below the stored one.
+The exit code is 1 where a ratio to eager PyTorch or torch.compile is clearly below the stored one of the same device
+and number of threads.
 """
 
 import argparse

@@ -51,6 +51,7 @@ def test_groups_that_were_not_measured_stay_in_the_file(
         return end_to_end.main()
 
     assert command("--out", str(tmp_path)) == 0
+    assert "No stored results of Some Processor, 2 threads to compare with." in capsys.readouterr().out
     figures["start"] = 0.2
     assert command("start", "--out", str(tmp_path)) == 0
     stored = json.loads((tmp_path / "end-to-end-some-processor-2-threads.json").read_text())["rows"]
@@ -58,3 +59,5 @@ def test_groups_that_were_not_measured_stay_in_the_file(
     figures["steps"] = 1.0
     assert command("steps") == 1
     assert "| a network | by hand | 1.00 x | ± 2% |" in capsys.readouterr().out
+    monkeypatch.setattr(end_to_end, "device_name", lambda device: "Another Processor, 2 threads")
+    assert command("steps") == 0  # it is not compared with another processor
