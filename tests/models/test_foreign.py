@@ -60,6 +60,9 @@ def test_names_are_checked_and_nothing_is_imported(tmp_path: Path, monkeypatch: 
     for name in ("nowhere/resnet18", "net.py", "a.module:", "timm/", "vgg9", "a module:f"):
         with pytest.raises(ValueError, match=r"unknown model .*package.module:factory or path/file.py:factory"):
             ModelSettings(name=name)
+    for name in ("hf-hub:timm/resnet18.a1_in1k", "hf_hub:a/b", "timm/hf_hub:a/b", "hf/a/b"):
+        with pytest.raises(ValueError, match=r"is not built from the Hub: name a network of timm as timm/NAME, or any"):
+            ModelSettings(name=name)
     with pytest.raises(ValueError, match="width is read only where name is a network of tfkd_fast"):
         ModelSettings(name="timm/resnet18", width=0.5)
 
@@ -87,7 +90,7 @@ def test_a_file_is_imported_with_its_folder_and_called_with_what_it_takes(tmp_pa
         ("", "cannot be imported .*has no attribute 'net'"),
         ("net = 3", "is no factory, but 3"),
         ("def net(in_channels): pass", "takes no num_classes"),
-        ("def net(**anything): pass", "takes no num_classes"),
+        ("def net(**anything): pass", "its factory gave None, not an nn.Module"),
         (
             "def net(num_classes): return [][1]",
             r"cannot be built \(IndexError: list index .* at .*net.py:1\)",
@@ -115,6 +118,7 @@ def test_what_others_do_not_have_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_given_has_the_name_by_which_others_find_it() -> None:
     assert give(torchvision.models.resnet18) == "torchvision.models.resnet:resnet18"
+    assert build(torchvision.models.squeezenet1_1)(torch.zeros(1, *SHAPE)).shape == (1, 5)  # takes **keywords
     assert give(lambda num_classes: Net(num_classes)) == "python/lambda"
     module = Net(5)
     assert give(module) == "python/Net"

@@ -3,6 +3,7 @@
 What a command calls is imported in it: neither a help page nor a mistyped option waits for torch.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,16 +13,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+import typer.core
 
 import tfkd_fast
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
-from tfkd_fast.errors import Notice, UserError
+from tfkd_fast.errors import Notice, UserError, nearest, shorten
 from tfkd_fast.runs.stop import Stop
+from tfkd_fast.served import check_device, check_precision
 
 if TYPE_CHECKING:
     from tfkd_fast.cli.display import Display
 
+INSTEAD = {
+    "compare": "tfkd-fast study trains recipes under the same seeds, and tabulates their differences",
+    "predict": "tfkd_fast.load_run(RUN_DIR).student() classifies images in Python; tfkd-fast export writes the network "
+    "for other programs",
+    "push": "a run is its folder, and a student the file student.safetensors in it: copy them",
+    "search": "tfkd_fast.train takes the values of a recipe as a dictionary, so that any search in Python can set them",
+    "test": "tfkd-fast eval tests a finished run again",
+}
+"""What does the work of commands that people ask for and that do not exist."""
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands; another one is refused in one sentence."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments begin with, as typer has it.
+
+        Raises:
+            UserError: there is none.
+        """
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise UserError(
+                f"no command {shorten(name)}: {INSTEAD.get(name) or nearest(name, self.list_commands(ctx))}"
+            )
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,8 +68,23 @@ PopulationName = Literal["auto", "sequential", "streams", "stacked"]
 OpsName = Literal["auto", "reference", "cpp", "cuda", "triton"]
 BenchMethodName = Literal["ce", "label-smoothing", "kd"]
 
-DEVICE = typer.Option(metavar="DEVICE", help="Device to compute on: auto, cpu or cuda.")
-PRECISION = typer.Option(metavar="FORMAT", help="Number format of the passes: auto, fp32 or bf16.")
+
+def _refusing(check: Callable[[object], object]) -> Callable[[str], Any]:
+    """The parser of an option whose values `check` knows."""
+
+    def parse(value: str) -> Any:
+        try:
+            return check(value)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    return parse
+
+
+DEVICE = typer.Option(metavar="DEVICE", parser=_refusing(check_device), help="Device to compute on: auto, cpu or cuda.")
+PRECISION = typer.Option(
+    metavar="FORMAT", parser=_refusing(check_precision), help="Number format of the passes: auto, fp32 or bf16."
+)
 MODEL = typer.Option(metavar="NAME", help="Name of the network that is trained.")
 OUT = typer.Option(metavar="RUN_DIR", help="Folder of the new run; by default one under runs/.")
 
@@ -163,6 +210,7 @@ def train(
     from tfkd_fast.runs.folder import RunFolder
     from tfkd_fast.runs.recipe import load_recipe
 
+    _refuse_several_processes()
     data = {
         "dataset": dataset,
         "root": str(data_root) if data_root and resume is None else None,
@@ -509,11 +557,22 @@ def _teacher_table(teachers: list[str]) -> dict[str, Any]:
     networks: list[dict[str, str]] = []
     for teacher in teachers:
         model, at, weights = teacher.rpartition("@")
-        if is_there(Path(teacher)) or not (at or teacher.startswith(("timm/", "torchvision/"))):
+        is_network = at or teacher.startswith(("timm/", "torchvision/", "hf-hub:", "hf_hub:"))
+        if is_there(Path(teacher)) or not is_network:
             runs.append(teacher)
         else:
             networks.append({"name": model, "weights": weights} if at else {"name": teacher})
     return _drop_unset({"runs": runs or None, "networks": networks or None})
+
+
+def _refuse_several_processes() -> None:
+    """Raise UserError where torchrun or the like starts the command once for each GPU."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and count != "1":
+        raise UserError(
+            f"torchrun starts {count} processes, and a run is one process on one device: start tfkd-fast train without "
+            "it; tfkd-fast study trains several runs"
+        )
 
 
 def _drop_unset(values: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ from tfkd_fast.plugins import Registry, explain
 from tfkd_fast.settings import absolute_path
 
 Factory = Callable[..., nn.Module]
-"""Called with `num_classes`, and with `in_channels` or `in_chans` where it takes that."""
+"""Called with `num_classes`, by name or as one of its `**keywords`, and with `in_channels` or `in_chans` where it takes
+that by name."""
 
 NetworkOrFactory = nn.Module | Factory
 """What a program may give in the place of a name."""
@@ -72,6 +73,11 @@ def check_name(name: str, own: Iterable[str]) -> str:
         return f"{absolute_path(place)}:{factory}"
     if colon and all(part.isidentifier() for part in (*place.split("."), *factory.split("."))):
         return name
+    if re.match(r"(timm/)?hf[_-]?(hub)?[:/]", name):
+        raise ValueError(
+            f"{shorten(name)} is not built from the Hub: name a network of timm as timm/NAME, or any other one by a "
+            "factory of yours that fetches it, as in path/file.py:factory"
+        )
     raise ValueError(f"unknown model {shorten(name)}: {nearest(name, {*own, *INSTALLED})}; or {FORMS}")
 
 
@@ -139,8 +145,8 @@ def build_foreign(name: str, num_classes: int, in_channels: int) -> nn.Module:
         UserError: it cannot be imported or built.
     """
     factory, offered = _find_factory(name), {"in_channels": in_channels, "in_chans": in_channels}
-    takes = _keywords(factory)
-    if "num_classes" not in takes:
+    takes, takes_others = _keywords(factory)
+    if "num_classes" not in takes and not takes_others:
         raise UserError(
             f"the network {name} cannot be built for {num_classes} classes: its factory takes no num_classes"
         )
@@ -232,17 +238,18 @@ def _torchvision_factory(name: str) -> Factory:
     return build
 
 
-def _keywords(factory: Factory) -> set[str]:
-    """The names of what a factory takes by name, without those that `**keywords` would swallow."""
+def _keywords(factory: Factory) -> tuple[set[str], bool]:
+    """The names of what a factory takes by name, and whether it takes others as `**keywords`, as factories of
+    torchvision and timm take num_classes; what it does with those shows in the logits alone."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
-        return set()
-    return {
-        parameter.name
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
+        return set(), False
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return (
+        {parameter.name for parameter in parameters if parameter.kind in named},
+        any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters),
+    )
 
 
 @contextmanager
