@@ -12,7 +12,9 @@ from torch import Tensor
 from tests.support.tables import make_table
 from tfkd_fast.errors import UserError
 from tfkd_fast.steering.control import ControllerSettings, Progress, build_controller
-from tfkd_fast.steering.control.policy_search import PolicySearch
+from tfkd_fast.steering.control.gated_policy import GAP, TIME, observed_policy
+from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES
+from tfkd_fast.steering.control.policy_search import PolicySearch, policy_of
 from tfkd_fast.steering.control.students import DIVERGENCE_PENALTY, Snapshot
 from tfkd_fast.steering.targets import TargetSettings, build_target
 
@@ -83,6 +85,14 @@ def played(policy: Path, progress: Progress, fraction: float) -> float:
     return float(controller.decide(moment, 2).actions[0, 0])  # the first of two candidates plays the mean
 
 
+def action_of(parameters: list[float], fraction: float) -> float:
+    """The action of the policy of these parameters at a moment of a run, where the gap is wide."""
+    policy, observed = observed_policy(1, torch.Generator()), torch.zeros(PROGRESS_ENTRIES + 1)
+    policy_of(torch.tensor(parameters)).write_into(policy)
+    observed[TIME], observed[GAP] = 2.0 * fraction - 1.0, 0.3
+    return float(policy.mean(observed))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_it_finds_a_course_that_no_single_decision_rewards(progress: Progress, tmp_path: Path, seed: int) -> None:
     search, students = search_of(seed=seed), Scored(progress, 6)
@@ -116,8 +126,8 @@ def test_a_divergence_is_worse_than_anything_and_ends_the_run(progress: Progress
     students = Scored(progress, 6, diverges_above=1.0)
     generation = search_of().run_generation(students)
     penalised = [quality == DIVERGENCE_PENALTY for quality in generation.qualities]
-    middle = torch.tensor(generation.parameters)[:, 0]  # played as soon as the gap is wide, when the run ends for all
-    assert penalised == (middle > 1.0).tolist()
+    first = [action_of(row, 0.3) for row in generation.parameters]  # with the gap wide, when the run ends for all
+    assert penalised == [action > 1.0 for action in first]
     assert any(penalised)
     assert not all(penalised)
 

@@ -40,8 +40,8 @@ class Generation:
     seed: int
     """Seed of all students, so that differences at the end come from their policies and not from initial weights."""
     parameters: list[list[float]]
-    """Parameters (P,2A+2) of the policies: A of the middle action, A of the end action, switch and threshold in units
-    of the search."""
+    """Parameters (P,3A+2) of the policies: A of the start, middle and end action each, switch and threshold in units of
+    the search."""
     qualities: list[float]
     """P values of `quality` of the final students."""
 
@@ -51,7 +51,7 @@ class PolicySearch:
 
     A generation is one run of as many students as the population has members.
 
-    The policies are gated, see `gated_policy`: two parameters for each number of an action, and two for the whole.
+    The policies are gated, see `gated_policy`: three parameters for each number of an action, and two for the whole.
     """
 
     def __init__(self, space: ActionSpace, settings: SampledPolicySettings, population: int, seed: int) -> None:
@@ -71,7 +71,7 @@ class PolicySearch:
         from cmaes import CMA  # imports scipy.stats, which takes a second
 
         self._space, self._settings, self._seed = space, settings, seed
-        size = 2 * space.action_size + 2
+        size = 3 * space.action_size + 2
         bounds = np.full((size, 2), (-ACTION_LIMIT, ACTION_LIMIT))
         self._optimizer = CMA(np.zeros(size), INITIAL_STD, bounds=bounds, seed=seed % 2**32, population_size=population)
         self.generations: list[Generation] = []
@@ -101,7 +101,7 @@ class PolicySearch:
         policy_of(torch.tensor(self._optimizer.mean, dtype=torch.float32)).write_into(policy)
         std = torch.full((size,), self._settings.initial_std)
         if self.generations:
-            middle = torch.tensor(self.generations[-1].parameters)[:, :size]
+            middle = torch.tensor(self.generations[-1].parameters)[:, size : 2 * size]
             std = middle.std(dim=0).clamp(self._settings.min_std, self._settings.max_std)
         with torch.no_grad():
             policy.log_std.copy_(std.log())
@@ -117,19 +117,20 @@ class PolicySearch:
 
 
 def policy_of(parameters: Tensor) -> GatedPolicy:
-    """Return the policy of parameters (2A+2,) float32 of a search."""
-    size = len(parameters) // 2 - 1
-    switch, threshold = parameters[2 * size :].tolist()
+    """Return the policy of parameters (3A+2,) float32 of a search."""
+    start, middle, end = parameters[:-2].chunk(3)
+    switch, threshold = parameters[-2:].tolist()
     return GatedPolicy(
-        parameters[:size],
-        parameters[size : 2 * size],
+        start,
+        middle,
+        end,
         SWITCH + SWITCH_UNIT * switch,
         THRESHOLD + THRESHOLD_UNIT * threshold,
     )
 
 
 def _final_qualities(students: StudentFleet, parameters: Tensor, seed: int) -> list[float]:
-    """Return the final qualities of P students under policies (P,2A+2); a divergence ends the run for all."""
+    """Return the final qualities of P students under policies (P,3A+2); a divergence ends the run for all."""
     count, size = len(parameters), len(students.action_names)
     policies = [observed_policy(size, torch.Generator()) for _ in range(count)]
     for policy, row in zip(policies, parameters, strict=True):
