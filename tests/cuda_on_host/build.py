@@ -26,9 +26,11 @@ BUILD = ROOT / "build" / "cuda_on_host"
 TORCH = Path(torch.__file__).parent
 
 COMPILER = "g++"
-CHECKS = ["-O1", "-fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow"]
+CHECKS = ["-fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow"]
 COMPILE = [
-    *("-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"),
+    # Measured with csrc/distillation: -O1 takes a third longer to compile and saves a sixth of the running time; under
+    # the address sanitizer, -O0 saves a quarter of compiling and takes 1.7 times as long to run.
+    *("-x", "c++", "-std=c++20", "-Og", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"),
     *("-fno-strict-aliasing", "-fno-extern-tls-init", "-ftrivial-auto-var-init=pattern"),
     *("-Wno-unknown-pragmas", "-DTFKD_ON_HOST", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
     *("-isystem", str(HERE / "include"), "-isystem", str(TORCH / "include")),
@@ -50,7 +52,8 @@ def load(*, address_sanitizer: bool = False) -> dict[str, str]:
     for operator in fused.DEFINITIONS:
         fused.define_in(NAMESPACE, operator)
     failures = {}
-    sources = sorted(ROOT.glob("csrc/*/cuda.cu"))
+    # The losses take longest: they come first, so that no compiler is alone at the end.
+    sources = sorted(ROOT.glob("csrc/*/cuda.cu"), key=lambda source: '"../common/loss.cuh"' not in source.read_text())
     with ThreadPoolExecutor(os.cpu_count()) as compilers:
         libraries = [compilers.submit(library, source, address_sanitizer=address_sanitizer) for source in sources]
     for source, compiled in zip(sources, libraries, strict=True):
@@ -86,9 +89,8 @@ def library(source: Path, *, address_sanitizer: bool = False) -> Path:
     Raises:
         subprocess.CalledProcessError: it does not compile; `stderr` has the compiler's message.
     """
-    # Either, not both: together they take twice the time to compile, and the same calls run under each. What runs once
-    # is not optimized: that would take longer than it saves.
-    compile_options = COMPILE + (["-O0", *ADDRESS_SANITIZER] if address_sanitizer else CHECKS)
+    # Either, not both: together they take twice the time to compile, and the same calls run under each.
+    compile_options = COMPILE + (ADDRESS_SANITIZER if address_sanitizer else CHECKS)
     link_options = LINK + ADDRESS_SANITIZER * address_sanitizer
     content = hashlib.sha256(repr((torch.__version__, COMPILER, compile_options, link_options)).encode())
     folders = (source.parent, ROOT / "csrc" / "common", HERE / "include")
