@@ -49,8 +49,8 @@ def train(
             `{"method": "kd", "data": {"batch_size": 32}}`, over the shipped recipe of their data set if there is one.
         out: the run folder, which is made.
         dataset: a `torch.utils.data.Dataset` of pairs (image, label), 20 % of whose images are the test set, or two of
-            them, (train, test), in the place of the data set that the recipe names; see the documentation of images of
-            one's own. `resume` and `evaluate` have to be given it, too.
+            them, (train, test), or three, (train, held out, test), in the place of the data set that the recipe names;
+            see the documentation of images of one's own. `resume` and `evaluate` have to be given it, too.
         model: a module, or a function or class that makes one, in the place of the network that the recipe names; see
             the documentation of networks of one's own. Where it cannot be imported, `resume`, `evaluate` and `load_run`
             have to be given it, too.

@@ -84,8 +84,8 @@ class DataSettings(Settings):
     """Share of the shorter side of an image file that is shown as a centred square, in evaluation and before padded
     crops; 0.875 is usual with 224 pixels, as if resized to 256."""
     holdout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the training images of every class that is held out to judge by; a folder's own val/ beside test/ takes
-    its place, unless it is 0."""
+    """Share of the training images of every class that is held out to judge by; images that a data set has for that,
+    as in val/ beside test/, take its place unless it is 0."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
     """Number of images in a batch."""
     augment: bool = True

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tfkd_fast.data.images import ImageSet
+from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.errors import UserError
 from tfkd_fast.randomness import Purpose, random_keys
 
@@ -44,6 +45,26 @@ def holdout_indices(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -
     if images.held_out is None:
         return split_indices(images.labels, fraction, seed, images.places)
     return (~images.held_out).nonzero().squeeze(1), images.held_out.nonzero().squeeze(1)
+
+
+def describe_held_out(part: str, share: float) -> str:
+    """Return what becomes of a part of a data set that is there to be held out, in words.
+
+    Args:
+        part: what the part is called.
+        share: `data.holdout`; a part that is held out takes its place unless it is 0.
+
+    Raises:
+        UserError: another share than the default is asked for.
+    """
+    if not share:
+        return f"the images of {part} are trained on, too, because data.holdout is 0"
+    if share != DataSettings.model_fields["holdout"].default:
+        raise UserError(
+            f"data.holdout is {share:g}, but what is held out are the images of {part}: leave it out, or set it to 0 "
+            "to train on them, too"
+        )
+    return f"the images of {part} are what is held out"
 
 
 def split_indices(

@@ -189,13 +189,13 @@ def greys(images: ImageSet) -> list[int]:
 def test_the_validation_part_is_held_out_beside_a_test_part_and_it_says_so(tmp_path: Path, name: str) -> None:
     write(tmp_path, FILES | {file.replace("val/", f"{name}/"): level for file, level in HELD_OUT.items()})
     dataset = open_dataset(settings(tmp_path))
-    assert dataset.parts == f"the images of {name}/ are held out, those of test/ are the test set"
+    assert dataset.parts == f"the images of {name}/ are what is held out"
     fit, held_out = split_holdout(dataset.read_train(), 0.1)
     assert (greys(fit), fit.labels.tolist()) == ([30, 20, 10, 40], [0, 1, 1, 2])
     assert (greys(held_out), held_out.labels.tolist()) == ([70, 80, 90], [0, 0, 2])
     assert greys(dataset.read_test()) == [60, 50]
     all_of_them = open_dataset(settings(tmp_path).model_copy(update={"holdout": 0.0}))
-    assert all_of_them.parts.startswith(f"the images of {name}/ are trained on, too, because data.holdout is 0")
+    assert all_of_them.parts == f"the images of {name}/ are trained on, too, because data.holdout is 0"
     assert len(all_of_them.read_train()) == 7
     assert all_of_them.fingerprint == dataset.fingerprint
     with pytest.raises(UserError, match=rf"data.holdout is 0.2, but what is held out are the images of {name}/: leave"):

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 import tfkd_fast
 from tests.data.loaders.batches import assert_same, loader_of
-from tfkd_fast.data import Dataset, DataSettings, ImagesSealed, open_dataset, sealed_test_images
+from tfkd_fast.data import Dataset, DataSettings, ImagesSealed, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.errors import UserError
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8))
@@ -72,6 +72,19 @@ def test_one_part_is_split_class_by_class() -> None:
     both = torch.cat([train.all_images(), test.all_images()]).flatten(1)
     assert torch.equal(both.unique(dim=0), PIXELS.flatten(1).unique(dim=0))
     assert dataset.parts.startswith("no test set was given, so 20 % of the images of each class are the test set: 8 of")
+
+
+def test_the_second_of_three_parts_is_held_out() -> None:
+    given = [TensorDataset(PIXELS[part], LABELS[part]) for part in (slice(24), slice(24, 34), slice(34, 40))]
+    dataset = opened(given)
+    assert dataset.parts == "the images of the second data set are what is held out"
+    for found, part in zip((*split_holdout(dataset.read_train(), 0.1), dataset.read_test()), given, strict=True):
+        assert torch.equal(found.all_images(), part.tensors[0])
+        assert torch.equal(found.labels, part.tensors[1])
+    assert opened([given[0], given[2]]).fingerprint != dataset.fingerprint
+    assert "are trained on, too, because data.holdout is 0" in opened(given, holdout=0.0).parts
+    with pytest.raises(UserError, match=r"data.holdout is 0.3, but what is held out are the images of the second data"):
+        opened(given, holdout=0.3)
 
 
 def test_labels_and_classes_come_from_attributes_without_reading_images() -> None:
@@ -201,6 +214,11 @@ def test_a_data_set_of_hugging_face_is_read_from_disk(tmp_path: Path) -> None:
     assert torch.equal(dataset.read_test().all_images(), PIXELS[20:26])
     assert dataset.read_train().labels.tolist() == [0, 1] * 10
     assert dataset.parts == "there is no split test, so the images of validation are the test set; not read: more"
+    hub.DatasetDict(train=split(0, 20), validation=split(20, 6), test=split(26, 4)).save_to_disk(tmp_path / "three")
+    three = open_dataset(settings.model_copy(update={"root": str(tmp_path / "three")}))
+    assert three.parts == "the images of validation are what is held out"
+    assert torch.equal(split_holdout(three.read_train(), 0.1)[1].all_images(), PIXELS[20:26])
+    assert torch.equal(three.read_test().all_images(), PIXELS[26:30])
     with pytest.raises(UserError, match=r"cannot be read from .*nowhere"):
         open_dataset(settings.model_copy(update={"root": str(tmp_path / "nowhere")}))
     with pytest.raises(UserError, match=r"^data set hf/someone/insects is fetched with --download, or read from"):

@@ -8,7 +8,7 @@ import torch
 from tfkd_fast.data.datasets.base import ChannelStatistics, Dataset
 from tfkd_fast.data.images import FileImages, describe_reading
 from tfkd_fast.data.settings import DataSettings
-from tfkd_fast.data.split import SPLIT_SEED, split_names
+from tfkd_fast.data.split import SPLIT_SEED, describe_held_out, split_names
 from tfkd_fast.errors import UserError, printable
 from tfkd_fast.files import is_there, reading
 
@@ -133,7 +133,7 @@ def find_parts(root: Path, holdout: float) -> FolderParts:
             f"there is no test/, so the images of {validation}/ are the test set; what is held out comes from train/"
         )
     elif validation:
-        words.append(_say_what_is_held_out(f"{validation}/", holdout))
+        words.append(describe_held_out(f"{validation}/", holdout))
     names = [name for name in (TRAIN, TEST, validation) if name in parts]
     words += _unread([root / name for name in names], [f"{name}/" for name in sorted(named - set(names))])
     train, *others = (list_classes(root / name) for name in names)
@@ -248,18 +248,6 @@ def _only_validation(root: Path, found: list[str], *, tested: bool) -> str:
             raise UserError(f"both {both} of {root} might be held out: keep one of them there")
         raise UserError(f"{root} has no test/, and both {both} might be the test set: rename one of them to test")
     return found[0] if found else ""
-
-
-def _say_what_is_held_out(name: str, holdout: float) -> str:
-    """What becomes of the folder `name` beside test/, in words."""
-    if not holdout:
-        return f"the images of {name} are trained on, too, because data.holdout is 0; those of test/ are the test set"
-    if holdout != DataSettings.model_fields["holdout"].default:
-        raise UserError(
-            f"data.holdout is {holdout:g}, but what is held out are the images of {name}: leave it out, or set it to 0 "
-            "to train on them, too"
-        )
-    return f"the images of {name} are held out, those of test/ are the test set"
 
 
 def _need_two_classes(place: Path, listing: Listing) -> None:

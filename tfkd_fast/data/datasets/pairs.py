@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.images import ImageSet, convert_colours, describe_reading, from_pillow, show_centre, to_pillow
 from tfkd_fast.data.settings import DataSettings
-from tfkd_fast.data.split import SPLIT_SEED, split_indices
+from tfkd_fast.data.split import SPLIT_SEED, describe_held_out, split_indices
 from tfkd_fast.errors import UserError, printable
 
 TEST_SHARE = 0.2
@@ -100,28 +101,39 @@ def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
 
     Args:
         name: the name in recipes.
-        parts: pairs to train on and pairs to test on; or the pairs of both, of which 20 % of each class are the test
-            set. Class names are their attribute `classes`, or else the labels.
+        parts: pairs to train on, perhaps pairs to hold out, and pairs to test on; or the pairs of all, of which 20 % of
+            each class are the test set. Class names are the attribute `classes` of the first, or else the labels.
         settings: the `[data]` table.
 
     Raises:
-        UserError: they are no such pairs, or their labels are none of the classes.
+        UserError: they are no such pairs, their labels are none of the classes, or a share is to be held out beside
+            pairs to hold out.
     """
-    both = parts if isinstance(parts, tuple | list) else (parts,)
-    if not 1 <= len(both) <= 2 or not all(hasattr(part, "__getitem__") and hasattr(part, "__len__") for part in both):
-        raise UserError("a data set from Python is one torch Dataset with a length, or two: (train, test)")
-    for part in both:
+    several = parts if isinstance(parts, tuple | list) else (parts,)
+    if not 1 <= len(several) <= 3 or not all(
+        hasattr(part, "__getitem__") and hasattr(part, "__len__") for part in several
+    ):
+        raise UserError(
+            "a data set from Python is one torch Dataset with a length, or two: (train, test), or three: (train, "
+            "held out, test)"
+        )
+    for part in several:
         _refuse_changing(part)
-    train = both[0]
-    labels = read_labels(train)
-    names = getattr(train, "classes", None) or range(int(labels.max()) + 1)
+    own, *held_out = several[:-1] or several
+    of_own = read_labels(own)
+    names = getattr(own, "classes", None) or range(int(of_own.max()) + 1)
     classes = [printable(str(one)) for one in names]
-    _refuse_labels(labels, classes, every=True)
+    _refuse_labels(of_own, classes, every=True)
+    train: Pairs = own
+    labels = of_own
+    if held_out:
+        train, labels = ConcatDataset([own, *held_out]), torch.cat([of_own, *map(read_labels, held_out)])
+        _refuse_labels(labels, classes, every=True)
     channels = 1 if read_pair(train, 0)[0].mode == "L" else 3
     image_shape = (channels, settings.image_size, settings.image_size)
-    words = ""
+    words = describe_held_out("the second data set", settings.holdout) if held_out else ""
     fit = test = torch.arange(len(labels))
-    if len(both) == 1:
+    if len(several) == 1:
         fit, test = split_indices(labels, TEST_SHARE, SPLIT_SEED)
         words = (
             f"no test set was given, so {100 * TEST_SHARE:g} % of the images of each class are the test set: "
@@ -131,19 +143,24 @@ def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
     def images(pairs: Pairs, of_pairs: Tensor, places: Tensor) -> PairImages:
         return PairImages(pairs, places.tolist(), of_pairs[places], image_shape, settings.centre_crop)
 
+    def read_train() -> PairImages:
+        read = images(train, labels, fit)
+        read.held_out = fit >= len(of_own) if held_out else None
+        return read
+
     def read_test() -> PairImages:
-        if len(both) == 1:
+        if len(several) == 1:
             return images(train, labels, test)
-        of_test = read_labels(both[1])
+        of_test = read_labels(several[-1])
         _refuse_labels(of_test, classes, every=False)
-        return images(both[1], of_test, torch.arange(len(of_test)))
+        return images(several[-1], of_test, torch.arange(len(of_test)))
 
     return Dataset(
         name,
         classes,
         image_shape,
         flip=True,
-        read_train=lambda: images(train, labels, fit),
+        read_train=read_train,
         read_test=read_test,
         hash_test=lambda: read_test().fingerprint(),
         reading=describe_reading(settings.image_size, settings.centre_crop),
@@ -234,8 +251,8 @@ def _refuse_labels(labels: Tensor, classes: Sequence[str], *, every: bool) -> No
 
 HUB = "hf/"
 """What the names of Hugging Face's data sets begin with in recipes."""
-TESTS = ("test", "validation", "valid", "val")
-"""Splits of Hugging Face's data sets that may be the test set, the first that there is."""
+VALIDATION = ("validation", "valid", "val")
+"""Splits of Hugging Face's data sets that are held out beside a split test, and the test set where there is none."""
 
 
 class HubPairs:
@@ -257,8 +274,8 @@ class HubPairs:
 def open_hub(settings: DataSettings, download: bool) -> Dataset:
     """Open a data set of Hugging Face's: `hf/NAME` of the Hub, or what `save_to_disk` wrote to `settings.root`.
 
-    Its splits train and test (or validation) are read, or train alone is split; of its columns the one of images and
-    the one of class labels. No code of a data set is run.
+    Its splits train and test are read, and validation is held out; without test it is the test set, and train alone is
+    split. Of the columns those of images and class labels are read. No code of a data set is run.
 
     Raises:
         UserError: the package is missing, or the data set, its splits or its columns.
@@ -282,13 +299,16 @@ def open_hub(settings: DataSettings, download: bool) -> Dataset:
         ) from None
     if not isinstance(splits, Mapping) or "train" not in splits:
         raise UserError(f"data set {settings.dataset} has no split train: save a DatasetDict with train and test")
-    test = next((one for one in TESTS if one in splits), None)
-    parts = [_hub_pairs(splits[one], settings.dataset) for one in ("train", test) if one is not None]
+    found = [one for one in VALIDATION if one in splits][:1]
+    names = ["train", *found, *(["test"] if "test" in splits else [])]
+    parts = [_hub_pairs(splits[one], settings.dataset) for one in names]
     dataset = make_pair_dataset(settings.dataset, parts, settings)
     words = [dataset.parts]
-    if test not in (None, "test"):
-        words.append(f"there is no split test, so the images of {test} are the test set")
-    if unread := sorted(splits.keys() - {"train", test}):
+    if len(names) == 3:
+        words = [describe_held_out(found[0], settings.holdout)]
+    elif found:
+        words.append(f"there is no split test, so the images of {found[0]} are the test set")
+    if unread := sorted(splits.keys() - set(names)):
         words.append(f"not read: {', '.join(unread)}")
     dataset.parts = "; ".join(filter(None, words))
     return dataset
