@@ -146,6 +146,25 @@ def test_logits_are_float32_under_autocast() -> None:
     assert not logits.equal(logits.bfloat16().float())
 
 
+def test_strided_1x1_convolutions_of_few_channels_are_trained_on_wide_maps() -> None:
+    """By torch alone, in bfloat16 on the CPU, this process would end."""
+
+    def make(num_classes: int) -> nn.Module:
+        layers = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 1, stride=(2, 2)), nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, num_classes))
+
+    network = build(make)
+    weight, images = network[1].weight, torch.randn(2, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+    (exact,) = torch.autograd.grad(network(images).square().sum(), weight)
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = network(images)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), weight)
+    assert (gradient - exact).norm() <= 0.03 * exact.norm()
+    plain = nn.functional.conv2d(network[0](images), weight, network[1].bias, stride=2)
+    torch.testing.assert_close(network[1](network[0](images)), plain)
+
+
 def test_stages_are_found_by_size_or_named() -> None:
     network = Net(5).eval()
     images = torch.randn(2, *SHAPE)

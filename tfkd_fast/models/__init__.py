@@ -18,7 +18,7 @@ from tfkd_fast.models.features import (
 )
 from tfkd_fast.models.folding import fix_weights, fixed_weights
 from tfkd_fast.models.foreign import INSTALLED, NetworkOrFactory, announce_import, build_foreign, check_name, give
-from tfkd_fast.models.layers import exact_logits
+from tfkd_fast.models.layers import exact_logits, sample_strided
 from tfkd_fast.models.mapped import call_with
 from tfkd_fast.models.mobilenet import mobilenetv2_half
 from tfkd_fast.models.reading import (
@@ -159,4 +159,4 @@ def build_model(settings: ModelSettings, num_classes: int, in_channels: int, see
     with seeded(seed):
         if settings.name in MODELS and settings.name not in INSTALLED:
             return MODELS[settings.name](num_classes, in_channels=in_channels, width=settings.width)
-        return exact_logits(build_foreign(settings.name, num_classes, in_channels), num_classes)
+        return exact_logits(sample_strided(build_foreign(settings.name, num_classes, in_channels)), num_classes)

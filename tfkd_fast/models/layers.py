@@ -141,6 +141,25 @@ def exact_logits(network: nn.Module, num_classes: int) -> nn.Module:
     return network
 
 
+class SampledConv(nn.Conv2d):
+    """A strided 1x1 convolution that reads no position it skips, as `conv_algorithms.FEWEST_CHANNELS` wants it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias)
+
+
+def sample_strided(network: nn.Module) -> nn.Module:
+    """Let the strided 1x1 convolutions of few channels in a network compute as `SampledConv` does; returns the
+    network."""
+    convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
+    for conv in convolutions:
+        is_strided = conv.kernel_size == (1, 1) and conv.padding == (0, 0) and max(conv.stride) > 1
+        if is_strided and conv.groups == 1 and conv.in_channels < conv_algorithms.FEWEST_CHANNELS:
+            conv.__class__ = SampledConv  # its tensors, and their names, stay as they are
+    return network
+
+
 def initialise_convolutions(network: nn.Module) -> None:
     """Initialise all convolutions with weights of standard deviation sqrt(2 / (k^2 * out)) and biases 0.
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from tfkd_fast.models import MODELS, VGG, FeatureNetwork, ResidualNetwork
-from tfkd_fast.models.layers import Classifier
+from tfkd_fast.models.layers import Classifier, SampledConv
 from tfkd_fast.models.resnet import BasicBlock, BottleneckBlock
 from tfkd_fast.models.wide_resnet import WideBlock
 
@@ -28,7 +28,7 @@ def plain_network(network: nn.Module) -> nn.Module:
         TypeError: the network is of no family that is written out here.
     """
     if not isinstance(network, FeatureNetwork):
-        return _without_our_classifier(copy.deepcopy(network))
+        return _without_our_layers(copy.deepcopy(network))
     if isinstance(network, VGG):
         return _vgg(network)
     if isinstance(network, ResidualNetwork) and not any(
@@ -80,11 +80,13 @@ class PlainWideBlock(nn.Module):
         return out
 
 
-def _without_our_classifier(network: nn.Module) -> nn.Module:
-    """The network of others with torch's linear layer in the place of the one that computes its logits."""
-    layers: list[nn.Module] = [module for module in network.modules() if type(module) is Classifier]
-    for layer in layers:
-        layer.__class__ = nn.Linear
+OURS: dict[type[nn.Module], type[nn.Module]] = {Classifier: nn.Linear, SampledConv: nn.Conv2d}
+"""The layers that a network of others gets here, and those of torch that they stand for."""
+
+
+def _without_our_layers(network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        module.__class__ = OURS.get(type(module), type(module))
     return network
 
 
