@@ -116,9 +116,7 @@ def assemble(
     own = partial(build, recipe.seed)
     student = own()
     draws = try_out(student, recipe.model.name, len(dataset.classes), dataset.image_shape, compute.autocast)
-    if loader.batch_sizes()[-1] == 1:
-        remedy = f"set data.batch_size to {_nearest_batch_size(images.num_fit, loader.batch_size)}, for example"
-        refuse_batch_of_one(student, recipe.model.name, dataset.image_shape, compute.autocast, remedy)
+    _refuse_last_batch(student, recipe, dataset, loader, compute)
     method = build_method(method_context(recipe, dataset, images.num_fit, compute, student, loaded))
     if recipe.data.mix != "none" and not method.needs.mixing:
         raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
@@ -172,10 +170,15 @@ def load_images(recipe: Recipe, dataset: Dataset, compute: Compute) -> TrainingI
     )
 
 
-def _nearest_batch_size(images: int, size: int) -> int:
-    """The batch size nearest to another one, rather a smaller one, that leaves no batch of one of these images."""
-    others = (*range(size - 1, 1, -1), *range(size + 1, images + 1))
-    return next(other for other in others if images % other != 1)
+def _refuse_last_batch(student: nn.Module, recipe: Recipe, dataset: Dataset, loader: Loader, compute: Compute) -> None:
+    """Raise UserError if the last batch of an epoch has one image and the student cannot be trained on it, with the
+    nearest batch size, rather a smaller one, that leaves no such batch."""
+    *_, last = sizes = loader.batch_sizes()
+    if last == 1:
+        images, size = sum(sizes), loader.batch_size
+        others = (*range(size - 1, 1, -1), *range(size + 1, images + 1))
+        remedy = f"set data.batch_size to {next(other for other in others if images % other != 1)}, for example"
+        refuse_batch_of_one(student, recipe.model.name, dataset.image_shape, compute.autocast, remedy)
 
 
 def build_student(recipe: Recipe, dataset: Dataset, compute: Compute, seed: int) -> nn.Module:

@@ -109,25 +109,15 @@ def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
         UserError: they are no such pairs, their labels are none of the classes, or a share is to be held out beside
             pairs to hold out.
     """
-    several = parts if isinstance(parts, tuple | list) else (parts,)
-    if not 1 <= len(several) <= 3 or not all(
-        hasattr(part, "__getitem__") and hasattr(part, "__len__") for part in several
-    ):
-        raise UserError(
-            "a data set from Python is one torch Dataset with a length, or two: (train, test), or three: (train, "
-            "held out, test)"
-        )
-    for part in several:
-        _refuse_changing(part)
+    several = _checked_parts(parts)
     own, *held_out = several[:-1] or several
-    of_own = read_labels(own)
-    names = getattr(own, "classes", None) or range(int(of_own.max()) + 1)
+    labels = read_labels(own)
+    names, count = getattr(own, "classes", None) or range(int(labels.max()) + 1), len(labels)
     classes = [printable(str(one)) for one in names]
-    _refuse_labels(of_own, classes, every=True)
+    _refuse_labels(labels, classes, every=True)
     train: Pairs = own
-    labels = of_own
     if held_out:
-        train, labels = ConcatDataset([own, *held_out]), torch.cat([of_own, *map(read_labels, held_out)])
+        train, labels = ConcatDataset([own, *held_out]), torch.cat([labels, *map(read_labels, held_out)])
         _refuse_labels(labels, classes, every=True)
     channels = 1 if read_pair(train, 0)[0].mode == "L" else 3
     image_shape = (channels, settings.image_size, settings.image_size)
@@ -145,7 +135,7 @@ def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
 
     def read_train() -> PairImages:
         read = images(train, labels, fit)
-        read.held_out = fit >= len(of_own) if held_out else None
+        read.held_out = fit >= count if held_out else None
         return read
 
     def read_test() -> PairImages:
@@ -166,6 +156,20 @@ def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
         reading=describe_reading(settings.image_size, settings.centre_crop),
         parts=words,
     )
+
+
+def _checked_parts(parts: Any) -> Sequence[Any]:
+    """The one to three data sets that a program gives."""
+    several = parts if isinstance(parts, tuple | list) else (parts,)
+    have_both = all(hasattr(part, "__getitem__") and hasattr(part, "__len__") for part in several)
+    if not 1 <= len(several) <= 3 or not have_both:
+        raise UserError(
+            "a data set from Python is one torch Dataset with a length, or two: (train, test), or three: (train, "
+            "held out, test)"
+        )
+    for part in several:
+        _refuse_changing(part)
+    return several
 
 
 def read_pair(pairs: Pairs, index: int) -> tuple[Image.Image, int]:
