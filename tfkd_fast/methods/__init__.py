@@ -83,6 +83,9 @@ def _controlled(
     )
 
 
+_OWN_PREDICTIONS = {"family": "scalar", "sources": ("memory",), "source_share": 0.05, "source_temperature": 1.0}
+_COURSE = {"name": "policy", "policy": "default"}
+
 _OWN: dict[str, MethodEntry] = {
     # baselines
     "ce": _controlled(
@@ -159,15 +162,15 @@ _OWN: dict[str, MethodEntry] = {
     "tfkd": _controlled(
         "a free-form target set by reinforcement learning",
         "Jiang et al., IEEE Access 2024, without MRS; parameterisation and controller are our choice",
-        target={"family": "rank-binned"},
-        controller={"name": "ppo"},
+        target=_OWN_PREDICTIONS,
+        controller=_COURSE,
     ),
     "tfkd-mrs": _controlled(
         "the same, with multi-ranking selection",
         "Jiang et al., IEEE Access 2024; parameterisation, controller and rankings are our choice",
         one_trajectory="tfkd",
-        target={"family": "rank-binned"},
-        controller={"name": "ppo"},
+        target=_OWN_PREDICTIONS,
+        controller=_COURSE,
         selection={"budget": "full"},
     ),
     "tfkd-extended": _controlled(
