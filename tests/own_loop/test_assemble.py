@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.own_loop.calls import CLASSES, EPOCHS, SHAPES, make
+from tests.own_loop.calls import CLASSES, EPOCHS, IMAGES, SHAPES, make
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import TeacherFacts
 from tfkd_fast.own_loop import Criterion
@@ -38,7 +38,8 @@ def test_methods_that_need_more_say_what_and_where_they_work(name: str, words: s
         ("tfkd", {"controller": {"cooldown_epochs": 2}}, "set controller.cooldown_epochs to 0, or train with"),
         ("tfkd-mrs", {"selection": {"average": "all"}}, "set selection.average to none, or train with"),
         ("tfkd-mrs", {"selection": {"criteria": ["averaged-top1"]}}, "leave averaged-top1 out of selection.criteria"),
-        ("ps-kd", {"num_images": 0}, "give num_images, their number"),
+        ("ps-kd", {"num_images": 0}, "give num_images, their number$"),
+        ("tfkd", {"num_images": 0}, r"their number, or leave its memory out by target={\"sources\": \[\]}$"),
         ("dlb", {"batch_size": 0}, "give batch_size, the size of the largest one"),
         ("uskd", {"feature_shapes": None}, "give feature_shapes, their shapes"),
         ("kd-average", {"num_teachers": 1}, "learns from 2 or more teachers: num_teachers cannot be 1"),
@@ -61,4 +62,4 @@ def test_criteria_of_averages_serve_where_an_interval_is_an_epoch() -> None:
 
 
 def test_the_least_that_a_user_has_to_say() -> None:
-    assert Criterion("tfkd", num_classes=CLASSES, epochs=EPOCHS).candidates == 1
+    assert Criterion("tfkd", num_classes=CLASSES, epochs=EPOCHS, num_images=IMAGES).candidates == 1

@@ -121,7 +121,7 @@ def test_controllers_judge_by_averaged_weights_where_their_logits_are_given() ->
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_controller_learns_also_where_a_loop_evaluates(mode: type[torch.no_grad | torch.inference_mode]) -> None:
-    criterion = make("tfkd", epochs=2, controller={"warmup_epochs": 0, "single_buffer": 2})
+    criterion = make("tfkd", epochs=2, controller={"name": "ppo", "warmup_epochs": 0, "single_buffer": 2})
     updates = []
     for epoch in range(2):
         criterion(**arguments("tfkd", epoch))

@@ -37,7 +37,8 @@ def train_epoch(steering: Steering, epoch: int) -> None:
     for number, (network, optimizer, schedule) in steering.training():
         generator = torch.Generator().manual_seed(10 * epoch + number)
         for batch in torch.randperm(40, generator=generator).split(8):
-            loss = steering.criterion(network(IMAGES[FIT][batch]), LABELS[FIT][batch], candidate=number)
+            logits = network(IMAGES[FIT][batch])
+            loss = steering.criterion(logits, LABELS[FIT][batch], indices=batch, candidate=number)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,7 +16,7 @@ from tfkd_fast.training.divergence import Diverged
 from tfkd_fast.training.epoch import EpochTrainer
 
 FEW: dict[str, Any] = {"data": {"holdout": 0.8}}
-SCALAR: dict[str, Any] = {"target": {"family": "scalar"}}
+SCALAR: dict[str, Any] = {"target": {"sources": []}}
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,14 @@ def test_a_run_folder_of_an_earlier_version_is_read_without_what_nothing_reads(t
     expected = {
         "method": "tfkd",
         "epochs": 4,
-        "target": {"family": "scalar", "true_mass_max": 0.99, "sources": ["peers"], "peers": 3},
+        "target": {
+            "family": "scalar",
+            "true_mass_max": 0.99,
+            "sources": ["peers"],
+            "source_share": 0.3,
+            "source_temperature": 2.0,
+            "peers": 3,
+        },
         "controller": {"name": "cma-es", "interval": 2, "top1_share": 0.25},
         "selection": {"budget": "none"},
     }

@@ -14,7 +14,7 @@ from tfkd_fast.runs.recipe import load_recipe, make_recipe
         ("optimizer.momentun=0.5", r"'optimizer.momentun' where optimizer.name is sgd: did you mean 'momentum'\?"),
         ("schedule.warmpu=0.5", r"'schedule.warmpu' where schedule.name is one-cycle: did you mean 'warmup'\?"),
         ("selection.candidate=3", r"'selection.candidate' where selection.budget is full: did you mean 'candidates'\?"),
-        ("target.bin=fine", r"'target.bin' where target.family is rank-binned: did you mean 'bins'\?"),
+        ("target.source=[]", r"'target.source' where target.family is scalar: did you mean 'sources'\?"),
         (
             "schedule.name=linear",
             r"recipe key 'schedule.name': choose from cosine, one-cycle, step, torch \(got 'linear'\)",
@@ -73,7 +73,7 @@ def test_a_fault_is_one_sentence_with_the_nearest_valid_name(assignment: str, se
             "recipe key 'data.mix_alpha' is read only where mix is mixup or cutmix (got 0.2)",
         ),
         (
-            {"controller": {"name": "policy"}},
+            {"method": "ce", "controller": {"name": "policy"}},
             "recipe key 'controller.policy' is needed where controller.name is policy: policy that is played: "
             "a policy.safetensors file, or the name of a policy that comes with the package",
         ),

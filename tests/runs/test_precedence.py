@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.tables import LEARNED
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.precedence import Table, merge, set_override
 from tfkd_fast.runs.recipe import load_recipe, make_recipe, resolve_levels
@@ -39,7 +40,7 @@ def test_a_malformed_assignment_is_refused(assignment: str) -> None:
 
 def test_another_form_on_the_command_line_leaves_behind_what_it_does_not_read() -> None:
     """Whether the key stands in the file or in a preset; keys that both forms read are kept."""
-    file = {"controller": {"clip": 0.3, "top1_share": 0.8, "warmup_epochs": 2}, "selection": {"candidates": 3}}
+    file = {"controller": {"name": "ppo", "clip": 0.3, "top1_share": 0.8, "warmup_epochs": 2}, "selection": {"candidates": 3}}
     switched = make_recipe(file, {"controller": {"name": "ucb"}, "selection": {"budget": "none"}}).table()
     assert (
         switched["controller"]
@@ -49,6 +50,20 @@ def test_another_form_on_the_command_line_leaves_behind_what_it_does_not_read() 
     mixed = {"data": {"mix": "mixup", "mix_alpha": 0.2}}
     assert make_recipe(mixed, {"data": {"mix": "none"}}).data.mix_alpha == 1.0
     assert make_recipe(mixed, {"data": {"mix": "cutmix"}}).data.mix_alpha == 0.2
+
+
+@pytest.mark.parametrize("file", [{}, {"controller": {"top1_share": 0.8}}, {"controller": {"name": "policy"}}])
+def test_another_form_starts_without_what_a_preset_says_of_its_own(file: Table) -> None:
+    """The policy that `tfkd` plays is none that PPO starts from; what every target reads stays."""
+    own = make_recipe({"method": "tfkd"}).table()
+    assert own["controller"]["policy"] == "default"
+    assert own["target"]["sources"] == ["memory"]
+    switched = {"controller": {"name": "ppo"}, "target": {"family": "rank-binned"}}
+    changed = make_recipe({"method": "tfkd", **file}, switched).table()
+    assert changed["controller"]["policy"] == ""
+    assert (changed["target"]["sources"], changed["target"]["source_share"]) == (["memory"], 0.05)
+    back = make_recipe({"method": "tfkd", **switched}, {"controller": {"name": "policy"}}).table()
+    assert back["controller"] == own["controller"]
 
 
 UNREAD = [
@@ -74,7 +89,8 @@ def test_what_another_table_leaves_unread_is_dropped_below_it_and_refused_beside
     method: str, table: str, key: str, value: Any, choice: Table
 ) -> None:
     """Also where the levels are those of a study: base, row and command line."""
-    file, asked = {"method": method, "epochs": 40}, {table: {key: value}}
+    learned = LEARNED if method in ("tfkd", "tfkd-mrs") else {}
+    file, asked = {"method": method, "epochs": 40, **learned}, {table: {key: value}}
     with_key = merge(file, asked)
     assert make_recipe(with_key).table()[table][key] == value
     expected = make_recipe(file, choice)
@@ -105,7 +121,7 @@ def test_a_key_of_a_level_is_judged_by_the_presets_of_its_method() -> None:
     [
         ({"controller": {"name": "ucb", "clip": 0.3}}, {"controller": {"name": "thompson"}}),
         ({"controller": {"name": "ucb"}}, {"controller": {"clip": 0.3}}),
-        ({"controller": {"clip": 0.3}}, {"controller": {"name": "ucb", "epochs": 3}}),
+        ({"controller": {"name": "ppo", "clip": 0.3}}, {"controller": {"name": "ucb", "epochs": 3}}),
     ],
 )
 def test_a_level_answers_for_its_own_keys(file: Table, overrides: Table) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.tables import LEARNED
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import find_method
 from tfkd_fast.runs.folder import RunFolder
@@ -108,7 +109,8 @@ def test_paths_are_the_same_from_any_folder(
 
 def test_a_policy_that_comes_with_the_package_stays_a_name() -> None:
     for name in ("", "cifar10"):
-        assert make_recipe({"method": "tfkd", "controller": {"policy": name}}).table()["controller"]["policy"] == name
+        table = {"method": "tfkd", "controller": {"name": "ppo", "policy": name}}
+        assert make_recipe(table).table()["controller"]["policy"] == name
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "data_order": {"target": {"sources": ["peers"]}},
     "views": {"data": {"augment": False}},
     "target": {"controller": {"name": "fixed"}},
+    **dict.fromkeys(("group_buffer", "single_buffer", "discount", "gae_lambda"), LEARNED),
 }
 """Tables under which a key is unread, where the presets of the method do not do it."""
 

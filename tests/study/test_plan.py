@@ -49,7 +49,7 @@ def test_a_row_is_its_own_tables_over_the_base_over_its_methods_presets() -> Non
     assert (study.rows["b"].title, study.baseline.title) == ("B", "ce")
     recipe = study.rows["b"].recipe(5)
     assert (recipe.method, recipe.seed, recipe.epochs, recipe.model.width) == ("tfkd", 5, 7, 0.25)
-    assert recipe.table()["controller"]["name"] == "ppo"
+    assert recipe.table()["controller"]["policy"] == "default"
     assert study.baseline.recipe(5).model.width == 0.5
 
 

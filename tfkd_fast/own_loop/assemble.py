@@ -6,6 +6,7 @@ from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.methods import Context, Method, find_method
 from tfkd_fast.methods.base import Interval, Material, Needs, Plan, TeacherTable, whole_network
 from tfkd_fast.models import FeatureShapes
+from tfkd_fast.own_loop.batch import or_without_memory
 from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.settings import Settings
@@ -103,7 +104,8 @@ def _refusal(name: str, reason: str, remedy: str = "") -> UserError:
 def _refuse_gaps(name: str, needs: Needs, context: Context) -> None:
     """Raise UserError for a fact that the method needs and that was not given."""
     if needs.indices and not context.num_images:
-        raise UserError(f"method {name!r} remembers something of each training image: give num_images, their number")
+        remedy = f"give num_images, their number{or_without_memory(needs)}"
+        raise UserError(f"method {name!r} remembers something of each training image: {remedy}")
     if needs.companions == "previous" and not context.batch_size:
         raise UserError(f"method {name!r} remembers the last batch: give batch_size, the size of the largest one")
     if needs.features and context.shapes == NO_FEATURES:

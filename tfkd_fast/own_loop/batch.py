@@ -11,6 +11,7 @@ from tfkd_fast.data import MixPartners
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import CompanionOutputs, Context, Needs, StepBatch, TeacherOutputs, TrainingStatistics
 from tfkd_fast.models import Features
+from tfkd_fast.strict_json import to_json
 from tfkd_fast.training.step import StepLoss
 
 NO_IMAGE = -1
@@ -77,7 +78,8 @@ def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, firs
         slow = _require(method, "slow_logits", inputs.slow_logits, f"of weights averaged with decay {needs.slow_decay}")
         slow_logits = _with_axis(slow.detach().float(), 2, n)
     if inputs.mixed_with is not None and not needs.mixing:
-        raise UserError(f"method {method!r} learns from predictions of single images: train it without mixed images")
+        remedy = f"train it without mixed images{or_without_memory(needs)}"
+        raise UserError(f"method {method!r} learns from predictions of single images: {remedy}")
     return StepBatch(
         labels,
         indices,
@@ -88,6 +90,14 @@ def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, firs
         _companions(method, needs, context, inputs, labels, indices, n) if needs.companions else None,
         tuple(networks),
     )
+
+
+def or_without_memory(needs: Needs) -> str:
+    """The remedy of a method that can do without its memory of single images, for the end of a sentence."""
+    if needs.without_memory is None:
+        return ""
+    table, key, value = needs.without_memory
+    return f", or leave its memory out by {table}={to_json({key: value})}"
 
 
 def mix_partners(inputs: Inputs, n: int) -> MixPartners | None:

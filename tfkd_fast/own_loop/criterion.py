@@ -83,8 +83,8 @@ class Criterion(nn.Module):
             method: name of the method; `tfkd-fast methods` lists them.
             num_classes: number of classes C, 2 at least.
             epochs: number of epochs of the whole training, 1 at least.
-            num_images: number of training images, for methods that remember something of each (ps-kd, dlb, the memory
-                of tfkd-extended).
+            num_images: number of training images, for methods that remember something of each (tfkd, tfkd-mrs and
+                tfkd-extended for their memory, ps-kd, dlb).
             batch_size: size of the largest batch, for a method that remembers the last one (dlb).
             seed: seed of everything that is random in the method.
             device: device of the logits; `to` moves the criterion.

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
+from tfkd_fast.methods import METHODS
+from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.steering.control.gated_policy import GatedPolicy, observed_policy
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES
 from tfkd_fast.steering.control.policy import MLP
 from tfkd_fast.steering.control.policy_file import policy_bytes
-from tfkd_fast.steering.targets import ScalarTargetSettings, build_mixture
+from tfkd_fast.steering.targets import build_mixture
 
-NAME = "default"
+NAME: str = METHODS["tfkd"].preset["controller"]["policy"]
 """What `controller.policy` calls it."""
-TARGET = ScalarTargetSettings(family="scalar", sources=("memory",), source_share=0.05, source_temperature=1.0)
+TARGET = ControlledTargetsSettings.model_validate(METHODS["tfkd"].preset).target
 """The target that it steers: its action is the true mass, then share and temperature of the memory."""
 COURSE = ((0.55, 0.05), (0.55, 0.5), (0.98, 0.7))
 """True mass and share of the memory at the beginning, at the switch and at the end of the run."""

@@ -52,12 +52,26 @@ def resolve(
     method = default_method if method is None else method
     entry = find_method(method)
     fields = {**core, **entry.settings.model_fields}
-    own = [{"method": method} | entry.preset, *own]
+    own = [{"method": method} | _outlasting(entry.preset, own, fields), *own]
     result = _stack(own, fields)
     for table, key in unread(result):
         highest = max(number for number, level in enumerate(own) if _has(level, table, key))
         if (table, key) not in unread(_stack(own[: highest + 1], fields)):
             result[table] = {name: value for name, value in result[table].items() if name != key}
+    return result
+
+
+def _outlasting(preset: Table, levels: Sequence[Table], fields: Mapping[str, FieldInfo]) -> Table:
+    """A preset without the keys that belong to a form in whose place the levels choose another."""
+    result = dict(preset)
+    for table, values in preset.items():
+        forms = table_forms(fields[table])
+        if forms is None or forms.key is None or forms.key not in values:
+            continue
+        chosen = [level[table][forms.key] for level in levels if _has(level, table, forms.key)]
+        if chosen and chosen[-1] != values[forms.key]:
+            shared = set.intersection(*(set(form.model_fields) for form in forms.classes))
+            result[table] = {key: value for key, value in values.items() if key in shared}
     return result
 
 

@@ -13,6 +13,7 @@ from tfkd_fast.device import Compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.judging.judge import Judge
 from tfkd_fast.methods import Context, Method, find_method
+from tfkd_fast.methods.base import Needs
 from tfkd_fast.models import (
     FeatureNetwork,
     FeatureShapes,
@@ -25,6 +26,7 @@ from tfkd_fast.models import (
 from tfkd_fast.randomness import Purpose, random_words
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.recipe import Recipe
+from tfkd_fast.strict_json import to_json
 from tfkd_fast.teachers.cache import gather_teachers
 from tfkd_fast.teachers.teacher import Teacher, Teachers, load_teachers, refuse_chance
 from tfkd_fast.training.adapters import Adapters
@@ -118,8 +120,7 @@ def assemble(
     draws = try_out(student, recipe.model.name, len(dataset.classes), dataset.image_shape, compute.autocast)
     _refuse_last_batch(student, recipe, dataset, loader, compute)
     method = build_method(method_context(recipe, dataset, images.num_fit, compute, student, loaded))
-    if recipe.data.mix != "none" and not method.needs.mixing:
-        raise UserError(f"method {recipe.method} learns from predictions of single images: set data.mix to none")
+    _refuse_mixing(recipe, method.needs)
     several = method.needs.candidates > 1
     on_threads = several and compute.device.type == "cpu" and not method.needs.joint_steps
     side_by_side = choose_side_by_side(recipe.population, draws_on_threads=draws and on_threads)
@@ -211,6 +212,16 @@ def method_context(
         teachers=tuple(teacher.facts for teacher in teachers),
         batch_size=recipe.data.batch_size,
     )
+
+
+def _refuse_mixing(recipe: Recipe, needs: Needs) -> None:
+    """Raise UserError if the recipe mixes images and the method cannot, with the memory that it could do without."""
+    if recipe.data.mix != "none" and not needs.mixing:
+        remedy = "set data.mix to none"
+        if needs.without_memory:
+            table, key, value = needs.without_memory
+            remedy += f", or {table}.{key}={to_json(value)}"
+        raise UserError(f"method {recipe.method} learns from predictions of single images: {remedy}")
 
 
 def _untrained_population(method: Method, build: Callable[[int], nn.Module], recipe: Recipe) -> Population:

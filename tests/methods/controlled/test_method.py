@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.tables import LEARNED
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import CandidateSelected, ControllerRewarded, Event, TargetApplied, TargetsDecided
 from tfkd_fast.methods import Context, Method, find_method
@@ -41,8 +42,10 @@ def build(
     checked: dict[str, bool] | None = None,
     **tables: dict[str, Any],
 ) -> Method:
+    """A method; `tfkd` and `tfkd-mrs` learn a free-form target unless the tables say otherwise."""
     entry = find_method(name)
-    merged = {key: entry.preset.get(key, {}) | tables.get(key, {}) for key in {*entry.preset, *tables}}
+    preset = entry.preset | (LEARNED if name in ("tfkd", "tfkd-mrs") else {})
+    merged = {key: preset.get(key, {}) | tables.get(key, {}) for key in {*preset, *tables}}
     settings = entry.settings.model_validate(merged, context=checked)
     return entry.build(settings, Context(CLASSES, IMAGES, epochs, 0, torch.device("cpu"), ratio, superclasses))
 

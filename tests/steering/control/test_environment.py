@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     "model": {"width": 0.125},
     "data": {"dataset": "digits", "batch_size": 64, "holdout": 0.8},
 }
-SCALAR = {"target": {"family": "scalar"}}
+SCALAR = {"target": {"sources": []}}
 
 
 def recipe(**tables: Any) -> Recipe:

@@ -72,6 +72,9 @@ class Needs:
     """The decay of the moving average of the weights that gives `StepBatch.slow_logits`; None where it is not read."""
     indices: bool = False
     """Whether the loss reads which training images a batch has, `StepBatch.indices`, and so how many there are."""
+    without_memory: tuple[str, str, tuple[str, ...]] | None = None
+    """Table, key and value under which the loss reads no `indices` and images may be mixed, for a method that can do
+    without its memory of single images."""
     networks: bool = False
     """Whether the loss reads the networks themselves, `StepBatch.students`."""
     influence: bool = False

@@ -24,11 +24,14 @@ PERTURBATION = 1e-4
 
 def target_needs(settings: TargetSettings) -> Needs:
     """The needs of a method that trains with this target."""
+    remembers = "memory" in settings.sources
+    others = tuple(source for source in settings.sources if source != "memory")
     return Needs(
         joint_steps="peers" in settings.sources,
         slow_decay=settings.slow_self_decay if "slow-self" in settings.sources else None,
-        indices="memory" in settings.sources,
-        mixing="memory" not in settings.sources,
+        indices=remembers,
+        without_memory=("target", "sources", others) if remembers else None,
+        mixing=not remembers,
     )
 
 
