@@ -40,7 +40,10 @@ def test_a_malformed_assignment_is_refused(assignment: str) -> None:
 
 def test_another_form_on_the_command_line_leaves_behind_what_it_does_not_read() -> None:
     """Whether the key stands in the file or in a preset; keys that both forms read are kept."""
-    file = {"controller": {"name": "ppo", "clip": 0.3, "top1_share": 0.8, "warmup_epochs": 2}, "selection": {"candidates": 3}}
+    file = {
+        "controller": {"name": "ppo", "clip": 0.3, "top1_share": 0.8, "warmup_epochs": 2},
+        "selection": {"candidates": 3},
+    }
     switched = make_recipe(file, {"controller": {"name": "ucb"}, "selection": {"budget": "none"}}).table()
     assert (
         switched["controller"]

@@ -18,6 +18,7 @@ from torch import nn
 
 import tfkd_fast
 from tests.support.runs import CPU, few_images, log, recipe, trainer, without_clocks
+from tests.support.tables import LEARNED
 from tfkd_fast import api
 from tfkd_fast.data import Dataset, ImageSet, loaders, make_loader, missing_loaders, open_dataset, split_holdout
 from tfkd_fast.errors import UserError
@@ -147,7 +148,7 @@ def test_candidates_with_one_action_and_one_order_are_the_same_student(tmp_path:
     """Targets act through the table alone: same seed, same action, same data order, bit for bit the same weights."""
     same = {"budget": "full", "candidates": 2, "interval": 2, "data_order": "shared"}
     bandit = {"name": "ucb", "arms": [[0.0] * 4]}  # of one arm: candidates that nothing tells apart are refused
-    trainer(recipe("tfkd-mrs", controller=bandit, selection=same), tmp_path).run()
+    trainer(recipe("tfkd-mrs", target=LEARNED["target"], controller=bandit, selection=same), tmp_path).run()
     epochs = [event for event in log(tmp_path) if event["event"] == "epoch"]
     for first, second in zip(epochs[::2], epochs[1::2], strict=True):
         assert first["train_loss"] == second["train_loss"]

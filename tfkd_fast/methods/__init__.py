@@ -84,7 +84,7 @@ def _controlled(
 
 
 _OWN_PREDICTIONS = {"family": "scalar", "sources": ("memory",), "source_share": 0.05, "source_temperature": 1.0}
-_COURSE = {"name": "policy", "policy": "default"}
+_COURSE = {"name": "policy", "policy": "default"}  # its file is made by tfkd_fast.policies.by_hand
 
 _OWN: dict[str, MethodEntry] = {
     # baselines
@@ -160,21 +160,21 @@ _OWN: dict[str, MethodEntry] = {
     ),
     # controlled targets
     "tfkd": _controlled(
-        "a free-form target set by reinforcement learning",
-        "Jiang et al., IEEE Access 2024, without MRS; parameterisation and controller are our choice",
+        "the label and earlier predictions, by a policy",
+        "ours, after Jiang et al., IEEE Access 2024, without MRS; their frame is the recipe cifar100-free-form",
         target=_OWN_PREDICTIONS,
         controller=_COURSE,
     ),
     "tfkd-mrs": _controlled(
         "the same, with multi-ranking selection",
-        "Jiang et al., IEEE Access 2024; parameterisation, controller and rankings are our choice",
+        "MRS of Jiang et al., IEEE Access 2024; target, policy and rankings are our choice",
         one_trajectory="tfkd",
         target=_OWN_PREDICTIONS,
         controller=_COURSE,
         selection={"budget": "full"},
     ),
     "tfkd-extended": _controlled(
-        "the same, mixed with the student's predictions",
+        "a learned free form and the student's predictions",
         "our extension of Jiang et al., IEEE Access 2024; the sources are named in tfkd_fast.steering.targets.settings",
         target={"family": "rank-binned", "sources": ("memory", "peers", "slow-self"), "source_share": 0.1},
         controller={"name": "ppo"},

@@ -38,7 +38,8 @@ def default_policy() -> bytes:
         actions.append(action)
     policy = observed_policy(space.action_size, generator)
     value = MLP(PROGRESS_ENTRIES + space.action_size, 1, generator)
-    GatedPolicy(*actions, SWITCH, THRESHOLD).write_into(policy)
+    start, middle, end = actions
+    GatedPolicy(start, middle, end, SWITCH, THRESHOLD).write_into(policy)
     return policy_bytes("by-hand", policy, value, space)
 
 
