@@ -156,10 +156,11 @@ def test_a_plain_loop_has_the_losses_of_a_run_over_an_epoch(
         recipe, loader = trainer.recipe, trainer.parts.loader
         network = build_model(recipe.model, 10, trainer.dataset.image_shape[0], recipe.seed)
         optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, weight_decay=recipe.optimizer.weight_decay)
-        criterion = Criterion(name, num_classes=10, epochs=recipe.epochs)
+        images = trainer.parts.images.num_fit
+        criterion = Criterion(name, num_classes=10, epochs=recipe.epochs, num_images=images)
         for batch, rate in zip(loader.epoch(0), recipe.learning_rates(0, len(loader)), strict=True):
             optimizer.param_groups[0]["lr"] = rate
-            loss_here = criterion(network(batch.images), batch.labels)
+            loss_here = criterion(network(batch.images), batch.labels, indices=batch.indices)
             optimizer.zero_grad()
             loss_here.backward()
             optimizer.step()

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.support.runs import few_images, log, recipe, trainer, without_clocks
+from tests.support.tables import LEARNED
 from tfkd_fast import api
 from tfkd_fast.data import missing_loaders, open_dataset
 from tfkd_fast.device import Compute
@@ -24,6 +25,7 @@ from tfkd_fast.runs import folder as run_folder
 from tfkd_fast.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener
+from tfkd_fast.runs.precedence import merge
 from tfkd_fast.training.trainer import Trainer
 
 EPOCHS = 4
@@ -34,20 +36,27 @@ MRS: dict[str, Any] = {"selection": {"candidates": 2, "interval": 2}}
 # Every method goes on in tests/methods/test_every_method.py, every controller in tests/steering/control.
 # Here is what the engine remembers beside them.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tfkd, ppo": ("tfkd", {"controller": {"name": "ppo", "single_buffer": 2, **WARMED}}),
+    "tfkd, ppo": ("tfkd", merge(LEARNED, {"controller": {"single_buffer": 2, **WARMED}})),
     "tfkd, schedule": ("tfkd", {"controller": {"name": "schedule", "true_mass": [0.9, 0.6, 0.9]}}),
-    "tfkd, full matrix": ("tfkd", {"target": {"family": "full-matrix"}}),
-    "mrs, ppo": ("tfkd-mrs", {"controller": {"name": "ppo", **WARMED}, **MRS}),
+    "tfkd, full matrix": ("tfkd", merge(LEARNED, {"target": {"family": "full-matrix"}})),
+    "mrs, ppo": ("tfkd-mrs", merge(LEARNED, {"controller": WARMED, **MRS})),
+    "mrs, policy": ("tfkd-mrs", {"controller": WARMED, **MRS}),
     "mrs, probe": ("tfkd-mrs", {"selection": {"budget": "probe", "candidates": 2, "interval": 2, "events": [0.4]}}),
     "mrs, averages": (
         "tfkd-mrs",
-        {"selection": {"candidates": 3, "interval": 2, "average": "greedy", "start": 0.25, "target": "shared"}},
+        {
+            "selection": {"candidates": 3, "interval": 2, "average": "greedy", "start": 0.25, "target": "shared"},
+            **LEARNED,
+        },
     ),
     "mrs, streams": ("tfkd-mrs", {"population": "streams", **MRS}),
     "mrs, stacked": ("tfkd-mrs", {"population": "stacked", **MRS}),
     "halving, learning rates": (  # stopped before a round, between its rungs and within the last one
         "tfkd-mrs",
-        {"controller": WARMED, "selection": {"budget": "halving", "candidates": 2, "learning_rate_spread": 0.5}},
+        {
+            "selection": {"budget": "halving", "candidates": 2, "learning_rate_spread": 0.5},
+            **merge(LEARNED, {"controller": WARMED}),
+        },
     ),
     "mrs, all sources, one order": (
         "tfkd-mrs",

@@ -28,6 +28,7 @@ from tfkd_fast.methods.base import HoldoutMetrics, IntervalResult, JudgeAverage,
 from tfkd_fast.report import write_report
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener
+from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.student import read_student
 from tfkd_fast.training.trainer import Trainer
 
@@ -66,9 +67,9 @@ def test_without_a_held_out_split_ce_trains_on_everything(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("method", "candidates"), [("tfkd", 1), ("tfkd-mrs", 2)])
 def test_the_best_student_is_that_of_the_best_figure_in_the_log(tmp_path: Path, method: str, candidates: int) -> None:
     """Of whatever epoch, also within an interval, and of whatever candidate, also of one that is left behind."""
-    every = {"controller": {"interval": 3}} if candidates == 1 else {}
+    every = {"interval": 3} if candidates == 1 else {}
     selection = {"candidates": candidates, "interval": 3} if candidates > 1 else {}
-    tables = {**every, "selection": selection, "target": {"family": "scalar"}}
+    tables = {"controller": {"name": "ppo", **every}, "selection": selection, "target": {"sources": []}}
     images = few_images()
     run = trainer(recipe(method, epochs=6, optimizer={"learning_rate": 0.2}, **tables), tmp_path, images)
     summary = run.run()
@@ -116,7 +117,8 @@ def test_weights_averaged_over_one_epoch_end_are_those_that_were_judged(tmp_path
 
 def test_the_log_holds_all_that_a_decision_was_made_and_judged_by(tmp_path: Path) -> None:
     selection = {"candidates": 2, "interval": 1, "learning_rate_spread": 0.5}
-    trainer(recipe("tfkd-mrs", epochs=4, controller={"warmup_epochs": 1}, selection=selection), tmp_path).run()
+    learned = merge(LEARNED, {"controller": {"warmup_epochs": 1}})
+    trainer(recipe("tfkd-mrs", epochs=4, **learned, selection=selection), tmp_path).run()
     decisions, rewards, epochs, taught = (
         [event for event in log(tmp_path) if event["event"] == kind]
         for kind in ("decision", "reward", "epoch", "target")
