@@ -162,7 +162,7 @@ def finished(once: Once) -> Path:
     """A run of one epoch, with its checkpoint, policy and everything else."""
 
     def make(folder: Path) -> None:
-        settings = recipe("tfkd-mrs", epochs=1, controller={"warmup_epochs": 0}, selection={"candidates": 2})
+        settings = recipe("tfkd-mrs", epochs=1, controller={"name": "ppo"}, selection={"candidates": 2})
         api.train(settings, folder / "run")
 
     return once("fuzzed run", make) / "run"

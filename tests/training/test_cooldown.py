@@ -24,7 +24,7 @@ def smoothed(true_mass: float) -> torch.Tensor:
 def test_what_is_judged_is_a_copy_trained_to_the_end_by_hand(tmp_path: Path) -> None:
     """An epoch by the action, then two by label smoothing 0.1 while the rate falls to zero."""
     controller = {"name": "random", "cooldown_epochs": 2}
-    run = trainer(recipe("tfkd", target={"family": "scalar"}, controller=controller), tmp_path)
+    run = trainer(recipe("tfkd", target={"sources": []}, controller=controller), tmp_path)
     model, images = copy.deepcopy(run.population.models[0]).train(), run.parts.images
     run.run()
     events = log(tmp_path)

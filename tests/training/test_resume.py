@@ -62,6 +62,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "tfkd-mrs",
         {
             "target": {"sources": ["memory", "peers", "slow-self"], "source_share": 0.2, "slow_self_decay": 0.9},
+            "controller": {"name": "ppo"},
             "selection": {"candidates": 2, "interval": 2},
         },
     ),
