@@ -37,6 +37,7 @@ OPERATIONS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.trun
 STUDENTS = ("student.safetensors", "best.safetensors", "recipe.toml")
 TRAIN: Command = ["train", "digits", *SMALL, "--epochs", "3", "--set", "data.holdout=0.8"]
 MRS: Command = ["--method", "tfkd-mrs", "--set", "selection.interval=1", "--set", "selection.candidates=2"]
+MRS += ["--set", "controller.name=ppo"]
 CE: Command = [*TRAIN, "--method", "ce"]
 DISTIL: Command = ["--method", "kd", "--set", "teachers.views=1"]
 BENCH: Command = ["bench", "--device", "cpu", "--width", "0.125", "--batch-size", "8", "--steps", "2", "--rounds", "2"]

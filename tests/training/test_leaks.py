@@ -54,7 +54,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "mrs, cooldown, streams": (
         "tfkd-mrs",
         {
-            "controller": {"cooldown_epochs": 1, "warmup_epochs": 1, "group_buffer": 1},
+            "controller": {"name": "ppo", "cooldown_epochs": 1, "warmup_epochs": 1, "group_buffer": 1},
             "selection": {"candidates": 2, "interval": 1},
             "population": "streams",
         },
