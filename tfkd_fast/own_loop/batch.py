@@ -54,8 +54,8 @@ def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, firs
     labels = _with_axis(inputs.labels, 1, n)
     indices = torch.full_like(labels, NO_IMAGE)
     if needs.indices:
-        said = f"which training images these are{or_without_memory(needs)}"
-        which = _require(method, "indices", inputs.indices, said)
+        description = f"which training images these are{or_without_memory(needs)}"
+        which = _require(method, "indices", inputs.indices, description)
         if which.device.type == "cpu" and which.numel() and int(which.max()) >= context.num_images:
             raise UserError(
                 f"there are num_images = {context.num_images} training images: got index {int(which.max())}"
