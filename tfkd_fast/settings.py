@@ -215,9 +215,17 @@ class TableForms:
         unread = {
             key
             for key, condition in conditions(form).items()
-            if not condition.test(values.get(condition.key, default_of(form, condition.key)))
+            if not _holds(condition, values.get(condition.key, default_of(form, condition.key)))
         }
         return form.model_fields.keys() - unread
+
+
+def _holds(condition: ReadIf, value: Any) -> bool:
+    """Whether a condition holds for a value that was not checked; one that it cannot judge is refused for itself."""
+    try:
+        return condition.test(value)
+    except (TypeError, ValueError, AttributeError):
+        return True
 
 
 def table_forms(field: FieldInfo) -> TableForms | None:

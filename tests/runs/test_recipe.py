@@ -185,3 +185,24 @@ def test_a_stored_run_of_what_this_process_does_not_know_is_refused(tmp_path: Pa
     folder.create(text)
     with pytest.raises(UserError, match=said):
         read_recipe(folder)
+
+
+JUDGED = {
+    "model": ("name",),
+    "data": ("dataset", "augment", "crop", "auto_augment", "mix", "loader"),
+    "target": ("sources",),
+    "controller": ("policy", "arms"),
+    "schedule": ("warmup",),
+    "optimizer": ("momentum", "weight_decay"),
+}
+"""Keys by which it is judged whether others are read."""
+
+
+@pytest.mark.parametrize("value", [[], {}, ["vgg8"], 1.5, "odd", True], ids=repr)
+def test_a_value_of_another_type_is_refused_and_not_judged(value: Any) -> None:
+    for table, keys in JUDGED.items():
+        for key in keys:
+            try:
+                load_recipe(None, {"method": "tfkd", table: {key: value}})
+            except UserError as refused:
+                assert f"{table}.{key}" in str(refused) or repr(value) in str(refused), refused
