@@ -202,7 +202,9 @@ JUDGED = {
 def test_a_value_of_another_type_is_refused_and_not_judged(value: Any) -> None:
     for table, keys in JUDGED.items():
         for key in keys:
+            said = ""
             try:
                 load_recipe(None, {"method": "tfkd", table: {key: value}})
             except UserError as refused:
-                assert f"{table}.{key}" in str(refused) or repr(value) in str(refused), refused
+                said = str(refused)
+            assert not said or f"{table}.{key}" in said or repr(value) in said
