@@ -1,9 +1,13 @@
 """The devices and precisions that a run can have, and why others cannot be asked for."""
 
+from typing import Literal, get_args
+
 from tfkd_fast.errors import nearest, shorten
 
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
+DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+DEVICES: tuple[str, ...] = get_args(DeviceName)
+PRECISIONS: tuple[str, ...] = get_args(PrecisionName)
 
 OTHER_DEVICES = ("directml", "hip", "hpu", "mps", "npu", "rocm", "tpu", "vulkan", "xla", "xpu")
 """Devices of torch that nothing here was tried on."""

@@ -19,7 +19,7 @@ import tfkd_fast
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
 from tfkd_fast.errors import Notice, UserError, nearest, shorten
 from tfkd_fast.runs.stop import Stop
-from tfkd_fast.served import check_device, check_precision
+from tfkd_fast.served import DeviceName, PrecisionName, check_device, check_precision
 
 if TYPE_CHECKING:
     from tfkd_fast.cli.display import Display
@@ -60,9 +60,7 @@ app = typer.Typer(
     help="Train a small classifier by distillation without a teacher.",
 )
 
-DeviceName = Literal["auto", "cpu", "cuda"]
 LoaderName = Literal["auto", "dali", "resident", "torchvision"]
-PrecisionName = Literal["auto", "fp32", "bf16"]
 CompileName = Literal["auto", "on", "off"]
 PopulationName = Literal["auto", "sequential", "streams", "stacked"]
 OpsName = Literal["auto", "reference", "cpp", "cuda", "triton"]

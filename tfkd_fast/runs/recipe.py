@@ -22,7 +22,7 @@ from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from tfkd_fast.runs.precedence import Place, Table, resolve
 from tfkd_fast.runs.schedule import ScheduleSettings, StepSchedule
-from tfkd_fast.served import check_device, check_precision
+from tfkd_fast.served import DeviceName, PrecisionName, check_device, check_precision
 from tfkd_fast.settings import UNREAD_TOO, ReadAcross, Settings
 
 DEFAULT_METHOD = "tfkd-mrs"
@@ -44,9 +44,9 @@ class Recipe(Settings):
     """Number of epochs without a higher held-out top-1 after which the run ends. Unset: all epochs are trained."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything that is random in the run."""
-    device: Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(check_device)] = "auto"
+    device: Annotated[DeviceName, BeforeValidator(check_device)] = "auto"
     """Device that the run computes on; auto takes CUDA where there is a device."""
-    precision: Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(check_precision)] = "auto"
+    precision: Annotated[PrecisionName, BeforeValidator(check_precision)] = "auto"
     """Number format of the forward and backward passes; auto takes bf16 where the hardware multiplies it natively."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile makes the kernels of the training step; auto compiles on CUDA."""

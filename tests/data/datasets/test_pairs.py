@@ -217,6 +217,8 @@ def test_a_data_set_of_hugging_face_is_read_from_disk(tmp_path: Path) -> None:
     hub.DatasetDict(train=split(0, 20), validation=split(20, 6), test=split(26, 4)).save_to_disk(tmp_path / "three")
     three = open_dataset(settings.model_copy(update={"root": str(tmp_path / "three")}))
     assert three.parts == "the images of validation are what is held out"
+    with pytest.raises(UserError, match=r"holdout is 0\.3, but what is held out are the images of validation:"):
+        open_dataset(settings.model_copy(update={"root": str(tmp_path / "three"), "holdout": 0.3}))
     assert torch.equal(split_holdout(three.read_train(), 0.1)[1].all_images(), PIXELS[20:26])
     assert torch.equal(three.read_test().all_images(), PIXELS[26:30])
     with pytest.raises(UserError, match=r"cannot be read from .*nowhere"):

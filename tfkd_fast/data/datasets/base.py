@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from tfkd_fast.data.datasets.identity import DataIdentity
 from tfkd_fast.data.datasets.seal import refuse_while_sealed
@@ -165,6 +166,13 @@ class PartOfDataset(Dataset):
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel of the whole data set, pixel values 0..1."""
         return self.whole.std
+
+
+def choose_images(images: ImageSet, places: Tensor) -> ImageSet:
+    """Return the images at `places` (M,) int64; those that the data set holds out are held out of them, too."""
+    chosen = images.subset(places)
+    chosen.held_out = None if images.held_out is None else images.held_out[places]
+    return chosen
 
 
 def channel_statistics(images: ImageSet) -> ChannelStatistics:

@@ -2,7 +2,7 @@
 
 import torch
 
-from tfkd_fast.data.datasets.base import Dataset, PartOfDataset
+from tfkd_fast.data.datasets.base import Dataset, PartOfDataset, choose_images
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.data.split import SPLIT_SEED
 from tfkd_fast.errors import UserError
@@ -29,8 +29,7 @@ class FewImages(PartOfDataset):
     def _choose(self) -> ImageSet:
         images = self.whole.read_train()
         keys = random_keys(len(images), Purpose.SUBSET, seed=SPLIT_SEED, epoch=0, stream=0, device=images.labels.device)
-        held_out = images.held_out
-        free = torch.ones(len(images), dtype=torch.bool) if held_out is None else ~held_out
+        free = torch.ones(len(images), dtype=torch.bool) if images.held_out is None else ~images.held_out
         chosen = [(~free).nonzero().squeeze(1)]
         for label, name in enumerate(self.classes):
             members = ((images.labels == label) & free).nonzero().squeeze(1)
@@ -40,7 +39,4 @@ class FewImages(PartOfDataset):
                     "lower it"
                 )
             chosen.append(members[keys[members].argsort(stable=True)[: self._per_class]])
-        places = torch.cat(chosen).sort().values
-        few = images.subset(places)
-        few.held_out = None if held_out is None else held_out[places]
-        return few
+        return choose_images(images, torch.cat(chosen).sort().values)

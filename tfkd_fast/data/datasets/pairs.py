@@ -96,7 +96,9 @@ class PairImages(ImageSet):
             update(image.tobytes())
 
 
-def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
+def make_pair_dataset(
+    name: str, parts: Any, settings: DataSettings, held_out_part: str = "the second data set"
+) -> Dataset:
     """Make a data set of pairs.
 
     Args:
@@ -104,6 +106,7 @@ def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
         parts: pairs to train on, perhaps pairs to hold out, and pairs to test on; or the pairs of all, of which 20 % of
             each class are the test set. Class names are the attribute `classes` of the first, or else the labels.
         settings: the `[data]` table.
+        held_out_part: what pairs to hold out are called.
 
     Raises:
         UserError: they are no such pairs, their labels are none of the classes, or a share is to be held out beside
@@ -121,7 +124,7 @@ def make_pair_dataset(name: str, parts: Any, settings: DataSettings) -> Dataset:
         _refuse_labels(labels, classes, every=True)
     channels = 1 if read_pair(train, 0)[0].mode == "L" else 3
     image_shape = (channels, settings.image_size, settings.image_size)
-    words = describe_held_out("the second data set", settings.holdout) if held_out else ""
+    words = describe_held_out(held_out_part, settings.holdout) if held_out else ""
     fit = test = torch.arange(len(labels))
     if len(several) == 1:
         fit, test = split_indices(labels, TEST_SHARE, SPLIT_SEED)
@@ -303,15 +306,13 @@ def open_hub(settings: DataSettings, download: bool) -> Dataset:
         ) from None
     if not isinstance(splits, Mapping) or "train" not in splits:
         raise UserError(f"data set {settings.dataset} has no split train: save a DatasetDict with train and test")
-    found = [one for one in VALIDATION if one in splits][:1]
-    names = ["train", *found, *(["test"] if "test" in splits else [])]
+    validation = next((one for one in VALIDATION if one in splits), "")
+    names = [one for one in ("train", validation, "test") if one in splits]
     parts = [_hub_pairs(splits[one], settings.dataset) for one in names]
-    dataset = make_pair_dataset(settings.dataset, parts, settings)
+    dataset = make_pair_dataset(settings.dataset, parts, settings, held_out_part=validation)
     words = [dataset.parts]
-    if len(names) == 3:
-        words = [describe_held_out(found[0], settings.holdout)]
-    elif found:
-        words.append(f"there is no split test, so the images of {found[0]} are the test set")
+    if validation and "test" not in names:
+        words.append(f"there is no split test, so the images of {validation} are the test set")
     if unread := sorted(splits.keys() - set(names)):
         words.append(f"not read: {', '.join(unread)}")
     dataset.parts = "; ".join(filter(None, words))

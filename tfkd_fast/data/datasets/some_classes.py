@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tfkd_fast.data.datasets.base import Dataset, PartOfDataset
+from tfkd_fast.data.datasets.base import Dataset, PartOfDataset, choose_images
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.errors import UserError, nearest
 
@@ -59,8 +59,7 @@ class SomeClasses(PartOfDataset):
         places = torch.isin(images.labels, self._labels).nonzero().squeeze(1)
         if not len(places):
             raise UserError(f"no {part} image shows any of the {len(self.classes)} classes of data.classes: add some")
-        chosen = images.subset(places)
+        chosen = choose_images(images, places)
         chosen.labels = torch.searchsorted(self._labels, chosen.labels)
         chosen.places = places
-        chosen.held_out = None if images.held_out is None else images.held_out[places]
         return chosen
