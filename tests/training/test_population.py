@@ -105,6 +105,21 @@ def test_averages_over_an_epoch_are_averaged_where_there_are_any() -> None:
         torch.testing.assert_close(tensor, expected[name].float())
 
 
+def test_averages_over_an_interval_are_averaged_apart() -> None:
+    population, expected = Population(build, 2), {}
+    for name, tensor in population.mean_interval_weights((1, 0)).items():  # of an interval of one epoch
+        torch.testing.assert_close(tensor, population.weights[name].double().mean(dim=0).float())
+    population.interval_average.restart()
+    for epoch in range(3):
+        for slot in range(2):
+            train(population, slot, seed=10 * slot + epoch, steps=1)
+        population.interval_average.add(2)
+        for name, stack in population.weights.items():
+            expected[name] = expected.get(name, 0.0) + stack.double().mean(dim=0) / 3
+    for name, tensor in population.mean_interval_weights((1, 0)).items():
+        torch.testing.assert_close(tensor, expected[name].float())
+
+
 def test_several_survivors_share_the_slots() -> None:
     """Successive halving: the best come first, and the others are their copies."""
     population = Population(build, 5, slow=True)

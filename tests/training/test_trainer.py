@@ -24,7 +24,7 @@ from tfkd_fast.data import Dataset, ImageSet, loaders, make_loader, missing_load
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import EpochEnded, Event, RunFinished
 from tfkd_fast.judging.metrics import holdout_metrics
-from tfkd_fast.methods.base import HoldoutMetrics, IntervalResult, JudgeAverage, Outcome, SteeredMethod
+from tfkd_fast.methods.base import AverageResult, IntervalResult, JudgeAverage, Outcome, SteeredMethod
 from tfkd_fast.report import write_report
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener
@@ -311,8 +311,10 @@ def test_the_student_is_the_average_with_batch_norm_of_all_training_images(
     assert line["holdout"]["top1"] == pytest.approx(100 * metrics.top1)
     assert line["holdout"]["nll"] == pytest.approx(metrics.nll)
     (before,) = judged  # by fewer images for batch norm, and by weights averaged over the last epoch
-    assert isinstance(before, HoldoutMetrics)
-    assert before.nll == pytest.approx(metrics.nll, rel=0.2)
+    assert isinstance(before, AverageResult)
+    assert before.average.nll == pytest.approx(metrics.nll, rel=0.2)
+    assert before.interval_average is not None
+    assert before.interval_average.nll == pytest.approx(metrics.nll, rel=0.2)
 
 
 # What a recipe asks for beside the student.

@@ -13,6 +13,7 @@ from tfkd_fast.events import CandidateDiverged, Event
 from tfkd_fast.judging.metrics import Judgement, judge_logits
 from tfkd_fast.methods import Context, Method, find_method
 from tfkd_fast.methods.base import (
+    AverageResult,
     CompanionOutputs,
     EpochResult,
     HoldoutMetrics,
@@ -396,6 +397,6 @@ def _is_finite(training: TrainingStatistics, figures: HoldoutMetrics | None) -> 
     return all(map(math.isfinite, (training.loss, *judged)))
 
 
-def _refuse_average(slots: Sequence[int]) -> HoldoutMetrics:
+def _refuse_average(slots: Sequence[int]) -> AverageResult:
     """Methods that ask for the figures of averages are refused in `assemble`."""
     raise ValueError(f"averages of candidates {slots} cannot be judged in a loop of one's own")

@@ -92,6 +92,14 @@ class Population:
             stacks, count = self.epoch_average.sums, self.epoch_average.count
         return {name: stack[list(slots)].mean(dim=0) / count for name, stack in stacks.items()}
 
+    def mean_interval_weights(self, slots: Sequence[int]) -> dict[str, Tensor]:
+        """The mean over several candidates of their averages over the interval, by name; of an interval of one epoch,
+        of the weights as they are."""
+        stacks, count = self.weights, 1
+        if self.interval_average.count:
+            stacks, count = self.interval_average.sums, self.interval_average.count
+        return {name: stack[list(slots)].mean(dim=0) / count for name, stack in stacks.items()}
+
     def ema_network(self, slot: int) -> nn.Module:
         """A new network of the moving averages of one candidate; counts, as of batches, are those of the candidate."""
         network = copy.deepcopy(self.models[slot])

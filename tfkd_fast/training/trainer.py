@@ -39,6 +39,7 @@ from tfkd_fast.finiteness import named_tensors, nonfinite_names
 from tfkd_fast.judging.metrics import Judgement
 from tfkd_fast.methods import find_method
 from tfkd_fast.methods.base import (
+    AverageResult,
     EpochResult,
     HoldoutMetrics,
     IntervalResult,
@@ -253,10 +254,14 @@ class Trainer:
             self._log.write(*outcome.events)
         return outcome
 
-    def _judge_average(self, slots: Sequence[int]) -> HoldoutMetrics:
+    def _judge_average(self, slots: Sequence[int]) -> AverageResult:
         """Held-out metrics of the average of some candidates."""
         with self._log.measure_seconds("evaluation"):
-            return self.parts.judge.weights_metrics(self.population.mean_weights(slots), self.state.epoch)
+            judge, epoch, averages = self.parts.judge, self.state.epoch, self.parts.method.needs.averages
+            average = judge.weights_metrics(self.population.mean_weights(slots), epoch)
+            if "interval" not in averages:
+                return AverageResult(average, None)
+            return AverageResult(average, judge.weights_metrics(self.population.mean_interval_weights(slots), epoch))
 
     def _average(self, slots: tuple[int, ...], survivor: int) -> None:
         """Put the average of some candidates in the place of one of them. The student at the end of a run gets batch

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.events import CandidateSelected, ControllerRewarded, Event, TargetApplied, TargetsDecided
 from tfkd_fast.methods import Context, Method, find_method
 from tfkd_fast.methods.base import (
+    AverageResult,
     EpochResult,
     HoldoutMetrics,
     IntervalResult,
@@ -67,7 +69,10 @@ def one_loss(
 def play_interval(
     method: Method, epoch: int, scores: list[tuple[float, float]], average: tuple[float, float] = (0.0, 9.0)
 ) -> tuple[Plan, Outcome]:
-    """Feed one interval with random logits and the given held-out scores, those of any average of candidates last."""
+    """Feed one interval with random logits and the given held-out scores, those of any average of candidates last.
+
+    Events of its epochs follow those of the plan.
+    """
     plan = method.begin_interval(epoch)
     interval, training = plan.interval, TrainingStatistics(1.0, 0.5, 0.4, 1.0)
     generator = torch.Generator().manual_seed(epoch)
@@ -77,9 +82,10 @@ def play_interval(
             labels = torch.arange(3 * CLASSES) % CLASSES
             logits = 2.0 * torch.randn(len(labels), CLASSES, generator=generator)
             one_loss(method, logits, labels, slot)
-        method.end_epoch([EpochResult(training, result) for result in judged])
+        events = method.end_epoch([EpochResult(training, result) for result in judged])
+        plan = replace(plan, events=[*plan.events, *events])
     results = [IntervalResult(training, result, result, result) for result in judged]
-    return plan, method.end_interval(results, lambda slots: metrics(*average))
+    return plan, method.end_interval(results, lambda slots: AverageResult(metrics(*average), metrics(*average)))
 
 
 def play(method: Method, epochs: int, scores: list[tuple[float, float]]) -> list[tuple[Plan, Outcome]]:
@@ -214,7 +220,8 @@ def test_the_memories_of_an_average_are_the_mean_of_its_members() -> None:
             one_loss(method, logits, torch.arange(3 * CLASSES) % CLASSES, slot)
         method.end_epoch([EpochResult(training, own) for own in result])
     memory = [tensor.clone() for tensor in method.candidate_tensors().values()]
-    method.end_interval([IntervalResult(training, own, own, own) for own in result], lambda slots: metrics(0.7, 0.8))
+    average = AverageResult(metrics(0.7, 0.8), None)
+    method.end_interval([IntervalResult(training, own, own, own) for own in result], lambda slots: average)
     for before, after in zip(memory, method.candidate_tensors().values(), strict=True):
         expected = (before[2].double() + before[0].double()) / 2
         for slot in range(3):
@@ -235,6 +242,79 @@ def test_an_average_that_does_not_rank_first_changes_nothing() -> None:
         (first,), (second,) = (of_kind(outcome.events, CandidateSelected) for outcome in (with_average, without))
         assert first.order[:-1] == second.order
         assert of_kind(with_average.events, TargetApplied) == of_kind(without.events, TargetApplied)
+
+
+def test_an_average_is_ranked_by_its_own_average_over_the_interval() -> None:
+    """Its weights at one moment would lose by what all averages over epochs gain."""
+    criteria = {"criteria": ["averaged-top1"], "average": "all", "candidates": 2, "interval": 2}
+    method = build("tfkd-mrs", epochs=4, controller={"warmup_epochs": 0}, selection=criteria)
+    training, own = TrainingStatistics(1.0, 0.5, 0.4, 1.0), [metrics(0.5, 1.0), metrics(0.5, 1.1)]
+    averaged = [metrics(0.6, 0.9), metrics(0.61, 0.9)]
+    method.begin_interval(0)
+    for _ in range(2):
+        method.end_epoch([EpochResult(training, result) for result in own])
+    results = [IntervalResult(training, now, now, mean) for now, mean in zip(own, averaged, strict=True)]
+    outcome = method.end_interval(results, lambda slots: AverageResult(metrics(0.55, 0.9), metrics(0.62, 0.8)))
+    (selection,) = of_kind(outcome.events, CandidateSelected)
+    assert selection.values == ((0.6,), (0.61,), (0.62,))
+    assert outcome.averaged == (1, 0)
+
+
+COURSE = {"name": "schedule", "true_mass": (0.5, 0.9)}
+"""A true mass of 0.5 + 0.4 e / 12 in epoch e, counted from 0, of 12."""
+
+
+@pytest.mark.parametrize(
+    ("interval", "selection"),
+    [
+        (1, {"candidates": 3, "interval": 6}),
+        (2, {"candidates": 2, "interval": 4, "start": 0.5, "average": "all"}),
+        (1, {"budget": "probe", "candidates": 2, "interval": 3, "events": (0.3, 0.7)}),
+        (1, {"budget": "halving", "candidates": 2, "halving_epochs": 2, "learning_rate_spread": 0.1}),
+    ],
+)
+def test_a_schedule_goes_on_while_candidates_train(interval: int, selection: dict[str, Any]) -> None:
+    target = {"family": "scalar", "sources": ()}
+    method = build("tfkd-mrs", target=target, controller=COURSE | {"interval": interval}, selection=selection)
+    events = run(method, 12, HALVED)
+    decisions, taught = of_kind(events, TargetsDecided), of_kind(events, TargetApplied)
+    for decision in decisions:
+        mass = 0.5 + 0.4 * (decision.first_epoch - 1) / 12
+        assert [target.true_mass for target in decision.candidates] == pytest.approx([mass] * len(decision.candidates))
+        assert decision.epochs <= interval or selection.get("budget") == "halving"
+    assert tiles(taught, 12)
+    assert [(event.first_epoch, event.true_mass) for event in taught] == [
+        (decision.first_epoch, decision.candidates[0].true_mass) for decision in decisions
+    ]
+
+
+def test_a_controller_that_learns_from_comparisons_waits_for_them() -> None:
+    selection = {"candidates": 3, "interval": 4}
+    decisions = of_kind(
+        run(build("tfkd-mrs", controller={"warmup_epochs": 0}, selection=selection), 12, HALVED), TargetsDecided
+    )
+    assert [decision.first_epoch for decision in decisions] == [1, 5, 9]
+
+
+def test_a_restored_method_goes_on_with_a_schedule_within_an_interval() -> None:
+    def begin() -> Method:
+        target, selection = {"family": "scalar", "sources": ()}, {"candidates": 2, "interval": 6}
+        return build("tfkd-mrs", target=target, controller=COURSE, selection=selection)
+
+    method, restored, training = begin(), begin(), TrainingStatistics(1.0, 0.5, 0.4, 1.0)
+    scores = [EpochResult(training, metrics(0.5, 1.0)), EpochResult(training, metrics(0.4, 1.1))]
+    method.begin_interval(0)
+    for _ in range(3):
+        method.end_epoch(scores)
+    restored.load_state_dict(copy.deepcopy(method.state_dict()))
+    results = [IntervalResult(result.training, *[result.holdout] * 3) for result in scores]
+    ends = []
+    for each in (method, restored):
+        events = [event for _ in range(3) for event in each.end_epoch(scores)]
+        outcome = each.end_interval(results, lambda slots: AverageResult(metrics(0.0, 9.0), None))
+        ends.append((events, list(outcome.events)))
+    assert repr(ends[0]) == repr(ends[1])
+    assert [event.first_epoch for event in of_kind(ends[0][1], TargetApplied)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_learning_rate_drop_is_not_credited_to_a_single_trajectory() -> None:

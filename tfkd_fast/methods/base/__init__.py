@@ -10,6 +10,7 @@ from tfkd_fast.methods.base.method import Method, SteeredMethod
 from tfkd_fast.methods.base.needs import Needs, TeacherCount
 from tfkd_fast.methods.base.plan import Interval, Plan, whole_network
 from tfkd_fast.methods.base.results import (
+    AverageResult,
     EpochResult,
     HoldoutMetrics,
     IntervalResult,
@@ -21,6 +22,7 @@ from tfkd_fast.methods.base.single_student import SingleStudent
 from tfkd_fast.methods.base.teacher_table import TeacherTable
 
 __all__ = [
+    "AverageResult",
     "CompanionOutputs",
     "Context",
     "EpochResult",

@@ -67,9 +67,19 @@ class IntervalResult:
     per unit of mass that the target of label y gives to class c, at learning rate 1. Above 0 the step does harm."""
 
 
-JudgeAverage = Callable[[Sequence[int]], HoldoutMetrics]
-"""Gives the held-out figures of the average of the weights of some candidates, by their slots. The weights are those
-that single candidates are judged by after an interval without a cooldown."""
+@dataclass(frozen=True)
+class AverageResult:
+    """The result of the average of the weights of several candidates at the end of an interval."""
+
+    average: HoldoutMetrics
+    """Held-out figures of the average of the weights that single candidates are judged by without a cooldown."""
+    interval_average: HoldoutMetrics | None
+    """Held-out figures of the average over the candidates of their averages over the interval, where the method asked
+    for these."""
+
+
+JudgeAverage = Callable[[Sequence[int]], AverageResult]
+"""Judges the average of the weights of some candidates, by their slots."""
 
 
 @dataclass(frozen=True)

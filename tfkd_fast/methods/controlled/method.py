@@ -6,6 +6,7 @@ knowledge distillation based on non-progressive meta-learned reinforcement learn
 paper parameterises targets, states, rewards and rankings is not public: those here are our choice.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -40,6 +41,7 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.methods.base.needs import Average
 from tfkd_fast.methods.controlled.standing import Standing, progress_of
+from tfkd_fast.methods.controlled.taught import mean_taught, taught_since
 from tfkd_fast.methods.controlled.teaching import Teaching, target_needs, warmup_epochs
 from tfkd_fast.settings import ReadAcross, Settings
 from tfkd_fast.steering import control, selection
@@ -76,8 +78,10 @@ class ControlledTargetsSettings(Settings):
         ReadAcross(
             "controller",
             "interval",
-            lambda tables: tables.selection.budget != "full" or tables.selection.start > 0,
-            "selection.budget is not full, or selection.start is above 0",
+            lambda tables: (
+                tables.controller.moves_on or tables.selection.budget != "full" or tables.selection.start > 0
+            ),
+            "the controller plays a policy or a schedule, selection.budget is not full, or selection.start is above 0",
         ),
         ReadAcross(
             "controller",
@@ -174,14 +178,18 @@ class ControlledTargets(SteeredMethod):
         """The present targets of the candidates, and the loss by them."""
         self._controller = control.build_controller(settings.controller, self.teaching.space, context.seed)
         self._refuse_equal_candidates()
+        self._moves_on = settings.controller.moves_on
         self._one_action = self._ranked is None or self._ranked.target == "shared"
         self._warmup = warmup_epochs(settings.target, settings.controller.warmup_epochs, context.epochs)
         self._standings = [Standing.untrained(context.num_classes)]  # of those alive, best first
         self._before = self._standings[0]  # of the best, one interval earlier
+        self._observed = self._before  # when the latest decision was taken
         self._number = -1
         self._interval = Interval(0, 0, 0)
-        self._round_start = 0
+        self._epoch = 0  # the number of epochs that have ended
+        self._decided_at = 0  # the first epoch of the decision
         self._decision: Decision | None = None  # None during the warm-up
+        self._taught: list[list[TargetApplied]] = []  # by earlier decisions of the round, each candidate
         self._histories: list[tuple[float, ...]] = []
         self._divergences: list[float] = []  # from one-hot, of what the surviving student was taught with
 
@@ -193,13 +201,17 @@ class ControlledTargets(SteeredMethod):
         if self._peers and not self._selects:
             candidates = self.needs.candidates  # they train beside each other to the end
         self._number += 1
-        self._interval = Interval(epoch, planned.epochs, candidates)
-        if planned.starts_round:
-            self._round_start = epoch
-            self._decision = None if epoch < self._warmup else self._decide(epoch, candidates)
+        self._interval, self._epoch = Interval(epoch, planned.epochs, candidates), epoch
         self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
-        self._apply_decision()
-        events = [self._decision_event()] if planned.starts_round and self.teaching.space.action_size else []
+        events: list[Event] = []
+        if planned.starts_round:
+            self._taught, self._decided_at, self._observed = [], epoch, self._standings[0]
+            progress = progress_of(self._context, epoch, self._observed, self._before)
+            self._decision = None if epoch < self._warmup else self._decide(progress, candidates)
+            self._apply_decision()
+            events = self._decision_events(progress)
+        else:
+            self._apply_decision()
         return replace(self.resume_interval(self._interval), events=events)
 
     def resume_interval(self, interval: Interval) -> Plan:
@@ -220,7 +232,24 @@ class ControlledTargets(SteeredMethod):
             (*history, result.holdout.calibrated_nll) if result.holdout else history
             for history, result in zip(self._histories, results, strict=True)
         ]
+        self._epoch += 1
+        due = self._epoch - self._decided_at >= self._settings.controller.interval
+        if due and self._decision is not None and self._moves_on and self._epoch < self._interval.end:
+            return self._decide_anew(self._decision, results)
         return ()
+
+    def _decide_anew(self, before: Decision, results: Sequence[EpochResult]) -> list[Event]:
+        """Let a controller that waits for no comparison decide within an interval of several candidates; their learning
+        rates stay."""
+        self._taught.append(self._taught_now(self._epoch))
+        sound = next(slot for slot, result in enumerate(results) if math.isfinite(result.training.loss))
+        now = Standing.at_epoch(results[sound], self.teaching.true_mass(sound))
+        progress = progress_of(self._context, self._epoch, now, self._observed)
+        decision = self._decide(progress, len(results))
+        self._decision = replace(decision, learning_rate_factors=before.learning_rate_factors)
+        self._decided_at, self._observed = self._epoch, now
+        self._apply_decision()
+        return self._decision_events(progress)
 
     def cooldown(self) -> AbstractContextManager[None]:
         return self.teaching.cooldown()
@@ -263,6 +292,7 @@ class ControlledTargets(SteeredMethod):
             events.append(self._learn(self._decision, standings, best, parent, gradient, after[0]))
         if self._decision is not None:
             self._decision = self._decision.subset(survivors)
+        self._taught = [[candidates[survivor] for survivor in survivors] for candidates in self._taught]
         self._before, self._standings = parent, after
         self.teaching.continue_from(survivors)
         return Outcome(survivors, events, averaged)
@@ -295,11 +325,14 @@ class ControlledTargets(SteeredMethod):
             "teaching": self.teaching.state_dict(alive),
             "number": self._number,
             "interval": list(asdict(self._interval).values()),
-            "round_start": self._round_start,
+            "epoch": self._epoch,
+            "decided_at": self._decided_at,
             "decision": decision and decision.state_dict(),
+            "taught": [[event.model_dump() for event in candidates] for candidates in self._taught],
             "histories": [list(history) for history in self._histories],
             "standings": [asdict(standing) for standing in self._standings],
             "before": asdict(self._before),
+            "observed": asdict(self._observed),
             "divergences": self._divergences,
         }
 
@@ -308,11 +341,13 @@ class ControlledTargets(SteeredMethod):
         self.teaching.load_state_dict(state["teaching"])
         self._number = state["number"]
         self._interval = Interval(*state["interval"])
-        self._round_start = state["round_start"]
+        self._epoch, self._decided_at = state["epoch"], state["decided_at"]
+        self._taught = [[TargetApplied(**event) for event in candidates] for candidates in state["taught"]]
         self._decision = state["decision"] and Decision.from_state_dict(state["decision"])
         self._histories = [tuple(history) for history in state["histories"]]
         self._standings = [Standing.from_state_dict(values) for values in state["standings"]]
         self._before = Standing.from_state_dict(state["before"])
+        self._observed = Standing.from_state_dict(state["observed"])
         self._divergences = list(state["divergences"])
         if self._decision is None or len(self._decision.actions) == self._interval.candidates:
             self._apply_decision()  # within an interval
@@ -336,10 +371,9 @@ class ControlledTargets(SteeredMethod):
             epoch, self._context.epochs, self._warmup, self._settings.selection, self._settings.controller.interval
         )
 
-    def _decide(self, epoch: int, candidates: int) -> Decision:
+    def _decide(self, progress: Progress, candidates: int) -> Decision:
         """Ask the controller for an action for each candidate, or one for all; draw learning rates where they
         differ."""
-        progress = self._progress(epoch)
         if self._one_action:
             decision = self._controller.decide(progress, 1).subset([0] * candidates)
         else:
@@ -352,10 +386,6 @@ class ControlledTargets(SteeredMethod):
 
     def _apply_decision(self) -> None:
         self.teaching.set_actions(self._decision.actions if self._decision else None, self._interval.candidates)
-
-    def _progress(self, epoch: int) -> Progress:
-        """What the controller observes before the interval that starts at `epoch`."""
-        return progress_of(self._context, epoch, self._standings[0], self._before)
 
     def _score(self, standing: Standing, result: IntervalResult) -> CandidateScore:
         return CandidateScore(
@@ -370,12 +400,13 @@ class ControlledTargets(SteeredMethod):
         self, scores: Sequence[CandidateScore], judge: JudgeAverage, members: tuple[int, ...]
     ) -> CandidateScore:
         """The score of the average of some candidates: held-out figures are its own, others the mean of theirs."""
-        metrics, own = judge(members), [scores[slot] for slot in members]
+        result, own = judge(members), [scores[slot] for slot in members]
+        metrics, interval_average = result.average, result.interval_average
         histories = zip(*(score.nll_history for score in own), strict=True)
         return CandidateScore(
             top1=metrics.top1,
             nll=metrics.calibrated_nll,
-            averaged_top1=None if own[0].averaged_top1 is None else metrics.top1,  # it is an average already
+            averaged_top1=interval_average.top1 if interval_average else None,
             train_top1=fmean(score.train_top1 for score in own),
             nll_history=(*map(fmean, list(histories)[:-1]), metrics.calibrated_nll),
         )
@@ -433,14 +464,17 @@ class ControlledTargets(SteeredMethod):
     def _action_gradient(self, slot: int, result: IntervalResult) -> Tensor | None:
         return None if result.influence is None else self.teaching.action_gradient(slot, result.influence())
 
-    def _decision_event(self) -> TargetsDecided:
+    def _decision_events(self, progress: Progress) -> list[Event]:
+        """The decision for the log, unless there is nothing to steer."""
+        if not self.teaching.space.action_size:
+            return []
         decision = self._decision
-        progress = self._progress(self._interval.first_epoch)
         observation = decision.observation() if decision else None
-        return TargetsDecided(
+        epochs = self._interval.end - self._epoch
+        decided = TargetsDecided(
             interval=self._number,
-            first_epoch=self._interval.first_epoch + 1,
-            epochs=self._interval.epochs,
+            first_epoch=self._epoch + 1,
+            epochs=min(epochs, self._settings.controller.interval) if decision and self._moves_on else epochs,
             action_names=self.teaching.space.action_names,
             progress=asdict(progress),
             observation=None if observation is None else tuple(observation),
@@ -450,13 +484,14 @@ class ControlledTargets(SteeredMethod):
                         "role": decision.roles[slot] if decision else "warm-up",
                         "action": decision.actions[slot].tolist() if decision else [],
                         "log_probability": decision.log_probability(slot) if decision else None,
-                        "learning_rate_factor": _factor(decision, slot),
+                        "learning_rate_factor": decision.learning_rate_factor(slot) if decision else 1.0,
                         **target,
                     }
                 )
                 for slot, target in enumerate(self.teaching.describe())
             ),
         )
+        return [decided]
 
     def _selection_event(
         self, choice: Selection, survivors: tuple[int, ...], averaged: tuple[int, ...]
@@ -465,27 +500,18 @@ class ControlledTargets(SteeredMethod):
             interval=self._number, epoch=self._interval.end, survivors=survivors, averaged=averaged, **asdict(choice)
         )
 
+    def _taught_now(self, end: int) -> list[TargetApplied]:
+        """What each candidate was taught since the decision, until the epoch `end`."""
+        decided = Interval(self._decided_at, end - self._decided_at, self._interval.candidates)
+        return taught_since(decided, self._number, self._decision, self.teaching)
+
     def _applied_events(self, slots: tuple[int, ...]) -> list[TargetApplied]:
-        """The target of the surviving student since the decision, which a replay can apply again: of an average of
-        several candidates, the mean of their actions."""
+        """The targets of the surviving student in the round, which a replay can apply again: of an average of several
+        candidates, the means of theirs."""
         if not self.teaching.space.action_size and not self._selects:
             return []  # the same from the first epoch to the last
-        decision, targets = self._decision, [self.teaching.describe()[slot] for slot in slots]
-        divergence = fmean(target["divergence"] for target in targets)
-        if decision is not None and self.teaching.space.action_size:
-            self._divergences.append(divergence)
-        return [
-            TargetApplied(
-                interval=self._number,
-                first_epoch=self._round_start + 1,
-                epochs=self._interval.end - self._round_start,
-                action=tuple(decision.actions[list(slots)].mean(dim=0).tolist()) if decision else None,
-                learning_rate_factor=fmean(_factor(decision, slot) for slot in slots),
-                true_mass=fmean(target["true_mass"] for target in targets),
-                divergence=divergence,
-            )
-        ]
-
-
-def _factor(decision: Decision | None, slot: int) -> float:
-    return decision.learning_rate_factors[slot] if decision and decision.learning_rate_factors else 1.0
+        taught = [*self._taught, self._taught_now(self._interval.end)]
+        events = [mean_taught([candidates[slot] for slot in slots]) for candidates in taught]
+        if self._decision is not None and self.teaching.space.action_size:
+            self._divergences += [event.divergence for event in events]
+        return events

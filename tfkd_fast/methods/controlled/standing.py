@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from tfkd_fast.methods.base import Context, IntervalResult, TrainingStatistics
+from tfkd_fast.methods.base import Context, EpochResult, IntervalResult, TrainingStatistics
 from tfkd_fast.steering.control import Progress
 
 
@@ -35,6 +35,11 @@ class Standing:
         judged = result.after_cooldown or result.epoch_average or result.last
         top1, nll = (judged.top1, judged.calibrated_nll) if judged else (math.nan, math.nan)
         return cls(result.training, top1, nll, true_mass, nll_history)
+
+    @classmethod
+    def at_epoch(cls, result: EpochResult, true_mass: float) -> Self:
+        """The standing after an epoch within an interval, judged as it is."""
+        return cls.after(IntervalResult(result.training, result.holdout, None, None), true_mass)
 
     @classmethod
     def from_state_dict(cls, values: dict[str, Any]) -> Self:

@@ -73,6 +73,10 @@ class Decision:
         """Return the log-density of one candidate's action under the policy, or None without a policy."""
         return float(self.draws.log_probabilities[candidate]) if self.draws else None
 
+    def learning_rate_factor(self, candidate: int) -> float:
+        """Return the factor on the scheduled learning rate of one candidate."""
+        return self.learning_rate_factors[candidate] if self.learning_rate_factors else 1.0
+
     def observation(self) -> tuple[float, ...] | None:
         """Return the 13+A numbers that the policy observed, or None without a policy."""
         return tuple(self.draws.observation.tolist()) if self.draws else None

@@ -50,13 +50,16 @@ class ControllerBase(Settings):
     """Whether the candidates of one decision get different actions."""
     needs_gradient: ClassVar[bool] = False
     """Whether the controller is told the gradient of the held-out loss in the action that it decided on."""
+    moves_on: ClassVar[bool] = False
+    """Whether the controller decides anew while several candidates train, without a comparison of them."""
     name: str
     """Name of the controller, which sets the actions of a run."""
     warmup_epochs: int = Field(default=5, ge=0, le=1_000_000)
     """Epochs of one-hot labels before the first decision, at most a quarter of the run; a target that refers to what
     the student has learned (rank-binned, or with sources) takes them, any other begins at once."""
     interval: int = Field(default=1, ge=1, le=1_000_000)
-    """Epochs that one decision lasts while a single candidate trains."""
+    """Epochs that one decision lasts: under a controller that learns from comparing candidates, while a single one
+    trains."""
     cooldown_epochs: int = Field(default=0, ge=0, le=1_000_000)
     """Epochs that a copy of each candidate trains on by the neutral target, its learning rate falling to zero, before
     the candidate is judged; 0 judges it as it is, by averaged weights."""
@@ -76,6 +79,7 @@ class TrueMassSettings(ControllerBase):
     """A true-class mass that follows straight lines over the run."""
 
     explores = False
+    moves_on = True
     true_mass: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.6, 0.999), min_length=2)
     """True-class masses at equal distances over the run, connected by straight lines."""
 
@@ -127,6 +131,7 @@ class PlayedPolicySettings(RewardedSettings):
     """The mean of a learned policy, from the first epoch to the last."""
 
     explores = False
+    moves_on = True
     name: Literal["policy"]
     policy: Annotated[Policy, Field(min_length=1)]
     """Policy that is played: a policy.safetensors file, or the name of a policy that comes with the package."""
