@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +292,42 @@ def test_the_rises_are_those_of_the_student_after_the_warm_up(make_run: MakeRun)
     edit(folder, set_divergence)
     assert [decision.first_epoch for decision in divergence_rises(read_run(folder))] == [7, 10]
     assert "away from the one-hot label at 2 of 5 changes" in page_of(folder).words
+
+
+def test_the_first_sentence_tells_what_the_run_knows_of_its_gain(make_run: MakeRun) -> None:
+    folder = make_run("tfkd", epochs=6, interval=1, warmup=2)
+    actions = iter([0.0, 0.05, -2.0, 0.0])
+
+    def act(values: Iterator[float]) -> Callable[[dict[str, Any]], None]:
+        def set_action(event: dict[str, Any]) -> None:
+            if event["event"] == "decision" and event["candidates"][0]["role"] != "warm-up":
+                target = event["candidates"][0]
+                target["action"] = [next(values), *[0.0] * (len(event["action_names"]) - 1)]
+
+        return set_action
+
+    edit(folder, act(actions))
+    assert "it: the controller left it in 1 of 4 decisions" in page_of(folder).words
+    edit(folder, act(iter([0.0] * 4)))
+    assert "the controller kept to it in all 4 decisions" in page_of(folder).words
+
+
+def test_the_first_sentence_tells_what_averaging_gained(make_run: MakeRun) -> None:
+    folder = make_run(epochs=12)
+
+    def add_average(event: dict[str, Any]) -> None:
+        if event["event"] == "selection":
+            count, best = len(event["order"]), max(values[0] for values in event["values"])
+            event["criteria"], event["higher_is_better"] = ["holdout-top1"], [True]
+            event["values"] = [[values[0]] for values in event["values"]] + [[best + 0.0125]]
+            event["ranks"] = [[1.0 + slot] for slot in range(count + 1)]
+            event["scores"] = [*event["scores"], 0.0]
+            event["front"] = [1] * (count + 1)
+            event["winner"], event["averaged"] = count, list(range(count))
+            event["order"] = [count, *sorted(range(count), key=lambda slot: -event["values"][slot][0])]
+
+    edit(folder, add_average)
+    assert "was 1.25 points better than the best of them on held-out images after epoch 12" in page_of(folder).words
 
 
 def test_wins_are_counted_by_candidate(make_run: MakeRun) -> None:

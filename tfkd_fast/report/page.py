@@ -40,7 +40,14 @@ from tfkd_fast.report.steering import (
     target_chart,
 )
 from tfkd_fast.report.teaching import pathway_chart, teacher_chart
-from tfkd_fast.report.words import measurement_words, ranking_words, steering_words, teacher_word, teaching_words
+from tfkd_fast.report.words import (
+    gain_words,
+    measurement_words,
+    ranking_words,
+    steering_words,
+    teacher_word,
+    teaching_words,
+)
 from tfkd_fast.runs.folder import RunFolder
 
 
@@ -118,6 +125,7 @@ def render(run: RunRecord) -> str:
         dark=DARK,
         last_epoch=run.epochs[-1].epoch if run.epochs else 0,
         headlines=_test_headlines(run, run.summary) if run.summary else _latest_headlines(run),
+        gain_words=gain_words(run),
         facts=_facts(run),
         class_count=count_words(len(run.start.classes), "class", "classes"),
         training=_present(

@@ -7,6 +7,41 @@ from tfkd_fast.report.run import RunRecord
 from tfkd_fast.report.steering import divergence_rises, selection_wins
 from tfkd_fast.report.teaching import pathway_words
 
+HOLDOUT_TOP1 = "holdout-top1"
+"""Name of the criterion that is the goal itself."""
+
+NEUTRAL = 0.1
+"""Magnitude up to which an entry of an action counts as none: it moves the true mass of label smoothing 0.1 by less
+than 0.01 (our choice)."""
+
+
+def gain_words(run: RunRecord) -> str:
+    """What was gained over the neutral target, as far as the run can know; empty where nothing was steered."""
+    targets = [run.survivor(decision) for decision in run.controller_decisions]
+    if not any(target.action for target in targets):
+        return ""
+    moved = sum(any(not abs(entry) <= NEUTRAL for entry in target.action) for target in targets)
+    if not moved:
+        return (
+            "Nothing was gained or lost over the neutral target, label smoothing 0.1: the controller kept to it in all "
+            f"{count_words(len(targets), 'decision')}."
+        )
+    gain = (
+        "The gain over the neutral target, label smoothing 0.1, is not known from this run, which trained no student "
+        f"by it: the controller left it in {moved} of {count_words(len(targets), 'decision')}. The same run with --set "
+        "controller.name=fixed beside this one, in tfkd-fast compare, shows it."
+    )
+    averaged = [selection for selection in run.selections if selection.averaged and HOLDOUT_TOP1 in selection.criteria]
+    if not averaged:
+        return gain
+    last = averaged[-1]
+    top1 = [values[last.criteria.index(HOLDOUT_TOP1)] for values in last.values]
+    more = 100 * (top1[-1] - top1[last.best_candidate])
+    return (
+        f"{gain} The average of candidates was {abs(more):.2f} points {'better' if more >= 0 else 'worse'} than the "
+        f"best of them on held-out images after epoch {last.epoch}."
+    )
+
 
 def teaching_words(run: RunRecord) -> str:
     """The last weights of the pathways; empty where the run has none."""
