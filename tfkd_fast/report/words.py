@@ -20,15 +20,15 @@ def gain_words(run: RunRecord) -> str:
     targets = [run.survivor(decision) for decision in run.controller_decisions]
     if not any(target.action for target in targets):
         return ""
-    moved = sum(any(not abs(entry) <= NEUTRAL for entry in target.action) for target in targets)
-    if not moved:
+    departures = sum(any(not abs(entry) <= NEUTRAL for entry in target.action) for target in targets)
+    if not departures:
         return (
             "Nothing was gained or lost over the neutral target, label smoothing 0.1: the controller kept to it in all "
             f"{count_words(len(targets), 'decision')}."
         )
     gain = (
         "The gain over the neutral target, label smoothing 0.1, is not known from this run, which trained no student "
-        f"by it: the controller left it in {moved} of {count_words(len(targets), 'decision')}. The same run with --set "
+        f"by it: the controller left it in {departures} of {count_words(len(targets), 'decision')}. The same run with --set "
         "controller.name=fixed beside this one, in tfkd-fast compare, shows it."
     )
     averaged = [selection for selection in run.selections if selection.averaged and HOLDOUT_TOP1 in selection.criteria]

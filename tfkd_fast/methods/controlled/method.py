@@ -41,7 +41,7 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.methods.base.needs import Average
 from tfkd_fast.methods.controlled.standing import Standing, progress_of
-from tfkd_fast.methods.controlled.taught import mean_taught, taught_since
+from tfkd_fast.methods.controlled.target_log import mean_target, present_targets
 from tfkd_fast.methods.controlled.teaching import Teaching, target_needs, warmup_epochs
 from tfkd_fast.settings import ReadAcross, Settings
 from tfkd_fast.steering import control, selection
@@ -189,7 +189,7 @@ class ControlledTargets(SteeredMethod):
         self._epoch = 0  # the number of epochs that have ended
         self._decided_at = 0  # the first epoch of the decision
         self._decision: Decision | None = None  # None during the warm-up
-        self._taught: list[list[TargetApplied]] = []  # by earlier decisions of the round, each candidate
+        self._target_log: list[list[TargetApplied]] = []  # by earlier decisions of the round, each candidate
         self._histories: list[tuple[float, ...]] = []
         self._divergences: list[float] = []  # from one-hot, of what the surviving student was taught with
 
@@ -205,7 +205,7 @@ class ControlledTargets(SteeredMethod):
         self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
         events: list[Event] = []
         if planned.starts_round:
-            self._taught, self._decided_at, self._observed = [], epoch, self._standings[0]
+            self._target_log, self._decided_at, self._observed = [], epoch, self._standings[0]
             progress = progress_of(self._context, epoch, self._observed, self._before)
             self._decision = None if epoch < self._warmup else self._decide(progress, candidates)
             self._apply_decision()
@@ -241,7 +241,7 @@ class ControlledTargets(SteeredMethod):
     def _decide_anew(self, before: Decision, results: Sequence[EpochResult]) -> list[Event]:
         """Let a controller that waits for no comparison decide within an interval of several candidates; their learning
         rates stay."""
-        self._taught.append(self._taught_now(self._epoch))
+        self._target_log.append(self._present_targets(self._epoch))
         sound = next(slot for slot, result in enumerate(results) if math.isfinite(result.training.loss))
         now = Standing.at_epoch(results[sound], self.teaching.true_mass(sound))
         progress = progress_of(self._context, self._epoch, now, self._observed)
@@ -292,7 +292,7 @@ class ControlledTargets(SteeredMethod):
             events.append(self._learn(self._decision, standings, best, parent, gradient, after[0]))
         if self._decision is not None:
             self._decision = self._decision.subset(survivors)
-        self._taught = [[candidates[survivor] for survivor in survivors] for candidates in self._taught]
+        self._target_log = [[candidates[survivor] for survivor in survivors] for candidates in self._target_log]
         self._before, self._standings = parent, after
         self.teaching.continue_from(survivors)
         return Outcome(survivors, events, averaged)
@@ -328,7 +328,7 @@ class ControlledTargets(SteeredMethod):
             "epoch": self._epoch,
             "decided_at": self._decided_at,
             "decision": decision and decision.state_dict(),
-            "taught": [[event.model_dump() for event in candidates] for candidates in self._taught],
+            "target_log": [[event.model_dump() for event in candidates] for candidates in self._target_log],
             "histories": [list(history) for history in self._histories],
             "standings": [asdict(standing) for standing in self._standings],
             "before": asdict(self._before),
@@ -342,7 +342,7 @@ class ControlledTargets(SteeredMethod):
         self._number = state["number"]
         self._interval = Interval(*state["interval"])
         self._epoch, self._decided_at = state["epoch"], state["decided_at"]
-        self._taught = [[TargetApplied(**event) for event in candidates] for candidates in state["taught"]]
+        self._target_log = [[TargetApplied(**event) for event in candidates] for candidates in state["target_log"]]
         self._decision = state["decision"] and Decision.from_state_dict(state["decision"])
         self._histories = [tuple(history) for history in state["histories"]]
         self._standings = [Standing.from_state_dict(values) for values in state["standings"]]
@@ -500,18 +500,18 @@ class ControlledTargets(SteeredMethod):
             interval=self._number, epoch=self._interval.end, survivors=survivors, averaged=averaged, **asdict(choice)
         )
 
-    def _taught_now(self, end: int) -> list[TargetApplied]:
+    def _present_targets(self, end: int) -> list[TargetApplied]:
         """What each candidate was taught since the decision, until the epoch `end`."""
         decided = Interval(self._decided_at, end - self._decided_at, self._interval.candidates)
-        return taught_since(decided, self._number, self._decision, self.teaching)
+        return present_targets(decided, self._number, self._decision, self.teaching)
 
     def _applied_events(self, slots: tuple[int, ...]) -> list[TargetApplied]:
         """The targets of the surviving student in the round, which a replay can apply again: of an average of several
         candidates, the means of theirs."""
         if not self.teaching.space.action_size and not self._selects:
             return []  # the same from the first epoch to the last
-        taught = [*self._taught, self._taught_now(self._interval.end)]
-        events = [mean_taught([candidates[slot] for slot in slots]) for candidates in taught]
+        targets = [*self._target_log, self._present_targets(self._interval.end)]
+        events = [mean_target([candidates[slot] for slot in slots]) for candidates in targets]
         if self._decision is not None and self.teaching.space.action_size:
             self._divergences += [event.divergence for event in events]
         return events

@@ -9,7 +9,9 @@ from tfkd_fast.methods.controlled.teaching import Teaching
 from tfkd_fast.steering.control import Decision
 
 
-def taught_since(decided: Interval, number: int, decision: Decision | None, teaching: Teaching) -> list[TargetApplied]:
+def present_targets(
+    decided: Interval, number: int, decision: Decision | None, teaching: Teaching
+) -> list[TargetApplied]:
     """Return the present target of each candidate as an event.
 
     Args:
@@ -32,7 +34,7 @@ def taught_since(decided: Interval, number: int, decision: Decision | None, teac
     ]
 
 
-def mean_taught(candidates: Sequence[TargetApplied]) -> TargetApplied:
+def mean_target(candidates: Sequence[TargetApplied]) -> TargetApplied:
     """Return the event for the average of some candidates, which were taught since the same decision."""
     actions = [candidate.action for candidate in candidates if candidate.action is not None]
     return candidates[0].model_copy(
