@@ -28,8 +28,8 @@ def gain_words(run: RunRecord) -> str:
         )
     gain = (
         "The gain over the neutral target, label smoothing 0.1, is not known from this run, which trained no student "
-        f"by it: the controller left it in {departures} of {count_words(len(targets), 'decision')}. The same run with --set "
-        "controller.name=fixed beside this one, in tfkd-fast compare, shows it."
+        f"by it: the controller left it in {departures} of {count_words(len(targets), 'decision')}. The same run with "
+        "--set controller.name=fixed beside this one, in tfkd-fast compare, shows it."
     )
     averaged = [selection for selection in run.selections if selection.averaged and HOLDOUT_TOP1 in selection.criteria]
     if not averaged:
