@@ -1,11 +1,8 @@
 """The page of a run: its headlines, facts, tables and charts, and the file itself."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tfkd_fast.errors import UserError, printable
 from tfkd_fast.events import ProfessorJudged, TeachersWeighed
@@ -18,7 +15,6 @@ from tfkd_fast.report.curves import (
     pace_chart,
     terms_chart,
 )
-from tfkd_fast.report.drawing import DARK, LIGHT, Chart
 from tfkd_fast.report.format import (
     UNKNOWN,
     as_number,
@@ -30,6 +26,7 @@ from tfkd_fast.report.format import (
     rank_text,
     value_text,
 )
+from tfkd_fast.report.parts import Headline, Table, TableRow, present, render_template
 from tfkd_fast.report.run import RunRecord, read_run
 from tfkd_fast.report.steering import (
     action_chart,
@@ -49,35 +46,6 @@ from tfkd_fast.report.words import (
     teaching_words,
 )
 from tfkd_fast.runs.folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One of the big numbers at the top of the page, as text."""
-
-    label: str
-    value: str
-    unit: str
-    note: str
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A row of a table, as text."""
-
-    name: str
-    cells: list[str]
-    marked: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose rows have names; a narrow page shows them below each other."""
-
-    caption: str
-    heads: list[str]
-    """What stands above the names of the rows, and above each column of cells."""
-    rows: list[TableRow]
 
 
 def write_report(run_folder: Path) -> Path:
@@ -111,45 +79,33 @@ def _render_checked(folder: RunFolder) -> str:
 
 def render(run: RunRecord) -> str:
     """The page of a run as HTML."""
-    environment = Environment(
-        loader=PackageLoader("tfkd_fast.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html").render(
+    return render_template(
+        "tfkd_fast.report",
+        "page.html",
         run=run,
         start=run.start,
-        light=LIGHT,
-        dark=DARK,
         last_epoch=run.epochs[-1].epoch if run.epochs else 0,
         headlines=_test_headlines(run, run.summary) if run.summary else _latest_headlines(run),
         gain_words=gain_words(run),
         facts=_facts(run),
         class_count=count_words(len(run.start.classes), "class", "classes"),
-        training=_present(
+        training=present(
             accuracy_chart(run), loss_chart(run), calibration_chart(run), pace_chart(run), terms_chart(run)
         ),
         grades=_grades(run) if run.grades else None,
-        groups=_present(groups_chart(run)),
-        teaching=_present(teacher_chart(run), pathway_chart(run)),
+        groups=present(groups_chart(run)),
+        teaching=present(teacher_chart(run), pathway_chart(run)),
         teaching_words=teaching_words(run),
         teachers=_teachers(run.teacher_weights[-1]) if run.teacher_weights else None,
         professors=_professors(run.professors) if run.professors else None,
-        steering=_present(target_chart(run), distance_chart(run), action_chart(run), reward_chart(run)),
+        steering=present(target_chart(run), distance_chart(run), action_chart(run), reward_chart(run)),
         steering_words=steering_words(run),
-        ranking=_present(ranking_chart(run)),
+        ranking=present(ranking_chart(run)),
         ranking_words=ranking_words(run),
         last_selection=_last_selection(run) if run.selections else None,
         measurement=measurement_words(run),
         values={name: value_text(name, value) for name, value in (run.summary or run.start.model_dump()).items()},
     )
-    return "\n".join(map(printable, page.split("\n")))
-
-
-def _present(*charts: Chart | None) -> list[Chart]:
-    return [chart for chart in charts if chart is not None]
 
 
 def _test_headlines(run: RunRecord, summary: dict[str, Any]) -> list[Headline]:
