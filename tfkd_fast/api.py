@@ -6,19 +6,22 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from PIL.Image import Image
+from torch import Tensor, nn
 
 from tfkd_fast import ops
 from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.data.settings import FROM_PROGRAM
 from tfkd_fast.device import Compute, determinism, resolve_compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.judging.metrics import holdout_metrics
+from tfkd_fast.events import StudentExamined
+from tfkd_fast.judging.examination import examine
+from tfkd_fast.judging.metrics import judge_predictions, predict
 from tfkd_fast.models import NetworkOrFactory, announce_import, give
 from tfkd_fast.ops import conv_algorithms
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.log import Listener
+from tfkd_fast.runs.log import Listener, read_log
 from tfkd_fast.runs.precedence import Table, merge
 from tfkd_fast.runs.provenance import refuse_other_data, refuse_other_recipe, takes_the_same_images
 from tfkd_fast.runs.recipe import Recipe, load_recipe, make_recipe, read_recipe
@@ -200,17 +203,9 @@ def evaluate(
             not the one that it was trained on.
     """
     folder = RunFolder(Path(out))
-    recipe = read_recipe(folder, model).with_data_root(data_root)
-    students = [folder.student, *(path for path in (folder.best, folder.ema) if path.exists())]
-    headers = {path: read_student_header(path) for path in students}
-    if summary := folder.read_summary():
-        recipe = recipe.with_loader(summary["loader"])  # pixels of image files may depend on it
-    opened = open_dataset(recipe.data, download=download, pairs=dataset)
-    for path, header in headers.items():
-        refuse_other_recipe(recipe, header, path)
-        refuse_other_data(opened, header, f"the run in {out}")
+    recipe, opened = _reopen(folder, data_root=data_root, dataset=dataset, model=model, download=download)
     convolutions = (folder.read_convolutions() or ConvolutionRecord()).available()
-    return _test(recipe, opened, resolve_compute(device, precision), folder, convolutions)
+    return _test(recipe, opened, resolve_compute(device, precision), folder, convolutions)[0]
 
 
 @contextmanager
@@ -241,6 +236,48 @@ def _begin(
             folder.write_data(identity)
             folder.write_convolutions(trainer.convolutions)
             yield trainer
+
+
+def mistakes(out: Path | str, *, data_root: Path | str | None = None) -> dict[int, Image]:
+    """The test images of a finished run that its student is surest of and wrong about.
+
+    Args:
+        out: the run folder.
+        data_root: the place of the data set, where it is no longer that of the recipe.
+
+    Returns:
+        The images by their number in the test set, RGB or grey; none for a run of an older version, whose log does not
+        name them.
+
+    Raises:
+        UserError: if the folder holds no finished run, or the data set is not the one that it was trained on.
+    """
+    folder = RunFolder(Path(out))
+    _, opened = _reopen(folder, data_root=data_root)
+    tests = [line.event for line in read_log(folder.metrics) if isinstance(line.event, StudentExamined)]
+    images = opened.read_test()
+    return {mistake.image: images.whole(mistake.image) for test in tests for mistake in test.mistakes}
+
+
+def _reopen(
+    folder: RunFolder,
+    *,
+    data_root: Path | str | None = None,
+    dataset: Any = None,
+    model: NetworkOrFactory | None = None,
+    download: bool = False,
+) -> tuple[Recipe, Dataset]:
+    """The recipe of a finished run and its data set; see `evaluate`."""
+    recipe = read_recipe(folder, model).with_data_root(data_root)
+    students = [folder.student, *(path for path in (folder.best, folder.ema) if path.exists())]
+    headers = {path: read_student_header(path) for path in students}
+    if summary := folder.read_summary():
+        recipe = recipe.with_loader(summary["loader"])  # pixels of image files may depend on it
+    opened = open_dataset(recipe.data, download=download, pairs=dataset)
+    for path, header in headers.items():
+        refuse_other_recipe(recipe, header, path)
+        refuse_other_data(opened, header, f"the run in {folder.path}")
+    return recipe, opened
 
 
 def _make_recipe(recipe: Recipe | Table | str, overrides: Table, *, from_program: bool) -> Recipe:
@@ -292,8 +329,9 @@ def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
         with _explain_lost_worker(folder), _explain_batch_of_one():
             with sealed_test_images():
                 summary = trainer.run(stop)
-            summary |= _test(trainer.recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions)
-        trainer.finish(summary)
+            figures, examination = _test(trainer.recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions)
+            summary |= figures
+        trainer.finish(summary, examination)
     folder.write_json(folder.summary, summary)  # from now on the run is finished
     return summary
 
@@ -332,14 +370,17 @@ def _explain_batch_of_one() -> Iterator[None]:
 
 def _test(
     recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, convolutions: ConvolutionRecord
-) -> dict[str, Any]:
-    """Held-out and test figures of the student, top-1 and top-5 in percent."""
+) -> tuple[dict[str, Any], StudentExamined]:
+    """Held-out and test figures of the student, top-1 and top-5 in percent, and its test by class."""
 
-    def measure(weights: Path, images: ImageSet) -> dict[str, float]:
+    def answer(weights: Path, images: ImageSet) -> tuple[Tensor, Tensor]:
         model = load_student(weights, recipe.model, len(dataset.classes), dataset.image_shape)
         loader = make_loader(images, dataset, recipe.data, compute.device, compute.dtype, recipe.seed)
         with conv_algorithms.using(convolutions.choices):
-            return in_percent(holdout_metrics([compute.place(model)], loader, compute)[0])
+            return predict(compute.place(model), loader.in_order(), compute)
+
+    def measure(weights: Path, images: ImageSet) -> dict[str, float]:
+        return in_percent(judge_predictions([answer(weights, images)])[0].metrics)
 
     test_images = dataset.read_test()
     figures: dict[str, Any] = {"holdout_top1": None, "test_images": len(test_images)}
@@ -348,7 +389,9 @@ def _test(
         figures["holdout_top1"] = measure(folder.student, holdout)["top1"]
         if folder.ema.exists():
             figures["ema_holdout_top1"] = measure(folder.ema, holdout)["top1"]
-    figures |= {f"test_{name}": value for name, value in measure(folder.student, test_images).items()}
+    answers = answer(folder.student, test_images)
+    metrics = in_percent(judge_predictions([answers])[0].metrics)
+    figures |= {f"test_{name}": value for name, value in metrics.items()}
     if folder.ema.exists():
         figures["ema_test_top1"] = measure(folder.ema, test_images)["top1"]
     if folder.best.exists():
@@ -359,4 +402,4 @@ def _test(
                 f"the figure {name} of the student in {folder.path} is {value}, because its outputs are not finite: "
                 "train it again, with a lower optimizer.learning_rate"
             )
-    return figures
+    return figures, examine(*answers)

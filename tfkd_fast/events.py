@@ -553,6 +553,53 @@ class ProfessorJudged(Event):
     """What makes the comparison doubtful, in one sentence; empty where nothing does."""
 
 
+class Confusion(Record):
+    """How many images of a class were taken for another one."""
+
+    label: int
+    prediction: int
+    images: int
+
+
+class ConfidenceBin(Record):
+    """The images whose confidence, the probability of the predicted class, lies within equal bounds."""
+
+    images: int
+    confidence: Number
+    """Mean confidence, percent; NaN without images."""
+    top1: Number
+    """Top-1 accuracy, percent; NaN without images."""
+
+
+class Mistake(Record):
+    """An image that was taken for another class."""
+
+    image: int
+    """Its number in the order of the data set."""
+    label: int
+    prediction: int
+    confidence: Number
+    """Probability of the predicted class, percent."""
+
+
+class StudentExamined(Event):
+    """How the student of the last epoch fares on the test images, by class and by confidence."""
+
+    kind = "test"
+    parallel = ("class_images", "class_top1")
+
+    class_images: tuple[int, ...]
+    """Images of each class."""
+    class_top1: tuple[Number, ...]
+    """Top-1 accuracy of each class, percent; NaN for a class without images."""
+    confusions: tuple[Confusion, ...]
+    """Pairs of classes, the most frequent first; the rarest of very many are left out."""
+    bins: tuple[ConfidenceBin, ...]
+    """Equal bins of the confidence from 0 to 1, those of the expected calibration error."""
+    mistakes: tuple[Mistake, ...]
+    """Some of the wrong answers, the surest first."""
+
+
 _KINDS: Mapping[str, type[Event]] = {
     event.kind: event
     for event in (
@@ -576,6 +623,7 @@ _KINDS: Mapping[str, type[Event]] = {
         GradeStarted,
         GroupsJudged,
         ProfessorJudged,
+        StudentExamined,
     )
 } | {"taught": TargetApplied}  # its name in logs of format 0
 

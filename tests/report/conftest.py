@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+import torch
 from scipy.special import softmax
 from scipy.stats import rankdata
+
+from tfkd_fast.events import StudentExamined
+from tfkd_fast.judging.examination import examine
 
 STARTS = (1, 2, 5, 17)  # first rank of each bin
 CRITERIA = ("holdout-nll", "holdout-top1", "averaged-top1")
@@ -74,6 +78,7 @@ class RunWriter:
         (folder / "recipe.toml").write_text(tomli_w.dumps(recipe))
         if trained == self.epochs:
             summary = self._summary()
+            self._event("test", **self._examine().model_dump())
             self._event("finish", **summary)
             (folder / "summary.json").write_text(json.dumps(summary))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.lines))
@@ -81,6 +86,15 @@ class RunWriter:
 
     def _event(self, kind: str, **values: Any) -> None:
         self.lines.append({"event": kind, "time": 1.25 * len(self.lines), **values})
+
+    def _examine(self) -> StudentExamined:
+        """The test of a student that answers at random, but for a liking of the label and of the class after it."""
+        count = len(self.classes)
+        labels = torch.arange(6 * count) % count
+        logits = torch.from_numpy(self.random.normal(0, 1.5, (len(labels), count)))
+        logits[torch.arange(len(labels)), labels] += 4.0
+        logits[torch.arange(len(labels)), (labels + 1) % count] += 2.0
+        return examine(logits, labels)
 
     def _learning_rate(self, epoch: int) -> float:
         return 0.05 * 0.1 ** sum(epoch >= milestone * self.epochs for milestone in (0.625, 0.75, 0.875))

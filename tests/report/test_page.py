@@ -44,7 +44,8 @@ def test_the_page_needs_nothing_else(make_run: MakeRun) -> None:
 def test_a_run_with_everything_shows_everything(make_run: MakeRun, classes: int) -> None:
     page = page_of(make_run(classes=classes))
     steering = ["Target distribution", "Distance from the label", "Actions", "Rewards and learning"]
-    charts = [*TRAINING, *steering, "Ranking of the candidates"]
+    test = ["Accuracy by class", "Reliability", *(["Confusion matrix"] if classes == 10 else [])]
+    charts = [*TRAINING, *test, *steering, "Ranking of the candidates"]
     assert [title for title in page.titles if title in charts] == charts
     assert page.tags["svg"] == page.tags["figure"] == len(charts)
     assert all(len(label) > 40 for label in page.labels)
@@ -55,8 +56,57 @@ def test_a_run_with_everything_shows_everything(make_run: MakeRun, classes: int)
 
 def test_plain_cross_entropy_has_no_empty_headings(make_run: MakeRun) -> None:
     page = page_of(make_run("ce"))
-    assert page.titles == ["Training", *TRAINING, "How it was measured", "Summary", "Recipe"]
+    test = ["Test", "Accuracy by class", "Reliability", "Confusion matrix"]
+    assert page.titles == ["Training", *TRAINING, *test, "How it was measured", "Summary", "Recipe"]
     assert "they steered nothing" in page.words
+
+
+def test_the_test_is_told_by_class_pair_and_confidence(make_run: MakeRun) -> None:
+    folder = make_run("ce", classes=100)
+    names = read_run(folder).start.classes
+
+    def set_test(event: dict[str, Any]) -> None:
+        if event["event"] == "test":
+            event["class_images"], event["class_top1"] = [10] * 100, [50.0 + 0.1 * label for label in range(100)]
+            event["confusions"] = [
+                {"label": 7, "prediction": 3, "images": 4},
+                {"label": 2, "prediction": 9, "images": 1},
+            ]
+            event["bins"] = [{"images": 0, "confidence": None, "top1": None}] * 14
+            event["bins"] += [{"images": 1000, "confidence": 97.0, "top1": 90.0}]
+
+    edit(folder, set_test)
+    page = page_of(folder)
+    assert f"from 50.00 % ({names[0]}) to 59.90 % ({names[99]})" in " ".join(page.labels)
+    assert re.search(rf"{names[7]}\s*{names[3]}\s*4\s*40\.00\s*{names[2]}\s*{names[9]}\s*1\s*10\.00", page.words)
+    assert "On average it is 7.0 points more sure than right." in page.words
+    assert "Confusion matrix" not in page.titles  # nobody reads 10,000 cells
+    (folder / "summary.json").unlink()  # the run goes on
+    assert "Accuracy by class" not in page_of(folder).titles
+
+
+def test_a_run_without_the_test_by_class_has_a_page(make_run: MakeRun) -> None:
+    folder = make_run("ce")
+    log = folder / "metrics.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"event": "test"' not in line))
+    assert "Test" not in page_of(folder).titles
+
+
+@pytest.mark.parametrize("size", [(28, 28), (300, 200)])
+def test_pictures_of_mistakes_are_shown_where_they_are_given(make_run: MakeRun, size: tuple[int, int]) -> None:
+    folder = make_run("ce")
+    test = read_run(folder).examination
+    assert test is not None
+    picture = Image.effect_noise(size, 80).convert("RGB")
+    page = write_report(folder, {test.mistakes[1].image: picture}).read_text()
+    (source,) = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
+    shown = Image.open(io.BytesIO(base64.b64decode(source)))
+    if max(size) <= 96:
+        assert np.array_equal(np.asarray(shown), np.asarray(picture))
+    else:
+        assert shown.size == (96, 64)
+    names = read_run(folder).start.classes
+    assert f'alt="{names[test.mistakes[1].label]}, taken for {names[test.mistakes[1].prediction]}"' in page
 
 
 def test_a_single_trajectory_has_a_controller_and_no_selection(make_run: MakeRun) -> None:

@@ -373,6 +373,25 @@ def test_the_moving_average_is_tested_beside_the_student(tmp_path: Path) -> None
     assert f"{summary['ema_test_top1']:.2f} % on the test set" in write_report(tmp_path).read_text()
 
 
+def test_the_surest_mistakes_are_images_that_the_student_errs_on(tmp_path: Path) -> None:
+    settings = recipe("ce", epochs=2, precision="fp32")
+    summary = api.train(settings, tmp_path)
+    (test,) = [line for line in log(tmp_path) if line["event"] == "test"]
+    images = open_dataset(settings.data).read_test()
+    assert sum(test["class_images"]) == len(images)
+    right = sum(n * top1 / 100 for n, top1 in zip(test["class_images"], test["class_top1"], strict=True))
+    assert 100 * right / len(images) == pytest.approx(summary["test_top1"])
+    pictures, run = api.mistakes(tmp_path), tfkd_fast.load_run(tmp_path)
+    student = run.student()
+    assert list(pictures) == [mistake["image"] for mistake in test["mistakes"]]
+    for mistake in test["mistakes"]:
+        assert images.labels[mistake["image"]] == mistake["label"] != mistake["prediction"]
+        logits = student(run.normalise(images.image(mistake["image"]).unsqueeze(0)))
+        assert int(logits.argmax()) == mistake["prediction"]
+        assert 100 * logits.detach().softmax(1).max().item() == pytest.approx(mistake["confidence"], abs=0.01)
+    assert write_report(tmp_path, pictures).read_text().count('<img src="data:image/png') == len(pictures)
+
+
 def test_more_batches_than_an_epoch_has_make_no_update(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"an epoch has 6 batches: set optimizer\.accumulate to 6 or less"):
         trainer(recipe("ce", optimizer={"accumulate": 7}, data={"batch_size": 64}), tmp_path, few_images())

@@ -358,9 +358,21 @@ def evaluate(
 
 
 @app.command()
-def report(run_dir: RunDir) -> None:
+def report(
+    run_dir: RunDir,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Show the test images that the student is surest of and wrong about.")
+    ] = False,
+    data_root: DataRoot = None,
+) -> None:
     """Write the HTML page of a run again."""
-    Terminal().say(str(_report(run_dir)))
+    if not pictures:
+        Terminal().say(str(_report(run_dir)))
+        return
+    from tfkd_fast import api
+    from tfkd_fast.report import write_report
+
+    Terminal().say(str(write_report(run_dir, api.mistakes(run_dir, data_root=data_root))))
 
 
 @app.command()

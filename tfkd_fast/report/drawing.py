@@ -303,7 +303,7 @@ def heat_map(axes: Axes, scale: Axes, values: Array, extent: tuple[float, float]
     bar.ax.grid(visible=False)
     bar.set_label(label)
     bar.ax.yaxis.set_major_locator(log_locator(low, high))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     bar.minorticks_off()
 
 

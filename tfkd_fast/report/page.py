@@ -1,11 +1,17 @@
 """The page of a run: its headlines, facts, tables and charts, and the file itself."""
 
+import base64
+import io
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from tfkd_fast.errors import UserError, printable
-from tfkd_fast.events import ProfessorJudged, TeachersWeighed
+from tfkd_fast.events import Confusion, ProfessorJudged, StudentExamined, TeachersWeighed
 from tfkd_fast.files import write_atomically
 from tfkd_fast.report.curves import (
     accuracy_chart,
@@ -15,6 +21,7 @@ from tfkd_fast.report.curves import (
     pace_chart,
     terms_chart,
 )
+from tfkd_fast.report.drawing import Chart
 from tfkd_fast.report.format import (
     UNKNOWN,
     as_number,
@@ -37,7 +44,15 @@ from tfkd_fast.report.steering import (
     target_chart,
 )
 from tfkd_fast.report.teaching import pathway_chart, teacher_chart
+from tfkd_fast.report.testing import (
+    MOST_NAMED_CLASSES,
+    class_chart,
+    confusion_chart,
+    hardest_first,
+    reliability_chart,
+)
 from tfkd_fast.report.words import (
+    GLOSSARY,
     gain_words,
     measurement_words,
     ranking_words,
@@ -48,10 +63,38 @@ from tfkd_fast.report.words import (
 from tfkd_fast.runs.folder import RunFolder
 
 
-def write_report(run_folder: Path) -> Path:
+@dataclass(frozen=True)
+class Picture:
+    """A test image that the student took for another class, as text."""
+
+    source: str
+    """The image itself, as a data URI."""
+    label: str
+    prediction: str
+    confidence: str
+    """Percent."""
+
+
+Pictures = Mapping[int, Image]
+"""Images by their number in the test set."""
+
+NO_PICTURES: Pictures = {}
+
+PAIRS = 10
+"""Rows of a table of classes, or of pairs of them."""
+
+THUMBNAIL = 96
+"""The longer side of a picture that is larger, in pixels."""
+
+
+def write_report(run_folder: Path, pictures: Pictures = NO_PICTURES) -> Path:
     """Write the page of a run, finished or not, and return its path.
 
     It is one file that needs nothing else and no network; the same run folder gives the same bytes.
+
+    Args:
+        run_folder: the folder of the run.
+        pictures: test images by number, RGB or grey, to show of those that `RunRecord.examination` names.
 
     Raises:
         UserError: the folder is no run folder, one of its files is damaged, or the page cannot be written.
@@ -59,15 +102,15 @@ def write_report(run_folder: Path) -> Path:
     folder = RunFolder(run_folder)
     folder.require_run()
     # read in turn with other processes, such as the run at its end: the last page is of the latest state
-    write_atomically(folder.report, lambda file: file.write(_render_checked(folder).encode()))
+    write_atomically(folder.report, lambda file: file.write(_render_checked(folder, pictures).encode()))
     return folder.report
 
 
-def _render_checked(folder: RunFolder) -> str:
+def _render_checked(folder: RunFolder, pictures: Pictures) -> str:
     """The page of a run folder, where events of the log that do not go together are refused as a damaged line is."""
     run = read_run(folder.path)
     try:
-        return render(run)
+        return render(run, pictures)
     except UserError:
         raise
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
@@ -77,8 +120,8 @@ def _render_checked(folder: RunFolder) -> str:
         ) from error
 
 
-def render(run: RunRecord) -> str:
-    """The page of a run as HTML."""
+def render(run: RunRecord, pictures: Pictures = NO_PICTURES) -> str:
+    """The page of a run as HTML; see `write_report`."""
     return render_template(
         "tfkd_fast.report",
         "page.html",
@@ -88,6 +131,10 @@ def render(run: RunRecord) -> str:
         headlines=_test_headlines(run, run.summary) if run.summary else _latest_headlines(run),
         gain_words=gain_words(run),
         facts=_facts(run),
+        testing=_testing(run, run.examination) if run.examination else [],
+        errors=_errors(run, run.examination) if run.examination else [],
+        pictures=_pictures(run, run.examination, pictures) if run.examination else [],
+        glossary=GLOSSARY,
         class_count=count_words(len(run.start.classes), "class", "classes"),
         training=present(
             accuracy_chart(run), loss_chart(run), calibration_chart(run), pace_chart(run), terms_chart(run)
@@ -178,6 +225,58 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     if lacks:
         facts.append(("Log", f"lacks {' and '.join(lacks)}"))
     return facts
+
+
+def _testing(run: RunRecord, test: StudentExamined) -> list[Chart]:
+    """The charts of the test."""
+    names = run.start.classes
+    return present(class_chart(test, names), reliability_chart(test), confusion_chart(test, names))
+
+
+def _errors(run: RunRecord, test: StudentExamined) -> list[Table]:
+    """The hardest classes, where there are too many to chart each, and the most frequent confusions."""
+    names, tables = run.start.classes, []
+    if len(names) > MOST_NAMED_CLASSES:
+        rows = [
+            TableRow(names[label], [f"{test.class_images[label]:,}", decimals(test.class_top1[label])])
+            for label in hardest_first(test)[:PAIRS]
+        ]
+        tables.append(Table("The hardest classes", ["Class", "test images", "top-1, %"], rows))
+    rows = [
+        TableRow(names[pair.label], [names[pair.prediction], f"{pair.images:,}", _share(pair, test)])
+        for pair in test.confusions[:PAIRS]
+    ]
+    if rows:
+        tables.append(Table("The most frequent mistakes", ["Class", "taken for", "images", "% of the class"], rows))
+    return tables
+
+
+def _share(pair: Confusion, test: StudentExamined) -> str:
+    return decimals(100 * pair.images / test.class_images[pair.label])
+
+
+def _pictures(run: RunRecord, test: StudentExamined, pictures: Pictures) -> list[Picture]:
+    """The surest mistakes, of those whose images are there."""
+    names = run.start.classes
+    return [
+        Picture(
+            _source_of(pictures[mistake.image]),
+            names[mistake.label],
+            names[mistake.prediction],
+            decimals(mistake.confidence, 1),
+        )
+        for mistake in test.mistakes
+        if mistake.image in pictures
+    ]
+
+
+def _source_of(image: Image) -> str:
+    """The data URI of an image as PNG, made smaller where it is large."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _grades(run: RunRecord) -> Table:

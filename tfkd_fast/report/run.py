@@ -25,6 +25,7 @@ from tfkd_fast.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    StudentExamined,
     TargetsDecided,
     TeachersWeighed,
 )
@@ -58,6 +59,8 @@ class RunRecord:
     grades: list[GradeStarted]
     groups: list[GroupsJudged]
     resumes: list[RunResumed]
+    examination: StudentExamined | None
+    """The test of the student by class and confidence; None in logs of older versions, and of an unfinished run."""
     seconds: float
     """Seconds from the start of the run to its last event."""
     lost_lines: int
@@ -148,6 +151,7 @@ def read_run(run_folder: Path) -> RunRecord:
         grades=_events_of(GradeStarted, lines),
         groups=_events_of(GroupsJudged, lines),
         resumes=_events_of(RunResumed, lines),
+        examination=next(iter(_events_of(StudentExamined, lines)), None) if summary else None,
         seconds=lines[-1].seconds,
         lost_lines=(lines[-1].number or len(lines)) - len(lines),
         summary=summary,

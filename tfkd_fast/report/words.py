@@ -7,6 +7,24 @@ from tfkd_fast.report.run import RunRecord
 from tfkd_fast.report.steering import divergence_rises, selection_wins
 from tfkd_fast.report.teaching import pathway_words
 
+GLOSSARY = {
+    "Top-1": "The share of images whose label is the class that the student finds most likely.",
+    "Held-out": "Training images that no student is fitted to. They steer and select; the test images do neither.",
+    "NLL": "Negative log-likelihood: the mean of -log of the probability of the label, in nats. Lower ones are better.",
+    "Calibrated": "After all logits were divided by one temperature, fitted to the same images. A student that is "
+    "too sure or not sure enough is not punished for that.",
+    "ECE": "Expected calibration error: how far confidence and accuracy are apart, as a mean over 15 bins of the "
+    "confidence. 0 is best.",
+    "Confidence": "The probability of the class that the student finds most likely.",
+    "True-class mass": "The probability that the target gives to the label: 1 is a one-hot label, 0.9 label smoothing "
+    "0.1.",
+    "Divergence": "KL divergence of the one-hot label from the target, in nats: minus the logarithm of the true-class "
+    "mass.",
+    "Candidate": "One of several students that train from the same weights, until the best or their average continues.",
+    "Student-epochs": "Epochs of all candidates together: what a run costs.",
+}
+"""What the page's terms mean."""
+
 HOLDOUT_TOP1 = "holdout-top1"
 """Name of the criterion that is the goal itself."""
 

@@ -34,6 +34,7 @@ from tfkd_fast.events import (
     RunStarted,
     StepsCompiled,
     StoppedEarly,
+    StudentExamined,
 )
 from tfkd_fast.finiteness import named_tensors, nonfinite_names
 from tfkd_fast.judging.metrics import Judgement
@@ -150,9 +151,9 @@ class Trainer:
         waited = state.epoch - state.best_epoch if state.best_epoch and state.interval is None else 0
         return state.epoch == self.recipe.epochs or (patience is not None and waited >= patience)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write the last line of the log, which repeats the summary of the run and its test."""
-        self._log.write(RunFinished(**summary))
+    def finish(self, summary: dict[str, Any], examination: StudentExamined) -> None:
+        """Write the last lines of the log: the student by class, and the summary of the run and its test."""
+        self._log.write(examination, RunFinished(**summary))
         self._log.sync()
 
     def close(self) -> None:
