@@ -24,7 +24,7 @@ class _Answers(NamedTuple):
     confidence: Tensor
     """(N,): its probability."""
     right: Tensor
-    """(N,) bool."""
+    """(N,) bool: whether the prediction is the label."""
 
 
 def examine(logits: Tensor, labels: Tensor) -> StudentExamined:

@@ -72,7 +72,7 @@ class Picture:
     label: str
     prediction: str
     confidence: str
-    """Percent."""
+    """The probability of the prediction, percent."""
 
 
 Pictures = Mapping[int, Image]
