@@ -386,9 +386,13 @@ def _test(
     figures: dict[str, Any] = {"holdout_top1": None, "test_images": len(test_images)}
     if recipe.data.holdout:
         _, holdout = split_holdout(dataset.read_train(), recipe.data.holdout)
-        figures["holdout_top1"] = measure(folder.student, holdout)["top1"]
+        judged = measure(folder.student, holdout)
+        figures |= {"holdout_top1": judged["top1"], "holdout_temperature": judged["temperature"]}
         if folder.ema.exists():
-            figures["ema_holdout_top1"] = measure(folder.ema, holdout)["top1"]
+            judged = measure(folder.ema, holdout)
+            figures |= {"ema_holdout_top1": judged["top1"], "ema_holdout_temperature": judged["temperature"]}
+        if folder.best.exists():
+            figures["best_holdout_temperature"] = measure(folder.best, holdout)["temperature"]
     answers = answer(folder.student, test_images)
     metrics = in_percent(judge_predictions([answers])[0].metrics)
     figures |= {f"test_{name}": value for name, value in metrics.items()}

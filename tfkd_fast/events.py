@@ -175,8 +175,14 @@ class RunFinished(RunFacts):
     """Seconds from the start to the end of training, over all processes of the run."""
     holdout_top1: float | None = None
     """Held-out top-1 of the student, in percent; None without held-out images."""
+    holdout_temperature: float | None = None
+    """The temperature that calibrates the student's logits, fitted to held-out images."""
+    best_holdout_temperature: float | None = None
+    """The temperature that calibrates those of the student of the best epoch."""
     ema_holdout_top1: float | None = None
     """Held-out top-1 of the moving average of the student's weights, in percent."""
+    ema_holdout_temperature: float | None = None
+    """The temperature that calibrates the logits of that moving average."""
     ema_test_top1: float | None = None
     """Test top-1 of that moving average, in percent; None where there is none."""
     test_images: int = 0

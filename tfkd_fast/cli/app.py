@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 INSTEAD = {
     "compare": "tfkd-fast study trains recipes under the same seeds, and tabulates their differences",
-    "predict": "tfkd_fast.load_run(RUN_DIR).student() classifies images in Python; tfkd-fast export writes the network "
-    "for other programs",
     "push": "a run is its folder, and a student the file student.safetensors in it: copy them",
     "search": "tfkd_fast.train takes the values of a recipe as a dictionary, so that any search in Python can set them",
     "test": "tfkd-fast eval tests a finished run again",
@@ -65,6 +63,7 @@ CompileName = Literal["auto", "on", "off"]
 PopulationName = Literal["auto", "sequential", "streams", "stacked"]
 OpsName = Literal["auto", "reference", "cpp", "cuda", "triton"]
 BenchMethodName = Literal["ce", "label-smoothing", "kd"]
+FormatName = Literal["json", "csv"]
 
 
 def _refusing(check: Callable[[object], object]) -> Callable[[str], Any]:
@@ -99,6 +98,8 @@ Assignments = Annotated[
         help="Set any value of the recipe; may be given again. tfkd-fast options lists them.",
     ),
 ]
+Best = Annotated[bool, typer.Option("--best", help="Take the student of the epoch that was best on held-out images.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the student's weights.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.", show_default=False)]
 
 
@@ -357,6 +358,36 @@ def evaluate(
     Terminal().print(to_json(figures, indent=2), soft_wrap=True)
 
 
+@app.command("predict")
+def predict_images(
+    run_dir: RunDir,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, and folders of them.", show_default=False)
+    ],
+    best: Best = False,
+    ema: Ema = False,
+    top: Annotated[int, typer.Option(min=1, max=100_000, help="Number of classes that are named of each image.")] = 1,
+    form: Annotated[
+        FormatName, typer.Option("--format", metavar="FORMAT", help="What is printed: json or csv.")
+    ] = "json",
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Number of images in a batch.")] = 64,
+    device: Annotated[DeviceName, DEVICE] = "auto",
+    precision: Annotated[PrecisionName, PRECISION] = "auto",
+) -> None:
+    """Print the likeliest classes of images by the student of a finished run, as JSON or CSV."""
+    from tfkd_fast.cli.predict import as_csv, as_json
+    from tfkd_fast.runs.predictions import predict
+    from tfkd_fast.runs.stored import load_run
+
+    run, weights = load_run(run_dir), _weights(best=best, ema=ema)
+    found = predict(run, images, weights=weights, top=top, batch_size=batch_size, device=device, precision=precision)
+    if run.temperature(weights) is None:
+        warnings.warn(
+            Notice(f"no temperature is known of {run_dir}: probabilities are as sure as its logits"), stacklevel=2
+        )
+    Terminal().print(as_csv(found) if form == "csv" else as_json(run, weights, found), soft_wrap=True)
+
+
 @app.command()
 def report(
     run_dir: RunDir,
@@ -382,6 +413,12 @@ def export(run_dir: RunDir) -> None:
 
     for path in export_student(run_dir):
         Terminal().say(str(path))
+
+
+def _weights(*, best: bool, ema: bool) -> Literal["last", "best", "ema"]:
+    if best and ema:
+        raise UserError("--best and --ema name different weights of the run: leave one of them out")
+    return "best" if best else "ema" if ema else "last"
 
 
 @app.command()

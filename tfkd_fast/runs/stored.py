@@ -1,21 +1,25 @@
-"""A run that is read from its folder: recipe, log, summary, and its student as a network."""
+"""A run that is read from its folder: recipe, log, summary, its student, and what belongs to it to be used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
 from tfkd_fast.models import NetworkOrFactory
+from tfkd_fast.runs.classifier import Classifier, Normalise
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.student import StudentHeader, read_student, read_student_header
+
+Weights = Literal["last", "best", "ema"]
+"""Which weights of a run: those of the last epoch, of the epoch that was best on held-out images, or their moving
+average."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class StoredRun:
         Raises:
             UserError: if the run is not finished.
         """
-        return self._network(self.folder.student)
+        return read_student(self.weights_file("last"))[1]
 
     def best(self) -> nn.Module:
         """The student of the epoch that was best on held-out images, otherwise like `student`.
@@ -74,9 +78,7 @@ class StoredRun:
         Raises:
             UserError: if no epoch was judged on held-out images, or none yet.
         """
-        if not self.folder.best.exists():
-            raise UserError(f"{self.path} has no best epoch: none was judged on held-out images; use student()")
-        return self._network(self.folder.best)
+        return read_student(self.weights_file("best"))[1]
 
     def ema(self) -> nn.Module:
         """The moving average of the student's weights after the last epoch, otherwise like `student`.
@@ -84,9 +86,43 @@ class StoredRun:
         Raises:
             UserError: if the run kept none (`optimizer.ema_decay`), or is not finished.
         """
-        if not self.folder.ema.exists():
-            raise UserError(f"{self.path} has no moving average of the weights; use student()")
-        return self._network(self.folder.ema)
+        return read_student(self.weights_file("ema"))[1]
+
+    def classifier(self, weights: Weights = "last") -> Classifier:
+        """A student behind its pre-processing: a module from pixels to logits, which reads image files, too, and has
+        the names of the classes and the temperature of the run, on the CPU in float32.
+
+        Args:
+            weights: "last", "best" or "ema", for the students of `student`, `best` and `ema`.
+
+        Raises:
+            UserError: if the run has no such weights.
+        """
+        header, network = read_student(self.weights_file(weights))
+        temperature = self.temperature(weights)
+        return Classifier(network, header, centre_crop=self.recipe.data.centre_crop, temperature=temperature)
+
+    def temperature(self, weights: Weights = "last") -> float | None:
+        """What logits are divided by for probabilities, fitted to the held-out images at the end of the run; None where
+        there were none, before the end of the run, and for runs of earlier versions."""
+        prefix = "" if weights == "last" else f"{weights}_"
+        found: float | None = (self.summary or {}).get(f"{prefix}holdout_temperature")
+        return found
+
+    def weights_file(self, weights: Weights) -> Path:
+        """The file of a student, see `Weights`.
+
+        Raises:
+            UserError: there is none.
+        """
+        files = {"last": self.folder.student, "best": self.folder.best, "ema": self.folder.ema}
+        reasons = {
+            "best": "no best epoch: none was judged on held-out images",
+            "ema": "no moving average of the weights, as optimizer.ema_decay makes one",
+        }
+        if weights in reasons and not files[weights].exists():
+            raise UserError(f"{self.path} has {reasons[weights]}; use the student of the last epoch")
+        return files[weights]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Images as the student takes them: pixels less the mean of the training images, over their deviation.
@@ -105,21 +141,14 @@ class StoredRun:
                 f"the student of {self.path} takes images of shape {self.image_shape}, not {tuple(pixels.shape[1:])}: "
                 "resize them, and give a batch of them"
             )
-        scaled = pixels.float() / (1 if pixels.is_floating_point() else 255)
-        mean, deviation = (
-            torch.tensor(values, device=pixels.device).reshape(-1, 1, 1)
-            for values in (self._header.mean, self._header.std)
-        )
-        return (scaled - mean) / deviation
+        normalised: Tensor = Normalise(self._header).to(pixels.device)(pixels)
+        return normalised
 
     @cached_property
     def _header(self) -> StudentHeader:
         """The header of the student, or before the end of the run that of its best epoch."""
         finished, best = self.folder.student, self.folder.best
         return read_student_header(best if best.exists() and not finished.exists() else finished)
-
-    def _network(self, weights: Path) -> nn.Module:
-        return read_student(weights)[1]
 
 
 def load_run(path: Path | str, *, model: NetworkOrFactory | None = None) -> StoredRun:
