@@ -78,7 +78,7 @@ def test_an_unfinished_run_has_a_recipe_and_a_log(tmp_path: Path) -> None:
     assert run.events == [COMPILED]
     with pytest.raises(UserError, match="not finished, go on with --resume"):
         run.student()
-    with pytest.raises(UserError, match="has no best epoch.*use the student of the last epoch"):
+    with pytest.raises(UserError, match=r"has no best epoch.*use the student of the last epoch"):
         run.best()
 
 

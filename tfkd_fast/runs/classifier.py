@@ -13,7 +13,7 @@ from tfkd_fast.data.images import convert_colours, from_pillow, read_rgb, show_c
 from tfkd_fast.errors import UserError
 
 ImageOrFile = Image.Image | Path | str
-"""An image of Pillow's, which is taken as it lies, or the path of an image file, which is turned upright."""
+"""An image of Pillow's, which is taken as it lies; or the path of an image file, which is turned upright."""
 
 
 class Normalise(nn.Module):
@@ -37,7 +37,7 @@ class Normalise(nn.Module):
         return (levels - self.mean) / self.std
 
 
-class Classifier(nn.Module):
+class ImageClassifier(nn.Module):
     """A student with all that belongs to it: a module that takes pixels and gives logits.
 
     It is in evaluation mode, and its weights are those of the network alone: `classifier.network`.
@@ -100,5 +100,5 @@ class Classifier(nn.Module):
     def _read(self, image: ImageOrFile) -> Tensor:
         channels, _, size = self.image_shape
         rgb = convert_colours(image, "an image") if isinstance(image, Image.Image) else read_rgb(Path(image))
-        shown = show_centre(rgb, size, self.centre_crop)
-        return from_pillow(shown.convert("L") if channels == 1 else shown)
+        square = show_centre(rgb, size, self.centre_crop)
+        return from_pillow(square.convert("L") if channels == 1 else square)

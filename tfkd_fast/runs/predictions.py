@@ -21,13 +21,13 @@ class Prediction(NamedTuple):
     """The likeliest classes of an image, the likeliest first."""
 
     image: Path
-    """The image file."""
+    """The path of the image file."""
     labels: tuple[int, ...]
-    """The labels of the classes."""
+    """The labels of the classes, from 0."""
     classes: tuple[str, ...]
-    """Their names."""
+    """The names of the same classes."""
     probabilities: tuple[float, ...]
-    """Their probabilities, see `Classifier.probabilities`."""
+    """The probabilities of the same classes, see `ImageClassifier.probabilities`."""
 
 
 def find_images(places: Sequence[Path | str]) -> list[Path]:

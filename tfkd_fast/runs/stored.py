@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
 from tfkd_fast.models import NetworkOrFactory
-from tfkd_fast.runs.classifier import Classifier, Normalise
+from tfkd_fast.runs.classifier import ImageClassifier, Normalise
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.student import StudentHeader, read_student, read_student_header
 
 Weights = Literal["last", "best", "ema"]
-"""Which weights of a run: those of the last epoch, of the epoch that was best on held-out images, or their moving
+"""The weights of a run by name: of the last epoch, of the epoch that was best on held-out images, or their moving
 average."""
 
 
@@ -88,7 +88,7 @@ class StoredRun:
         """
         return read_student(self.weights_file("ema"))[1]
 
-    def classifier(self, weights: Weights = "last") -> Classifier:
+    def classifier(self, weights: Weights = "last") -> ImageClassifier:
         """A student behind its pre-processing: a module from pixels to logits, which reads image files, too, and has
         the names of the classes and the temperature of the run, on the CPU in float32.
 
@@ -100,7 +100,7 @@ class StoredRun:
         """
         header, network = read_student(self.weights_file(weights))
         temperature = self.temperature(weights)
-        return Classifier(network, header, centre_crop=self.recipe.data.centre_crop, temperature=temperature)
+        return ImageClassifier(network, header, centre_crop=self.recipe.data.centre_crop, temperature=temperature)
 
     def temperature(self, weights: Weights = "last") -> float | None:
         """What logits are divided by for probabilities, fitted to the held-out images at the end of the run; None where
