@@ -1,8 +1,9 @@
-"""Whole runs: train, replay, go on after a kill, and test. The test set is read here only, and after training."""
+"""Whole runs: train, replay, go on after a kill, and test. The test set is read here only, and after training; of a run
+with `test = false` by `evaluate` alone."""
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def resume(
                 recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
         with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
             opened = open_dataset(recipe.data, download=download, pairs=dataset)
-            opened.refuse_unusable_test()
+            if recipe.test:
+                opened.refuse_unusable_test()
             with sealed_test_images():
                 if state is None and not folder.data.exists():  # stopped before it was recorded
                     folder.write_data(opened.identity)
@@ -205,7 +207,7 @@ def evaluate(
     folder = RunFolder(Path(out))
     recipe, opened = _reopen(folder, data_root=data_root, dataset=dataset, model=model, download=download)
     convolutions = (folder.read_convolutions() or ConvolutionRecord()).available()
-    return _test(recipe, opened, resolve_compute(device, precision), folder, convolutions)[0]
+    return _judge(recipe, opened, resolve_compute(device, precision), folder, convolutions, test=True)[0]
 
 
 @contextmanager
@@ -224,7 +226,8 @@ def _begin(
     folder.refuse_if_taken(overwrite=overwrite)
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
         dataset = open_dataset(recipe.data, download=download, pairs=pairs)
-        dataset.refuse_unusable_test()
+        if recipe.test:
+            dataset.refuse_unusable_test()
         with sealed_test_images():
             if replayed is not None and takes_the_same_images(recipe, read_recipe(replayed)):
                 refuse_other_data(dataset, read_student_header(replayed.student), f"the run in {replayed.path}")
@@ -323,13 +326,16 @@ def _trainer(
 
 
 def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
-    """Train, then test the student and write the summary."""
-    folder, stop.resumable = trainer.folder, True
+    """Train, then judge the student and write the summary."""
+    folder, recipe, stop.resumable = trainer.folder, trainer.recipe, True
     with closing(trainer):
         with _explain_lost_worker(folder), _explain_batch_of_one():
             with sealed_test_images():
                 summary = trainer.run(stop)
-            figures, examination = _test(trainer.recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions)
+            with nullcontext() if recipe.test else sealed_test_images():
+                figures, examination = _judge(
+                    recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions, test=recipe.test
+                )
             summary |= figures
         trainer.finish(summary, examination)
     folder.write_json(folder.summary, summary)  # from now on the run is finished
@@ -368,10 +374,17 @@ def _explain_batch_of_one() -> Iterator[None]:
         ) from None
 
 
-def _test(
-    recipe: Recipe, dataset: Dataset, compute: Compute, folder: RunFolder, convolutions: ConvolutionRecord
-) -> tuple[dict[str, Any], StudentExamined]:
-    """Held-out and test figures of the student, top-1 and top-5 in percent, and its test by class."""
+def _judge(
+    recipe: Recipe,
+    dataset: Dataset,
+    compute: Compute,
+    folder: RunFolder,
+    convolutions: ConvolutionRecord,
+    *,
+    test: bool,
+) -> tuple[dict[str, Any], StudentExamined | None]:
+    """Held-out figures of the student, top-1 and top-5 in percent, and with `test` those of the test and the test by
+    class."""
 
     def answer(weights: Path, images: ImageSet) -> tuple[Tensor, Tensor]:
         model = load_student(weights, recipe.model, len(dataset.classes), dataset.image_shape)
@@ -382,28 +395,33 @@ def _test(
     def measure(weights: Path, images: ImageSet) -> dict[str, float]:
         return in_percent(judge_predictions([answer(weights, images)])[0].metrics)
 
-    test_images = dataset.read_test()
-    figures: dict[str, Any] = {"holdout_top1": None, "test_images": len(test_images)}
+    figures: dict[str, Any] = {"holdout_top1": None}
+    examination = None
+    if test:
+        test_images = dataset.read_test()
+        figures["test_images"] = len(test_images)
     if recipe.data.holdout:
         _, holdout = split_holdout(dataset.read_train(), recipe.data.holdout)
         judged = measure(folder.student, holdout)
-        figures |= {"holdout_top1": judged["top1"], "holdout_temperature": judged["temperature"]}
+        figures |= {f"holdout_{name}": judged[name] for name in ("top1", "calibrated_nll", "temperature")}
         if folder.ema.exists():
             judged = measure(folder.ema, holdout)
             figures |= {"ema_holdout_top1": judged["top1"], "ema_holdout_temperature": judged["temperature"]}
         if folder.best.exists():
             figures["best_holdout_temperature"] = measure(folder.best, holdout)["temperature"]
-    answers = answer(folder.student, test_images)
-    metrics = in_percent(judge_predictions([answers])[0].metrics)
-    figures |= {f"test_{name}": value for name, value in metrics.items()}
-    if folder.ema.exists():
-        figures["ema_test_top1"] = measure(folder.ema, test_images)["top1"]
-    if folder.best.exists():
-        figures["best_test_top1"] = measure(folder.best, test_images)["top1"]
+    if test:
+        answers = answer(folder.student, test_images)
+        examination = examine(*answers)
+        metrics = in_percent(judge_predictions([answers])[0].metrics)
+        figures |= {f"test_{name}": value for name, value in metrics.items()}
+        if folder.ema.exists():
+            figures["ema_test_top1"] = measure(folder.ema, test_images)["top1"]
+        if folder.best.exists():
+            figures["best_test_top1"] = measure(folder.best, test_images)["top1"]
     for name, value in figures.items():
         if value is not None and not math.isfinite(value):
             raise UserError(
                 f"the figure {name} of the student in {folder.path} is {value}, because its outputs are not finite: "
                 "train it again, with a lower optimizer.learning_rate"
             )
-    return figures, examine(*answers)
+    return figures, examination

@@ -137,10 +137,10 @@ class RunResumed(RunFacts):
 
 
 class RunFinished(RunFacts):
-    """The run is complete and tested: the last line of its log, which repeats summary.json.
+    """The run is complete and judged: the last line of its log, which repeats summary.json.
 
     What else the method adds to the summary is kept as extra fields. The figures named `test_...` are those of the
-    student after the last epoch on the test images.
+    student after the last epoch on the test images; a run that was not tested has none.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -175,6 +175,8 @@ class RunFinished(RunFacts):
     """Seconds from the start to the end of training, over all processes of the run."""
     holdout_top1: float | None = None
     """Held-out top-1 of the student, in percent; None without held-out images."""
+    holdout_calibrated_nll: float | None = None
+    """Held-out negative log-likelihood of the student under the calibrating temperature, nats."""
     holdout_temperature: float | None = None
     """The temperature that calibrates the student's logits, fitted to held-out images."""
     best_holdout_temperature: float | None = None
@@ -186,16 +188,16 @@ class RunFinished(RunFacts):
     ema_test_top1: float | None = None
     """Test top-1 of that moving average, in percent; None where there is none."""
     test_images: int = 0
-    """Number of test images."""
-    test_top1: Number
+    """Number of test images; 0 where the run was not tested, and in logs that do not say."""
+    test_top1: Number = math.nan
     """Test top-1 of the student, in percent."""
     test_top5: Number = math.nan
     """Test top-5 of the student, in percent."""
-    test_nll: Number
+    test_nll: Number = math.nan
     test_calibrated_nll: Number = math.nan
     test_temperature: Number = math.nan
     test_brier: Number = math.nan
-    test_ece: Number
+    test_ece: Number = math.nan
     test_entropy: Number = math.nan
     test_confidence: Number = math.nan
 

@@ -578,7 +578,9 @@ def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
 def _report_run(summary: dict[str, Any], out: Path) -> None:
     """Write the report of a finished run, and print what came of it."""
     report = _report(out)
-    Terminal(optional=True).say(f"test accuracy {summary['test_top1']:.2f} %")
+    tested = "test_top1" in summary
+    accuracy = f"test accuracy {summary['test_top1']:.2f} %" if tested else "not tested: tfkd-fast eval does that"
+    Terminal(optional=True).say(accuracy)
     Terminal(optional=True).say(f"report {report}")
 
 

@@ -206,11 +206,12 @@ class Display(Listener):
     def _show_finish(self, finish: RunFinished) -> None:
         if self._live:
             self._live.stop()
-        judged = "" if finish.holdout_top1 is None else f"held-out {finish.holdout_top1:.2f} %, "
+        figures = [] if finish.holdout_top1 is None else [f"held-out {finish.holdout_top1:.2f} %"]
+        tested = f"test {finish.test_top1:.2f} %, NLL {finish.test_nll:.3f}, ECE {finish.test_ece:.3f}"
+        figures.append(tested if math.isfinite(finish.test_top1) else "not tested")
         self._terminal.say(
             f"{finish.student_epochs} student-epochs in {finish.seconds:.0f} s · "
-            f"{finish.images_per_second:,.0f} images/s · last epoch: {judged}"
-            f"test {finish.test_top1:.2f} %, NLL {finish.test_nll:.3f}, ECE {finish.test_ece:.3f}"
+            f"{finish.images_per_second:,.0f} images/s · last epoch: {', '.join(figures)}"
         )
         if finish.ema_test_top1 is not None:
             judged = "" if finish.ema_holdout_top1 is None else f"held-out {finish.ema_holdout_top1:.2f} %, "

@@ -156,6 +156,8 @@ def render(run: RunRecord, pictures: Pictures = NO_PICTURES) -> str:
 
 
 def _test_headlines(run: RunRecord, summary: dict[str, Any]) -> list[Headline]:
+    if "test_top1" not in summary:
+        return _latest_headlines(run)
     top1, images = as_number(summary.get("test_top1")), summary.get("test_images")
     best_epoch, epochs = summary.get("best_epoch"), summary.get("student_epochs")
     error = f"± {decimals(_standard_error(top1, images))} standard error" if images else "after the last epoch"

@@ -102,6 +102,8 @@ def measurement_words(run: RunRecord) -> list[str]:
     if run.summary is None:
         return [*lines, "The test set has not been read yet: that happens after the last epoch only."]
     summary = run.summary
+    if "test_top1" not in summary:
+        return [*lines, "The test set was not read: the run is one that others are chosen by (test = false)."]
     images = f" ({summary['test_images']:,} images)" if "test_images" in summary else ""
     lines.append(f"The test set{images} was read after the last epoch only, and steered nothing.")
     lines.append(f"Epoch rule: the figures at the top are of the {summary.get('epoch_rule', 'last')} epoch.")

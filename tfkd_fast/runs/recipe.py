@@ -59,6 +59,9 @@ class Recipe(Settings):
     measures for runs of 1000 steps and more."""
     ops: Literal["auto", "reference", "cpp", "cuda", "triton"] = "auto"
     """Implementation of the package's operators; auto takes the fastest that serves the device."""
+    test: bool = True
+    """Whether the student is tested after the last epoch; a run that others are chosen by leaves the test images
+    sealed."""
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)
     """Epochs from one checkpoint to the next; the last epoch always has one."""
     tensorboard: bool = False

@@ -151,9 +151,9 @@ class Trainer:
         waited = state.epoch - state.best_epoch if state.best_epoch and state.interval is None else 0
         return state.epoch == self.recipe.epochs or (patience is not None and waited >= patience)
 
-    def finish(self, summary: dict[str, Any], examination: StudentExamined) -> None:
-        """Write the last lines of the log: the student by class, and the summary of the run and its test."""
-        self._log.write(examination, RunFinished(**summary))
+    def finish(self, summary: dict[str, Any], examination: StudentExamined | None) -> None:
+        """Write the last lines of the log: the test of the student by class, if there was one, and the summary."""
+        self._log.write(*([examination] if examination else []), RunFinished(**summary))
         self._log.sync()
 
     def close(self) -> None:
