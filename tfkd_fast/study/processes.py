@@ -1,5 +1,6 @@
 """The processes of a study's runs: on Linux forked from one that has imported what they need, elsewhere started."""
 
+import contextlib
 import json
 import os
 import select
@@ -8,14 +9,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.stop import LIFELINE
 from tfkd_fast.strict_json import to_json
+
+POLL = 0.1
+"""Seconds between two looks at the processes."""
+PATIENCE = 10.0
+"""Seconds that a process may take to end after it was asked to end at once."""
 
 
 class RunProcess(Protocol):
@@ -59,6 +65,45 @@ def processes(folder: Path, threads: int, inherited: Sequence[int]) -> Iterator[
         return
     with ForkedProcesses(folder, environment, inherited) as forked:
         yield forked
+
+
+@contextmanager
+def lifeline_pipe() -> Iterator[tuple[int, BinaryIO]]:
+    """The end of a pipe that is read, and the other one; see `LIFELINE`."""
+    end, other = os.pipe()
+    try:
+        with os.fdopen(other, "wb") as lifeline:
+            yield end, lifeline
+    finally:
+        os.close(end)
+
+
+def wait_for_all(running: Collection[RunProcess]) -> None:
+    """Wait until all processes have ended, which were asked to; on a second signal end them at once."""
+    try:
+        for process in running:
+            process.wait()
+    except BaseException:
+        for process in running:
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+        raise
+
+
+def end_reason(log: Path, code: int) -> str:
+    """The reason why a process failed, which is the last line of its output in `log`, by its exit code."""
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name} (see {log})"
+    with contextlib.suppress(OSError):  # somebody deleted it
+        if lines := log.read_text(errors="replace").strip().splitlines():
+            return f"{lines[-1].removeprefix('error: ')} (see {log})"
+    return f"it said nothing (see {log})"
 
 
 class StartedProcesses(Processes):

@@ -3,13 +3,8 @@
 A study may be stopped at any time: what is finished stays, what is not goes on from its newest checkpoint.
 """
 
-import contextlib
-import os
 import re
-import signal
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,12 +19,15 @@ from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
-from tfkd_fast.study.processes import Processes, RunProcess, processes
-
-POLL = 0.1
-"""Seconds between two looks at the processes."""
-PATIENCE = 10.0
-"""Seconds that a process may take to end after it was asked to end at once."""
+from tfkd_fast.study.processes import (
+    POLL,
+    Processes,
+    RunProcess,
+    end_reason,
+    lifeline_pipe,
+    processes,
+    wait_for_all,
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ class Runner:
             Stopped: `stop` asked for it.
         """
         stop = stop or Stop()
-        with lock_folder(self.folder.path) as locks, _pipe() as (end, lifeline):
+        with lock_folder(self.folder.path) as locks, lifeline_pipe() as (end, lifeline):
             self.folder.create()
             self.write_table()
             if self.waiting:
@@ -178,7 +176,7 @@ class Runner:
                         self._on_look()
             finally:
                 lifeline.close()
-                self._wait_for_all()
+                wait_for_all(self._running.values())
                 stop.unsaved = False
 
     @property
@@ -250,7 +248,7 @@ class Runner:
         ended = [(run, code) for run, code in codes if code is not None]
         for run, code in ended:
             del self._running[run]
-            self._end(run, None if self.folder.run(run).summary.exists() else self._reason(run, code))
+            self._end(run, None if self.folder.run(run).summary.exists() else end_reason(self.folder.log(run), code))
         if self._running and not ended:
             source.pause(POLL)
 
@@ -259,33 +257,6 @@ class Runner:
             self.failures[run.name], self.failed_now = failure, True
         self.write_table()
         self._on_end(run, failure)
-
-    def _reason(self, run: Run, code: int) -> str:
-        """The reason why a run failed, which is the last line of its output."""
-        log = self.folder.log(run)
-        if code < 0:
-            return f"ended by {signal.Signals(-code).name} (see {log})"
-        with contextlib.suppress(OSError):  # somebody deleted it
-            if lines := log.read_text(errors="replace").strip().splitlines():
-                return f"{lines[-1].removeprefix('error: ')} (see {log})"
-        return f"it said nothing (see {log})"
-
-    def _wait_for_all(self) -> None:
-        """Wait until all processes have ended, which were asked to; on a second signal end them at once."""
-        try:
-            for process in self._running.values():
-                process.wait()
-        except BaseException:
-            for process in self._running.values():
-                process.terminate()
-            for process in self._running.values():
-                try:
-                    process.wait(PATIENCE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(PATIENCE)
-            raise
 
     def _sources(self, run: Run) -> list[Run]:
         """The runs that a run needs: the one that it replays, or its teachers."""
@@ -313,17 +284,6 @@ class Runner:
                 f"{run_folder.path} holds a run by another recipe than the study's: "
                 "choose another --out, or delete that folder to train it again"
             )
-
-
-@contextmanager
-def _pipe() -> Iterator[tuple[int, BinaryIO]]:
-    """The end of a pipe that is read, and the other one; see `LIFELINE`."""
-    end, other = os.pipe()
-    try:
-        with os.fdopen(other, "wb") as lifeline:
-            yield end, lifeline
-    finally:
-        os.close(end)
 
 
 def _write(path: Path, text: str) -> None:
