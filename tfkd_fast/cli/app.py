@@ -407,12 +407,34 @@ def report(
 
 
 @app.command()
-def export(run_dir: RunDir) -> None:
-    """Write the student of a finished run for torch.export and as ONNX."""
-    from tfkd_fast.runs.export import export_student
+def export(
+    run_dir: RunDir,
+    best: Best = False,
+    ema: Ema = False,
+    uint8: Annotated[
+        bool, typer.Option("--uint8", help="Put the normalisation inside: it takes pixels 0..255 as uint8.")
+    ] = False,
+    temperature: Annotated[
+        bool, typer.Option("--temperature", help="Divide logits inside by the temperature of the run.")
+    ] = False,
+    softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities instead of logits.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write an ONNX file with 8-bit weights and activations, too, and compare.")
+    ] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Write the student of a finished run for torch.export and as ONNX, compared with it on images of its data set."""
+    from tfkd_fast.runs.export import Inside, export_student
 
-    for path in export_student(run_dir):
+    weights, inside = _weights(best=best, ema=ema), Inside(uint8=uint8, temperature=temperature, softmax=softmax)
+    for path in export_student(run_dir, weights=weights, inside=inside, data_root=data_root):
         Terminal().say(str(path))
+    if int8:
+        from tfkd_fast.cli.int8 import show_measured
+        from tfkd_fast.runs.int8 import quantise_student
+
+        measured = quantise_student(run_dir, weights=weights, inside=inside, data_root=data_root)
+        show_measured(measured, Terminal())
 
 
 def _weights(*, best: bool, ema: bool) -> Literal["last", "best", "ema"]:

@@ -15,6 +15,7 @@ from tfkd_fast.ops import backends, native
 EXTRAS = {
     "tensorboard": ("TensorBoard events", "logging"),
     "onnxscript": ("ONNX export", "export"),
+    "onnxruntime": ("ONNX export: its check, and int8", "export"),
     "pytest_benchmark": ("benchmarks", "bench"),
 }
 VECTOR_LEVELS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve")

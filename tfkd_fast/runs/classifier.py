@@ -58,6 +58,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.network = network
         self.normalise = Normalise(trained)
+        self.trained = trained
         self.classes = trained.classes
         self.image_shape = trained.image_shape
         self.centre_crop = centre_crop

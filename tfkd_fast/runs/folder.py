@@ -3,9 +3,8 @@
 recipe.toml (resolved) · data.json (what the data set is known by) · convolutions.json (by which algorithms they are
 computed) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
 best.safetensors (best epoch on the held-out split) · student-ema.safetensors (moving average of the
-weights) · policy.safetensors (of a controller that has one) and other files
-of a method · summary.json · report.html · student.pt2 and student.onnx when exported · tensorboard/ when asked for ·
-lock.
+weights) · policy.safetensors (of a controller that has one) and other files of a method · summary.json · report.html ·
+student.pt2, student.onnx and student-int8.onnx when exported, and their like · tensorboard/ when asked for · lock.
 """
 
 import contextlib
@@ -37,6 +36,8 @@ from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.lock import LOCK, lock_folder, refuse_if_busy
 
 KEPT_CHECKPOINTS = 2
+EXPORTS = (".pt2", ".onnx", "-int8.onnx")
+"""What the names of exports have after that of the student's file."""
 CHECKPOINT = re.compile(r"epoch-(\d+)\.ckpt")
 """The name of a checkpoint, with the number of epochs before it."""
 
@@ -58,8 +59,6 @@ class RunFolder:
         self.policy = path / "policy.safetensors"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
-        self.archive = path / "student.pt2"
-        self.onnx = path / "student.onnx"
         self.tensorboard = path / "tensorboard"
         self.generations = path / "generations.jsonl"  # of a search for a policy, which is no run
 
@@ -120,7 +119,9 @@ class RunFolder:
         """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
         that of a run until the next recipe takes its place."""
         records = [self.summary, self.data, self.convolutions, self.metrics]
-        own = [*records, self.student, self.best, self.ema, self.report, self.archive, self.onnx]
+        students = [self.student, self.best, self.ema]
+        exports = [file.with_name(file.stem + ending) for file in students for ending in EXPORTS]
+        own = [*records, *students, *exports, self.report]
         methods = [self.path / name for entry in METHODS.usable() for name in entry.build.FILES]
         for file in (*own, *methods):
             yield file

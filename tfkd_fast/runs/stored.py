@@ -105,9 +105,17 @@ class StoredRun:
     def temperature(self, weights: Weights = "last") -> float | None:
         """What logits are divided by for probabilities, fitted to the held-out images at the end of the run; None where
         there were none, before the end of the run, and for runs of earlier versions."""
-        prefix = "" if weights == "last" else f"{weights}_"
-        found: float | None = (self.summary or {}).get(f"{prefix}holdout_temperature")
+        found: float | None = self.metrics(weights).get("holdout_temperature")
         return found
+
+    def metrics(self, weights: Weights = "last") -> dict[str, Any]:
+        """The figures of some weights on held-out and test images, as `holdout_top1` and `test_top1`, in percent; there
+        are none before the end of the run, and fewer of other weights than of those of the last epoch."""
+        prefix = "" if weights == "last" else f"{weights}_"
+        own = {
+            name.removeprefix(prefix): value for name, value in (self.summary or {}).items() if name.startswith(prefix)
+        }
+        return {name: value for name, value in own.items() if name.startswith(("holdout_", "test_"))}
 
     def weights_file(self, weights: Weights) -> Path:
         """The file of a student, see `Weights`.
