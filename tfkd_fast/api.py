@@ -29,7 +29,7 @@ from tfkd_fast.runs.recipe import Recipe, load_recipe, make_recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import load_student, read_student_header
-from tfkd_fast.runs.tensorboard import TensorBoardWriter
+from tfkd_fast.runs.trackers import TRACKERS
 from tfkd_fast.training.trainer import Trainer, in_percent
 
 
@@ -318,8 +318,7 @@ def _trainer(
     convolutions: ConvolutionRecord | None = None,
 ) -> Trainer:
     """The trainer of a run, or UserError for what cannot be trained."""
-    if recipe.tensorboard:
-        listeners = [*listeners, TensorBoardWriter(folder)]
+    listeners = [*listeners, *(TRACKERS[name](folder, recipe.table()) for name in recipe.trackers)]
     compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
     ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
     return Trainer(recipe, dataset, compute, folder, listeners, convolutions)

@@ -165,19 +165,6 @@ def test_checkpoints_of_another_recipe_are_refused(tmp_path: Path) -> None:
         Trainer(other, open_dataset(other.data), CPU, RunFolder(tmp_path), []).run()
 
 
-def test_tensorboard_gets_every_curve(tmp_path: Path) -> None:
-    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    api.train(recipe("tfkd-mrs", tensorboard=True), tmp_path, listeners=[])
-    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    scalars = set(events.Tags()["scalars"])
-    wanted = {"train_loss/candidate_0", "holdout_top1/candidate_3", "true_mass/candidate_1", "reward/candidate_2"}
-    assert wanted <= scalars
-    logged = [event for event in log(tmp_path) if event["event"] == "epoch" and event["candidate"] == 3]
-    assert [s.value for s in events.Scalars("holdout_top1/candidate_3")] == pytest.approx(
-        [event["holdout"]["top1"] for event in logged]
-    )
-
-
 def test_a_run_does_not_depend_on_the_loader(tmp_path: Path) -> None:
     """Not for arrays, and not for PNG files of the right size."""
     names = [name for name, reason in missing_loaders().items() if reason is None]

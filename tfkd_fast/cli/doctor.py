@@ -13,10 +13,12 @@ from tfkd_fast.device import cpu_capabilities, resolve_compute
 from tfkd_fast.ops import backends, native
 
 EXTRAS = {
-    "tensorboard": ("TensorBoard events", "logging"),
+    "tensorboard": ("curves in TensorBoard", "logging"),
+    "wandb": ("curves in W&B", "wandb"),
+    "mlflow": ("curves in MLflow", "mlflow"),
     "onnxscript": ("ONNX export", "export"),
     "onnxruntime": ("ONNX export: its check, and int8", "export"),
-    "pytest_benchmark": ("benchmarks", "bench"),
+    "pytest_benchmark": ("benchmarks", "benchmarks"),
 }
 VECTOR_LEVELS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve")
 

@@ -1,7 +1,7 @@
-"""Recipes of run folders that earlier versions wrote, in the keys of this one.
+"""Recipes of earlier versions in the keys of this one.
 
-An earlier version wrote every key of a table, also those that the chosen form does not read. They had no effect, so
-that dropping them changes nothing of the run.
+In run folders an earlier version wrote every key of a table, also those that the chosen form does not read. They had
+no effect, so that dropping them changes nothing of the run.
 """
 
 from collections.abc import Mapping
@@ -34,6 +34,26 @@ def drop_unread_keys(table: Table, fields: Mapping[str, FieldInfo]) -> Table:
             values = {name: value for name, value in values.items() if name not in dropped}
         result[key] = values
     return result
+
+
+def name_trackers(table: Table) -> Table:
+    """A recipe, or some values of one, with `trackers` in the place of the key `tensorboard`, true or false, which was
+    there before.
+
+    Raises:
+        UserError: for both keys, if they contradict each other.
+    """
+    wanted = table.get("tensorboard")
+    if not isinstance(wanted, bool):
+        return table
+    named = table.get("trackers")
+    if isinstance(named, list) and ("tensorboard" in named) != wanted:
+        raise UserError(
+            f"recipe key 'tensorboard' is the old form of trackers, which says otherwise: leave tensorboard out (got "
+            f"{str(wanted).lower()})"
+        )
+    others = {key: value for key, value in table.items() if key != "tensorboard"}
+    return {"trackers": ["tensorboard"] if wanted else []} | others
 
 
 def _move_peers(table: Table) -> Table:

@@ -4,7 +4,8 @@ recipe.toml (resolved) · data.json (what the data set is known by) · convoluti
 computed) · metrics.jsonl (one event a line, flushed) · checkpoints/ · student.safetensors (last epoch) ·
 best.safetensors (best epoch on the held-out split) · student-ema.safetensors (moving average of the
 weights) · policy.safetensors (of a controller that has one) and other files of a method · summary.json · report.html ·
-student.pt2, student.onnx and student-int8.onnx when exported, and their like · tensorboard/ when asked for · lock.
+student.pt2, student.onnx and student-int8.onnx when exported, and their like · tensorboard/, wandb/ and trackers.json
+(what the run is called in trackers) when asked for · lock.
 """
 
 import contextlib
@@ -60,6 +61,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
+        self.trackers = path / "trackers.json"
         self.generations = path / "generations.jsonl"  # of a search for a policy, which is no run
 
     def lock(self) -> AbstractContextManager[list[int]]:
@@ -118,7 +120,7 @@ class RunFolder:
     def _written(self) -> Iterator[Path]:
         """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
         that of a run until the next recipe takes its place."""
-        records = [self.summary, self.data, self.convolutions, self.metrics]
+        records = [self.summary, self.data, self.convolutions, self.metrics, self.trackers]
         students = [self.student, self.best, self.ema]
         exports = [file.with_name(file.stem + ending) for file in students for ending in EXPORTS]
         own = [*records, *students, *exports, self.report]
@@ -225,6 +227,24 @@ class RunFolder:
     def write_convolutions(self, record: ConvolutionRecord) -> None:
         """Record the algorithms of the run's convolutions."""
         self.write_json(self.convolutions, record.model_dump(mode="json"))
+
+    def tracked_as(self, tracker: str) -> str | None:
+        """What the run is called in a tracker; None where it has not begun there.
+
+        Raises:
+            UserError: trackers.json cannot be read, or is damaged.
+        """
+        return self._tracked().get(tracker)
+
+    def track_as(self, tracker: str, name: str) -> None:
+        """Record what the run is called in a tracker, to go on there after a break."""
+        self.write_json(self.trackers, self._tracked() | {tracker: name})
+
+    def _tracked(self) -> dict[str, Any]:
+        if not is_there(self.trackers):
+            return {}
+        remedy = "restore it, or delete it to begin new runs in the trackers"
+        return read_checked_json(self.trackers, "the record of trackers", remedy)
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None.

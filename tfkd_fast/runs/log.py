@@ -28,6 +28,9 @@ class Listener:
     def batch(self, images: int) -> None:
         """Called when students were trained on `images` more images, summed over the candidates."""
 
+    def close(self) -> None:
+        """Called when the process trains no more, however that came; the run may go on in another one."""
+
 
 class LineFile:
     """A text file that grows by whole lines, each of which goes to the file as it is written."""
@@ -153,8 +156,10 @@ class RunLog:
         return self._file.size()
 
     def close(self) -> None:
-        """Close the file; nothing can be written afterwards."""
+        """Close the file, and let the listeners close theirs; nothing can be written afterwards."""
         self._file.close()
+        for listener in self._listeners:
+            listener.close()
 
 
 def whole_bytes(path: Path, limit: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError
 from pydantic.fields import FieldInfo
 
 from tfkd_fast.data import DataSettings, LoaderName
@@ -16,14 +16,15 @@ from tfkd_fast.files import is_there, parse_toml, read_text
 from tfkd_fast.methods import METHODS, MethodEntry, find_method
 from tfkd_fast.methods.base import TeacherTable
 from tfkd_fast.models import ModelSettings, NetworkOrFactory, give, refuse_unknown_network
-from tfkd_fast.runs.earlier import drop_unread_keys
+from tfkd_fast.runs.earlier import drop_unread_keys, name_trackers
 from tfkd_fast.runs.faults import explain
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from tfkd_fast.runs.precedence import Place, Table, resolve
 from tfkd_fast.runs.schedule import ScheduleSettings, StepSchedule
+from tfkd_fast.runs.trackers import TrackerName
 from tfkd_fast.served import DeviceName, PrecisionName, check_device, check_precision
-from tfkd_fast.settings import UNREAD_TOO, ReadAcross, Settings
+from tfkd_fast.settings import UNREAD_TOO, ReadAcross, Settings, named_once
 
 DEFAULT_METHOD = "tfkd-mrs"
 
@@ -64,8 +65,8 @@ class Recipe(Settings):
     sealed."""
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)
     """Epochs from one checkpoint to the next; the last epoch always has one."""
-    tensorboard: bool = False
-    """Whether events for TensorBoard are written into the run folder."""
+    trackers: Annotated[tuple[TrackerName, ...], AfterValidator(named_once)] = ()
+    """Trackers that are given the curves of the run while it goes on: tensorboard, wandb, mlflow."""
     data: DataSettings = DataSettings()
     """The images, and how they reach the network."""
     model: ModelSettings = ModelSettings()
@@ -261,7 +262,7 @@ def _validate(values: Table, context: dict[str, bool] | None = None) -> Recipe:
 
 def resolve_levels(*levels: Table) -> Table:
     """Merge tables, lowest first, over the presets of their method, see `precedence`."""
-    return resolve(levels, core_fields(), DEFAULT_METHOD, _unread)
+    return resolve([name_trackers(level) for level in levels], core_fields(), DEFAULT_METHOD, _unread)
 
 
 def _unread(values: Table) -> set[Place]:
