@@ -154,6 +154,13 @@ def test_without_its_data_set_an_export_is_compared_on_random_pixels(linear: Pat
     assert [Path(line).name for line in ended.stdout.split()][1:] == ["student.pt2", "student.onnx"]
 
 
+def test_what_is_no_run_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    assert "is no run folder" in refusal("export", tmp_path / "nowhere", "--int8")
+    (tmp_path / "file").touch()
+    assert "is no run folder" in refusal("export", tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_full_disk_leaves_no_part_of_an_export(linear: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     folder = tmp_path / "run"

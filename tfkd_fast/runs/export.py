@@ -111,7 +111,9 @@ def export_student(
         UserError: the run has no such weights, torch cannot trace the network, a package is missing, or outputs differ.
     """
     inside = inside or Inside()
-    with RunFolder(Path(out)).lock():  # also while the student is read, which another run might replace
+    folder = RunFolder(Path(out))
+    folder.require_run()
+    with folder.lock():  # also while the student is read, which another run might replace
         run = load_run(out, model=model)
         path, classifier = run.weights_file(weights), run.classifier(weights)
         student = Exported(classifier, inside)

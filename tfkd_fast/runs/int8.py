@@ -79,7 +79,9 @@ def quantise_student(
         UserError: as `export_student`; and where the data set is not the one that the run was trained on.
     """
     inside = inside or Inside()
-    with RunFolder(Path(out)).lock():
+    folder = RunFolder(Path(out))
+    folder.require_run()
+    with folder.lock():
         run = load_run(out, model=model)
         classifier, path = run.classifier(weights), run.weights_file(weights)
         source, target = path.with_suffix(".onnx"), path.with_name(f"{path.stem}-int8.onnx")
