@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support.command import children, command, refusal, run, wait_for
+from tests.support.pages import Page
 from tests.support.runs import log, without_clocks
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.lock import refuse_if_busy
@@ -91,7 +92,8 @@ def test_the_table_is_made_of_the_summaries(finished: tuple[Path, Path, str]) ->
         assert top1[name, seed] == json.loads((out / f"runs/{name}-seed{seed}/summary.json").read_text())["test_top1"]
     ours = results["table"][1]
     assert (ours["row"], ours["seeds"]) == ("smoothed", [0, 1])
-    assert ours["test_top1"] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1)})
+    assert ours["test_top1"]["mean"] == pytest.approx(np.mean(values))
+    assert ours["test_top1"]["sd"] == pytest.approx(np.std(values, ddof=1))
     assert ours["difference"]["mean"] == pytest.approx(np.mean(values) - np.mean([top1["ce", 0], top1["ce", 1]]))
     (row,) = (line for line in (out / "table.md").read_text().splitlines() if line.startswith("| smoothed | 2/2 | "))
     assert " | 1 | " in row  # student-epochs
@@ -117,6 +119,42 @@ def test_given_again_it_trains_nothing_and_prints_the_table(finished: tuple[Path
     assert "4 runs are finished, 0 to train" in again
     assert "smoothed" in again
     assert students(out) == before
+
+
+def test_its_page_leads_to_its_runs(finished: tuple[Path, Path, str]) -> None:
+    _, out, printed = finished
+    page = Page((out / "study.html").read_text())
+    assert {target for target in page.targets if target.endswith(".html")} == {
+        f"runs/{row}-seed{seed}/report.html" for row in ("ce", "smoothed") for seed in (0, 1)
+    }
+    assert "refresh" not in page.text
+    assert "Held-out accuracy" in page.titles
+    assert f"page {out / 'study.html'}" in printed
+
+
+def test_compare_prints_the_table_of_the_study_for_its_runs(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """In 80 columns, and as JSON and CSV."""
+    _, out, printed = finished
+    runs = sorted((out / "runs").iterdir())
+    compared = run("compare", *runs, "--out", tmp_path / "beside").stdout
+    table = compared.split("Seeds: ")[0]
+    assert table in printed
+    assert max(map(len, table.splitlines()[2:])) <= 80
+    stored = json.loads((out / "results.json").read_text())
+    assert json.loads((tmp_path / "beside" / "results.json").read_text())["table"] == stored["table"]
+    assert json.loads(run("compare", out, "--format", "json").stdout)["table"] == stored["table"]
+    assert run("compare", *runs, "--format", "csv").stdout == (out / "table.csv").read_text()
+    links = Page((tmp_path / "beside" / "study.html").read_text()).targets
+    assert {(tmp_path / "beside" / link).resolve() for link in links if link.endswith(".html")} == {
+        path / "report.html" for path in runs
+    }
+
+
+def test_compare_refuses_in_a_sentence(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, out, _ = finished
+    assert "has neither recipe.toml nor results.json" in refusal("compare", tmp_path)
+    assert "choose another --out" in refusal("compare", out, "--out", out)
+    assert "there is no row 'nobody'" in refusal("compare", out, "--baseline", "nobody")
 
 
 def test_a_run_by_another_recipe_is_not_mixed_in(finished: tuple[Path, Path, str]) -> None:

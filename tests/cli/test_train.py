@@ -178,7 +178,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, arguments: list[str], sentenc
 
 
 def test_a_command_that_does_not_exist_is_one_sentence() -> None:
-    assert "no command 'compare': tfkd-fast study trains recipes" in refusal("compare", "runs/a", "runs/b")
+    assert "no command 'test': tfkd-fast eval tests a finished run again" in refusal("test", "runs/a")
     assert "no command 'trian': did you mean 'train'?" in refusal("trian")
 
 

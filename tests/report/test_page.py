@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.pages import edit, nulled, page_of
+from tests.support.pages import edit, nulled, page_of
 from tfkd_fast.errors import UserError
 from tfkd_fast.report import read_run, write_report
 from tfkd_fast.report.curves import learning_rate_drops

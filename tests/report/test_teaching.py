@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.pages import Page, edit, nulled, page_of
+from tests.support.pages import Page, edit, nulled, page_of
 from tfkd_fast.events import ProfessorJudged, to_line
 from tfkd_fast.files import from_checked_line
 from tfkd_fast.methods.professor.training import in_words

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tfkd_fast.cli.display import Display
 
 INSTEAD = {
-    "compare": "tfkd-fast study trains recipes under the same seeds, and tabulates their differences",
     "push": "a run is its folder, and a student the file student.safetensors in it: copy them",
     "search": "tfkd_fast.train takes the values of a recipe as a dictionary, so that any search in Python can set them",
     "test": "tfkd-fast eval tests a finished run again",
@@ -64,6 +63,7 @@ PopulationName = Literal["auto", "sequential", "streams", "stacked"]
 OpsName = Literal["auto", "reference", "cpp", "cuda", "triton"]
 BenchMethodName = Literal["ce", "label-smoothing", "kd"]
 FormatName = Literal["json", "csv"]
+TableFormatName = Literal["table", "json", "csv"]
 
 
 def _refusing(check: Callable[[object], object]) -> Callable[[str], Any]:
@@ -302,6 +302,39 @@ def study(
         plan, out, rows=plan.choose(rows or []), seeds=seeds or [], jobs=jobs, download=download, stop=stop
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_DIR",
+            help="Folders of runs, finished or not; or alone the folder of a study, or a results.json.",
+            show_default=False,
+        ),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW",
+            help="The row that others are compared with; by default that of the study, or of the first run.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for the page and the table as Markdown, CSV and JSON; a study has its own."
+        ),
+    ] = None,
+    form: Annotated[
+        TableFormatName, typer.Option("--format", metavar="FORMAT", help="What is printed: table, json or csv.")
+    ] = "table",
+) -> None:
+    """Put runs beside each other: means over seeds, paired differences, a page with curves, costs and calibration."""
+    from tfkd_fast.cli.compare import compare_runs
+
+    compare_runs(paths, baseline=baseline, out=out, form=form)
 
 
 @app.command()

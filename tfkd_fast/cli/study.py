@@ -22,9 +22,10 @@ from tfkd_fast.runs.lock import refuse_if_busy
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.study import Row, Run, Runner, Study, StudyFolder, distinct
 from tfkd_fast.study.progress import RunProgress
-from tfkd_fast.study.results import HEADINGS, cells, contrast_lines, figure, lines, notes
+from tfkd_fast.study.results import HEADINGS, StudyResults, cells, contrast_lines, figure, missing_lines, notes
+from tfkd_fast.study.words import finding_words
 
-FILE_WIDTH = 160
+FILE_WIDTH = 80
 """Columns of the table where it is written to no terminal."""
 GAP = 2
 """Columns between two columns of the table."""
@@ -67,7 +68,9 @@ def train_study(
             terminal.say(f"in no row of this study, and left as they are: {', '.join(others)}")
         display.start(runner)
         runner.run(stop)
-    show(runner, terminal)
+    show(runner.results(), terminal)
+    terminal.say(f"table {folder.files.table}")
+    terminal.say(f"page {folder.files.page}")
     return 1 if runner.failed_now else 0
 
 
@@ -185,18 +188,15 @@ class StudyDisplay:
         return self._costs[run.row.name][1]
 
 
-def show(runner: Runner, terminal: Terminal) -> None:
-    """Print the table, the notes that its reader needs, and its path."""
-    runs = runner.finished()
-    found = lines(runner.study, runs)
+def show(results: StudyResults, terminal: Terminal) -> None:
+    """Print what was found, the table, and the notes that its reader needs."""
     width = terminal.width if terminal.is_terminal else FILE_WIDTH
-    terminal.say(runner.study.name)
-    for table in tables([cells(line, runner.seeds) for line in found], width):
+    terminal.say(results.name)
+    terminal.say(finding_words(results))
+    for table in tables([cells(line, results.seeds) for line in results.lines], width):
         terminal.print(table, width=width)
         terminal.print()
-    sentences = [*contrast_lines(runner.study, runs), *notes(runner.study, found, runs, runner.seeds)]
-    sentences += [f"missing: {name}: {failure}" for name, failure in runner.failures.items()]
-    for sentence in (*sentences, f"table {runner.folder.table}"):
+    for sentence in (*contrast_lines(results), *notes(results), *missing_lines(results)):
         terminal.say(sentence)
 
 

@@ -243,13 +243,13 @@ def fit_axis(*stack: Axes, log: bool = False, zero: bool = False) -> None:
             axes.set_ylim(*_widen(low, high, log=log))
 
 
-def limits_without_outliers(values: Array, *, log: bool = False) -> tuple[float, float] | None:
+def limits_without_outliers(values: Array, *, log: bool = False, reach: float = 10.0) -> tuple[float, float] | None:
     """The least and the greatest of the values that an axis should show; None where nothing is known.
 
     A twentieth of the values at each end, and at least one, are outliers if they are further from the others than these
-    extend: ten times as far on a linear axis, and by half of their size; once as far on a logarithmic one, where zero
-    and negative values are infinitely far, and by a decade. So a single value flattens no chart, and a course that ends
-    elsewhere is shown. Our choice.
+    extend: `reach` times as far on a linear axis, and by half of their size; once as far on a logarithmic one, where
+    zero and negative values are infinitely far, and by a decade. So a single value flattens no chart, and a course that
+    ends elsewhere is shown. Our choice.
     """
     known = np.sort(values[np.isfinite(values)])
     ends = min(max(1, len(known) // 20), (len(known) - 1) // 2)
@@ -257,12 +257,12 @@ def limits_without_outliers(values: Array, *, log: bool = False) -> tuple[float,
         return None
     if log and known[ends] > 0:
         core = np.log10(known[ends : len(known) - ends])
-        reach = max(core[-1] - core[0], 1.0)
-        low, high = 10.0 ** (core[0] - reach), 10.0 ** (core[-1] + reach)
+        distance = max(core[-1] - core[0], 1.0)
+        low, high = 10.0 ** (core[0] - distance), 10.0 ** (core[-1] + distance)
     else:
         core = known[ends : len(known) - ends]
-        reach = max(10.0 * (core[-1] - core[0]), 0.5 * np.abs(core).max()) or math.inf
-        low, high = core[0] - reach, core[-1] + reach
+        distance = max(reach * (core[-1] - core[0]), 0.5 * np.abs(core).max()) or math.inf
+        low, high = core[0] - distance, core[-1] + distance
     inliers = known[(known >= low) & (known <= high)]
     return float(inliers[0]), float(inliers[-1])
 
@@ -283,14 +283,21 @@ def log_locator(low: float, high: float) -> Locator:
     return LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,), numticks=12)
 
 
-def heat_map(axes: Axes, scale: Axes, values: Array, extent: tuple[float, float], label: str) -> None:
+def heat_map(
+    axes: Axes,
+    scale: Axes,
+    values: Array,
+    extent: tuple[float, float],
+    label: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
     """Rows of positive values from the top down, over the epochs of `extent`, with their scale and what it measures.
 
-    The page shows through where a value is zero or not known. The scale is logarithmic, and pointed where it does not
-    reach to an outlier.
+    The page shows through where a value is zero or not known. The scale is logarithmic, from one of `limits` to the
+    other or as far as the values go, and pointed where it does not reach to an outlier.
     """
     visible = np.ma.masked_less_equal(np.ma.masked_invalid(values), 0.0)
-    low, high = limits_without_outliers(visible.compressed(), log=True) or (0.5, 1.0)
+    low, high = limits or heat_limits(values) or (0.5, 1.0)
     cut_low, cut_high = (bool(visible.count() and outside.any()) for outside in (visible < low, visible > high))
     norm = LogNorm(low, high) if high > 1.001 * low else LogNorm(0.9 * low, 1.1 * high)
     image = axes.imshow(visible, aspect="auto", interpolation="none", extent=(*extent, len(values), 0), norm=norm)
@@ -305,6 +312,11 @@ def heat_map(axes: Axes, scale: Axes, values: Array, extent: tuple[float, float]
     bar.ax.yaxis.set_major_locator(log_locator(low, high))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     bar.minorticks_off()
+
+
+def heat_limits(values: Array) -> tuple[float, float] | None:
+    """The ends of the scale of a heat map: those of its positive values without outliers; None without any."""
+    return limits_without_outliers(values[np.isfinite(values) & (values > 0.0)], log=True)
 
 
 def legend_above(axes: Axes) -> None:

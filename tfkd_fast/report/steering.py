@@ -4,6 +4,7 @@ events."""
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -36,8 +37,18 @@ MOST_NUMBERED_EVENTS = 8
 MOST_SEPARATED_EVENTS = 40
 
 
-def target_chart(run: RunRecord) -> Chart | None:
-    """The student's target over time: the mass on each class but the true one."""
+@dataclass(frozen=True)
+class TargetMass:
+    """The student's target over time."""
+
+    first_epoch: int
+    mass: Array
+    """(R,E) float64: the mass on each of the R classes but the true one in E epochs, the most similar first; NaN where
+    it is not known."""
+
+
+def target_mass(run: RunRecord) -> TargetMass | None:
+    """The mass that the student's target gave to the other classes over time; None where nothing was decided."""
     if not run.decisions:
         return None
     first, last = run.decisions[0].first_epoch, run.decisions[-1].last_epoch
@@ -45,12 +56,35 @@ def target_chart(run: RunRecord) -> Chart | None:
     mass = np.full((len(targets[0].mass_by_rank) - 1, last - first + 1), np.nan)
     for decision, target in zip(run.decisions, targets, strict=True):
         mass[:, decision.first_epoch - first : decision.last_epoch - first + 1] = np.array([target.mass_by_rank[1:]]).T
+    return TargetMass(first, mass)
+
+
+def target_chart(run: RunRecord) -> Chart | None:
+    """The student's target over time: the mass on each class but the true one."""
+    target = target_mass(run)
+    return None if target is None else draw_target(target, name="target", title="Target distribution")
+
+
+def draw_target(
+    target: TargetMass, *, name: str, title: str, limits: tuple[float, float] | None = None
+) -> Chart | None:
+    """A heat map of the mass on each class but the true one.
+
+    Args:
+        target: the target.
+        name: of the chart, see `draw_chart`.
+        title: of the chart.
+        limits: ends of the scale of colours, which several charts may share; by default those of this target.
+    """
+    first, mass = target.first_epoch, target.mass
+    last = first + mass.shape[1] - 1
     bands = rank_bands(mass)
     extent = (first - 0.5, last + 0.5)
 
     def paint(figure: Figure) -> None:
         others, scale = figure.subplots(1, 2, width_ratios=(40, 1))
-        heat_map(others, scale, np.array([mass[start - 1] for start, _ in bands]), extent, "mass a class")
+        rows = np.array([mass[start - 1] for start, _ in bands])
+        heat_map(others, scale, rows, extent, "mass a class", limits=limits)
         others.set_yticks(*_band_ticks(bands))
         others.set_ylabel("similarity rank")
         epoch_axis(others)
@@ -64,7 +98,7 @@ def target_chart(run: RunRecord) -> Chart | None:
         "ranks that were always taught alike share a row. Empty where there is none, as in a one-hot label."
     )
     height = 1.0 + max(1.5, min(3.0, 0.32 * len(bands)))
-    return draw_chart("target", title="Target distribution", label=label, note=note, height=height, paint=paint)
+    return draw_chart(name, title=title, label=label, note=note, height=height, paint=paint)
 
 
 def distance_chart(run: RunRecord) -> Chart | None:

@@ -52,6 +52,7 @@ from tfkd_fast.runs.recipe import (
     shipped_recipes,
 )
 from tfkd_fast.settings import Settings
+from tfkd_fast.study.results import Pairs
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 LONGEST_NAME = 200
@@ -65,10 +66,6 @@ def _name_of_files(name: str) -> str:
 
 
 RowName = Annotated[str, Field(pattern=r"^\w[\w.-]*$"), AfterValidator(_name_of_files)]
-
-
-Pairs = tuple[tuple[str, str], ...]
-"""Names of rows: the second of each pair is subtracted from the first."""
 
 
 class RowTable(BaseModel):

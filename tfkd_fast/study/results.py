@@ -1,21 +1,20 @@
-"""The table of a study: means over seeds, and differences to the baseline that are paired by seed.
+"""The figures of a study: means over seeds, and differences to the baseline that are paired by seed.
 
-Top-1 is percent, as in the files of a run. A run whose summary has no test top-1, or null there, counts as one that is
-missing, and the notes name it.
+Every table, page and file of a study or a comparison is made of `StudyResults`. Top-1 is percent, as in the files of a
+run. A run whose summary has no test top-1, or null there, counts as one that is missing, and the notes name it.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from tfkd_fast.study.plan import Study
-
 CONFIDENCE = 0.95
 SAME = 1e-9
-"""Differences that spread less than this are equal up to rounding, and tell nothing of how differences spread."""
+"""Figures that spread less than this are equal up to rounding, and tell nothing of how figures spread."""
 
 Summary = Mapping[str, Any]
 """A run's summary.json."""
@@ -23,25 +22,29 @@ Summary = Mapping[str, Any]
 Runs = Mapping[str, Mapping[int, Summary]]
 """Row -> seed -> the finished run."""
 
-
-def figure(summary: Summary, name: str) -> float | None:
-    """A figure of a run; None where the summary does not have it, or has null or NaN."""
-    value = summary.get(name)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+Pairs = tuple[tuple[str, str], ...]
+"""Names of rows: the second of each pair is subtracted from the first."""
 
 
-def top1_by_row(study: Study, runs: Runs) -> dict[str, dict[int, float]]:
-    """Row -> seed -> test top-1 of every run that has one."""
-    found = {row: {seed: figure(run, "test_top1") for seed, run in runs.get(row, {}).items()} for row in study.rows}
-    return {row: {seed: top1 for seed, top1 in own.items() if top1 is not None} for row, own in found.items()}
+@dataclass(frozen=True)
+class ResultRow:
+    """What a table says of a row beside its figures."""
+
+    title: str
+    """Its name for readers."""
+    compared: bool = True
+    """Whether the row is compared with the baseline, and not only there for others to learn from."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over seeds, with the sample standard deviation (n - 1) of two or more."""
+    """The mean over seeds, with the sample standard deviation (n - 1) of two or more, and the 95 % confidence interval
+    (Student's t), which is None where there is one seed, or all figures are equal."""
 
     mean: float
-    sd: float | None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,57 +83,106 @@ class Line:
     seconds: Mean | None
 
 
-def lines(study: Study, runs: Runs) -> list[Line]:
-    """A line for every row of the study, in its order."""
+@dataclass(frozen=True)
+class StudyResults:
+    """Finished runs in the rows of a table, and what they come to."""
 
-    top1 = top1_by_row(study, runs)
+    name: str
+    seeds: tuple[int, ...]
+    """The seeds that the rows are trained under."""
+    baseline: str
+    """Name of the row that the others are compared with."""
+    rows: Mapping[str, ResultRow]
+    """The rows by name, in the order of the table."""
+    runs: Runs
+    contrasts: Mapping[str, Pairs] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Reason of every run that is missing because it failed, by the name of the run."""
+    remarks: tuple[str, ...] = ()
+    """What else a reader needs to know of these runs, in sentences."""
 
-    def mean(row: str, name: str) -> Mean | None:
-        values = [figure(runs[row][seed], name) for seed in top1[row]]
+    @cached_property
+    def top1(self) -> dict[str, dict[int, float]]:
+        """Row -> seed -> test top-1 of every run that has one."""
+        return {row: self.figures(row, "test_top1") for row in self.rows}
+
+    def figures(self, row: str, name: str) -> dict[int, float]:
+        """A figure of every run of a row that has it, by seed."""
+        found = {seed: figure(run, name) for seed, run in self.runs.get(row, {}).items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """A line for every row, in the order of the rows."""
+        compared = [name for name, row in self.rows.items() if row.compared and name != self.baseline]
+        differences = {row: paired_difference(self.top1[row], self.top1[self.baseline]) for row in compared}
+        tested = {row: found.p for row, found in differences.items() if found and found.p is not None}
+        adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+        return [
+            Line(
+                row=name,
+                title=row.title,
+                seeds=tuple(sorted(self.top1[name])),
+                student_epochs=self._mean(name, "student_epochs"),
+                test_top1=self._mean(name, "test_top1"),
+                difference=differences.get(name),
+                adjusted_p=adjusted.get(name),
+                holdout_top1=self._mean(name, "holdout_top1"),
+                test_nll=self._mean(name, "test_nll"),
+                test_ece=self._mean(name, "test_ece"),
+                seconds=self._mean(name, "seconds"),
+            )
+            for name, row in self.rows.items()
+        ]
+
+    def _mean(self, row: str, name: str) -> Mean | None:
+        """The mean of a figure over the runs with a test top-1; None unless all of them have it."""
+        values = [figure(self.runs[row][seed], name) for seed in self.top1[row]]
         known = [value for value in values if value is not None]
         return mean_of(known) if known and len(known) == len(values) else None
 
-    baseline = study.baseline.name
-    compared = [row.name for row in study.rows.values() if row.compared and row.name != baseline]
-    differences = {row: paired_difference(top1[row], top1[baseline]) for row in compared}
-    tested = {row: found.p for row, found in differences.items() if found and found.p is not None}
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return [
-        Line(
-            row=row.name,
-            title=row.title,
-            seeds=tuple(sorted(top1[row.name])),
-            student_epochs=mean(row.name, "student_epochs"),
-            test_top1=mean(row.name, "test_top1"),
-            difference=differences.get(row.name),
-            adjusted_p=adjusted.get(row.name),
-            holdout_top1=mean(row.name, "holdout_top1"),
-            test_nll=mean(row.name, "test_nll"),
-            test_ece=mean(row.name, "test_ece"),
-            seconds=mean(row.name, "seconds"),
+    @property
+    def best(self) -> Line | None:
+        """The line with the highest difference to the baseline, or that of the baseline if none is positive; the one
+        with the highest mean while the baseline has no run; None while no row that is compared has one."""
+        known = [line for line in self.lines if line.test_top1 and self.rows[line.row].compared]
+        by_row = {line.row: line for line in known}
+        if self.baseline not in by_row:
+            return max(known, key=lambda line: line.test_top1.mean if line.test_top1 else -math.inf, default=None)
+        above = [line for line in known if line.difference and line.difference.mean > 0]
+        return max(
+            above, key=lambda line: line.difference.mean if line.difference else 0.0, default=by_row[self.baseline]
         )
-        for row in study.rows.values()
-    ]
+
+    @cached_property
+    def contrast_differences(self) -> dict[str, Difference | None]:
+        """Test top-1 of rows less that of others: for each seed the mean over the pairs, then as any paired difference.
+
+        A seed counts where all rows of the contrast have it.
+        """
+        found = {}
+        for name, pairs in self.contrasts.items():
+            seeds = set.intersection(*(set(self.top1[row]) for pair in pairs for row in pair))
+            first, second = (
+                {seed: float(np.mean([self.top1[pair[side]][seed] for pair in pairs])) for seed in seeds}
+                for side in (0, 1)
+            )
+            found[name] = paired_difference(first, second)
+        return found
 
 
-def contrasts(study: Study, runs: Runs) -> dict[str, Difference | None]:
-    """Test top-1 of rows less that of others: for each seed the mean over the pairs, then as any paired difference.
-
-    A seed counts where all rows of the contrast have it.
-    """
-    found, top1 = {}, top1_by_row(study, runs)
-    for name, pairs in study.contrasts.items():
-        seeds = set.intersection(*(set(top1[row]) for pair in pairs for row in pair))
-        first, second = (
-            {seed: float(np.mean([top1[pair[side]][seed] for pair in pairs])) for seed in seeds} for side in (0, 1)
-        )
-        found[name] = paired_difference(first, second)
-    return found
+def figure(summary: Summary, name: str) -> float | None:
+    """A figure of a run; None where the summary does not have it, or has null or NaN."""
+    value = summary.get(name)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Mean and sample standard deviation of one value or more."""
-    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+    """Mean, sample standard deviation and interval of one value or more."""
+    if len(values) < 2:
+        return Mean(float(np.mean(values)))
+    low, high, _ = _student(np.array(values))
+    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)), low, high)
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -138,14 +190,18 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     differences = np.array([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
     if differences.size == 0:
         return None
-    mean = float(differences.mean())
-    if differences.size < 2 or np.ptp(differences) < SAME:
-        return Difference(differences.size, mean)
+    return Difference(differences.size, float(differences.mean()), *_student(differences))
+
+
+def _student(values: "np.ndarray[Any, Any]") -> tuple[float | None, float | None, float | None]:
+    """The ends of the confidence interval of the mean by Student's t, and the two-sided p of a mean of zero."""
+    if values.size < 2 or np.ptp(values) < SAME:
+        return None, None, None
     from scipy import stats  # takes a second to import
 
-    test = stats.ttest_1samp(differences, 0.0)
+    test = stats.ttest_1samp(values, 0.0)
     interval = test.confidence_interval(CONFIDENCE)
-    return Difference(differences.size, mean, float(interval.low), float(interval.high), float(test.pvalue))
+    return float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -180,7 +236,7 @@ def cells(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
         line.title,
         f"{len(line.seeds)}/{len(seeds)}",
         _mean_and_sd(line.test_top1),
-        _difference(line.difference),
+        difference_text(line.difference),
         "" if line.adjusted_p is None else f"{line.adjusted_p:.3f}",
         _mean(line.student_epochs, ".0f"),
         _mean(line.holdout_top1, ".2f"),
@@ -190,13 +246,13 @@ def cells(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
     )
 
 
-def contrast_lines(study: Study, runs: Runs) -> list[str]:
+def contrast_lines(results: StudyResults) -> list[str]:
     """A sentence for each contrast that is known, which names the seeds that some of its rows lack."""
-    sentences, top1 = [], top1_by_row(study, runs)
-    for name, found in contrasts(study, runs).items():
+    sentences, top1 = [], results.top1
+    for name, found in results.contrast_differences.items():
         if found is None:
             continue
-        pairs = study.contrasts[name]
+        pairs = results.contrasts[name]
         rows = dict.fromkeys(row for pair in pairs for row in pair)
         lacking = {
             seed: " and ".join(row for row in rows if seed not in top1[row])
@@ -204,69 +260,68 @@ def contrast_lines(study: Study, runs: Runs) -> list[str]:
         }
         left_out = "".join(f"; without seed {seed}, which {names} lacks" for seed, names in lacking.items() if names)
         what = ", ".join(f"{first} less {second}" for first, second in pairs)
-        sentences.append(f"{name}: {_difference(found)} points over {found.pairs} seeds ({what}){left_out}")
+        sentences.append(f"{name}: {difference_text(found)} points over {found.pairs} seeds ({what}){left_out}")
     return sentences
 
 
-def notes(study: Study, found: Sequence[Line], runs: Runs, seeds: Sequence[int]) -> list[str]:
+def notes(results: StudyResults) -> list[str]:
     """Notes that a reader of the table needs, a sentence or two each."""
-    compared = sum(line.difference is not None for line in found)
-    tested = sum(line.adjusted_p is not None for line in found)
-    machines = {
-        f"{summary.get('device_name')}, {summary.get('precision')}" for row in runs.values() for summary in row.values()
-    }
+    compared = sum(line.difference is not None for line in results.lines)
+    tested = sum(line.adjusted_p is not None for line in results.lines)
+    summaries = [summary for by_seed in results.runs.values() for summary in by_seed.values()]
+    machines = {f"{summary.get('device_name')}, {summary.get('precision')}" for summary in summaries}
     without = [
         f"{row}-seed{seed}"
-        for row, by_seed in runs.items()
+        for row, by_seed in results.runs.items()
         for seed, summary in by_seed.items()
         if figure(summary, "test_top1") is None
     ]
-    result = [
-        f"Seeds: {', '.join(map(str, seeds))}. Mean ± sample standard deviation over the seeds that are done.",
+    found = [
+        f"Seeds: {', '.join(map(str, results.seeds))}. Mean ± sample standard deviation over the seeds that are done.",
         "Figures of the last epoch; the test set was read once a run, after training.",
-        f"Difference: to {study.baseline.title}, paired by seed, with a 95 % confidence interval (Student's t over the "
-        "differences; none for fewer than two pairs, or where all are equal).",
+        f"Difference: to {results.rows[results.baseline].title}, paired by seed, with a 95 % confidence interval "
+        "(Student's t over the differences; none for fewer than two pairs, or where all are equal).",
         f"Rows compared with the baseline: {compared}; the intervals are not corrected for their number. p is that of "
         f"the two-sided paired t-test, adjusted by Holm's method over the rows that have one: {tested}.",
     ]
     if without:
-        result.append(f"Left out, because their summaries have no test top-1: {', '.join(without)}.")
+        found.append(f"Left out, because their summaries have no test top-1: {', '.join(without)}.")
+    if others := _rows_with_another_holdout(results):
+        found.append(
+            f"Other images than the baseline's are held out in: {', '.join(others)}; only test figures compare there."
+        )
     if machines:
-        result.append(
+        found.append(
             f"Trained on {'; '.join(sorted(machines))}. Seconds are those of runs beside others at the same time."
         )
-    return result
+    return [*found, *results.remarks]
 
 
-def markdown(study: Study, runs: Runs, seeds: Sequence[int], failures: Mapping[str, str]) -> str:
-    """The table as a file; `failures` are the reasons of the runs that failed, by name."""
-    found = lines(study, runs)
-    rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *(cells(line, seeds) for line in found)]
-    text = [f"# {study.name}", ""]
-    text += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    if sentences := contrast_lines(study, runs):
-        text += ["", "Test top-1, mean over the pairs of rows, with a 95 % confidence interval over the seeds:", ""]
-        text += [f"- {line}" for line in sentences]
-    text += ["", *(f"- {note}" for note in notes(study, found, runs, seeds))]
-    text += [f"- Missing: {run}: {reason}" for run, reason in failures.items()]
-    return "\n".join(text) + "\n"
+def _rows_with_another_holdout(results: StudyResults) -> list[str]:
+    """Titles of compared rows that held out another number of images than the baseline, if they held out any."""
+
+    def counts(row: str) -> set[float]:
+        return {count for count in results.figures(row, "holdout_images").values() if count}
+
+    baseline = counts(results.baseline)
+    return [
+        row.title
+        for name, row in results.rows.items()
+        if row.compared and (own := counts(name)) and own != baseline and results.runs.get(results.baseline)
+    ]
 
 
-def as_json(study: Study, runs: Runs, seeds: Sequence[int], failures: Mapping[str, str]) -> dict[str, Any]:
-    """The table, and the figures of every run that it was made of."""
-    return {
-        "study": study.name,
-        "seeds": list(seeds),
-        "baseline": study.baseline.name,
-        "table": [asdict(line) for line in lines(study, runs)],
-        "contrasts": {name: found and asdict(found) for name, found in contrasts(study, runs).items()},
-        "runs": [
-            {"row": row, "seed": seed, "summary": dict(summary)}
-            for row, by_seed in runs.items()
-            for seed, summary in by_seed.items()
-        ],
-        "failures": dict(failures),
-    }
+def missing_lines(results: StudyResults) -> list[str]:
+    """A line for every run that is missing because it failed."""
+    return [f"missing: {run}: {reason}" for run, reason in results.failures.items()]
+
+
+def difference_text(value: Difference | None) -> str:
+    """A difference in points with its interval, as "+1.20 [+0.30, +2.10]"; empty where there is none."""
+    if value is None:
+        return ""
+    interval = "" if value.low is None or value.high is None else f" [{value.low:+.2f}, {value.high:+.2f}]"
+    return f"{value.mean:+.2f}{interval}"
 
 
 def _mean(value: Mean | None, form: str) -> str:
@@ -277,10 +332,3 @@ def _mean_and_sd(value: Mean | None) -> str:
     if value is None or value.sd is None:
         return _mean(value, ".2f")
     return f"{value.mean:.2f} ± {value.sd:.2f}"
-
-
-def _difference(value: Difference | None) -> str:
-    if value is None:
-        return ""
-    interval = "" if value.low is None or value.high is None else f" [{value.low:+.2f}, {value.high:+.2f}]"
-    return f"{value.mean:+.2f}{interval}"

@@ -1,23 +1,24 @@
 """Trains the runs of a study, several at a time, each in a process of its own that leaves a run folder.
 
-A study may be stopped at any time: what is finished stays, what is not goes on from its newest checkpoint.
+A study may be stopped at any time: what is finished stays, what is not goes on from its newest checkpoint. Its page is
+written while it trains.
 """
 
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tfkd_fast.device import available_cores, resolve_compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.files import read_checked_json, reading, to_checked_json, write_bytes
+from tfkd_fast.files import read_checked_json, reading, write_bytes
 from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
 from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.stop import Stop
-from tfkd_fast.study import results
 from tfkd_fast.study.plan import Row, Study
 from tfkd_fast.study.processes import (
     POLL,
@@ -28,6 +29,18 @@ from tfkd_fast.study.processes import (
     processes,
     wait_for_all,
 )
+from tfkd_fast.study.results import ResultRow, StudyResults
+from tfkd_fast.study.stored import ResultsFiles
+
+if TYPE_CHECKING:
+    from tfkd_fast.study.page import ResultsPage, RunFolders
+
+FIRST_PAGE = 5.0
+"""Seconds after the start when the page is written first: a study that takes less has it at its end."""
+NEXT_PAGE = 30.0
+"""Seconds at least from one page to the next."""
+PAGES_SHARE = 0.05
+"""Share of the time that pages may take."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +57,12 @@ class Run:
 
 
 class StudyFolder:
-    """The folder of a study: recipes/, runs/ and logs/ with one entry a run, table.md, results.json."""
+    """The folder of a study: recipes/, runs/ and logs/ with one entry a run, and the files of its results."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._parts = [path / name for name in ("recipes", "runs", "logs")]
-        self.table = path / "table.md"
-        self.results = path / "results.json"
+        self.files = ResultsFiles(path)
 
     def recipe(self, run: Run) -> Path:
         """The recipe file that a run is started with."""
@@ -74,7 +86,7 @@ class StudyFolder:
     def _has_results(self) -> bool:
         """Whether results.json is that of a study, whose folders somebody may have deleted."""
         try:
-            return {"study", "baseline", "runs"} <= read_checked_json(self.results, "the results", "").keys()
+            return {"study", "baseline", "runs"} <= read_checked_json(self.files.results, "the results", "").keys()
         except UserError:
             return False
 
@@ -132,7 +144,7 @@ class Runner:
         folder.refuse_if_foreign()
         self.study, self.folder, self._on_end, self._on_look = study, folder, on_end, on_look
         self.seeds = [*study.seeds, *(seed for seed in seeds if seed not in study.seeds)]
-        for run in (Run(row, seed) for seed in self.seeds for row in study.rows.values()):
+        for run in self._planned_runs():
             self._refuse_another_recipe(run)
         wanted = [Run(row, seed) for seed in seeds for row in rows]  # a study stopped early has whole paired seeds
         self.waiting = [run for run in wanted if not self._is_finished(run)]
@@ -141,6 +153,9 @@ class Runner:
         self.jobs = jobs or (1 if any(_uses_cuda(row) for row in rows) else cores)
         self._threads = max(1, cores // self.jobs)
         self._running: dict[Run, RunProcess] = {}
+        self._page = RefreshedPage(
+            folder.files.page, {(run.row.name, run.seed): folder.run(run) for run in self._planned_runs()}
+        )
         self.failed_now = False
         """Whether a run failed since this runner was made."""
         self.failures = self._earlier_failures()
@@ -158,9 +173,10 @@ class Runner:
         stop = stop or Stop()
         with lock_folder(self.folder.path) as locks, lifeline_pipe() as (end, lifeline):
             self.folder.create()
-            self.write_table()
+            self.write_results()
             if self.waiting:
                 self._train([*locks, end], lifeline, stop)
+            self._page.write(self.results())
             stop.check()
 
     def _train(self, inherited: list[int], lifeline: BinaryIO, stop: Stop) -> None:
@@ -174,6 +190,8 @@ class Runner:
                     self._collect_ended(source)
                     if self._on_look is not None:
                         self._on_look()
+                    if self._running and self._page.is_due():
+                        self._page.write(self.results(), in_progress=True)
             finally:
                 lifeline.close()
                 wait_for_all(self._running.values())
@@ -184,31 +202,40 @@ class Runner:
         """The runs that are in progress."""
         return list(self._running)
 
+    def _planned_runs(self) -> Iterator[Run]:
+        """Every run of the study, also of rows that are not trained now."""
+        return (Run(row, seed) for seed in self.seeds for row in self.study.rows.values())
+
     def _is_finished(self, run: Run) -> bool:
         folder = self.folder.run(run)
         return folder.summary.exists() and not folder.lacks_report_only
 
-    def finished(self) -> results.Runs:
-        """The summaries of all finished runs of the study, by row and seed."""
-        return self.folder.finished(self.study, self.seeds)
+    def results(self) -> StudyResults:
+        """What the runs that are finished by now come to."""
+        return StudyResults(
+            name=self.study.name,
+            seeds=tuple(self.seeds),
+            baseline=self.study.baseline.name,
+            rows={row.name: ResultRow(row.title, row.compared) for row in self.study.rows.values()},
+            runs=self.folder.finished(self.study, self.seeds),
+            contrasts=self.study.contrasts,
+            failures=self.failures,
+        )
 
-    def write_table(self) -> None:
-        """Write table.md and results.json of the runs that are finished by now."""
-        runs = self.finished()
-        text = results.markdown(self.study, runs, self.seeds, self.failures)
-        _write(self.folder.table, text)
-        values = results.as_json(self.study, runs, self.seeds, self.failures)
-        _write(self.folder.results, to_checked_json(values))
+    def write_results(self) -> None:
+        """Write the table and the figures of the runs that are finished by now."""
+        self.folder.files.write(self.results())
 
     def _earlier_failures(self) -> dict[str, str]:
         """The failures in results.json, of runs that are neither finished by now nor to be trained again."""
         try:
-            with reading(self.folder.results, "the results", ""):
-                failures = dict(read_checked_json(self.folder.results, "the results", "")["failures"])
+            with reading(self.folder.files.results, "the results", ""):
+                failures = dict(read_checked_json(self.folder.files.results, "the results", "")["failures"])
         except UserError:  # no table yet, or damaged: it is written anew
             return {}
-        runs = (Run(row, seed) for seed in self.seeds for row in self.study.rows.values())
-        left = [run for run in runs if run not in self.waiting and not self.folder.run(run).summary.exists()]
+        left = [
+            run for run in self._planned_runs() if run not in self.waiting and not self.folder.run(run).summary.exists()
+        ]
         return {run.name: str(failures[run.name]) for run in left if run.name in failures}
 
     def _start_ready(self, source: Processes) -> None:
@@ -255,7 +282,7 @@ class Runner:
     def _end(self, run: Run, failure: str | None) -> None:
         if failure is not None:
             self.failures[run.name], self.failed_now = failure, True
-        self.write_table()
+        self.write_results()
         self._on_end(run, failure)
 
     def _sources(self, run: Run) -> list[Run]:
@@ -284,6 +311,29 @@ class Runner:
                 f"{run_folder.path} holds a run by another recipe than the study's: "
                 "choose another --out, or delete that folder to train it again"
             )
+
+
+class RefreshedPage:
+    """The page of a study, which is written from time to time while its runs train."""
+
+    def __init__(self, path: Path, folders: "RunFolders") -> None:
+        self._path, self._folders = path, folders
+        self._page: ResultsPage | None = None
+        self._next = time.monotonic() + FIRST_PAGE
+
+    def is_due(self) -> bool:
+        """Whether it is time to write it again."""
+        return time.monotonic() >= self._next
+
+    def write(self, results: StudyResults, *, in_progress: bool = False) -> None:
+        """Write it, see `ResultsPage`."""
+        from tfkd_fast.study.page import ResultsPage  # takes a second to import
+
+        started = time.monotonic()
+        self._page = self._page or ResultsPage(self._path, self._folders)
+        self._page.write(results, in_progress=in_progress)
+        ended = time.monotonic()
+        self._next = ended + max(NEXT_PAGE, (ended - started) / PAGES_SHARE)
 
 
 def _write(path: Path, text: str) -> None:
