@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from tfkd_fast import ops
     from tfkd_fast.api import evaluate, resume, train
     from tfkd_fast.own_loop import Criterion, Steering
-    from tfkd_fast.runs.stored import load_run
+    from tfkd_fast.runs.stored import from_pretrained, load_run
 
-__all__ = ["Criterion", "Steering", "__version__", "evaluate", "load_run", "ops", "resume", "train"]
+__all__ = ["Criterion", "Steering", "__version__", "evaluate", "from_pretrained", "load_run", "ops", "resume", "train"]
 
 __version__ = version("tfkd-fast")
 
@@ -21,6 +21,7 @@ _MODULES = {
     "Criterion": "tfkd_fast.own_loop",
     "Steering": "tfkd_fast.own_loop",
     "evaluate": "tfkd_fast.api",
+    "from_pretrained": "tfkd_fast.runs.stored",
     "load_run": "tfkd_fast.runs.stored",
     "resume": "tfkd_fast.api",
     "train": "tfkd_fast.api",

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tfkd_fast.cli.display import Display
 
 INSTEAD = {
-    "push": "a run is its folder, and a student the file student.safetensors in it: copy them",
     "search": "tfkd_fast.train takes the values of a recipe as a dictionary, so that any search in Python can set them",
     "test": "tfkd-fast eval tests a finished run again",
 }
@@ -474,6 +473,32 @@ def _weights(*, best: bool, ema: bool) -> Literal["last", "best", "ema"]:
     if best and ema:
         raise UserError("--best and --ema name different weights of the run: leave one of them out")
     return "best" if best else "ema" if ema else "last"
+
+
+@app.command()
+def push(
+    run_dir: RunDir,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A repository of the Hugging Face Hub, OWNER/NAME, or a folder, ./NAME or /PLACE/NAME.",
+            show_default=False,
+        ),
+    ],
+    folder: Annotated[bool, typer.Option("--folder", help="Take TARGET for a folder, whatever it looks like.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository for its owner only.")] = False,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="NAME", help="Licence of the weights, such as apache-2.0.")
+    ] = "unknown",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+) -> None:
+    """Hand a finished run on, with a model card, to the Hugging Face Hub or into a folder."""
+    from tfkd_fast.report.push import push as hand_on
+
+    to = Path(target) if folder else target
+    place = hand_on(run_dir, to, licence=licence, private=private, overwrite=overwrite, say=Terminal(optional=True).say)
+    Terminal().say(f"pushed to {place}")
 
 
 @app.command()

@@ -17,7 +17,15 @@ from tfkd_fast.models.features import (
     FeatureShapes,
 )
 from tfkd_fast.models.folding import fix_weights, fixed_weights
-from tfkd_fast.models.foreign import INSTALLED, NetworkOrFactory, announce_import, build_foreign, check_name, give
+from tfkd_fast.models.foreign import (
+    INSTALLED,
+    NetworkOrFactory,
+    announce_import,
+    build_foreign,
+    check_name,
+    give,
+    imports_code,
+)
 from tfkd_fast.models.layers import exact_logits, sample_strided
 from tfkd_fast.models.mapped import call_with
 from tfkd_fast.models.mobilenet import mobilenetv2_half
@@ -76,6 +84,7 @@ __all__ = [
     "fixed_weights",
     "give",
     "gives_finite_logits",
+    "imports_code",
     "logits_and_features",
     "refuse_batch_of_one",
     "refuse_unknown_network",

@@ -125,10 +125,14 @@ def _importable_name(factory: Factory) -> str | None:
     return f"{module}:{name}" if importable else None
 
 
+def imports_code(name: str) -> bool:
+    """Whether building the network `name` imports a module or a file that only the name tells of."""
+    return ":" in name and name not in from_programs and name not in INSTALLED
+
+
 def announce_import(name: str, where: object) -> None:
     """Say, where a stored run has the network `name`, that its code is about to be imported. `where` is the run."""
-    known = name in from_programs or name in from_imports or name in INSTALLED
-    if not known and ":" in name:
+    if imports_code(name) and name not in from_imports:
         what = name.rpartition(":")[0]
         warnings.warn(Notice(f"{where} has the network {name}: {what} is imported, which runs its code"), stacklevel=3)
 

@@ -18,6 +18,11 @@ def decimals(value: Any, digits: int = 2) -> str:
     return f"{number:.{digits}f}" if math.isfinite(number) else UNKNOWN
 
 
+def standard_error(top1: float, images: int) -> float:
+    """The binomial standard error, in percent points, of an accuracy in percent on so many images."""
+    return math.sqrt(top1 * (100.0 - top1) / images) if math.isfinite(top1) else math.nan
+
+
 def rank_text(rank: float) -> str:
     """A rank or a score of ranks without needless digits: ranks of ties are halves, weighted sums may be anything."""
     return f"{rank:g}" if math.isfinite(rank) else UNKNOWN

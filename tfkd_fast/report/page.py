@@ -31,6 +31,7 @@ from tfkd_fast.report.format import (
     duration,
     interval_text,
     rank_text,
+    standard_error,
     value_text,
 )
 from tfkd_fast.report.parts import Headline, Table, TableRow, present, render_template
@@ -160,7 +161,7 @@ def _test_headlines(run: RunRecord, summary: dict[str, Any]) -> list[Headline]:
         return _latest_headlines(run)
     top1, images = as_number(summary.get("test_top1")), summary.get("test_images")
     best_epoch, epochs = summary.get("best_epoch"), summary.get("student_epochs")
-    error = f"± {decimals(_standard_error(top1, images))} standard error" if images else "after the last epoch"
+    error = f"± {decimals(standard_error(top1, images))} standard error" if images else "after the last epoch"
     best = f"best {decimals(summary.get('best_holdout_top1'))} % at epoch {best_epoch}"
     calibrated = f"{decimals(summary.get('test_calibrated_nll'), 3)} calibrated"
     seconds = duration(as_number(summary.get("seconds")))
@@ -353,8 +354,3 @@ def _last_selection(run: RunRecord) -> Table:
     criteria = [f"{name} {arrow}" for name, arrow in zip(selection.criteria, arrows, strict=True)]
     heads = ["Candidate", *criteria, f"score ({selection.aggregate}) ↓"]
     return Table(f"The last selection, after epoch {selection.epoch}", heads, rows)
-
-
-def _standard_error(top1: float, images: int) -> float:
-    """Binomial standard error, in percent points, of an accuracy in percent."""
-    return math.sqrt(top1 * (100.0 - top1) / images) if math.isfinite(top1) else math.nan

@@ -60,6 +60,7 @@ class RunFolder:
         self.policy = path / "policy.safetensors"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
+        self.card = path / "README.md"  # of a run that was handed on
         self.tensorboard = path / "tensorboard"
         self.trackers = path / "trackers.json"
         self.generations = path / "generations.jsonl"  # of a search for a policy, which is no run
@@ -124,13 +125,23 @@ class RunFolder:
         students = [self.student, self.best, self.ema]
         exports = [file.with_name(file.stem + ending) for file in students for ending in EXPORTS]
         own = [*records, *students, *exports, self.report]
-        methods = [self.path / name for entry in METHODS.usable() for name in entry.build.FILES]
-        for file in (*own, *methods):
+        for file in (*own, *self._of_methods()):
             yield file
             yield file.with_name(file.name + PART)
         yield from self.checkpoint_files()
         yield from self.checkpoints.glob(f"epoch-*.ckpt{PART}")
         yield from self.tensorboard.glob("events.out.tfevents.*")
+
+    def _of_methods(self) -> list[Path]:
+        """What methods may add to the folder."""
+        return [self.path / name for entry in METHODS.usable() for name in entry.build.FILES]
+
+    def handed_on(self) -> list[Path]:
+        """The files beside the recipe that others get of a finished run, whether or not they are there: its model card,
+        records and weights, as Markdown, JSON and safetensors."""
+        records = [self.data, self.convolutions, self.metrics, self.summary]
+        own = {path: None for path in self._of_methods() if path.suffix == ".safetensors"}
+        return [self.card, *records, self.student, self.best, self.ema, *own]
 
     @property
     def lacks_report_only(self) -> bool:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event
-from tfkd_fast.models import NetworkOrFactory
+from tfkd_fast.files import is_there
+from tfkd_fast.models import NetworkOrFactory, imports_code
+from tfkd_fast.runs import hub
 from tfkd_fast.runs.classifier import ImageClassifier, Normalise
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
@@ -171,3 +173,46 @@ def load_run(path: Path | str, *, model: NetworkOrFactory | None = None) -> Stor
     """
     folder = RunFolder(Path(path))
     return StoredRun(folder, read_recipe(folder, model))
+
+
+def from_pretrained(
+    source: Path | str, *, revision: str | None = None, model: NetworkOrFactory | None = None
+) -> StoredRun:
+    """A finished run that somebody handed on by `tfkd-fast push`: from a repository of the Hugging Face Hub, by way of
+    its cache, or from a folder.
+
+    Nothing is unpickled, and no code is imported that the run names: a network of others' code has to be given.
+
+    Args:
+        source: OWNER/NAME for a repository; a path such as "./x" or "/x", or a folder that is there.
+        revision: a branch, a tag or a commit of the repository; None for its main branch.
+        model: the module or the factory of the network, where it is of others' code.
+
+    Raises:
+        UserError: there is no such repository or folder, it holds no finished run, a file is damaged, or the network is
+            of others' code.
+    """
+    if not hub.is_folder(source):
+        names = [path.name for path in (RunFolder(Path()).recipe, *RunFolder(Path()).handed_on())]
+        path = hub.fetch(str(source), names, revision)
+    elif revision is None:
+        path = Path(source).expanduser()
+    else:
+        raise UserError(f"{source} is a folder, which has no revisions: leave revision out")
+    folder = RunFolder(path)
+    for file in (folder.recipe, folder.summary, folder.student):
+        if not is_there(file):
+            raise UserError(f"{source} holds no finished run of tfkd-fast, because it has no {file.name}: name another")
+    run = load_run(path, model=model)
+    for file in (folder.student, folder.best, folder.ema):
+        if is_there(file):
+            name = read_student_header(file).name
+            if model is None and imports_code(name):
+                raise UserError(
+                    f"the network of {source} is {name}, code of others that is not imported: give it as model"
+                )
+            if name != run.recipe.model.name:
+                raise UserError(
+                    f"{file} is of a {name}, and the recipe beside it of a {run.recipe.model.name}: get both again"
+                )
+    return run
