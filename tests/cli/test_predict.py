@@ -18,6 +18,7 @@ from tests.support.runs import recipe
 from tfkd_fast import api, load_run
 from tfkd_fast.data import open_dataset
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.predictions import predict
 
 EXACT = ("--device", "cpu", "--precision", "fp32")
 
@@ -81,6 +82,23 @@ def test_probabilities_are_those_of_the_run(
         assert [each["label"] for each in ranked] == np.argsort(-row).tolist()
         assert [each["class"] for each in ranked] == [str(each["label"]) for each in ranked]
         np.testing.assert_allclose([each["probability"] for each in ranked], -np.sort(-row), atol=2e-6)
+
+
+def test_photographs_are_read_as_the_test_reads_them(tmp_path: Path) -> None:
+    """Of any size, in JPEG files: the likelihood of the labels is that of the test."""
+    random = np.random.default_rng(0)
+    for number in range(24):
+        part, label = ("train", "test")[number % 2], "ab"[number % 4 // 2]
+        file = tmp_path / "photos" / part / label / f"{number:02d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        coarse = random.integers(0, 256, (7, 5 + number % 3, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((70 + number, 90), Image.Resampling.BICUBIC).save(file)
+    data = {"dataset": "folder", "root": str(tmp_path / "photos"), "batch_size": 6, "holdout": 0, "centre_crop": 0.8}
+    summary = api.train(recipe("ce", data=data), tmp_path / "run")
+    found = predict(load_run(tmp_path / "run"), [tmp_path / "photos" / "test"], top=2, device="cpu", precision="fp32")
+    surprises = [-np.log(each.probabilities[each.classes.index(each.image.parent.name)]) for each in found]
+    assert len(surprises) == 12
+    assert np.mean(surprises) == pytest.approx(summary["test_nll"], rel=1e-5)
 
 
 def turned(digit: np.ndarray, file: Path) -> None:

@@ -36,6 +36,8 @@ CALIBRATED_ON = 256
 """Number of training images that the ranges of activations are found on (our choice)."""
 BATCH = 64
 """Images that are calibrated, tested and timed at a time."""
+FLOATING = {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "Softmax"}
+"""Operators that stay in float32: their weights have no channels in a row, or their outputs need more levels."""
 REPEATS = 50
 """Number of times that a batch is timed."""
 
@@ -116,6 +118,7 @@ def _quantise(exact: bytes, images: Tensor, path: Path) -> bytes:
     """The bytes of an ONNX file with 8 bits for weights and activations, whose ranges are found on images (N,C,H,W)."""
     import onnx
     from onnxruntime import quantization
+    from onnxruntime.quantization.registry import QDQRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -138,6 +141,7 @@ def _quantise(exact: bytes, images: Tensor, path: Path) -> bytes:
                 str(written),
                 Calibration(),
                 quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=sorted(QDQRegistry.keys() - FLOATING),
                 per_channel=True,
                 activation_type=quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
