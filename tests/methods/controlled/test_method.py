@@ -228,6 +228,25 @@ def test_the_memories_of_an_average_are_the_mean_of_its_members() -> None:
             torch.testing.assert_close(after[slot].double(), expected)
 
 
+def test_candidates_with_a_shared_memory_are_taught_by_the_mean_of_their_predictions() -> None:
+    target = {"family": "scalar", "sources": ("memory",), "shared_memory": True}
+    method = build(
+        "tfkd-mrs", target=target, controller={"warmup_epochs": 0}, selection={"candidates": 3, "interval": 4}
+    )
+    method.begin_interval(0)
+    labels, predicted = torch.arange(CLASSES), []
+    for slot in range(3):
+        logits = torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(slot))
+        one_loss(method, logits, labels, slot)
+        predicted.append(logits.softmax(dim=-1))
+    sound, lost = TrainingStatistics(1.0, 0.5, 0.4, 1.0), TrainingStatistics(math.nan, math.nan, math.nan, math.nan)
+    method.end_epoch([EpochResult(sound, None), EpochResult(lost, None), EpochResult(sound, None)])
+    remembered = method.candidate_tensors()["instances"][:, :CLASSES].float().softmax(dim=-1)
+    mean = (predicted[0] + predicted[2]) / 2  # without the one that diverged
+    for slot, expected in enumerate((mean, predicted[1], mean)):
+        torch.testing.assert_close(remembered[slot], expected, rtol=2e-3, atol=1e-4)
+
+
 def test_an_average_that_does_not_rank_first_changes_nothing() -> None:
     played = [
         play(

@@ -1,8 +1,11 @@
 """The memory of what was predicted for each sample, against a dictionary."""
 
+import numpy as np
+import pytest
 import torch
+from scipy.special import softmax
 
-from tfkd_fast.steering.targets import InstanceMemory
+from tfkd_fast.steering.targets import InstanceMemory, instances
 
 CPU = torch.device("cpu")
 LARGEST = torch.finfo(torch.float16).max
@@ -54,6 +57,21 @@ def test_logits_beyond_float16_are_clipped_to_it() -> None:
     memory = InstanceMemory(1, 1, 4, CPU)
     memory.exchange(slice(0, 1), torch.tensor([[0]]), torch.tensor([[[1e6, -1e6, 65504.0, 3.0]]]))
     assert memory.logits[0, 0].tolist() == [LARGEST, -LARGEST, 65504.0, 3.0]
+
+
+@pytest.mark.parametrize("at_once", [4, 8192])
+def test_candidates_share_the_mean_of_their_probabilities(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(instances, "SHARED_AT_ONCE", at_once)
+    memory = filled(candidates=4)
+    memory.logits[0, 0] = torch.tensor([LARGEST, -LARGEST, 0.0, 0.0])  # sure of one class
+    memory.logits[1] = torch.nan  # diverged
+    before = memory.logits.clone()
+    memory.share([0, 2, 3])
+    expected = softmax(before[[0, 2, 3]].double().numpy(), axis=-1).mean(axis=0)
+    for slot in (0, 2, 3):
+        found = softmax(memory.logits[slot].double().numpy(), axis=-1)
+        np.testing.assert_allclose(found, expected, rtol=2e-3)  # float16 has 11 bits of log-probabilities up to 4
+    assert memory.logits[1].isnan().all()
 
 
 def test_slots_go_on_with_what_their_parents_remember() -> None:

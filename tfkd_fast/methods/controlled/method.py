@@ -104,6 +104,12 @@ class ControlledTargetsSettings(Settings):
             )
             for key in ("single_buffer", "discount", "gae_lambda")
         ),
+        ReadAcross(
+            "target",
+            "shared_memory",
+            lambda tables: tables.selection.budget != "none" or "peers" in tables.target.sources,
+            "several candidates train: selection.budget is not none, or target.sources has peers",
+        ),
         ReadAcross("target", "peers", lambda tables: tables.selection.budget == "none", "selection.budget is none"),
         ReadAcross(
             "selection",
@@ -228,22 +234,24 @@ class ControlledTargets(SteeredMethod):
 
     def end_epoch(self, results: Sequence[EpochResult]) -> Iterable[Event]:
         self.teaching.end_epoch()
+        sound = [slot for slot, result in enumerate(results) if math.isfinite(result.training.loss)]
+        if self._settings.target.shared_memory and len(sound) > 1:
+            self.teaching.instances.share(sound)
         self._histories = [
             (*history, result.holdout.calibrated_nll) if result.holdout else history
             for history, result in zip(self._histories, results, strict=True)
         ]
         self._epoch += 1
         due = self._epoch - self._decided_at >= self._settings.controller.interval
-        if due and self._decision is not None and self._moves_on and self._epoch < self._interval.end:
-            return self._decide_anew(self._decision, results)
+        if due and sound and self._decision is not None and self._moves_on and self._epoch < self._interval.end:
+            return self._decide_anew(self._decision, results, sound[0])
         return ()
 
-    def _decide_anew(self, before: Decision, results: Sequence[EpochResult]) -> list[Event]:
-        """Let a controller that waits for no comparison decide within an interval of several candidates; their learning
-        rates stay."""
+    def _decide_anew(self, before: Decision, results: Sequence[EpochResult], observed: int) -> list[Event]:
+        """Let a controller that waits for no comparison decide within an interval of several candidates, by the one
+        that is `observed`; their learning rates stay."""
         self._target_log.append(self._present_targets(self._epoch))
-        sound = next(slot for slot, result in enumerate(results) if math.isfinite(result.training.loss))
-        now = Standing.at_epoch(results[sound], self.teaching.true_mass(sound))
+        now = Standing.at_epoch(results[observed], self.teaching.true_mass(observed))
         progress = progress_of(self._context, self._epoch, now, self._observed)
         decision = self._decide(progress, len(results))
         self._decision = replace(decision, learning_rate_factors=before.learning_rate_factors)

@@ -1,10 +1,14 @@
 """Instance memory: the latest predictions of the student for each training sample."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+SHARED_AT_ONCE = 8192
+"""Samples whose predictions are averaged at a time."""
 
 
 class InstanceMemory:
@@ -35,6 +39,16 @@ class InstanceMemory:
         before = own.gather(1, rows)
         own.scatter_(1, rows, logits.detach().clamp(-limit, limit).to(torch.float16))
         return before
+
+    def share(self, candidates: Sequence[int]) -> None:
+        """Give some candidates the logarithm of the mean of their probabilities, softmax(logits).
+
+        It is computed in float32, sample by sample, so that no copy of the whole memory is made.
+        """
+        for start in range(0, self.logits.shape[1], SHARED_AT_ONCE):
+            part = self.logits[list(candidates), start : start + SHARED_AT_ONCE].float()
+            mean = part.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(candidates))
+            self.logits[list(candidates), start : start + SHARED_AT_ONCE] = mean.to(self.logits.dtype)
 
     def continue_from(self, parents: Sequence[int]) -> None:
         """Give each candidate s the memory of candidate `parents[s]`."""

@@ -44,6 +44,8 @@ class TargetBase(Settings):
     """Share of each source in the target under the neutral action; all together must leave the class target a share."""
     source_temperature: Annotated[float, WITH_SOURCES] = Field(default=2.0, ge=0.01, le=1_000)
     """Temperature of each source under the neutral action."""
+    shared_memory: Annotated[bool, _with_source("memory")] = False
+    """Whether candidates remember in common: after each epoch the memory of each is the mean of their predictions."""
     slow_self_decay: Annotated[float, _with_source("slow-self")] = Field(default=0.999, ge=0, lt=1)
     """Share of the averaged weights of slow-self that one training step leaves as they were."""
     peers: Annotated[int, _with_source("peers")] = Field(default=4, ge=1, le=64)
