@@ -17,7 +17,7 @@ from tfkd_fast.data import open_dataset
 from tfkd_fast.runs.export import Inside, export_student
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
-PYTHON, ONNX, WEIGHTS, TORCH, OPENVINO, EXECUTORCH = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PYTHON, HUB, ONNX, WEIGHTS, TORCH, OPENVINO, EXECUTORCH = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def execute(program: str, names: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +41,12 @@ def names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names after the first program, in the folder of the run."""
     monkeypatch.chdir(folder)
     return execute(PYTHON, {})
+
+
+def test_the_run_of_a_folder_is_read_as_one_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names = execute(HUB.replace("OWNER/NAME", "./runs/first"), {})
+    assert names["run"].summary == load_run("runs/first").summary
 
 
 def expected(names: dict[str, Any]) -> np.ndarray:

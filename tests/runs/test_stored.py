@@ -33,7 +33,7 @@ def test_a_finished_run_has_what_its_folder_has(finished: Path) -> None:
     assert len(written.pop("sha256")) == 64
     assert run.summary == written
     kinds = [event.kind for event in run.events]
-    assert [kind for kind in kinds if kind != "loader"] == ["start", "epoch", "epoch", "finish"]
+    assert [kind for kind in kinds if kind != "loader"] == ["start", "epoch", "epoch", "test", "finish"]
     assert run.classes == tuple("0123456789")
     assert run.image_shape == (1, 32, 32)
 

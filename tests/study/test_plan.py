@@ -61,6 +61,7 @@ def test_the_command_line_is_over_every_row() -> None:
 CONTROLS = {"ce", "label-smoothing", "tfkd", "tfkd-mrs", "ce-mrs"}
 SHIPPED = {
     "cifar100": ((0, 1, 2), CONTROLS),
+    "cifar100-large": ((2, 3, 4), {"label-smoothing", "tfkd", "tfkd-mrs"}),
     "cifar100-mid": ((2, 3, 4, 5, 6), {"ce", "label-smoothing", "label-smoothing-250", "by-hand", "tfkd"}),
     "cifar100-reduced": ((0, 1, 2), CONTROLS),
     "cifar100-reduced-long": ((0, 1, 2, 3, 4), {"ce", "label-smoothing", "label-smoothing-180", "ucb-cooled"}),

@@ -43,6 +43,13 @@ def test_full_budget_can_begin_later() -> None:
     assert tile(4, 3, settings) == [(0, 3, 1), (3, 1, 3)]
 
 
+def test_an_interval_of_0_lasts_to_the_end_of_the_run() -> None:
+    full = make_table(SelectionSettings, budget="full", candidates=2, interval=0)
+    assert tile(20, 2, full) == [(0, 2, 1), (2, 18, 2)]
+    probe = make_table(SelectionSettings, budget="probe", candidates=3, interval=0, events=(0.2, 0.6))
+    assert tile(20, 2, probe, 9) == [(0, 2, 1), (2, 2, 1), (4, 16, 3)]
+
+
 def test_probe_budget_of_the_reference_recipe() -> None:
     tiles = tile(240, 5, make_table(SelectionSettings, budget="probe"))
     events = [(first, length) for first, length, candidates in tiles if candidates == 4]
@@ -157,7 +164,7 @@ def test_a_plan_may_be_entered_at_any_epoch(run: tuple[int, int, SelectionSettin
 def runs(draw: st.DrawFn) -> tuple[int, int, SelectionSettings, int]:
     values: dict[str, object] = {"budget": draw(st.sampled_from(["none", "full", "probe"]))}
     if values["budget"] != "none":
-        values |= {"candidates": draw(st.integers(2, 5)), "interval": draw(st.integers(1, 12))}
+        values |= {"candidates": draw(st.integers(2, 5)), "interval": draw(st.integers(0, 12))}
     if values["budget"] == "probe":
         values["events"] = sorted(draw(st.sets(st.floats(0, 0.999), min_size=1, max_size=9)))
     settings = make_table(SelectionSettings, values)
@@ -181,7 +188,7 @@ def test_intervals_tile_the_run(run: tuple[int, int, SelectionSettings, int]) ->
         else:
             assert settings.budget != "none"
             assert candidates == settings.candidates
-            assert length == min(settings.interval, epochs - first)
+            assert length == min(settings.interval or epochs, epochs - first)
     assert sum(candidates > 1 for _, _, candidates in tiles) <= (
         len(settings.events) if settings.budget == "probe" else epochs
     )

@@ -41,7 +41,7 @@ def test_averages_are_asked_for_only_where_a_criterion_reads_them(
         ({"budget": "halving", "candidates": 6}, "budget 'halving' needs a power of two: choose 4 or 8"),
         ({"budget": "halving", "halving_epochs": 0}, "greater than or equal to 1"),
         ({"candidates": 0}, "greater than or equal to 2"),
-        ({"interval": 0}, "greater than or equal to 1"),
+        ({"interval": -1}, "greater than or equal to 0"),
         ({"criteria": ["holdout_nll"]}, "unknown criterion 'holdout_nll': did you mean 'holdout-nll'?"),
         ({"criteria": ["zebra"]}, "unknown criterion 'zebra': choose from averaged-top1, "),
         ({"criteria": []}, "at least 1 item"),

@@ -77,12 +77,12 @@ def next_interval(
             until_start = _first_epoch(settings.start, epochs) - epoch
             if until_start > 0:
                 return PlannedInterval(min(single.epochs, until_start), 1)
-            return PlannedInterval(min(settings.interval, epochs - epoch), settings.candidates)
+            return PlannedInterval(min(settings.interval or epochs, epochs - epoch), settings.candidates)
         case ProbeSelectionSettings():
             starts = _event_starts(epochs, warmup, settings)
             until_event = min((start - epoch for start in starts if start >= epoch), default=epochs)
             if until_event == 0:
-                return PlannedInterval(min(settings.interval, epochs - epoch), settings.candidates)
+                return PlannedInterval(min(settings.interval or epochs, epochs - epoch), settings.candidates)
             return PlannedInterval(min(single.epochs, until_event), 1)
         case HalvingSelectionSettings():
             return _rung(epoch - warmup, epochs - warmup, settings) or single
@@ -99,7 +99,7 @@ def _event_starts(epochs: int, warmup: int, settings: ProbeSelectionSettings) ->
     free_from = warmup
     for fraction in settings.events:
         starts.append(max(_first_epoch(fraction, epochs), free_from))
-        free_from = starts[-1] + settings.interval
+        free_from = starts[-1] + (settings.interval or epochs)
     return starts
 
 

@@ -106,8 +106,8 @@ class RankedSelectionSettings(SelectionBase):
 class IntervalSelectionSettings(RankedSelectionSettings):
     """What budgets read whose candidates train for a fixed number of epochs."""
 
-    interval: int = Field(default=5, ge=1, le=1_000_000)
-    """Epochs that candidates train from one selection to the next."""
+    interval: int = Field(default=5, ge=0, le=1_000_000)
+    """Epochs that candidates train from one selection to the next; 0 for a single selection at the end of the run."""
     average: Average = "none"
     """The average of the weights of several candidates, ranked as one more candidate: that of all of them, of the best
     two, or a greedy soup, which takes the candidates from the best on and keeps each that improves it (Wortsman et al.,
