@@ -302,6 +302,7 @@ setup(
         "tfkd_fast.recipes": ["*.toml", "policies/*.safetensors"],
         "tfkd_fast.recipes.studies": ["*.toml"],
         "tfkd_fast.report": ["*.html"],
+        "tfkd_fast.search": ["*.html"],
         "tfkd_fast.study": ["*.html"],
     },
     # CMakeLists.txt knows the sources; here they only have to reach the source distribution.

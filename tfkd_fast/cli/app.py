@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tfkd_fast.cli.display import Display
 
 INSTEAD = {
-    "search": "tfkd_fast.train takes the values of a recipe as a dictionary, so that any search in Python can set them",
     "test": "tfkd-fast eval tests a finished run again",
 }
 """What does the work of commands that people ask for and that do not exist."""
@@ -372,6 +371,47 @@ def learn(
             on_epoch=display.end_epoch,
         )
     Terminal(optional=True).say(f"policy {path}")
+
+
+@app.command()
+def search(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    trials: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Number of trials in all; a search that has fewer goes on.")
+    ],
+    ranges: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the table [search], where the recipe file has none."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the search; by default one under runs/searches/.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1_024, help="Number of trials at a time; by default one on CUDA, otherwise one for each core."
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    assignments: Assignments = None,
+) -> None:
+    """Search values of a recipe by what held-out images say of students; given again, go on with what is left."""
+    import importlib.util
+
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("a search needs Optuna: pip install 'tfkd-fast[search]'")
+    from tfkd_fast.cli.search import train_trials
+    from tfkd_fast.search.plan import load_search
+
+    overrides = _drop_unset({"data": _drop_unset({"root": str(data_root) if data_root else None})})
+    _add_assignments(overrides, assignments)
+    plan = load_search(recipe, ranges, overrides)
+    out = out or Path("runs", "searches", plan.name)
+    stop = _stop(context, "the same command again goes on from the last checkpoints")
+    code = train_trials(plan, out, trials=trials, jobs=jobs, download=download, stop=stop)
+    raise typer.Exit(code)
 
 
 @app.command("eval")

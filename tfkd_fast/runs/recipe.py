@@ -168,6 +168,8 @@ def load_recipe(name: str | None = None, overrides: Table | None = None) -> Reci
     _refuse_study(name, name in packaged_texts(STUDIES).keys() - recipes.keys() and not is_there(Path(name)))
     table = parse(find_text(name, recipes, "recipe"), name)
     _refuse_study(name, {"rows", "baseline"} <= table.keys())
+    if "search" in table:
+        raise UserError(f"{name} is a recipe with a search: run it with tfkd-fast search, then train the best recipe")
     return make_recipe(table, overrides)
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tfkd_fast.events import EpochEnded, from_line
+from tfkd_fast.events import EpochEnded, HoldoutFigures, RunDiverged, from_line
 from tfkd_fast.runs.folder import RunFolder
 
 
@@ -25,12 +25,17 @@ class RunProgress:
         self._read = 0  # bytes
         self._rest = b""
         self._reached = Reached(0, 0, None)
+        self.judged: dict[int, list[HoldoutFigures]] = {}
+        """The held-out figures of the candidates after each epoch so far; those of the latest may not be complete."""
+        self.divergence: str | None = None
+        """Why the run ended before its last epoch; None where it did not diverge."""
 
     def look(self) -> Reached:
         """The latest epoch in the log by now; what cannot be read is left out."""
         try:
             if self._path.stat().st_size < self._read:  # cut back to a checkpoint
-                self._read, self._rest = 0, b""
+                self._read, self._rest, self.divergence = 0, b"", None
+                self.judged.clear()
             with self._path.open("rb") as file:
                 file.seek(self._read)
                 added = file.read()
@@ -49,7 +54,11 @@ class RunProgress:
             event = from_line(line).event
         except ValueError:
             return
+        if isinstance(event, RunDiverged):
+            self.divergence = event.reason
         if isinstance(event, EpochEnded):
+            figures = [event.holdout] if event.holdout else []
+            self.judged[event.epoch] = [*self.judged.get(event.epoch, []), *figures]
             top1 = event.holdout.top1 if event.holdout else None
             if event.epoch == self._reached.epoch and self._reached.holdout_top1 is not None and top1 is not None:
                 top1 = max(top1, self._reached.holdout_top1)
