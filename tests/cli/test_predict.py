@@ -49,7 +49,11 @@ def test_files_without_loss_are_classified_as_the_test_images(
         folder = tmp_path / str(label)
         folder.mkdir(exist_ok=True)
         Image.fromarray(digit).save(folder / f"{number:03d}.png")
-    found = rows(finished, tmp_path)
+    odd = tmp_path / "0" / 'tab\there, "quotes".png'
+    shutil.copy(min((tmp_path / "0").iterdir()), odd)
+    *found, last = sorted(rows(finished, tmp_path), key=lambda row: "tab" in row["image"])
+    assert last["image"] == str(odd).replace("\t", "\\t")
+    odd.unlink()
     assert [row["image"] for row in found] == sorted(map(str, tmp_path.rglob("*.png")))
     right = sum(Path(row["image"]).parent.name == row["class"] for row in found)
     figures = json.loads(run("eval", finished, *EXACT).stdout)

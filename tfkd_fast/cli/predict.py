@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from tfkd_fast.errors import printable
 from tfkd_fast.runs.predictions import Prediction
 from tfkd_fast.runs.stored import StoredRun, Weights
 from tfkd_fast.strict_json import to_json
@@ -20,13 +21,18 @@ def as_json(run: StoredRun, weights: Weights, predictions: Sequence[Prediction])
 
 
 def as_csv(predictions: Sequence[Prediction]) -> str:
-    """A row for each image below one of headings, as RFC 4180 has it; the second class has the columns class_2, ..."""
+    """A row for each image below one of headings, as RFC 4180 has it; the second class has the columns class_2, ...
+
+    Control characters in the name of a file are escaped, so that every image has one line.
+    """
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     suffixes = ["", *(f"_{rank}" for rank in range(2, len(predictions[0].labels) + 1))]
     writer.writerow(["image", *(name + suffix for suffix in suffixes for name in ("class", "label", "probability"))])
     for prediction in predictions:
-        writer.writerow([str(prediction.image), *(value for each in _ranked(prediction) for value in each.values())])
+        writer.writerow(
+            [printable(str(prediction.image)), *(value for each in _ranked(prediction) for value in each.values())]
+        )
     return written.getvalue().removesuffix("\n")
 
 
