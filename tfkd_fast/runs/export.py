@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tfkd_fast.data import DataIdentity, Dataset, open_dataset
+from tfkd_fast.data import Dataset, open_dataset
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import write_bytes
 from tfkd_fast.models import NetworkOrFactory
 from tfkd_fast.plugins import explain
 from tfkd_fast.runs.classifier import ImageClassifier
 from tfkd_fast.runs.folder import RunFolder
-from tfkd_fast.runs.provenance import refuse_other_data
 from tfkd_fast.runs.stored import StoredRun, Weights, load_run
 from tfkd_fast.strict_json import to_json
 
@@ -190,17 +189,6 @@ def run_onnx(session: "onnxruntime.InferenceSession", images: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {IMAGES: images.numpy()})[0])
 
 
-def open_trained_data(run: StoredRun, trained: DataIdentity, data_root: Path | str | None, dataset: Any) -> Dataset:
-    """Open the data set of a run, see `export_student`.
-
-    Raises:
-        UserError: it is not at hand, or not the one that the student was trained on.
-    """
-    opened = open_dataset(run.recipe.with_data_root(data_root).data, pairs=dataset)
-    refuse_other_data(opened, trained, f"the run in {run.path}")
-    return opened
-
-
 def choose_training_images(dataset: Dataset, count: int) -> Tensor:
     """Return `count` training images (count,C,H,W) uint8, or all where there are fewer, evenly over their order."""
     images = dataset.read_train()
@@ -211,9 +199,17 @@ def choose_training_images(dataset: Dataset, count: int) -> Tensor:
 def _images_to_compare(
     run: StoredRun, classifier: ImageClassifier, data_root: Path | str | None, dataset: Any
 ) -> Tensor:
-    """Training images (N,C,H,W) uint8, or random pixels where the data set is not at hand."""
+    """Training images (N,C,H,W) uint8, or random pixels where the data set is not at hand.
+
+    Whether it is the one that the student was trained on is not asked, since that would read all of it.
+    """
     try:
-        return choose_training_images(open_trained_data(run, classifier.trained, data_root, dataset), COMPARED)
+        images = choose_training_images(
+            open_dataset(run.recipe.with_data_root(data_root).data, pairs=dataset), COMPARED
+        )
+        if images.shape[1:] != classifier.image_shape:
+            raise UserError(f"the images of its data set are {tuple(images.shape[1:])} now: restore it")
+        return images
     except UserError as error:
         if data_root is not None or dataset is not None:
             raise

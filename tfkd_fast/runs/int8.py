@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tfkd_fast.data import ImageSet
+from tfkd_fast.data import ImageSet, open_dataset
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import read_bytes, write_bytes
 from tfkd_fast.models import NetworkOrFactory
@@ -24,11 +24,11 @@ from tfkd_fast.runs.export import (
     describe,
     describe_export,
     open_onnx,
-    open_trained_data,
     run_onnx,
     take_in,
 )
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.provenance import refuse_other_data
 from tfkd_fast.runs.stored import Weights, load_run
 from tfkd_fast.strict_json import to_json
 
@@ -87,7 +87,8 @@ def quantise_student(
         run = load_run(out, model=model)
         classifier, path = run.classifier(weights), run.weights_file(weights)
         source, target = path.with_suffix(".onnx"), path.with_name(f"{path.stem}-int8.onnx")
-        opened = open_trained_data(run, classifier.trained, data_root, dataset)
+        opened = open_dataset(run.recipe.with_data_root(data_root).data, pairs=dataset)
+        refuse_other_data(opened, classifier.trained, f"the run in {out}")
         prepare = partial(take_in, classifier=classifier, inside=inside)
         exact = read_bytes(source, "the ONNX file", f"write it again with tfkd-fast export {out}")
         try:
