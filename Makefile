@@ -8,7 +8,7 @@ OUT    := build/benchmarks
 # A process a core, so a thread a process.
 TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal
 
-.PHONY: train test test-fast durations lint benchmarks docs sanitize gpu-check clean
+.PHONY: train test test-fast durations lint benchmarks docs wheel sanitize gpu-check clean
 
 train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
@@ -35,6 +35,15 @@ benchmarks: $(VENV)/installed
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
+# What a package index takes: a source archive, and a wheel whose tag names the oldest C library that serves it, as auditwheel
+# finds it. The libraries of torch stay those of the environment.
+wheel: $(VENV)/wheel
+	rm -rf build/wheel dist
+	$(BIN)/pip wheel . --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	$(BIN)/python -c 'import build_backend; build_backend.build_sdist("dist")' > build/wheel/sdist.log
+	ls -l dist
+
 # Tests of the C++ operators, with a library in which sanitizers look for foreign memory and undefined behaviour.
 sanitize: $(VENV)/installed
 	.ci/sanitize
@@ -57,5 +66,9 @@ $(VENV)/docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[docs]"
 	touch $@
 
+$(VENV)/wheel: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[wheel]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build runs tfkd_fast/native *.egg-info
+	rm -rf $(VENV) build dist runs tfkd_fast/native *.egg-info
