@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.special import softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 
 from tests.support.command import refusal, run
 from tests.support.runs import recipe
 from tfkd_fast import api, load_run
-from tfkd_fast.data import open_dataset
+from tfkd_fast.data import open_dataset, split_holdout
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.predictions import predict
+from tfkd_fast.runs.stored import Weights
 
 EXACT = ("--device", "cpu", "--precision", "fp32")
 
@@ -86,6 +88,22 @@ def test_probabilities_are_those_of_the_run(
         assert [each["label"] for each in ranked] == np.argsort(-row).tolist()
         assert [each["class"] for each in ranked] == [str(each["label"]) for each in ranked]
         np.testing.assert_allclose([each["probability"] for each in ranked], -np.sort(-row), atol=2e-6)
+
+
+@pytest.mark.parametrize("weights", ["last", "best", "ema"])
+def test_the_temperature_is_fitted_to_held_out_images(finished: Path, weights: Weights) -> None:
+    """By scipy, with the prior of `ops.candidate_metrics`."""
+    stored = load_run(finished)
+    classifier = stored.classifier(weights)
+    _, images = split_holdout(open_dataset(stored.recipe.data).read_train(), stored.recipe.data.holdout)
+    logits = classifier(images.all_images()).detach().numpy().astype(np.float64)
+
+    def cost(b: float) -> float:
+        likelihoods = log_softmax(b * logits, axis=1)[np.arange(len(images)), images.labels.numpy()]
+        return float(b - 1 - np.log(b) - likelihoods.sum())
+
+    fitted = minimize_scalar(cost, bounds=(1 / 20, 20), method="bounded", options={"xatol": 1e-6})
+    assert classifier.temperature == pytest.approx(1 / fitted.x, rel=1e-3)
 
 
 def test_photographs_are_read_as_the_test_reads_them(tmp_path: Path) -> None:
