@@ -35,10 +35,12 @@ def test_what_was_written_is_read(results: StudyResults, tmp_path: Path) -> None
 def test_every_file_has_the_same_figures(results: StudyResults) -> None:
     line = results.lines[1]
     assert line.difference
-    (_, ours, _) = csv.DictReader(io.StringIO(table_csv(results)))
+    (baseline, ours, _) = csv.DictReader(io.StringIO(table_csv(results)))
     assert (ours["row"], ours["title"], ours["seeds"]) == ("a", "a, or | <b>", "0 1 2")
     assert float(ours["difference_low"]) == line.difference.low
     assert float(ours["adjusted_p"]) == line.adjusted_p
+    assert (baseline["difference_mean"], baseline["test_nll_mean"]) == ("", "2.5")
+    assert "difference" not in baseline
     by_run = {(run["row"], run["seed"]): run for run in csv.DictReader(io.StringIO(runs_csv(results)))}
     assert {key: float(run["test_top1"]) for key, run in by_run.items()} == {
         (row, str(seed)): top1 for row, own in results.top1.items() for seed, top1 in own.items()
@@ -63,8 +65,11 @@ def test_the_stored_results_of_earlier_versions_come_to_what_they_say(path: Path
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"baseline": "nobody"}, "name the row 'nobody', which is not in their table"),
-        ({"runs": [{"row": "z", "seed": 0, "summary": summary(1.0)}]}, "name the row 'z', which is not in their table"),
+        ({"baseline": "nobody"}, "names the row 'nobody', not in its table"),
+        (
+            {"runs": [{"row": "z", "seed": 0, "summary": summary(1.0)}]},
+            "names the row 'z', not in its table",
+        ),
         ({"runs": 3}, "is damaged or of another kind (runs: "),
         ({"seeds": ["x"]}, "is damaged or of another kind (seeds.0: "),
     ],
@@ -77,7 +82,7 @@ def test_results_that_contradict_themselves_are_refused(
     values = json.loads(files.results.read_text()) | change
     values.pop("sha256")
     files.results.write_text(json.dumps(values))
-    with pytest.raises(UserError, match="the results ") as refused:
+    with pytest.raises(UserError, match="the file of results ") as refused:
         read_results(files.results)
     assert sentence in str(refused.value)
 

@@ -213,7 +213,7 @@ def tables(rows: Sequence[Sequence[str]], width: int) -> list[Table]:
         number: max(_longest_word(HEADINGS[number]), *(cell_len(row[number]) for row in rows))
         for number in range(1, len(HEADINGS))
     }
-    longest, whole = max(map(_longest_word, names)), max(map(cell_len, names))
+    longest, whole = (max(map(measure, (HEADINGS[0], *names))) for measure in (_longest_word, cell_len))
     if max(longest, width // 10) + sum(GAP + wanted for wanted in columns.values()) <= width:
         parts = [list(columns)]
         name = min(whole, width - sum(GAP + wanted for wanted in columns.values()))

@@ -114,7 +114,7 @@ def top1_chart(results: StudyResults) -> Chart | None:
         "top1",
         "Test top-1",
         f"Dots of the test top-1 of every seed, a row for each of {len(rows)}: {'; '.join(words)}.",
-        f"A dot is a run, a bar the mean over the seeds, a line its {CONFIDENCE:.0%} confidence interval.",
+        f"A dot is a run, a bar the mean over the seeds, a line its {100 * CONFIDENCE:.0f} % confidence interval.",
         [panel],
     )
 
@@ -148,7 +148,7 @@ def contrast_chart(results: StudyResults) -> Chart | None:
         "contrasts",
         "Contrasts",
         f"Differences of rows to other rows in test top-1: {'; '.join(words)}.",
-        f"The mean over the pairs of rows and the seeds, with its {CONFIDENCE:.0%} confidence interval.",
+        f"The mean over the pairs of rows and the seeds, with its {100 * CONFIDENCE:.0f} % confidence interval.",
         [Panel("points of test top-1", rows, 0.0)],
     )
 
@@ -228,7 +228,7 @@ def pareto_chart(results: StudyResults, cost: str, title: str, unit: str) -> Cha
         title=title,
         label=f"Dots of cost and test top-1, {len(points)} rows. None is better and cheaper than: {'; '.join(words)}.",
         note=f"No row is better and cheaper than: {'; '.join(words)}. The baseline is orange, thin lines are the "
-        f"{CONFIDENCE:.0%} intervals of the means. Costs are those of a row's own runs, without those of its teachers.",
+        f"{100 * CONFIDENCE:.0f} % intervals of the means. Costs are those of a row's own runs, without those of its teachers.",
         height=3.4,
         paint=paint,
     )

@@ -3,16 +3,17 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, printable
 from tfkd_fast.files import read_checked_json, reading, to_checked_json, write_bytes
 from tfkd_fast.study.results import (
     HEADINGS,
+    Line,
     Pairs,
     ResultRow,
     StudyResults,
@@ -57,7 +58,7 @@ def markdown(results: StudyResults) -> str:
     lines = (cells(line, results.seeds) for line in results.lines)
     rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *lines]
     text = [f"# {results.name}", ""]
-    text += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    text += ["| " + " | ".join(printable(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
     if sentences := contrast_lines(results):
         text += ["", "Test top-1, mean over the pairs of rows, with a 95 % confidence interval over the seeds:", ""]
         text += [f"- {line}" for line in sentences]
@@ -68,7 +69,7 @@ def markdown(results: StudyResults) -> str:
 
 def table_csv(results: StudyResults) -> str:
     """A line for every row of the table: means as NAME_mean, NAME_sd, NAME_low and NAME_high, empty where unknown."""
-    return _csv(_flattened(asdict(line) | {"seeds": " ".join(map(str, line.seeds))}) for line in results.lines)
+    return _csv(_flat(line) | {"seeds": " ".join(map(str, line.seeds))} for line in results.lines)
 
 
 def runs_csv(results: StudyResults) -> str:
@@ -86,13 +87,16 @@ def runs_csv(results: StudyResults) -> str:
     )
 
 
-def _flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(line: Line) -> dict[str, Any]:
+    """The figures of a line by name, and the parts of means and differences by NAME_PART, whether known or not."""
+    kinds = {name: next(filter(is_dataclass, get_args(hint)), None) for name, hint in get_type_hints(Line).items()}
     flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}_{key}": item for key, item in value.items()}
-        else:
+    for name, kind in kinds.items():
+        value = getattr(line, name)
+        if kind is None:
             flat[name] = value
+        else:
+            flat |= {f"{name}_{part.name}": getattr(value, part.name, None) for part in fields(kind)}
     return flat
 
 
@@ -165,8 +169,8 @@ def read_results(path: Path) -> StudyResults:
     Raises:
         UserError: the file is missing, damaged, or holds no results of a study.
     """
-    values = read_checked_json(path, "the results", REMEDY)
-    with reading(path, "the results", REMEDY):
+    values = read_checked_json(path, "the file of results", REMEDY)
+    with reading(path, "the file of results", REMEDY):
         stored = _StoredResults.model_validate(values)
     rows = stored.rows or {
         line.row: ResultRow(line.title, line.difference is not None or line.row == stored.baseline)
@@ -177,7 +181,7 @@ def read_results(path: Path) -> StudyResults:
         runs.setdefault(run.row, {})[run.seed] = run.summary
     named = {*runs, stored.baseline, *(row for pairs in stored.pairs.values() for pair in pairs for row in pair)}
     if unknown := named - rows.keys():
-        raise UserError(f"the results {path} name the row {min(unknown)!r}, which is not in their table: {REMEDY}")
+        raise UserError(f"the file of results {path} names the row {min(unknown)!r}, not in its table: {REMEDY}")
     remarks = stored.remarks
     if left := stored.contrasts.keys() - stored.pairs.keys():
         names = ", ".join(sorted(left))
