@@ -228,7 +228,7 @@ def pareto_chart(results: StudyResults, cost: str, title: str, unit: str) -> Cha
         title=title,
         label=f"Dots of cost and test top-1, {len(points)} rows. None is better and cheaper than: {'; '.join(words)}.",
         note=f"No row is better and cheaper than: {'; '.join(words)}. The baseline is orange, thin lines are the "
-        f"{100 * CONFIDENCE:.0f} % intervals of the means. Costs are those of a row's own runs, without those of its teachers.",
+        f"{100 * CONFIDENCE:.0f} % intervals of the means. Costs are those of a row's own runs, not of its teachers.",
         height=3.4,
         paint=paint,
     )
