@@ -11,9 +11,21 @@ if TYPE_CHECKING:
     from tfkd_fast import ops
     from tfkd_fast.api import evaluate, resume, train
     from tfkd_fast.own_loop import Criterion, Steering
+    from tfkd_fast.report.push import push
     from tfkd_fast.runs.stored import from_pretrained, load_run
 
-__all__ = ["Criterion", "Steering", "__version__", "evaluate", "from_pretrained", "load_run", "ops", "resume", "train"]
+__all__ = [
+    "Criterion",
+    "Steering",
+    "__version__",
+    "evaluate",
+    "from_pretrained",
+    "load_run",
+    "ops",
+    "push",
+    "resume",
+    "train",
+]
 
 __version__ = version("tfkd-fast")
 
@@ -23,6 +35,7 @@ _MODULES = {
     "evaluate": "tfkd_fast.api",
     "from_pretrained": "tfkd_fast.runs.stored",
     "load_run": "tfkd_fast.runs.stored",
+    "push": "tfkd_fast.report.push",
     "resume": "tfkd_fast.api",
     "train": "tfkd_fast.api",
 }

@@ -2,17 +2,19 @@
 
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.support.command import refusal, run
 from tests.support.hub import TOKEN, Hub, Repository, serving
 from tests.support.runs import recipe
-from tfkd_fast import api, from_pretrained, load_run, tensor_file
+from tfkd_fast import api, from_pretrained, load_run, push, tensor_file
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import to_checked_text
 
@@ -197,9 +199,37 @@ def test_code_that_a_run_names_is_not_imported(finished: Path, tmp_path: Path) -
                 header, weights = tensor_file.read(file, "student")
                 file.write_bytes(tensor_file.to_bytes("student", header | {"name": "antigravity:fly"}, weights))
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Notice)  # of an import
+            warnings.simplefilter("error", Notice)  # as an import would give one
             with pytest.raises(UserError, match=r"code of others that is not imported|the recipe beside it of a"):
                 from_pretrained(folder)
+
+
+class Net(nn.Sequential):
+    """A network of a program of one's own."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(16 * in_channels, num_classes))
+
+
+def test_a_network_of_others_is_given_and_its_folder_is_in_no_card(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(f"from {Net.__module__} import Net\n")
+    network = {"name": f"{tmp_path / 'net.py'}:Net", "width": 1.0}
+    api.train(recipe("ce", epochs=1, data=FEW, model=network), tmp_path / "run")
+    with pytest.warns(Notice, match=r"the code of the network .*net\.py:Net is not handed on"):
+        push(tmp_path / "run", tmp_path / "pushed", say=lambda _: None)
+    card = (tmp_path / "pushed" / "README.md").read_text().partition("## Recipe")[0]
+    assert "net.py:Net" in card
+    assert str(tmp_path) not in card
+    images = torch.rand(3, 1, 32, 32)
+    found = from_pretrained(tmp_path / "pushed", model=Net).student()
+    assert torch.equal(found(images), load_run(tmp_path / "run").student()(images))
+
+
+def test_without_the_package_of_the_hub_a_sentence_names_it(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    assert "pip install 'tfkd-fast[hub]'" in refusal("push", finished, "me/digits")
+    with pytest.raises(UserError, match=r"pip install 'tfkd-fast\[hub\]'"):
+        from_pretrained("me/digits")
 
 
 def test_a_folder_has_no_revisions(finished: Path) -> None:

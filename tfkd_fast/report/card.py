@@ -13,7 +13,7 @@ from typing import Any
 from tfkd_fast.errors import printable
 from tfkd_fast.events import StudentExamined
 from tfkd_fast.methods import METHODS
-from tfkd_fast.models import MODELS
+from tfkd_fast.models import MODELS, imports_code
 from tfkd_fast.report.format import as_number, count_text, decimals, standard_error
 from tfkd_fast.report.run import RunRecord
 from tfkd_fast.report.testing import hardest_first
@@ -67,7 +67,7 @@ def _front_matter(record: RunRecord, name: str, licence: str) -> str:
         "license": licence,
         "library_name": "tfkd-fast",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "knowledge-distillation", "tfkd-fast", start.method, start.model],
+        "tags": ["image-classification", "knowledge-distillation", "tfkd-fast", start.method, _short(start.model)],
         "datasets": [] if start.dataset in NOT_ON_THE_HUB else [start.dataset.removeprefix("hf/")],
         "metrics": ["accuracy"],
     }
@@ -103,14 +103,19 @@ def _introduction(record: RunRecord, header: StudentHeader, name: str, licence: 
     lines = [
         f"# {_text(name.removeprefix('./'))}",
         "",
-        f"An image classifier: {_text(start.model)} of width {header.width:g} with {start.parameters:,} parameters, "
-        f"trained on {_text(start.dataset)} by {_text(method + teachers)} for {start.epochs:,} epochs with "
+        f"An image classifier: {_text(_short(start.model))} of width {header.width:g} with {start.parameters:,} "
+        f"parameters, trained on {_text(start.dataset)} by {_text(method + teachers)} for {start.epochs:,} epochs with "
         f"{_text('tfkd_fast')} {start.version}. It tells {len(header.classes)} classes apart in images of {width}x"
         f"{height} pixels and {channels} {'channel' if channels == 1 else 'channels'}.",
     ]
     if licence == "unknown":
         lines += ["", "No licence was named for these weights."]
     return lines
+
+
+def _short(network: str) -> str:
+    """The name of a network without the folder of its file, which others do not have."""
+    return network.rpartition("/")[2] if imports_code(network) else network
 
 
 def _figures(run: StoredRun) -> list[str]:
@@ -163,7 +168,7 @@ def _data(record: RunRecord, header: StudentHeader) -> list[str]:
         "## Data",
         "",
         f"* Data set: {_text(start.dataset)}; {start.train_images:,} images to fit, {start.holdout_images:,} held out, "
-        f"{count_text(summary.get('test_images') or math.nan)} to test.",
+        f"{count_text(summary['test_images']) + ' to test' if summary.get('test_images') else 'none tested on'}.",
         f"* Held-out rule: {rule}",
         f"* Seed of the run: {start.seed}.",
         f"* Normalisation, pixels 0 to 1: mean {_numbers(header.mean)}, deviation {_numbers(header.std)}.",

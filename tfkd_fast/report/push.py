@@ -86,7 +86,7 @@ def what_is_handed_on(run: StoredRun, name: str, licence: str) -> Files:
     if record.summary is None:
         raise UserError(f"the run in {run.path} is not finished: tfkd-fast train --resume {run.path} goes on with it")
     if imports_code(header.name) or header.name.startswith("python/"):
-        notice = f"{run.path} has the network {header.name}, which is not pushed: who loads it has to have its code"
+        notice = f"the code of the network {header.name} is not handed on, but its name is: who loads it needs the code"
         warnings.warn(Notice(notice), stacklevel=3)
     recipe = _without_folders(run.recipe.table())
     text = tomli_w.dumps(recipe)
@@ -101,11 +101,11 @@ def what_is_handed_on(run: StoredRun, name: str, licence: str) -> Files:
 def _into_folder(path: Path, files: Files, *, overwrite: bool, say: Callable[[str], object]) -> str:
     """Write files into a folder, which holds no finished run until the last of them is written."""
     folder = RunFolder(path)
-    folder.refuse_if_taken(overwrite=overwrite)
+    folder.refuse_if_taken(overwrite=overwrite, place="TARGET")
     contents = {name: _content(file) for name, file in files.items()}  # before they are gone, where both are one folder
     _announce(files, str(path), say)
     with folder.lock():
-        folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
+        folder.refuse_if_taken(overwrite=overwrite, place="TARGET")  # another process may have been quicker
         folder.create(from_checked_text(contents.pop(folder.recipe.name).decode()))
         summary = contents.pop(folder.summary.name)
         for name, content in contents.items():

@@ -69,22 +69,26 @@ class RunFolder:
         """Context manager that makes the folder and locks it while the block runs; see `lock_folder`."""
         return lock_folder(self.path)
 
-    def refuse_if_taken(self, *, overwrite: bool = False) -> None:
+    def refuse_if_taken(self, *, overwrite: bool = False, place: str = "--out") -> None:
         """Raise UserError unless a run may begin here: the folder is empty or not there, or with `overwrite` has a run.
 
         What others keep in a folder is no run: it is refused in any case.
+
+        Args:
+            overwrite: whether a run may be there.
+            place: the option or argument that names the folder, for messages.
         """
         if not self.path.exists():
             return
         if not self.path.is_dir():
-            raise UserError(f"{self.path} is a file: choose another --out")
+            raise UserError(f"{self.path} is a file: choose another {place}")
         refuse_if_busy(self.path)
         if self.generations.exists():
-            raise UserError(f"{self.path} holds the search for a policy: choose another --out")
+            raise UserError(f"{self.path} holds the search for a policy: choose another {place}")
         if not self._holds_run():
-            refuse_if_foreign(self.path, ours={LOCK, self.recipe.name + PART})
+            refuse_if_foreign(self.path, ours={LOCK, self.recipe.name + PART}, place=place)
         elif self.summary.exists() and not overwrite:
-            raise UserError(f"{self.path} already holds a finished run: choose another --out, or pass --overwrite")
+            raise UserError(f"{self.path} already holds a finished run: choose another {place}, or pass --overwrite")
         elif not overwrite:
             raise UserError(
                 f"{self.path} holds an unfinished run: go on with --resume {self.path}, or pass --overwrite"
@@ -269,13 +273,13 @@ class RunFolder:
         return read_checked_json(self.summary, "the summary", remedy)
 
 
-def refuse_if_foreign(folder: Path, *, ours: set[str]) -> None:
-    """Raise UserError if the folder has an entry that is not one of ours."""
+def refuse_if_foreign(folder: Path, *, ours: set[str], place: str = "--out") -> None:
+    """Raise UserError, which advises to name another `place`, if the folder has an entry that is not one of ours."""
     try:
         foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours)
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror}") from None
     if foreign:
         raise UserError(
-            f"{folder} is not empty and holds nothing of tfkd-fast ({foreign[0]} is in it): choose another --out"
+            f"{folder} is not empty and holds nothing of tfkd-fast ({foreign[0]} is in it): choose another {place}"
         )
