@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.support.pages import Page
 from tests.support.run_folders import MakeRun
 from tfkd_fast.report import write_report
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.study import runner
 from tfkd_fast.study.charts import MOST_LINES, best_first, limits_with_the_best, pareto_front, top1_chart
 from tfkd_fast.study.compare import load_comparison
 from tfkd_fast.study.page import REFRESH, ResultsPage
@@ -73,6 +76,23 @@ def test_a_page_in_progress_is_read_again(tmp_path: Path) -> None:
     page = Page(writer.write(results_of(runs(ce={0: 10.0}))).read_text())
     assert "refresh" not in page.text
     assert "1 of 9 runs are finished" in page.words
+
+
+def test_pages_take_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    due: list[float] = []  # each page takes a second longer than the one before
+    monkeypatch.setattr(ResultsPage, "write", lambda *_, **__: setattr(clock, "now", clock.now + len(due)))
+    page = runner.RefreshedPage(tmp_path / "study.html", {})
+    for tick in range(2_000):
+        clock.now = max(clock.now, float(tick))
+        if page.is_due():
+            due.append(clock.now)
+            page.write(results_of({}), in_progress=True)
+    assert due[0] == runner.FIRST_PAGE
+    pauses = [later - earlier for earlier, later in pairwise(due)]
+    assert min(pauses) >= runner.NEXT_PAGE
+    assert sum(range(1, len(due))) <= runner.PAGES_SHARE * sum(pauses)
 
 
 def test_stored_results_alone_have_their_pareto_picture(tmp_path: Path) -> None:

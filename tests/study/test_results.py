@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tests.study.made_up import ROWS, results_of, runs, summary
-from tfkd_fast.study.results import Difference, Mean, ResultRow, cells, holm, mean_of, paired_difference
+from tfkd_fast.study.results import Difference, Mean, ResultRow, cells, holm, mean_of, notes, paired_difference
 from tfkd_fast.study.stored import markdown
 from tfkd_fast.study.words import finding_words
 
@@ -156,3 +156,13 @@ def test_what_was_found(done: dict[str, dict[int, float]], best: str | None, wor
     found = results_of(runs(**done))
     assert (found.best and found.best.row) == best
     assert words in finding_words(found)
+
+
+def test_rows_that_hold_out_other_images_are_named() -> None:
+    done = runs(ce={0: 9.0}, a={0: 9.5}, b={0: 9.7})
+    for row, images in (("ce", 100), ("a", 100), ("b", 200)):
+        done[row][0]["holdout_images"] = images
+    note = "Other images than the baseline's are held out in: b; only test figures compare there."
+    assert note in notes(results_of(done))
+    done["b"][0]["holdout_images"] = 0  # a replay, which has no held-out figures
+    assert not any("are held out in" in sentence for sentence in notes(results_of(done)))
