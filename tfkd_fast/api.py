@@ -30,6 +30,7 @@ from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import load_student, read_student_header
 from tfkd_fast.runs.trackers import TRACKERS
+from tfkd_fast.training.divergence import NonFiniteFigure
 from tfkd_fast.training.trainer import Trainer, in_percent
 
 
@@ -332,9 +333,13 @@ def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
             with sealed_test_images():
                 summary = trainer.run(stop)
             with nullcontext() if recipe.test else sealed_test_images():
-                figures, examination = _judge(
-                    recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions, test=recipe.test
-                )
+                try:
+                    figures, examination = _judge(
+                        recipe, trainer.dataset, trainer.compute, folder, trainer.convolutions, test=recipe.test
+                    )
+                except NonFiniteFigure as error:
+                    trainer.record_divergence(str(error))
+                    raise
             summary |= figures
         trainer.finish(summary, examination)
     folder.write_json(folder.summary, summary)  # from now on the run is finished
@@ -419,7 +424,7 @@ def _judge(
             figures["best_test_top1"] = measure(folder.best, test_images)["top1"]
     for name, value in figures.items():
         if value is not None and not math.isfinite(value):
-            raise UserError(
+            raise NonFiniteFigure(
                 f"the figure {name} of the student in {folder.path} is {value}, because its outputs are not finite: "
                 "train it again, with a lower optimizer.learning_rate"
             )

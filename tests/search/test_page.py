@@ -58,7 +58,9 @@ def test_the_best_of_the_finished_is_found() -> None:
         "is."
     )
     assert results(judge="top1").best == TRIALS[0]  # whose judgement is the highest
-    assert "the recipe as it is. None was better" in finding_words(results(TRIALS[:1]))
+    assert "none was better than the recipe as it is, with optimizer.learning_rate 0.05" in finding_words(
+        results(TRIALS[:1])
+    )
     assert finding_words(results(TRIALS[2:4])) == "No trial has finished yet, of 8."
 
 

@@ -132,6 +132,15 @@ def test_optuna_reads_the_journal(tmp_path: Path) -> None:
     assert study.trials[3].user_attrs["reason"] == "it diverged"
 
 
+def test_a_trial_that_signals_ended_twice_is_known(tmp_path: Path) -> None:
+    for before in (False, True):
+        trials = Trials(search(), tmp_path / "journal")
+        trial = trials.begin(0, 1)
+        assert trial is not None
+        assert trials.interrupt(trial) == before
+        trials.close()
+
+
 def test_a_damaged_journal_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     trials = Trials(search(), path)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tfkd_fast.events import EpochEnded, HoldoutFigures, to_line
+from tfkd_fast.events import EpochEnded, HoldoutFigures, RunDiverged, to_line
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.study.progress import Reached, RunProgress
 
@@ -28,5 +28,14 @@ def test_it_follows_a_log(tmp_path: Path) -> None:
         file.write(line(2, 0, 4, 40.0)[-30:] + line(2, 1, 4, 42.0) + line(2, 2, 4, 41.0))
     assert progress.look() == Reached(2, 4, 42.0)
     assert progress.look() == Reached(2, 4, 42.0)
+    assert {epoch: [figure.top1 for figure in found] for epoch, found in progress.judged.items()} == {
+        1: [],
+        2: [40.0, 42.0, 41.0],
+    }
+    with log.open("ab") as file:
+        file.write(to_line(RunDiverged(epoch=3, reason="the loss became NaN"), 1.0, 1).encode() + b"\n")
+    progress.look()
+    assert progress.divergence == "the loss became NaN"
     log.write_bytes(first + line(2, 0, 2))  # gone on with after epoch 1
     assert progress.look() == Reached(2, 2, None)
+    assert (progress.judged, progress.divergence) == ({1: [], 2: []}, None)

@@ -40,6 +40,9 @@ from tfkd_fast.study.progress import RunProgress
 LOOK = 1.0
 """Seconds between two looks at the logs of the trials."""
 
+NO_PLACE = "cannot write"
+"""The beginning of the sentence of a run whose disk is full or gone."""
+
 
 class LiveTrial:
     """A trial in progress."""
@@ -243,31 +246,41 @@ class SearchRunner:
         """Record what came of a trial whose process ended.
 
         Raises:
-            UserError: it failed before its first epoch, and no trial got further: there is no use in others.
+            UserError: it failed, and not by its values: the trial can go on later.
         """
         if trial.fault:
             self._trials.fail(trial.suggestion, trial.fault)
             return
         if not trial.pruned:
             self._judge(trial)
+        judged = trial.progress.judged
         if trial.pruned:
-            self._trials.prune(trial.suggestion, self._figures(trial.progress.judged[max(trial.suggestion.judged)]))
-            return
-        epochs = sorted(trial.progress.judged)
-        summary = trial.folder.read_summary()
-        if summary is None:
-            code, divergence = trial.process.poll() if trial.process else None, trial.progress.divergence
-            reason = end_reason(self.folder.log(trial.number), code or 0)
-            reason = f"it diverged: {divergence}" if divergence else reason
-            if not (divergence or epochs or any(other.intermediate_values for other in self._trials.all)):
-                raise UserError(f"trial {trial.number}: {reason}")
-            self._trials.fail(trial.suggestion, reason)
-            return
-        name = "holdout_top1" if self.search.settings.judge == "top1" else "holdout_calibrated_nll"
-        if epochs and (figure := self._judgement(trial.progress.judged[epochs[-1]])) is not None:
-            trial.suggestion.report(epochs[-1], figure)
-        figures = {"top1": summary["holdout_top1"], "nll": summary["holdout_calibrated_nll"]}
-        self._trials.complete(trial.suggestion, float(summary[name]), figures)
+            self._trials.prune(trial.suggestion, self._figures(judged[max(trial.suggestion.judged)]))
+        elif (summary := trial.folder.read_summary()) is None:
+            self._trials.fail(trial.suggestion, self._fault(trial))
+        else:
+            if judged and (figure := self._judgement(judged[max(judged)])) is not None:
+                trial.suggestion.report(max(judged), figure)
+            name = "holdout_top1" if self.search.settings.judge == "top1" else "holdout_calibrated_nll"
+            figures = {"top1": summary["holdout_top1"], "nll": summary["holdout_calibrated_nll"]}
+            self._trials.complete(trial.suggestion, float(summary[name]), figures)
+
+    def _fault(self, trial: LiveTrial) -> str:
+        """Why a trial failed by its values: it diverged, or could not begin, or is ended from outside again and again,
+        as systems do that run out of memory.
+
+        Raises:
+            UserError: it failed for another reason, or the first time, or no trial got further.
+        """
+        if trial.progress.divergence:
+            return f"it diverged: {trial.progress.divergence}"
+        code = trial.process.poll() or 0 if trial.process else 0
+        reason = end_reason(self.folder.log(trial.number), code)
+        others = any(other.intermediate_values for other in self._trials.all)
+        could_not_begin = others and not trial.progress.judged and not reason.startswith(NO_PLACE)
+        if self._trials.interrupt(trial.suggestion) if code < 0 else could_not_begin:
+            return reason
+        raise UserError(f"trial {trial.number} is not finished: {reason}; the same command again goes on with it")
 
     def _figures(self, candidates: list[HoldoutFigures]) -> dict[str, float]:
         best = next(figure for figure in candidates if self._judgement([figure]) == self._judgement(candidates))

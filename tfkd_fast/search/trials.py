@@ -28,6 +28,8 @@ from tfkd_fast.strict_json import to_json
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 KNOWN = "trials_before"
 """The attribute with the number of earlier trials that a trial learns from."""
+INTERRUPTED = "interrupted"
+"""The attribute of a trial whose process a signal from outside ended."""
 REASON = "reason"
 """The attribute with the reason of a trial that failed."""
 
@@ -163,6 +165,13 @@ class Trials:
     def fail(self, trial: Suggestion, reason: str) -> None:
         """Record that a trial failed, and why."""
         self._end(trial, TrialState.FAIL, None, {REASON: reason})
+
+    def interrupt(self, trial: Suggestion) -> bool:
+        """Record that a signal from outside ended the process of a trial; returns whether one had before."""
+        before = INTERRUPTED in self.all[trial.number].user_attrs
+        number = self._storage.get_trial_id_from_study_id_trial_number(self._study, trial.number)
+        self._storage.set_trial_user_attr(number, INTERRUPTED, True)
+        return before
 
     def _end(self, trial: Suggestion, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> None:
         number = self._storage.get_trial_id_from_study_id_trial_number(self._study, trial.number)

@@ -21,7 +21,7 @@ def finding_words(results: SearchResults) -> str:
     if results.search.own_values() is None or first.judgement is None or first.state != "finished":
         return f"{found}, with {values}."
     if best is first:
-        return f"{found}: the recipe as it is. None was better than {values}."
+        return f"{found}: none was better than the recipe as it is, with {values}."
     gain = abs((best.judgement or math.nan) - first.judgement)
     points = f"{gain:.2f} points" if results.search.settings.judge == "top1" else f"{gain:.4f} nats"
     return f"{found}, with {values}. It is {points} better than the recipe as it is, which trial 0 is."

@@ -43,6 +43,10 @@ class Diverged(UserError):
         self.candidates = frozenset(faults)
 
 
+class NonFiniteFigure(UserError):
+    """A figure of a trained student is not finite."""
+
+
 def usual_remedy(compute: Compute) -> str:
     """What helps where no other cause was found: a lower learning rate, or more precision where there is more."""
     return "lower optimizer.learning_rate" + (" or use --precision fp32" if compute.dtype is torch.bfloat16 else "")

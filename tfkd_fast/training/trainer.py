@@ -156,6 +156,10 @@ class Trainer:
         self._log.write(*([examination] if examination else []), RunFinished(**summary))
         self._log.sync()
 
+    def record_divergence(self, reason: str) -> None:
+        """Write into the log that the student of the last epoch is of no use, and why."""
+        self._log.write(RunDiverged(epoch=self.state.epoch, reason=reason))
+
     def close(self) -> None:
         """Close the log, if `run()` opened it."""
         self._files.close()
@@ -274,7 +278,7 @@ class Trainer:
             judge.estimate_batch_norm(network, epoch, all_images=epoch == self.recipe.epochs)
             (metrics,) = judge.metrics([network])
         if fault := figures_fault(metrics, f"of the average of candidates after epoch {epoch}", self.compute):
-            raise UserError(fault.tell(survivor, len(self.population), self._last_good()))
+            raise self._end_diverged(epoch, survivor, len(self.population), fault)
         if metrics is not None:
             self._log.write(
                 CandidatesAveraged(epoch=epoch, candidates=slots, holdout=HoldoutFigures(**in_percent(metrics)))
@@ -319,13 +323,17 @@ class Trainer:
         state.diverged = (*state.diverged, *found)
         if not plan.selects or len(state.diverged) == count:
             slot, fault = next(iter(found.items()))
-            self._log.write(RunDiverged(epoch=epoch, reason=fault.what))
-            raise UserError(fault.tell(slot, count, self._last_good()))
+            raise self._end_diverged(epoch, slot, count, fault)
         for slot, fault in found.items():
             self.population.clear(slot)
             for tensor in self.parts.method.candidate_tensors().values():
                 tensor[slot].zero_()
             self._log.write(CandidateDiverged(epoch=epoch, candidate=slot, reason=fault.what))
+
+    def _end_diverged(self, epoch: int, slot: int, candidates: int, fault: Fault) -> UserError:
+        """Write the fault of candidate `slot` of so many into the log; returns the sentence about it."""
+        self._log.write(RunDiverged(epoch=epoch, reason=fault.what))
+        return UserError(fault.tell(slot, candidates, self._last_good()))
 
     def _last_good(self) -> str:
         saved = self.folder.checkpoint_files()
@@ -431,7 +439,7 @@ class Trainer:
         }
         if names := nonfinite_names(named_tensors(content)):  # the method's own: the others were looked at before
             fault = Fault(f"not finite after epoch {state.epoch}: {names[0]}", "lower the learning rate of that part")
-            raise UserError(fault.tell(0, 1, self._last_good()))
+            raise self._end_diverged(state.epoch, 0, 1, fault)
         self.folder.save_checkpoint(state.epoch, content)
 
     def _material(self) -> Material:
