@@ -163,7 +163,7 @@ def test_what_no_trial_can_do_is_one_sentence_and_costs_no_trial(tmp_path: Path)
     text = RECIPE.replace('"folder"', '"digits"').replace('"label-smoothing"', '"kd"')
     recipe.write_text(text + "[teachers]\nruns = ['none']")
     sentence = refusal("search", recipe, "--trials", "3", "--jobs", "1", "--out", tmp_path / "out")
-    assert "trial 0: " in sentence
+    assert "trial 0 is not finished: " in sentence
     assert "none" in sentence
     assert trials(tmp_path / "out") == []
 

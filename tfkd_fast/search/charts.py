@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from tfkd_fast.report.drawing import (
     LIGHT,
@@ -14,8 +14,8 @@ from tfkd_fast.report.drawing import (
     Chart,
     draw_chart,
     epoch_axis,
-    fit_axis,
     legend_above,
+    log_locator,
     markers,
 )
 from tfkd_fast.search.plan import Range
@@ -27,6 +27,9 @@ COLOURS: dict[State, str] = {"finished": "blue", "pruned": "faint"}
 """The colour of the dots of trials that have a judgement."""
 LONGEST_NAME = 54
 """Characters below a chart, as many as its width has; the table has whole names."""
+REACH = 3.0
+"""How far judgements may be worse than the median to be shown in their place (our choice): those of useless trials
+would flatten the others."""
 MOST_CHOICES = 12
 """Choices that stand below a chart with their names."""
 
@@ -40,8 +43,7 @@ def progress_chart(results: SearchResults) -> Chart | None:
         _draw_dots(axes, results, [(trial, float(trial.number)) for trial in results.trials])
         numbers = [trial.number for trial in results.trials]
         axes.plot(numbers, best, drawstyle="steps-post", color=LIGHT["vermilion"], label="best by then")
-        fit_axis(axes)
-        axes.set_ylabel(JUDGE_NAMES[results.search.settings.judge])
+        _fit(axes, results)
         axes.set_xlabel("trial")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         legend_above(axes)
@@ -87,8 +89,7 @@ def course_chart(results: SearchResults) -> Chart | None:
             epochs = list(best.course)
             name = f"trial {best.number}, the best"
             axes.plot(epochs, list(best.course.values()), color=LIGHT["blue"], label=name, **markers(epochs))
-        fit_axis(axes, log=results.search.settings.judge == "nll")
-        axes.set_ylabel(JUDGE_NAMES[results.search.settings.judge])
+        _fit(axes, results, list(best.course.values()) if best else [])
         epoch_axis(axes)
         legend_above(axes)
 
@@ -117,8 +118,7 @@ def _key_chart(results: SearchResults, item: Range, number: int) -> Chart | None
         if best is not None and best.judgement is not None:
             axes.plot([place(best)], [best.judgement], "o", color=LIGHT["vermilion"], markersize=6.0, label=UNNAMED)
             axes.plot([], [], color=LIGHT["vermilion"], label=f"trial {best.number}, the best")
-        fit_axis(axes)
-        axes.set_ylabel(JUDGE_NAMES[results.search.settings.judge])
+        _fit(axes, results)
         axes.set_xlabel(item.key[:LONGEST_NAME])
         if item.kind == "choices":
             axes.set_xlim(-0.5, len(item.values) - 0.5)
@@ -127,6 +127,9 @@ def _key_chart(results: SearchResults, item: Range, number: int) -> Chart | None
                 axes.set_xticks(range(len(names)), names)
         elif item.kind == "log":
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(log_locator(*item.values))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         legend_above(axes)
 
     known = (f"{value_cell(trial.values[item.key])} {trial.judgement:.4g}" for trial in results.best_first[:5])
@@ -135,6 +138,21 @@ def _key_chart(results: SearchResults, item: Range, number: int) -> Chart | None
     note = "Other keys differ from trial to trial, too."
     name = f"key{number}-" + re.sub(r"\W", "-", item.key)
     return draw_chart(name, title=item.key, label=label, note=note, height=2.4, paint=paint)
+
+
+def _fit(axes: Axes, results: SearchResults, others: Sequence[float] = ()) -> None:
+    """Let the vertical axis show the judgements, but for those that are worse than the median by more than `REACH`
+    times as much as the best is better; and these other values."""
+    axes.set_ylabel(JUDGE_NAMES[results.search.settings.judge])
+    known = sorted(trial.judgement for trial in results.trials if trial.judgement is not None)
+    if not known:
+        return
+    best = known[-1] if results.search.higher_is_better else known[0]
+    median = known[len(known) // 2]
+    near = [value for value in known if abs(value - median) <= REACH * (abs(median - best) or abs(best))]
+    low, high = min(*near, *others, best), max(*near, *others, best)
+    margin = 0.05 * (high - low or abs(high) or 1.0)
+    axes.set_ylim(low - margin, high + margin)
 
 
 def _draw_dots(axes: Axes, results: SearchResults, places: Sequence[tuple[TrialRecord, float]]) -> None:
