@@ -376,7 +376,10 @@ def learn(
 @app.command()
 def search(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.", show_default=False),
+    ],
     trials: Annotated[
         int, typer.Option(min=1, max=100_000, help="Number of trials in all; a search that has fewer goes on.")
     ],
