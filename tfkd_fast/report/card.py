@@ -21,8 +21,14 @@ from tfkd_fast.report.words import measurement_words
 from tfkd_fast.runs.stored import StoredRun
 from tfkd_fast.runs.student import StudentHeader
 
-NOT_ON_THE_HUB = ("digits", "folder", "npz", "python")
-"""Data sets whose name the Hub cannot link to: most of these names say how they are read, and not which they are."""
+NOT_ON_THE_HUB = {
+    "digits": "the digits of scikit-learn",
+    "folder": "a folder of images",
+    "npz": "the images of an .npz file",
+    "python": "the images of a program",
+}
+"""Data sets that the Hub cannot link to, with what they are called instead: most of their names say how they are read,
+and not which they are."""
 MOST_CLASSES = 100
 """Classes whose accuracies a card names, and whose names it lists."""
 FIGURES = {
@@ -33,6 +39,8 @@ FIGURES = {
     "ece": ("ECE", 3),
 }
 """The figures of a card by their names in the summary, with their headings and digits."""
+CLASSES = {"top1": 2, "top5": 6}
+"""The fewest classes with which a figure says something."""
 ACCURACIES = {"top1": ("accuracy", "Top-1 accuracy"), "top5": ("accuracy_top5", "Top-5 accuracy")}
 """Figures of the model index, with the types and names that they have there."""
 
@@ -85,7 +93,7 @@ def _results(record: RunRecord) -> Iterator[dict[str, Any]]:
         metrics = [
             {"type": kind, "name": title, "value": round(as_number(summary[f"{part}_{name}"]) / 100, 6)}
             for name, (kind, title) in ACCURACIES.items()
-            if math.isfinite(as_number(summary.get(f"{part}_{name}")))
+            if math.isfinite(as_number(summary.get(f"{part}_{name}"))) and len(record.start.classes) >= CLASSES[name]
         ]
         if metrics:
             yield {
@@ -98,13 +106,14 @@ def _results(record: RunRecord) -> Iterator[dict[str, Any]]:
 def _introduction(record: RunRecord, header: StudentHeader, name: str, licence: str) -> list[str]:
     start = record.start
     method = f"{start.method} ({METHODS[start.method].summary})"
+    images = NOT_ON_THE_HUB.get(start.dataset, start.dataset)
     channels, height, width = header.image_shape
     teachers = f", taught by {', '.join(start.teachers)}" if start.teachers else ""
     lines = [
         f"# {_text(name.removeprefix('./'))}",
         "",
         f"An image classifier: {_text(_short(start.model))} of width {header.width:g} with {start.parameters:,} "
-        f"parameters, trained on {_text(start.dataset)} by {_text(method + teachers)} for {start.epochs:,} epochs with "
+        f"parameters, trained on {_text(images)} by {_text(method + teachers)} for {start.epochs:,} epochs with "
         f"{_text('tfkd_fast')} {start.version}. It tells {len(header.classes)} classes apart in images of {width}x"
         f"{height} pixels and {channels} {'channel' if channels == 1 else 'channels'}.",
     ]

@@ -2,10 +2,12 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import lock_file, user_cache
 from tfkd_fast.runs.trackers.scalars import Point
 from tfkd_fast.runs.trackers.tracker import Tracker
 from tfkd_fast.strict_json import to_json
@@ -32,40 +34,66 @@ class MLflow(Tracker):
             UserError: the store does not have that run.
         """
         from mlflow import MlflowClient  # slow to import, and an extra
-        from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
 
-        self._client = MlflowClient()
         known = self.folder.tracked_as("mlflow")
-        if known is not None:
-            self._run = known
-            try:
-                self._client.update_run(known, status="RUNNING")
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                raise UserError(
-                    f"MLflow has no run {known}, in which {self.folder.path} began: set MLFLOW_TRACKING_URI to the "
-                    f"store that it is in, or delete {self.folder.trackers} to begin another one"
-                ) from None
-            return
-        name = self.folder.path.resolve().name
-        self._run = self._client.create_run(_experiment(self._client), run_name=name).info.run_id
-        self.folder.track_as("mlflow", self._run)
-        parameters = [Param(key, value) for key, value in _flat(self.recipe).items()]
-        for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
-            self._client.log_batch(self._run, params=parameters[start : start + PARAMETERS_AT_ONCE])
+        with _exclusive_access():
+            self._client = MlflowClient()
+            self._run = self._begin_anew() if known is None else self._go_on(known)
 
     def write(self, points: Sequence[Point]) -> None:
         """Log points, whose steps are epochs."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self._client.log_batch(self._run, [Metric(point.name, point.value, now, point.epoch) for point in points])
+        metrics = [Metric(point.name, point.value, now, point.epoch) for point in points]
+        with _exclusive_access():
+            self._client.log_batch(self._run, metrics)
 
     def end(self, *, finished: bool) -> None:
         """End the run of MLflow, as finished or as killed."""
-        self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
+        with _exclusive_access():
+            self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
+
+    def _go_on(self, run: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(run, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"MLflow has no run {run}, in which {self.folder.path} began: set MLFLOW_TRACKING_URI to the store "
+                f"that it is in, or delete {self.folder.trackers} to begin another one"
+            ) from None
+        return run
+
+    def _begin_anew(self) -> str:
+        from mlflow.entities import Param
+
+        name = self.folder.path.resolve().name
+        run: str = self._client.create_run(_experiment(self._client), run_name=name).info.run_id
+        self.folder.track_as("mlflow", run)
+        parameters = [Param(key, value) for key, value in _flat(self.recipe).items()]
+        for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
+            self._client.log_batch(run, params=parameters[start : start + PARAMETERS_AT_ONCE])
+        return run
+
+
+@contextmanager
+def _exclusive_access() -> Iterator[None]:
+    """Context manager for a block in which no other run of this user is, if the store is a file: it would fail runs
+    that make it at the same time, as those of a study, and may fail several that write."""
+    from mlflow import get_tracking_uri
+
+    if not get_tracking_uri().startswith(("sqlite:", "file:")):
+        yield
+        return
+    lock = user_cache() / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        lock_file(file.fileno(), wait=True)
+        yield
 
 
 def _experiment(client: "MlflowClient") -> str:
