@@ -136,9 +136,10 @@ def test_the_first_epoch_of_an_interval_reports_what_was_decided() -> None:
     criterion = make("tfkd-mrs")
     for candidate in range(3):
         criterion(**arguments("tfkd-mrs", candidate), candidate=candidate)
-    (decided,) = end_epoch(criterion, 0).events
-    assert isinstance(decided, TargetsDecided)
-    assert len(decided.candidates) == 3
+    decided, again = end_epoch(criterion, 0).events  # for the first epoch, and for the second
+    for number, decision in enumerate((decided, again), start=1):
+        assert isinstance(decision, TargetsDecided)
+        assert (decision.first_epoch, len(decision.candidates)) == (number, 3)
     assert criterion.learning_rate_factors == (1.0,) * 3
 
 

@@ -42,7 +42,7 @@ def test_a_fault_is_one_sentence_with_the_nearest_valid_name(assignment: str, se
         (
             {"target": {"family": "label-smoothing", "bins": "fine"}},
             "unknown recipe key 'target.bins' where target.family is label-smoothing: it belongs to rank-binned; "
-            "choose from peers, slow_self_decay, smoothing, source_share, source_temperature, sources",
+            "choose from peers, shared_memory, slow_self_decay, smoothing, source_share, source_temperature, sources",
         ),
         (
             {"method": "ce", "selection": {"budget": "none", "candidates": 8}},

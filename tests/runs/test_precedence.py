@@ -113,8 +113,8 @@ def test_what_another_table_leaves_unread_is_dropped_below_it_and_refused_beside
 
 def test_a_key_of_a_level_is_judged_by_the_presets_of_its_method() -> None:
     """Presets lie below every level, so that a key which they leave unread is refused."""
-    with pytest.raises(UserError, match=r"'controller.interval' is read only where selection.budget is not full"):
-        make_recipe(resolve_levels({"controller": {"interval": 2}}, {"method": "tfkd-mrs"}))
+    with pytest.raises(UserError, match=r"'controller.interval' is read only where the controller plays a policy"):
+        make_recipe(resolve_levels({"controller": {"interval": 2}}, {"method": "tfkd-extended"}))
     read = make_recipe(resolve_levels({"controller": {"interval": 2}}, {"method": "tfkd"}))
     assert read.table()["controller"]["interval"] == 2
 

@@ -169,9 +169,9 @@ _OWN: dict[str, MethodEntry] = {
         "the same, with multi-ranking selection",
         "MRS of Jiang et al., IEEE Access 2024; target, policy and rankings are our choice",
         one_trajectory="tfkd",
-        target=_OWN_PREDICTIONS,
+        target=_OWN_PREDICTIONS | {"shared_memory": True},
         controller=_COURSE,
-        selection={"budget": "full"},
+        selection={"budget": "full", "candidates": 2, "interval": 0, "criteria": ("holdout-nll", "holdout-top1")},
     ),
     "tfkd-extended": _controlled(
         "a learned free form and the student's predictions",

@@ -47,6 +47,8 @@ def build(
     """A method; `tfkd` and `tfkd-mrs` learn a free-form target unless the tables say otherwise."""
     entry = find_method(name)
     preset = entry.preset | (LEARNED if name in ("tfkd", "tfkd-mrs") else {})
+    if name == "tfkd-mrs":
+        preset["selection"] = {"budget": "full"}  # of four candidates in intervals of five epochs
     merged = {key: preset.get(key, {}) | tables.get(key, {}) for key in {*preset, *tables}}
     settings = entry.settings.model_validate(merged, context=checked)
     return entry.build(settings, Context(CLASSES, IMAGES, epochs, 0, torch.device("cpu"), ratio, superclasses))
