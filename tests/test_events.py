@@ -140,6 +140,13 @@ ONE_OF_EACH = [
         spearman=0.97,
         verdict="the professor is no better",
     ),
+    events.StudentExamined(
+        class_images=(3, 1),
+        class_top1=(66.5, 100.0),
+        confusions=(events.Confusion(label=0, prediction=1, images=1),),
+        bins=(events.ConfidenceBin(images=4, confidence=80.5, top1=75.0),),
+        mistakes=(events.Mistake(image=2, label=0, prediction=1, confidence=62.5),),
+    ),
 ]
 
 
@@ -284,13 +291,14 @@ def test_an_old_run_can_be_replayed() -> None:
 
 
 def test_old_runs_stand_in_the_table_of_a_study(tmp_path: Path) -> None:
-    rows = "".join(f'[rows.{name}]\nmethod = "ce"\n' for name in ("tfkd-mrs", "education"))
-    study = make_study("old", f'seeds = [0]\nbaseline = "education"\n{rows}')
+    tables = "".join(f'[rows.{name}]\nmethod = "ce"\n' for name in ("tfkd-mrs", "education"))
+    study = make_study("old", f'seeds = [0]\nbaseline = "education"\n{tables}')
     folder = StudyFolder(tmp_path)
     for name in study.rows:
         shutil.copytree(OLD_RUNS / name, folder.run(Run(study.rows[name], 0)).path)
     runs = folder.finished(study, [0])
-    found = {line.row: line for line in results.lines(study, runs)}
+    rows = {row.name: results.ResultRow(row.title, row.compared) for row in study.rows.values()}
+    found = {line.row: line for line in results.StudyResults("old", (0,), "education", rows, runs).lines}
     for name in study.rows:
         summary = json.loads((OLD_RUNS / name / "summary.json").read_text())
         top1 = found[name].test_top1

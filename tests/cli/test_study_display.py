@@ -54,6 +54,7 @@ title = "cross-entropy"
 method = "ce"
 [rows.mrs]
 method = "tfkd-mrs"
+selection.candidates = 4
 [rows.again]
 replay = "mrs"
 """

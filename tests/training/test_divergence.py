@@ -93,7 +93,7 @@ def test_a_selection_goes_on_without_a_candidate_that_diverged(tmp_path: Path, m
     assert "in epoch 2, step 2" in diverged["reason"]
     (selection,) = (event for event in events if event["event"] == "selection")
     assert selection["order"][-1] == 1
-    assert selection["values"][1] == [None] * 3
+    assert selection["values"][1] == [None] * len(selection["criteria"])
     (reward,) = (event for event in events if event["event"] == "reward")
     assert min(reward["rewards"]) == reward["rewards"][1]
     assert ranking_words(read_run(whole)).endswith(" Left out because they diverged: candidate 1 in epoch 2.")

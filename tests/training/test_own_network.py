@@ -18,6 +18,7 @@ from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.methods import METHODS, MethodEntry
 from tfkd_fast.methods.base import Context, Loss, SingleStudent, StepBatch
 from tfkd_fast.models import foreign
+from tfkd_fast.runs.log import Listener
 from tfkd_fast.settings import Settings
 
 NET, PROGRAM, NAMES = re.findall(
@@ -105,12 +106,10 @@ def test_a_killed_run_with_dropout_goes_on_to_the_same_bits(net: Path, tmp_path:
     tables = {"population": population, "selection": {"candidates": 2}}
     train(whole, f"{net}:Net", "tfkd-mrs", **tables)
 
-    class Kill:
+    class Kill(Listener):
         def event(self, event: Any) -> None:
             if event.kind == "epoch" and event.epoch == 3:
                 raise KeyboardInterrupt
-
-        def batch(self, images: int) -> None: ...
 
     values = SMALL | {"method": "tfkd-mrs", "model": {"name": f"{net}:Net"}} | tables
     with pytest.raises(KeyboardInterrupt):
