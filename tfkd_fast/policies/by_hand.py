@@ -21,7 +21,7 @@ NAME: str = METHODS["tfkd"].preset["controller"]["policy"]
 """What `controller.policy` calls it."""
 TARGET = ControlledTargetsSettings.model_validate(METHODS["tfkd"].preset).target
 """The target that it steers: its action is the true mass, then share and temperature of the memory."""
-COURSE = ((0.55, 0.05), (0.55, 0.6), (0.995, 0.2))
+COURSE = ((0.55, 0.05), (0.55, 0.74), (0.997, 0.12))
 """True mass and share of the memory at the beginning, at the switch and at the end of the run."""
 SWITCH, THRESHOLD = 0.72, 0.10
 """Share of the run at the switch; generalisation gap below which the target is the neutral one."""
