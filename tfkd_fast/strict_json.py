@@ -5,9 +5,12 @@ import math
 from typing import Any
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
-    """The JSON text of nested plain values, on one line or indented; NaN and infinity become null."""
-    return json.dumps(replace_nonfinite(value), indent=indent, allow_nan=False)
+def to_json(value: Any, indent: int | None = None, *, escapes: bool = True) -> str:
+    """The JSON text of nested plain values, on one line or indented; NaN and infinity become null.
+
+    `escapes`: whether characters beyond ASCII are written as escapes.
+    """
+    return json.dumps(replace_nonfinite(value), indent=indent, ensure_ascii=escapes, allow_nan=False)
 
 
 def replace_nonfinite(value: Any) -> Any:

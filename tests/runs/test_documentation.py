@@ -45,7 +45,7 @@ def names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_the_run_of_a_folder_is_read_as_one_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    names = execute(HUB.replace("OWNER/NAME", "./runs/first"), {})
+    names = execute(HUB.replace("OWNER/NAME", "./handed-on"), {})
     assert names["run"].summary == load_run("runs/first").summary
 
 

@@ -15,6 +15,7 @@ from tests.support.runs import CPU, few_images
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base.teacher_table import NetworkTeacher
 from tfkd_fast.models import MODELS, give
+from tfkd_fast.runs.log import Listener
 from tfkd_fast.teachers.teacher import load_network
 from tfkd_fast.teachers.weights import load_weights, read_weights
 
@@ -167,12 +168,10 @@ def test_modules_teach_and_have_to_be_given_again(tmp_path: Path) -> None:
     with torch.no_grad():
         teachers[1].classifier.bias += 1e-3
 
-    class Stop:
+    class Stop(Listener):
         def event(self, event: Any) -> None:
             if event.kind == "epoch" and event.epoch == 2:
                 raise KeyboardInterrupt
-
-        def batch(self, images: int) -> None: ...
 
     recipe = SMALL | {"method": "kd-average"}
     tfkd_fast.train(recipe, tmp_path / "whole", teachers=teachers)

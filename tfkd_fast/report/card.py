@@ -4,7 +4,6 @@ The YAML is made of JSON texts, which YAML contains, so that nothing that a data
 something else; in the Markdown, too, names are text.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from tfkd_fast.report.testing import hardest_first
 from tfkd_fast.report.words import measurement_words
 from tfkd_fast.runs.stored import StoredRun
 from tfkd_fast.runs.student import StudentHeader
+from tfkd_fast.strict_json import to_json
 
 NOT_ON_THE_HUB = {
     "digits": "the digits of scikit-learn",
@@ -246,7 +246,7 @@ def _json(value: Any) -> str:
         return "{" + ", ".join(f"{_json(key)}: {_json(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_json, value)) + "]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return to_json(value, escapes=False)
 
 
 def _text(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tfkd_fast.search.plan import Search
 from tfkd_fast.search.trials import REASON
+from tfkd_fast.strict_json import to_json
 
 State = Literal["finished", "pruned", "failed", "in progress", "waiting"]
 
@@ -136,4 +136,4 @@ def as_csv(results: SearchResults) -> str:
 
 def value_cell(value: Any) -> str:
     """A value of a key as a recipe file has it, all digits."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else to_json(value)

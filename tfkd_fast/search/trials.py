@@ -70,7 +70,7 @@ class JournalFile(BaseJournalBackend):
             UserError: the file cannot be written, for example because the disk is full.
         """
         for log in logs:
-            self._file.write(json.dumps(log, separators=(",", ":")))
+            self._file.write(to_json(log))
             self._logs.append(log)
         self._file.sync()
 

@@ -4,12 +4,12 @@ A run of a study is in the row, and under the seed, that its study gives it. Any
 recipes differ in nothing but the seed and where things lie (our choice).
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 from tfkd_fast.data import DataIdentity
@@ -60,7 +60,7 @@ class ComparedRun:
     def kind(self) -> str:
         """What it has in common with the runs of its row."""
         values = {key: _without_seed(value) for key, value in self.recipe.items() if key not in PLACES}
-        return json.dumps(values, sort_keys=True, default=str)
+        return pformat(values)  # which sorts keys
 
 
 def load_comparison(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
