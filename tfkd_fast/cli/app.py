@@ -385,7 +385,7 @@ def search(
     ],
     ranges: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File with the table [search], where the recipe file has none."),
+        typer.Option(metavar="FILE", help="File with the ranges, where the recipe file has none."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the search; by default one under runs/searches/.")
