@@ -62,7 +62,10 @@ CONTROLS = {"ce", "label-smoothing", "tfkd", "tfkd-mrs", "ce-mrs"}
 SHIPPED = {
     "cifar100": ((0, 1, 2), CONTROLS),
     "cifar100-large": ((2, 3, 4), {"label-smoothing", "tfkd", "tfkd-mrs"}),
-    "cifar100-mid": ((2, 3, 4, 5, 6), {"ce", "label-smoothing", "label-smoothing-250", "by-hand", "tfkd"}),
+    "cifar100-mid": (
+        (2, 3, 4, 5, 6),
+        {"ce", "label-smoothing", "label-smoothing-250", "by-hand", "tfkd", "tfkd-mrs"},
+    ),
     "cifar100-reduced": ((0, 1, 2), CONTROLS),
     "cifar100-reduced-long": ((0, 1, 2, 3, 4), {"ce", "label-smoothing", "label-smoothing-180", "ucb-cooled"}),
     "compare-cifar100": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
