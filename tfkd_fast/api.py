@@ -400,10 +400,7 @@ def _judge(
         return in_percent(judge_predictions([answer(weights, images)])[0].metrics)
 
     figures: dict[str, Any] = {"holdout_top1": None}
-    examination = None
-    if test:
-        test_images = dataset.read_test()
-        figures["test_images"] = len(test_images)
+    answers = None
     if recipe.data.holdout:
         _, holdout = split_holdout(dataset.read_train(), recipe.data.holdout)
         judged = measure(folder.student, holdout)
@@ -414,10 +411,10 @@ def _judge(
         if folder.best.exists():
             figures["best_holdout_temperature"] = measure(folder.best, holdout)["temperature"]
     if test:
+        test_images = dataset.read_test()
         answers = answer(folder.student, test_images)
-        examination = examine(*answers)
         metrics = in_percent(judge_predictions([answers])[0].metrics)
-        figures |= {f"test_{name}": value for name, value in metrics.items()}
+        figures |= {"test_images": len(test_images)} | {f"test_{name}": value for name, value in metrics.items()}
         if folder.ema.exists():
             figures["ema_test_top1"] = measure(folder.ema, test_images)["top1"]
         if folder.best.exists():
@@ -428,4 +425,4 @@ def _judge(
                 f"the figure {name} of the student in {folder.path} is {value}, because its outputs are not finite: "
                 "train it again, with a lower optimizer.learning_rate"
             )
-    return figures, examination
+    return figures, examine(*answers) if answers else None

@@ -13,7 +13,6 @@ from tfkd_fast.events import CandidateDiverged, Event
 from tfkd_fast.judging.metrics import Judgement, judge_logits
 from tfkd_fast.methods import Context, Method, find_method
 from tfkd_fast.methods.base import (
-    AverageResult,
     CompanionOutputs,
     EpochResult,
     HoldoutMetrics,
@@ -25,6 +24,7 @@ from tfkd_fast.methods.base import (
     TeacherFacts,
     TeacherOutputs,
     TrainingStatistics,
+    refuse_average,
 )
 from tfkd_fast.models import Features, FeatureShapes
 from tfkd_fast.own_loop.assemble import NETWORK, NO_FEATURES, build_method, check_plan, read_settings
@@ -290,7 +290,7 @@ class Criterion(nn.Module):
                 judges_average = "interval" in self.needs.averages  # over one end of an epoch, see `assemble`
                 interval_averages = figures if judges_average else [None] * count
                 rows = zip(statistics, figures, average_figures, interval_averages, strict=True)
-                outcome = self._method.end_interval([IntervalResult(*row) for row in rows], _refuse_average)
+                outcome = self._method.end_interval([IntervalResult(*row) for row in rows], refuse_average)
                 survivors = outcome.survivors
                 events += outcome.events
             self._plan, self._diverged = None, ()
@@ -395,8 +395,3 @@ def _is_finite(training: TrainingStatistics, figures: HoldoutMetrics | None) -> 
     """Whether the loss of an epoch and the held-out figures after it are finite."""
     judged = () if figures is None else (figures.top1, figures.nll, figures.calibrated_nll)
     return all(map(math.isfinite, (training.loss, *judged)))
-
-
-def _refuse_average(slots: Sequence[int]) -> AverageResult:
-    """Methods that ask for the figures of averages are refused in `assemble`."""
-    raise ValueError(f"averages of candidates {slots} cannot be judged in a loop of one's own")

@@ -12,7 +12,7 @@ from tfkd_fast import ops
 from tfkd_fast.data import open_dataset, sealed_test_images
 from tfkd_fast.device import determinism, resolve_compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods.base import AverageResult, EpochResult, HoldoutMetrics, IntervalResult, Plan
+from tfkd_fast.methods.base import EpochResult, HoldoutMetrics, IntervalResult, Plan, refuse_average
 from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.ops import conv_algorithms
@@ -154,7 +154,7 @@ class Students:
                     IntervalResult(run.training, None, average, None, after_cooldown=metrics)
                     for run, average, metrics in zip(runs, averages, cooldown_metrics, strict=True)
                 ],
-                _refuse_average,
+                refuse_average,
             )
             self._epoch = interval.end
 
@@ -186,11 +186,6 @@ class Students:
         backend, deterministic = ops.using_backend(self._recipe.ops), determinism(self._recipe.deterministic)
         with backend, deterministic, conv_algorithms.using(self._choices), sealed_test_images():
             yield
-
-
-def _refuse_average(slots: Sequence[int]) -> AverageResult:
-    """The students of a fleet go on as they are."""
-    raise ValueError(f"the average of students {slots} is not judged: none of them is selected")
 
 
 def _is_finite(snapshot: Snapshot) -> bool:

@@ -108,6 +108,14 @@ def merge(low: Table, high: Table) -> Table:
     return result
 
 
+def dotted_values(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of nested tables by their keys with dots between, as in "data.batch_size"."""
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        values |= dotted_values(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return values
+
+
 def set_override(overrides: Table, assignment: str) -> None:
     """Put one `table.key=value` of the command line into nested tables; the value is TOML, or else a string."""
     path, equals, text = assignment.partition("=")

@@ -12,7 +12,7 @@ from typing import BinaryIO, Self
 
 from optuna.trial import FrozenTrial
 
-from tfkd_fast.device import available_cores, resolve_compute
+from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import HoldoutFigures
 from tfkd_fast.files import to_checked_json, write_bytes
@@ -33,6 +33,7 @@ from tfkd_fast.study.processes import (
     end_reason,
     lifeline_pipe,
     processes,
+    share_cores,
     wait_for_all,
 )
 from tfkd_fast.study.progress import RunProgress
@@ -77,11 +78,8 @@ class SearchRunner:
         """
         folder.refuse_another(search)
         self.search, self.folder, self.planned = search, folder, trials
-        cores = available_cores()
-        recipe = search.base
-        on_cuda = resolve_compute(recipe.device, recipe.precision).device.type == "cuda"
-        self.jobs = jobs or (1 if on_cuda else cores)
-        self._threads = max(1, cores // self.jobs)
+        compute = resolve_compute(search.base.device, search.base.precision)
+        self.jobs, self._threads = share_cores(jobs, on_cuda=compute.device.type == "cuda")
         self._files = ExitStack()
         self._live: dict[int, LiveTrial] = {}
         self._looked = -math.inf

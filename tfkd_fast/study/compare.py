@@ -16,6 +16,7 @@ from tfkd_fast.data import DataIdentity
 from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.files import is_there, parse_toml
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.precedence import dotted_values
 from tfkd_fast.runs.provenance import CHOICE
 from tfkd_fast.study.results import ResultRow, StudyResults, Summary
 from tfkd_fast.study.stored import ResultsFiles, read_results
@@ -174,7 +175,7 @@ def _read(path: Path, read_once: Callable[[Path], StudyResults]) -> ComparedRun:
         raise UserError(f"{path} is a file, not a run folder: name the folder of the run, or a results.json alone")
     folder = RunFolder(path)
     folder.require_run()
-    recipe = _flatten(parse_toml(folder.read_recipe_text(), folder.recipe, "the recipe", "restore it"))
+    recipe = dotted_values(parse_toml(folder.read_recipe_text(), folder.recipe, "the recipe", "restore it"))
     own, place = path.resolve(), None
     results = ResultsFiles(own.parent.parent).results
     row, _, number = own.name.rpartition("-seed")
@@ -263,14 +264,3 @@ def _without_seed(value: Any) -> Any:
     if isinstance(value, str):
         return AFTER_SEED.sub("", value)
     return [_without_seed(part) for part in value] if isinstance(value, list) else value
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested tables by their keys with dots."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from tfkd_fast.device import available_cores
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.stop import LIFELINE
 from tfkd_fast.strict_json import to_json
@@ -65,6 +66,13 @@ def processes(folder: Path, threads: int, inherited: Sequence[int]) -> Iterator[
         return
     with ForkedProcesses(folder, environment, inherited) as forked:
         yield forked
+
+
+def share_cores(jobs: int | None, *, on_cuda: bool) -> tuple[int, int]:
+    """Processes at a time, and threads of each: `jobs`, or without it one on CUDA and one a core otherwise."""
+    cores = available_cores()
+    jobs = jobs or (1 if on_cuda else cores)
+    return jobs, max(1, cores // jobs)
 
 
 @contextmanager

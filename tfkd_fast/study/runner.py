@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tfkd_fast.device import available_cores, resolve_compute
+from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import read_checked_json, reading, write_bytes
 from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
@@ -27,6 +27,7 @@ from tfkd_fast.study.processes import (
     end_reason,
     lifeline_pipe,
     processes,
+    share_cores,
     wait_for_all,
 )
 from tfkd_fast.study.results import ResultRow, StudyResults
@@ -149,9 +150,7 @@ class Runner:
         wanted = [Run(row, seed) for seed in seeds for row in rows]  # a study stopped early has whole paired seeds
         self.waiting = [run for run in wanted if not self._is_finished(run)]
         self.already_finished = len(wanted) - len(self.waiting)
-        cores = available_cores()
-        self.jobs = jobs or (1 if any(_uses_cuda(row) for row in rows) else cores)
-        self._threads = max(1, cores // self.jobs)
+        self.jobs, self._threads = share_cores(jobs, on_cuda=any(_uses_cuda(row) for row in rows))
         self._running: dict[Run, RunProcess] = {}
         self._page = RefreshedPage(
             folder.files.page, {(run.row.name, run.seed): folder.run(run) for run in self._planned_runs()}

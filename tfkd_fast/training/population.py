@@ -87,17 +87,15 @@ class Population:
     def mean_weights(self, slots: Sequence[int]) -> dict[str, Tensor]:
         """The mean weights of several candidates by name: of their averages over an epoch where there are any, by which
         single candidates are judged, too."""
-        stacks, count = self.weights, 1
-        if self.epoch_average.count:
-            stacks, count = self.epoch_average.sums, self.epoch_average.count
-        return {name: stack[list(slots)].mean(dim=0) / count for name, stack in stacks.items()}
+        return self._mean_over(self.epoch_average, slots)
 
     def mean_interval_weights(self, slots: Sequence[int]) -> dict[str, Tensor]:
         """The mean over several candidates of their averages over the interval, by name; of an interval of one epoch,
         of the weights as they are."""
-        stacks, count = self.weights, 1
-        if self.interval_average.count:
-            stacks, count = self.interval_average.sums, self.interval_average.count
+        return self._mean_over(self.interval_average, slots)
+
+    def _mean_over(self, average: "WeightAverage", slots: Sequence[int]) -> dict[str, Tensor]:
+        stacks, count = (average.sums, average.count) if average.count else (self.weights, 1)
         return {name: stack[list(slots)].mean(dim=0) / count for name, stack in stacks.items()}
 
     def ema_network(self, slot: int) -> nn.Module:

@@ -17,6 +17,7 @@ from tfkd_fast.methods.base.results import (
     JudgeAverage,
     Outcome,
     TrainingStatistics,
+    refuse_average,
 )
 from tfkd_fast.methods.base.single_student import SingleStudent
 from tfkd_fast.methods.base.teacher_table import TeacherTable
@@ -45,5 +46,6 @@ __all__ = [
     "TeacherTable",
     "TrainingStatistics",
     "TrainingStep",
+    "refuse_average",
     "whole_network",
 ]

@@ -82,6 +82,11 @@ JudgeAverage = Callable[[Sequence[int]], AverageResult]
 """Judges the average of the weights of some candidates, by their slots."""
 
 
+def refuse_average(slots: Sequence[int]) -> AverageResult:
+    """The `JudgeAverage` of an engine that averages no candidates, with methods that do not ask for it."""
+    raise ValueError(f"the average of candidates {slots} cannot be judged: nothing is averaged here")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The candidates that continue, and the events about their selection for the log."""

@@ -209,15 +209,12 @@ class ControlledTargets(SteeredMethod):
         self._number += 1
         self._interval, self._epoch = Interval(epoch, planned.epochs, candidates), epoch
         self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
-        events: list[Event] = []
+        progress = progress_of(self._context, epoch, self._standings[0], self._before)
         if planned.starts_round:
             self._target_log, self._decided_at, self._observed = [], epoch, self._standings[0]
-            progress = progress_of(self._context, epoch, self._observed, self._before)
             self._decision = None if epoch < self._warmup else self._decide(progress, candidates)
-            self._apply_decision()
-            events = self._decision_events(progress)
-        else:
-            self._apply_decision()
+        self._apply_decision()
+        events = self._decision_events(progress) if planned.starts_round else []
         return replace(self.resume_interval(self._interval), events=events)
 
     def resume_interval(self, interval: Interval) -> Plan:
@@ -510,8 +507,7 @@ class ControlledTargets(SteeredMethod):
 
     def _present_targets(self, end: int) -> list[TargetApplied]:
         """What each candidate was taught since the decision, until the epoch `end`."""
-        decided = Interval(self._decided_at, end - self._decided_at, self._interval.candidates)
-        return present_targets(decided, self._number, self._decision, self.teaching)
+        return present_targets(self._decided_at, end, self._number, self._decision, self.teaching)
 
     def _applied_events(self, slots: tuple[int, ...]) -> list[TargetApplied]:
         """The targets of the surviving student in the round, which a replay can apply again: of an average of several

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tfkd_fast.events import TargetApplied
-from tfkd_fast.methods.base import Interval
 from tfkd_fast.methods.controlled.teaching import Teaching
 from tfkd_fast.steering.control import Decision
 
 
 def present_targets(
-    decided: Interval, number: int, decision: Decision | None, teaching: Teaching
+    first_epoch: int, end: int, number: int, decision: Decision | None, teaching: Teaching
 ) -> list[TargetApplied]:
     """Return the present target of each candidate as an event.
 
     Args:
-        decided: the epochs since the decision.
+        first_epoch: the first epoch of the decision, counted from 0.
+        end: the epoch after the last one.
         number: number of the interval for the log.
         decision: the decision; None in the warm-up on one-hot labels.
         teaching: the targets.
@@ -23,8 +23,8 @@ def present_targets(
     return [
         TargetApplied(
             interval=number,
-            first_epoch=decided.first_epoch + 1,
-            epochs=decided.epochs,
+            first_epoch=first_epoch + 1,
+            epochs=end - first_epoch,
             action=tuple(decision.actions[slot].tolist()) if decision else None,
             learning_rate_factor=decision.learning_rate_factor(slot) if decision else 1.0,
             true_mass=target["true_mass"],

@@ -4,10 +4,11 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import lock_file, user_cache
+from tfkd_fast.runs.precedence import dotted_values
 from tfkd_fast.runs.trackers.scalars import Point
 from tfkd_fast.runs.trackers.tracker import Tracker
 from tfkd_fast.strict_json import to_json
@@ -74,7 +75,8 @@ class MLflow(Tracker):
         name = self.folder.path.resolve().name
         run: str = self._client.create_run(_experiment(self._client), run_name=name).info.run_id
         self.folder.track_as("mlflow", run)
-        parameters = [Param(key, value) for key, value in _flat(self.recipe).items()]
+        values = dotted_values(self.recipe).items()
+        parameters = [Param(key, value if isinstance(value, str) else to_json(value)) for key, value in values]
         for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
             self._client.log_batch(run, params=parameters[start : start + PARAMETERS_AT_ONCE])
         return run
@@ -112,14 +114,3 @@ def _experiment(client: "MlflowClient") -> str:
             if found is None:
                 raise
     return found.experiment_id
-
-
-def _flat(table: dict[str, Any], above: str = "") -> dict[str, str]:
-    """The values of nested tables as text, by their keys with points between, as in "data.batch_size"."""
-    flat: dict[str, str] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{above}{key}.")
-        else:
-            flat[above + key] = value if isinstance(value, str) else to_json(value)
-    return flat
