@@ -86,7 +86,14 @@ def test_another_baseline(study: Path) -> None:
 def test_runs_of_one_recipe_but_for_the_seed_are_a_row(tmp_path: Path) -> None:
     paths = [
         run(tmp_path / "first-seed1", summary(1.0), seed=1, data={"root": "/here"}, teachers={"runs": ["t-seed1"]}),
-        run(tmp_path / "first-seed2", summary(2.0), seed=2, data={"root": "/there"}, teachers={"runs": ["t-seed2"]}),
+        run(
+            tmp_path / "first-seed2",
+            summary(2.0),
+            seed=2,
+            data={"root": "/there"},
+            teachers={"runs": ["t-seed2"]},
+            trackers=["tensorboard"],
+        ),
         run(tmp_path / "other", summary(3.0), seed=1, method="kd", teachers={"runs": ["t-seed1"]}),
         run(tmp_path / "again", summary(4.0), seed=2, method="kd", teachers={"runs": ["t-seed2"]}),
         run(tmp_path / "x" / "first-seed1", summary(5.0), seed=1, epochs=9),
