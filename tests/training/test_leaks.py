@@ -1,6 +1,7 @@
 """No epoch, interval, evaluation or report leaves anything open: files, threads, processes, tensors."""
 
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from tests.support.command import children
 from tests.support.runs import CPU, few_images, recipe
 from tfkd_fast import api
 from tfkd_fast.data import missing_loaders
@@ -31,10 +33,9 @@ class Held(NamedTuple):
 
 def held() -> Held:
     gc.collect()
-    tasks = list(Path("/proc/self/task").iterdir())
-    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    threads = len(list(Path("/proc/self/task").iterdir()))
     tensors = sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
-    return Held(len(list(Path("/proc/self/fd").iterdir())), len(tasks), len(children), tensors)
+    return Held(len(list(Path("/proc/self/fd").iterdir())), threads, len(children(os.getpid())), tensors)
 
 
 class Watch(Listener):
