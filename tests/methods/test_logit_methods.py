@@ -18,15 +18,22 @@ from tfkd_fast.runs.recipe import make_recipe
 
 CLASSES, BATCH, EPOCHS = 6, 9, 24
 NAMES = ["kd", "dkd", "kd-average", "kd-entropy", "ca-mkd"]
+EVERY = [*NAMES, "wsld", "dist", "ctkd", "nkd", "kd-ls", "dkd-ls"]
+"""Those whose losses are in tests/methods/one_teacher/test_published.py are the last ones."""
 TEMPERATURE = 2.5
 NO_SHAPES = FeatureShapes((), 0)
 
 
 def build(name: str, *, labels: tuple[int, ...] = tuple(range(CLASSES)), **loss: float) -> Method:
     entry = find_method(name)
-    teachers = (TeacherFacts("some-run", "vgg13", labels, NO_SHAPES),) * LOSSES[name][0]
+    teachers = (TeacherFacts("some-run", "vgg13", labels, NO_SHAPES),) * teachers_of(name)
     context = Context(CLASSES, 50, EPOCHS, 0, torch.device("cpu"), lambda epoch: 1.0, teachers=teachers)
-    return entry.build(entry.settings.model_validate({"loss": loss}), context)
+    return entry.build(entry.settings.model_validate({"loss": entry.preset.get("loss", {}) | loss}), context)
+
+
+def teachers_of(name: str) -> int:
+    """How many a method has here."""
+    return LOSSES[name][0] if name in LOSSES else 1
 
 
 def random_step(teachers: int, candidates: int, *, scale: float = 2.0, seed: int = 0) -> tuple[Tensor, StepBatch]:
@@ -127,13 +134,12 @@ def test_loss_and_gradient_are_those_of_the_formula(name: str, candidates: int) 
     assert statistics.correct.tolist() == (logits.argmax(-1) == batch.labels).sum(-1).tolist()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_logits_that_leave_no_doubt_have_a_finite_loss_and_gradient(name: str) -> None:
     """Of students and teachers that give some classes, or all but one, a probability of 0."""
     method = build(name)
     method.begin_interval(0)
-    teachers = LOSSES[name][0]
-    logits, batch = random_step(teachers, 1, scale=1e4)
+    logits, batch = random_step(teachers_of(name), 1, scale=1e4)
     for z in (logits, logits.detach().float().requires_grad_()):
         losses = method.loss(z, batch).total
         (gradient,) = torch.autograd.grad(losses.sum(), z)
@@ -175,9 +181,9 @@ def test_dkd_warms_up_in_place_over_a_share_of_the_run() -> None:
     assert method.warmup_factor.data_ptr() == place, "a captured step holds the address"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_method_restored_from_its_state_goes_on_with_the_same_numbers(name: str) -> None:
-    teachers = LOSSES[name][0]
+    teachers = teachers_of(name)
     whole, restored = build(name), build(name)
     for epoch in range(2):
         whole.begin_interval(epoch)
@@ -189,7 +195,7 @@ def test_a_method_restored_from_its_state_goes_on_with_the_same_numbers(name: st
     assert whole.loss(logits, batch).total.tolist() == restored.loss(logits, batch).total.tolist()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_teacher_of_some_classes_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"^teacher some-run knows 2 of the 6 classes: this method learns from"):
         build(name, labels=(0, 3))

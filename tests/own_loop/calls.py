@@ -17,7 +17,10 @@ TABLES: dict[str, dict[str, Any]] = {
     "tfkd-mrs": {"selection": {"candidates": 3, "interval": 2}, "controller": {"warmup_epochs": 0}},
     "tfkd-extended": {"selection": {"candidates": 2, "interval": 2}, "controller": {"warmup_epochs": 0}},
 }
-NEED_MORE = ("mmkd", "distpro-search", "distpro", "professor", "education", "kd-specialists")
+NEED_MORE = (
+    *("mmkd", "distpro-search", "distpro", "professor", "education", "kd-specialists"),
+    *("mlkd", "mlkd-ls"),
+)
 """Those that are refused, and those that need facts about their teachers."""
 SERVED = [name for name in METHODS if name not in NEED_MORE]
 

@@ -16,8 +16,14 @@ from tfkd_fast.methods.label.confidence_penalty import ConfidencePenalty, Confid
 from tfkd_fast.methods.label.ols import OLS, OLSSettings
 from tfkd_fast.methods.label.tf_kd_reg import TfKDReg, TfKDRegSettings
 from tfkd_fast.methods.label.zipf import Zipf, ZipfSettings
-from tfkd_fast.methods.one_teacher.dkd import DKD, DKDSettings
-from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
+from tfkd_fast.methods.one_teacher.logits.ctkd import CTKD, CTKDSettings
+from tfkd_fast.methods.one_teacher.logits.dist import DIST, DISTSettings
+from tfkd_fast.methods.one_teacher.logits.dkd import DKD, DKDSettings
+from tfkd_fast.methods.one_teacher.logits.kd import KD, KDSettings
+from tfkd_fast.methods.one_teacher.logits.kd_ls import StandardisedKD, StandardisedKDSettings
+from tfkd_fast.methods.one_teacher.logits.mlkd import MLKD, MLKDSettings
+from tfkd_fast.methods.one_teacher.logits.nkd import NKD, NKDSettings
+from tfkd_fast.methods.one_teacher.logits.wsld import WSLD, WSLDSettings
 from tfkd_fast.methods.self_distillation.cs_kd import CSKD, CSKDSettings
 from tfkd_fast.methods.self_distillation.dlb import DLB, DLBSettings
 from tfkd_fast.methods.self_distillation.ps_kd import PSKD, PSKDSettings
@@ -180,7 +186,7 @@ _OWN: dict[str, MethodEntry] = {
         controller={"name": "ppo"},
         selection={"budget": "full"},
     ),
-    # one teacher
+    # one teacher: its logits
     "kd": MethodEntry(
         "the softened predictions of a teacher",
         "Hinton, Vinyals, Dean, 2015",
@@ -192,6 +198,58 @@ _OWN: dict[str, MethodEntry] = {
         "Zhao et al., CVPR 2022",
         DKDSettings,
         DKD,
+    ),
+    "wsld": MethodEntry(
+        "a teacher that counts less the surer the student",
+        "Zhou et al., ICLR 2021",
+        WSLDSettings,
+        WSLD,
+    ),
+    "dist": MethodEntry(
+        "predictions correlated with those of a teacher",
+        "Huang et al., NeurIPS 2022",
+        DISTSettings,
+        DIST,
+    ),
+    "ctkd": MethodEntry(
+        "a teacher at a temperature that learns, too",
+        "Li et al., AAAI 2023, the global temperature",
+        CTKDSettings,
+        CTKD,
+    ),
+    "mlkd": MethodEntry(
+        "two views, matched at three levels",
+        "Jin et al., CVPR 2023; the strong view is our choice",
+        MLKDSettings,
+        MLKD,
+    ),
+    "nkd": MethodEntry(
+        "a teacher's soft label, other classes normalised",
+        "Yang et al., ICCV 2023",
+        NKDSettings,
+        NKD,
+    ),
+    "kd-ls": MethodEntry(
+        "kd with standardised logits",
+        "Sun et al., CVPR 2024",
+        StandardisedKDSettings,
+        StandardisedKD,
+    ),
+    "dkd-ls": MethodEntry(
+        "dkd with standardised logits",
+        "Sun et al., CVPR 2024",
+        DKDSettings,
+        DKD,
+        preset={"loss": {"standardise": True, "temperature": 2.0, "alpha": 15.0, "beta": 30.0}},
+        named_for=("loss", "standardise"),
+    ),
+    "mlkd-ls": MethodEntry(
+        "mlkd with standardised logits",
+        "Sun et al., CVPR 2024; the strong view is our choice",
+        MLKDSettings,
+        MLKD,
+        preset={"loss": {"standardise": True, "temperature": 2.0, "kd_weight": 6.0}},
+        named_for=("loss", "standardise"),
     ),
     # several teachers
     "kd-average": MethodEntry(

@@ -77,6 +77,8 @@ def _refuse_needs(name: str, needs: Needs, intervals: list[Interval]) -> None:
         raise _refusal(name, "it tries out steps before they are taken")
     if needs.material:
         raise _refusal(name, "it prepares itself with training images")
+    if needs.companions in ("weak", "strong") and needs.teachers.fewest:
+        raise _refusal(name, "its teachers look at a second view of every image")
     if needs.influence:
         raise _refusal(
             name, "its controller follows the gradient of the held-out loss", "choose another controller.name"

@@ -17,7 +17,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.events import ProfessorJudged
 from tfkd_fast.methods import METHODS, Context
 from tfkd_fast.methods.base import Material, Needs, StepBatch, TeacherCount, TeacherFacts, TeacherOutputs
-from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
+from tfkd_fast.methods.one_teacher.logits.kd import KD, KDSettings
 from tfkd_fast.methods.professor import Professors, ProfessorSettings, losses, professors, training
 from tfkd_fast.methods.professor.images import ProfessorImages, augment_for_professor
 from tfkd_fast.methods.professor.networks import Discriminator, Professor

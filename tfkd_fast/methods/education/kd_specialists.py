@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Context, Needs, StepBatch, TeacherCount
-from tfkd_fast.methods.one_teacher.kd import KD, KDSettings
+from tfkd_fast.methods.one_teacher.logits.kd import KD, KDSettings
 from tfkd_fast.methods.taught.specialists import SideBySide, specialist_groups
 from tfkd_fast.methods.taught.student import TaughtSettings
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Context
 from tfkd_fast.methods.label.tf_kd import PaperConvention, ReferenceConvention, TfKDLoss, multiplier
-from tfkd_fast.methods.one_teacher.kd import KD, KDLoss, KDSettings
+from tfkd_fast.methods.one_teacher.logits.kd import KD, KDLoss, KDSettings
 from tfkd_fast.settings import LARGEST, Forms
 
 

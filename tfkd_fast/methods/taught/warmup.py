@@ -1,0 +1,12 @@
+"""Factors of a loss that grow over the first epochs of a run."""
+
+
+def warmup_factor(epoch: int, share: float, epochs: int) -> float:
+    """The factor in a 0-based epoch of a run of so many: it grows by equal steps, an epoch a step, and is 1 from the
+    end of the first `share` of the run on.
+
+    Source: linear warm-up as in the code of DKD and ReviewKD (mdistiller), which count 20 epochs of 240; that it is a
+    share of shorter and longer runs is our choice.
+    """
+    length = share * epochs
+    return min((epoch + 1) / length, 1.0) if length else 1.0
