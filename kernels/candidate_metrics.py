@@ -65,7 +65,7 @@ def _subtract_highest(logits: tl.tensor, highest: tl.tensor) -> tl.tensor:
 def _sums_over_blocks(parts: tl.tensor, blocks: tl.tensor, LENGTH: tl.constexpr, BLOCKS: tl.constexpr) -> tl.tensor:
     """Add the partial sums (LENGTH,blocks) of all blocks to sums (LENGTH,)."""
     block = tl.arange(0, BLOCKS)[None, :]
-    at = tl.arange(0, LENGTH)[:, None] * blocks + block
+    at = tl.arange(0, LENGTH)[:, None].to(tl.int64) * blocks + block
     return tl.sum(tl.load(parts + at, mask=block < blocks, other=0.0), 1)
 
 
@@ -87,7 +87,7 @@ def _bracket(
     width = tl.exp2((pass_ * -3).to(tl.float64)) * (2.0 * HIGHEST)
     low = tl.full((), -HIGHEST, tl.float64)
     if pass_ > 0:
-        before = (pass_ - 1) * candidates + candidate
+        before = tl.cast(pass_ - 1, tl.int64) * candidates + candidate
         section = tl.arange(0, SECTIONS)
         low = tl.load(lows + before)
         prior = 1.0 - tl.exp(-(low + width * (section + 1)))  # the derivative of b - 1 - log b
@@ -95,7 +95,7 @@ def _bracket(
         falling = tl.sum(((slope < 0.0) & (section < SECTIONS - 1)).to(tl.int32), 0)
         low += width * falling.to(tl.float64)
     if block == 0:
-        tl.store(lows + pass_ * candidates + candidate, low)
+        tl.store(lows + tl.cast(pass_, tl.int64) * candidates + candidate, low)
     return low, width
 
 
@@ -202,7 +202,7 @@ def _narrow(
             b = tl.exp(low + width * (j + 1) / SECTIONS).to(T)
             slope = _slope(logits, row, classes, highest, own, b, present, T, COLUMNS)
             sums += tl.where(section == j, sum_of_present(slope, present), 0.0)
-    tl.store(slopes + ((pass_ * candidates + candidate) * SECTIONS + section) * blocks + block, sums)
+    tl.store(slopes + ((tl.cast(pass_, tl.int64) * candidates + candidate) * SECTIONS + section) * blocks + block, sums)
 
 
 @triton.jit(do_not_specialize=["pass_", "candidates", "samples", "blocks"])
@@ -252,7 +252,7 @@ def _finish(
     sums = _sums_over_blocks(parts + candidate * SUMS * blocks, blocks, SUMS, BLOCKS)
     broken = pick(sums, index, NOT_FINITE) > 0.0
     means = sums / samples.to(tl.float64)
-    low = tl.load(lows + pass_ * candidates + candidate)
+    low = tl.load(lows + tl.cast(pass_, tl.int64) * candidates + candidate)
     width = tl.exp2((pass_ * -3).to(tl.float64)) * (2.0 * HIGHEST)
     of_calibrated = tl.sum(tl.load(calibrated + candidate * blocks + block, mask=block < blocks, other=0.0), 0)
     to = metrics + candidate

@@ -63,7 +63,7 @@ def _load_weight(
     if weights is None:
         weight = tl.where(present, 1.0 / teachers.to(T), 0.0)
     else:
-        at = candidate * stride_p + sample.to(tl.int64) * stride_b + teacher * stride_m
+        at = candidate * stride_p + sample.to(tl.int64) * stride_b + tl.cast(teacher, tl.int64) * stride_m
         weight = tl.load(weights + at, mask=present, other=0.0)
     return weight
 

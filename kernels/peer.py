@@ -80,7 +80,7 @@ def _write_losses(
 ) -> None:  # fmt: skip
     """Write the sums of all candidates over the batch, or over a program's part of it."""
     if out.partial is not None:
-        tl.store(out.partial + index * blocks + block, losses, mask=index < candidates)
+        tl.store(out.partial + index.to(tl.int64) * blocks + block, losses, mask=index < candidates)
     elif out.total_loss is not None:
         for p in range(candidates):
             write_loss(out.total_loss, p, pick(losses, index, p), batch, MEAN)
@@ -151,7 +151,7 @@ def _rows_in_blocks(
     index = tl.arange(0, CANDIDATES)
     t = tl.load(temperature)
     rate = 1.0 / (t * LN_2)
-    soft = tl.load(alpha + index * alpha_stride, mask=index < candidates, other=0.0)
+    soft = tl.load(alpha + index.to(tl.int64) * alpha_stride, mask=index < candidates, other=0.0)
     hard = 1.0 - soft
     losses = tl.zeros((CANDIDATES,), tl.float64)
 

@@ -110,7 +110,7 @@ def _rows_in_registers(
                 )
             if similarity is not None:
                 line = similarity + candidate * similarity_stride_p + label.to(tl.int64) * similarity_stride_y
-                to = line[:, None] + (tile.column * similarity_stride_c)[None, :]
+                to = line[:, None] + (tile.column.to(tl.int64) * similarity_stride_c)[None, :]
                 share = (plain.power / plain.total[:, None]).to(tl.float32)
                 tl.atomic_add(to, share, mask=tile.inside & in_range[:, None], sem="relaxed")
 
@@ -147,7 +147,7 @@ def _rows_in_blocks(
         row = (candidate * batch + sample) * classes
         label, in_range = load_label(labels, candidate, labels_stride, sample, classes)
         scale = gradient_scale(batch, in_range, MEAN, T)
-        target_row = candidate * targets_stride + (label.to(tl.int64) if CLASS_ROWS else sample) * classes
+        target_row = candidate * targets_stride + tl.cast(label if CLASS_ROWS else sample, tl.int64) * classes
 
         highest, total, plain_total = online_softmax(logits + row, classes, rate, with_plain, T, COLUMNS)
         mass_of_place = tl.zeros((COLUMNS,), T)
@@ -180,7 +180,7 @@ def _rows_in_blocks(
                     earlier_of_place |= ((z == highest) & (c < label)).to(tl.int32)
                 if similarity is not None:
                     line = similarity + candidate * similarity_stride_p + label.to(tl.int64) * similarity_stride_y
-                    to = line + c * similarity_stride_c
+                    to = line + c.to(tl.int64) * similarity_stride_c
                     tl.atomic_add(to, (e / plain_total).to(tl.float32), mask=(c < classes) & in_range, sem="relaxed")
             store_gradient(out.gradient + row + c, slope, c < classes)
 

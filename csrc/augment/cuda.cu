@@ -104,10 +104,10 @@ Tensor run(const AugmentCall& call) {
 
 Tensor augment_cuda(const Tensor& images, const Tensor& indices, const Tensor& draw, int64_t pad, bool flip,
                     const Tensor& mean, const Tensor& std, ScalarType type) {
-  for (const Tensor* tensor : {&indices, &draw, &mean, &std}) {
-    STD_TORCH_CHECK(tensor->get_device_index() == images.get_device_index(),
-                    "indices, draw, mean and std must be on the device of the images");
-  }
+  check_device("indices", indices, "images", images);
+  check_device("draw", draw, "images", images);
+  check_device("mean", mean, "images", images);
+  check_device("std", std, "images", images);
   const AugmentCall call = checked(images, indices, draw, pad, flip, mean, std, type);
   return for_scalar_of(type, "dtype", [&](auto scalar) { return run<decltype(scalar)>(call); });
 }

@@ -478,6 +478,7 @@ Tensor candidate_metrics_cuda(const Tensor& logits_, const Tensor& labels_) {
   STD_TORCH_CHECK(logits_.size(2) <= 0x7fffffff, "too many classes: ", logits_.size(2));
   STD_TORCH_CHECK(labels_.scalar_type() == ScalarType::Long && has_shape(labels_, {logits_.size(1)}),
                   "labels do not fit the logits");
+  check_device("labels", labels_, "the logits", logits_);
   const Tensor logits = as_contiguous(logits_), labels = as_contiguous(labels_);
   const Tensor metrics = new_contiguous(logits, {9, logits.size(0)}, loss_type(logits));
   for_scalar_of(logits.scalar_type(), "logits", [&](auto scalar) { run<decltype(scalar)>(logits, labels, metrics); });

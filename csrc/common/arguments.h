@@ -83,6 +83,12 @@ inline void check_shape(const char* name, const Tensor& tensor, ScalarType type,
                   name, " does not fit the logits");
 }
 
+// A kernel would read the memory of another device, or the host's, as its own. `owner` is the name of `main`, such as
+// "the logits".
+inline void check_device(const char* name, const Tensor& tensor, const char* owner, const Tensor& main) {
+  STD_TORCH_CHECK(tensor.device() == main.device(), name, " must be on the device of ", owner);
+}
+
 inline void check_reduction(const std::string& reduction) {
   STD_TORCH_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none", "no such reduction: ", reduction);
 }

@@ -164,8 +164,8 @@ std::tuple<Tensor, Tensor> loss_cuda(const Tensor& logits_, const Tensor& teache
   if (weights) check_shape("weights", *weights, type, axes, {axes.batch, count});
   check_shape("temperature", temperature, type, axes, {});
   check_shape("alpha", alpha, type, axes, {});
-  check_device("teachers", teachers_, logits_);
-  if (weights) check_device("weights", *weights, logits_);
+  check_device("teachers", teachers_, "the logits", logits_);
+  if (weights) check_device("weights", *weights, "the logits", logits_);
   check_reduction(reduction);
 
   const Tensor logits = as_contiguous(logits_), teachers = as_contiguous(teachers_);

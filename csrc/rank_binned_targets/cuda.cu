@@ -120,6 +120,8 @@ Tensor rank_binned_targets_cuda(const Tensor& similarity_, const Tensor& true_ma
   STD_TORCH_CHECK(
       true_mass_.scalar_type() == similarity_.scalar_type() && bin_masses_.scalar_type() == similarity_.scalar_type(),
       "true_mass and bin_masses must have the dtype of similarity");
+  check_device("true_mass", true_mass_, "similarity", similarity_);
+  check_device("bin_masses", bin_masses_, "similarity", similarity_);
   std::vector<int64_t> shape{classes, classes};
   for (const auto& [tensor, own_axes] : {std::pair{&similarity_, 2}, {&true_mass_, 0}, {&bin_masses_, 1}}) {
     if (tensor->dim() == own_axes) continue;

@@ -77,7 +77,7 @@ LossResults loss(const Tensor& logits_, const Tensor& labels_, const Tensor& tar
   check_shape("targets", targets_, type, axes, {class_rows ? axes.classes : axes.batch, axes.classes});
   if (temperature) check_shape("temperature", *temperature, type, axes, {});
   if (hard_weight) check_shape("hard_weight", *hard_weight, type, axes, {});
-  check_device("targets", targets_, logits_);
+  check_device("targets", targets_, "the logits", logits_);
   check_reduction(reduction);
   STD_TORCH_CHECK(!similarity || (similarity->scalar_type() == ScalarType::Float &&
                                   has_shape(*similarity, axes.shape({axes.classes, axes.classes}))),

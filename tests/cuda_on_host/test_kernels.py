@@ -50,6 +50,23 @@ def test_every_result_is_written_and_no_input(name: str):
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("name", calls.OPERATORS)
+def test_a_tensor_of_another_device_is_refused(name: str):
+    """Each tensor in turn is on the meta device, which no kernel can read; torch's choice of a kernel by the devices of
+    the arguments, which would take such a call elsewhere, is left out."""
+    operator = getattr(getattr(torch.ops, build.NAMESPACE), name).default
+    met = set()
+    for arguments in calls.OPERATORS[name]():
+        places = [place for place, argument in enumerate(arguments) if isinstance(argument, Tensor)]
+        for place in places if len(places) > 1 else ():
+            moved = [argument.to("meta") if at == place else argument for at, argument in enumerate(arguments)]
+            with pytest.raises(RuntimeError, match=r"must be on the device of (the logits|similarity|images)"):
+                operator._op_dk(torch._C.DispatchKey.CPU, *moved)
+            met.add(place)
+    tensors = {place for place, one in enumerate(operator._schema.arguments) if "Tensor" in str(one.type)}
+    assert met == (tensors if len(tensors) > 1 else set())
+
+
 def test_foreign_memory_is_not_touched():
     """The same calls under the address sanitizer, which knows where each tensor ends."""
     script = f"""

@@ -1,9 +1,10 @@
 """Compiles what the kernels' host functions launch, for two architectures, without a GPU; a line of JSON a compilation.
 
-Usage: compile.py FAMILY... Each launch is compiled for one of `ARCHITECTURES`, in turn: for both together it would take
-twice as long, and they differ in a few registers. Triton gets a driver that has nothing but an architecture, and a
-launch ends when its kernel is compiled. So signatures, options and tiles are those of real launches. Only a tile that
-is smaller where a device has room for many programs is as on a small device: as large as it can be.
+Usage: python -m tests.kernels.compile FAMILY... Each launch is compiled for one of `ARCHITECTURES`, in turn: for both
+together it would take twice as long, and they differ in a few registers. Triton gets a driver that has nothing but an
+architecture, and a launch ends when its kernel is compiled. So signatures, options and tiles are those of real
+launches. Only a tile that is smaller where a device has room for many programs is as on a small device: as large as it
+can be.
 """
 
 import json
@@ -25,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from tests.kernels.products import narrow_products
 from tfkd_fast.kernels import augment as images
 from tfkd_fast.kernels import candidate_metrics as metrics
 from tfkd_fast.kernels import distillation as distil
@@ -167,11 +169,24 @@ def _changes_a_type(numbers, length: tl.constexpr):
     tl.store(numbers, number)
 
 
+@triton.jit(do_not_specialize=["rows"])
+def _multiplies_sizes(numbers, rows, length: tl.constexpr, row_length: tl.constexpr):
+    """Two sizes are multiplied in 32 bits; one of them and a number that is fixed may be."""
+    for row in range(tl.program_id(0), rows, 4):
+        tl.store(numbers + row * row_length, 1.0)
+        if row > 7:  # noqa: SIM108
+            first = row * rows
+        else:
+            first = row
+        tl.store(numbers + first + tl.arange(0, length), 1.0)
+
+
 def self_check() -> Cases:
     """What a test that finds nothing wrong would have found."""
     for kernel in (_holds_little, _holds_too_much, _changes_a_type):
         call = partial(kernel[(1,)], torch.empty(2048), length=2048, num_warps=1, maxnreg=32)
         yield "self-check", 0, call
+    yield "self-check", 0, partial(_multiplies_sizes[(1,)], torch.empty(2048), 5, length=32, row_length=8, num_warps=1)
 
 
 def compilations(cases: Cases) -> Iterator[dict[str, Any]]:
@@ -183,7 +198,7 @@ def compilations(cases: Cases) -> Iterator[dict[str, Any]]:
         output = StringIO()
         try:
             with redirect_stdout(output):
-                RUN(kernel, *args, grid=grid, warmup=True, **kwargs)
+                compiled = RUN(kernel, *args, grid=grid, warmup=True, **kwargs)
         except Exception as error:
             done.append(entry | {"error": f"{type(error).__name__}: {error}"})
             return
@@ -193,7 +208,8 @@ def compilations(cases: Cases) -> Iterator[dict[str, Any]]:
                 "stored": r"(\d+) bytes spill st",
                 "loaded": r"(\d+) bytes spill lo",
             }
-            done.append(entry | {name: sum(map(int, re.findall(pattern, log))) for name, pattern in found.items()})
+            counts = {name: sum(map(int, re.findall(pattern, log))) for name, pattern in found.items()}
+            done.append(entry | counts | {"narrow": narrow_products(compiled.asm["ttir"])})
 
     JITFunction.run = compile_only
     # Two and two: otherwise what alternates between cases, as a dtype does, would always be compiled for the same one.

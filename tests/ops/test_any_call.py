@@ -1,6 +1,7 @@
 """Any call of any operator: the reference's result or its refusal, from every backend."""
 
 import copy
+import inspect
 import math
 import os
 import random
@@ -248,6 +249,7 @@ def norm_relu_pool(make: Maker) -> Call:
         "momentum": make.random.choice((0.0, 0.1, 1.0)),
         "eps": make.random.choice((0.0, 1e-5)),
         "pool": pool,
+        "residual": make.floats(*shape, dtype=dtype) if not pool and make.maybe(0.5) else None,
     }
 
 
@@ -413,6 +415,26 @@ def test_any_call_has_one_outcome(operator: str, backend: Any) -> None:
         if fault := difference(operator, call, wanted, outcome(operator, call, tried, region, learned)):
             wrong[seed] = fault
     assert not wrong
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_tensor_of_another_device_is_refused(operator: str) -> None:
+    """Each tensor in turn is on the meta device, whatever backend would serve the others."""
+    annotations = inspect.signature(getattr(ops, operator)).parameters.values()
+    names = {one.name for one in annotations if "Tensor" in str(one.annotation)}
+    met: set[str] = set()
+    for seed in range(40):
+        call = OPERATORS[operator](Maker(seed, True))
+        tensors = [name for name, value in call.items() if isinstance(value, Tensor)]
+        if len(tensors) == 1 or isinstance(outcome(operator, call, None, "none", []), Exception):
+            continue  # nothing to differ from, or refused as it is
+        for name in tensors:
+            with pytest.raises(ValueError, match="must be on the device of"):
+                getattr(ops, operator)(**call | {name: call[name].to("meta")})
+            met.add(name)
+        if met == names:
+            return
+    assert names == {"criteria"}, f"no call had {names - met}"
 
 
 def is_filled(argument: Any) -> bool:

@@ -322,6 +322,7 @@ def test_a_captured_graph_follows_indices_and_draw_and_no_call_waits(name: str) 
         ({"images": torch.zeros(9, 6, 0, 3, dtype=torch.uint8)}, ValueError, r"images must be \(N,H,W,C\)"),
         ({"images": torch.zeros(9, 3, 6, 5, dtype=torch.uint8).movedim(1, 3)}, ValueError, "images must be contiguous"),
         ({"indices": torch.zeros(4, dtype=torch.int32)}, TypeError, "indices must be int64"),
+        ({"images": torch.zeros(1, 1, 1, 3).byte().expand(1, 2**15, 2**14, 3)}, ValueError, r"fewer than 2\*\*29 pix"),
         ({"indices": torch.tensor(4)}, ValueError, r"indices must be \(B,\) or \(P,B\)"),
         ({"draw": torch.zeros(3)}, TypeError, "draw must be int64"),
         ({"draw": torch.zeros(2, dtype=torch.int64)}, ValueError, r"draw must be \(3,\) or \(P,3\)"),

@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.support.calls import Calls
 from tfkd_fast.data import Batch, DataSettings, Loader, Mixing, make_loader, missing_loaders, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import Context
 from tfkd_fast.methods.base import Loss, Needs, SingleStudent, StepBatch, TrainingStatistics, TrainingStep
 from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.ops.losses import are_known_ones
 from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.training.epoch import EpochTrainer
+from tfkd_fast.training.feed import make_feed
 from tfkd_fast.training.population import Population
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
@@ -296,3 +299,39 @@ def test_held_out_batches_come_without_end_and_are_told_by_the_epoch() -> None:
     train(again, epochs=2, holdout=a_loader(count=24))
     for a, b in zip(method.held_out, again.held_out, strict=True):
         torch.testing.assert_close(a.images, b.images, rtol=0, atol=0)
+
+
+def test_the_backward_pass_begins_with_ones_that_a_loss_knows() -> None:
+    """It then neither reads nor writes the gradient that came with the loss."""
+    met = []
+
+    class Watch(Probe):
+        def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
+            loss = super().loss(logits, batch)
+            loss.terms["hard"].register_hook(lambda upstream: met.append(are_known_ones(upstream)))
+            return loss
+
+    train(Watch())
+    assert met == [True] * 3
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(40, [16, 16, 8]), (32, [16, 16]), (5, [5])])
+def test_a_resident_batch_is_found_by_one_lookup(count: int, sizes: list[int]) -> None:
+    """Of the order of the epoch; on CUDA each of these calls is a kernel of every step."""
+    loader = a_loader(count=count)
+    feed = make_feed(loader, None, None, 1, COMPUTE.device)
+    feed.start(2, [0])
+    order = loader.order(2, 0)
+    for number, size in enumerate(sizes):
+        with Calls() as calls:
+            batch = feed.read(torch.tensor([number]), size).batch
+        assert torch.equal(batch.indices[0], order[number * 16 : number * 16 + size])
+        assert calls.seen.count("index_select") - loader_lookups(loader, batch.indices) == (size == 16)
+        assert not {"arange", "mul"} & set(calls.seen)
+
+
+def loader_lookups(loader: Loader, indices: Tensor) -> int:
+    """How often a loader looks up what belongs to the images, such as labels."""
+    with Calls() as calls:
+        loader.resident_batch(indices, loader.draws(2, [0]))
+    return calls.seen.count("index_select")

@@ -88,6 +88,8 @@ def _check(
         raise TypeError(f"images must be uint8, got {images.dtype}")
     if images.dim() != 4 or 0 in images.shape[1:] or images.shape[3] > 4:
         raise ValueError(f"images must be (N,H,W,C) with C from 1 to 4, got {tuple(images.shape)}")
+    if images.shape[1] * images.shape[2] >= 2**29:
+        raise ValueError(f"an image must have fewer than 2**29 pixels, got {images.shape[1]} x {images.shape[2]}")
     if not images.is_contiguous():
         raise ValueError("images must be contiguous: a copy of all of them a batch would be slow")
     for name, tensor in (("indices", indices), ("draw", draw)):

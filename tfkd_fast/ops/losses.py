@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tfkd_fast.ops import backends, checks, fused
 
@@ -160,9 +161,30 @@ class _AttachLossGradient(_AttachLossGradientMapped):
     setup_context = torch.autograd.Function.setup_context  # torch's own stands for the form with a context
 
 
+_known_ones = WeakIdKeyDictionary()
+
+
+def ones_for(loss: Tensor) -> Tensor:
+    """Return ones, expanded to the shape of a loss, to begin its backward pass with (`grad_outputs`).
+
+    The backward pass of a loss of this package then knows them, and returns the gradient that it has: on CUDA it would
+    read and write all of it again, because a look at what comes from above would make the host wait.
+    """
+    ones = loss.new_ones(()).expand_as(loss)
+    _known_ones[ones] = None
+    return ones
+
+
+def are_known_ones(upstream: Tensor) -> bool:
+    """Whether a tensor is one that `ones_for` returned."""
+    return upstream in _known_ones
+
+
 def _scale_gradient(gradient: Tensor, upstream: Tensor) -> Tensor:
     plain = not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(upstream)
     plain = plain and not fused.has_tangent(upstream)
+    if plain and are_known_ones(upstream):
+        return gradient
     # `loss.backward()` sends a 1. On the CPU, where a look costs no wait, that saves reading and writing the gradient.
     if plain and upstream.is_cpu and (upstream.item() == 1.0 if upstream.dim() == 0 else bool((upstream == 1.0).all())):
         return gradient

@@ -114,14 +114,20 @@ class ResidentFeed(Feed):
         """Nothing has to be closed."""
 
     def read(self, step: Tensor, size: int) -> StepInput:
-        positions = step * self._loader.batch_size + torch.arange(size, device=step.device)
         batches = [
-            self._loader.resident_batch(orders.index_select(1, positions), draws)
+            self._loader.resident_batch(self._indices(orders, step, size), draws)
             for orders, draws in zip(self._plans[::2], self._plans[1::2], strict=True)
         ]
         if self._companions == "strong":
             batches[1] = self._loader.augment_strongly(batches[1], self._plans[3])
         return StepInput(batches[0], batches[1] if self._companions else None)
+
+    def _indices(self, orders: Tensor, step: Tensor, size: int) -> Tensor:
+        """Indices (n,size) of a batch in orders (n,M): a whole one by its number, or the rest at the end."""
+        whole = orders.shape[1] // self._loader.batch_size * self._loader.batch_size
+        if size < self._loader.batch_size:
+            return orders[:, whole:]
+        return orders[:, :whole].unflatten(1, (-1, size)).index_select(1, step).squeeze(1)
 
     def _plan(self, epoch: int, streams: Sequence[int]) -> list[Tensor]:
         """Orders (n,M) and draws (n,3), of the images and then of their companions."""

@@ -17,6 +17,7 @@ from tfkd_fast.device import Compute
 from tfkd_fast.methods.base import CompanionOutputs, Method, StepBatch, TeacherOutputs
 from tfkd_fast.models import Features
 from tfkd_fast.ops import SoftTargetStats
+from tfkd_fast.ops.losses import ones_for
 from tfkd_fast.runs.optimizer import OptimizerSettings
 from tfkd_fast.teachers.teacher import Teachers
 from tfkd_fast.training.adapters import Adapters
@@ -95,9 +96,8 @@ class Records(NamedTuple):
                 f"the terms of a loss must have the same names in all steps of a phase, {MOST_TERMS} at most: got "
                 f"{', '.join(loss.terms)} after {', '.join(self.names)}"
             )
-        here = torch.arange(self.losses.shape[1], device=self.losses.device) == self.step
-        own = self.losses[..., : len(values)]
-        own.copy_(torch.where(here.unsqueeze(1), torch.stack(values, dim=2) if terms else values[0].unsqueeze(2), own))
+        here = torch.stack(values, dim=2) if terms else values[0].unsqueeze(2)
+        self.losses[..., : len(values)].index_copy_(1, self.step, here)
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,9 @@ def train_step(
     loss = step_loss(method, logits, batch, inputs.mix_partners)
     leaves = [*group.leaves, *setup.adapters.weights]
     gradients: Sequence[Tensor | None] = torch.autograd.grad(
-        loss.total.sum(),
+        loss.total,
         leaves,
+        ones_for(loss.total),
         allow_unused=True,  # as auxiliary heads are
     )
     if group.gradient_sums:

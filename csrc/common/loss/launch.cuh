@@ -10,11 +10,6 @@
 
 namespace tfkd_fast {
 
-// A kernel would read the memory of another device, or the host's, as its own.
-inline void check_device(const char* name, const Tensor& tensor, const Tensor& logits) {
-  STD_TORCH_CHECK(tensor.get_device_index() == logits.get_device_index(), name, " must be on the device of the logits");
-}
-
 // Elements that one load may fetch: 4, 2 or 1. They divide the row, and all tensors begin at a multiple of them: a
 // view may begin anywhere.
 inline int vector_bits(int64_t classes, std::initializer_list<Tensor> tensors) {
@@ -66,13 +61,13 @@ LossArguments<scalar> prepared(const LossCall& call, LossResults& out) {
   in.logits = static_cast<const scalar*>(call.logits.const_data_ptr());
   in.gradient = static_cast<scalar*>(out.gradient.mutable_data_ptr());
   if (call.labels) {
-    check_device("labels", *call.labels, call.logits);
+    check_device("labels", *call.labels, "the logits", call.logits);
     in.labels = call.labels->const_data_ptr<int64_t>();
     in.labels_of_candidate = has_candidates(*call.labels, 1) ? axes.batch : 0;
   }
   const auto setting = [&](const char* name, const std::optional<Tensor>& tensor, const T*& values, int64_t& stride) {
     if (!tensor) return;
-    check_device(name, *tensor, call.logits);
+    check_device(name, *tensor, "the logits", call.logits);
     values = tensor->const_data_ptr<T>();
     stride = tensor->dim() == 0 ? 0 : tensor->stride(0);
   };
@@ -96,7 +91,7 @@ LossArguments<scalar> prepared(const LossCall& call, LossResults& out) {
     in.entropy = total(out.entropy);
   }
   if (call.similarity) {
-    check_device("similarity", *call.similarity, call.logits);
+    check_device("similarity", *call.similarity, "the logits", call.logits);
     in.similarity = call.similarity->mutable_data_ptr<float>();
     const int64_t dims = call.similarity->dim();
     in.similarity_strides[0] = axes.with_candidates ? call.similarity->stride(0) : 0;
