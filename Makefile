@@ -48,9 +48,9 @@ wheel: $(VENV)/wheel
 sanitize: $(VENV)/installed
 	.ci/sanitize
 
-# Needs no network and no package of ours: PYTHON is the Python of a machine that has a GPU and torch.
+# Needs no network: PYTHON is the Python of a machine that has a GPU and torch, and tfkd_fast/native holds the libraries.
 gpu-check:
-	@PYTHON="$(PYTHON)" OUT="$(OUT)" PART="$(PART)" .ci/gpu-check
+	@PYTHON="$(PYTHON)" OUT="$(OUT)" PART="$(PART)" DEVICE="$(DEVICE)" SHORTEN="$(SHORTEN)" .ci/gpu-check
 
 # torch first: the extension is built against the torch that is installed, without build isolation.
 $(VENV)/torch:

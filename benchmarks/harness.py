@@ -13,7 +13,7 @@ clears first. A machine does not copy at one rate: it depends on the size, and o
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +24,18 @@ from tfkd_fast.ops import backends
 OURS = ("cpp", "cuda", "triton")
 EAGER, COMPILED = "eager", "torch.compile"
 COPY, CLONE = "copy", "clone"
+ALONE = ", operator alone"
+"""How the name of a variant ends that leaves autograd out."""
+
+NO_LAUNCHES = ("Activity Buffer Request", "Instrumentation", "Resource")
+"""How the names of a profiler's own entries among those of the device begin."""
 
 Call = Callable[[int], Any]
 """One call of a variant on the inputs of this index."""
 
 BLOCK_SECONDS = 1e-3
+MOST_CALLS_OF_BLOCK = 60
+"""On a GPU: so many calls take Python less time than the device needs for the backlog before them."""
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 101
 # Rotated inputs take twice the last cache of the processors and GPUs in use, 32 to 64 MiB, but some memory is left.
 ROTATED_BYTES, MOST_BYTES = 128 << 20, 2 << 30
@@ -110,6 +117,24 @@ def gradient_of(loss: Callable[..., Tensor], arguments: Sequence[tuple[Any, ...]
     return call
 
 
+def our_losses(
+    case: Case, device: torch.device, loss: Callable[..., Tensor], arguments: Sequence[tuple[Any, ...]]
+) -> dict[str, Call]:
+    """Loss and gradient by each of our backends, and on a GPU without autograd, too: what that adds has goals of its
+    own."""
+    functions = {name: partial(loss, backend=name) for name in our_backends(case.operator, device)}
+    calls = {name: gradient_of(function, arguments) for name, function in functions.items()}
+    if device.type == "cuda":
+        detached = [(logits.detach(), *others) for logits, *others in arguments]
+        calls |= {f"{name}{ALONE}": result_of(function, detached) for name, function in functions.items()}
+    return calls
+
+
+def is_ours(variant: str) -> bool:
+    """Whether a variant is one of our backends, alone or not."""
+    return variant.removesuffix(ALONE) in OURS
+
+
 def result_of(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Call:
     """The result for each set of arguments."""
     return lambda i: function(*arguments[i])
@@ -127,6 +152,8 @@ def measured(case: Case, device: torch.device, seconds: float, with_compiled: bo
         for i in range(case.sets):
             call(i)  # compiles, and first touches memory
         inner[name] = max(1, round(BLOCK_SECONDS / min(clock(call, 1, case.sets) for _ in range(2))))
+        if device.type == "cuda":
+            inner[name] = min(inner[name], MOST_CALLS_OF_BLOCK)
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
@@ -174,4 +201,5 @@ def _launches(call: Call) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         call(0)
         torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in recorded.events())
+    on_device = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not event.name.startswith(NO_LAUNCHES) for event in on_device)

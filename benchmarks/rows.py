@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.harness import CLONE, COMPILED, COPY, EAGER, OURS, Case, Timing, measured, short
+from benchmarks.harness import CLONE, COMPILED, COPY, EAGER, Case, Timing, is_ours, measured, short
 
 # A ratio within one run is steadier than a time, but not exact. In four runs of one program on two cores of a virtual
 # machine the lowest of 68 ratios was 0.94 of its highest at the median, and 0.73 at the worst.
@@ -52,7 +52,7 @@ def rows_of(case: Case, device: torch.device, seconds: float, compiled: bool = T
 def make_rows(case: Case, timings: dict[str, Timing]) -> list[Row]:
     """The rows of a case, from its timings and those of copies."""
     rates = {name: case.bytes_moved / timing.median / 1e9 for name, timing in timings.items()}
-    rivals = {name: timing for name, timing in timings.items() if name not in (*OURS, COPY, CLONE)}
+    rivals = {name: timing for name, timing in timings.items() if not is_ours(name) and name not in (COPY, CLONE)}
     return [
         Row(
             operator=case.operator,
@@ -66,7 +66,7 @@ def make_rows(case: Case, timings: dict[str, Timing]) -> list[Row]:
             copy_gigabytes_per_second=rates[COPY],
             clone_gigabytes_per_second=rates[CLONE],
             launches=timing.launches,
-            ratios={rival: t.median / timing.median for rival, t in rivals.items()} if name in OURS else {},
+            ratios={rival: t.median / timing.median for rival, t in rivals.items()} if is_ours(name) else {},
         )
         for name, timing in timings.items()
         if name not in (COPY, CLONE)

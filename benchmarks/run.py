@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import OURS, Case
+from benchmarks.harness import Case, is_ours
 from benchmarks.rivals import dali, liger
 from benchmarks.rows import Row, as_json, from_json, regressions, rows_of
 from tfkd_fast.device import Compute
@@ -77,10 +77,16 @@ def as_table(rows: list[Row], title: str) -> Table:
             f"{row.share_of_copy:.0%}",
             "" if row.launches is None else str(row.launches),
             ratios,
-            style="bold" if row.variant in OURS else "",
+            style="bold" if is_ours(row.variant) else "",
         )
         previous = here
     return table
+
+
+def write(file: Path, device: str, rows: list[Row]) -> None:
+    """Write the rows of a device to a JSON file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(to_json({"device": device, "torch": torch.__version__, "rows": as_json(rows)}, indent=1) + "\n")
 
 
 def main() -> int:
@@ -88,6 +94,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--operator", action="append", default=[], help="this operator only; may be given again")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: less exact")
+    parser.add_argument("--no-compiled", action="store_true", help="leave out what torch would compile for seconds")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -96,25 +103,24 @@ def main() -> int:
         parser.error(f"no suite measures {', '.join(sorted(unknown))}: choose of {', '.join(sorted(known))}")
 
     console = Console(width=240 if not sys.stdout.isatty() else None)
+    name = device_name(device)
+    file_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
+    stored = STORED / file_name
+    before = from_json(json.loads(stored.read_text())["rows"]) if stored.is_file() else None
     rows: list[Row] = []
     cases = cases_of(device, arguments.operator)
     for number, case in enumerate(cases, start=1):
         print(f"[{number}/{len(cases)}] {case.name}", file=sys.stderr, flush=True)
-        rows += rows_of(case, device, SECONDS_QUICK if arguments.quick else SECONDS)
-    name = device_name(device)
+        rows += rows_of(case, device, SECONDS_QUICK if arguments.quick else SECONDS, not arguments.no_compiled)
+        if arguments.out is not None:  # after each: what kills this process costs one case
+            write(arguments.out / file_name, name, rows)
     console.print(as_table(rows, f"{name}; torch {torch.__version__}"))
     if device.type == "cuda" and liger is None:
         console.print("Liger-Kernel is not installed: pip install liger-kernel adds it to the rivals.")
     if device.type == "cpu" and dali is None:
         console.print("NVIDIA DALI is not installed: pip install 'tfkd-fast[dali]' adds it to the rivals.")
 
-    file_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
-    stored = STORED / file_name
-    before = from_json(json.loads(stored.read_text())["rows"]) if stored.is_file() else None
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        results = {"device": name, "torch": torch.__version__, "rows": as_json(rows)}
-        (arguments.out / file_name).write_text(to_json(results, indent=1) + "\n")
         console.print(f"Written to {arguments.out / file_name}.")
     if before is None:
         console.print(f"No stored results of {name} to compare with.")
@@ -123,7 +129,7 @@ def main() -> int:
     for sentence in worse:
         console.print(f"slower: {sentence}")
     console.print(
-        f"{len(worse)} of {sum(row.variant in OURS for row in rows)} rows are slower than the stored results."
+        f"{len(worse)} of {sum(is_ours(row.variant) for row in rows)} rows are slower than the stored results."
     )
     return 1 if worse else 0
 

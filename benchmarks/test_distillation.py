@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import COMPILED, EAGER, Call, Case, compiled, gradient_of, our_backends
+from benchmarks.harness import COMPILED, EAGER, Call, Case, compiled, gradient_of, our_losses
 from benchmarks.problems import BOTH, LARGE, MANY_CLASSES, ON_GPU, SMALL, describe, draw_labels, draw_logits, lead
 from benchmarks.recorded import each, show
 from tfkd_fast.ops import distillation_loss
@@ -53,7 +53,7 @@ def variants_of(
         return ALPHA * TEMPERATURE**2 * divergence / teachers + (1 - ALPHA) * entropy
 
     return {
-        **{name: gradient_of(partial(loss, backend=name), sets) for name in our_backends(case.operator, device)},
+        **our_losses(case, device, loss, sets),
         EAGER: gradient_of(reference, sets),
         COMPILED: gradient_of(compiled(reference), sets),
         "F.kl_div": gradient_of(by_hand, sets),

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import COMPILED, EAGER, Call, Case, compiled, gradient_of, our_backends
+from benchmarks.harness import COMPILED, EAGER, Call, Case, compiled, gradient_of, our_losses
 from benchmarks.problems import BOTH, ON_GPU, describe, draw_labels, draw_logits
 from benchmarks.recorded import each, show
 from tfkd_fast.ops import peer_loss
@@ -25,7 +25,7 @@ def variants_of(case: Case, device: torch.device, *, shape: tuple[int, int, int]
     loss = partial(peer_loss, temperature=temperature, alpha=alpha, include_self=False)
     reference = partial(loss, backend="reference")
     return {
-        **{name: gradient_of(partial(loss, backend=name), sets) for name in our_backends(case.operator, device)},
+        **our_losses(case, device, loss, sets),
         EAGER: gradient_of(reference, sets),
         COMPILED: gradient_of(compiled(reference), sets),
     }

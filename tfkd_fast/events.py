@@ -170,7 +170,7 @@ class RunFinished(RunFacts):
     steering_seconds: Number = math.nan
     """Seconds of the method between epochs, and of the log."""
     saving_seconds: Number = math.nan
-    """Seconds of writing checkpoints."""
+    """Seconds for which training waited for checkpoints, which a thread writes, and for files of students."""
     seconds: Number
     """Seconds from the start to the end of training, over all processes of the run."""
     holdout_top1: float | None = None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import run
-from benchmarks.harness import CLONE, COMPILED, COPY, EAGER, Case, Timing
+from benchmarks.harness import ALONE, CLONE, COMPILED, COPY, EAGER, Case, Timing
 from benchmarks.rows import LEAST_SHARE_OF_STORED_RATIO, Row, as_json, from_json, make_rows, regressions, rows_of
 
 CASE = Case("some_loss", "B=2 C=3", torch.bfloat16, 2_000_000, lambda case, device: {})
@@ -41,6 +41,14 @@ def test_rate_shares_and_ratios() -> None:
     assert ours.ratios == pytest.approx({EAGER: 5.0, COMPILED: 3.0})
     assert (ours.launches, eager.launches) == (1, 9)
     assert eager.ratios == {}
+
+
+def test_an_operator_alone_is_no_rival() -> None:
+    timings = {"cuda": timing(100, 100), f"cuda{ALONE}": timing(50, 50), EAGER: timing(300, 300)}
+    ours, alone, _ = make_rows(CASE, timings | COPIES)
+    assert ours.ratios == pytest.approx({EAGER: 3.0})
+    assert alone.ratios == pytest.approx({EAGER: 6.0})
+    assert alone.share_of_copy == pytest.approx(1.0)
 
 
 def test_stored_rows_are_the_same_when_read() -> None:
@@ -88,7 +96,7 @@ def test_the_command_compares_with_the_stored_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "STORED", tmp_path)
-    monkeypatch.setattr(run, "rows_of", lambda case, device, seconds: rows(measured_now))
+    monkeypatch.setattr(run, "rows_of", lambda case, device, seconds, compiled: rows(measured_now))
     monkeypatch.setattr(run, "device_name", lambda device: "Some Processor, 2 threads")
 
     def command(*arguments: str) -> int:

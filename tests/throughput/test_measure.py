@@ -179,6 +179,9 @@ def test_the_command_prints_tables_and_writes_json(tmp_path: Path, monkeypatch: 
     assert f"{240 * 50_000 / ours:,.0f} s" in " ".join(result.output.split())
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert [row["variant"].split(",")[0] for row in figures["training"]] == ["tfkd-fast", "by hand", "by hand"]
+    saving = figures["saving"]
+    assert min(saving.values()) > 0
+    assert f"holds training up for {1e3 * saving['wait']:,.1f} ms" in " ".join(result.output.split())
     assert list(figures["population"]) == ["2"]
     *ways, processes = [row["variant"] for row in figures["population"]["2"]]
     assert ways == ["sequential", "streams", "stacked"]

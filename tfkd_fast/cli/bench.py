@@ -97,6 +97,7 @@ def measure(workload: bench.Workload, *, rounds: int, compiled: bool, candidates
         "training": _rows(loops),
         "evaluation": _rows(evaluation),
         "loaders": _rows(bench.measure_loaders(workload, installed, rounds)),
+        "saving": bench.measure_saving(workload, rounds)._asdict(),
         "flops_per_image": bench.flops_per_image(workload),
         "matrix_flops_per_second": bench.matrix_rate(workload.compute),
         "population": {size: _rows(rows) for size, rows in ways.items()},
@@ -153,6 +154,9 @@ def show(figures: Figures, terminal: Terminal) -> None:
         f"The matrix rate, {rate / 1e12:.2f} TFLOP/s, is that of one large product in "
         f"{figures['precision']}; a step takes {figures['flops_per_image'] / 1e9:.3f} GFLOP an image, padding included."
     )
+    saving = bench.Saving(**figures["saving"])
+    wait, write = 1e3 * saving.wait, 1e3 * saving.write
+    terminal.print(f"A checkpoint holds training up for {wait:,.1f} ms, and is on disk {write:,.1f} ms later.")
     if figures["population"]:
         _show_population(figures, terminal)
 

@@ -13,7 +13,7 @@ from tfkd_fast.files import is_checked_line, read_bytes
 
 PARTS = ("training", "compile", "evaluation", "steering", "saving")
 """The activities that a run's seconds are counted for: training steps, their set-up, held-out metrics, method and log,
-checkpoints."""
+waits for checkpoints and files of students."""
 
 
 LOG_REMEDY = "make it a readable file again"
@@ -153,6 +153,10 @@ class RunLog:
     def sync(self) -> int:
         """Flush the file to disk, so that it outlives a power cut as a checkpoint does; returns its size in bytes."""
         self._file.sync()
+        return self.size()
+
+    def size(self) -> int:
+        """Bytes of the log so far; a kill of the process leaves them, a power cut may not before `sync`."""
         return self._file.size()
 
     def close(self) -> None:

@@ -65,6 +65,9 @@ class Recipe(Settings):
     sealed."""
     checkpoint_every: int = Field(default=1, ge=1, le=1_000_000)
     """Epochs from one checkpoint to the next; the last epoch always has one."""
+    checkpoint_seconds: float | None = Field(default=None, ge=0.0, le=1_000_000.0)
+    """Seconds from one checkpoint to the next at least, beside `checkpoint_every`. Unset: 20 on CUDA, where an epoch
+    may take less time than writing a checkpoint, and 0 on the CPU."""
     trackers: Annotated[tuple[TrackerName, ...], AfterValidator(named_once)] = ()
     """Trackers that are given the curves of the run while it goes on: tensorboard, wandb, mlflow."""
     data: DataSettings = DataSettings()

@@ -23,7 +23,7 @@ from tfkd_fast.study.stored import ResultsFiles, read_results
 
 AFTER_SEED = re.compile(r"-seed\d+$")
 """End of the name of a run's folder, which runs of one row have different ones of."""
-PLACES = ("data.root", "data.workers", "checkpoint_every", "tensorboard", "trackers", "seed")
+PLACES = ("data.root", "data.workers", "checkpoint_every", "checkpoint_seconds", "tensorboard", "trackers", "seed")
 """Keys that may differ among the runs of a row."""
 MOST_KEYS = 3
 """Keys that the title of a row names."""

@@ -2,12 +2,14 @@
 
 from tfkd_fast.throughput.measure import (
     Cell,
+    Saving,
     careful_loop,
     flops_per_image,
     matrix_rate,
     measure_evaluation,
     measure_loaders,
     measure_populations,
+    measure_saving,
     measure_training,
     sweep,
 )
@@ -22,6 +24,7 @@ __all__ = [
     "Measurement",
     "MethodName",
     "Ratio",
+    "Saving",
     "Workload",
     "careful_loop",
     "flops_per_image",
@@ -30,6 +33,7 @@ __all__ = [
     "measure_interleaved",
     "measure_loaders",
     "measure_populations",
+    "measure_saving",
     "measure_training",
     "ratio",
     "sweep",

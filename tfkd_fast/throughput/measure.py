@@ -1,8 +1,12 @@
 """Throughput in images per second: the engine beside loops written by hand, loaders, and the machine's limit."""
 
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -12,10 +16,12 @@ from tfkd_fast import ops
 from tfkd_fast.data import Loader, LoaderName
 from tfkd_fast.device import Compute
 from tfkd_fast.errors import Notice, UserError
+from tfkd_fast.runs.checkpoint_writer import CheckpointWriter
+from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.throughput.by_hand import careful_epoch, careful_evaluation, fp32_epoch
 from tfkd_fast.throughput.plain_processes import plain_processes
 from tfkd_fast.throughput.turns import Measurement, Ratio, measure_interleaved, ratio
-from tfkd_fast.throughput.workload import Workload, engine_epoch, engine_evaluation
+from tfkd_fast.throughput.workload import Workload, engine_epoch, engine_evaluation, engine_state
 from tfkd_fast.training.groups import SideBySide
 
 ENGINE = "tfkd-fast"
@@ -40,6 +46,15 @@ class Cell(NamedTuple):
     def ratio(self) -> Ratio:
         """How many times as fast the engine is."""
         return ratio(self.ours, self.by_hand)
+
+
+class Saving(NamedTuple):
+    """What a checkpoint costs, medians in seconds."""
+
+    wait: float
+    """For so long training waits while its state is copied."""
+    write: float
+    """After so long more it is on disk; training goes on meanwhile."""
 
 
 def careful_loop(compute: Compute) -> str:
@@ -70,6 +85,19 @@ def measure_evaluation(workload: Workload, rounds: int) -> list[Measurement]:
     """Measure how fast a student is judged by held-out images, beside the forward pass in eval mode by hand."""
     variants = {ENGINE: engine_evaluation(workload), careful_loop(workload.compute): careful_evaluation(workload)}
     return measure_interleaved(variants, workload.images, rounds)
+
+
+def measure_saving(workload: Workload, rounds: int) -> Saving:
+    """Measure what a checkpoint of one student costs, in a temporary folder; training does not go on meanwhile."""
+    state, seconds = engine_state(workload), []
+    with TemporaryDirectory() as path, closing(CheckpointWriter(RunFolder(Path(path)), lambda: None)) as writer:
+        for epoch in range(1 + rounds):  # the first one is not counted
+            started = time.perf_counter()
+            writer.save(epoch, state())
+            copied = time.perf_counter()
+            writer.wait()
+            seconds.append((copied - started, time.perf_counter() - copied))
+    return Saving(*map(statistics.median, zip(*seconds[1:], strict=True)))
 
 
 def measure_populations(

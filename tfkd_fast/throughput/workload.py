@@ -104,6 +104,12 @@ def engine_epoch(workload: Workload, candidates: int, way: SideBySide) -> Callab
     return run
 
 
+def engine_state(workload: Workload) -> Callable[[], dict[str, Any]]:
+    """Return a function that returns what a checkpoint holds of a student of the engine, copies of its tensors."""
+    parts = _assemble(workload, candidates=1, way="sequential")
+    return lambda: {"population": parts.population.state_dict(1), "method": parts.method.state_dict()}
+
+
 def engine_evaluation(workload: Workload) -> Callable[[], None]:
     """Return a function that judges a student by the images of an epoch, as runs judge it by held-out ones."""
     loader, model = workload.loader(), workload.build()

@@ -5,6 +5,7 @@ The trainer sees the training part of a data set only, split into images to fit 
 
 import gc
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
@@ -53,6 +54,7 @@ from tfkd_fast.methods.base import (
 from tfkd_fast.models import gives_finite_logits
 from tfkd_fast.ops import conv_algorithms
 from tfkd_fast.randomness import Purpose, random_words, seeded
+from tfkd_fast.runs.checkpoint_writer import CheckpointWriter
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener, RunLog, whole_bytes
@@ -65,6 +67,9 @@ from tfkd_fast.training.cooldown import train_cooldown
 from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS, Fault, figures_fault, output_fault
 from tfkd_fast.training.epoch import EpochRun
 from tfkd_fast.training.state import RunState
+
+CUDA_CHECKPOINT_SECONDS = 20.0
+"""Seconds from one checkpoint to the next at least on CUDA, where the recipe names none."""
 
 
 class Trainer:
@@ -108,6 +113,8 @@ class Trainer:
         self._plan: Plan | None = None  # of the present interval; None between two intervals
         self._files = ExitStack()
         self._log: RunLog  # opened by run()
+        self._checkpoints: CheckpointWriter
+        self._last_saved = 0.0  # when the last checkpoint was begun, or the run, as time.perf_counter() has it
 
     def run(self, stop: Stop | None = None) -> dict[str, Any]:
         """Train to the last epoch; returns what training adds to the summary. The test set is not read.
@@ -126,11 +133,13 @@ class Trainer:
                     self._plan = self._next_plan()
                 with self._seeded_layers():
                     self._run_epoch(self._plan, stop)
-                due = self.state.epoch % self.recipe.checkpoint_every == 0 or self._is_over()
-                if due or stop.requested:
+                ends = self._is_over() or stop.requested is not None
+                if ends or self._checkpoint_is_due():
                     with self._log.measure_seconds("saving"):
                         self._save()
-                    stop.unsaved = False
+                        if ends:
+                            self._checkpoints.wait()
+                    stop.unsaved = False  # or on its way: an end of the run waits for it
                     stop.check()  # here alone: a signal that comes a moment later waits for the next epoch to be saved
         epoch, patience = self.state.epoch, self.recipe.patience
         if epoch < self.recipe.epochs and patience is not None:
@@ -151,6 +160,14 @@ class Trainer:
         waited = state.epoch - state.best_epoch if state.best_epoch and state.interval is None else 0
         return state.epoch == self.recipe.epochs or (patience is not None and waited >= patience)
 
+    def _checkpoint_is_due(self) -> bool:
+        """Whether the epoch that just ended is to have a checkpoint."""
+        least = self.recipe.checkpoint_seconds
+        if least is None:
+            least = CUDA_CHECKPOINT_SECONDS if self.compute.device.type == "cuda" else 0.0
+        by_epochs = self.state.epoch % self.recipe.checkpoint_every == 0
+        return by_epochs and time.perf_counter() - self._last_saved >= least
+
     def finish(self, summary: dict[str, Any], examination: StudentExamined | None) -> None:
         """Write the last lines of the log: the test of the student by class, if there was one, and the summary."""
         self._log.write(*([examination] if examination else []), RunFinished(**summary))
@@ -161,7 +178,11 @@ class Trainer:
         self._log.write(RunDiverged(epoch=self.state.epoch, reason=reason))
 
     def close(self) -> None:
-        """Close the log, if `run()` opened it."""
+        """Wait for the last checkpoint and close the log, if `run()` opened it.
+
+        Raises:
+            UserError: the checkpoint could not be written.
+        """
         self._files.close()
 
     # Training.
@@ -336,6 +357,7 @@ class Trainer:
         return UserError(fault.tell(slot, candidates, self._last_good()))
 
     def _last_good(self) -> str:
+        self._checkpoints.wait()
         saved = self.folder.checkpoint_files()
         return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
@@ -374,7 +396,7 @@ class Trainer:
             with self.folder.reading_newest():
                 self._restore(saved)
             return
-        self._log = self._files.enter_context(closing(RunLog(self.folder.metrics, self._listeners)))
+        self._open(RunLog(self.folder.metrics, self._listeners))
         self._log.write(self._started())
         choice = self.parts.images.choice
         if choice is not None:
@@ -384,6 +406,12 @@ class Trainer:
             self._log.write(ConvolutionsChosen(passes=self.convolutions.passes, seconds=seconds))
         with self._log.measure_seconds("steering"):
             self._log.write(*self.parts.method.prepare(self._material()))
+
+    def _open(self, log: RunLog) -> None:
+        """Have a log, and a writer of checkpoints, which is closed before it."""
+        self._log = self._files.enter_context(closing(log))
+        self._checkpoints = self._files.enter_context(closing(CheckpointWriter(self.folder, log.sync)))
+        self._last_saved = time.perf_counter()
 
     def _restore(self, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint, the counterpart of `_save`."""
@@ -408,7 +436,7 @@ class Trainer:
             earlier_seconds=state.elapsed,
             seconds=state.seconds,
         )
-        self._log = self._files.enter_context(closing(log))
+        self._open(log)
         parts.population.load_state_dict(saved["population"])
         parts.adapters.load_state_dict(saved["adapters"])
         parts.method.load_state_dict(saved["method"])
@@ -426,7 +454,8 @@ class Trainer:
 
     def _save(self) -> None:
         state, parts = self.state, self.parts
-        state.seconds, state.elapsed, state.log_bytes = self._log.seconds, self._log.elapsed(), self._log.sync()
+        self._last_saved = time.perf_counter()
+        state.seconds, state.elapsed, state.log_bytes = self._log.seconds, self._log.elapsed(), self._log.size()
         active = state.interval.candidates if state.interval else state.alive
         content = {
             "recipe": self.folder.read_recipe_text(),
@@ -440,7 +469,7 @@ class Trainer:
         if names := nonfinite_names(named_tensors(content)):  # the method's own: the others were looked at before
             fault = Fault(f"not finite after epoch {state.epoch}: {names[0]}", "lower the learning rate of that part")
             raise self._end_diverged(state.epoch, 0, 1, fault)
-        self.folder.save_checkpoint(state.epoch, content)
+        self._checkpoints.save(state.epoch, content)
 
     def _material(self) -> Material:
         """The images and teachers for `Method.prepare`."""
