@@ -26,7 +26,7 @@ OWN: dict[str, dict[str, Any]] = {
     "tfkd-extended": MRS,
     "professor": {"professor": {"epochs": 5}},
     "distpro-search": {"pathways": LINEAR, "search": {"record_every": 5}},
-    "distpro": {"pathways": LINEAR},
+    "distpro": {"pathways": LINEAR, "process": {"strength": 0.2}},  # at 1 features outweigh the label for longer
     "education": {"grades": {"promotions": [0.125, 0.25]}, "loss": {"self_reference": 0.5}},
     "dkd-ls": {"loss": {"alpha": 1.0, "beta": 2.0}},
     "mlkd-ls": {"loss": {"kd_weight": 0.2}},

@@ -169,7 +169,9 @@ def test_losses_of_features_are_float32_whatever_the_precision(compute: Compute)
     features = batch.need_features()
     maps = [*features.before_relu, *features.after_relu, *features.block_sums, features.stem, features.pooled]
     assert {part.dtype for part in maps} == {torch.float32}
-    assert {part.dtype for part in features.as_computed().before_relu} == {compute.dtype}
+    computed = features.as_computed()
+    assert {part.dtype for part in [*computed.before_relu, computed.stem]} == {compute.dtype}
+    assert torch.equal(computed.stem.float(), features.stem)
     assert batch.images.dtype == compute.dtype
     shown = next(loader.epoch(0))
     assert torch.equal(batch.images[0], shown.images)

@@ -64,10 +64,12 @@ class Features(NamedTuple):
         return Features(before, after, self.pooled.float(), stem, sums)
 
     def as_computed(self) -> "Features":
-        """The same features with the maps of stages in the dtype in which the network computed them, for layers that
-        compute in that dtype, too; what they give is converted to float32 before a loss is made of it."""
+        """The same features with all maps in the dtype in which the network computed them, for layers that compute in
+        that dtype, too; what they give is converted to float32 before a loss is made of it."""
         before, after, sums = (parts.as_computed if isinstance(parts, Float32Maps) else parts for parts in self._maps())
-        return self._replace(before_relu=before, after_relu=after, block_sums=sums)
+        computed = next(iter([*before, *sums]), self.pooled).dtype
+        stem = None if self.stem is None else self.stem.to(computed)  # exact: its values are of that dtype
+        return Features(before, after, self.pooled, stem, sums)
 
     @classmethod
     def stack(cls, several: Sequence["Features"]) -> "Features":

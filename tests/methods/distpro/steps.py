@@ -44,8 +44,7 @@ def draw_batch(seed: int, count: int = BATCH) -> Batch:
 
 def in_front(features: Features) -> Features:
     """With an axis for one candidate."""
-    before, after = ([map.unsqueeze(0) for map in maps] for maps in features[:2])
-    return Features(before, after, features.pooled.unsqueeze(0))
+    return features.map(lambda maps: maps.unsqueeze(0))
 
 
 def outputs(teacher: nn.Module, images: Tensor) -> tuple[TeacherOutputs]:

@@ -112,7 +112,6 @@ def test_a_complex_connector_is_what_the_authors_wrote() -> None:
 
 
 def test_connectors_are_drawn_from_their_seed_alone() -> None:
-    """As He et al. do by fan-in: wide ones show the deviation."""
     networks = shapes("vgg13"), shapes("vgg8")
     pathways = find_pathways(*networks, PathwaySettings())
     torch.manual_seed(3)
@@ -120,9 +119,19 @@ def test_connectors_are_drawn_from_their_seed_alone() -> None:
     first, again, other = (Connectors(pathways, *networks, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    name = "connectors.29.conv1.weight"
-    assert not torch.equal(first[name], other[name])
-    fan_in = 9 * first[name].shape[1]
-    # of n normal numbers the deviation is known to 1 / sqrt(2 n); five of these
-    tolerance = 5 / math.sqrt(2 * first[name].numel())
-    assert first[name].std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=tolerance)
+    assert not torch.equal(first["connectors.29.conv1.weight"], other["connectors.29.conv1.weight"])
+
+
+@pytest.mark.parametrize("transform", ["identity-1x1", "complex"])
+def test_connectors_begin_as_those_of_the_authors(transform: Transform) -> None:
+    """Convolutions are normal with a variance of 2 by fan-out, sqrt(2 / (k^2 out)), and the gate is uniform as torch
+    draws it, within 1 / sqrt(in): its deviation is 1 / sqrt(3 in). Of n numbers the deviation is known to
+    1 / sqrt(2 n); five of these."""
+    connector = build(transform, (96, 8, 8), (160, 8, 8))
+    found = {name: module.weight for name, module in connector.named_children() if isinstance(module, torch.nn.Conv2d)}
+    assert len(found) == (1 if transform == "identity-1x1" else 4)
+    for name, weight in found.items():
+        out, into, side, _ = weight.shape
+        wanted = 1 / math.sqrt(3 * into) if name == "gate" else math.sqrt(2 / (side * side * out))
+        assert weight.std().item() == pytest.approx(wanted, rel=5 / math.sqrt(2 * weight.numel())), name
+        assert name != "gate" or weight.abs().max() <= 1 / math.sqrt(into)

@@ -26,19 +26,21 @@ def stages(teacher: str, student: str, *, all_pairs: bool = False) -> list[tuple
 
 
 def test_stages_of_the_student_that_lie_as_deep_or_deeper_are_taught() -> None:
-    """A VGG has maps of 32, 16, 8, 4 and 4 pixels, a residual network those of 32, 16 and 8."""
+    """A VGG has maps of 32, 16, 8, 4 and 4 pixels, a residual network those of 32, 16 and 8 and above them its stem,
+    number 0: ten pairs of two of these, as the authors count."""
     assert stages("vgg13", "vgg8") == [(i, j) for i in range(5) for j in range(i, 5)]
-    assert stages("resnet20", "vgg8") == [(i, j) for i in range(3) for j in range(i, 5)]
-    assert stages("vgg13", "resnet20") == [(i, j) for i in range(3) for j in range(i, 3)]
-    assert stages("vgg13", "resnet20", all_pairs=True) == [(i, j) for i in range(5) for j in range(3)]
+    assert stages("wrn_40_2", "resnet20") == [(i, j) for i in range(4) for j in range(i, 4)]
+    assert stages("resnet20", "vgg8") == [(i, j) for i in range(4) for j in range(max(0, i - 1), 5)]
+    assert stages("vgg13", "resnet20") == [(i, j) for i in range(3) for j in range(i + 1, 4)]
+    assert stages("vgg13", "resnet20", all_pairs=True) == [(i, j) for i in range(5) for j in range(4)]
 
 
 def test_every_pair_has_a_pathway_for_each_transform() -> None:
     pathways = find_pathways(shapes("resnet20"), shapes("vgg8"), PathwaySettings())
-    assert len(pathways) == 24
+    assert len(pathways) == 2 * (5 + 5 + 4 + 3)
     assert pathways[2] == Pathway(0, 1, "identity-1x1", 0.0, 0.25)
-    assert pathways[-1] == Pathway(2, 4, "complex", 1.0, 1.0)
-    assert pathways[-1].name == "2>4 complex"
+    assert pathways[-1] == Pathway(3, 4, "complex", 1.0, 1.0)
+    assert pathways[-1].name == "3>4 complex"
 
 
 def test_a_student_whose_stages_are_all_shallower_is_refused() -> None:

@@ -13,6 +13,10 @@ from tfkd_fast.methods.distpro.pathways import Pathway, PathwaySettings, biased_
 from tfkd_fast.methods.distpro.process import FILE, Process, load_process
 
 
+NEAREST = (0, 1, 3, 4)
+"""The stage of a VGG that lies nearest to each of a residual network."""
+
+
 def pathways(teacher: str = "vgg13", student: str = "vgg8", **settings: object) -> tuple[Pathway, ...]:
     return find_pathways(shapes(teacher), shapes(student), PathwaySettings(**settings))
 
@@ -46,12 +50,12 @@ def test_on_the_pair_that_it_was_found_for_a_process_stays_what_it_is() -> None:
 
 
 def test_on_another_pair_a_pathway_takes_after_the_nearest_in_relative_depth() -> None:
-    """A residual network has stages at depths 0, 1/2 and 1; a VGG at 0, 1/4, 1/2, 3/4 and 1."""
+    """A residual network has stages at depths 0, 1/3, 2/3 and 1; a VGG at 0, 1/4, 1/2, 3/4 and 1."""
     process = searched()
     moved = process.transfer(pathways("resnet20", "resnet20"))
     known = [pathway[:3] for pathway in process.pathways]
     for number, (teacher, student, transform, *_) in enumerate(moved.pathways):
-        source = known.index((2 * teacher, 2 * student, transform))
+        source = known.index((NEAREST[teacher], NEAREST[student], transform))
         shift = moved.alpha[:, number] - process.alpha[:, source]
         if not number:
             first = shift

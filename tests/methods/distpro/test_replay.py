@@ -1,6 +1,7 @@
 """Training with a process: the weights that were searched for, at the same relative time."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tfkd_fast.methods.distpro import DistPro, DistProSearch, DistProSearchSetti
 from tfkd_fast.methods.distpro.pathways import PathwaySettings, biased_softmax
 from tfkd_fast.methods.distpro.process import FILE, Process, load_process
 from tfkd_fast.methods.distpro.student import context_pathways
+from tfkd_fast.runs.recipe import make_recipe
 
 LINEAR = {"transforms": ["identity-1x1"]}
 
@@ -25,8 +27,9 @@ def write(folder: Path, alpha: torch.Tensor) -> Process:
     return process
 
 
-def build(folder: Path, *, skip_below: float = 0.0, epochs: int = 4) -> DistPro:
-    tables = {"pathways": LINEAR | {"skip_below": skip_below}, "process": {"file": str(folder)}}
+def build(folder: Path, *, skip_below: float = 0.0, epochs: int = 4, strength: float = 1.0) -> DistPro:
+    process = {"file": str(folder), "strength": strength}
+    tables = {"pathways": LINEAR | {"skip_below": skip_below}, "process": process}
     return DistPro(DistProSettings.model_validate(tables), context(epochs=epochs))
 
 
@@ -37,7 +40,7 @@ def test_an_epoch_has_the_weights_of_its_middle(tmp_path: Path) -> None:
     method = build(tmp_path)
     for epoch in range(4):
         (event,) = method.begin_interval(epoch).events
-        assert torch.equal(method.weights, biased_softmax(alpha[2 * epoch + 1]))
+        assert torch.equal(method.weights, 15 * biased_softmax(alpha[2 * epoch + 1]))
         assert isinstance(event, PathwaysWeighed)
         assert event.epoch == epoch + 1
         assert list(event.weights) == method.weights.tolist()
@@ -47,7 +50,10 @@ def test_an_epoch_has_the_weights_of_its_middle(tmp_path: Path) -> None:
 def test_a_process_that_was_searched_for_is_replayed_at_the_moments_of_the_search(tmp_path: Path) -> None:
     """Without smoothing these are the weights that the search had there, bit for bit."""
     settings = DistProSearchSettings.model_validate(
-        {"pathways": LINEAR | {"skip_below": 0.0}, "search": {"record_every": 1, "smoothing": 0.0}}
+        {
+            "pathways": LINEAR | {"skip_below": 0.0},
+            "search": {"record_every": 1, "smoothing": 0.0, "normalization": "biased-softmax"},
+        }
     )
     search = DistProSearch(settings, context())
     batch = draw_batch(1)
@@ -64,7 +70,41 @@ def test_a_process_that_was_searched_for_is_replayed_at_the_moments_of_the_searc
     replayed = build(tmp_path, epochs=2)  # with middles at 1/4 and 3/4
     for epoch, moment in ((0, 1), (1, 3)):
         replayed.begin_interval(epoch)
-        assert torch.equal(replayed.weights, had[moment])
+        assert torch.equal(replayed.weights, 15 * had[moment])
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_the_weights_are_those_of_the_authors_command_for_retraining(tmp_path: Path, strength: float) -> None:
+    """Of K pathways K kd_weight exp(alpha_k) / (e + sum_j exp(alpha_j)); their kd_weight is 1."""
+    alpha = torch.randn(9, 15, generator=torch.Generator().manual_seed(0))
+    write(tmp_path, alpha)
+    method = build(tmp_path, strength=strength)
+    for epoch in range(4):
+        method.begin_interval(epoch)
+        exponentials = [math.exp(value) for value in alpha[2 * epoch + 1].tolist()]
+        wanted = [15 * strength * value / (math.e + sum(exponentials)) for value in exponentials]
+        assert method.weights.tolist() == pytest.approx(wanted, rel=1e-6)
+    assert DistProSettings().process.strength == 1.0
+
+
+def test_a_uniform_process_needs_no_file_and_weighs_all_pathways_alike() -> None:
+    settings = DistProSettings.model_validate({"pathways": LINEAR, "process": {"uniform": True}})
+    method = DistPro(settings, context())
+    for epoch in range(4):
+        method.begin_interval(epoch)
+        assert method.weights.tolist() == pytest.approx([15 * math.e / (math.e + 15 * math.e)] * 15, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"uniform": True, "file": "search"}, r"process\.file.* is read only where uniform is false"),
+        ({"strength": 0}, r"recipe key 'process\.strength"),
+    ],
+)
+def test_bad_settings_are_refused(table: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make_recipe({"method": "distpro", "process": table})
 
 
 def test_small_weights_are_skipped_and_pathways_that_never_count_are_not_there(tmp_path: Path) -> None:
@@ -95,10 +135,10 @@ def test_what_is_skipped_changes_seven_times_at_most(tmp_path: Path) -> None:
     phases = []
     for epoch in range(32):
         phases.append(method.begin_interval(epoch).phase)
-        weights = biased_softmax(process.at((epoch + 0.5) / 32))
+        weights = 15 * biased_softmax(process.at((epoch + 0.5) / 32))
         for pathway, weight in zip(method.pathways, method.weights, strict=True):
             assert weight in (0.0, weights[number[pathway]])
-            assert weight > 0 or weights[number[pathway]] * 15 < 0.5
+            assert weight > 0 or weights[number[pathway]] < 0.5
     assert [len(set(phases[start : start + 4])) for start in range(0, 32, 4)] == [1] * 8
     assert len(set(phases)) == 8
 

@@ -174,7 +174,12 @@ def test_a_pathway_from_random_features_gets_the_lowest_weight(seed: int) -> Non
     ahead, features that a random connector has turned around do not help a student at first."""
     stage = (16, 4, 4)
     taught, shapes = FeatureShapes((stage, stage), 16), FeatureShapes((stage,), 16)
-    settings = DistProSearchSettings.model_validate({"pathways": {"transforms": ["identity-1x1"], "all_pairs": True}})
+    settings = DistProSearchSettings.model_validate(
+        {
+            "pathways": {"transforms": ["identity-1x1"], "all_pairs": True},
+            "search": {"learning_rate": 0.1},
+        }
+    )
     method = DistProSearch(settings, replace(context(taught=taught), shapes=shapes))
     for connector in method.adapters.connectors:
         nn.init.dirac_(connector.conv.weight)
@@ -203,9 +208,8 @@ def test_a_pathway_from_random_features_gets_the_lowest_weight(seed: int) -> Non
         step = following
         method.before_step(step)
         step.take()
-    useful_weight, random_weight = biased_softmax(method.alpha.value).tolist()
+    useful_weight, random_weight = method.alpha.shares().tolist()
     assert random_weight < 0.5 * useful_weight
-    assert useful_weight + random_weight < 1
 
 
 # A step.
@@ -222,36 +226,48 @@ def test_looking_ahead_leaves_no_trace_but_alpha() -> None:
     assert all(torch.equal(now, then) for now, then in zip(step.tensors(), tensors, strict=True))
 
 
+def stage_maps(features: Features) -> list[Tensor]:
+    """Before ReLU, those of a stem first."""
+    return [*(() if features.stem is None else (features.stem,)), *features.before_relu]
+
+
+@pytest.mark.parametrize(("networks", "pairs"), [(("vgg8", "vgg13"), 15), (("resnet8", "wrn_16_1"), 10)])
 @pytest.mark.parametrize("candidates", [1, 2])
-def test_the_loss_is_that_of_label_and_pathways(candidates: int) -> None:
+def test_the_loss_is_that_of_label_and_pathways(candidates: int, networks: tuple[str, str], pairs: int) -> None:
     """In float64, gradients in logits and features included; some pathways are skipped. Candidates share the connectors
-    and their batch norms."""
-    method = build()
+    and their batch norms. Residual networks learn and teach by their stems, too."""
+    method = DistProSearch(DistProSearchSettings(), context(*networks))
     method.adapters.double()
-    weights = torch.rand(30, generator=torch.Generator().manual_seed(0)) / 30
+    count = 2 * pairs
+    weights = torch.rand(count, generator=torch.Generator().manual_seed(0)) / count
     weights[::3] = 0.0
     method.set_weights(weights)
-    student, teacher = network().double(), network("vgg13", seed=5).double()
+    student, teacher = network(networks[0]).double(), network(networks[1], seed=5).double()
     batches = [as_double(draw_batch(seed)) for seed in range(candidates)]
     seen = [student(batch.images, return_features=True) for batch in batches]
     (taught,) = outputs(teacher, torch.cat([batch.images for batch in batches]))
     logits = torch.stack([logits for logits, _ in seen]).detach().requires_grad_()
     maps = [
         torch.stack(of_stage).detach().requires_grad_()
-        for of_stage in zip(*(f.before_relu for _, f in seen), strict=True)
+        for of_stage in zip(*(stage_maps(f) for _, f in seen), strict=True)
     ]
     labels = torch.stack([batch.labels for batch in batches])
-    given = [map.unflatten(1, (candidates, BATCH))[0] for map in taught.features.before_relu]
+    given = [map.unflatten(1, (candidates, BATCH))[0] for map in stage_maps(taught.features)]
+
+    def as_features(maps: list[Tensor]) -> Features:
+        return Features(maps[-3:], [], logits, maps[0]) if pairs == 10 else Features(maps, [], logits)
+
     shown = StepBatch(
         labels,
         labels,
-        features=Features(maps, [], logits),
-        teachers=(TeacherOutputs(logits.detach(), Features(given, [], logits)),),
+        features=as_features(maps),
+        teachers=(TeacherOutputs(logits.detach(), as_features(given)),),
     )
     loss = method.loss(logits, shown)
     losses, statistics = loss.total, loss.statistics
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").unflatten(0, labels.shape)
     expected = expected.mean(1)
+    assert len(method.pathways) == count
     for weight, pathway, connector in zip(weights, method.pathways, method.adapters.connectors, strict=True):
         target = given[pathway.teacher_stage].flatten(0, 1)
         result = connector(maps[pathway.student_stage].flatten(0, 1), tuple(target.shape[-2:]))
@@ -283,23 +299,49 @@ def test_a_skipped_pathway_is_not_computed_but_judged() -> None:
 # What is learned and recorded.
 
 
-def test_alpha_follows_adam_in_bounded_steps() -> None:
-    """After many small gradients Adam answers a large one with (1 - 0.5) / sqrt(1 - 0.999) = 16 learning rates."""
-    alpha = LearnedAlpha(SearchSettings(), 2)
+@pytest.mark.parametrize("normalization", ["softmax", "biased-softmax"])
+def test_alpha_follows_adam_in_bounded_steps(normalization: str) -> None:
+    """After many small gradients Adam answers a large one with (1 - 0.5) / sqrt(1 - 0.999) = 16 learning rates. A
+    softmax does not change with what is added to all alpha: they are compared by their differences."""
+    alpha = LearnedAlpha(SearchSettings(learning_rate=0.1, normalization=normalization), 2)
+    label = math.e if normalization == "biased-softmax" else 0.0
     independent = torch.ones(2, requires_grad=True)
     adam = torch.optim.Adam([independent], 0.1, (0.5, 0.999))
+
+    def differences(values: Tensor) -> Tensor:
+        return values if label else values - values[0]
+
     for scale in (1.0, -0.5, 2.0):
         influence = scale * torch.tensor([0.3, -0.2])
         adam.zero_grad()
-        (torch.exp(independent) / (math.e + torch.exp(independent).sum()) * influence).sum().backward()
+        exponentials = torch.exp(independent)
+        (exponentials / (label + exponentials.sum()) * influence).sum().backward()
         adam.step()
         alpha.learn(influence)
-    torch.testing.assert_close(alpha.value, independent.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(differences(alpha.value), differences(independent.detach()), rtol=1e-5, atol=1e-6)
+    exponentials = torch.exp(alpha.value.double())
+    torch.testing.assert_close(alpha.shares().double(), exponentials / (label + exponentials.sum()), rtol=1e-5, atol=0)
+    if not label:  # what a replay makes of them
+        torch.testing.assert_close(biased_softmax(alpha.value), 2 / 3 * alpha.shares(), rtol=1e-5, atol=0)
     for _ in range(200):
         alpha.learn(torch.zeros(2))
     before = alpha.value.clone()
     alpha.learn(torch.tensor([1e6, -1e6]))
-    torch.testing.assert_close(alpha.value - before, torch.tensor([-0.5, 0.5]), rtol=1e-5, atol=0)
+    wanted = torch.tensor([-0.5, 0.5])
+    torch.testing.assert_close(differences(alpha.value - before), differences(wanted), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rate", [0.1, None])
+def test_noise_alone_leaves_one_pathway_at_the_published_rate_and_not_at_the_default(rate: float | None) -> None:
+    """Adam divides a gradient by its own size, so that alpha walks at random by about the rate a step."""
+    settings = SearchSettings() if rate is None else SearchSettings(learning_rate=rate)
+    generator = torch.Generator().manual_seed(0)
+    alpha = LearnedAlpha(settings, 15)
+    for _ in range(1500):
+        alpha.learn(torch.randn(15, generator=generator))
+    largest = alpha.shares().max().item()
+    assert (alpha.shares().max().item() > 0.8) == (rate == 0.1)
+    assert (alpha.shares().max().item() < 0.3) == (rate is None)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped() -> None:

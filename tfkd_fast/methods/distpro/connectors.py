@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfkd_fast.methods.distpro.pathways import Pathway
+from tfkd_fast.methods.distpro.pathways import Pathway, stage_maps
 from tfkd_fast.models import FeatureShapes
-from tfkd_fast.models.layers import BatchNorm, Conv, average_pool_to, norm_relu_pool
+from tfkd_fast.models.layers import BatchNorm, Conv, average_pool_to, initialise_convolutions, norm_relu_pool
 from tfkd_fast.randomness import seeded
 
 MOST_CHANNELS = 512
@@ -22,6 +22,7 @@ class LinearConnector(nn.Module):
         super().__init__()
         self.conv = Conv(student_channels, teacher_channels, kernel=1)
         self.norm = BatchNorm(teacher_channels)
+        initialise_convolutions(self)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Features (B,S,h,w) as (B,T,*size)."""
@@ -36,11 +37,12 @@ class ComplexConnector(nn.Module):
         channels = min(MOST_CHANNELS, student_channels, teacher_channels)
         self.conv1 = Conv(student_channels, channels)
         self.norm1 = BatchNorm(channels)
-        self.gate = Conv(channels, 1, kernel=1)
         self.conv2 = Conv(channels, channels)
         self.norm2 = BatchNorm(channels)
         self.conv3 = Conv(channels, teacher_channels)
         self.norm3 = BatchNorm(teacher_channels)
+        initialise_convolutions(self)
+        self.gate = Conv(channels, 1, kernel=1)  # with torch's own weights, as the authors leave it
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Features (B,S,h,w) as (B,T,*size)."""
@@ -65,14 +67,12 @@ class Connectors(nn.Module):
     def __init__(self, pathways: Sequence[Pathway], teacher: FeatureShapes, student: FeatureShapes, seed: int) -> None:
         super().__init__()
         kinds = {"identity-1x1": LinearConnector, "complex": ComplexConnector}
+        of_student, of_teacher = stage_maps(student), stage_maps(teacher)
         with seeded(seed):
             self.connectors = nn.ModuleList(
-                kinds[pathway.transform](student.maps[pathway.student_stage][0], teacher.maps[pathway.teacher_stage][0])
+                kinds[pathway.transform](of_student[pathway.student_stage][0], of_teacher[pathway.teacher_stage][0])
                 for pathway in pathways
             )
-            for module in self.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight)
 
     def forward(self, number: int, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of a pathway by its number: features (B,S,h,w) and (B,T,H,W) to (B,)."""

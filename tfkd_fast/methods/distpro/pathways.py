@@ -29,7 +29,7 @@ class PathwaySettings(Settings):
 
 
 class Pathway(NamedTuple):
-    """From a stage of the teacher to a stage of the student, both counted from 0."""
+    """From a stage of the teacher to a stage of the student, both counted from 0, a stem included, see `stage_maps`."""
 
     teacher_stage: int
     student_stage: int
@@ -45,10 +45,16 @@ class Pathway(NamedTuple):
         return f"{self.teacher_stage}>{self.student_stage} {self.transform}"
 
 
+def stage_maps(shapes: FeatureShapes) -> tuple[tuple[int, int, int], ...]:
+    """Channels, height and width of the maps of every stage, of which a stem is the first (the authors' code)."""
+    return (*((shapes.stem,) if shapes.stem else ()), *shapes.maps)
+
+
 def find_pathways(teacher: FeatureShapes, student: FeatureShapes, settings: PathwaySettings) -> tuple[Pathway, ...]:
     """Find the pathways between two networks, in the order of teacher stage, student stage and transform. By default
     they lead to stages of the student that lie as deep as the teacher's or deeper (the authors' code, which compares
-    the numbers of the stages). Smaller maps lie deeper; of maps of one size, later ones do (our choice).
+    the numbers of the stages). Smaller maps lie deeper; of maps of one size, later ones do, and a stem lies above the
+    first stage of any network (our choice).
 
     Raises:
         UserError: if there are none.
@@ -69,7 +75,7 @@ def find_pathways(teacher: FeatureShapes, student: FeatureShapes, settings: Path
 def _places(shapes: FeatureShapes) -> list[tuple[int, int]]:
     """How deep each stage lies, comparable between networks."""
     earlier: Counter[int] = Counter()
-    places = []
+    places = [(-shapes.stem[1], -1)] if shapes.stem else []
     for _, height, _ in shapes.maps:
         places.append((-height, earlier[height]))
         earlier[height] += 1
@@ -83,8 +89,7 @@ def _relative(stage: int, stages: int) -> float:
 def biased_softmax(alpha: Tensor) -> Tensor:
     """The weights g_k = exp(alpha_k) / (e + sum_j exp(alpha_j)) of alpha (...,K): together less than 1.
 
-    Source: the authors' code, option 2. What e takes is left to the label, so that the strength of the distillation is
-    learned, too.
+    Source: the authors' code, options 2 and 333. What e takes is left to the label.
     """
     bias = alpha.new_ones(*alpha.shape[:-1], 1)
     return torch.softmax(torch.cat([alpha, bias], dim=-1), dim=-1)[..., :-1]

@@ -1,9 +1,10 @@
 """The search of DistPro: weights of pathways follow the gradient of the held-out loss through the training step."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,12 @@ LONGEST_STEP = 0.5
 class SearchSettings(Settings):
     """The `[search]` table."""
 
-    learning_rate: float = Field(default=0.1, gt=0, le=LARGEST)
-    """Learning rate of Adam for alpha, from which the weights of the pathways follow (the authors' code)."""
+    learning_rate: float = Field(default=0.01, gt=0, le=LARGEST)
+    """Learning rate of Adam for alpha, from which the weights of the pathways follow (our choice; the authors have 0.1,
+    at which noise alone leaves one pathway with nearly all of the weight)."""
+    normalization: Literal["softmax", "biased-softmax"] = "softmax"
+    """How weights follow from alpha: their softmax (the authors' command), or one in which the label has a place beside
+    the pathways, so that the search also learns how much they weigh together."""
     record_every: int = Field(default=50, ge=1, le=1_000_000)
     """Training steps from one record of alpha to the next (our choice)."""
     smoothing: float = Field(default=0.9, ge=0, lt=1)
@@ -70,7 +75,7 @@ class DistProSearch(PathwayStudent):
         self._apply()
 
     def _apply(self) -> None:
-        self.set_weights(without_small(biased_softmax(self.alpha.value), self._skip_below))
+        self.set_weights(without_small(self.alpha.shares(), self._skip_below))
 
     def pathway_losses(self, batch: StepBatch) -> Tensor:
         losses = super().pathway_losses(batch)
@@ -149,16 +154,31 @@ class LearnedAlpha:
         """(K,) float32: the present numbers."""
         return self._alpha.detach()
 
+    def shares(self) -> Tensor:
+        """(K,) float32: the shares of the pathways by the present numbers, without gradient."""
+        return self._normalize(self.value)
+
+    def _normalize(self, alpha: Tensor) -> Tensor:
+        biased = self._settings.normalization == "biased-softmax"
+        return biased_softmax(alpha) if biased else torch.softmax(alpha, dim=-1)
+
     def learn(self, influences: Tensor) -> None:
-        """Take a step of Adam against influences (K,) of the weights; a step that is not finite, of a student that
-        diverged, is skipped."""
+        """Take a step of Adam against influences (K,) of the shares; a step that is not finite, of a student that
+        diverged, is skipped.
+
+        A softmax does not say how large all alpha are together, and a replay asks for that: they are kept at the sum of
+        exponentials that they began with (our choice), where a biased softmax is K / (K + 1) times the softmax.
+        """
         if bool(influences.isfinite().all()):
             before = self.value.clone()
             self._optimizer.zero_grad()
-            biased_softmax(self._alpha).backward(influences)
+            self._normalize(self._alpha).backward(influences)
             self._optimizer.step()
             with torch.no_grad():
-                self._alpha.copy_(before + (self.value - before).clamp(-LONGEST_STEP, LONGEST_STEP))
+                moved = before + (self.value - before).clamp(-LONGEST_STEP, LONGEST_STEP)
+                if self._settings.normalization == "softmax":
+                    moved += 1.0 + math.log(len(moved)) - moved.logsumexp(-1)
+                self._alpha.copy_(moved)
         if self._steps % self._settings.record_every == 0:
             self._recorded_steps.append(self._steps)
             self._recorded.append(self._smooth())

@@ -13,7 +13,7 @@ from tfkd_fast.methods.base import Context, Loss, Needs, Plan, StepBatch
 from tfkd_fast.methods.distpro.connectors import Connectors
 from tfkd_fast.methods.distpro.pathways import Pathway, PathwaySettings, find_pathways
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.models import FeatureShapes
+from tfkd_fast.models import Features, FeatureShapes
 
 
 class PathwaysSettings(TaughtSettings):
@@ -42,7 +42,7 @@ class PathwayStudent(TaughtStudent):
 
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
-        return replace(super().needs_for(settings), features=frozenset({"stages"}))
+        return replace(super().needs_for(settings), features=frozenset({"stages", "stem"}))
 
     def connect(self, pathways: Sequence[Pathway]) -> None:
         """Make the connectors of K pathways, of weight 0 for now; a subclass calls it once."""
@@ -78,15 +78,21 @@ class PathwayStudent(TaughtStudent):
         """(n,K): the loss of each pathway, 0 where it is not computed. The n candidates share connectors and batch
         norms."""
         # Connectors compute in the dtype of the maps, and hierarchical_context_loss in float32.
-        student, teacher = batch.need_features().as_computed(), batch.teachers[0].need_features().as_computed()
+        student, teacher = _maps(batch.need_features()), _maps(batch.teachers[0].need_features())
         n = len(batch.labels)
         losses = [self.weights.new_zeros(n)] * len(self.pathways)
         for number in self.computed:
             pathway = self.pathways[number]
-            of_student = student.before_relu[pathway.student_stage].flatten(0, 1)
-            of_teacher = teacher.before_relu[pathway.teacher_stage].flatten(0, 1)
+            of_student = student[pathway.student_stage].flatten(0, 1)
+            of_teacher = teacher[pathway.teacher_stage].flatten(0, 1)
             losses[number] = self._connectors(number, of_student, of_teacher).unflatten(0, (n, -1)).mean(1)
         return torch.stack(losses, dim=1)
 
     def summary(self) -> dict[str, Any]:
         return {"pathways": len(self.pathways), "pathway_weight": self.weights.sum().item()}
+
+
+def _maps(features: Features) -> list[Tensor]:
+    """The maps (n,B,C,H,W) of every stage, in the order of `stage_maps` and the dtype in which they were computed."""
+    features = features.as_computed()
+    return [*(() if features.stem is None else (features.stem,)), *features.before_relu]
