@@ -28,7 +28,9 @@ def build(name: str, *, labels: tuple[int, ...] = tuple(range(CLASSES)), **loss:
     entry = find_method(name)
     teachers = (TeacherFacts("some-run", "vgg13", labels, NO_SHAPES),) * teachers_of(name)
     context = Context(CLASSES, 50, EPOCHS, 0, torch.device("cpu"), lambda epoch: 1.0, teachers=teachers)
-    return entry.build(entry.settings.model_validate({"loss": entry.preset.get("loss", {}) | loss}), context)
+    logits_alone = {"feature_weight": 0.0} if name == "ca-mkd" else {}
+    tables = {"loss": entry.preset.get("loss", {}) | logits_alone | loss}
+    return entry.build(entry.settings.model_validate(tables), context)
 
 
 def teachers_of(name: str) -> int:

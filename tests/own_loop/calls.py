@@ -13,6 +13,7 @@ from tfkd_fast.own_loop import Criterion
 CLASSES, IMAGES, BATCH, HELD_OUT, EPOCHS = 5, 40, 8, 30, 4
 SHAPES = FeatureShapes(((8, 8, 8), (8, 4, 4), (16, 2, 2)), 16)
 TABLES: dict[str, dict[str, Any]] = {
+    "ca-mkd": {"loss": {"feature_weight": 0.0}},
     "tfkd": {"controller": {"warmup_epochs": 0}},
     "tfkd-mrs": {"selection": {"candidates": 3, "interval": 2}, "controller": {"warmup_epochs": 0}},
     "tfkd-extended": {"selection": {"candidates": 2, "interval": 2}, "controller": {"warmup_epochs": 0}},

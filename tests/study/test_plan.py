@@ -74,6 +74,7 @@ SHIPPED = {
     "education-food101": ((0, 1, 2), {"ce", "kd", "education", "kd-specialists"}),
     "imagenet": ((0,), {"ce", "tfkd", "kd", "dkd", "distpro", "professor"}),
     "professor": ((0, 1, 2), {"kd", "label-mix", "swap", "professor", "selective", "staged"}),
+    "takd": ((0, 1, 2), {"ce", "kd", "takd", "kd-small"}),
     "tiny-imagenet": ((0, 1, 2), {"ce", "tfkd", "tfkd-mrs", "kd", "distpro", "label-mix", "professor"}),
     "warm-start": ((0, 1, 2), {"tfkd", "tfkd-mrs"}),
 }

@@ -29,7 +29,8 @@ from tfkd_fast.methods.self_distillation.dlb import DLB, DLBSettings
 from tfkd_fast.methods.self_distillation.ps_kd import PSKD, PSKDSettings
 from tfkd_fast.methods.self_distillation.tf_kd_self import TfKDSelf, TfKDSelfSettings
 from tfkd_fast.methods.self_distillation.uskd import USKD, USKDSettings
-from tfkd_fast.methods.several_teachers.averages import AverageSettings, ConfidenceAverage, EntropyAverage, EqualAverage
+from tfkd_fast.methods.several_teachers.averages import AverageSettings, EntropyAverage, EqualAverage
+from tfkd_fast.methods.several_teachers.ca_mkd import CAMKD, CAMKDSettings
 from tfkd_fast.methods.several_teachers.mmkd import MMKD, MMKDSettings
 from tfkd_fast.plugins import Registry
 from tfkd_fast.settings import Settings
@@ -266,9 +267,9 @@ _OWN: dict[str, MethodEntry] = {
     ),
     "ca-mkd": MethodEntry(
         "several teachers, weighed by how right they are",
-        "Zhang, Chen, Wang, ICASSP 2022, without its feature part",
-        AverageSettings,
-        ConfidenceAverage,
+        "Zhang, Chen, Wang, ICASSP 2022; weights that sum to 1 are our choice",
+        CAMKDSettings,
+        CAMKD,
     ),
     "mmkd": MethodEntry(
         "several teachers, weighed by learned networks",

@@ -135,7 +135,7 @@ class EpochTrainer:
         """The lanes that train the candidates of a plan. They are built once for each kind of plan and kept, because
         steps are captured in them."""
         shared = len(set(plan.streams)) == 1
-        kind = plan.interval.candidates, average, shared, plan.labels, plan.phase
+        kind = plan.interval.candidates, average, shared, plan.labels, plan.turns, plan.phase
         if kind not in self._lanes:
             self._lanes[kind] = self._make_lanes(plan, average, shared)
         return self._lanes[kind]
@@ -170,7 +170,8 @@ class EpochTrainer:
         return [torch.zeros_like(leaf) for leaf in (*group.leaves, *self._setup.adapters.weights)]
 
     def _loader_of(self, plan: Plan) -> Loader:
-        return self.loader if plan.labels is None else self.loader.with_labels(plan.labels)
+        loader = self.loader if plan.labels is None else self.loader.with_labels(plan.labels)
+        return loader if plan.turns is None else loader.with_turns(plan.turns)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,6 +66,20 @@ def test_worker_processes_change_nothing(workers: int) -> None:
     assert_same(with_workers.epoch(6), loader_of(dataset, "resident").epoch(6))
 
 
+@pytest.mark.parametrize("loader", ["resident", "torchvision"])
+def test_groups_of_labels_take_turns_in_the_order_that_they_would_have_among_the_others(loader: LoaderName) -> None:
+    dataset = dataset_of((3, 32, 32))
+    plain = loader_of(dataset, loader)
+    labels = dataset.read_train().labels
+    classes = labels.unique().tolist()
+    groups = [classes[1:], classes[:1]]
+    found = collect(plain.with_turns(groups).epoch(3, 1)).indices.tolist()
+    before = collect(plain.epoch(3, 1)).indices.tolist()
+    assert found == [index for group in groups for index in before if int(labels[index]) in group]
+    assert found != before
+    assert collect(plain.epoch(3, 1)).indices.tolist() == before
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("flip", [True, False])
 def test_crops_and_mirroring_are_those_of_numpy(shape: tuple[int, int, int], flip: bool) -> None:

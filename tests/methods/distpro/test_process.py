@@ -12,7 +12,6 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods.distpro.pathways import Pathway, PathwaySettings, biased_softmax, find_pathways
 from tfkd_fast.methods.distpro.process import FILE, Process, load_process
 
-
 NEAREST = (0, 1, 3, 4)
 """The stage of a VGG that lies nearest to each of a residual network."""
 

@@ -21,11 +21,12 @@ def plan(
 
 
 def test_the_classes_of_the_paper() -> None:
-    """CIFAR-100 by index, 33, 33 and 34 classes, from one teacher of all."""
+    """CIFAR-100 by index, 33, 33 and 34 classes, from one teacher of all. The authors' grades begin with the epochs 150
+    and 180, counted from 1."""
     settings = EducationSettings().grades
     context = context_for((tuple(range(100)),), epochs=240, classes=10)
     context = type(context)(**(context.__dict__ | {"num_classes": 100, "classes": tuple(map(str, range(100)))}))
-    for name, starts in (("restart", [0, 96, 156]), ("paper", [0, 150, 180])):
+    for name, starts in (("restart", [0, 96, 156]), ("paper", [0, 149, 179])):
         grades = plan_grades(settings.model_copy(update={"schedule": name}), context, 5)
         assert [(grade.group[0], grade.group[-1], len(grade.group)) for grade in grades] == [
             (0, 32, 33),
@@ -112,6 +113,18 @@ def test_the_schedule_of_the_paper_is_that_of_the_run(build: Build) -> None:
     assert [education.begin_interval(epoch).labels for epoch in (11, 12, 15)] == [(0, 4), (0, 2, 4, 5, 6), None]
 
 
+def test_groups_are_shown_one_after_the_other_where_that_is_wanted(build: Build) -> None:
+    education = build(grades={"order": "sequential"})
+    assert [education.begin_interval(epoch).turns for epoch in (0, 8, 13)] == [
+        None,
+        ((0, 4), (2, 5, 6)),
+        ((0, 4), (2, 5, 6), (1, 3)),
+    ]
+    assert build().begin_interval(13).turns is None
+    with pytest.raises(ValueError, match="order is read only where replay is true"):
+        EducationSettings.model_validate({"grades": {"order": "sequential", "replay": False}})
+
+
 def test_without_replay_a_grade_is_taught_its_own_group_alone(build: Build) -> None:
     education = build(grades={"replay": False})
     assert [education.begin_interval(epoch).labels for epoch in (0, 8, 13)] == [(0, 4), (2, 5, 6), (1, 3)]
@@ -163,7 +176,8 @@ def test_a_network_of_too_few_stages_is_refused(build: Build) -> None:
         {"grades": {"schedule": "cosine"}},
         {"grades": {"promotions": [0.5, 1.0]}},
         {"grades": {"groups": ["0-9"]}},
-        {"grades": {"order": "sequential"}},
+        {"grades": {"order": "reversed"}},
+        {"grades": {"heads": "old"}},
     ],
 )
 def test_settings_are_checked(tables: dict[str, Any]) -> None:

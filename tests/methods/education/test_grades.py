@@ -175,3 +175,32 @@ def test_a_restored_method_goes_on_in_the_same_grade(build: Build) -> None:
             train_a_step(each, plan, student)
         for one, other in zip(*map(tensors_of, students), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("heads", ["new", "inherited"])
+def test_a_head_that_inherits_says_of_old_classes_what_the_one_before_said_of_the_same_maps(
+    build: Build, heads: str
+) -> None:
+    """Behind the convolutions, which stand on other maps; once only, so that a resumed grade keeps what it learned."""
+    education, student = build(grades={"heads": heads}), build_student()
+    train_a_step(education, education.begin_interval(0), student)
+    first, second = education.adapters
+    convolution = second.conv.weight.clone()
+    education.begin_interval(8)
+    assert torch.equal(second.conv.weight, convolution)
+    assert not torch.equal(first.classifier.weight[0], first.classifier.weight[1])
+    rows = [second.labels.tolist().index(label) for label in first.labels.tolist()]
+    others = [row for row in range(len(second.labels)) if row not in rows]
+    inherits = heads == "inherited"
+    pairs = [
+        (second.classifier.weight[rows], first.classifier.weight),
+        (second.classifier.bias[rows], first.classifier.bias),
+    ]
+    pairs += list(zip(second.norm.state_dict().values(), first.norm.state_dict().values(), strict=True))
+    assert all(torch.equal(*pair) for pair in pairs) == inherits
+    assert not torch.equal(second.classifier.weight[others], first.classifier.weight[: len(others)])
+    with torch.no_grad():
+        second.classifier.bias.add_(1.0)
+    learned = second.classifier.bias.clone()
+    education.begin_interval(9)
+    assert torch.equal(second.classifier.bias, learned)

@@ -90,3 +90,16 @@ def accuracies(out: Path) -> list[float]:
     right = logits.argmax(1) == labels
     by_class = [100 * float(right[labels == label].double().mean()) for label in range(10)]
     return [sum(by_class[:5]) / 5, sum(by_class[5:]) / 5]
+
+
+def test_a_student_that_sees_group_after_group_learns_them_all(teacher: Path, tmp_path: Path) -> None:
+    """By the schedule of the paper, with heads that go on: grades begin after 7 and 9 of 12 epochs."""
+    tables = {
+        "teachers": {"runs": [str(teacher)]},
+        "grades": {"schedule": "paper", "order": "sequential", "heads": "inherited"},
+        "loss": {"alpha": 0.0},
+    }
+    summary = run(tmp_path / "out", "education", 12, batch_size=16, **tables)
+    log = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [event["first_epoch"] for event in log if event["event"] == "grade"] == [1, 8, 10]
+    assert summary["test_top1"] > 40  # the last group alone is 40, and chance 10

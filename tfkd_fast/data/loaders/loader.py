@@ -79,6 +79,7 @@ class Loader:
         self._visited = torch.arange(len(labels), device=device)
         self._augmentation = augmentation
         self._repeat_after = 0
+        self._turn_of: Tensor | None = None
         self._device, self._dtype, self._seed = device, dtype, seed
         self._mean, self._std = (
             torch.tensor([255 * value for value in values], device=device) for values in (mean, std)
@@ -103,6 +104,19 @@ class Loader:
         wanted = torch.isin(self._labels[self._visited], torch.tensor(labels, device=self._device))
         return self.with_indices(self._visited[wanted])
 
+    def with_turns(self, groups: Sequence[Sequence[int]]) -> Self:
+        """Return a loader that shows the images of one group of labels after those of another in every epoch, each
+        group in random order; a batch at the border has images of both.
+
+        Args:
+            groups: the labels of each group; together all labels that are visited.
+        """
+        other = copy.copy(self)
+        other._turn_of = torch.zeros(1 + max(map(max, groups)), dtype=torch.int64, device=self._device)
+        for number, group in enumerate(groups):
+            other._turn_of[list(group)] = number
+        return other
+
     def with_augmentation_period(self, epochs: int) -> Self:
         """Return a loader whose augmentation, but not its order, repeats after so many epochs; 0 means never."""
         other = copy.copy(self)
@@ -122,7 +136,10 @@ class Loader:
         """Return the indices (M,) int64 in the order of an epoch, on the device where pixels are augmented."""
         device = self._device if self.is_resident else HOST
         order = permutation(len(self._visited), seed=self._seed, epoch=epoch, stream=stream, device=device)
-        return self._visited.to(device)[order]
+        order = self._visited.to(device)[order]
+        if self._turn_of is None:
+            return order
+        return order[self._turn_of[self._labels[order.to(self._device)]].argsort(stable=True).to(device)]
 
     def companion_order(self, kind: Companions, order: Tensor, epoch: int, stream: int = 0) -> Tensor:
         """Return the indices of the companions of the images at `order`; see `companions.companion_order`."""

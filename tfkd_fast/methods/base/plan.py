@@ -40,6 +40,8 @@ class Plan:
     """The random stream of each candidate's data order and augmentation; None: 0 for all, so that they see the same."""
     labels: tuple[int, ...] | None = None
     """The labels whose images are trained on; None: all."""
+    turns: tuple[tuple[int, ...], ...] | None = None
+    """Groups of labels whose images are shown one group after the other in every epoch; None: all in random order."""
     schedule: tuple[int, int] | None = None
     """First epoch and end (0-based) of a learning-rate schedule of its own, which starts with momenta of zero; None:
     the schedule of the run."""

@@ -59,10 +59,10 @@ class DistPro(PathwayStudent):
         pathways = context_pathways(context, settings.pathways)
         shares = biased_softmax(_alpha_by_epoch(settings.process, pathways, context.epochs))
         spans = shares.split(math.ceil(context.epochs / SPANS))
-        kept = torch.cat([span * without_small(span, settings.pathways.skip_below).any(dim=0) for span in spans])
-        used = kept.any(dim=0).nonzero().flatten().tolist()
+        weights = torch.cat([span * without_small(span, settings.pathways.skip_below).any(dim=0) for span in spans])
+        used = weights.any(dim=0).nonzero().flatten().tolist()
         self.connect([pathways[number] for number in used])
-        self._schedule = settings.process.strength * len(pathways) * kept[:, used]  # (epochs, pathways)
+        self._schedule = settings.process.strength * len(pathways) * weights[:, used]  # (epochs, pathways)
 
     def resume_interval(self, interval: Interval) -> Plan:
         self.set_weights(self._schedule[interval.first_epoch])

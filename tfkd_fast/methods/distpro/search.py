@@ -175,10 +175,10 @@ class LearnedAlpha:
             self._normalize(self._alpha).backward(influences)
             self._optimizer.step()
             with torch.no_grad():
-                moved = before + (self.value - before).clamp(-LONGEST_STEP, LONGEST_STEP)
+                alpha = before + (self.value - before).clamp(-LONGEST_STEP, LONGEST_STEP)
                 if self._settings.normalization == "softmax":
-                    moved += 1.0 + math.log(len(moved)) - moved.logsumexp(-1)
-                self._alpha.copy_(moved)
+                    alpha += 1.0 + math.log(len(alpha)) - alpha.logsumexp(-1)
+                self._alpha.copy_(alpha)
         if self._steps % self._settings.record_every == 0:
             self._recorded_steps.append(self._steps)
             self._recorded.append(self._smooth())

@@ -10,13 +10,13 @@ from tfkd_fast.data import ClassChoice, find_labels
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Context
 from tfkd_fast.methods.taught.specialists import check_partition, specialist_groups
-from tfkd_fast.settings import Settings
+from tfkd_fast.settings import ReadIf, Settings
 
 GRADES = 3
 """Number of grades in the paper: primary school, middle school, university."""
-PROMOTIONS = {"restart": (0.4, 0.65), "paper": (0.625, 0.75)}
-"""Promotions of three grades, as fractions of the run, by the schedule. 96 and 156 of 240 epochs are our choice, 150
-and 180 are those of the authors' code."""
+PROMOTIONS = {"restart": (0.4, 0.65), "paper": (149 / 240, 179 / 240)}
+"""Promotions of three grades, as fractions of the run, by the schedule. 96 and 156 of 240 epochs are our choice; 149
+and 179 are those of the authors' code, whose grades begin with the epochs 150 and 180, counted from 1."""
 
 
 class GradesSettings(Settings):
@@ -27,11 +27,20 @@ class GradesSettings(Settings):
     the stages of the last grade never train at a high one (paper, as the authors' code does)."""
     promotions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     """Beginnings of the grades after the first, as shares of the run; unset, three grades begin at 0.4 and 0.65
-    (restart) or at 0.625 and 0.75 (paper), and any other number of grades evenly."""
+    (restart) or after 149 and 179 of 240 epochs (paper), and any other number of grades evenly."""
     groups: tuple[ClassChoice, ...] | None = Field(default=None, min_length=2)
     """Groups of classes, for one teacher of all classes; unset, there are three in the order of the labels."""
     replay: bool = True
     """Whether the classes of earlier grades are taught again; if not, one sees what is forgotten."""
+    order: Annotated[Literal["mixed", "sequential"], ReadIf("replay", lambda replay: replay, "replay is true")] = (
+        "mixed"
+    )
+    """Whether every batch has images of all groups so far (mixed, our choice), or an epoch shows one group after the
+    other (sequential, as the authors' code does)."""
+    heads: Literal["new", "inherited"] = "new"
+    """Whether the head of a grade starts from random weights (new, our choice), or, but for its convolution, from those
+    that the head before has for the classes which it knows (inherited, after the authors' code, which means to pass on
+    what fits). The last grade has the student's own head, which is new."""
 
 
 @dataclass(frozen=True)

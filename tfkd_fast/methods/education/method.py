@@ -66,7 +66,7 @@ class Education(TaughtStudent):
     Both softmaxes of the first term are over the classes of the group alone: logits of specialists cannot be compared
     across groups. The authors' code has the cross-entropy H(p,q) for the KL(p||q) of our operators; it is larger by the
     entropy of the teacher, in which the student has no part, so that the gradient is the same. It shows the groups one
-    after the other; mixing them in every batch is our choice, as is all that is said to be so below.
+    after the other (`order`); mixing them in every batch is our choice, as is all that is said to be so below.
 
     One teacher of all classes serves as the specialist for each group: what is due to the grades shows beside it.
 
@@ -86,6 +86,7 @@ class Education(TaughtStudent):
         """
         super().__init__(settings, context)
         self._settings, self._replay = settings.loss, settings.grades.replay
+        self._sequential, self._inherits = settings.grades.order == "sequential", settings.grades.heads == "inherited"
         self._restart = settings.grades.schedule == "restart"
         self.grades = plan_grades(settings.grades, context, len(context.need_shapes().maps))
         self._heads = [self._build_head(i, grade) for i, grade in enumerate(self.grades[:-1])]
@@ -126,6 +127,9 @@ class Education(TaughtStudent):
         self._set_epoch(epoch)
         grade, complete = self.grades[self._number], self._number == len(self._heads)
         labels = grade.labels if self._replay else grade.group
+        if self._inherits and epoch == grade.first_epoch and 0 < self._number < len(self._heads):
+            self._heads[self._number].inherit(self._heads[self._number - 1])
+        groups = tuple(each.group for each in self.grades[: self._number + 1])
         started = GradeStarted(
             grade=self._number + 1,
             first_epoch=grade.first_epoch + 1,
@@ -137,6 +141,7 @@ class Education(TaughtStudent):
             super().begin_interval(epoch),
             events=[started] if epoch == grade.first_epoch else [],
             labels=None if len(labels) == self.context.num_classes else labels,
+            turns=groups if self._sequential and len(groups) > 1 else None,
             schedule=(grade.first_epoch, grade.end) if self._restart else None,
             teachers=self._teachers[self._number],
             network=whole_network if complete and not self._uses_previous_head else self._network_of_grade(complete),

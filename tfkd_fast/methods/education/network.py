@@ -48,6 +48,15 @@ class Head(nn.Module):
         statistics = norm.running_mean, norm.running_var
         return self._logits(F.relu(F.batch_norm(self.conv(maps), *statistics, norm.weight, norm.bias, eps=norm.eps)))
 
+    @torch.no_grad()
+    def inherit(self, before: "Head") -> None:
+        """Take batch norm and the rows of the classifier from the head of the grade before, for the classes that it
+        knows. The convolution stays, since it takes other maps."""
+        self.norm.load_state_dict(before.norm.state_dict())
+        rows = torch.searchsorted(self.labels, before.labels)
+        self.classifier.weight[rows] = before.classifier.weight
+        self.classifier.bias[rows] = before.classifier.bias
+
     def _logits(self, active: Tensor) -> Tensor:
         known = self.classifier(average_pool(active))
         return known.new_full((len(known), self.num_classes), ABSENT).index_copy(1, self.labels, known)

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -39,9 +40,11 @@ class Average(TaughtStudent):
     def needs_for(cls, settings: TaughtSettings) -> Needs:
         return replace(super().needs_for(settings), teachers=TeacherCount(2, None))
 
-    def __init__(self, settings: AverageSettings, context: Context) -> None:
-        super().__init__(settings, context, temperature=settings.loss.temperature)
-        self._settings = settings.loss
+    def __init__(self, settings: Any, context: Context, *, reads_logits_alone: bool = True) -> None:
+        """`settings` have a `loss` of `AverageLoss`; `reads_logits_alone` is whether teachers may be refined."""
+        loss: AverageLoss = settings.loss
+        super().__init__(settings, context, temperature=loss.temperature if reads_logits_alone else None)
+        self._settings = loss
 
     @abstractmethod
     def weights(self, teachers: Tensor, labels: Tensor) -> Tensor | None:
@@ -74,18 +77,3 @@ class EntropyAverage(Average):
         entropy = torch.special.entr(teachers.softmax(-1)).sum(-1).transpose(-1, -2)  # (n,B,M)
         entropy = entropy.clamp(min=torch.finfo(entropy.dtype).tiny)  # teachers without a doubt are equal
         return (1.0 - entropy / entropy.sum(-1, keepdim=True)) / (entropy.shape[-1] - 1)
-
-
-class ConfidenceAverage(Average):
-    """The logit part of CA-MKD: a teacher counts for less where it is further from the label,
-    v_m = (1 - softmax_m(CE(y, softmax(t_m)))) / (M-1) (Zhang, Chen, Wang, ICASSP 2022).
-
-    The paper also matches the last feature maps, weighed by how well each teacher's own classifier reads the student's
-    map; that part is not here. The authors' code divides the weighted sum by M once more; our choice is not to, as for
-    the other averages.
-    """
-
-    def weights(self, teachers: Tensor, labels: Tensor) -> Tensor:
-        index = labels.unsqueeze(1).unsqueeze(-1).expand(*teachers.shape[:-1], 1)
-        cross_entropy = -teachers.log_softmax(-1).gather(-1, index).squeeze(-1).transpose(-1, -2)  # (n,B,M)
-        return (1.0 - cross_entropy.softmax(-1)) / (cross_entropy.shape[-1] - 1)

@@ -23,15 +23,10 @@ from tfkd_fast.methods.base import (
     TeacherCount,
     TrainingStep,
 )
+from tfkd_fast.methods.several_teachers.connectors import Connector, ConnectorName
 from tfkd_fast.methods.several_teachers.mmkd.buffer import HardBuffer
 from tfkd_fast.methods.several_teachers.mmkd.lookahead import meta_gradient
-from tfkd_fast.methods.several_teachers.mmkd.matching import (
-    Connector,
-    ConnectorName,
-    MatchedOutputs,
-    distances,
-    divergences,
-)
+from tfkd_fast.methods.several_teachers.mmkd.matching import MatchedOutputs, distances, divergences
 from tfkd_fast.methods.several_teachers.mmkd.weights import GramNorm, TeacherWeights
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
 from tfkd_fast.models import logits_and_features
@@ -40,7 +35,8 @@ from tfkd_fast.settings import LARGEST, Settings
 
 
 class MMKDLoss(Settings):
-    """The `[loss]` table, by the authors' command for VGG-8."""
+    """The `[loss]` table, by the authors' command for VGG-8, which also has Nesterov momentum
+    (`optimizer.nesterov=true`)."""
 
     temperature: float = Field(default=4.0, ge=0.01, le=1_000)
     """Temperature that softens the predictions of teacher and student."""
@@ -52,8 +48,9 @@ class MMKDLoss(Settings):
     """Epochs in which the weight of the features rises from 0 to beta, as the connectors are random at first (our
     choice)."""
     connector: ConnectorName = "deep"
-    """Layers that bring the student's map to as many channels as a teacher's has: three convolutions (deep), or one
-    (linear)."""
+    """Layers that bring the student's map to as many channels as a teacher's has: three convolutions (deep), which the
+    authors' command asks for, or one (linear), which their code then computes, as the flag lands in another
+    argument."""
     gram_norm: GramNorm = "rows"
     """Normalisation of the Gram matrices by which features are weighed: each row to length 1 (rows, our choice), or no
     normalisation as in the authors' code (none)."""
