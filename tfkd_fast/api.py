@@ -402,7 +402,7 @@ def _judge(
     figures: dict[str, Any] = {"holdout_top1": None}
     answers = None
     if recipe.data.holdout:
-        _, holdout = split_holdout(dataset.read_train(), recipe.data.holdout)
+        _, holdout = split_holdout(dataset.read_train(), recipe.data.holdout, recipe.data.fold)
         judged = measure(folder.student, holdout)
         figures |= {f"holdout_{name}": judged[name] for name in ("top1", "calibrated_nll", "temperature")}
         if folder.ema.exists():

@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfkd_fast.data import split_holdout
+from tfkd_fast.data import DataSettings, split_holdout
 from tfkd_fast.data.images import ArrayImages
+from tfkd_fast.data.split import split_indices
 from tfkd_fast.errors import UserError
+from tfkd_fast.runs.recipe import make_recipe
 
 
 def image_set(labels: list[int], fill: int | None = None) -> ArrayImages:
@@ -42,13 +44,43 @@ def test_the_split_depends_on_labels_and_seed_and_not_on_pixels() -> None:
     assert numbers(split_holdout(image_set(labels), 0.2)[1]) == numbers(first)
     _, other_pixels = split_holdout(image_set(labels, fill=9), 0.2)
     assert other_pixels.labels.tolist() == first.labels.tolist()
-    assert numbers(split_holdout(image_set(labels), 0.2, seed=1)[1]) != numbers(first)
+    assert split_indices(torch.tensor(labels), 0.2, seed=1)[1].tolist() != numbers(first)
 
 
 def test_the_split_of_today_is_the_split_of_tomorrow() -> None:
     """Results of all runs rest on this split: it may never change."""
     _, holdout = split_holdout(image_set([i % 3 for i in range(30)]), 0.2)
     assert numbers(holdout) == [2, 13, 18, 24, 25, 29]
+
+
+@given(
+    labels=st.lists(st.integers(0, 2), max_size=60).map(lambda labels: [*labels, *[0, 1, 2] * 10]),
+    folds=st.sampled_from([2, 4, 5, 10]),
+)
+def test_the_folds_of_a_share_are_all_images_and_have_none_in_common(labels: list[int], folds: int) -> None:
+    images = image_set(labels)
+    parts = [split_holdout(images, 1 / folds, fold) for fold in range(folds)]
+    assert sorted(number for _, holdout in parts for number in numbers(holdout)) == list(range(len(labels)))
+    for fit, holdout in parts:
+        assert sorted(numbers(fit) + numbers(holdout)) == list(range(len(labels)))
+        for label in range(3):
+            assert abs(holdout.labels.tolist().count(label) - labels.count(label) / folds) < 1
+    assert numbers(parts[0][1]) == numbers(split_holdout(images, 1 / folds)[1])
+
+
+def test_a_fold_that_there_is_not_is_refused() -> None:
+    assert DataSettings(holdout=0.2, fold=4).fold == 4
+    for table, sentence in (
+        ({"holdout": 0.2, "fold": 5}, r"recipe key 'data\.fold': there are 5 folds of a share of 0\.2"),
+        ({"holdout": 0.3, "fold": 3}, "there are 3 folds of a share of 0.3"),
+        ({"holdout": 0.0, "fold": 1}, "read only where holdout is above 0"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            make_recipe({"data": table})
+    own = image_set([0, 1, 0, 1])
+    own.held_out = torch.tensor([True, True, False, False])
+    with pytest.raises(UserError, match=r"which has no folds: leave data\.fold out"):
+        split_holdout(own, 0.1, 1)
 
 
 def test_a_class_that_is_too_small_is_refused_by_number() -> None:

@@ -68,6 +68,10 @@ SHIPPED = {
     ),
     "cifar100-reduced": ((0, 1, 2), CONTROLS),
     "cifar100-reduced-long": ((0, 1, 2, 3, 4), {"ce", "label-smoothing", "label-smoothing-180", "ucb-cooled"}),
+    "claims-mid": (
+        (0, 1, 2),
+        {"kd", "distpro-uniform-short", "residual-moved-short", "mmkd", "folds-professor", "kd-specialists-equal"},
+    ),
     "compare-cifar100": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
     "compare-small": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
     "education-caltech256": ((0, 1, 2), {"ce", "kd", "education", "kd-specialists"}),

@@ -30,7 +30,7 @@ from tfkd_fast.teachers.teacher import (
     load_teacher,
     load_teachers,
     trained_on_holdout,
-    unseen_indices,
+    unseen_images,
 )
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -170,9 +170,10 @@ def test_unseen_images_are_those_that_the_teachers_held_out(
 ) -> None:
     dataset = opened(images)
     loaded = load_teacher(teacher, dataset, CPU)
-    found = unseen_indices([loaded], dataset, own)
-    assert (found is not None) == expected
-    if found is not None:
+    unseen = unseen_images([loaded], dataset, DataSettings(holdout=own))
+    assert (unseen is not None) == expected
+    if unseen is not None:
+        (found,) = unseen
         labels = dataset.read_train().labels
         fit = split_indices(labels, own)[0] if own else torch.arange(COUNT)
         of_teacher = split_indices(labels, HELD_OUT / COUNT)[1].tolist()
@@ -184,16 +185,18 @@ def test_whether_a_teacher_was_trained_on_what_the_student_holds_out(
     teacher: Path, images: Path, tmp_path: Path, own: float, seen: bool
 ) -> None:
     dataset = opened(images)
-    assert trained_on_holdout([load_teacher(teacher, dataset, CPU)], dataset, own) is seen
+    data = DataSettings(holdout=own)
+    assert trained_on_holdout([load_teacher(teacher, dataset, CPU)], dataset, data) is seen
     other = opened(write_images(tmp_path / "other.npz", CLASSES, seed=1))
-    assert trained_on_holdout([load_teacher(teacher, other, CPU)], other, own) is (None if own else False)
-    assert trained_on_holdout([], dataset, own) is False
+    assert trained_on_holdout([load_teacher(teacher, other, CPU)], other, data) is (None if own else False)
+    assert trained_on_holdout([], dataset, data) is False
 
 
 def test_of_a_teacher_of_other_images_nothing_is_known_to_be_unseen(teacher: Path, tmp_path: Path) -> None:
     other = opened(write_images(tmp_path / "other.npz", CLASSES, seed=1))
-    assert unseen_indices([load_teacher(teacher, other, CPU)], other, 0.0) is None
-    assert unseen_indices([], other, 0.0) is None
+    none_held_out = DataSettings(holdout=0.0)
+    assert unseen_images([load_teacher(teacher, other, CPU)], other, none_held_out) is None
+    assert unseen_images([], other, none_held_out) is None
 
 
 @pytest.mark.parametrize("kind", ["same", "link"])

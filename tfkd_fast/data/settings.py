@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tfkd_fast.settings import FilePath, ReadIf, Settings
 
@@ -86,6 +86,9 @@ class DataSettings(Settings):
     holdout: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training images of every class that is held out to judge by; images that a data set has for that,
     as in val/ beside test/, take its place unless it is 0."""
+    fold: Annotated[int, ReadIf("holdout", lambda share: share > 0, "holdout is above 0")] = Field(default=0, ge=0)
+    """Which part of this share is held out, counted from 0: of a share of 0.2 there are five, which together are all
+    images. What is held out to steer and to judge by is the first one of every run."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
     """Number of images in a batch."""
     augment: bool = True
@@ -126,6 +129,17 @@ class DataSettings(Settings):
     )
     """Processes of the torchvision loader, or threads of the dali loader; 0 starts no process, or as many threads as
     torch uses."""
+
+    @field_validator("fold")
+    @classmethod
+    def _refuse_fold_beyond_the_last(cls, fold: int, info: ValidationInfo) -> int:
+        share = info.data.get("holdout")
+        if not share:  # then nothing reads it
+            return fold
+        folds = int(1.0 / share + 1e-9)
+        if fold >= folds:
+            raise ValueError(f"there are {folds} folds of a share of {share:g}, counted from 0")
+        return fold
 
     @model_validator(mode="before")
     @classmethod

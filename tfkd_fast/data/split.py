@@ -17,7 +17,7 @@ SPLIT_SEED = 0
 different seeds can be compared."""
 
 
-def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> tuple[ImageSet, ImageSet]:
+def split_holdout(images: ImageSet, fraction: float, fold: int = 0) -> tuple[ImageSet, ImageSet]:
     """Split a set into training images and held-out images, both in their original order.
 
     What a data set holds out by itself, `ImageSet.held_out`, is what is held out, whatever the share. Otherwise each
@@ -27,23 +27,26 @@ def split_holdout(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> 
     Args:
         images: the set.
         fraction: share that is held out, above 0 and below 1.
-        seed: seed of the split.
+        fold: which part of this share, counted from 0. Those of one share have no image in common; the first one of a
+            smaller share is a subset of the first one of a larger.
 
     Returns:
         The training images and the held-out images.
 
     Raises:
-        UserError: a class would have no image left to train on.
+        UserError: a class would have no image left to train on, or what the data set holds out has no folds.
         ValueError: the fraction is out of range.
     """
-    fit, holdout = holdout_indices(images, fraction, seed)
+    fit, holdout = holdout_indices(images, fraction, fold)
     return images.subset(fit), images.subset(holdout)
 
 
-def holdout_indices(images: ImageSet, fraction: float, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+def holdout_indices(images: ImageSet, fraction: float, fold: int = 0) -> tuple[Tensor, Tensor]:
     """Return the indices, ascending int64, of training images and of held-out images, see `split_holdout`."""
     if images.held_out is None:
-        return split_indices(images.labels, fraction, seed, images.places)
+        return split_indices(images.labels, fraction, SPLIT_SEED, images.places, fold)
+    if fold:
+        raise UserError("this data set says itself what is held out, which has no folds: leave data.fold out")
     return (~images.held_out).nonzero().squeeze(1), images.held_out.nonzero().squeeze(1)
 
 
@@ -68,7 +71,7 @@ def describe_held_out(part: str, share: float) -> str:
 
 
 def split_indices(
-    labels: Tensor, fraction: float, seed: int = SPLIT_SEED, places: Tensor | None = None
+    labels: Tensor, fraction: float, seed: int = SPLIT_SEED, places: Tensor | None = None, fold: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Return the indices of the remaining samples and of the chosen share; the rules are those of `split_holdout`.
 
@@ -77,6 +80,7 @@ def split_indices(
         fraction: share that is chosen of each class, above 0 and below 1.
         seed: seed of the split.
         places: (N,) int64, ascending indices of the samples in the set that they come from; by default 0 .. N-1.
+        fold: which part of this share is chosen, counted from 0.
 
     Returns:
         Two ascending int64 tensors on the device of the labels.
@@ -93,13 +97,14 @@ def split_indices(
     chosen = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().squeeze(1)
-        count = max(1, round(fraction * len(members)))
-        if count == len(members):
+        start, end = (round(number * fraction * len(members)) for number in (fold, fold + 1))
+        start, end = min(start, len(members) - 1), max(start + 1, end)
+        if end - start >= len(members):
             raise UserError(
                 f"class number {label} has too few training images ({len(members)}) to hold out a share of "
                 f"{fraction:g} and fit on the rest: add images or lower data.holdout (0 holds out none)"
             )
-        chosen[members[keys[members].argsort(stable=True)[:count]]] = True
+        chosen[members[keys[members].argsort(stable=True)[start:end]]] = True
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
 
 

@@ -67,7 +67,7 @@ def build_method(name: str, settings: Settings, context: Context) -> Method:
 def check_plan(name: str, plan: Plan) -> None:
     """Raise UserError for a plan that a loop of one's own cannot follow."""
     whole = plan.network is whole_network and plan.labels is None and plan.teachers is None
-    if not whole or plan.schedule is not None:
+    if not whole or plan.schedule is not None or plan.turns is not None:
         raise _refusal(name, "network, images and learning rate of its stages are its own")
 
 

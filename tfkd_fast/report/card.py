@@ -167,7 +167,8 @@ def _data(record: RunRecord, header: StudentHeader) -> list[str]:
     start, data = record.start, record.recipe.get("data", {})
     summary = record.summary or {}
     rule = (
-        f"The share data.holdout = {header.holdout:g} of the training images of each class is held out, drawn by a "
+        f"The share data.holdout = {header.holdout:g} of the training images of each class is held out"
+        f"{f' (fold {header.fold} of it)' if header.fold else ''}, drawn by a "
         "seed that is the same for all runs; images that a data set has for that take their place."
         if start.holdout_images
         else "No images were held out."

@@ -98,8 +98,8 @@ def pathway_chart(run: RunRecord) -> Chart | None:
         f"{describe_curve(epochs, totals)}. In the last of these epochs: {pathway_words(run.pathway_weights[-1])}."
     )
     note = (
-        "A name tells the stage of the teacher, the stage of the student that it teaches, both counted from 0, and "
-        "what lies between. The weights at the beginning of each epoch; empty where a pathway is not computed."
+        "A name tells the stage of the teacher, the stage of the student that it teaches, both counted from 0 with "
+        "the stem, and what lies between. Weights at the start of each epoch; empty where a pathway is not computed."
     )
     if rest:
         most = np.nan_to_num(weights[rest]).max()

@@ -43,6 +43,8 @@ def refuse_other_recipe(recipe: Recipe, header: StudentHeader, path: Path) -> No
     pairs = [("model.name", header.name, recipe.model.name), ("model.width", header.width, recipe.model.width)]
     if "holdout" in header.model_fields_set:  # not in files of early versions
         pairs.append(("data.holdout", header.holdout, recipe.data.holdout))
+    if "fold" in header.model_fields_set:
+        pairs.append(("data.fold", header.fold, recipe.data.fold))
     for key, trained, now in pairs:
         if trained != now:
             raise UserError(

@@ -35,6 +35,8 @@ class StudentHeader(DataIdentity):
     """Factor that multiplies the number of channels of every layer."""
     holdout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training images that the network was not trained on, as `data.holdout` has it."""
+    fold: int = Field(default=0, ge=0)
+    """Which part of this share that is, as `data.fold` has it."""
 
     @property
     def model(self) -> ModelSettings:
@@ -42,7 +44,7 @@ class StudentHeader(DataIdentity):
         return ModelSettings(name=self.name, width=self.width)
 
 
-def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> bytes:
+def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float, fold: int = 0) -> bytes:
     """Weights and buffers of a network; in the header, as JSON, a `StudentHeader`.
 
     Args:
@@ -50,15 +52,19 @@ def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, h
         settings: the `[model]` table of its recipe.
         dataset: the data set that it was trained on.
         holdout: share of the training images that it was not trained on.
+        fold: which part of this share that is.
     """
-    header = StudentHeader(**settings.model_dump(), **dataset.identity.model_dump(), holdout=holdout)
+    identity = dataset.identity.model_dump()
+    header = StudentHeader(**settings.model_dump(), **identity, holdout=holdout, fold=fold)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return tensor_file.to_bytes(STUDENT, header.model_dump(mode="json"), weights)
 
 
-def save_student(path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float) -> None:
+def save_student(
+    path: Path, model: nn.Module, settings: ModelSettings, dataset: Dataset, holdout: float, fold: int = 0
+) -> None:
     """Write a network to `path`, atomically; see `student_bytes` for the other arguments."""
-    write_bytes(path, student_bytes(model, settings, dataset, holdout))
+    write_bytes(path, student_bytes(model, settings, dataset, holdout, fold))
 
 
 def read_student_header(path: Path) -> StudentHeader:

@@ -236,7 +236,7 @@ def _difference_of_images(first: ComparedRun, other: ComparedRun, holdout: bool)
     """How the images of a run differ from those of the first, as a clause; None where they do not."""
     if first.data and other.data and (difference := first.data.difference(other.data)):
         return f"of its data set {difference}" if not difference.startswith("it") else f"in its data set {difference}"
-    keys = [f"data.{key}" for key in CHOICE] + ["data.holdout"] * holdout
+    keys = [f"data.{key}" for key in CHOICE] + ["data.holdout", "data.fold"] * holdout
     for key in keys:
         if first.recipe.get(key) != other.recipe.get(key):
             return f"its {key} is {_value(other.recipe, key)}, not {_value(first.recipe, key)}"

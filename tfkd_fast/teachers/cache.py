@@ -113,7 +113,7 @@ def gather_teachers(
     wanted = {
         "teachers": present.checksums,
         "data set": dataset.fingerprint,
-        "data.holdout": recipe.data.holdout,
+        "data.holdout": [recipe.data.holdout, recipe.data.fold],
         "data.augment": [recipe.data.augment, recipe.data.flip],
         "teachers.views": views,
         "seed": recipe.seed if recipe.data.augment else None,

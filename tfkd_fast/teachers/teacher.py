@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tfkd_fast.data import Dataset, Loader
+from tfkd_fast.data import Dataset, DataSettings, Loader
 from tfkd_fast.data.split import holdout_indices
 from tfkd_fast.device import Compute, Result
 from tfkd_fast.errors import Notice, UserError
@@ -56,6 +56,8 @@ class Teacher:
     they are not known."""
     holdout: float
     """Share of these images that the network was not trained on."""
+    fold: int = 0
+    """Which part of this share that is, see `split_holdout`."""
     named: bool = True
     """Whether its classes are known by name; otherwise they are taken for those of the data set in their order."""
 
@@ -207,7 +209,7 @@ def load_teacher(run_dir: Path, dataset: Dataset, compute: Compute, *, reads: bo
     network, labels = _fitted(network, source, dataset)
     checksum = hashlib.sha256(read_bytes(path, "the student", "restore it")).hexdigest()
     facts = _facts(run_dir.resolve().name, header.name, network, labels, dataset, compute, reads=reads)
-    return Teacher(facts, facts.network, checksum, header.training_data, header.holdout)
+    return Teacher(facts, facts.network, checksum, header.training_data, header.holdout, header.fold)
 
 
 def load_network(settings: NetworkTeacher, dataset: Dataset, compute: Compute, *, reads: bool = True) -> Teacher:
@@ -359,36 +361,46 @@ def judge_teacher(teacher: Teacher, loader: Loader, compute: Compute) -> Teacher
     return TeacherFigures(int(torch.cat(right).sum()) / count, most + 2 * math.sqrt(most * (1 - most) / count))
 
 
-def unseen_indices(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> Tensor | None:
-    """Return the indices, among the student's training images, of those that no teacher was trained on.
+def unseen_images(teachers: Sequence[Teacher], dataset: Dataset, data: DataSettings) -> Tensor | None:
+    """Return which of the student's training images each teacher was not trained on.
 
     Args:
         teachers: the teachers.
         dataset: the data set of the student.
-        holdout: share of images that the student holds out. Smaller shares are subsets of larger ones in all runs.
+        data: what the student holds out of it. A smaller share is a subset of a larger one in all runs, and folds of a
+            share have no image in common.
 
     Returns:
-        (M,) int64, or None if there is no such image or if it is not known.
+        (M,N) bool: for each teacher and training image, whether it is new to the teacher; None if a teacher knows all,
+        or if it is not known.
     """
     images = dataset.read_train()
-    unseen = torch.ones(len(images), dtype=torch.bool)
+    fit = holdout_indices(images, data.holdout, data.fold)[0] if data.holdout else torch.arange(len(images))
+    rows = []
     for teacher in teachers:
         if not teacher.holdout or teacher.training_data != dataset.fingerprint:
             return None
-        unseen[holdout_indices(images, teacher.holdout)[0]] = False
-    fit = holdout_indices(images, holdout)[0] if holdout else torch.arange(len(images))
-    found = unseen[fit].nonzero().squeeze(1)
-    return found if teachers and len(found) else None
+        rows.append(torch.isin(fit, holdout_indices(images, teacher.holdout, teacher.fold)[1]))
+    unseen = torch.stack(rows) if rows else torch.zeros(0, len(fit), dtype=torch.bool)
+    return unseen if rows and bool(unseen.any(1).all()) else None
 
 
-def trained_on_holdout(teachers: Sequence[Teacher], dataset: Dataset, holdout: float) -> bool | None:
+def trained_on_holdout(teachers: Sequence[Teacher], dataset: Dataset, data: DataSettings) -> bool | None:
     """Return whether a teacher was trained on images that the student holds out.
 
     Held-out figures then look better than they are. The result is None if it is not known, because a teacher was
     trained on another data set.
     """
-    if not holdout or not teachers:
+    if not data.holdout or not teachers:
         return False
     if any(teacher.training_data != dataset.fingerprint for teacher in teachers):
         return None
-    return any(teacher.holdout < holdout for teacher in teachers)
+    images = dataset.read_train()
+    own = holdout_indices(images, data.holdout, data.fold)[1]
+
+    def saw(teacher: Teacher) -> bool:
+        if not teacher.holdout:
+            return True
+        return not bool(torch.isin(own, holdout_indices(images, teacher.holdout, teacher.fold)[1]).all())
+
+    return any(saw(teacher) for teacher in teachers)

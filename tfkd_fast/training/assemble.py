@@ -157,7 +157,8 @@ def assemble(
 def load_images(recipe: Recipe, dataset: Dataset, compute: Compute) -> TrainingImages:
     """Split the training images; both parts get the loader that suits the images to fit."""
     images, place = dataset.read_train(), (compute.device, compute.dtype, recipe.seed)
-    fit, holdout = split_holdout(images, recipe.data.holdout) if recipe.data.holdout else (images, None)
+    share, fold = recipe.data.holdout, recipe.data.fold
+    fit, holdout = split_holdout(images, share, fold) if share else (images, None)
     choice: LoaderChoice | None = None
     if recipe.data.loader == "auto":
         choice = choose_loader(fit, dataset, recipe.data, *place)

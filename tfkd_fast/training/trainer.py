@@ -61,7 +61,7 @@ from tfkd_fast.runs.log import Listener, RunLog, whole_bytes
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import save_student
-from tfkd_fast.teachers.teacher import judge_teacher, trained_on_holdout, unseen_indices
+from tfkd_fast.teachers.teacher import judge_teacher, trained_on_holdout, unseen_images
 from tfkd_fast.training.assemble import Parts, assemble
 from tfkd_fast.training.cooldown import train_cooldown
 from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS, Fault, figures_fault, output_fault
@@ -385,7 +385,8 @@ class Trainer:
                 self._save_student(self.folder.best, self.population.models[best])
 
     def _save_student(self, path: Path, model: nn.Module) -> None:
-        save_student(path, model, self.recipe.model, self.dataset, self.recipe.data.holdout)
+        data = self.recipe.data
+        save_student(path, model, self.recipe.model, self.dataset, data.holdout, data.fold)
 
     # Start and checkpoints.
 
@@ -474,11 +475,12 @@ class Trainer:
     def _material(self) -> Material:
         """The images and teachers for `Method.prepare`."""
         loader, teachers = self.parts.loader, self.parts.teachers
-        unseen = unseen_indices(teachers.teachers, self.dataset, self.recipe.data.holdout)
+        unseen = unseen_images(teachers.teachers, self.dataset, self.recipe.data)
         return Material(
             loader.epoch,
-            None if unseen is None else loader.with_indices(unseen).epoch,
+            None if unseen is None else loader.with_indices(unseen.any(0).nonzero().squeeze(1)).epoch,
             lambda images: teachers.predict(images.unsqueeze(0)),
+            None if unseen is None else unseen.to(self.compute.device),
         )
 
     # The log and the summary.
@@ -504,7 +506,7 @@ class Trainer:
             "steered_by_holdout": needs.holdout,
             "candidates": needs.candidates,
             "teachers": [teacher.facts.name for teacher in teachers],
-            "teachers_saw_holdout": trained_on_holdout(teachers, self.dataset, recipe.data.holdout),
+            "teachers_saw_holdout": trained_on_holdout(teachers, self.dataset, recipe.data),
             "population": parts.epochs.side_by_side,
             "compile": self.compute.compile,
             "planned_student_epochs": find_method(recipe.method).student_epochs(recipe.options, recipe.epochs),

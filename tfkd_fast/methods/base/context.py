@@ -79,6 +79,8 @@ class Material:
     fit: Callable[[int], Iterable[Batch]]
     """The training images of an epoch, batch by batch."""
     unseen: Callable[[int], Iterable[Batch]] | None
-    """Those training images that every teacher held out from its own training; None where there are none."""
+    """Those training images that a teacher held out from its own training; None where one held out none."""
     teach: Callable[[Tensor], tuple[TeacherOutputs, ...]]
     """The teachers' outputs for images (B,C,H,W), with n = 1."""
+    held_out: Tensor | None = None
+    """(M, num_images) bool: which of the training images each teacher held out; None: every teacher all of `unseen`."""

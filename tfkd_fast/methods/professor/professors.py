@@ -6,8 +6,8 @@ between classes, and the student learns from both. What the two strategies of th
 built and trained, cannot be read in public: all of it is our choice.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +32,35 @@ from tfkd_fast.methods.taught.corrections import mix_logits
 from tfkd_fast.randomness import seeded
 
 
+class Lesson(NamedTuple):
+    """Images of a batch that a teacher held out, and what it says of them."""
+
+    teacher: int
+    """Number of the teacher."""
+    pooled: Tensor
+    """(B,F) float32: its pooled features."""
+    logits: Tensor
+    """(B,C) float32: its logits."""
+    labels: Tensor
+    """(B,) int64: labels of the images."""
+    indices: Tensor
+    """(B,) int64: which training images these are."""
+
+
+def lessons_of(batch: Batch, material: Material) -> Iterator[Lesson]:
+    """Yield what each teacher has of a batch to learn from: nothing where it held out none of the images."""
+    for number, outputs in enumerate(material.teach(batch.images)):
+        columns = (pooled_features(outputs)[0], outputs.logits[0], batch.labels, batch.indices)
+        if material.held_out is not None:
+            rows = material.held_out[number, batch.indices].nonzero().squeeze(1)
+            columns = (columns[0][rows], columns[1][rows], columns[2][rows], columns[3][rows])
+        if len(columns[2]):
+            yield Lesson(number, *columns)
+
+
 class Professors:
-    """The professors of a run, which are trained before the first epoch on images that no teacher was trained on, and
-    fixed from then on."""
+    """The professors of a run, which are trained before the first epoch on images that their teachers were not trained
+    on, and fixed from then on. Teachers of different folds have different images, together up to all (our choice)."""
 
     def __init__(self, settings: ProfessorSettings, context: Context, temperature: float) -> None:
         """`temperature` is that at which the student learns from logits."""
@@ -60,17 +86,17 @@ class Professors:
         settings, context = self._settings, self._context
         images = ProfessorImages(material.unseen, settings, context.seed)
         trainings = self._make_trainings()
-        evaluation = list(images.evaluation_batches())
-        validation = [(batch, material.teach(batch.images)) for batch in images.validation_batches()]
+        evaluation = [lesson for batch in images.evaluation_batches() for lesson in lessons_of(batch, material)]
+        validation = [lesson for batch in images.validation_batches() for lesson in lessons_of(batch, material)]
 
-        def teacher_batches(epoch: int) -> Iterator[tuple[ProfessorTraining, TeacherOutputs, Batch]]:
+        def training_lessons(epoch: int) -> Iterator[Lesson]:
             for batch in images.training_batches(epoch):
-                for training, outputs in zip(trainings, material.teach(batch.images), strict=True):
-                    yield training, outputs, batch
+                yield from (lesson for lesson in lessons_of(batch, material) if len(lesson.labels) > 1)  # batch norm
 
-        for training, outputs, batch in teacher_batches(0):
-            training.observe(outputs.logits[0], batch.labels)
-        if not evaluation or not trainings[0].images:
+        for lesson in training_lessons(0):
+            trainings[lesson.teacher].observe(lesson.logits, lesson.labels)
+        every = set(range(len(trainings)))
+        if {lesson.teacher for lesson in evaluation} != every or not all(training.images for training in trainings):
             raise UserError(
                 "the teachers held out too few images for a professor to learn from and to be judged by: train them "
                 "with a larger data.holdout"
@@ -79,28 +105,39 @@ class Professors:
         for epoch in range(settings.epochs):
             for training in trainings:
                 training.begin_epoch(epoch)
-            for training, outputs, batch in teacher_batches(epoch):
-                training.step(pooled_features(outputs)[0], outputs.logits[0], batch.labels, batch.indices, epoch)
+            for teacher, pooled, logits, labels, indices in training_lessons(epoch):
+                trainings[teacher].step(pooled, logits, labels, indices, epoch)
             self._keep_best(trainings, validation, epoch + 1)
-        for training, teacher in zip(trainings, context.teachers, strict=True):
+        for training, facts in zip(trainings, context.teachers, strict=True):
             training.restore_best()
             if names := nonfinite_names(training.professor.state_dict().items()):
                 raise UserError(
-                    f"the professor of teacher {teacher.name} diverged, {names[0]} is not finite: lower "
+                    f"the professor of teacher {facts.name} diverged, {names[0]} is not finite: lower "
                     "professor.learning_rate"
                 )
-        self._judged = self._judge(evaluation, material, trainings)
+        self._judged = self._judge(evaluation, trainings)
         yield from self._judged
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before every 0-based epoch of the student."""
         self.second_half.fill_(2 * epoch >= self._context.epochs)
 
+    @torch.no_grad()
     def refine(self, batch: StepBatch) -> Tensor:
         """(n,M,B,C) float32: what the student learns from in place of the teachers' logits."""
-        pairs = zip(batch.teachers, self._refine_logits(batch.teachers, batch.labels), strict=True)
+        labels = batch.labels.flatten()
         return torch.stack(
-            [self._apply_strategy(outputs.logits, refined, batch.labels) for outputs, refined in pairs], dim=1
+            [
+                self._apply_strategy(
+                    outputs.logits,
+                    self._refine(
+                        number, pooled_features(outputs).flatten(0, 1), outputs.logits.flatten(0, 1), labels
+                    ).view_as(outputs.logits),
+                    batch.labels,
+                )
+                for number, outputs in enumerate(batch.teachers)
+            ],
+            dim=1,
         )
 
     def summary(self) -> list[dict[str, Any]]:
@@ -142,43 +179,28 @@ class Professors:
                 for number, professor in enumerate(self.networks)
             ]
 
-    @torch.no_grad()
-    def _refine_logits(self, teachers: Sequence[TeacherOutputs], labels: Tensor) -> list[Tensor]:
-        """Logits (n,B,C) of each professor, for labels (n,B)."""
-        return [
-            refined.view_as(outputs.logits)
-            for professor, outputs in zip(self.networks, teachers, strict=True)
-            for refined, _ in [
-                professor(pooled_features(outputs).flatten(0, 1), outputs.logits.flatten(0, 1), labels.flatten())
-            ]
-        ]
+    def _refine(self, number: int, pooled: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B,C) of a professor, for pooled features (B,F) and logits (B,C) of its teacher, labels (B,)."""
+        refined, _ = self.networks[number](pooled, logits, labels)
+        return refined
 
-    def _keep_best(
-        self,
-        trainings: list[ProfessorTraining],
-        validation: list[tuple[Batch, tuple[TeacherOutputs, ...]]],
-        epochs: int,
-    ) -> None:
+    @torch.no_grad()
+    def _keep_best(self, trainings: list[ProfessorTraining], validation: list["Lesson"], epochs: int) -> None:
         """Keep each professor as it is after so many epochs, if it is the best so far on the images to choose by."""
         for training in trainings:
             training.professor.eval()
         losses = [0.0] * len(trainings)
-        for batch, teachers in validation:
-            for number, refined in enumerate(self._refine_logits(teachers, batch.labels.unsqueeze(0))):
-                losses[number] += float(F.cross_entropy(refined[0], batch.labels, reduction="sum"))
+        for teacher, pooled, logits, labels, _ in validation:
+            refined = self._refine(teacher, pooled, logits, labels)
+            losses[teacher] += float(F.cross_entropy(refined, labels, reduction="sum"))
         for training, loss in zip(trainings, losses, strict=True):
             training.keep_if_best(loss, epochs)
 
-    def _judge(
-        self, evaluation: list[Batch], material: Material, trainings: list[ProfessorTraining]
-    ) -> list[ProfessorJudged]:
+    @torch.no_grad()
+    def _judge(self, evaluation: list["Lesson"], trainings: list[ProfessorTraining]) -> list[ProfessorJudged]:
         batches: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in trainings]
-        for batch in evaluation:
-            teachers = material.teach(batch.images)
-            for own, outputs, refined in zip(
-                batches, teachers, self._refine_logits(teachers, batch.labels.unsqueeze(0)), strict=True
-            ):
-                own.append((outputs.logits[0], refined[0], batch.labels))
+        for teacher, pooled, logits, labels, _ in evaluation:
+            batches[teacher].append((logits, self._refine(teacher, pooled, logits, labels), labels))
         return [
             judge(facts.name, training, own)
             for facts, training, own in zip(self._context.teachers, trainings, batches, strict=True)
