@@ -86,8 +86,10 @@ class DataSettings(Settings):
     holdout: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training images of every class that is held out to judge by; images that a data set has for that,
     as in val/ beside test/, take its place unless it is 0."""
-    fold: Annotated[int, ReadIf("holdout", lambda share: share > 0, "holdout is above 0")] = Field(default=0, ge=0)
-    """Which part of this share is held out, counted from 0: of a share of 0.2 there are five, which together are all
+    fold: Annotated[int, ReadIf("holdout", lambda share: share > 0, "holdout is above 0")] = Field(
+        default=0, ge=0, le=10_000
+    )
+    """Number of the part that is held out, counted from 0: of a share of 0.2 there are five, which together are all
     images. What is held out to steer and to judge by is the first one of every run."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
     """Number of images in a batch."""

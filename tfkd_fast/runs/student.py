@@ -35,8 +35,8 @@ class StudentHeader(DataIdentity):
     """Factor that multiplies the number of channels of every layer."""
     holdout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training images that the network was not trained on, as `data.holdout` has it."""
-    fold: int = Field(default=0, ge=0)
-    """Which part of this share that is, as `data.fold` has it."""
+    fold: int = Field(default=0, ge=0, le=10_000)
+    """Number of the part of this share that was held out, as `data.fold` has it."""
 
     @property
     def model(self) -> ModelSettings:

@@ -57,7 +57,7 @@ class Teacher:
     holdout: float
     """Share of these images that the network was not trained on."""
     fold: int = 0
-    """Which part of this share that is, see `split_holdout`."""
+    """Number of the part of this share that was held out, see `split_holdout`."""
     named: bool = True
     """Whether its classes are known by name; otherwise they are taken for those of the data set in their order."""
 
