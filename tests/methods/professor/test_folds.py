@@ -1,17 +1,21 @@
 """Professors of teachers that held out different images: each learns from its own."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.methods.short_runs import train
 from tfkd_fast.data import Batch
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import ProfessorJudged
 from tfkd_fast.methods import METHODS, Context, Method
 from tfkd_fast.methods.base import Material, TeacherFacts, TeacherOutputs
 from tfkd_fast.models import Features, FeatureShapes
+from tfkd_fast.runs.student import read_student_header
 
 CLASSES, SIZE, COUNT = 4, 2, 800
 FEATURES = 3 * SIZE * SIZE
@@ -81,3 +85,19 @@ def test_a_teacher_that_held_out_next_to_nothing_is_refused() -> None:
     few[1, :2] = True
     with pytest.raises(UserError, match=r"held out too few images .* larger data\.holdout"):
         list(build().prepare(material(few)))
+
+
+def test_a_run_gives_each_professor_the_fold_of_its_teacher(tmp_path: Path) -> None:
+    """The student holds out two fifths of the first half. A tenth of a professor's images chooses its epoch."""
+    runs = [str(tmp_path / f"fold-{fold}") for fold in range(2)]
+    for fold, run in enumerate(runs):
+        train(Path(run), "ce", {"epochs": 1, "data": {"holdout": 0.5, "fold": fold}})
+        assert read_student_header(Path(run) / "student.safetensors").fold == fold
+    teachers = {"teachers": {"runs": runs}, "professor": {"epochs": 1}, "epochs": 1}
+    trainer = train(tmp_path / "student", "kd-average", teachers)
+    total = len(trainer.dataset.read_train())
+    lines = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    judged = [line for line in lines if "kept_images" in line]
+    assert [line["teacher"] for line in judged] == ["fold-0", "fold-1"]
+    for figures, share in zip(judged, (0.3, 0.5), strict=True):
+        assert abs(figures["images"] + figures["kept_images"] - 0.9 * share * total) < 0.05 * total
