@@ -28,7 +28,7 @@ from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS, Context, Method, find_method
 from tfkd_fast.methods.base import Material, TeacherFacts
-from tfkd_fast.models import ModelSettings, build_model, feature_shapes
+from tfkd_fast.models import ModelSettings, build_model, classifier_of, feature_shapes
 from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.runs.precedence import merge
 from tfkd_fast.teachers.teacher import Teacher, Teachers
@@ -44,8 +44,11 @@ EPOCHS = 3
 """Of the run that a method believes in: too short for a warm-up on the one-hot label."""
 
 
-OWN: dict[str, dict[str, Any]] = {"professor": {"professor": {"epochs": 1}}}
-"""What the recipe of a method has beside its name: the training of a professor is not measured."""
+OWN: dict[str, dict[str, Any]] = {
+    "professor": {"professor": {"epochs": 1}},
+    "ft": {"loss": {"paraphraser_epochs": 1}},
+}
+"""What the recipe of a method has beside its name: the training of a professor or a paraphraser is not measured."""
 
 Taught = tuple[int, str]
 """How many teachers, and of which kind: networks of all classes, specialists, or of the student's own kind."""
@@ -199,7 +202,8 @@ def _teachers(workload: bench.Workload, settings: ModelSettings, teachers: Taugh
 def _teacher(workload: bench.Workload, settings: ModelSettings, seed: int, labels: Sequence[int]) -> Teacher:
     network = build_model(settings, len(labels), IMAGE_SHAPE[0], seed).requires_grad_(False)
     network = workload.compute.place(network).eval()
-    facts = TeacherFacts(f"teacher {seed}", settings.name, tuple(labels), feature_shapes(network, IMAGE_SHAPE))
+    shapes, classifier = feature_shapes(network, IMAGE_SHAPE), classifier_of(network)
+    facts = TeacherFacts(f"teacher {seed}", settings.name, tuple(labels), shapes, network, classifier)
     return Teacher(facts, network, checksum="", training_data="", holdout=0.0)
 
 

@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     STRONG = 11
     TRANSFORMS = 12
     LAYERS = 13
+    NEGATIVE = 14
 
 
 def philox(counter: Words, key: tuple[int | Tensor, int | Tensor]) -> Words:

@@ -19,7 +19,7 @@ from tfkd_fast.models import build_model, feature_shapes
 from tfkd_fast.own_loop import Criterion, EpochReport
 from tfkd_fast.training.trainer import Trainer
 
-REFUSED = ("mmkd", "distpro-search", "professor", "education", "mlkd", "mlkd-ls")
+REFUSED = ("mmkd", "distpro-search", "professor", "education", "mlkd", "mlkd-ls", "fsp", "ft", "ab", "ofd")
 """Those that need more than a loop hands over, see tests/own_loop/test_assemble.py."""
 EPOCHS = 2
 SHORT: dict[str, Any] = {"epochs": EPOCHS, "model": {"width": 0.125}, "data": {"batch_size": 64}}

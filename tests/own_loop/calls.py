@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tfkd_fast.methods import METHODS
-from tfkd_fast.methods.base import CompanionOutputs
+from tfkd_fast.methods.base import CompanionOutputs, TeacherOutputs
 from tfkd_fast.models import Features, FeatureShapes
 from tfkd_fast.own_loop import Criterion
 
@@ -14,13 +14,14 @@ CLASSES, IMAGES, BATCH, HELD_OUT, EPOCHS = 5, 40, 8, 30, 4
 SHAPES = FeatureShapes(((8, 8, 8), (8, 4, 4), (16, 2, 2)), 16)
 TABLES: dict[str, dict[str, Any]] = {
     "ca-mkd": {"loss": {"feature_weight": 0.0}},
+    "crd": {"loss": {"negatives": 16}},
     "tfkd": {"controller": {"warmup_epochs": 0}},
     "tfkd-mrs": {"selection": {"candidates": 3, "interval": 2}, "controller": {"warmup_epochs": 0}},
     "tfkd-extended": {"selection": {"candidates": 2, "interval": 2}, "controller": {"warmup_epochs": 0}},
 }
 NEED_MORE = (
     *("mmkd", "distpro-search", "distpro", "professor", "education", "kd-specialists"),
-    *("mlkd", "mlkd-ls"),
+    *("mlkd", "mlkd-ls", "fsp", "ft", "ab", "ofd", "srrl"),
 )
 """Those that are refused, and those that need facts about their teachers."""
 SERVED = [name for name in METHODS if name not in NEED_MORE]
@@ -55,13 +56,18 @@ def arguments(name: str, seed: int, candidates: int = 1) -> dict[str, Any]:
 
     labels = torch.randint(CLASSES, (BATCH,), generator=generator)
     given: dict[str, Any] = {"logits": random(BATCH, CLASSES).requires_grad_(), "labels": labels}
+
+    def features() -> Features:
+        maps = [random(BATCH, *shape) for shape in SHAPES.maps]
+        return Features(maps, [each.relu() for each in maps], random(BATCH, 16))
+
     if needs.teachers.fewest:
-        given["teachers"] = [random(BATCH, CLASSES) for _ in range(needs.teachers.fewest)]
+        logits = [random(BATCH, CLASSES) for _ in range(needs.teachers.fewest)]
+        given["teachers"] = [TeacherOutputs(each, features()) for each in logits] if needs.features else logits
     if needs.indices:
         given["indices"] = torch.randperm(IMAGES, generator=generator)[:BATCH]
     if needs.features:
-        maps = [random(BATCH, *shape) for shape in SHAPES.maps]
-        given["features"] = Features(maps, [each.relu() for each in maps], random(BATCH, 16))
+        given["features"] = features()
     if needs.companions == "same-class":
         given["companions"] = random(BATCH, CLASSES)
     if needs.companions == "previous":

@@ -16,6 +16,18 @@ from tfkd_fast.methods.label.confidence_penalty import ConfidencePenalty, Confid
 from tfkd_fast.methods.label.ols import OLS, OLSSettings
 from tfkd_fast.methods.label.tf_kd_reg import TfKDReg, TfKDRegSettings
 from tfkd_fast.methods.label.zipf import Zipf, ZipfSettings
+from tfkd_fast.methods.one_teacher.features.ab import AB
+from tfkd_fast.methods.one_teacher.features.at import AT, ATSettings
+from tfkd_fast.methods.one_teacher.features.fitnet import FitNet, FitNetSettings
+from tfkd_fast.methods.one_teacher.features.fsp import FSP
+from tfkd_fast.methods.one_teacher.features.ft import FT, FTSettings
+from tfkd_fast.methods.one_teacher.features.nst import NST, NSTSettings
+from tfkd_fast.methods.one_teacher.features.ofd import OFD, OFDSettings
+from tfkd_fast.methods.one_teacher.features.reviewkd import ReviewKD, ReviewKDSettings
+from tfkd_fast.methods.one_teacher.features.semckd import SemCKD, SemCKDSettings
+from tfkd_fast.methods.one_teacher.features.srrl import SRRL, SRRLSettings
+from tfkd_fast.methods.one_teacher.features.vid import VID, VIDSettings
+from tfkd_fast.methods.one_teacher.initial_phase import InitialPhaseSettings
 from tfkd_fast.methods.one_teacher.logits.ctkd import CTKD, CTKDSettings
 from tfkd_fast.methods.one_teacher.logits.dist import DIST, DISTSettings
 from tfkd_fast.methods.one_teacher.logits.dkd import DKD, DKDSettings
@@ -24,6 +36,11 @@ from tfkd_fast.methods.one_teacher.logits.kd_ls import StandardisedKD, Standardi
 from tfkd_fast.methods.one_teacher.logits.mlkd import MLKD, MLKDSettings
 from tfkd_fast.methods.one_teacher.logits.nkd import NKD, NKDSettings
 from tfkd_fast.methods.one_teacher.logits.wsld import WSLD, WSLDSettings
+from tfkd_fast.methods.one_teacher.relations.cc import CC, CCSettings
+from tfkd_fast.methods.one_teacher.relations.crd import CRD, CRDSettings
+from tfkd_fast.methods.one_teacher.relations.pkt import PKT, PKTSettings
+from tfkd_fast.methods.one_teacher.relations.rkd import RKD, RKDSettings
+from tfkd_fast.methods.one_teacher.relations.sp import SP, SPSettings
 from tfkd_fast.methods.self_distillation.cs_kd import CSKD, CSKDSettings
 from tfkd_fast.methods.self_distillation.dlb import DLB, DLBSettings
 from tfkd_fast.methods.self_distillation.ps_kd import PSKD, PSKDSettings
@@ -251,6 +268,104 @@ _OWN: dict[str, MethodEntry] = {
         MLKD,
         preset={"loss": {"standardise": True, "temperature": 2.0, "kd_weight": 6.0}},
         named_for=("loss", "standardise"),
+    ),
+    # one teacher: its features
+    "fitnet": MethodEntry(
+        "a map of a teacher, behind a regressor",
+        "Romero et al., ICLR 2015; beside the label throughout",
+        FitNetSettings,
+        FitNet,
+    ),
+    "at": MethodEntry(
+        "where the maps of a teacher are active",
+        "Zagoruyko, Komodakis, ICLR 2017",
+        ATSettings,
+        AT,
+    ),
+    "fsp": MethodEntry(
+        "first the flow between stages, then the label",
+        "Yim et al., CVPR 2017; a first phase by share is our choice",
+        InitialPhaseSettings,
+        FSP,
+    ),
+    "nst": MethodEntry(
+        "which places the channels of a teacher select",
+        "Huang, Wang, 2017",
+        NSTSettings,
+        NST,
+    ),
+    "ft": MethodEntry(
+        "factors of a map, by a paraphraser",
+        "Kim et al., NeurIPS 2018",
+        FTSettings,
+        FT,
+    ),
+    "ab": MethodEntry(
+        "first which neurons are active, then the label",
+        "Heo et al., AAAI 2019; a first phase by share is our choice",
+        InitialPhaseSettings,
+        AB,
+    ),
+    "vid": MethodEntry(
+        "the likelihood of the maps of a teacher",
+        "Ahn et al., CVPR 2019",
+        VIDSettings,
+        VID,
+    ),
+    "ofd": MethodEntry(
+        "maps before ReLU, above a margin",
+        "Heo et al., ICCV 2019; margins by measurement are our choice",
+        OFDSettings,
+        OFD,
+    ),
+    "srrl": MethodEntry(
+        "what a teacher's classifier reads in a map",
+        "Yang et al., ICLR 2021",
+        SRRLSettings,
+        SRRL,
+    ),
+    "semckd": MethodEntry(
+        "all stages of a teacher, in shares by attention",
+        "Chen et al., AAAI 2021",
+        SemCKDSettings,
+        SemCKD,
+    ),
+    "reviewkd": MethodEntry(
+        "early stages of a teacher for later ones",
+        "Chen et al., CVPR 2021",
+        ReviewKDSettings,
+        ReviewKD,
+    ),
+    # one teacher: relations between images
+    "pkt": MethodEntry(
+        "the neighbours that images have in a batch",
+        "Passalis, Tefas, ECCV 2018",
+        PKTSettings,
+        PKT,
+    ),
+    "rkd": MethodEntry(
+        "distances and angles between images",
+        "Park et al., CVPR 2019",
+        RKDSettings,
+        RKD,
+    ),
+    "sp": MethodEntry(
+        "which images of a batch are similar",
+        "Tung, Mori, ICCV 2019",
+        SPSettings,
+        SP,
+    ),
+    "cc": MethodEntry(
+        "how neighbouring images differ",
+        "Peng et al., ICCV 2019, as RepDistiller has it",
+        CCSettings,
+        CC,
+    ),
+    "crd": MethodEntry(
+        "an image among thousands of others",
+        "Tian et al., ICLR 2020; how others are drawn is our choice",
+        CRDSettings,
+        CRD,
     ),
     # several teachers
     "kd-average": MethodEntry(

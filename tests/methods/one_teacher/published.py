@@ -5,19 +5,23 @@ gradient in each input the length and the product with `waves(..., phase=8)`.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfkd_fast.methods import Method, find_method
 from tfkd_fast.methods.base import CompanionOutputs, Context, StepBatch, TeacherFacts, TeacherOutputs
-from tfkd_fast.models import FeatureShapes
+from tfkd_fast.methods.one_teacher.features.ft import FT
+from tfkd_fast.models import Features, FeatureShapes
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "published.json").read_text())
 LABELS = torch.tensor([[0, 3, 1, 4, 2, 3, 0, 1]])
 BATCH, CLASSES = LABELS.shape[1], 5
+STUDENT = FeatureShapes(((4, 8, 8), (6, 8, 8), (8, 4, 4), (8, 2, 2)), 8)
+TEACHER = FeatureShapes(((4, 8, 8), (10, 4, 4), (12, 4, 4), (12, 2, 2)), 12)
 CPU = torch.device("cpu")
 
 
@@ -27,22 +31,27 @@ def waves(*shape: int, phase: int) -> Tensor:
     return torch.sin(0.7 * count**1.1 + 1.9 * phase).reshape(shape)
 
 
-def build(name: str, student: FeatureShapes, teacher: FeatureShapes, **tables: Any) -> Method:
+def fill(module: nn.Module) -> nn.Module:
+    """Layers whose weights are waves by their shapes, without biases, in float64."""
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            parameter.data = 0.5 * waves(*parameter.shape, phase=7)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return module.double()
+
+
+def build(name: str, student: FeatureShapes = STUDENT, teacher: FeatureShapes = TEACHER, **tables: Any) -> Method:
     """A method by its name as a recipe would have it, in its last epoch."""
     entry = find_method(name)
-    context = Context(
-        CLASSES,
-        40,
-        24,
-        0,
-        CPU,
-        lambda epoch: 1.0,
-        shapes=student,
-        teachers=(TeacherFacts("a", "vgg13", tuple(range(CLASSES)), teacher),),
-        batch_size=BATCH,
-    )
+    classifier = fill(nn.Linear(teacher.pooled, CLASSES)).float().requires_grad_(False)  # as adapters give float32
+    facts = TeacherFacts("a", "vgg13", tuple(range(CLASSES)), teacher, classifier=classifier)
+    context = Context(CLASSES, 40, 24, 0, CPU, lambda epoch: 1.0, shapes=student, teachers=(facts,), batch_size=BATCH)
     method = entry.build(entry.settings.model_validate(entry.preset | tables), context)
     method.begin_interval(23)
+    if isinstance(method, FT):
+        fill(method.paraphraser)
     return method
 
 
@@ -60,6 +69,28 @@ def outputs() -> tuple[dict[str, Tensor], StepBatch]:
         teach=lambda images: (TeacherOutputs(3 * waves(1, BATCH, CLASSES, phase=4)),),
     )
     return leaves, batch
+
+
+def features_of(shapes: FeatureShapes, phase: int, pooled: int) -> Features:
+    """Maps whose waves have the phases from `phase` on, and pooled features of another."""
+    before = [waves(1, BATCH, *shape, phase=phase + stage) for stage, shape in enumerate(shapes.maps)]
+    return Features(before, [maps.relu() for maps in before], waves(1, BATCH, shapes.pooled, phase=pooled))
+
+
+def with_features(
+    leaves: dict[str, Tensor], batch: StepBatch, *, alike: bool = False
+) -> tuple[list[Tensor], StepBatch]:
+    """The maps of the student before ReLU, with gradient, and the batch with them; the pooled features are a leaf, too.
+
+    `alike` gives the teacher the student's shapes.
+    """
+    given = features_of(STUDENT, 10, 5)
+    maps = [each.requires_grad_() for each in given.before_relu]
+    leaves["pooled"] = given.pooled.requires_grad_()
+    own = Features(maps, [each.relu() for each in maps], leaves["pooled"])
+    other = features_of(STUDENT, 30, 6) if alike else features_of(TEACHER, 20, 6)
+    teacher = batch.teachers[0]._replace(features=other)
+    return maps, replace(batch, features=own, teachers=(teacher,))
 
 
 def figures(gradient: Tensor) -> list[float]:

@@ -1,14 +1,30 @@
 """Methods of one teacher have the losses and gradients of the published code, in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.methods.one_teacher.published import BATCH, LABELS, PUBLISHED, build, figures, outputs
-from tfkd_fast.models import FeatureShapes
+from tests.methods.one_teacher.published import (
+    BATCH,
+    LABELS,
+    PUBLISHED,
+    STUDENT,
+    build,
+    figures,
+    fill,
+    outputs,
+    with_features,
+)
+from tfkd_fast.data import Batch
+from tfkd_fast.methods import METHODS
+from tfkd_fast.methods.base import Interval, Material
+from tfkd_fast.methods.one_teacher.features.ft import FT
 
-NO_SHAPES = FeatureShapes((), 0)
+LOGITS = [name for name in PUBLISHED if name in METHODS and not METHODS[name].needs().features]
+FEATURES = [name for name in PUBLISHED if name in METHODS and METHODS[name].needs().features]
 
 
 def entropies(logits: Tensor) -> Tensor:
@@ -29,19 +45,55 @@ def constant(name: str, student: Tensor, teacher: Tensor) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_loss_and_gradient_are_those_of_the_published_code(name: str) -> None:
-    method = build(name, NO_SHAPES, NO_SHAPES)
-    leaves, batch = outputs()
-    if method.adapters is not None:
-        method.adapters.double()
-        leaves["adapters"] = next(method.adapters.parameters())
-    logits, teacher = leaves["logits"], batch.teachers[0].logits
-    loss = method.loss(logits, batch).total
-    expected = dict(PUBLISHED[name])
-    value = expected.pop("value") - constant(name, logits[0].detach(), teacher[0])
-    # one-hot labels and factors are float32, and so is 0.9
+def assert_published(loss: Tensor, leaves: dict[str, list[Tensor]], expected: dict[str, Any], value: float) -> None:
+    """Within 1e-6: one-hot labels, factors, and what an adapter gives are float32."""
     assert float(loss.detach()) == pytest.approx(value, rel=1e-6)
     for leaf, wanted in expected.items():
-        (gradient,) = torch.autograd.grad(loss.sum(), leaves[leaf], retain_graph=True)
-        assert figures(gradient) == pytest.approx(wanted, rel=1e-6, abs=1e-6 / BATCH)
+        if leaf == "value":
+            continue
+        gradients = torch.autograd.grad(loss.sum(), leaves[leaf], retain_graph=True, allow_unused=True)
+        pairs = zip(gradients, leaves[leaf], strict=True)
+        flat = torch.cat([(torch.zeros_like(x) if each is None else each).flatten() for each, x in pairs])
+        length = max(wanted[0], 1.0 / BATCH)
+        assert figures(flat) == pytest.approx(wanted, rel=1e-6, abs=1e-6 * length)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_losses_of_logits_are_those_of_the_published_code(name: str) -> None:
+    method = build(name)
+    leaves, batch = outputs()
+    given = {leaf: [tensor] for leaf, tensor in leaves.items()}
+    if method.adapters is not None:
+        given["adapters"] = [*method.adapters.double().parameters()]
+    logits, teacher = leaves["logits"], batch.teachers[0].logits
+    value = PUBLISHED[name]["value"] - constant(name, logits[0].detach(), teacher[0])
+    assert_published(method.loss(logits, batch).total, given, PUBLISHED[name], value)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_losses_of_features_are_those_of_the_published_code(name: str) -> None:
+    alike = name == "fsp"
+    method = build(name, teacher=STUDENT) if alike else build(name)
+    leaves, batch = outputs()
+    maps, batch = with_features(leaves, batch, alike=alike)
+    if METHODS[name].needs().material and not isinstance(method, FT):
+        images = Batch(torch.zeros(BATCH, 1, 1, 1), LABELS[0], batch.indices[0])
+        method.prepare(Material(lambda epoch: [images], None, lambda images: batch.teachers))
+    given = {leaf: [tensor] for leaf, tensor in leaves.items()} | {"maps": maps}
+    if method.adapters is not None:
+        parameters = dict(fill(method.adapters).named_parameters())
+        scales = [tensor for key, tensor in parameters.items() if key.endswith("scale")]  # of VID
+        given["adapters"] = scales or [*parameters.values()]
+    if name in ("ab", "fsp"):
+        method.resume_interval(Interval(0, 1, 1))
+    loss = method.loss(leaves["logits"], batch).total
+    assert_published(loss, given, PUBLISHED[name], PUBLISHED[name]["value"])
+
+
+def test_the_paraphraser_is_the_published_one() -> None:
+    method = build("ft")
+    assert isinstance(method, FT)
+    _, batch = with_features(*outputs())
+    error = method.paraphraser.error(batch.teachers[0].need_features().after_relu[-1][0])
+    expected = PUBLISHED["ft-paraphraser"]
+    assert_published(error, {"adapters": [*method.paraphraser.parameters()]}, expected, expected["value"])

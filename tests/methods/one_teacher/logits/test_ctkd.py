@@ -8,13 +8,10 @@ import torch
 from tests.methods.one_teacher.published import build, outputs
 from tfkd_fast.methods.base import Interval
 from tfkd_fast.methods.one_teacher.logits.ctkd import CTKD
-from tfkd_fast.models import FeatureShapes
-
-NO_SHAPES = FeatureShapes((), 0)
 
 
 def make(**loss: float) -> CTKD:
-    method = build("ctkd", NO_SHAPES, NO_SHAPES, loss=loss)
+    method = build("ctkd", loss=loss)
     assert isinstance(method, CTKD)
     assert method.adapters is not None
     method.adapters.double()

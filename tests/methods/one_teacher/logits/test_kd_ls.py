@@ -9,10 +9,7 @@ from tests.methods.one_teacher.published import CLASSES, build, outputs, waves
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import TeacherOutputs
 from tfkd_fast.methods.one_teacher.logits.kd_ls import standardise
-from tfkd_fast.models import FeatureShapes
 from tfkd_fast.runs.recipe import make_recipe
-
-NO_SHAPES = FeatureShapes((), 0)
 
 
 def test_standardised_logits_have_mean_0_and_deviation_1() -> None:
@@ -29,7 +26,7 @@ def test_equal_logits_have_a_gradient() -> None:
 
 @pytest.mark.parametrize(("name", "term"), [("kd-ls", "soft"), ("dkd-ls", "soft"), ("mlkd-ls", "instances")])
 def test_level_and_scale_of_logits_do_not_count(name: str, term: str) -> None:
-    method = build(name, NO_SHAPES, NO_SHAPES)
+    method = build(name)
     leaves, batch = outputs()
     other = replace(batch, teachers=(TeacherOutputs(2.0 + 1.5 * batch.teachers[0].logits),))
     first = method.loss(leaves["logits"], batch).terms[term]
@@ -41,7 +38,7 @@ def test_level_and_scale_of_logits_do_not_count(name: str, term: str) -> None:
 def test_refined_teachers_are_refused(name: str) -> None:
     recipe = make_recipe({"method": name, "teachers": {"runs": ["a"], "adjust": "swap"}})
     with pytest.raises(UserError, match="learns from more than softened predictions"):
-        build(name, NO_SHAPES, NO_SHAPES, teachers=recipe.options.teachers.model_dump())  # type: ignore[attr-defined]
+        build(name, teachers=recipe.options.teachers.model_dump())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["dkd-ls", "mlkd-ls"])

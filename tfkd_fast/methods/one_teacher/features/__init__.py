@@ -1,0 +1,1 @@
+"""Methods that match feature maps of one teacher."""
