@@ -31,6 +31,7 @@ from tfkd_fast.runs.stop import Stop
 from tfkd_fast.runs.student import load_student, read_student_header
 from tfkd_fast.runs.trackers import TRACKERS
 from tfkd_fast.training.divergence import NonFiniteFigure
+from tfkd_fast.training.ranks import ALONE, Ranks
 from tfkd_fast.training.trainer import Trainer, in_percent
 
 
@@ -46,6 +47,7 @@ def train(
     download: bool = False,
     listeners: Sequence[Listener] = (),
     stop: Stop | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train a student into a run folder, then test it once.
 
@@ -66,13 +68,16 @@ def train(
         download: whether a data set that is missing may be fetched.
         listeners: called with every event and every batch while the run goes on.
         stop: ends the run on a signal once its last finished epoch is saved, see `stopped_by_signals`.
+        ranks: the processes that train the candidates of the run together, see `join_ranks`. Each of them calls this
+            function with the same arguments.
 
     Returns:
-        The summary, as in `summary.json`. Top-1 and top-5 are percent.
+        The summary, as in `summary.json`. Top-1 and top-5 are percent. Of several processes, rank 0 alone tests the
+        student: the summaries of the others have no figures of it.
 
     Raises:
         UserError: for bad input, before `out` is touched, such as a folder that holds something else than a run or that
-            another process trains into; and for a loss that is no longer finite.
+            another process trains into; for a loss that is no longer finite; and where another process is lost.
     """
     overrides = overrides or {}
     if model is not None:
@@ -81,7 +86,9 @@ def train(
         overrides = merge(overrides, {"teachers": {"networks": _give_teachers(teachers)}})
     recipe = _make_recipe(recipe, overrides, from_program=dataset is not None)
     folder = RunFolder(Path(out))
-    with _begin(recipe, folder, listeners, overwrite=overwrite, download=download, pairs=dataset) as trainer:
+    with _begin(
+        recipe, folder, listeners, overwrite=overwrite, download=download, pairs=dataset, ranks=ranks
+    ) as trainer:
         return _run(trainer, stop or Stop())
 
 
@@ -125,6 +132,7 @@ def resume(
     teachers: Sequence[nn.Module] = (),
     download: bool = False,
     stop: Stop | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Go on with an unfinished run from its newest checkpoint, to the bits that it would have had without the break.
 
@@ -137,21 +145,18 @@ def resume(
         teachers: the modules that `train` was given as teachers.
         download: whether a data set that is missing may be fetched.
         stop: as for `train`.
+        ranks: as for `train`; any number of them, however many there were before.
 
     Returns:
-        The summary, as in `summary.json`. Top-1 and top-5 are percent.
+        The summary, as for `train`.
 
     Raises:
         UserError: if the folder holds no run, or a finished one, or one that another process trains; and if the data
             set is not the one that the run began with.
     """
     folder = RunFolder(Path(out))
-    if not folder.next_recipe.exists():
-        folder.require_run()
-    if folder.generations.exists():
-        raise UserError(f"{out} holds the search for a policy: tfkd-fast learn goes on with it")
-    with folder.lock():
-        folder.finish_replacing()
+    with _lock_unfinished(folder) if ranks.first else nullcontext():
+        ranks.gather(())  # the others read what the first one has put in order
         recipe = read_recipe(folder, model).with_data_root(data_root)
         _give_teachers(teachers)
         _announce_imports(recipe, out)
@@ -162,18 +167,43 @@ def resume(
             with folder.reading_newest():
                 recipe = recipe.with_loader(state["loader"])  # `auto` is not measured again
         with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-            opened = open_dataset(recipe.data, download=download, pairs=dataset)
-            if recipe.test:
-                opened.refuse_unusable_test()
+            opened = _open(recipe, ranks, download=download, pairs=dataset)
             with sealed_test_images():
-                if state is None and not folder.data.exists():  # stopped before it was recorded
+                if ranks.first and state is None and not folder.data.exists():  # stopped before it was recorded
                     folder.write_data(opened.identity)
                 refuse_other_data(opened, folder.read_data(), f"the run in {out}")
-                convolutions = folder.read_convolutions()
-                trainer = _trainer(recipe, opened, folder, listeners, convolutions)
-                if convolutions is None:
+                convolutions = ranks.decide(folder.read_convolutions)
+                trainer = _trainer(recipe, opened, folder, listeners, convolutions, ranks)
+                if ranks.first and convolutions is None:
                     folder.write_convolutions(trainer.convolutions)
             return _run(trainer, stop or Stop())
+
+
+@contextmanager
+def _lock_unfinished(folder: RunFolder) -> Iterator[None]:
+    """Context manager for a block that goes on with the run in a folder, which no other process writes into meanwhile.
+
+    Raises:
+        UserError: the folder holds no run, or another process trains it.
+    """
+    if not folder.next_recipe.exists():
+        folder.require_run()
+    if folder.generations.exists():
+        raise UserError(f"{folder.path} holds the search for a policy: tfkd-fast learn goes on with it")
+    with folder.lock():
+        folder.finish_replacing()
+        yield
+
+
+def _open(recipe: Recipe, ranks: Ranks, *, download: bool, pairs: Any) -> Dataset:
+    """The data set of a recipe, which rank 0 alone fetches."""
+    if download and ranks.size > 1:
+        ranks.decide(lambda: open_dataset(recipe.data, download=True, pairs=pairs).name)
+        download = False
+    opened = open_dataset(recipe.data, download=download, pairs=pairs)
+    if recipe.test:
+        opened.refuse_unusable_test()
+    return opened
 
 
 def evaluate(
@@ -221,19 +251,22 @@ def _begin(
     download: bool = False,
     pairs: Any = None,
     replayed: RunFolder | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Trainer]:
     """Context manager for a block that trains in a new run folder; `pairs` is the data set that a program gives, and
     `replayed` the run whose targets the recipe has."""
-    folder.refuse_if_taken(overwrite=overwrite)
+    if ranks.first:
+        folder.refuse_if_taken(overwrite=overwrite)
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
-        dataset = open_dataset(recipe.data, download=download, pairs=pairs)
-        if recipe.test:
-            dataset.refuse_unusable_test()
+        dataset = _open(recipe, ranks, download=download, pairs=pairs)
         with sealed_test_images():
             if replayed is not None and takes_the_same_images(recipe, read_recipe(replayed)):
                 refuse_other_data(dataset, read_student_header(replayed.student), f"the run in {replayed.path}")
-            trainer = _trainer(recipe, dataset, folder, listeners)
+            trainer = _trainer(recipe, dataset, folder, listeners, ranks=ranks)
             identity = dataset.identity
+        if not ranks.first:
+            yield trainer
+            return
         with folder.lock():
             folder.refuse_if_taken(overwrite=overwrite)  # another process may have been quicker
             folder.create(recipe.to_toml())
@@ -317,21 +350,26 @@ def _trainer(
     folder: RunFolder,
     listeners: Sequence[Listener],
     convolutions: ConvolutionRecord | None = None,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """The trainer of a run, or UserError for what cannot be trained."""
-    listeners = [*listeners, *(TRACKERS[name](folder, recipe.table()) for name in recipe.trackers)]
+    trackers = recipe.trackers if ranks.first else ()
+    listeners = [*listeners, *(TRACKERS[name](folder, recipe.table()) for name in trackers)]
     compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)
     ops.backend_of("soft_target_loss", compute.device)  # refuses a forced backend that cannot serve this device
-    return Trainer(recipe, dataset, compute, folder, listeners, convolutions)
+    ranks.claim(compute.device)
+    return Trainer(recipe, dataset, compute, folder, listeners, convolutions, ranks)
 
 
 def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
-    """Train, then judge the student and write the summary."""
+    """Train, then judge the student and write the summary; of several processes, the first one does the latter two."""
     folder, recipe, stop.resumable = trainer.folder, trainer.recipe, True
     with closing(trainer):
         with _explain_lost_worker(folder), _explain_batch_of_one():
             with sealed_test_images():
                 summary = trainer.run(stop)
+            if not trainer.ranks.first:
+                return summary
             with nullcontext() if recipe.test else sealed_test_images():
                 try:
                     figures, examination = _judge(

@@ -182,12 +182,6 @@ def test_a_command_that_does_not_exist_is_one_sentence() -> None:
     assert "no command 'trian': did you mean 'train'?" in refusal("trian")
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "torchrun starts 2 processes, and a run is one process on one device" in refusal("train", "digits")
-
-
 def test_a_recipe_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_bytes(b'method = "ce"  # caf\xe9')
     assert "recipe.toml is no UTF-8 text" in refusal("train", tmp_path / "recipe.toml", "--out", tmp_path / "run")

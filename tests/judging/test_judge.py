@@ -102,7 +102,7 @@ def test_averaged_weights_are_judged_with_batch_norm_of_training_images(at_once:
 
     judge = Judge(images.fit, images.holdout, CPU, lambda: copy.deepcopy(models[0]), at_once=at_once)
     with using_threads(2):
-        found = judge.average_metrics(Mean(), 2, 3)
+        found = judge.average_metrics(Mean(), range(2), 3)
     shown = list(images.fit.epoch(3))[:2]
     assert sum(len(batch.labels) for batch in shown) == 128 < images.num_fit
     for slot, metrics in enumerate(found):

@@ -3,7 +3,6 @@
 What a command calls is imported in it: neither a help page nor a mistyped option waits for torch.
 """
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,13 +15,16 @@ import typer
 import typer.core
 
 import tfkd_fast
+from tfkd_fast.cli.devices import is_rank, join_for_command, prints, start, was_restarted
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
 from tfkd_fast.errors import Notice, UserError, nearest, shorten
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.served import DeviceName, PrecisionName, check_device, check_precision
 
 if TYPE_CHECKING:
-    from tfkd_fast.cli.display import Display
+    from tfkd_fast.runs.log import Listener
+    from tfkd_fast.runs.recipe import Recipe
+    from tfkd_fast.training.ranks import Ranks
 
 INSTEAD = {
     "test": "tfkd-fast eval tests a finished run again",
@@ -125,6 +127,8 @@ def _fail(sentence: str) -> NoReturn:
 
 def _show_warning(other: Callable[..., None], message: Warning | str, kind: type[Warning], *place: Any) -> None:
     """Print the sentence of a `Notice`, and give all other warnings to `other`."""
+    if issubclass(kind, Notice) and not prints():
+        return
     if issubclass(kind, Notice):
         Terminal(error=True).say(f"note: {message}")
     else:
@@ -200,14 +204,31 @@ def train(
         Path | None,
         typer.Option(metavar="RUN_DIR", help="Go on with the unfinished run in this folder, by its own recipe."),
     ] = None,
+    devices: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            metavar="N",
+            help="Number of processes that the candidates are spread over, each with a GPU where there are any.",
+        ),
+    ] = 1,
+    rank_timeout: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            metavar="SECONDS",
+            help="How long these processes wait for each other: longer than an epoch of the candidates of one.",
+        ),
+    ] = 1800,
     assignments: Assignments = None,
 ) -> None:
     """Train a student, test it once at the end, and leave a run folder with a report."""
-    from tfkd_fast import api
-    from tfkd_fast.runs.folder import RunFolder
     from tfkd_fast.runs.recipe import load_recipe
 
-    _refuse_several_processes()
+    if devices > 1 and not is_rank():
+        start(devices, sys.argv[1:])
     data = {
         "dataset": dataset,
         "root": str(data_root) if data_root and resume is None else None,
@@ -221,24 +242,46 @@ def train(
         | {"teachers": _teacher_table(teacher or [])}
     )
     _add_assignments(overrides, assignments)
-    if resume is not None:
-        if recipe or overrides or out or overwrite:
-            raise UserError(
-                "--resume goes on with the recipe of the run folder and takes no other option than --data-root, for a "
-                "data set that has moved, and --download"
-            )
-        if RunFolder(resume).lacks_report_only:
-            Terminal().say(f"the run in {resume} is finished; its report was missing and is written now")
-            Terminal().say(f"report {_report(resume)}")
-            return
-        with _display_run(context, resume) as (display, stop):
-            summary = api.resume(resume, listeners=[display], data_root=data_root, download=download, stop=stop)
-        _report_run(summary, resume)
+    if resume is not None and (recipe or overrides or out or overwrite):
+        raise UserError(
+            "--resume goes on with the recipe of the run folder and takes no other option than --data-root, for a data "
+            "set that has moved, --download, --devices and --rank-timeout"
+        )
+    with join_for_command(rank_timeout) as ranks:
+        if resume is None:
+            _train_anew(context, ranks, load_recipe(recipe, overrides), out, overwrite=overwrite, download=download)
+        else:
+            _go_on(context, ranks, resume, data_root=data_root, download=download)
+
+
+def _train_anew(
+    context: typer.Context, ranks: "Ranks", recipe: "Recipe", out: Path | None, *, overwrite: bool, download: bool
+) -> None:
+    from tfkd_fast import api
+    from tfkd_fast.runs.folder import RunFolder
+
+    out = out or Path("runs", f"{recipe.data.dataset}-{recipe.method}-seed{recipe.seed}")
+    if was_restarted() and ranks.decide(lambda: RunFolder(out).holds_unfinished(recipe.to_toml())):
+        _go_on(context, ranks, out, data_root=None, download=download)
         return
-    resolved = load_recipe(recipe, overrides)
-    out = out or Path("runs", f"{resolved.data.dataset}-{resolved.method}-seed{resolved.seed}")
-    with _display_run(context, out) as (display, stop):
-        summary = api.train(resolved, out, overwrite=overwrite, download=download, listeners=[display], stop=stop)
+    with _display_run(context, out) as (listeners, stop):
+        summary = api.train(
+            recipe, out, overwrite=overwrite, download=download, listeners=listeners, stop=stop, ranks=ranks
+        )
+    _report_run(summary, out)
+
+
+def _go_on(context: typer.Context, ranks: "Ranks", out: Path, *, data_root: Path | None, download: bool) -> None:
+    from tfkd_fast import api
+    from tfkd_fast.runs.folder import RunFolder
+
+    if ranks.decide(lambda: RunFolder(out).lacks_report_only):
+        if prints():
+            Terminal().say(f"the run in {out} is finished; its report was missing and is written now")
+            Terminal().say(f"report {_report(out)}")
+        return
+    with _display_run(context, out) as (listeners, stop):
+        summary = api.resume(out, listeners=listeners, data_root=data_root, download=download, stop=stop, ranks=ranks)
     _report_run(summary, out)
 
 
@@ -257,8 +300,8 @@ def replay(
     overrides = _drop_unset({"seed": seed})
     _add_assignments(overrides, assignments)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
-    with _display_run(context, out) as (display, stop):
-        summary = api.replay(run_dir, out, overrides=overrides, overwrite=overwrite, listeners=[display], stop=stop)
+    with _display_run(context, out) as (listeners, stop):
+        summary = api.replay(run_dir, out, overrides=overrides, overwrite=overwrite, listeners=listeners, stop=stop)
     _report_run(summary, out)
 
 
@@ -683,12 +726,16 @@ def bench(
 
 
 @contextmanager
-def _display_run(context: typer.Context, out: Path) -> Iterator[tuple["Display", Stop]]:
-    """A display of a run into the folder `out`, and what ends it on a signal."""
+def _display_run(context: typer.Context, out: Path) -> Iterator[tuple[list["Listener"], Stop]]:
+    """What shows a run into the folder `out`, and what ends it on a signal."""
     from tfkd_fast.cli.display import Display
 
+    stop = _stop(context, f"tfkd-fast train --resume {out} goes on from the last checkpoint")
+    if not prints():
+        yield [], stop
+        return
     with Display() as display:
-        yield display, _stop(context, f"tfkd-fast train --resume {out} goes on from the last checkpoint")
+        yield [display], stop
 
 
 def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
@@ -700,6 +747,8 @@ def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
 
 def _report_run(summary: dict[str, Any], out: Path) -> None:
     """Write the report of a finished run, and print what came of it."""
+    if not prints():
+        return
     report = _report(out)
     tested = "test_top1" in summary
     accuracy = f"test accuracy {summary['test_top1']:.2f} %" if tested else "not tested: tfkd-fast eval does that"
@@ -735,16 +784,6 @@ def _teacher_table(teachers: list[str]) -> dict[str, Any]:
         else:
             networks.append({"name": model, "weights": weights} if at else {"name": teacher})
     return _drop_unset({"runs": runs or None, "networks": networks or None})
-
-
-def _refuse_several_processes() -> None:
-    """Raise UserError where torchrun or the like starts the command once for each GPU."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" in os.environ and count != "1":
-        raise UserError(
-            f"torchrun starts {count} processes, and a run is one process on one device: start tfkd-fast train without "
-            "it; tfkd-fast study trains several runs"
-        )
 
 
 def _drop_unset(values: dict[str, Any]) -> dict[str, Any]:

@@ -79,22 +79,22 @@ class Judge:
         """Return the metrics of models on all held-out images, without the accuracies of the classes."""
         return [judgement and judgement.metrics for judgement in self.judgements(models)]
 
-    def average_metrics(self, average: Averages, candidates: int, epoch: int) -> list[HoldoutMetrics | None]:
+    def average_metrics(self, average: Averages, slots: Sequence[int], epoch: int) -> list[HoldoutMetrics | None]:
         """Return the metrics of averaged weights.
 
         Batch norm is re-estimated on the same training images for every candidate.
 
         Args:
             average: the averaged weights.
-            candidates: number of candidates.
+            slots: the candidates.
             epoch: the epoch whose order and augmentation of training images is used.
 
         Returns:
             One result for each candidate; None if nothing was averaged or nothing is held out.
         """
         if average.count == 0:
-            return [None] * candidates
-        weights = [partial(average.mean_weights, slot) for slot in range(candidates)]
+            return [None for _ in slots]
+        weights = [partial(average.mean_weights, slot) for slot in slots]
         return self._metrics_of_weights(weights, epoch)
 
     def weights_metrics(self, weights: dict[str, Tensor], epoch: int) -> HoldoutMetrics:
@@ -117,7 +117,7 @@ class Judge:
         self, networks: Sequence["MakeNetwork"], labels: tuple[int, ...] | None = None
     ) -> list[Judgement | None]:
         """Judge networks, each of which is made when its turn comes."""
-        if self._holdout is None:
+        if self._holdout is None or not networks:
             return [None for _ in networks]
         holdout = self._holdout if labels is None else self._holdout.with_labels(labels)
 

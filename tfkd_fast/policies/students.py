@@ -147,7 +147,7 @@ class Students:
                 self._refuse_diverged(runs)
                 self._method.end_epoch([EpochResult(run.training, None) for run in runs])
                 self._count(len(runs))
-            averages = self._judge.average_metrics(self.population.epoch_average, self.count, interval.end)
+            averages = self._judge.average_metrics(self.population.epoch_average, range(self.count), interval.end)
             cooldown_metrics = self._cooldown_metrics(plan)
             self._method.end_interval(
                 [

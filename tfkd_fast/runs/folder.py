@@ -152,6 +152,14 @@ class RunFolder:
         """Whether the run is finished but for its report, before which its process ended."""
         return self.summary.exists() and not (self.report.exists() or self.next_recipe.exists())
 
+    def holds_unfinished(self, recipe_text: str) -> bool:
+        """Whether the folder holds a run by this recipe that has not come to its end."""
+        begun = self.next_recipe if self.next_recipe.exists() else self.recipe
+        if not is_there(begun) or (self.summary.exists() and begun is self.recipe):
+            return False
+        with reading(begun, "the recipe", "restore it"):
+            return from_checked_text(read_text(begun, "the recipe", "restore it")) == recipe_text
+
     def _holds_run(self) -> bool:
         """Whether recipe.toml is that of a run; other programs have files of this name, too."""
         try:

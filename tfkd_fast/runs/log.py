@@ -98,7 +98,7 @@ class RunLog:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         listeners: Sequence[Listener],
         *,
         keep: int = 0,
@@ -108,7 +108,7 @@ class RunLog:
         """Open the log of a new run, or of one that continues from a checkpoint.
 
         Args:
-            path: metrics.jsonl.
+            path: metrics.jsonl; None for a process that counts the seconds only, while another one writes.
             listeners: called with every event and every batch.
             keep: bytes of the file that were written before the checkpoint; what follows them is cut off.
             earlier_seconds: seconds of the run before the checkpoint.
@@ -117,8 +117,11 @@ class RunLog:
         Raises:
             UserError: the file cannot be written.
         """
-        self._file = LineFile(path, keep=keep, how_to_go_on=f"go on with --resume {path.parent}")
-        self._lines = path.read_bytes().count(b"\n")
+        self._file: LineFile | None = None
+        self._lines = 0
+        if path is not None:
+            self._file = LineFile(path, keep=keep, how_to_go_on=f"go on with --resume {path.parent}")
+            self._lines = path.read_bytes().count(b"\n")
         self._listeners = listeners
         self._earlier_seconds, self._started = earlier_seconds, time.perf_counter()
         self.seconds = dict.fromkeys(PARTS, 0.0) | (seconds or {})
@@ -127,8 +130,9 @@ class RunLog:
     def write(self, *events: Event) -> None:
         """Append a line for each event, then call the listeners."""
         for event in events:
-            self._file.write(to_line(event, self.elapsed(), self._lines + 1))
-            self._lines += 1
+            if self._file is not None:
+                self._file.write(to_line(event, self.elapsed(), self._lines + 1))
+                self._lines += 1
             for listener in self._listeners:
                 listener.event(event)
 
@@ -152,16 +156,18 @@ class RunLog:
 
     def sync(self) -> int:
         """Flush the file to disk, so that it outlives a power cut as a checkpoint does; returns its size in bytes."""
-        self._file.sync()
+        if self._file is not None:
+            self._file.sync()
         return self.size()
 
     def size(self) -> int:
         """Bytes of the log so far; a kill of the process leaves them, a power cut may not before `sync`."""
-        return self._file.size()
+        return 0 if self._file is None else self._file.size()
 
     def close(self) -> None:
         """Close the file, and let the listeners close theirs; nothing can be written afterwards."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         for listener in self._listeners:
             listener.close()
 

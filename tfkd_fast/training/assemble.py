@@ -34,6 +34,7 @@ from tfkd_fast.training.convolutions import Measured, choose_convolutions
 from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.groups import choose_side_by_side
 from tfkd_fast.training.population import Population
+from tfkd_fast.training.ranks import ALONE, Ranks
 
 MethodT = TypeVar("MethodT", bound=Method)
 
@@ -93,6 +94,7 @@ def assemble(
     *,
     loaded: Sequence[Teacher] | None = None,
     convolutions: ConvolutionRecord | None = None,
+    ranks: Ranks = ALONE,
 ) -> Parts[MethodT]:
     """Put together what a recipe is trained with. Of the data set only the training part is read.
 
@@ -104,11 +106,13 @@ def assemble(
         on_batch: called after each step with its number of images, summed over the candidates that take it.
         loaded: teachers that are in memory; None to load those that the recipe names.
         convolutions: by which algorithms convolutions are computed, for a run that goes on; None chooses them.
+        ranks: the processes that train the run; what is measured is what rank 0 measured.
 
     Raises:
-        UserError: the recipe mixes images and the method cannot, or network, teachers or loaders do not suit it.
+        UserError: the recipe mixes images and the method cannot, network, teachers or loaders do not suit it, or it
+            cannot be trained by several processes.
     """
-    images = load_images(recipe, dataset, compute)
+    images = load_images(recipe, dataset, compute, ranks)
     loader = images.fit.with_augmentation_period(recipe.repeated_views)
     recipe = recipe.with_loader(loader.name)
     if loaded is None:
@@ -121,6 +125,8 @@ def assemble(
     _refuse_last_batch(student, recipe, dataset, loader, compute)
     method = build_method(method_context(recipe, dataset, images.num_fit, compute, student, loaded))
     _refuse_mixing(recipe, method.needs)
+    if ranks.size > 1:
+        _refuse_several_processes(recipe, method.needs, ranks.size, draws=draws)
     several = method.needs.candidates > 1
     on_threads = several and compute.device.type == "cpu" and not method.needs.joint_steps
     side_by_side = choose_side_by_side(recipe.population, draws_on_threads=draws and on_threads)
@@ -140,6 +146,7 @@ def assemble(
         teachers=teachers,
         holdout=images.holdout,
         mixing=make_mixing(recipe.data, recipe.seed),
+        ranks=ranks,
     )
     if recipe.optimizer.accumulate > (most := len(loader)):
         raise UserError(f"an epoch has {most} batches: set optimizer.accumulate to {most} or less")
@@ -149,19 +156,21 @@ def assemble(
     if convolutions is not None:
         measured = Measured(convolutions.available(), 0.0)
     else:
-        measured = choose_convolutions(recipe, compute, method.needs, loader, own, teachers, dataset.image_shape)
+        measured = ranks.decide(
+            lambda: choose_convolutions(recipe, compute, method.needs, loader, own, teachers, dataset.image_shape)
+        )
     trained = method, population, adapters, teachers, judge, epochs, measured, draws
     return Parts(recipe, dataset, images, loader, *trained)
 
 
-def load_images(recipe: Recipe, dataset: Dataset, compute: Compute) -> TrainingImages:
+def load_images(recipe: Recipe, dataset: Dataset, compute: Compute, ranks: Ranks = ALONE) -> TrainingImages:
     """Split the training images; both parts get the loader that suits the images to fit."""
     images, place = dataset.read_train(), (compute.device, compute.dtype, recipe.seed)
     share, fold = recipe.data.holdout, recipe.data.fold
     fit, holdout = split_holdout(images, share, fold) if share else (images, None)
     choice: LoaderChoice | None = None
     if recipe.data.loader == "auto":
-        choice = choose_loader(fit, dataset, recipe.data, *place)
+        choice = ranks.decide(lambda: choose_loader(fit, dataset, recipe.data, *place))
         recipe = recipe.with_loader(choice.chosen)
     return TrainingImages(
         make_loader(fit, dataset, recipe.data, *place),
@@ -223,6 +232,27 @@ def _refuse_mixing(recipe: Recipe, needs: Needs) -> None:
             table, key, value = needs.without_memory
             remedy += f", or {table}.{key}={to_json(value)}"
         raise UserError(f"method {recipe.method} learns from predictions of single images: {remedy}")
+
+
+def _refuse_several_processes(recipe: Recipe, needs: Needs, processes: int, *, draws: bool) -> None:
+    """Raise UserError if so many processes cannot train a recipe, or not to the weights of one process."""
+    if processes > needs.candidates:
+        raise UserError(
+            f"method {recipe.method} trains {needs.candidates} candidate{'s' if needs.candidates > 1 else ''} at most, "
+            f"and each of {processes} processes needs one of its own: start {needs.candidates}"
+        )
+    if needs.joint_steps:
+        raise UserError(
+            f"the candidates of method {recipe.method} learn from each other in every step, as by target.sources with "
+            "peers: train it in one process"
+        )
+    if recipe.population == "stacked":
+        raise UserError("stacked candidates are one network in one process: use --population sequential or streams")
+    if draws:
+        raise UserError(
+            f"layers of {recipe.model.name} draw random numbers, as dropout does, and would draw others than in one "
+            "process: train it in one process"
+        )
 
 
 def _untrained_population(method: Method, build: Callable[[int], nn.Module], recipe: Recipe) -> Population:

@@ -23,6 +23,7 @@ from tfkd_fast.training.groups import Group, GroupSpec, SideBySide, joint_group,
 from tfkd_fast.training.holdout import HoldoutBatches
 from tfkd_fast.training.lookahead_step import Trial
 from tfkd_fast.training.population import Population
+from tfkd_fast.training.ranks import ALONE, Ranks
 from tfkd_fast.training.step import Records, StepSetup, Turn, train_step, turns_of
 
 
@@ -60,13 +61,15 @@ class EpochTrainer:
         teachers: Teachers | None = None,
         holdout: Loader | None = None,
         mixing: Mixing | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`on_batch`, where there is one, is called after each step with its number of images, summed over the
         candidates that took it.
 
         `adapters`, `teachers` and the held-out images that the method may look at are those of the run; a method that
-        has none does without.
+        has none does without. Of several processes, `ranks`, each trains its own candidates.
         """
+        self._ranks = ranks
         self.population, self.loader, self.side_by_side = population, loader, side_by_side
         self._compute, self._on_batch, self._mixing = compute, on_batch, mixing
         self._setup = StepSetup(
@@ -94,6 +97,10 @@ class EpochTrainer:
             average: whether `population.epoch_average` becomes the mean of the weights after each step.
             report_batches: whether `on_batch` is called.
 
+        Returns:
+            A result for each candidate. Of several processes, each has trained its own: what they hold of the others is
+            as before.
+
         A candidate that diverges trains to the end of the epoch, like the others; see `EpochRun.fault`.
         """
         population, setup, candidates = self.population, self._setup, plan.interval.candidates
@@ -120,7 +127,10 @@ class EpochTrainer:
                 runs += lane.run(epoch, plan.streams, rates, on_batch)
         if average:
             population.epoch_average.count = -(-len(learning_rates) // every)
-        return [self._examine(slot, run, epoch) for slot, run in enumerate(runs)]
+        examined = [self._examine(*pair, epoch) for pair in zip(self._ranks.own(candidates), runs, strict=True)]
+        of_ranks = self._ranks.gather([examined])
+        slowest = max(sum(run.seconds + run.set_up_seconds for run in of_rank) for of_rank in of_ranks)
+        return _share_time([run for of_rank in of_ranks for run in of_rank], slowest)
 
     def _examine(self, slot: int, run: EpochRun, epoch: int) -> EpochRun:
         """The run of a candidate, with the fault that its state shows after the epoch if its losses show none: the last
@@ -142,13 +152,13 @@ class EpochTrainer:
 
     def _make_lanes(self, plan: Plan, average: bool, shared: bool) -> list["Lane"]:
         """Build the lanes of a plan; `shared` says whether all candidates see the same batches."""
-        method, loader, slots = self._setup.method, self._loader_of(plan), range(plan.interval.candidates)
+        method, loader, slots = self._setup.method, self._loader_of(plan), self._ranks.own(plan.interval.candidates)
         at_once = loader.batch_size * (2 if method.needs.companion_gradient else 1)
         spec = GroupSpec(self.population, method, plan, self._compute, at_once, average)
         if len(slots) > 1 and (self.side_by_side == "stacked" or method.needs.joint_steps):
             join = stacked_group if self.side_by_side == "stacked" else joint_group
             lanes = [[join(slots, spec)]]
-        elif self.side_by_side == "streams" and self._compute.device.type == "cuda":
+        elif slots and self.side_by_side == "streams" and self._compute.device.type == "cuda":
             lanes = [[single_group(slot, spec) for slot in slots]]
         else:
             lanes = [[single_group(slot, spec)] for slot in slots]
@@ -282,9 +292,13 @@ class Lane:
 
 
 def _run_at_once(runs: Sequence[Callable[[Event], list[EpochRun]]], *, in_turn: bool) -> list[EpochRun]:
-    """Run lanes at the same time, see `run_at_once`; each candidate has its share of the time that all of them took."""
+    """Run lanes at the same time, see `run_at_once`."""
     started = time.perf_counter()
     results = [run for of_lane in run_at_once(runs, in_turn=in_turn) for run in of_lane]
-    elapsed = time.perf_counter() - started
-    share = elapsed / sum(run.seconds + run.set_up_seconds for run in results)
-    return [replace(run, seconds=share * run.seconds, set_up_seconds=share * run.set_up_seconds) for run in results]
+    return _share_time(results, time.perf_counter() - started)
+
+
+def _share_time(runs: Sequence[EpochRun], elapsed: float) -> list[EpochRun]:
+    """Give each of the candidates that trained at the same time its share of the seconds that all of them took."""
+    share = elapsed / sum(run.seconds + run.set_up_seconds for run in runs)
+    return [replace(run, seconds=share * run.seconds, set_up_seconds=share * run.set_up_seconds) for run in runs]

@@ -111,6 +111,12 @@ class Population:
             for name, stack in stacks.items():
                 yield f"{kind}.{name}", stack[slot]
 
+    def changed_by_epoch(self, *, average: bool) -> list[Tensor]:
+        """The tensors (P,...) that an epoch changes, with `average` the sums of its weights among them."""
+        kinds = self._kinds()
+        left_out = {"interval_average"} if average else {"interval_average", "epoch_average"}
+        return [stack for kind, stacks in kinds.items() if kind not in left_out for stack in stacks.values()]
+
     def clear(self, slot: int) -> None:
         """Set every tensor of one candidate to zero."""
         for stacks in self._kinds().values():

@@ -6,7 +6,7 @@ The trainer sees the training part of a data set only, split into images to fit 
 import gc
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tfkd_fast
 from tfkd_fast import ops
@@ -66,10 +66,14 @@ from tfkd_fast.training.assemble import Parts, assemble
 from tfkd_fast.training.cooldown import train_cooldown
 from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS, Fault, figures_fault, output_fault
 from tfkd_fast.training.epoch import EpochRun
+from tfkd_fast.training.ranks import ALONE, Ranks
 from tfkd_fast.training.state import RunState
 
 CUDA_CHECKPOINT_SECONDS = 20.0
 """Seconds from one checkpoint to the next at least on CUDA, where the recipe names none."""
+
+LIKE_RANKS = "start all ranks by the same command, with the same files, versions and processors"
+"""The remedy for ranks that differ."""
 
 
 class Trainer:
@@ -89,8 +93,10 @@ class Trainer:
         folder: RunFolder,
         listeners: Sequence[Listener] = (),
         convolutions: ConvolutionRecord | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Assemble the run; nothing is written yet. `convolutions` is the record of a run that goes on.
+        """Assemble the run; nothing is written yet. `convolutions` is the record of a run that goes on. Of several
+        processes, `ranks`, the first one alone writes into the folder and tells the listeners.
 
         Raises:
             UserError: for a recipe that cannot be trained.
@@ -99,9 +105,11 @@ class Trainer:
         if entry.needs(recipe.options).holdout and not recipe.data.holdout:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
         self.dataset, self.compute, self.folder = dataset, compute, folder
-        self._listeners = listeners
+        self.ranks = ranks
+        """The processes that train the run."""
+        self._listeners = listeners if ranks.first else ()
         build = partial(entry.build, recipe.options)
-        self.parts = assemble(recipe, dataset, compute, build, self._on_batch, convolutions=convolutions)
+        self.parts = assemble(recipe, dataset, compute, build, self._on_batch, convolutions=convolutions, ranks=ranks)
         self.convolutions = self.parts.convolutions.record
         """The algorithms of the convolutions."""
         self.recipe = self.parts.recipe
@@ -133,26 +141,33 @@ class Trainer:
                     self._plan = self._next_plan()
                 with self._seeded_layers():
                     self._run_epoch(self._plan, stop)
-                ends = self._is_over() or stop.requested is not None
-                if ends or self._checkpoint_is_due():
+                ends = self._stop_requested(stop) or self._is_over()
+                if ends or self.ranks.decide(self._checkpoint_is_due):
                     with self._log.measure_seconds("saving"):
                         self._save()
                         if ends:
                             self._checkpoints.wait()
                     stop.unsaved = False  # or on its way: an end of the run waits for it
-                    stop.check()  # here alone: a signal that comes a moment later waits for the next epoch to be saved
+                    if self._stop_requested(stop):  # also of other processes, which wait here for the first one
+                        stop.check()  # here alone: a signal that comes a moment later waits for the next epoch's end
         epoch, patience = self.state.epoch, self.recipe.patience
         if epoch < self.recipe.epochs and patience is not None:
             self._log.write(StoppedEarly(epoch=epoch, best_epoch=self.state.best_epoch, patience=patience))
         self._save_student(self.folder.student, self.population.models[0])
         if self.population.ema:
             self._save_student(self.folder.ema, self.population.ema_network(0))
-        for name, content in self.parts.method.files().items():
-            self.folder.write_bytes(name, content)
+        if self.ranks.first:
+            for name, content in self.parts.method.files().items():
+                self.folder.write_bytes(name, content)
         summary = self._summary() | self.parts.method.summary()
         del self.parts  # so that no controller is alive during the test,
         gc.collect()  # also where a reference cycle holds it
         return summary
+
+    def _stop_requested(self, stop: Stop) -> bool:
+        """Whether a signal came to any of the processes; each of them ends then as if it had come to it."""
+        stop.requested = next((number for number in self.ranks.gather([stop.requested]) if number), None)
+        return stop.requested is not None
 
     def _is_over(self) -> bool:
         """Whether the run has all of its epochs, or ends early, which it does between two intervals only."""
@@ -196,6 +211,7 @@ class Trainer:
                 self.population.forget_optimizer_state()
                 self.parts.adapters.forget_optimizer_state()
             self.state.interval = plan.interval
+            self.ranks.agree({"the plan": repr((plan.interval, plan.factors, plan.events))}, LIKE_RANKS)
             self._log.write(*plan.events)
         return plan
 
@@ -214,7 +230,10 @@ class Trainer:
         interval, averages = plan.interval, method.needs.averages
         last = state.epoch + 1 == interval.end
         rates = self.recipe.learning_rates(state.epoch, epochs.steps(plan), plan.schedule)
-        runs = epochs.run(plan, state.epoch, rates, average=last and "epoch" in averages)
+        averaged = last and "epoch" in averages
+        runs = epochs.run(plan, state.epoch, rates, average=averaged)
+        changed = [*self.population.changed_by_epoch(average=averaged), *method.candidate_tensors().values()]
+        self.ranks.exchange(changed, interval.candidates)
         self._add_costs(runs)
         self._leave_out(plan, state.epoch + 1, [run.fault for run in runs])
         if "interval" in averages and interval.candidates > 1 and interval.epochs > 1:
@@ -222,10 +241,10 @@ class Trainer:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
         with self._log.measure_seconds("evaluation"):
-            models = self.population.models[: interval.candidates]
-            networks = [plan.network(model) for model in models]
-            judged = self.parts.judge.judgements(networks, plan.known_labels)
-            faults = [self._output_fault(*pair) for pair in zip(networks, judged, strict=True)]
+            networks = [plan.network(self.population.models[slot]) for slot in self.ranks.own(interval.candidates)]
+            own = self.parts.judge.judgements(networks, plan.known_labels)
+            faults = [self._output_fault(*pair) for pair in zip(networks, own, strict=True)]
+            judged, faults = self.ranks.gather(own), self.ranks.gather(faults)
         self._leave_out(plan, state.epoch + 1, faults)
         stop.unsaved = True
         state.epoch += 1
@@ -257,18 +276,18 @@ class Trainer:
         self, method: SteeredMethod, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]
     ) -> Outcome:
         """Give a steered method the results of its candidates at the end of an interval; returns its outcome."""
-        population, judge, epoch = self.population, self.parts.judge, self.state.epoch
-        cooldown_metrics = self._cooldown_metrics(method, plan)
+        population, judge, epoch, ranks = self.population, self.parts.judge, self.state.epoch, self.ranks
+        cooldown_metrics, own = self._cooldown_metrics(method, plan), ranks.own(len(runs))
         with self._log.measure_seconds("evaluation"):
-            epoch_averages = judge.average_metrics(population.epoch_average, len(runs), epoch)
-            interval_averages = judge.average_metrics(population.interval_average, len(runs), epoch)
+            epoch_averages = ranks.gather(judge.average_metrics(population.epoch_average, own, epoch))
+            interval_averages = ranks.gather(judge.average_metrics(population.interval_average, own, epoch))
             if plan.interval.epochs == 1 and "interval" in method.needs.averages:
                 interval_averages = holdout  # of the weights as they are: the interval has one end of an epoch
         judged = list(zip(epoch_averages, interval_averages, cooldown_metrics, strict=True))
         for number, how in enumerate(("averaged over", "averaged over the interval to", "after the cooldown from")):
             when = f"of the weights {how} epoch {epoch}"
             self._leave_out(plan, epoch, [figures_fault(row[number], when, self.compute) for row in judged])
-        influences = [judge.influence(model, epoch) if method.needs.influence else None for model in population.models]
+        influences = [self._influence(slot) for slot in range(len(runs))]
         results = [
             IntervalResult(run.training, holdout[slot], *judged[slot], influences[slot])
             for slot, run in enumerate(runs)
@@ -280,14 +299,24 @@ class Trainer:
             self._log.write(*outcome.events)
         return outcome
 
+    def _influence(self, slot: int) -> Callable[[], Tensor] | None:
+        """What computes the influence of the targets of one candidate, where the method reads it."""
+        if not self.parts.method.needs.influence:
+            return None
+        compute = self.parts.judge.influence(self.population.models[slot], self.state.epoch)
+        return compute and partial(self.ranks.decide, compute)
+
     def _judge_average(self, slots: Sequence[int]) -> AverageResult:
         """Held-out metrics of the average of some candidates."""
         with self._log.measure_seconds("evaluation"):
-            judge, epoch, averages = self.parts.judge, self.state.epoch, self.parts.method.needs.averages
-            average = judge.weights_metrics(self.population.mean_weights(slots), epoch)
-            if "interval" not in averages:
-                return AverageResult(average, None)
-            return AverageResult(average, judge.weights_metrics(self.population.mean_interval_weights(slots), epoch))
+            return self.ranks.decide(partial(self._average_result, slots))
+
+    def _average_result(self, slots: Sequence[int]) -> AverageResult:
+        judge, epoch, averages = self.parts.judge, self.state.epoch, self.parts.method.needs.averages
+        average = judge.weights_metrics(self.population.mean_weights(slots), epoch)
+        if "interval" not in averages:
+            return AverageResult(average, None)
+        return AverageResult(average, judge.weights_metrics(self.population.mean_interval_weights(slots), epoch))
 
     def _average(self, slots: tuple[int, ...], survivor: int) -> None:
         """Put the average of some candidates in the place of one of them. The student at the end of a run gets batch
@@ -297,7 +326,8 @@ class Trainer:
         population.average(slots, into=survivor)
         with self._log.measure_seconds("evaluation"):
             judge.estimate_batch_norm(network, epoch, all_images=epoch == self.recipe.epochs)
-            (metrics,) = judge.metrics([network])
+            self.ranks.exchange(list(population.buffers.values()), len(population))
+            (metrics,) = self.ranks.decide(lambda: judge.metrics([network]))
         if fault := figures_fault(metrics, f"of the average of candidates after epoch {epoch}", self.compute):
             raise self._end_diverged(epoch, survivor, len(self.population), fault)
         if metrics is not None:
@@ -315,7 +345,8 @@ class Trainer:
         with train_cooldown(self.parts.epochs, method, plan, epoch, self.recipe.learning_rate(epoch)) as runs:
             self._add_costs(runs)
             with self._log.measure_seconds("evaluation"):
-                metrics = self.parts.judge.metrics(self.population.models[:count])
+                models = [self.population.models[slot] for slot in self.ranks.own(count)]
+                metrics = self.ranks.gather(self.parts.judge.metrics(models))
         faults = [next((run.fault for run in runs[slot::count] if run.fault), None) for slot in range(count)]
         cooling = [fault and replace(fault, what=f"in the cooldown, {fault.what}") for fault in faults]
         self._leave_out(plan, epoch, cooling)
@@ -386,18 +417,21 @@ class Trainer:
 
     def _save_student(self, path: Path, model: nn.Module) -> None:
         data = self.recipe.data
-        save_student(path, model, self.recipe.model, self.dataset, data.holdout, data.fold)
+        if self.ranks.first:
+            save_student(path, model, self.recipe.model, self.dataset, data.holdout, data.fold)
 
     # Start and checkpoints.
 
     def _start(self) -> None:
         """Go on from the newest checkpoint, or begin a new log and let the method prepare itself."""
+        if self.ranks.size > 1:
+            self.ranks.agree(self._facts() | {"the recipe": self.recipe.to_toml()}, LIKE_RANKS)
         saved = self.folder.newest_state()
         if saved is not None:
             with self.folder.reading_newest():
                 self._restore(saved)
             return
-        self._open(RunLog(self.folder.metrics, self._listeners))
+        self._open(RunLog(self._log_file, self._listeners))
         self._log.write(self._started())
         choice = self.parts.images.choice
         if choice is not None:
@@ -431,7 +465,7 @@ class Trainer:
             raise ValueError(f"it is of epoch {state.epoch}")
         whole = whole_bytes(self.folder.metrics, state.log_bytes)
         log = RunLog(
-            self.folder.metrics,
+            self._log_file,
             self._listeners,
             keep=whole,
             earlier_seconds=state.elapsed,
@@ -454,6 +488,8 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        if not self.ranks.first:
+            return
         state, parts = self.state, self.parts
         self._last_saved = time.perf_counter()
         state.seconds, state.elapsed, state.log_bytes = self._log.seconds, self._log.elapsed(), self._log.size()
@@ -471,6 +507,10 @@ class Trainer:
             fault = Fault(f"not finite after epoch {state.epoch}: {names[0]}", "lower the learning rate of that part")
             raise self._end_diverged(state.epoch, 0, 1, fault)
         self._checkpoints.save(state.epoch, content)
+
+    @property
+    def _log_file(self) -> Path | None:
+        return self.folder.metrics if self.ranks.first else None
 
     def _material(self) -> Material:
         """The images and teachers for `Method.prepare`."""
