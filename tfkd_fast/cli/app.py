@@ -23,7 +23,6 @@ from tfkd_fast.served import DeviceName, PrecisionName, check_device, check_prec
 
 if TYPE_CHECKING:
     from tfkd_fast.runs.log import Listener
-    from tfkd_fast.runs.recipe import Recipe
     from tfkd_fast.training.ranks import Ranks
 
 INSTEAD = {
@@ -225,6 +224,8 @@ def train(
     assignments: Assignments = None,
 ) -> None:
     """Train a student, test it once at the end, and leave a run folder with a report."""
+    from tfkd_fast import api
+    from tfkd_fast.runs.folder import RunFolder
     from tfkd_fast.runs.recipe import load_recipe
 
     if devices > 1 and not is_rank():
@@ -248,27 +249,19 @@ def train(
             "set that has moved, --download, --devices and --rank-timeout"
         )
     with join_for_command(rank_timeout) as ranks:
-        if resume is None:
-            _train_anew(context, ranks, load_recipe(recipe, overrides), out, overwrite=overwrite, download=download)
-        else:
+        if resume is not None:
             _go_on(context, ranks, resume, data_root=data_root, download=download)
-
-
-def _train_anew(
-    context: typer.Context, ranks: "Ranks", recipe: "Recipe", out: Path | None, *, overwrite: bool, download: bool
-) -> None:
-    from tfkd_fast import api
-    from tfkd_fast.runs.folder import RunFolder
-
-    out = out or Path("runs", f"{recipe.data.dataset}-{recipe.method}-seed{recipe.seed}")
-    if was_restarted() and ranks.decide(lambda: RunFolder(out).holds_unfinished(recipe.to_toml())):
-        _go_on(context, ranks, out, data_root=None, download=download)
-        return
-    with _display_run(context, out) as (listeners, stop):
-        summary = api.train(
-            recipe, out, overwrite=overwrite, download=download, listeners=listeners, stop=stop, ranks=ranks
-        )
-    _report_run(summary, out)
+            return
+        chosen = load_recipe(recipe, overrides)
+        out = out or Path("runs", f"{chosen.data.dataset}-{chosen.method}-seed{chosen.seed}")
+        if was_restarted() and ranks.decide(lambda: RunFolder(out).holds_unfinished(chosen.to_toml())):
+            _go_on(context, ranks, out, data_root=None, download=download)
+            return
+        with _display_run(context, out) as (listeners, stop):
+            summary = api.train(
+                chosen, out, overwrite=overwrite, download=download, listeners=listeners, stop=stop, ranks=ranks
+            )
+        _report_run(summary, out)
 
 
 def _go_on(context: typer.Context, ranks: "Ranks", out: Path, *, data_root: Path | None, download: bool) -> None:

@@ -75,7 +75,7 @@ def stopped_by_signals() -> Iterator[Stop]:
             os._exit(128 + number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    taken = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     try:
         for number in taken:
             signal.signal(number, handle)
@@ -84,7 +84,7 @@ def stopped_by_signals() -> Iterator[Stop]:
             threading.Thread(target=_follow, args=(int(lifeline), stop), daemon=True).start()
         yield stop
     finally:
-        for number, handler in taken.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

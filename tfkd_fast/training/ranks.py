@@ -161,10 +161,11 @@ class DistributedRanks(Ranks):
             time.sleep(0.05)
 
     def told_by_other(self, kind: str = "fault") -> str | None:
-        """Why another process ended, a "fault" or a "stop", if it told."""
-        for rank in self._others():
-            if self._store.check([f"{kind}/{rank}"]):
-                return f"rank {rank}: {self._store.get(f'{kind}/{rank}').decode()}"
+        """Why another process ended, a "fault" or a "stop", if it told and the store is still there."""
+        with contextlib.suppress(RuntimeError):
+            for rank in self._others():
+                if self._store.check([f"{kind}/{rank}"]):
+                    return f"rank {rank}: {self._store.get(f'{kind}/{rank}').decode()}"
         return None
 
     def _others(self) -> list[int]:
