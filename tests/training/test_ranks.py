@@ -108,6 +108,11 @@ def start_three(size: int, out: Path, *more: str) -> list[Rank]:
     return start_ranks(size, out.parent, [partial(ranks.command, *command, *more)] * size)
 
 
+def tells_nothing(printed: str) -> bool:
+    """Whether a rank leaves it to the others to say why the run ends; torch may warn of a connection that is gone."""
+    return "error: " not in printed and "stopped: " not in printed and "Traceback" not in printed
+
+
 def wait_for_epoch(folder: Path, epoch: int, started: list[Rank]) -> None:
     """Wait until a checkpoint of an epoch is there."""
     while not any(RunFolder(folder).checkpoints.glob(f"epoch-{epoch:05d}.ckpt")):
@@ -134,7 +139,7 @@ def test_a_killed_rank_ends_the_others_with_a_sentence(
     teller = 1 if lost == 0 else 0
     assert f"error: rank {lost} ended" in ends[teller][1]
     assert "Traceback" not in "".join(printed for _, printed in ends)
-    assert all(not printed for rank, (_, printed) in enumerate(ends) if rank not in (teller, 0))
+    assert all(tells_nothing(printed) for rank, (_, printed) in enumerate(ends) if rank not in (teller, 0))
     assert_goes_on(tmp_path / "run", undisturbed, then)
 
 
@@ -184,7 +189,7 @@ def test_a_full_disk_of_rank_0_ends_all_of_them(tmp_path: Path, undisturbed: Pat
     (code, printed), other = (rank.end() for rank in started)
     assert (code, other[0]) == (2, 2)
     assert "error: cannot write" in printed
-    assert "error" not in other[1]  # rank 0 told them why it ends; torch may tell of the connection
+    assert tells_nothing(other[1])
     assert_goes_on(tmp_path / "run", undisturbed, 2)
 
 
@@ -198,7 +203,8 @@ def test_a_signal_to_one_rank_saves_the_epoch_and_ends_all(tmp_path: Path) -> No
         time.sleep(0.002)
     os.kill(started[1].number(), signal.SIGTERM)
     (code, printed), other = (rank.end() for rank in started)
-    assert (code, other) == (128 + signal.SIGTERM, (128 + signal.SIGTERM, ""))
+    assert (code, other[0]) == (128 + signal.SIGTERM, 128 + signal.SIGTERM)
+    assert tells_nothing(other[1])
     assert printed.splitlines()[-1].startswith("stopped: tfkd-fast train --resume")
     assert len(RunFolder(tmp_path / "run").checkpoint_files()) == 1
 
@@ -253,7 +259,8 @@ def test_what_would_not_have_the_bytes_of_one_process_is_refused(
 def test_a_rank_that_differs_is_told_of_by_the_first_one(tmp_path: Path, option: str, sentence: str) -> None:
     command = partial(ranks.command, *options(merge(SMALL, RUNS["three"]), tmp_path / "run"))
     first, second = (rank.end() for rank in start_ranks(2, tmp_path, [command, partial(command, option)]))
-    assert (first[0], second) == (2, (2, ""))
+    assert (first[0], second[0]) == (2, 2)
+    assert tells_nothing(second[1])
     assert first[1].startswith(sentence)
 
 

@@ -150,6 +150,7 @@ class DistributedRanks(Ranks):
         it."""
         with contextlib.suppress(RuntimeError, Stopped):  # torchrun stops the first one once another has ended
             self._store.set(f"{kind}/{self.rank}", sentence)
+            self._store.set(f"read/{self.rank}", "")  # nobody has to wait for this one
             if self.first and kind == "fault":
                 dist.destroy_process_group()  # the others notice that
                 self._wait_for_readers(self._others())
