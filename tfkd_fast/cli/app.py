@@ -126,10 +126,9 @@ def _fail(sentence: str) -> NoReturn:
 
 def _show_warning(other: Callable[..., None], message: Warning | str, kind: type[Warning], *place: Any) -> None:
     """Print the sentence of a `Notice`, and give all other warnings to `other`."""
-    if issubclass(kind, Notice) and not prints():
-        return
     if issubclass(kind, Notice):
-        Terminal(error=True).say(f"note: {message}")
+        if prints():
+            Terminal(error=True).say(f"note: {message}")
     else:
         other(message, kind, *place)
 

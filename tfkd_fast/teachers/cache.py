@@ -113,7 +113,8 @@ def gather_teachers(
     wanted = {
         "teachers": present.checksums,
         "data set": dataset.fingerprint,
-        "data.holdout": [recipe.data.holdout, recipe.data.fold],
+        "data.holdout": recipe.data.holdout,
+        "data.fold": recipe.data.fold or None,  # caches of version 0.1 do not say which
         "data.augment": [recipe.data.augment, recipe.data.flip],
         "teachers.views": views,
         "seed": recipe.seed if recipe.data.augment else None,

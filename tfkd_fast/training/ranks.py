@@ -67,8 +67,9 @@ class Ranks:
     def exchange(self, stacks: Sequence[Tensor], candidates: int) -> None:
         """Copy the slices of the first candidates from their owners to all, in tensors (P,...), in place."""
 
-    def agree(self, values: Mapping[str, object], remedy: str) -> None:
-        """Raise UserError, which ends with a remedy, if a value is not the same on all processes."""
+    def agree(self, values: Callable[[], Mapping[str, object]], remedy: str) -> None:
+        """Raise UserError, which ends with a remedy, if a value is not the same on all processes; a process alone does
+        not call the function."""
 
 
 ALONE = Ranks()
@@ -136,8 +137,8 @@ class DistributedRanks(Ranks):
                 for piece, received in zip(slices, content.split([piece.nbytes for piece in slices]), strict=True):
                     piece.copy_(received.clone().view(piece.dtype).view(piece.shape))  # a clone is aligned
 
-    def agree(self, values: Mapping[str, object], remedy: str) -> None:
-        first, *others = self.gather([dict(values)])
+    def agree(self, values: Callable[[], Mapping[str, object]], remedy: str) -> None:
+        first, *others = self.gather([dict(values())])
         for rank, other in enumerate(others, start=1):
             for name, value in first.items():
                 if other[name] != value:

@@ -211,7 +211,7 @@ class Trainer:
                 self.population.forget_optimizer_state()
                 self.parts.adapters.forget_optimizer_state()
             self.state.interval = plan.interval
-            self.ranks.agree({"the plan": repr((plan.interval, plan.factors, plan.events))}, LIKE_RANKS)
+            self.ranks.agree(lambda: {"the plan": repr((plan.interval, plan.factors, plan.events))}, LIKE_RANKS)
             self._log.write(*plan.events)
         return plan
 
@@ -424,8 +424,7 @@ class Trainer:
 
     def _start(self) -> None:
         """Go on from the newest checkpoint, or begin a new log and let the method prepare itself."""
-        if self.ranks.size > 1:
-            self.ranks.agree(self._facts() | {"the recipe": self.recipe.to_toml()}, LIKE_RANKS)
+        self.ranks.agree(lambda: self._facts() | {"the recipe": self.recipe.to_toml()}, LIKE_RANKS)
         saved = self.folder.newest_state()
         if saved is not None:
             with self.folder.reading_newest():

@@ -4,7 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tfkd_fast.models.layers import BatchNorm, Conv, average_pool_to, norm_relu_pool
+from tfkd_fast.methods.taught.maps import pool_to_smaller
+from tfkd_fast.models.layers import BatchNorm, Conv, norm_relu_pool
 
 ConnectorName = Literal["deep", "linear"]
 """Connectors by name: deep is 1x1, 3x3 and 1x1 convolutions with half of the student's channels between them, linear is
@@ -38,15 +39,10 @@ def connect(connector: nn.Module, student: Tensor, teacher: Tensor) -> tuple[Ten
         student: (n,B,...), the student's maps.
         teacher: (n,B,...), the maps of teacher m.
     """
-    maps, target = student.flatten(0, 1), teacher.flatten(0, 1)
-    size = (min(maps.shape[-2], target.shape[-2]), min(maps.shape[-1], target.shape[-1]))
-    return connector(_pool_to(maps, size)), _pool_to(target, size)
+    maps, target = pool_to_smaller(student.flatten(0, 1), teacher.flatten(0, 1))
+    return connector(maps), target
 
 
 def mean_squares(maps: Tensor, target: Tensor, n: int) -> Tensor:
     """The mean square of the difference of maps (n*B,width,H,W) for each sample, (n,B)."""
     return (maps - target).square().flatten(1).mean(1).unflatten(0, (n, -1))
-
-
-def _pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return maps if maps.shape[-2:] == size else average_pool_to(maps, size)
