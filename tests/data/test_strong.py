@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.data.loaders.batches import data_settings
-from tfkd_fast.data import Dataset, DataSettings, Loader, make_loader, missing_loaders, open_dataset
+from tfkd_fast.data import Dataset, DataSettings, DataStream, Loader, make_loader, missing_loaders, open_dataset
 from tfkd_fast.data.companions import COMPANION_STREAM
 from tfkd_fast.data.strong import augment_strongly
 from tfkd_fast.randomness import Purpose, random_words
@@ -115,7 +115,7 @@ def shown_beside(name: str, kind: Any, epoch: int, streams: list[int]) -> list[t
         pytest.skip(f"the loader {name} {reason}")
     loader = a_loader(name)
     feed = make_feed(loader, kind, None, len(streams), CPU)
-    feed.start(epoch, streams)
+    feed.start(epoch, [DataStream(stream, stream) for stream in streams])
     found = []
     for step, size in enumerate(loader.batch_sizes()):
         feed.advance()

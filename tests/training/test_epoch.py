@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tests.support.host_waits import watch_steps
 from tests.support.threads import using_threads
 from tfkd_fast import ops
-from tfkd_fast.data import DataSettings, Loader, make_loader, open_dataset
+from tfkd_fast.data import DataSettings, DataStream, Loader, make_loader, open_dataset
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import Context, find_method
 from tfkd_fast.methods.base import Plan
@@ -300,7 +300,7 @@ def test_an_epoch_on_cuda_waits_once_at_its_end(way: str, loader: str) -> None:
     train(trainer, plan, epochs=6)  # the set-up may wait
     for lane in trainer.lanes(plan, average=False):
         lane.records.restart([[0.01] * len(lane.turns)] * len(lane.slots))
-        lane.feed.start(1, lane.slots)
+        lane.feed.start(1, [DataStream(slot, slot) for slot in lane.slots])
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:

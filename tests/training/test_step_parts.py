@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.calls import Calls
-from tfkd_fast.data import Batch, DataSettings, Loader, Mixing, make_loader, missing_loaders, open_dataset
+from tfkd_fast.data import (
+    Batch,
+    DataSettings,
+    DataStream,
+    Loader,
+    Mixing,
+    make_loader,
+    missing_loaders,
+    open_dataset,
+)
 from tfkd_fast.device import Compute
 from tfkd_fast.methods import Context
 from tfkd_fast.methods.base import Loss, Needs, SingleStudent, StepBatch, TrainingStatistics, TrainingStep
@@ -320,7 +329,7 @@ def test_a_resident_batch_is_found_by_one_lookup(count: int, sizes: list[int]) -
     """Of the order of the epoch; on CUDA each of these calls is a kernel of every step."""
     loader = a_loader(count=count)
     feed = make_feed(loader, None, None, 1, COMPUTE.device)
-    feed.start(2, [0])
+    feed.start(2, [DataStream(0, 0)])
     order = loader.order(2, 0)
     for number, size in enumerate(sizes):
         with Calls() as calls:
@@ -328,6 +337,21 @@ def test_a_resident_batch_is_found_by_one_lookup(count: int, sizes: list[int]) -
         assert torch.equal(batch.indices[0], order[number * 16 : number * 16 + size])
         assert calls.seen.count("index_select") - loader_lookups(loader, batch.indices) == (size == 16)
         assert not {"arange", "mul"} & set(calls.seen)
+
+
+@pytest.mark.parametrize("loader", ["resident", "torchvision"])
+def test_candidates_can_see_other_views_of_the_same_images(loader: str) -> None:
+    made = a_loader(loader)
+    feed = make_feed(made, None, None, 2, COMPUTE.device)
+    feed.start(1, [DataStream(0, 0), DataStream(0, 5)])
+    expected = zip(made.epoch(1), made.visit(made.order(1), 1, 5), strict=True)
+    for step, batches in enumerate(expected):
+        feed.advance()
+        shown = feed.read(torch.tensor([step]), len(batches[0].labels)).batch
+        for row, batch in enumerate(batches):
+            assert torch.equal(shown.images[row], batch.images)
+            assert torch.equal(shown.indices[row], batches[0].indices)
+    feed.finish()
 
 
 def loader_lookups(loader: Loader, indices: Tensor) -> int:

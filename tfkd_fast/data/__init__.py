@@ -10,7 +10,7 @@ from tfkd_fast.data.datasets import (
     sealed_test_images,
 )
 from tfkd_fast.data.images import ImageSet
-from tfkd_fast.data.loaders import Batch, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
+from tfkd_fast.data.loaders import Batch, DataStream, Loader, LoaderChoice, choose_loader, make_loader, missing_loaders
 from tfkd_fast.data.mixing import Mixing, MixPartners, make_mixing
 from tfkd_fast.data.settings import ClassChoice, DataSettings, LoaderName
 from tfkd_fast.data.split import split_holdout
@@ -22,6 +22,7 @@ __all__ = [
     "Companions",
     "DataIdentity",
     "DataSettings",
+    "DataStream",
     "Dataset",
     "ImageSet",
     "ImagesSealed",

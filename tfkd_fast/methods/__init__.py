@@ -41,6 +41,9 @@ from tfkd_fast.methods.one_teacher.relations.crd import CRD, CRDSettings
 from tfkd_fast.methods.one_teacher.relations.pkt import PKT, PKTSettings
 from tfkd_fast.methods.one_teacher.relations.rkd import RKD, RKDSettings
 from tfkd_fast.methods.one_teacher.relations.sp import SP, SPSettings
+from tfkd_fast.methods.online.dml import DML
+from tfkd_fast.methods.online.kdcl import KDCL, KDCLSettings
+from tfkd_fast.methods.online.peers import PeerSettings
 from tfkd_fast.methods.self_distillation.cs_kd import CSKD, CSKDSettings
 from tfkd_fast.methods.self_distillation.dlb import DLB, DLBSettings
 from tfkd_fast.methods.self_distillation.ps_kd import PSKD, PSKDSettings
@@ -181,6 +184,19 @@ _OWN: dict[str, MethodEntry] = {
         "Yuan et al., CVPR 2020",
         TfKDSelfSettings,
         TfKDSelf,
+    ),
+    # without a teacher: students that teach each other
+    "dml": MethodEntry(
+        "students that learn from each other",
+        "Zhang et al., CVPR 2018; steps at once are our choice",
+        PeerSettings,
+        DML,
+    ),
+    "kdcl": MethodEntry(
+        "students that learn from their ensemble",
+        "Guo et al., CVPR 2020, MinLogit; temperature and weight are our choice",
+        KDCLSettings,
+        KDCL,
     ),
     # controlled targets
     "tfkd": _controlled(

@@ -8,7 +8,7 @@ from threading import Event
 
 import torch
 
-from tfkd_fast.data import Loader, Mixing
+from tfkd_fast.data import DataStream, Loader, Mixing
 from tfkd_fast.device import Compute
 from tfkd_fast.finiteness import nonfinite_names
 from tfkd_fast.methods.base import Method, Plan, TrainingStatistics
@@ -205,7 +205,7 @@ class Lane:
     def run(
         self,
         epoch: int,
-        data_streams: Sequence[int],
+        data_streams: Sequence[DataStream],
         learning_rates: Sequence[list[float]],
         on_batch: Callable[[int], None] | None = None,
         stop: Event | None = None,
@@ -213,8 +213,8 @@ class Lane:
         """Train one epoch; returns a result for each candidate of the lane.
 
         Args:
-            data_streams: the random stream of every candidate of the population. learning_rates: the learning rates of
-            every candidate of the population, one for each step.
+            data_streams: the random streams of every candidate of the population.
+            learning_rates: the learning rates of every candidate of the population, one for each step.
 
         Raises:
             CancelledError: `stop` was set.
@@ -272,7 +272,7 @@ class Lane:
             statistics.append(TrainingStatistics(loss, correct, true_probability, entropy, named))
         return statistics
 
-    def _find_fault(self, row: int, epoch: int, data_streams: Sequence[int]) -> Fault | None:
+    def _find_fault(self, row: int, epoch: int, data_streams: Sequence[DataStream]) -> Fault | None:
         """The fault of a candidate by its losses, with its cause, for which the epoch's images are shown again."""
         setup, compute = self.setup, self.setup.compute
         found = loss_fault(self.records.losses[row].tolist(), self.records.names, epoch, compute)

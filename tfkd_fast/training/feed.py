@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tfkd_fast.data import Batch, Companions, Loader, Mixing, MixPartners
+from tfkd_fast.data import Batch, Companions, DataStream, Loader, Mixing, MixPartners
 from tfkd_fast.data.companions import COMPANION_STREAM
 
 
@@ -34,8 +34,8 @@ class StepInput(NamedTuple):
 class Feed(Protocol):
     """The batches of an epoch, for candidates that take their steps together."""
 
-    def start(self, epoch: int, streams: Sequence[int]) -> None:
-        """Called before the first step of the 0-based epoch, with the random stream of each row of the batches."""
+    def start(self, epoch: int, streams: Sequence[DataStream]) -> None:
+        """Called before the first step of the 0-based epoch, with the random streams of each row of the batches."""
 
     def advance(self) -> None:
         """Called before each step, for the work of the host."""
@@ -58,16 +58,16 @@ class HostFeed(Feed):
         self._current: list[Batch]
         self._draws: Tensor  # (n,3), of the companions
 
-    def start(self, epoch: int, streams: Sequence[int]) -> None:
+    def start(self, epoch: int, streams: Sequence[DataStream]) -> None:
         visits = []
         for stream in streams:
-            order = self._loader.order(epoch, stream)
-            visits.append(self._loader.visit(order, epoch, stream))
+            order = self._loader.order(epoch, stream.order)
+            visits.append(self._loader.visit(order, epoch, stream.views))
             if self._companions:
-                beside = self._loader.companion_order(self._companions, order, epoch, stream)
-                visits.append(self._loader.visit(beside, epoch, stream + COMPANION_STREAM))
+                beside = self._loader.companion_order(self._companions, order, epoch, stream.order)
+                visits.append(self._loader.visit(beside, epoch, stream.views + COMPANION_STREAM))
         self._batches = zip(*visits, strict=True)
-        self._draws = self._loader.draws(epoch, [stream + COMPANION_STREAM for stream in streams])
+        self._draws = self._loader.draws(epoch, [stream.views + COMPANION_STREAM for stream in streams])
 
     def advance(self) -> None:
         batches, kinds = next(self._batches), 2 if self._companions else 1
@@ -101,9 +101,9 @@ class ResidentFeed(Feed):
 
     def __init__(self, loader: Loader, companions: Companions | None, rows: int) -> None:
         self._loader, self._companions = loader, companions
-        self._plans = [tensor.clone() for tensor in self._plan(0, range(rows))]
+        self._plans = [tensor.clone() for tensor in self._plan(0, [DataStream(row, row) for row in range(rows)])]
 
-    def start(self, epoch: int, streams: Sequence[int]) -> None:
+    def start(self, epoch: int, streams: Sequence[DataStream]) -> None:
         for place, new in zip(self._plans, self._plan(epoch, streams), strict=True):
             place.copy_(new)
 
@@ -129,18 +129,18 @@ class ResidentFeed(Feed):
             return orders[:, whole:]
         return orders[:, :whole].unflatten(1, (-1, size)).index_select(1, step).squeeze(1)
 
-    def _plan(self, epoch: int, streams: Sequence[int]) -> list[Tensor]:
+    def _plan(self, epoch: int, streams: Sequence[DataStream]) -> list[Tensor]:
         """Orders (n,M) and draws (n,3), of the images and then of their companions."""
-        orders = [self._loader.order(epoch, stream) for stream in streams]
-        plan = [torch.stack(orders), self._loader.draws(epoch, streams)]
+        orders = [self._loader.order(epoch, stream.order) for stream in streams]
+        plan = [torch.stack(orders), self._loader.draws(epoch, [stream.views for stream in streams])]
         if self._companions:
             beside = [
-                self._loader.companion_order(self._companions, order, epoch, stream)
+                self._loader.companion_order(self._companions, order, epoch, stream.order)
                 for order, stream in zip(orders, streams, strict=True)
             ]
             plan += [
                 torch.stack(beside),
-                self._loader.draws(epoch, [stream + COMPANION_STREAM for stream in streams]),
+                self._loader.draws(epoch, [stream.views + COMPANION_STREAM for stream in streams]),
             ]
         return plan
 
@@ -152,9 +152,9 @@ class MixedFeed(Feed):
         self._feed, self._mixing, self._steps = feed, mixing, steps
         self._plans = torch.empty(rows, steps, 3, device=device)
 
-    def start(self, epoch: int, streams: Sequence[int]) -> None:
+    def start(self, epoch: int, streams: Sequence[DataStream]) -> None:
         self._feed.start(epoch, streams)
-        self._plans.copy_(torch.stack([self._mixing.plan(self._steps, epoch, stream) for stream in streams]))
+        self._plans.copy_(torch.stack([self._mixing.plan(self._steps, epoch, stream.order) for stream in streams]))
 
     def advance(self) -> None:
         self._feed.advance()

@@ -42,7 +42,7 @@ def test_a_plain_method_has_one_function() -> None:
     method = Plain(None, context())
     plan = method.begin_interval(2)
     assert plan == method.resume_interval(plan.interval) == Plan(Interval(2, 1, 1))
-    assert (plan.factors, plan.streams, plan.network) == ((1.0,), (0,), whole_network)
+    assert (plan.factors, plan.streams, plan.network) == ((1.0,), ((0, 0),), whole_network)
     assert list(method.end_epoch([EpochResult(STATISTICS, None)])) == []
     assert (method.summary(), method.files(), method.state_dict()) == ({}, {}, {})
     method.load_state_dict({})

@@ -395,8 +395,8 @@ def test_candidates_may_share_their_data_order() -> None:
     at_once = {"controller": {"warmup_epochs": 0}}
     own = build("tfkd-mrs", **at_once)
     shared = build("tfkd-mrs", selection={"data_order": "shared"}, **at_once)
-    assert own.begin_interval(0).streams == (0, 1, 2, 3)
-    assert shared.begin_interval(0).streams == (0, 0, 0, 0)
+    assert own.begin_interval(0).streams == tuple(zip(range(4), range(4), strict=True))
+    assert shared.begin_interval(0).streams == ((0, 0),) * 4
 
 
 # Several candidates: successive halving, one action for all, peers, learning rates.

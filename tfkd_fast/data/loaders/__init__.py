@@ -12,14 +12,14 @@ import torch
 from tfkd_fast.data.augmentation import Augmentation
 from tfkd_fast.data.datasets import Dataset
 from tfkd_fast.data.images import ArrayImages, FileImages, ImageSet
-from tfkd_fast.data.loaders.loader import Batch, Loader, PixelSource
+from tfkd_fast.data.loaders.loader import Batch, DataStream, Loader, PixelSource
 from tfkd_fast.data.loaders.resident import ResidentImages, ResidentPixels
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.transforms import changes_at_random, make_transforms
 from tfkd_fast.device import available_cores, free_memory
 from tfkd_fast.errors import UserError
 
-__all__ = ["Batch", "Loader", "LoaderChoice", "choose_loader", "make_loader", "missing_loaders"]
+__all__ = ["Batch", "DataStream", "Loader", "LoaderChoice", "choose_loader", "make_loader", "missing_loaders"]
 
 WORKERS_A_CORE = 8
 """The most workers for each core (our choice): more of them only take memory."""

@@ -26,6 +26,15 @@ class Batch(NamedTuple):
     """(B,) int64: indices of the images in the set that is loaded."""
 
 
+class DataStream(NamedTuple):
+    """The random streams of the images that a candidate sees."""
+
+    order: int
+    """The stream of their order."""
+    views: int
+    """The stream of their augmentation."""
+
+
 class PixelSource(Protocol):
     """A source of pixels for images that are not resident on the device."""
 

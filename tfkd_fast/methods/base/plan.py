@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tfkd_fast.data import DataStream
 from tfkd_fast.events import Event
 
 
@@ -38,6 +39,9 @@ class Plan:
     """Factors on the learning rate of the schedule, one for each candidate; None: 1 for all."""
     data_streams: tuple[int, ...] | None = None
     """The random stream of each candidate's data order and augmentation; None: 0 for all, so that they see the same."""
+    view_streams: tuple[int, ...] | None = None
+    """The random stream of each candidate's augmentation, for candidates that see the same images in other views; None:
+    that of its data order."""
     labels: tuple[int, ...] | None = None
     """The labels whose images are trained on; None: all."""
     turns: tuple[tuple[int, ...], ...] | None = None
@@ -68,6 +72,7 @@ class Plan:
         return self.learning_rate_factors or (1.0,) * self.interval.candidates
 
     @property
-    def streams(self) -> tuple[int, ...]:
-        """The random stream of each candidate."""
-        return self.data_streams or (0,) * self.interval.candidates
+    def streams(self) -> tuple[DataStream, ...]:
+        """The random streams of the images of each candidate."""
+        orders = self.data_streams or (0,) * self.interval.candidates
+        return tuple(map(DataStream, orders, self.view_streams or orders))
