@@ -18,7 +18,7 @@ from tests.support.pages import Page
 from tests.support.runs import log, without_clocks
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.lock import refuse_if_busy
-from tfkd_fast.study import processes
+from tfkd_fast.study.executors import local as local_processes
 
 HEAD = """
 seeds = [0, 1]
@@ -264,7 +264,7 @@ def test_a_forked_run_has_the_bits_of_a_command_of_its_own(
 ) -> None:
     """And where there is no fork a study starts such commands, here those of one row and seed."""
     study, out, _ = finished
-    monkeypatch.setattr(processes, "sys", SimpleNamespace(platform="elsewhere", executable=sys.executable))
+    monkeypatch.setattr(local_processes, "sys", SimpleNamespace(platform="elsewhere", executable=sys.executable))
     run("study", study, "--out", tmp_path, "--jobs", "2", "--seeds", "1", "--rows", "smoothed")
     assert students(tmp_path).keys() == {"smoothed-seed1"}
     forked, alone = (folder / "runs" / "smoothed-seed1" for folder in (out, tmp_path))

@@ -1,12 +1,13 @@
 """A short run of every method by its name, and the recipe that each needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from tests.support.runs import CPU, few_images
 from tfkd_fast.data import Dataset
 from tfkd_fast.methods import METHODS
+from tfkd_fast.methods.base.needs import Needs
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.recipe import load_recipe
@@ -65,3 +66,11 @@ def tables_of(name: str, runs_of: Callable[[str], Path]) -> dict[str, Any]:
     teachers = {"teachers": {"runs": [str(runs_of(each)) for each in names]}} if names else {}
     process = {"process": {"file": str(runs_of("process"))}} if name == "distpro" else {}
     return merge(teachers | process, OWN.get(name, {}))
+
+
+def different(names: Iterable[str]) -> list[str]:
+    """Of methods that ask the engine for the same, the first."""
+    found: dict[Needs, str] = {}
+    for name in names:
+        found.setdefault(METHODS[name].needs(), name)
+    return list(found.values())

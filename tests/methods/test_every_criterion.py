@@ -1,5 +1,5 @@
-"""Every method that a loop of one's own can have is the engine's: a criterion that is shown what a run computes has the
-same losses, figures, decisions and rewards."""
+"""The methods that a loop of one's own can have are the engine's, one of each kind of needs: a criterion that is shown
+what a run computes has the same losses, figures, decisions and rewards."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.short_runs import tables_of, train
+from tests.methods.short_runs import different, tables_of, train
 from tests.support.runs import PLACES, log
 from tfkd_fast.judging import metrics
 from tfkd_fast.methods import METHODS
@@ -114,7 +114,7 @@ class Companion:
         self._judged.clear()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in REFUSED])
+@pytest.mark.parametrize("name", different(name for name in METHODS if name not in REFUSED))
 def test_a_criterion_has_the_losses_and_decisions_of_a_run(
     name: str, runs_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

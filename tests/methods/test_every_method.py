@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.methods.short_runs import EPOCHS, tables_of, train
+from tests.methods.short_runs import EPOCHS, different, tables_of, train
 from tests.support.runs import CPU, without_clocks
 from tfkd_fast.data import make_loader
 from tfkd_fast.errors import UserError
@@ -22,7 +22,7 @@ RESUMED = 5
 goes on from every epoch is shown in tests/training/test_resume.py."""
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", different(METHODS))
 def test_a_run_that_diverges_in_its_very_last_step_ends_as_any_other_that_does(
     name: str, runs_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

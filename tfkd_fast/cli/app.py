@@ -16,6 +16,14 @@ import typer.core
 
 import tfkd_fast
 from tfkd_fast.cli.devices import is_rank, join_for_command, prints, start, was_restarted
+from tfkd_fast.cli.executors import (
+    Address,
+    CpusPerRun,
+    ExecutorChoice,
+    GpusPerRun,
+    SlurmParameters,
+    choose_executor,
+)
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
 from tfkd_fast.errors import Notice, UserError, nearest, shorten
 from tfkd_fast.runs.stop import Stop
@@ -310,6 +318,11 @@ def study(
             min=1, max=1_024, help="Number of runs at a time; by default one on CUDA, otherwise one for each core."
         ),
     ] = None,
+    executor: ExecutorChoice = "local",
+    address: Address = None,
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    slurm: SlurmParameters = None,
     seeds: Annotated[
         list[int] | None,
         typer.Option(min=0, max=2**63 - 1, help="A seed to train instead of those of the study; may be given again."),
@@ -331,8 +344,16 @@ def study(
     plan = load_study(name, overrides)
     out = out or Path("runs", "studies", plan.name)
     stop = _stop(context, "the same command again goes on from the last checkpoints")
+    cluster = choose_executor(executor, jobs, address, cpus_per_run, gpus_per_run, slurm)
     code = train_study(
-        plan, out, rows=plan.choose(rows or []), seeds=seeds or [], jobs=jobs, download=download, stop=stop
+        plan,
+        out,
+        rows=plan.choose(rows or []),
+        seeds=seeds or [],
+        jobs=jobs,
+        executor=cluster,
+        download=download,
+        stop=stop,
     )
     raise typer.Exit(code)
 
@@ -431,6 +452,11 @@ def search(
             min=1, max=1_024, help="Number of trials at a time; by default one on CUDA, otherwise one for each core."
         ),
     ] = None,
+    executor: ExecutorChoice = "local",
+    address: Address = None,
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    slurm: SlurmParameters = None,
     data_root: DataRoot = None,
     download: Download = False,
     assignments: Assignments = None,
@@ -448,7 +474,8 @@ def search(
     plan = load_search(recipe, ranges, overrides)
     out = out or Path("runs", "searches", plan.name)
     stop = _stop(context, "the same command again goes on from the last checkpoints")
-    code = train_trials(plan, out, trials=trials, jobs=jobs, download=download, stop=stop)
+    cluster = choose_executor(executor, jobs, address, cpus_per_run, gpus_per_run, slurm)
+    code = train_trials(plan, out, trials=trials, jobs=jobs, executor=cluster, download=download, stop=stop)
     raise typer.Exit(code)
 
 

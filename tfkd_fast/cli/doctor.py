@@ -17,6 +17,8 @@ EXTRAS = {
     "wandb": ("curves in W&B", "wandb"),
     "mlflow": ("curves in MLflow", "mlflow"),
     "huggingface_hub": ("runs and data sets of the Hugging Face Hub", "hub"),
+    "ray": ("study --executor ray", "ray"),
+    "submitit": ("study --executor slurm", "slurm"),
     "optuna": ("searches", "search"),
     "onnxscript": ("ONNX export", "export"),
     "onnxruntime": ("ONNX export: its check, and int8", "export"),

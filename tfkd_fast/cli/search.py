@@ -23,6 +23,7 @@ from tfkd_fast.search.plan import Search
 from tfkd_fast.search.results import TrialRecord
 from tfkd_fast.search.runner import LiveTrial, SearchRunner
 from tfkd_fast.search.words import finding_words, judgement_words, values_words
+from tfkd_fast.study.executors import Executor
 
 LOOK = 1.0
 """Seconds between two updates of what is shown."""
@@ -30,8 +31,18 @@ BAR = 20
 """Columns that the bar of a trial takes."""
 
 
-def train_trials(search: Search, out: Path, *, trials: int, jobs: int | None, download: bool, stop: Stop) -> int:
-    """Train what is left of a search and print what was found; returns the exit code."""
+def train_trials(
+    search: Search,
+    out: Path,
+    *,
+    trials: int,
+    jobs: int | None,
+    executor: Executor | None,
+    download: bool,
+    stop: Stop,
+) -> int:
+    """Train what is left of a search, on this machine or by an executor, and print what was found; returns the exit
+    code."""
     terminal, folder = Terminal(optional=True), SearchFolder(out)
     refuse_if_busy(folder.path)  # before a word of what is planned
     folder.refuse_another(search)
@@ -39,7 +50,10 @@ def train_trials(search: Search, out: Path, *, trials: int, jobs: int | None, do
     dataset = open_dataset(data, download=download)  # refused, or fetched, once for all trials
     if dataset.parts:
         terminal.say(f"{data.root}: {dataset.parts}")
-    with SearchRunner(search, folder, trials=trials, jobs=jobs) as runner, TrialDisplay(terminal, runner) as display:
+    with (
+        SearchRunner(search, folder, trials=trials, jobs=jobs, executor=executor) as runner,
+        TrialDisplay(terminal, runner) as display,
+    ):
         display.start()
         runner.run(display.end_trial, display.look, stop)
         results = runner.results()

@@ -21,6 +21,7 @@ from tfkd_fast.errors import UserError, printable
 from tfkd_fast.runs.lock import refuse_if_busy
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.study import Row, Run, Runner, Study, StudyFolder, distinct
+from tfkd_fast.study.executors import Executor
 from tfkd_fast.study.progress import RunProgress
 from tfkd_fast.study.results import HEADINGS, StudyResults, cells, contrast_lines, figure, missing_lines, notes
 from tfkd_fast.study.words import finding_words
@@ -44,10 +45,11 @@ def train_study(
     rows: Sequence[Row],
     seeds: Sequence[int],
     jobs: int | None,
+    executor: Executor | None,
     download: bool,
     stop: Stop,
 ) -> int:
-    """Train what is left of a study and print its table; returns the exit code."""
+    """Train what is left of a study, on this machine or by an executor, and print its table; returns the exit code."""
     try:
         seeds = distinct(tuple(seeds)) if seeds else study.seeds
     except ValueError as error:
@@ -59,7 +61,16 @@ def train_study(
         if dataset.parts:
             terminal.say(f"{data.root}: {dataset.parts}")
     with StudyDisplay(terminal, study, folder) as display:
-        runner = Runner(study, folder, rows=rows, seeds=seeds, jobs=jobs, on_end=display.end_run, on_look=display.look)
+        runner = Runner(
+            study,
+            folder,
+            rows=rows,
+            seeds=seeds,
+            jobs=jobs,
+            executor=executor,
+            on_end=display.end_run,
+            on_look=display.look,
+        )
         terminal.say(
             f"{study.name} · {len(rows)} rows · seeds {', '.join(map(str, seeds))} · {runner.already_finished} runs "
             f"are finished, {len(runner.waiting)} to train, {runner.jobs} at a time"

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import BinaryIO, Self
+from typing import Self
 
 from optuna.trial import FrozenTrial
 
@@ -26,14 +26,14 @@ from tfkd_fast.search.page import render
 from tfkd_fast.search.plan import Search
 from tfkd_fast.search.results import SearchResults, TrialRecord, as_csv, as_json, make_record
 from tfkd_fast.search.trials import ENDED, Suggestion, Trials
-from tfkd_fast.study.processes import (
+from tfkd_fast.study.executors import (
     POLL,
+    Executor,
+    LocalExecutor,
     Processes,
+    RunOrder,
     RunProcess,
     end_reason,
-    lifeline_pipe,
-    processes,
-    share_cores,
     wait_for_all,
 )
 from tfkd_fast.study.progress import RunProgress
@@ -70,8 +70,17 @@ class LiveTrial:
 class SearchRunner:
     """A search in progress, a context manager that holds its folder: `run()` trains what is left of it."""
 
-    def __init__(self, search: Search, folder: SearchFolder, *, trials: int, jobs: int | None = None) -> None:
-        """A search of so many trials; `jobs` are the processes at a time: without it one on CUDA, one a core otherwise.
+    def __init__(
+        self,
+        search: Search,
+        folder: SearchFolder,
+        *,
+        trials: int,
+        jobs: int | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        """A search of so many trials, which train in processes of this machine, `jobs` at a time: without it one on
+        CUDA, one a core otherwise; or by an executor.
 
         Raises:
             UserError: the folder holds something else than this search.
@@ -79,7 +88,8 @@ class SearchRunner:
         folder.refuse_another(search)
         self.search, self.folder, self.planned = search, folder, trials
         compute = resolve_compute(search.base.device, search.base.precision)
-        self.jobs, self._threads = share_cores(jobs, on_cuda=compute.device.type == "cuda")
+        self._executor = executor or LocalExecutor(jobs, on_cuda=compute.device.type == "cuda")
+        self.jobs = self._executor.jobs
         self._files = ExitStack()
         self._live: dict[int, LiveTrial] = {}
         self._looked = -math.inf
@@ -89,7 +99,6 @@ class SearchRunner:
             self._locks = files.enter_context(lock_folder(self.folder.path))
             self.folder.refuse_another(self.search)  # another process may have been quicker
             self.folder.create(self.search)
-            self._end, self._lifeline = files.enter_context(lifeline_pipe())
             self._trials = Trials(self.search, self.folder.journal)
             files.callback(self._trials.close)
             self._files = files.pop_all()
@@ -122,14 +131,13 @@ class SearchRunner:
         """
         self.write()
         if self._next() is not None:
-            with processes(self.folder.path, self._threads, [*self._locks, self._end]) as source:
-                self._train(source, self._lifeline, on_end, on_look, stop)
+            with self._executor.processes(self.folder.path, self._locks) as source:
+                self._train(source, on_end, on_look, stop)
         stop.check()
 
     def _train(
         self,
         source: Processes,
-        lifeline: BinaryIO,
         on_end: Callable[[TrialRecord], None],
         on_look: Callable[[], None],
         stop: Stop,
@@ -149,7 +157,7 @@ class SearchRunner:
                     self.write(in_progress=True)
                 on_look()
         finally:
-            lifeline.close()
+            source.end_all()
             wait_for_all([trial.process for trial in self._live.values() if trial.process])
             stop.unsaved = False
         if stop.requested is None:
@@ -174,7 +182,7 @@ class SearchRunner:
 
     def _start(self, suggestion: Suggestion, source: Processes) -> LiveTrial:
         number = suggestion.number
-        trial, log = LiveTrial(suggestion, self.folder.trial(number)), self.folder.log(number)
+        trial = LiveTrial(suggestion, self.folder.trial(number))
         try:
             recipe = self.search.recipe({**suggestion.values, "test": False})
         except UserError as error:  # values that the recipe takes in pairs, and not together
@@ -189,17 +197,15 @@ class SearchRunner:
         self._judge(trial)
         if trial.pruned or trial.folder.summary.exists():  # its process outlived the one that started it
             return trial
-        if trial.folder.recipe.exists():
-            root = recipe.data.root
-            arguments = ["--resume", str(trial.folder.path), *(["--data-root", root] if root else [])]
-        else:
-            write_bytes(self.folder.recipe(number), recipe.to_toml().encode())
-            arguments = [str(self.folder.recipe(number)), "--out", str(trial.folder.path)]
+        log = self.folder.log(number)
+        order = RunOrder(self.folder.recipe(number), trial.folder.path, log, data_root=recipe.data.root)
+        if not trial.folder.recipe.exists():
+            write_bytes(order.recipe, recipe.to_toml().encode())
         try:
             log.touch()
         except OSError as error:
             raise UserError(f"cannot write {log}: {error.strerror}") from None
-        trial.process = source.start(["train", *arguments], log)
+        trial.process = source.start(order)
         return trial
 
     def _look(self) -> None:

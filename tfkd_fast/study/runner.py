@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
@@ -19,17 +19,17 @@ from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.stop import Stop
-from tfkd_fast.study.plan import Row, Study
-from tfkd_fast.study.processes import (
+from tfkd_fast.study.executors import (
     POLL,
+    Executor,
+    LocalExecutor,
     Processes,
+    RunOrder,
     RunProcess,
     end_reason,
-    lifeline_pipe,
-    processes,
-    share_cores,
     wait_for_all,
 )
+from tfkd_fast.study.plan import Row, Study
 from tfkd_fast.study.results import ResultRow, StudyResults
 from tfkd_fast.study.stored import ResultsFiles
 
@@ -130,14 +130,15 @@ class Runner:
         rows: Sequence[Row],
         seeds: Sequence[int],
         jobs: int | None = None,
+        executor: Executor | None = None,
         on_end: Callable[[Run, str | None], None],
         on_look: Callable[[], None] | None = None,
     ) -> None:
         """Runs of `rows` under `seeds`; `on_end` is called for each that ended, with the reason if it failed, and
         `on_look` a few times a second.
 
-        The table has all rows of the study, under the seeds of the study and those given here. `jobs` are the
-        processes at a time: without it one on CUDA, one a core otherwise.
+        The table has all rows of the study, under the seeds of the study and those given here. They train in
+        processes of this machine, `jobs` at a time: without it one on CUDA, one a core otherwise; or by an executor.
 
         Raises:
             UserError: the folder holds something else than a study, or a run by another recipe.
@@ -150,7 +151,8 @@ class Runner:
         wanted = [Run(row, seed) for seed in seeds for row in rows]  # a study stopped early has whole paired seeds
         self.waiting = [run for run in wanted if not self._is_finished(run)]
         self.already_finished = len(wanted) - len(self.waiting)
-        self.jobs, self._threads = share_cores(jobs, on_cuda=any(_uses_cuda(row) for row in rows))
+        self._executor = executor or LocalExecutor(jobs, on_cuda=any(_uses_cuda(row) for row in rows))
+        self.jobs = self._executor.jobs
         self._running: dict[Run, RunProcess] = {}
         self._page = RefreshedPage(
             folder.files.page, {(run.row.name, run.seed): folder.run(run) for run in self._planned_runs()}
@@ -170,18 +172,17 @@ class Runner:
             Stopped: `stop` asked for it.
         """
         stop = stop or Stop()
-        with lock_folder(self.folder.path) as locks, lifeline_pipe() as (end, lifeline):
+        with lock_folder(self.folder.path) as locks:
             self.folder.create()
             self.write_results()
             if self.waiting:
-                self._train([*locks, end], lifeline, stop)
+                self._train(locks, stop)
             self._page.write(self.results())
             stop.check()
 
-    def _train(self, inherited: list[int], lifeline: BinaryIO, stop: Stop) -> None:
-        """Train all that is left. Its processes inherit the locks of the folder, which is taken as long as one of them
-        lives, and the end of the lifeline."""
-        with processes(self.folder.path, self._threads, inherited) as source:
+    def _train(self, locks: list[int], stop: Stop) -> None:
+        """Train all that is left."""
+        with self._executor.processes(self.folder.path, locks) as source:
             stop.resumable = stop.unsaved = True  # now there may be epochs of its runs that no checkpoint has
             try:
                 while stop.requested is None and (self.waiting or self._running):
@@ -192,7 +193,7 @@ class Runner:
                     if self._running and self._page.is_due():
                         self._page.write(self.results(), in_progress=True)
             finally:
-                lifeline.close()
+                source.end_all()
                 wait_for_all(self._running.values())
                 stop.unsaved = False
 
@@ -255,18 +256,14 @@ class Runner:
             if not self.folder.run(needed).summary.exists():
                 raise UserError(f"it needs {needed.name}, which is not there: train that row, too")
         self._refuse_another_recipe(run)
-        run_folder, recipe = self.folder.run(run), self.folder.recipe(run)
-        if run_folder.recipe.exists():
-            arguments = ["--resume", str(run_folder.path)]
-        else:
-            _write(recipe, self._recipe(run).to_toml())
-            arguments = [str(recipe), "--out", str(run_folder.path)]
-        log = self.folder.log(run)
+        order = RunOrder(self.folder.recipe(run), self.folder.run(run).path, self.folder.log(run))
+        if not self.folder.run(run).recipe.exists():
+            _write(order.recipe, self._recipe(run).to_toml())
         try:
-            log.touch()
+            order.log.touch()
         except OSError as error:
-            raise UserError(f"cannot write {log}: {error.strerror}") from None
-        return source.start(["train", *arguments], log)
+            raise UserError(f"cannot write {order.log}: {error.strerror}") from None
+        return source.start(order)
 
     def _collect_ended(self, source: Processes) -> None:
         """Collect the processes that ended; if there are none, wait a little."""
