@@ -2,12 +2,15 @@
 
 import hashlib
 import pickle
+import tarfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.io
+from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
 from tfkd_fast.data import Dataset, DataSettings, open_dataset, superclasses
@@ -87,3 +90,20 @@ class Written:
             self.files[part].append(file)
             listing[part] = [url, name, md5(file)]
         patch.setattr(SVHN, "split_list", listing)
+
+
+def write_shards(folder: Path, images: int) -> Path:
+    """Write random images of two classes, three quarters of them to train on, into shards of WebDataset's layout."""
+    random, shards = np.random.default_rng(0), 4
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        part = "train" if shard < shards - 1 else "test"
+        with tarfile.open(folder / f"{part}-{shard:03d}.tar", "w") as tar:
+            for i in range(images // shards):
+                file = BytesIO()
+                Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "png")
+                for name, content in ((f"{i:06d}.png", file.getvalue()), (f"{i:06d}.cls", str(i % 2).encode())):
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(content)
+                    tar.addfile(entry, BytesIO(content))
+    return folder

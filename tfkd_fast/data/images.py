@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -14,8 +13,9 @@ import torch
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from tfkd_fast.data.members import AnyFile, open_file
 from tfkd_fast.errors import UserError
-from tfkd_fast.files import open_regular, read_bytes, reading
+from tfkd_fast.files import reading
 
 
 class ImageSet(ABC):
@@ -141,7 +141,7 @@ class FileImages(ImageSet):
 
     hashing = "files:"  # earlier versions hashed names and sizes only, and wrote nothing before that
 
-    def __init__(self, files: Sequence[Path], labels: Tensor, size: int, share: float = 1.0) -> None:
+    def __init__(self, files: Sequence[AnyFile], labels: Tensor, size: int, share: float = 1.0) -> None:
         """Describe image files, which are opened when they are read.
 
         Args:
@@ -188,7 +188,7 @@ class FileImages(ImageSet):
     def refuse_unreadable(self) -> None:
         """Decode every file once, on all cores, and raise UserError for one that cannot be; nothing is kept."""
 
-        def decode(file: Path) -> None:
+        def decode(file: AnyFile) -> None:
             read_rgb(file)
 
         with ThreadPoolExecutor() as pool:
@@ -211,13 +211,14 @@ class FileImages(ImageSet):
                 update(digests)
 
 
-def _digest(file: Path) -> bytes:
+def _digest(file: AnyFile) -> bytes:
     """Return the SHA-256 of the content of a file.
 
     Raises:
         UserError: the file cannot be read.
     """
-    return hashlib.sha256(read_bytes(file, "the image", REMEDY)).digest()
+    with reading(str(file), "the image", REMEDY), open_file(file) as content:
+        return hashlib.sha256(content.read()).digest()
 
 
 def describe_reading(size: int, share: float) -> str:
@@ -258,7 +259,7 @@ UPRIGHT = {
 """Value of the EXIF tag Orientation -> what turns the image upright."""
 
 
-def read_rgb(file: Path) -> Image.Image:
+def read_rgb(file: AnyFile) -> Image.Image:
     """Decode an image file to 8-bit RGB, upright.
 
     A grey level v of 16 bits becomes v/257, rounded, and one of 12 bits 255 v/4095; of colours with 16 bits Pillow
@@ -269,7 +270,7 @@ def read_rgb(file: Path) -> Image.Image:
         UserError: the file cannot be decoded, or holds floats or integers of 32 bits, which have no white; the message
             names it.
     """
-    with reading(file, "the image", REMEDY), open_regular(file) as content, _open(content) as opened:
+    with reading(str(file), "the image", REMEDY), open_file(file) as content, _open(content) as opened:
         if 0 in opened.size:
             raise ValueError("it has no pixels")
         _scale_clear_level(opened)
@@ -346,11 +347,11 @@ PLAIN = {
 """Format -> the modes of its images that every decoder shows alike, as far as `_read_header` finds nothing else."""
 
 
-def _read_header(file: Path) -> tuple[bool, int, int]:
+def _read_header(file: AnyFile) -> tuple[bool, int, int]:
     """Return whether any decoder shows the file as `read_rgb` does, opaque 8-bit RGB or grey that nothing turns, and
     its height and width, which are 0 where it is not plain."""
     try:
-        with open_regular(file) as content, Image.open(content) as opened:
+        with open_file(file) as content, Image.open(content) as opened:
             if opened.mode not in PLAIN.get(opened.format or "", ()) or opened.has_transparency_data:
                 return False, 0, 0
             if opened.format in ("PNG", "TIFF") and opened.mode in ("L", "RGB") and _packing(opened) != opened.mode:

@@ -64,8 +64,8 @@ class DataSettings(Settings):
     """The `[data]` table of a recipe: images, and how they reach the network."""
 
     dataset: str = "digits"
-    """Name of the data set: digits, cifar10, cifar100, svhn, folder, npz, imagenet, tiny-imagenet, or another of those
-    that the documentation lists."""
+    """Name of the data set: digits, cifar10, cifar100, svhn, folder, npz, webdataset, imagenet, tiny-imagenet, or
+    another of those that the documentation lists."""
     root: FilePath | None = None
     """Folder of the data set, or the file of an npz; unset, the data sets of torchvision lie in .data, and digits needs
     none."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.data.loaders.batches import assert_same, collect, loader_of, normalised
-from tests.support.data_files import Written, arrays
+from tests.support.data_files import Written, arrays, write_shards
 from tfkd_fast.data import Dataset, DataSettings, missing_loaders, open_dataset
 
 
@@ -19,7 +19,7 @@ def loader(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["cifar10", "cifar100", "svhn", "npz", "npz, grey", "folder", "folder, 64"])
+@pytest.fixture(params=["cifar10", "cifar100", "svhn", "npz", "npz, grey", "folder", "folder, 64", "webdataset"])
 def dataset(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     name, _, kind = request.param.partition(", ")
     if name == "folder":
@@ -30,6 +30,8 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
             size = int(kind or 32)
             Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file)
         return open_dataset(DataSettings(dataset="folder", root=str(tmp_path), image_size=size))
+    if name == "webdataset":
+        return open_dataset(DataSettings(dataset="webdataset", root=str(write_shards(tmp_path, 40))))
     if name == "npz":
         np.savez(tmp_path / "data.npz", **arrays(channels=1 if kind == "grey" else 3))
         return open_dataset(DataSettings(dataset="npz", root=str(tmp_path / "data.npz")))

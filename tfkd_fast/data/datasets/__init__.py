@@ -13,6 +13,7 @@ from tfkd_fast.data.datasets.imagenet import open_imagenet, open_tiny_imagenet
 from tfkd_fast.data.datasets.npz import open_npz
 from tfkd_fast.data.datasets.pairs import HUB, make_pair_dataset, open_hub
 from tfkd_fast.data.datasets.seal import ImagesSealed, sealed_test_images
+from tfkd_fast.data.datasets.shards import open_shards
 from tfkd_fast.data.datasets.some_classes import SomeClasses, find_labels
 from tfkd_fast.data.datasets.torchvision_files import open_cifar, open_svhn
 from tfkd_fast.data.settings import FROM_PROGRAM, DataSettings
@@ -28,6 +29,7 @@ _OWN: dict[str, Callable[[DataSettings, bool], Dataset]] = {
     "svhn": open_svhn,
     "npz": open_npz,
     "folder": open_folder,
+    "webdataset": open_shards,
     "imagenet": open_imagenet,
     "tiny-imagenet": open_tiny_imagenet,
     **dict.fromkeys(torchvision_sets.FILES, torchvision_sets.open_files),

@@ -1,5 +1,6 @@
 """Data sets of image files in folders that are named after their classes: in two parts, or in one that is split."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 
 from tfkd_fast.data.datasets.base import ChannelStatistics, Dataset
 from tfkd_fast.data.images import FileImages, describe_reading
+from tfkd_fast.data.members import AnyFile
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.split import SPLIT_SEED, describe_held_out, split_names
 from tfkd_fast.errors import UserError, printable
@@ -21,7 +23,7 @@ VALIDATION = ("val", "valid", "validation")
 TEST_SHARE = 0.2
 """Share of test images of every class where a folder has no parts (our choice)."""
 
-Listing = dict[str, list[Path]]
+Listing = Mapping[str, Sequence[AnyFile]]
 """Class name, as it can be shown -> its image files; both are sorted by name."""
 
 
@@ -137,7 +139,7 @@ def find_parts(root: Path, holdout: float) -> FolderParts:
     names = [name for name in (TRAIN, TEST, validation) if name in parts]
     words += _unread([root / name for name in names], [f"{name}/" for name in sorted(named - set(names))])
     train, *others = (list_classes(root / name) for name in names)
-    _need_two_classes(root / TRAIN, train)
+    need_two_classes(root / TRAIN, train)
     for name, listing in zip(names[1:], others, strict=True):
         refuse_unknown_classes(listing, train, root / name, root / TRAIN)
     return FolderParts(train, others[0], "; ".join(words), *others[1:])
@@ -152,7 +154,7 @@ def list_classes(folder: Path) -> Listing:
     places = list_folders(folder)
     if not places:
         raise UserError(f"{folder} holds no class: images belong into a folder of their class's name below it")
-    listing: Listing = {}
+    listing: dict[str, list[Path]] = {}
     for place in places:
         if printable(place.name) in listing:
             raise UserError(f"two folders in {folder} are both shown as {printable(place.name)!r}: rename one of them")
@@ -172,7 +174,7 @@ def list_classes(folder: Path) -> Listing:
 def _split(root: Path) -> FolderParts:
     """Split the images of a folder without parts."""
     listing = list_classes(root)
-    _need_two_classes(root, listing)
+    need_two_classes(root, listing)
     parts = split_listing(listing, root, "there are no train/ and test/")
     return parts._replace(words="; ".join([parts.words, *_unread([root], [])]))
 
@@ -188,8 +190,8 @@ def split_listing(listing: Listing, place: Path, reason: str) -> FolderParts:
     Raises:
         UserError: a class has one image.
     """
-    train: Listing = {}
-    test: Listing = {}
+    train: dict[str, Sequence[AnyFile]] = {}
+    test: dict[str, Sequence[AnyFile]] = {}
     for name, files in listing.items():
         if len(files) < 2:
             raise UserError(
@@ -250,7 +252,8 @@ def _only_validation(root: Path, found: list[str], *, tested: bool) -> str:
     return found[0] if found else ""
 
 
-def _need_two_classes(place: Path, listing: Listing) -> None:
+def need_two_classes(place: Path, listing: Listing) -> None:
+    """Raise UserError if the training images in `place` are of one class."""
     if len(listing) < 2:
         raise UserError(f"{place} holds the one class {next(iter(listing))!r}: add another")
 

@@ -117,7 +117,7 @@ def _devkit_classes(devkit: Path) -> list[str]:
 
 def _by_class(labelled: Iterable[tuple[Path, str]]) -> Listing:
     """List files by their classes; both are sorted by name."""
-    listing: Listing = defaultdict(list)
+    listing: dict[str, list[Path]] = defaultdict(list)
     for file, name in labelled:
         listing[name].append(file)
     return {name: sorted(listing[name]) for name in sorted(listing)}

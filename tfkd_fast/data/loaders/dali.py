@@ -32,9 +32,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from tfkd_fast.data.augmentation import PLAIN, Augmentation, Views
-from tfkd_fast.data.images import FileImages, ImageSet
+from tfkd_fast.data.images import REMEDY, FileImages, ImageSet
+from tfkd_fast.data.members import AnyFile, TarMember, open_file
 from tfkd_fast.data.transforms import Box, Drawn, Transforms, resize_part
 from tfkd_fast.errors import UserError
+from tfkd_fast.files import reading
 
 AHEAD = 2
 """Number of batches that DALI prepares in advance (its default)."""
@@ -47,6 +49,7 @@ Input = tuple[Any, ...]
 * mirrored: (B,) int32, whether to mirror;
 * extent: (B,2) int32, height and width of the part of a whole image that is shown;
 * path: of each file as bytes;
+* encoded: the content of each file that DALI is to read, in place of its path, where files are in archives;
 * plain: (B,) bool, whether DALI is to read it;
 * brightness, contrast, saturation, hue: (B,) float32, changes of colour, hue in degrees;
 * corner, sides: (B,2) float32, first row and column of the erased rectangle, and its height and width.
@@ -92,6 +95,8 @@ class DaliPixels:
         self._batch_size, self._threads, self._device = batch_size, workers or torch.get_num_threads(), device
         # a batch is one gather; handed over image by image, a batch of small ones would take twice as long
         self._arrays = None if isinstance(images, FileImages) else images.all_images().permute(0, 2, 3, 1).contiguous()
+        self._in_archives = isinstance(images, FileImages) and isinstance(images.files[0], TarMember)
+        self._file_input = None if self._arrays is not None else "encoded" if self._in_archives else "path"
         self._idle: dict[Transforms | None, list[DaliPipeline]] = {None: [], self._transforms: []}
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
@@ -128,8 +133,12 @@ class DaliPixels:
             columns |= {"start": boxes[:, :2].copy(), "extent": boxes[:, 2:].copy()}
         if isinstance(self._images, FileImages):
             files, plain = self._images.files, self._images.headers.plain[batch.indices]
-            paths = [np.frombuffer(os.fsencode(files[index]), np.uint8) for index in batch.indices.tolist()]
-            columns |= {"pixels": self._read(batch, ~plain, transforms), "path": paths, "plain": plain.numpy()}
+            chosen = [files[index] for index in batch.indices.tolist()]
+            columns |= {"pixels": self._read(batch, ~plain, transforms), "plain": plain.numpy()}
+            if self._in_archives:
+                columns["encoded"] = [_content(file, wanted) for file, wanted in zip(chosen, plain, strict=True)]
+            else:
+                columns["path"] = [np.frombuffer(os.fsencode(str(file)), np.uint8) for file in chosen]
         else:
             assert self._arrays is not None
             columns["pixels"] = self._arrays[batch.indices].numpy()
@@ -138,7 +147,7 @@ class DaliPixels:
             columns |= dict(zip(COLOURS, (*factors[:3], 360 * factors[3]), strict=True))
         erased = np.array([draw.erased or Box(0, 0, 0, 0) for draw in drawn], np.float32).reshape(-1, 4)
         columns |= {"corner": erased[:, :2].copy(), "sides": erased[:, 2:].copy()}
-        return tuple(columns[name] for name in _inputs(transforms, from_files=isinstance(self._images, FileImages)))
+        return tuple(columns[name] for name in _inputs(transforms, self._file_input))
 
     def _draw(self, batch: Views, transforms: Transforms | None) -> list[Drawn]:
         """Draw the changes of each image; none without transforms."""
@@ -180,6 +189,7 @@ class DaliPixels:
         return DaliPipeline(
             self._images,
             transforms,
+            self._file_input,
             batch_size=self._batch_size,
             threads=self._threads,
             device=self._device,
@@ -195,6 +205,13 @@ class DaliPixels:
                 return found
         reason = str(error).partition("encountered:")[2].strip().partition("\n")[0] or str(error).partition("\n")[0]
         return UserError(f"DALI cannot read an image that Pillow can ({reason}): use --loader torchvision")
+
+
+def _content(file: AnyFile, wanted: Tensor) -> Any:
+    if not wanted:
+        return np.zeros(0, np.uint8)
+    with reading(str(file), "the image", REMEDY), open_file(file) as content:
+        return np.frombuffer(content.read(), np.uint8)
 
 
 class InputSource:
@@ -214,6 +231,7 @@ class DaliPipeline:
         self,
         images: ImageSet,
         transforms: Transforms | None,
+        file_input: str | None,
         *,
         batch_size: int,
         threads: int,
@@ -227,6 +245,7 @@ class DaliPipeline:
                 self._feed,
                 images.image_shape[2],
                 transforms,
+                file_input,
                 share=images.share if isinstance(images, FileImages) else None,
                 on_gpu=on_gpu,
                 batch_size=batch_size,
@@ -264,13 +283,14 @@ COLOURS = ("brightness", "contrast", "saturation", "hue")
 """Changes of colour as DALI names them."""
 
 
-def _inputs(transforms: Transforms | None, *, from_files: bool) -> list[str]:
-    """Return the names of what a pipeline takes of each batch, see `Input`."""
+def _inputs(transforms: Transforms | None, file_input: str | None) -> list[str]:
+    """Return the names of what a pipeline takes of each batch, see `Input`; `file_input` is that of files, None for
+    arrays."""
     names = ["pixels", "start", "mirrored"]
     if transforms is not None and transforms.area is not None:
         names.append("extent")
-    if from_files:
-        names += ["path", "plain"]
+    if file_input is not None:
+        names += [file_input, "plain"]
     if transforms is not None and (transforms.jitter or transforms.hue):
         names += COLOURS
     if transforms is not None and transforms.erasing:
@@ -278,9 +298,17 @@ def _inputs(transforms: Transforms | None, *, from_files: bool) -> list[str]:
     return names
 
 
-def _show(feed: InputSource, size: int, transforms: Transforms | None, *, share: float | None, on_gpu: bool) -> Any:
+def _show(
+    feed: InputSource,
+    size: int,
+    transforms: Transforms | None,
+    file_input: str | None,
+    *,
+    share: float | None,
+    on_gpu: bool,
+) -> Any:
     """Return what is shown (H,W,C) uint8 of the images of `feed`; `share` is that of `FileImages`, None for arrays."""
-    names = _inputs(transforms, from_files=share is not None)
+    names = _inputs(transforms, file_input)
     layout = ["HWC", *[""] * (len(names) - 1)]
     outputs = fn.external_source(feed, num_outputs=len(names), layout=layout)
     inputs = {name: outputs[number] for number, name in enumerate(names)}
@@ -300,10 +328,15 @@ def _show(feed: InputSource, size: int, transforms: Transforms | None, *, share:
     return images if transforms is None else _change(images, size, transforms, inputs)
 
 
+def _encoded(inputs: dict[str, Any]) -> Any:
+    """Return the content of plain files."""
+    return inputs["encoded"] if "encoded" in inputs else fn.io.file.read(inputs["path"])
+
+
 def _decode_centres(images: Any, inputs: dict[str, Any], size: int, share: float, device: str) -> Any:
     """Decode the centred square of plain files to `size` x `size` RGB pixels, as `images.show_centre` does."""
     if inputs["plain"]:  # of each image: DALI divides the batch
-        whole = fn.decoders.image(fn.io.file.read(inputs["path"]), device=device, output_type=types.RGB)
+        whole = fn.decoders.image(_encoded(inputs), device=device, output_type=types.RGB)
         shape = fn.cast(whole.shape()[0:2], dtype=types.FLOAT)
         side = share * fn.reductions.min(shape)
         first = (shape - side) / 2.0
@@ -315,7 +348,7 @@ def _decode_parts(images: Any, inputs: dict[str, Any], size: int, device: str) -
     """Decode a part of plain files, and resize it to `size` x `size` RGB pixels."""
     if inputs["plain"]:
         part = fn.decoders.image_slice(
-            fn.io.file.read(inputs["path"]),
+            _encoded(inputs),
             start=inputs["start"],
             shape=inputs["extent"],
             axis_names="HW",
