@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_damaged_and_compressed_shards(tmp_path: Path) -> None:
     header = whole.rindex(b"b/0.png")
     for cut in (header, header + 100, place + 10, len(whole.rstrip(b"\0"))):
         shard.write_bytes(whole[:cut])
-        assert "it ends early" in refused(tmp_path)
+        assert re.match(r"the shard .*(it ends early|unexpected end of data|truncated header)", refused(tmp_path))
     shard.write_bytes(whole + whole)
     assert "another archive follows" in refused(tmp_path)
     with pytest.raises(EOFError):

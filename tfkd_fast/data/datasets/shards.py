@@ -43,7 +43,7 @@ def open_shards(settings: DataSettings, download: bool) -> Dataset:
     """Open shards below a folder, with RGB images of `settings.image_size` pixels a side.
 
     The words train, test and val in the path of a shard say which part it is of, as the folders of data set folder do;
-    without them all images are split class by class. Every shard is looked through once, about 20 us for each file.
+    without them all images are split class by class. Every shard is looked through once, about 40 us for each file.
 
     Raises:
         UserError: no folder is named, it holds no shard, parts cannot be told, a sample has no label or several
