@@ -52,9 +52,9 @@ def choose_executor(
     Raises:
         UserError: an option is for another executor, or has no such value there.
     """
-    given = {"--address": address, "--cpus-per-run": cpus, "--gpus-per-run": gpus, "--slurm": slurm}
+    values = {"--address": address, "--cpus-per-run": cpus, "--gpus-per-run": gpus, "--slurm": slurm}
     read_by = {"--address": ("ray",), "--slurm": ("slurm",)}
-    for option, value in given.items():
+    for option, value in values.items():
         executors = read_by.get(option, ("ray", "slurm"))
         if value is not None and name not in executors:
             raise UserError(f"{option} is for --executor {' or '.join(executors)}: leave it out for {name}")

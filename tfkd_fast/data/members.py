@@ -18,13 +18,13 @@ class TarMember:
     """A regular file in a tar archive."""
 
     archive: Path
-    """The archive."""
+    """The archive that holds it."""
     path: str
     """The path of the file in it."""
     offset: int
     """The place of its first byte in the archive."""
     size: int
-    """Its size in bytes."""
+    """The number of its bytes."""
 
     def __str__(self) -> str:
         return f"{self.archive}: {self.path}"

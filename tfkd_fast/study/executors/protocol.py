@@ -22,9 +22,9 @@ class RunOrder:
     """A run that is to be trained, or gone on with."""
 
     recipe: Path
-    """Its recipe file."""
+    """The recipe file that it begins with."""
     folder: Path
-    """Its run folder."""
+    """The run folder, which may hold a part of it by now."""
     log: Path
     """An existing file, to which what it prints is appended."""
     data_root: str | None = None

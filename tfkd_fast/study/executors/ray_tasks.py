@@ -17,7 +17,7 @@ RETRIES = 10
 
 
 class RayExecutor:
-    """Tasks of Ray."""
+    """Trains runs as tasks of Ray."""
 
     def __init__(self, jobs: int, *, address: str, cpus: int, gpus: float) -> None:
         """So many tasks at a time in the cluster at an address, as `ray.init` takes it; each with so many cores, which

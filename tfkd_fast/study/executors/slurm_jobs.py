@@ -30,7 +30,7 @@ machine, debug runs each as it is asked for."""
 
 
 class SlurmExecutor:
-    """Jobs of Slurm."""
+    """Trains runs as jobs of Slurm."""
 
     def __init__(self, jobs: int, *, cpus: int, gpus: int, parameters: Mapping[str, str]) -> None:
         """So many jobs at a time, each with so many cores, which are its threads too, and so many GPUs; and parameters
