@@ -127,6 +127,11 @@ def normal(radii: Tensor, angles: Tensor) -> Tensor:
     return radius * (angles.double() * (2.0 * math.pi / 2**32)).cos()
 
 
+def weights_seed(seed: int, number: int) -> int:
+    """The seed of the weights of one of several networks of a run, by its number."""
+    return int(random_words(torch.tensor(number), Purpose.WEIGHTS, seed=seed)[0])
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator while the context is open, as initial weights are drawn, and restore its state after.

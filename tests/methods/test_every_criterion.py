@@ -19,7 +19,10 @@ from tfkd_fast.models import build_model, feature_shapes
 from tfkd_fast.own_loop import Criterion, EpochReport
 from tfkd_fast.training.trainer import Trainer
 
-REFUSED = ("mmkd", "distpro-search", "professor", "education", "mlkd", "mlkd-ls", "fsp", "ft", "ab", "ofd")
+REFUSED = (
+    *("mmkd", "distpro-search", "professor", "education", "mlkd", "mlkd-ls"),
+    *("fsp", "ft", "ab", "ofd", "one", "mixskd"),
+)
 """Those that need more than a loop hands over, see tests/own_loop/test_assemble.py."""
 EPOCHS = 2
 SHORT: dict[str, Any] = {"epochs": EPOCHS, "model": {"width": 0.125}, "data": {"batch_size": 64}}
@@ -99,9 +102,11 @@ class Companion:
             given["networks"] = batch.students
         if needs.companions == "same-class":
             given["companions"] = own(batch.need_companions().logits)
-        if needs.companions == "previous":
+        if needs.companions in ("previous", "weak"):
             again = batch.need_companions()
-            given["companions"] = type(again)(own(again.logits), own(again.labels), own(again.indices))
+            features = again.features and again.features.map(own)
+            columns = own(again.logits), own(again.labels), own(again.indices)
+            given["companions"] = type(again)(*columns, features)
         teachers = [
             TeacherOutputs(own(logits), features.map(own)) if features else own(logits)
             for logits, features in batch.teachers

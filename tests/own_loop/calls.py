@@ -21,7 +21,7 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 NEED_MORE = (
     *("mmkd", "distpro-search", "distpro", "professor", "education", "kd-specialists"),
-    *("mlkd", "mlkd-ls", "fsp", "ft", "ab", "ofd", "srrl"),
+    *("mlkd", "mlkd-ls", "fsp", "ft", "ab", "ofd", "srrl", "one", "mixskd"),
 )
 """Those that are refused, and those that need facts about their teachers."""
 SERVED = [name for name in METHODS if name not in NEED_MORE]
@@ -73,6 +73,9 @@ def arguments(name: str, seed: int, candidates: int = 1) -> dict[str, Any]:
     if needs.companions == "previous":
         again = torch.randperm(IMAGES, generator=generator)[:BATCH]
         given["companions"] = CompanionOutputs(random(BATCH, CLASSES), labels, again)
+    if needs.companions == "weak":
+        again = torch.arange(BATCH)
+        given["companions"] = CompanionOutputs(random(BATCH, CLASSES), labels, again, features())
     if needs.slow_decay is not None:
         given["slow_logits"] = random(BATCH, CLASSES)
     if needs.networks:

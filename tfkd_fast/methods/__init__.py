@@ -43,9 +43,15 @@ from tfkd_fast.methods.one_teacher.relations.rkd import RKD, RKDSettings
 from tfkd_fast.methods.one_teacher.relations.sp import SP, SPSettings
 from tfkd_fast.methods.online.dml import DML
 from tfkd_fast.methods.online.kdcl import KDCL, KDCLSettings
+from tfkd_fast.methods.online.one import ONE, ONESettings
 from tfkd_fast.methods.online.peers import PeerSettings
+from tfkd_fast.methods.self_distillation.bake import BAKE, BAKESettings
+from tfkd_fast.methods.self_distillation.byot import BYOT, BYOTSettings
 from tfkd_fast.methods.self_distillation.cs_kd import CSKD, CSKDSettings
+from tfkd_fast.methods.self_distillation.ddgsd import DDGSD, DDGSDSettings
 from tfkd_fast.methods.self_distillation.dlb import DLB, DLBSettings
+from tfkd_fast.methods.self_distillation.frskd import FRSKD, FRSKDSettings
+from tfkd_fast.methods.self_distillation.mixskd import MixSKD, MixSKDSettings
 from tfkd_fast.methods.self_distillation.ps_kd import PSKD, PSKDSettings
 from tfkd_fast.methods.self_distillation.tf_kd_self import TfKDSelf, TfKDSelfSettings
 from tfkd_fast.methods.self_distillation.uskd import USKD, USKDSettings
@@ -185,6 +191,36 @@ _OWN: dict[str, MethodEntry] = {
         TfKDSelfSettings,
         TfKDSelf,
     ),
+    "byot": MethodEntry(
+        "classifiers on earlier stages, by the last one",
+        "Zhang et al., ICCV 2019, without the attention of the journal version",
+        BYOTSettings,
+        BYOT,
+    ),
+    "ddgsd": MethodEntry(
+        "two views of an image that teach each other",
+        "Xu, Liu, AAAI 2019; weight and temperature by Self-KD-Lib",
+        DDGSDSettings,
+        DDGSD,
+    ),
+    "bake": MethodEntry(
+        "predictions for similar images of the batch",
+        "Ge et al., 2021; epochs of usual length are our choice",
+        BAKESettings,
+        BAKE,
+    ),
+    "frskd": MethodEntry(
+        "a pyramid of refined features",
+        "Ji et al., CVPR 2021",
+        FRSKDSettings,
+        FRSKD,
+    ),
+    "mixskd": MethodEntry(
+        "mixtures of images and of predictions",
+        "Yang et al., ECCV 2022; two passes are our choice",
+        MixSKDSettings,
+        MixSKD,
+    ),
     # without a teacher: students that teach each other
     "dml": MethodEntry(
         "students that learn from each other",
@@ -197,6 +233,12 @@ _OWN: dict[str, MethodEntry] = {
         "Guo et al., CVPR 2020, MinLogit; temperature and weight are our choice",
         KDCLSettings,
         KDCL,
+    ),
+    "one": MethodEntry(
+        "branches that learn from their ensemble",
+        "Lan et al., NeurIPS 2018",
+        ONESettings,
+        ONE,
     ),
     # controlled targets
     "tfkd": _controlled(

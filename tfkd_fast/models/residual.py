@@ -56,7 +56,7 @@ class ResidualNetwork(FeatureNetwork):
         x, active = self._stem(images)
         stem = x if self.preactivated else active
         for stage in self.stages:
-            x, inner = _run_stage(stage, x, active, activate=False)
+            x, inner = run_blocks(stage, x, active, activate=False)
             active = F.relu(inner)
             before.append(inner)
             after.append(active)
@@ -69,7 +69,7 @@ class ResidualNetwork(FeatureNetwork):
         outputs: list[Tensor] = []
         x, active = self._stem(images)
         for stage in list(self.stages)[:count]:
-            x, active = _run_stage(stage, x, active)
+            x, active = run_blocks(stage, x, active)
             outputs.append(active)
         return outputs
 
@@ -82,7 +82,7 @@ class ResidualNetwork(FeatureNetwork):
         return x, norm_relu_pool(self.norm, x)
 
 
-def _run_stage(stage: nn.Module, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
+def run_blocks(stage: nn.Module, x: Tensor, active: Tensor, *, activate: bool = True) -> tuple[Tensor, Tensor]:
     """Run the blocks of a stage; arguments and results are those of a block, see `ResidualNetwork`."""
     *inner, last = stage.children()
     for block in inner:

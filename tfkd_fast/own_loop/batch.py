@@ -141,22 +141,26 @@ def _companions(
     method: str, needs: Needs, context: Context, inputs: Inputs, labels: Tensor, indices: Tensor, n: int
 ) -> CompanionOutputs:
     """The outputs for companions. Logits alone are those for other images of the same labels."""
+    outputs = "CompanionOutputs(logits, labels, indices, features)" if needs.features else "the logits"
     words = {
         "same-class": "the logits of another image of the class of each, without gradient",
         "previous": "CompanionOutputs(logits, labels, indices) of the batch before, shown again",
-    }
-    companions = _require(method, "companions", inputs.companions, words.get(needs.companions or "", "of another view"))
-    if needs.companions == "previous":
-        if isinstance(companions, Tensor):
-            raise UserError(f"method {method!r} needs companions in each call: {words['previous']}")
-        if labels.shape[1] > context.batch_size:
-            raise UserError(f"batch_size = {context.batch_size} is the largest batch: got {labels.shape[1]} images")
+    }.get(needs.companions or "", f"{outputs} of another view of each image")
+    companions = _require(method, "companions", inputs.companions, words)
     if isinstance(companions, Tensor):
+        if needs.companions == "previous":
+            raise UserError(f"method {method!r} needs companions in each call: {words}")
         companions = CompanionOutputs(companions, labels, indices)
+    if needs.features and companions.features is None:
+        raise UserError(f"method {method!r} needs companions in each call: {words}")
+    if needs.companions == "previous" and labels.shape[1] > context.batch_size:
+        raise UserError(f"batch_size = {context.batch_size} is the largest batch: got {labels.shape[1]} images")
     logits = companions.logits if needs.companion_gradient else companions.logits.detach()
-    return CompanionOutputs(
-        _with_axis(logits.float(), 2, n), _with_axis(companions.labels, 1, n), _with_axis(companions.indices, 1, n)
-    )
+    features = companions.features and _features_with_axis(companions.features, n)
+    if features and not needs.companion_gradient:
+        features = features.map(Tensor.detach)
+    columns = _with_axis(companions.labels, 1, n), _with_axis(companions.indices, 1, n)
+    return CompanionOutputs(_with_axis(logits.float(), 2, n), *columns, features)
 
 
 @dataclass

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-import torch
 from torch import nn
 
 from tfkd_fast.data import Dataset, Loader, LoaderChoice, choose_loader, make_loader, make_mixing, split_holdout
@@ -23,7 +22,7 @@ from tfkd_fast.models import (
     refuse_unstackable,
     try_out,
 )
-from tfkd_fast.randomness import Purpose, random_words
+from tfkd_fast.randomness import weights_seed
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.strict_json import to_json
@@ -221,6 +220,7 @@ def method_context(
         shapes=feature_shapes(student, dataset.image_shape) if known else FeatureShapes((), 0),
         teachers=tuple(teacher.facts for teacher in teachers),
         batch_size=recipe.data.batch_size,
+        build_student=partial(build_student, recipe, dataset, compute),
     )
 
 
@@ -262,6 +262,5 @@ def _untrained_population(method: Method, build: Callable[[int], nn.Module], rec
     population = Population(partial(build, seed), needs.candidates, recipe.optimizer, slow=slow)
     if needs.own_weights:
         for slot in range(1, needs.candidates):
-            own_seed = int(random_words(torch.tensor(slot), Purpose.WEIGHTS, seed=seed)[0])
-            population.start_from(slot, build(own_seed))
+            population.start_from(slot, build(weights_seed(seed, slot)))
     return population

@@ -145,7 +145,7 @@ class EpochTrainer:
         """The lanes that train the candidates of a plan. They are built once for each kind of plan and kept, because
         steps are captured in them."""
         shared = len(set(plan.streams)) == 1
-        kind = plan.interval.candidates, average, shared, plan.labels, plan.turns, plan.phase
+        kind = plan.interval.candidates, average, shared, plan.labels, plan.turns, plan.class_groups, plan.phase
         if kind not in self._lanes:
             self._lanes[kind] = self._make_lanes(plan, average, shared)
         return self._lanes[kind]
@@ -181,7 +181,8 @@ class EpochTrainer:
 
     def _loader_of(self, plan: Plan) -> Loader:
         loader = self.loader if plan.labels is None else self.loader.with_labels(plan.labels)
-        return loader if plan.turns is None else loader.with_turns(plan.turns)
+        loader = loader if plan.turns is None else loader.with_turns(plan.turns)
+        return loader if plan.class_groups == 1 else loader.with_class_groups(plan.class_groups)
 
 
 @dataclass(frozen=True, eq=False)

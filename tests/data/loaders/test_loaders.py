@@ -80,6 +80,22 @@ def test_groups_of_labels_take_turns_in_the_order_that_they_would_have_among_the
     assert collect(plain.epoch(3, 1)).indices.tolist() == before
 
 
+@pytest.mark.parametrize("loader", ["resident", "torchvision"])
+def test_images_of_a_class_stand_in_groups_at_the_place_of_the_first(loader: LoaderName) -> None:
+    dataset = dataset_of((3, 32, 32))
+    plain = loader_of(dataset, loader)
+    labels = dataset.read_train().labels.tolist()
+    before = collect(plain.epoch(3, 1)).indices.tolist()
+    groups = []
+    for label in set(labels):
+        of_class = [index for index in before if labels[index] == label]
+        groups += [of_class[start : start + 3] for start in range(0, len(of_class), 3)]
+    groups.sort(key=lambda group: before.index(group[0]))
+    assert max(map(len, groups)) == 3
+    found = collect(plain.with_class_groups(3).epoch(3, 1)).indices.tolist()
+    assert found == [index for group in groups for index in group] != before
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("flip", [True, False])
 def test_crops_and_mirroring_are_those_of_numpy(shape: tuple[int, int, int], flip: bool) -> None:

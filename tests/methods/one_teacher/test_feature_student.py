@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.one_teacher.published import STUDENT, TEACHER, build, fill, outputs, with_features
+from tests.methods.published import STUDENT, TEACHER, build, fill, outputs, with_features
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import METHODS
 from tfkd_fast.methods.one_teacher.feature_student import FeatureStudent

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.methods.one_teacher.published import STUDENT, TEACHER, build, outputs, with_features
+from tests.methods.published import STUDENT, TEACHER, build, outputs, with_features
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Interval
 from tfkd_fast.methods.one_teacher.initial_phase import InitialPhaseStudent

@@ -1,19 +1,18 @@
 """Methods of one teacher have the losses and gradients of the published code, in float64."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.methods.one_teacher.published import (
+from tests.methods.published import (
     BATCH,
     LABELS,
     PUBLISHED,
     STUDENT,
+    assert_published,
     build,
-    figures,
+    entropies,
     fill,
     outputs,
     with_features,
@@ -23,13 +22,9 @@ from tfkd_fast.methods import METHODS
 from tfkd_fast.methods.base import Interval, Material
 from tfkd_fast.methods.one_teacher.features.ft import FT
 
-LOGITS = [name for name in PUBLISHED if name in METHODS and not METHODS[name].needs().features]
-FEATURES = [name for name in PUBLISHED if name in METHODS and METHODS[name].needs().features]
-
-
-def entropies(logits: Tensor) -> Tensor:
-    log_p = logits.log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1)
+TAUGHT = [name for name in PUBLISHED if name in METHODS and METHODS[name].needs().teachers.fewest]
+LOGITS = [name for name in TAUGHT if not METHODS[name].needs().features]
+FEATURES = [name for name in TAUGHT if METHODS[name].needs().features]
 
 
 def constant(name: str, student: Tensor, teacher: Tensor) -> float:
@@ -43,19 +38,6 @@ def constant(name: str, student: Tensor, teacher: Tensor) -> float:
         weights = 1 - (-errors[0] / errors[1]).exp()
         return float(2.25 * 4.0**2 * (weights * entropies(teacher / 4.0)).mean())
     return 0.0
-
-
-def assert_published(loss: Tensor, leaves: dict[str, list[Tensor]], expected: dict[str, Any], value: float) -> None:
-    """Within 1e-6: one-hot labels, factors, and what an adapter gives are float32."""
-    assert float(loss.detach()) == pytest.approx(value, rel=1e-6)
-    for leaf, wanted in expected.items():
-        if leaf == "value":
-            continue
-        gradients = torch.autograd.grad(loss.sum(), leaves[leaf], retain_graph=True, allow_unused=True)
-        pairs = zip(gradients, leaves[leaf], strict=True)
-        flat = torch.cat([(torch.zeros_like(x) if each is None else each).flatten() for each, x in pairs])
-        length = max(wanted[0], 1.0 / BATCH)
-        assert figures(flat) == pytest.approx(wanted, rel=1e-6, abs=1e-6 * length)
 
 
 @pytest.mark.parametrize("name", LOGITS)

@@ -89,6 +89,7 @@ class Loader:
         self._augmentation = augmentation
         self._repeat_after = 0
         self._turn_of: Tensor | None = None
+        self._class_groups = 1
         self._device, self._dtype, self._seed = device, dtype, seed
         self._mean, self._std = (
             torch.tensor([255 * value for value in values], device=device) for values in (mean, std)
@@ -126,6 +127,13 @@ class Loader:
             other._turn_of[list(group)] = number
         return other
 
+    def with_class_groups(self, size: int) -> Self:
+        """Return a loader that shows the images of a class in groups of `size` in every epoch: each group at the place
+        of its first image in the random order. What is left of a class is a smaller group."""
+        other = copy.copy(self)
+        other._class_groups = size
+        return other
+
     def with_augmentation_period(self, epochs: int) -> Self:
         """Return a loader whose augmentation, but not its order, repeats after so many epochs; 0 means never."""
         other = copy.copy(self)
@@ -146,6 +154,8 @@ class Loader:
         device = self._device if self.is_resident else HOST
         order = permutation(len(self._visited), seed=self._seed, epoch=epoch, stream=stream, device=device)
         order = self._visited.to(device)[order]
+        if self._class_groups > 1:
+            order = order[_group_by_class(self._labels.to(device)[order], self._class_groups)]
         if self._turn_of is None:
             return order
         return order[self._turn_of[self._labels[order.to(self._device)]].argsort(stable=True).to(device)]
@@ -241,3 +251,13 @@ class Loader:
         """Return a draw (3,) int64, filled on the device because a copy from the host would wait for the device."""
         words = (torch.full((), value, dtype=torch.int64, device=self._device) for value in (seed, epoch, stream))
         return torch.stack(list(words))
+
+
+def _group_by_class(labels: Tensor, size: int) -> Tensor:
+    """Return the places (M,) int64 of labels (M,) in groups of a class, by the place of the first one of each group."""
+    by_class = labels.argsort(stable=True)
+    counts = labels.bincount()
+    starts = (counts.cumsum(0) - counts)[labels[by_class]]
+    rank = torch.arange(len(labels), device=labels.device) - starts  # of an image within its class
+    first = by_class[starts + rank // size * size]
+    return by_class[first.argsort(stable=True)]

@@ -49,6 +49,10 @@ class CompanionOutputs(NamedTuple):
     images: Tensor = NO_IMAGES
     """(n,B,C,H,W): the companions themselves, as `StepBatch.images`."""
 
+    def need_features(self) -> Features:
+        """The features, for a method that needs them. Raises ValueError where there are none."""
+        return _require(self.features, "features")
+
 
 @dataclass(frozen=True)
 class StepBatch:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,13 @@ class TeacherFacts:
     `labels`. Gradients flow through it."""
 
 
+def _build_nothing(seed: int) -> NoReturn:
+    raise UserError(
+        "this method trains other ends of the network, which are built as the network is, and a loop of one's own does "
+        "not build it: train with tfkd-fast train"
+    )
+
+
 @dataclass(frozen=True)
 class Context:
     """The facts of a run that its method may read."""
@@ -56,6 +64,9 @@ class Context:
     teachers: tuple[TeacherFacts, ...] = ()
     batch_size: int = 64
     """The batch size of the student's training; the last batch of an epoch may be smaller."""
+    build_student: Callable[[int], nn.Module] = field(default=_build_nothing, compare=False, repr=False)
+    """Builds an untrained network like the student's from a seed, on the device. Raises UserError in a loop of one's
+    own."""
 
     def need_shapes(self) -> FeatureShapes:
         """The shapes of the student's features, for a method that cannot do without them.

@@ -46,6 +46,8 @@ class Plan:
     """The labels whose images are trained on; None: all."""
     turns: tuple[tuple[int, ...], ...] | None = None
     """Groups of labels whose images are shown one group after the other in every epoch; None: all in random order."""
+    class_groups: int = 1
+    """How many images of a class stand beside each other in the order of every epoch."""
     schedule: tuple[int, int] | None = None
     """First epoch and end (0-based) of a learning-rate schedule of its own, which starts with momenta of zero; None:
     the schedule of the run."""

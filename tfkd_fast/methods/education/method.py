@@ -26,7 +26,7 @@ from tfkd_fast.methods.education.marks import Marks
 from tfkd_fast.methods.education.network import Grade, Head
 from tfkd_fast.methods.taught.specialists import SideBySide
 from tfkd_fast.methods.taught.student import TaughtSettings, TaughtStudent
-from tfkd_fast.randomness import Purpose, random_words, seeded
+from tfkd_fast.randomness import seeded, weights_seed
 from tfkd_fast.settings import LARGEST, ReadIf, Settings
 
 
@@ -104,8 +104,7 @@ class Education(TaughtStudent):
         """Build the head of a grade, four times as wide as the first stage: 256 for VGG-8 (our choice), 64 for
         ResNet-20 (the authors' code)."""
         maps = self.context.need_shapes().maps
-        seed = int(random_words(torch.tensor(1 + number), Purpose.WEIGHTS, seed=self.context.seed)[0])
-        with seeded(seed):
+        with seeded(weights_seed(self.context.seed, 1 + number)):
             head = Head(maps[grade.stages - 1][0], 4 * maps[0][0], grade.labels, self.context.num_classes)
         return head.to(self.context.device)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.methods.one_teacher.published import build, outputs
+from tests.methods.published import build, outputs
 from tfkd_fast.methods.base import Interval
 from tfkd_fast.methods.one_teacher.logits.ctkd import CTKD
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.one_teacher.published import CLASSES, build, outputs, waves
+from tests.methods.published import CLASSES, build, outputs, waves
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import TeacherOutputs
 from tfkd_fast.methods.one_teacher.logits.kd_ls import standardise

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from tests.methods.one_teacher.published import BATCH, LABELS, build, fill, outputs, with_features
+from tests.methods.published import BATCH, LABELS, build, fill, outputs, with_features
 from tfkd_fast.methods.base import StepBatch
 from tfkd_fast.methods.one_teacher.relations.crd import CRD
 
