@@ -149,6 +149,8 @@ def epoch_of(name: str, workload: bench.Workload, teachers: Sequence[Teacher]) -
         model=workload.model.name,
         shapes=feature_shapes(workload.build(), IMAGE_SHAPE),
         teachers=tuple(teacher.facts for teacher in teachers),
+        batch_size=workload.batch_size,
+        build_student=lambda seed: workload.build(),
     )
     settings = merge(
         {key: entry.preset[key] for key in entry.preset.keys() & entry.settings.model_fields}, OWN.get(name, {})

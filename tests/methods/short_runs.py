@@ -30,6 +30,8 @@ OWN: dict[str, dict[str, Any]] = {
     "distpro": {"pathways": LINEAR, "process": {"strength": 0.2}},  # at 1 features outweigh the label for longer
     "education": {"grades": {"promotions": [0.125, 0.25]}, "loss": {"self_reference": 0.5}},
     "crd": {"loss": {"negatives": 64}},
+    "frskd": {"model": {"name": "resnet8", "width": 0.5}},
+    "mixskd": {"model": {"name": "resnet8", "width": 0.5}},
     "ft": {"loss": {"paraphraser_epochs": 2}},
     "dkd-ls": {"loss": {"alpha": 1.0, "beta": 2.0}},
     "mlkd-ls": {"loss": {"kd_weight": 0.2}},

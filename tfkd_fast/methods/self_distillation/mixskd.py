@@ -116,9 +116,8 @@ class MixSKD(SingleStudent):
         return super().resume_interval(interval)
 
     def loss(self, logits: Tensor, batch: StepBatch) -> Loss:
-        images, partners = self._mixing.mix(
-            Batch(batch.images, batch.labels, batch.indices), self._mixtures.index_select(0, self._step)
-        )
+        plan = self._mixtures.index_select(0, self._step % len(self._mixtures))
+        images, partners = self._mixing.mix(Batch(batch.images, batch.labels, batch.indices), plan)
         self._step.add_(1)
         mixed_logits, mixed_features = batch.forward(images.images)
         assert mixed_features is not None
