@@ -68,6 +68,7 @@ ONE_OF_EACH = [
         test_ece=1e-7,
     ),
     events.LoaderChosen(chosen="dali", images_per_second={"dali": 9.5e3}, refused={"resident": "too large"}),
+    events.ProcessesJoined(count=3, share="batch"),
     events.ConvolutionsChosen(passes={"taps": 2, "torch": 9}, seconds=0.5),
     events.StepsCompiled(epoch=1, seconds=3.25),
     events.EpochEnded(

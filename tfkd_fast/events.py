@@ -214,6 +214,17 @@ class LoaderChosen(Event):
     """Why a loader cannot be used, by its name."""
 
 
+class ProcessesJoined(Event):
+    """Several processes train the run together from here on."""
+
+    kind = "processes"
+
+    count: int
+    """The number of processes."""
+    share: str
+    """What each has a part of: the "candidates", or every "batch"."""
+
+
 class ConvolutionsChosen(Event):
     """The algorithms of the convolutions were chosen by their speed."""
 
@@ -615,6 +626,7 @@ _KINDS: Mapping[str, type[Event]] = {
         RunResumed,
         RunFinished,
         LoaderChosen,
+        ProcessesJoined,
         ConvolutionsChosen,
         StepsCompiled,
         EpochEnded,

@@ -39,7 +39,7 @@ PLACES = {"line", "crc32"}  # they change with the clocks, and where a run says 
 
 def without_clocks(folder: Path) -> list[dict[str, Any]]:
     left_out = CLOCKS | PLACES
-    events = [event for event in log(folder) if event["event"] != "resume"]
+    events = [event for event in log(folder) if event["event"] not in ("resume", "processes")]
     return [{k: v for k, v in event.items() if k not in left_out} for event in events]
 
 

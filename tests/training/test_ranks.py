@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,9 @@ def net(num_classes):
 """
 
 
+COMPILED = replace(CPU, compile=True)
+
+
 class Two(Ranks):
     """The first of two processes, as far as a run is refused before they speak to each other."""
 
@@ -229,24 +233,22 @@ class Two(Ranks):
 @pytest.mark.parametrize(
     ("method", "tables", "sentence"),
     [
-        ("tfkd", {}, "method tfkd trains 1 candidate at most, and each of 2 processes needs one of its own: start 1"),
         ("tfkd-mrs", {"population": "stacked"}, "use --population sequential or streams"),
-        (
-            "tfkd",
-            {"target": {"sources": ["peers"], "peers": 2}},
-            "the candidates of method tfkd learn from each other in every step",
-        ),
+        ("dlb", {}, "2 processes would share each batch, and the loss of method dlb may need a whole one"),
+        ("ce", {"data": {"mix": "mixup"}}, "images are mixed with others of their batch"),
+        ("ce", {"data": {"batch_size": 1}}, "a batch has 1 image, and each of 2 processes needs one"),
+        ("ce", {"compile": "on"}, "a network whose batch norm several processes synchronise is not compiled"),
         ("tfkd-mrs", {"model": {"name": "{folder}/net.py:net"}}, "draw random numbers, as dropout does"),
     ],
 )
-def test_what_would_not_have_the_bytes_of_one_process_is_refused(
+def test_what_several_processes_cannot_train_as_one_does_is_refused(
     tmp_path: Path, method: str, tables: dict[str, Any], sentence: str
 ) -> None:
     (tmp_path / "net.py").write_text(DROPOUT)
     if name := tables.get("model", {}).get("name"):
         tables = {"model": {"name": name.format(folder=tmp_path)}}
     with pytest.raises(UserError, match=sentence):
-        Trainer(recipe(method, **tables), few_images(), CPU, RunFolder(tmp_path), ranks=Two())
+        Trainer(recipe(method, **tables), few_images(), COMPILED, RunFolder(tmp_path), ranks=Two())
 
 
 @pytest.mark.parametrize(
@@ -288,5 +290,5 @@ def test_devices_starts_torchrun(tmp_path: Path, undisturbed: Path) -> None:
 
 
 def test_what_every_rank_refuses_is_told_once(tmp_path: Path) -> None:
-    refused = run_alone(*options(merge(SMALL, {"method": "tfkd"}), tmp_path / "run"), "--devices", "2", ok=False)
-    assert "method tfkd trains 1 candidate at most" in sentence_of(refused)
+    refused = run_alone(*options(merge(SMALL, {"method": "uskd"}), tmp_path / "run"), "--devices", "2", ok=False)
+    assert "the loss of method uskd may need a whole one" in sentence_of(refused)

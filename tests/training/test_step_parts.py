@@ -108,8 +108,7 @@ def test_features_are_those_of_the_batch() -> None:
 def test_companions_are_shown_beside_the_batch(loader: str, gradient: bool, kind: Any) -> None:
     method, made = Probe(companions=kind, companion_gradient=gradient), a_loader(loader)
     population = train(method, loader=made)
-    order = made.order(0)
-    batches, beside = made.epoch(0), made.visit(made.companion_order(kind, order, 0), 0, 2**31)
+    batches, beside = made.epoch(0), made.visit(made.companion_order(kind, 0), 0, 2**31)
     student = a_student().train()
     optimizer = an_optimizer(student.parameters())
     for (logits, step), batch, companions in zip(method.steps, batches, beside, strict=True):

@@ -25,6 +25,7 @@ from tfkd_fast.events import (
     GradeStarted,
     LoaderChosen,
     PathwaysWeighed,
+    ProcessesJoined,
     ProfessorJudged,
     RunFacts,
     RunFinished,
@@ -92,6 +93,9 @@ class Display(Listener):
                 self._show_start(event)
             case RunResumed():
                 self._show_resume(event)
+            case ProcessesJoined():
+                part = "candidates of its own" if event.share == "candidates" else f"a part of every {event.share}"
+                self._terminal.say(f"{event.count} processes, each with {part}")
             case LoaderChosen():
                 self._show_loader(event)
             case ConvolutionsChosen():

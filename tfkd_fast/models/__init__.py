@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from tfkd_fast.errors import refuse_unknown
+from tfkd_fast.models.batch_norm import SynchronisedNorms
 from tfkd_fast.models.features import (
     FeatureName,
     FeatureNetwork,
@@ -71,6 +72,7 @@ __all__ = [
     "NetworkOrFactory",
     "ResNet",
     "ResidualNetwork",
+    "SynchronisedNorms",
     "WideResNet",
     "Width",
     "announce_import",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfkd_fast import ops
+from tfkd_fast.models.batch_norm import SynchronisedNorms
 from tfkd_fast.models.folding import FoldingConv
 from tfkd_fast.ops import conv_algorithms, fused
 from tfkd_fast.ops.convolution import norm_relu
@@ -61,15 +62,16 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def norm_relu_pool(norm: nn.Module, x: Tensor, *, pool: bool = False, add: Tensor | None = None) -> Tensor:
-    """Apply batch norm, the sum with `add`, ReLU and, with `pool`, 2x2 max-pooling to x (B,C,H,W); in training, and
-    without one of the two, this is one operator."""
+    """Apply batch norm, the sum with `add`, ReLU and, with `pool`, 2x2 max-pooling to x (B,C,H,W); in training by
+    one process, and without one of the two, this is one operator."""
     assert isinstance(norm, nn.BatchNorm2d)
     batches, mean, var = norm.num_batches_tracked, norm.running_mean, norm.running_var
     if not norm.training and add is None and not pool and mean is not None and var is not None:
         finished = norm_relu(x, norm.weight, norm.bias, mean, var, norm.eps)
         if finished is not None:
             return finished
-    if not norm.training or batches is None or mean is None or var is None or (pool and add is not None):
+    apart = not norm.training or (pool and add is not None) or SynchronisedNorms.are_active
+    if apart or batches is None or mean is None or var is None:
         x = norm(x)
         x = F.relu(x if add is None else x + add)
         return F.max_pool2d(x, 2) if pool else x

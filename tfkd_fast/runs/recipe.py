@@ -53,6 +53,9 @@ class Recipe(Settings):
     """Whether torch.compile makes the kernels of the training step; auto compiles on CUDA."""
     population: Literal["auto", "sequential", "streams", "stacked"] = "auto"
     """How candidates train side by side: one after the other, on CUDA streams, or stacked into one network."""
+    sync_batch_norm: bool = True
+    """Whether batch norm has the statistics of the whole batch where several processes share it, or each process those
+    of its part."""
     deterministic: bool = False
     """Whether a run on CUDA gives the same bits again, at the price of speed; on the CPU it does so anyway."""
     convolutions: Literal["auto", "measured", "torch"] = "auto"

@@ -1,7 +1,7 @@
 """Put together what a recipe is trained with: images, networks, method, teachers, judge, and what trains an epoch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -34,6 +34,7 @@ from tfkd_fast.training.epoch import EpochTrainer
 from tfkd_fast.training.groups import choose_side_by_side
 from tfkd_fast.training.population import Population
 from tfkd_fast.training.ranks import ALONE, Ranks
+from tfkd_fast.training.shared_batches import SharedBatches
 
 MethodT = TypeVar("MethodT", bound=Method)
 
@@ -62,6 +63,10 @@ class Parts(Generic[MethodT]):
     """The recipe, with the loader that `auto` chose."""
     dataset: Dataset
     """The data set that the recipe names."""
+    compute: Compute
+    """Where and in which precision is trained, and whether networks are compiled."""
+    ranks: Ranks
+    """The processes of the run; `SharedBatches` where they train the same candidates together."""
     images: TrainingImages
     """The training images in two parts, each with its loader."""
     loader: Loader
@@ -121,14 +126,18 @@ def assemble(
     own = partial(build, recipe.seed)
     student = own()
     draws = try_out(student, recipe.model.name, len(dataset.classes), dataset.image_shape, compute.autocast)
-    _refuse_last_batch(student, recipe, dataset, loader, compute)
     method = build_method(method_context(recipe, dataset, images.num_fit, compute, student, loaded))
     _refuse_mixing(recipe, method.needs)
     if ranks.size > 1:
-        _refuse_several_processes(recipe, method.needs, ranks.size, draws=draws)
+        ranks, compute = _divide(recipe, method, loader, ranks, compute, draws=draws)
+    shared = isinstance(ranks, SharedBatches)
+    parts = ranks.size if shared and not recipe.sync_batch_norm else 1
+    _refuse_part_of_one(student, recipe, dataset, loader, compute, parts)
     several = method.needs.candidates > 1
     on_threads = several and compute.device.type == "cpu" and not method.needs.joint_steps
     side_by_side = choose_side_by_side(recipe.population, draws_on_threads=draws and on_threads)
+    if several and shared:
+        side_by_side = "sequential"  # processes have to exchange in one order
     if several and side_by_side == "stacked":
         refuse_unstackable(own, recipe.model.name, dataset.image_shape, compute.autocast)
     population, adapters = _untrained_population(method, build, recipe), Adapters(method.adapters, recipe.optimizer)
@@ -159,7 +168,7 @@ def assemble(
             lambda: choose_convolutions(recipe, compute, method.needs, loader, own, teachers, dataset.image_shape)
         )
     trained = method, population, adapters, teachers, judge, epochs, measured, draws
-    return Parts(recipe, dataset, images, loader, *trained)
+    return Parts(recipe, dataset, compute, ranks, images, loader, *trained)
 
 
 def load_images(recipe: Recipe, dataset: Dataset, compute: Compute, ranks: Ranks = ALONE) -> TrainingImages:
@@ -180,15 +189,22 @@ def load_images(recipe: Recipe, dataset: Dataset, compute: Compute, ranks: Ranks
     )
 
 
-def _refuse_last_batch(student: nn.Module, recipe: Recipe, dataset: Dataset, loader: Loader, compute: Compute) -> None:
-    """Raise UserError if the last batch of an epoch has one image and the student cannot be trained on it, with the
-    nearest batch size, rather a smaller one, that leaves no such batch."""
-    *_, last = sizes = loader.batch_sizes()
-    if last == 1:
-        images, size = sum(sizes), loader.batch_size
+def _refuse_part_of_one(
+    student: nn.Module, recipe: Recipe, dataset: Dataset, loader: Loader, compute: Compute, parts: int
+) -> None:
+    """Raise UserError if one of so many parts of a batch, each with a batch norm of its own, has one image and the
+    student cannot be trained on it. Of whole batches that is the last one; the remedy is then the nearest batch size,
+    rather a smaller one, that leaves no such batch."""
+    batches, size = loader.batch_sizes(), loader.batch_size
+    if 1 not in {len(range(number, batch, parts)) for batch in set(batches) for number in range(parts)}:
+        return
+    if parts > 1:
+        remedy = "set sync_batch_norm to true"
+    else:
+        images = sum(batches)
         others = (*range(size - 1, 1, -1), *range(size + 1, images + 1))
         remedy = f"set data.batch_size to {next(other for other in others if images % other != 1)}, for example"
-        refuse_batch_of_one(student, recipe.model.name, dataset.image_shape, compute.autocast, remedy)
+    refuse_batch_of_one(student, recipe.model.name, dataset.image_shape, compute.autocast, remedy)
 
 
 def build_student(recipe: Recipe, dataset: Dataset, compute: Compute, seed: int) -> nn.Module:
@@ -234,25 +250,48 @@ def _refuse_mixing(recipe: Recipe, needs: Needs) -> None:
         raise UserError(f"method {recipe.method} learns from predictions of single images: {remedy}")
 
 
-def _refuse_several_processes(recipe: Recipe, needs: Needs, processes: int, *, draws: bool) -> None:
-    """Raise UserError if so many processes cannot train a recipe, or not to the weights of one process."""
-    if processes > needs.candidates:
-        raise UserError(
-            f"method {recipe.method} trains {needs.candidates} candidate{'s' if needs.candidates > 1 else ''} at most, "
-            f"and each of {processes} processes needs one of its own: start {needs.candidates}"
-        )
-    if needs.joint_steps:
-        raise UserError(
-            f"the candidates of method {recipe.method} learn from each other in every step, as by target.sources with "
-            "peers: train it in one process"
-        )
-    if recipe.population == "stacked":
+def _divide(
+    recipe: Recipe, method: Method, loader: Loader, ranks: Ranks, compute: Compute, *, draws: bool
+) -> tuple[Ranks, Compute]:
+    """Divide the work among several processes: by candidates where there is one for each, and else by parts of every
+    batch. Returns the processes, and what they compute in.
+
+    Raises:
+        UserError: so many processes cannot train the recipe, or not to the weights of one.
+    """
+    needs, remedy = method.needs, "train it in one process"
+    if recipe.population == "stacked" and needs.candidates > 1:
         raise UserError("stacked candidates are one network in one process: use --population sequential or streams")
     if draws:
         raise UserError(
             f"layers of {recipe.model.name} draw random numbers, as dropout does, and would draw others than in one "
-            "process: train it in one process"
+            f"process: {remedy}"
         )
+    if needs.candidates >= ranks.size and not needs.joint_steps:
+        return ranks, compute
+    if not method.per_sample:
+        raise UserError(
+            f"{ranks.size} processes would share each batch, and the loss of method {recipe.method} may need a whole "
+            f"one: {remedy}"
+        )
+    if recipe.data.mix != "none":
+        raise UserError(
+            f"images are mixed with others of their batch, of which each of {ranks.size} processes has a part: set "
+            f"data.mix to none, or {remedy}"
+        )
+    if (images := loader.batch_sizes()[0]) < ranks.size:
+        raise UserError(
+            f"a batch has {images} image{'s' if images > 1 else ''}, and each of {ranks.size} processes needs one: set "
+            f"data.batch_size to {ranks.size} or more"
+        )
+    if recipe.sync_batch_norm and compute.compile:
+        if recipe.compile == "on":
+            raise UserError(
+                "a network whose batch norm several processes synchronise is not compiled: use --compile off, or set "
+                "sync_batch_norm to false"
+            )
+        compute = replace(compute, compile=False)
+    return SharedBatches(ranks, synchronise=recipe.sync_batch_norm), compute
 
 
 def _untrained_population(method: Method, build: Callable[[int], nn.Module], recipe: Recipe) -> Population:

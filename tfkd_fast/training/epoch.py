@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -19,12 +20,14 @@ from tfkd_fast.training.adapters import Adapters
 from tfkd_fast.training.capture import RepeatedStep, Streams, branches
 from tfkd_fast.training.divergence import Fault, input_fault, loss_fault, state_fault
 from tfkd_fast.training.feed import Feed, make_feed
+from tfkd_fast.training.gradient_sum import GradientSum
 from tfkd_fast.training.groups import Group, GroupSpec, SideBySide, joint_group, single_group, stacked_group
 from tfkd_fast.training.holdout import HoldoutBatches
 from tfkd_fast.training.lookahead_step import Trial
 from tfkd_fast.training.population import Population
 from tfkd_fast.training.ranks import ALONE, Ranks
-from tfkd_fast.training.step import Records, StepSetup, Turn, train_step, turns_of
+from tfkd_fast.training.shared_batches import SharedBatches
+from tfkd_fast.training.step import Records, StepSetup, Turn, train_step, turns_of, update_group
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,10 @@ class EpochTrainer:
         candidates that took it.
 
         `adapters`, `teachers` and the held-out images that the method may look at are those of the run; a method that
-        has none does without. Of several processes, `ranks`, each trains its own candidates.
+        has none does without. Of several processes, `ranks`, each trains its own candidates, or its part of all.
         """
         self._ranks = ranks
+        self._shared = ranks if isinstance(ranks, SharedBatches) else None
         self.population, self.loader, self.side_by_side = population, loader, side_by_side
         self._compute, self._on_batch, self._mixing = compute, on_batch, mixing
         self._setup = StepSetup(
@@ -79,8 +83,10 @@ class EpochTrainer:
             adapters or Adapters(method.adapters, settings),
             teachers or Teachers((), compute, loader.batch_size),
             HoldoutBatches(holdout) if holdout is not None and method.needs.look_ahead else None,
+            self._shared or ALONE,
         )
-        self._streams = Streams() if compute.device.type == "cuda" and not method.needs.look_ahead else None
+        captured = compute.device.type == "cuda" and not method.needs.look_ahead and self._shared is None
+        self._streams = Streams() if captured else None
         self._lanes: dict[Hashable, list[Lane]] = {}
 
     def steps(self, plan: Plan) -> int:
@@ -98,8 +104,7 @@ class EpochTrainer:
             report_batches: whether `on_batch` is called.
 
         Returns:
-            A result for each candidate. Of several processes, each has trained its own: what they hold of the others is
-            as before.
+            A result for each candidate. All processes have what the epoch made of it.
 
         A candidate that diverges trains to the end of the epoch, like the others; see `EpochRun.fault`.
         """
@@ -128,9 +133,24 @@ class EpochTrainer:
         if average:
             population.epoch_average.count = -(-len(learning_rates) // every)
         examined = [self._examine(*pair, epoch) for pair in zip(self._ranks.own(candidates), runs, strict=True)]
-        of_ranks = self._ranks.gather([examined])
-        slowest = max(sum(run.seconds + run.set_up_seconds for run in of_rank) for of_rank in of_ranks)
-        return _share_time([run for of_rank in of_ranks for run in of_rank], slowest)
+        slowest = max(self._ranks.gather([sum(run.seconds + run.set_up_seconds for run in examined)]))
+        self._exchange(plan, epoch, average=average)
+        return _share_time(self._ranks.of_candidates(examined), slowest)
+
+    def _exchange(self, plan: Plan, epoch: int, *, average: bool) -> None:
+        """Give all processes what the epoch changed of each candidate and of the adapters."""
+        method, shared, candidates = self._setup.method, self._shared, plan.interval.candidates
+        changed = self.population.changed_by_epoch(average=average)
+        if shared is None:
+            changed += method.candidate_tensors().values()
+        else:
+            for sums in method.sample_sums():
+                shared.add(sums)
+            for slot, stream in enumerate(plan.streams if method.image_rows() else ()):
+                rows = [table[slot] for table in method.image_rows()]
+                shared.exchange_rows(rows, self._loader_of(plan), epoch, stream.order)
+            changed += [tensor.unsqueeze(0) for _, tensor in self._setup.adapters.named_tensors()]
+        self._ranks.exchange(changed, candidates)
 
     def _examine(self, slot: int, run: EpochRun, epoch: int) -> EpochRun:
         """The run of a candidate, with the fault that its state shows after the epoch if its losses show none: the last
@@ -144,16 +164,16 @@ class EpochTrainer:
     def lanes(self, plan: Plan, *, average: bool) -> list["Lane"]:
         """The lanes that train the candidates of a plan. They are built once for each kind of plan and kept, because
         steps are captured in them."""
-        shared = len(set(plan.streams)) == 1
-        kind = plan.interval.candidates, average, shared, plan.labels, plan.turns, plan.class_groups, plan.phase
+        alike = len(set(plan.streams)) == 1
+        kind = plan.interval.candidates, average, alike, plan.labels, plan.turns, plan.class_groups, plan.phase
         if kind not in self._lanes:
-            self._lanes[kind] = self._make_lanes(plan, average, shared)
+            self._lanes[kind] = self._make_lanes(plan, average, alike)
         return self._lanes[kind]
 
-    def _make_lanes(self, plan: Plan, average: bool, shared: bool) -> list["Lane"]:
-        """Build the lanes of a plan; `shared` says whether all candidates see the same batches."""
+    def _make_lanes(self, plan: Plan, average: bool, alike: bool) -> list["Lane"]:
+        """Build the lanes of a plan; `alike` says whether all candidates see the same batches."""
         method, loader, slots = self._setup.method, self._loader_of(plan), self._ranks.own(plan.interval.candidates)
-        at_once = loader.batch_size * (2 if method.needs.companion_gradient else 1)
+        at_once = self._own_part(loader).batch_size * (2 if method.needs.companion_gradient else 1)
         spec = GroupSpec(self.population, method, plan, self._compute, at_once, average)
         if len(slots) > 1 and (self.side_by_side == "stacked" or method.needs.joint_steps):
             join = stacked_group if self.side_by_side == "stacked" else joint_group
@@ -162,22 +182,23 @@ class EpochTrainer:
             lanes = [[single_group(slot, spec) for slot in slots]]
         else:
             lanes = [[single_group(slot, spec)] for slot in slots]
-        return [self._make_lane(groups, loader, shared) for groups in lanes]
+        return [self._make_lane(groups, loader, alike) for groups in lanes]
 
-    def _make_lane(self, groups: list[Group], loader: Loader, shared: bool) -> "Lane":
-        slots = range(groups[0].candidates.start, groups[-1].candidates.stop)
-        rows = slots[:1] if shared else slots
-        feed = make_feed(loader, self._setup.method.needs.companions, self._mixing, len(rows), self._compute.device)
-        sizes = loader.batch_sizes()
-        turns = turns_of(sizes, self._setup.optimizer.accumulate)
-        if any(not turn.updates for turn in turns):
-            groups = [replace(group, gradient_sums=self._gradient_sums(group)) for group in groups]
+    def _make_lane(self, groups: list[Group], loader: Loader, alike: bool) -> "Lane":
+        slots, own = range(groups[0].candidates.start, groups[-1].candidates.stop), self._own_part(loader)
+        rows = slots[:1] if alike else slots
+        feed = make_feed(own, self._setup.method.needs.companions, self._mixing, len(rows), self._compute.device)
+        sizes, adapters = loader.batch_sizes(), self._setup.adapters.weights
+        turns = turns_of(sizes, own.batch_sizes(), self._setup.optimizer.accumulate)
+        if self._shared or not all(turn.updates for turn in turns):
+            groups = [replace(group, gradient_sum=GradientSum.zeros([*group.leaves, *adapters])) for group in groups]
         steps = {turn: RepeatedStep(self._streams, compiles=self._compute.compile) for turn in set(turns)}
         records = Records.empty(len(slots), len(sizes), self._compute.device)
-        return Lane(self._setup, groups, slots, feed, rows, turns, steps, records, self._streams)
+        return Lane(self._setup, groups, slots, feed, rows, turns, steps, records, self._streams, self._shared)
 
-    def _gradient_sums(self, group: Group) -> list[torch.Tensor]:
-        return [torch.zeros_like(leaf) for leaf in (*group.leaves, *self._setup.adapters.weights)]
+    def _own_part(self, loader: Loader) -> Loader:
+        """The loader of what this process is shown of each batch."""
+        return self._shared.part(loader) if self._shared else loader
 
     def _loader_of(self, plan: Plan) -> Loader:
         loader = self.loader if plan.labels is None else self.loader.with_labels(plan.labels)
@@ -202,6 +223,8 @@ class Lane:
     """The step that is repeated on batches of the same kind."""
     records: Records
     streams: Streams | None
+    shared: SharedBatches | None
+    """The processes that share the batches; None where each has whole ones."""
 
     def run(
         self,
@@ -224,20 +247,22 @@ class Lane:
         self.records.restart([learning_rates[slot] for slot in self.slots])
         self.feed.start(epoch, [data_streams[slot] for slot in self.rows])
         for turn in until(stop, self.turns):
-            self.feed.advance()
+            if turn.size:
+                self.feed.advance()
             step = self.steps[turn]
             if not step.replay():
                 with step.record():
                     self.take_step(turn)
             set_up += step.set_up_seconds
-            images += 0 if step.set_up_seconds else turn.size
+            images += 0 if step.set_up_seconds else turn.batch
             if on_batch is not None:
-                on_batch(turn.size * len(self.slots))
+                on_batch(turn.batch * len(self.slots))
         self.feed.finish()
+        self._sum_records()
         training = self._statistics()  # the host waits for the device here
         seconds = time.perf_counter() - started - set_up
         if images == 0:  # all steps of the epoch were first steps
-            images, seconds = sum(turn.size for turn in self.turns), seconds + set_up
+            images, seconds = sum(turn.batch for turn in self.turns), seconds + set_up
         share = len(self.slots)
         return [
             EpochRun(statistics, images, seconds / share, set_up / share, self._find_fault(row, epoch, data_streams))
@@ -247,10 +272,15 @@ class Lane:
     def take_step(self, turn: Turn) -> None:
         """Take one step of all groups on the next batch."""
         setup, first = self.setup, self.slots.start
+        if not turn.size:
+            for group in self.groups:
+                update_group(setup, group, (), self.records, turn)
+            self.records.step.add_(1)
+            return
         inputs = self.feed.read(self.records.step, turn.size)
         with branches(len(self.groups), self.streams) as contexts:
             for group, context in zip(self.groups, contexts, strict=True):
-                with context:
+                with context, self.shared.norms(turn.batch) if self.shared else nullcontext():
                     rows = slice(group.candidates.start - first, group.candidates.stop - first)
                     own, records = inputs.select(rows), self.records.select(rows)
                     teachers = setup.teachers.outputs(own.batch.images, own.batch.indices)
@@ -259,9 +289,17 @@ class Lane:
                     train_step(setup, group, own, teachers, records, turn)
         self.records.step.add_(1)
 
+    def _sum_records(self) -> None:
+        """Make the records of a part of each batch those of whole batches."""
+        if self.shared is not None:
+            parts = torch.tensor([turn.part for turn in self.turns], device=self.records.losses.device)
+            self.records.losses.mul_(parts.unsqueeze(1))
+            self.shared.add(self.records.losses)
+            self.shared.add(self.records.totals)
+
     def _statistics(self) -> list[TrainingStatistics]:
         """Means over the samples; the last batch may be smaller than the others."""
-        sizes, names = [turn.size for turn in self.turns], self.records.names
+        sizes, names = [turn.batch for turn in self.turns], self.records.names
         samples = sum(sizes)
         statistics = []
         for losses, totals in zip(self.records.losses.tolist(), self.records.totals.tolist(), strict=True):
@@ -282,6 +320,8 @@ class Lane:
         bad_step, fault = found
         self.feed.start(epoch, [data_streams[slot] for slot in self.rows])
         for step, turn in enumerate(self.turns):
+            if not turn.size:
+                continue
             self.feed.advance()
             if step == bad_step:
                 number = torch.tensor([step], device=compute.device)
@@ -289,7 +329,8 @@ class Lane:
                 outputs = setup.teachers.outputs(inputs.batch.images, inputs.batch.indices)
                 fault = input_fault(fault, inputs, setup.teachers.wanted_names, outputs)
         self.feed.finish()
-        return fault
+        faults = self.shared.gather([fault]) if self.shared else [fault]
+        return next((each for each in faults if each != found[1]), fault)
 
 
 def _run_at_once(runs: Sequence[Callable[[Event], list[EpochRun]]], *, in_turn: bool) -> list[EpochRun]:

@@ -64,7 +64,7 @@ class HostFeed(Feed):
             order = self._loader.order(epoch, stream.order)
             visits.append(self._loader.visit(order, epoch, stream.views))
             if self._companions:
-                beside = self._loader.companion_order(self._companions, order, epoch, stream.order)
+                beside = self._loader.companion_order(self._companions, epoch, stream.order)
                 visits.append(self._loader.visit(beside, epoch, stream.views + COMPANION_STREAM))
         self._batches = zip(*visits, strict=True)
         self._draws = self._loader.draws(epoch, [stream.views + COMPANION_STREAM for stream in streams])
@@ -134,10 +134,7 @@ class ResidentFeed(Feed):
         orders = [self._loader.order(epoch, stream.order) for stream in streams]
         plan = [torch.stack(orders), self._loader.draws(epoch, [stream.views for stream in streams])]
         if self._companions:
-            beside = [
-                self._loader.companion_order(self._companions, order, epoch, stream.order)
-                for order, stream in zip(orders, streams, strict=True)
-            ]
+            beside = [self._loader.companion_order(self._companions, epoch, stream.order) for stream in streams]
             plan += [
                 torch.stack(beside),
                 self._loader.draws(epoch, [stream.views + COMPANION_STREAM for stream in streams]),

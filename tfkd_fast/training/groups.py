@@ -1,7 +1,7 @@
 """Candidates that take their steps at once: one alone, several with a forward pass each, or as one stacked network."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -14,6 +14,7 @@ from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Method, Plan
 from tfkd_fast.models import FeatureName, FeatureNetwork, Features, call_with, logits_and_features
 from tfkd_fast.models.features import stack
+from tfkd_fast.training.gradient_sum import GradientSum
 from tfkd_fast.training.population import Population
 
 Forward = Callable[[Tensor], tuple[Tensor, Features | None]]
@@ -88,9 +89,8 @@ class Group:
     forward: Forward
     slow_forward: Forward | None
     """The forward pass of the slow networks, without gradient and without features; None where there are none."""
-    gradient_sums: list[Tensor] = field(default_factory=list)
-    """The gradients of the leaves, then of the adapters' weights, summed over the batches of an update; empty where
-    each batch makes one."""
+    gradient_sum: GradientSum | None = None
+    """The gradients of the leaves, then of the adapters' weights, where several batches or processes make an update."""
 
     def forward_in_float32(self, images: Tensor) -> tuple[Tensor, Features | None]:
         """The same as `forward`, with features as a loss reads them."""

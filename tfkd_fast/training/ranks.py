@@ -1,7 +1,8 @@
 """The processes that train one run together: which candidates each of them has, and what they tell each other.
 
 A process has a number, its rank. Every rank holds all candidates and the same method, trains and judges its own
-candidates, and is sent those of the others; rank 0 alone writes.
+candidates, and is sent those of the others; rank 0 alone writes. How ranks train the same candidates together is in
+`shared_batches`.
 """
 
 import contextlib
@@ -57,8 +58,12 @@ class Ranks:
         """
 
     def gather(self, own: Sequence[T]) -> list[T]:
-        """The values of all processes in the order of ranks, which is that of slots for one value a candidate."""
+        """The values of all processes in the order of ranks."""
         return list(own)
+
+    def of_candidates(self, own: Sequence[T]) -> list[T]:
+        """A value for each candidate in the order of slots, from what each process has for its own."""
+        return self.gather(own)
 
     def decide(self, choose: Callable[[], T]) -> T:
         """What rank 0 chooses; the others do not call the function."""
@@ -70,6 +75,16 @@ class Ranks:
     def agree(self, values: Callable[[], Mapping[str, object]], remedy: str) -> None:
         """Raise UserError, which ends with a remedy, if a value is not the same on all processes; a process alone does
         not call the function."""
+
+    def copy(self, tensors: Sequence[Tensor], owner: int) -> None:
+        """Copy tensors from their owner to all, in place and in one message."""
+
+    def add(self, tensor: Tensor, count: int | None = None) -> None:
+        """Sum a contiguous tensor over the first `count` processes, or all, in place; only these take part."""
+
+    def stack(self, tensor: Tensor, count: int | None = None) -> Tensor:
+        """The tensors (count,...) of the first `count` processes, or of all; only these take part."""
+        return tensor.unsqueeze(0)
 
 
 ALONE = Ranks()
@@ -92,6 +107,7 @@ class DistributedRanks(Ranks):
         """Wait for all ranks; see `join_ranks`."""
         self.rank, self.size = rank, size
         self._store, self._timeout = store, timeout
+        self._groups: dict[int, dist.ProcessGroup] = {}
         self._wait_for_all()
         both = torch.cuda.is_available() and dist.is_nccl_available()
         with self._name_lost():
@@ -127,15 +143,41 @@ class DistributedRanks(Ranks):
     @torch.no_grad()
     def exchange(self, stacks: Sequence[Tensor], candidates: int) -> None:
         for owner in range(self.size):
-            slices = [stack[slot] for slot in _share(owner, self.size, candidates) for stack in stacks if stack.numel()]
-            if not slices:
-                continue
-            content = torch.cat([piece.reshape(-1).view(torch.uint8) for piece in slices])
-            with self._name_lost():
-                dist.broadcast(content, src=owner)
-            if owner != self.rank:
-                for piece, received in zip(slices, content.split([piece.nbytes for piece in slices]), strict=True):
-                    piece.copy_(received.clone().view(piece.dtype).view(piece.shape))  # a clone is aligned
+            self.copy([stack[slot] for slot in _share(owner, self.size, candidates) for stack in stacks], owner)
+
+    @torch.no_grad()
+    def copy(self, tensors: Sequence[Tensor], owner: int) -> None:
+        pieces = [tensor for tensor in tensors if tensor.numel()]
+        if not pieces:
+            return
+        content = torch.cat([piece.reshape(-1).view(torch.uint8) for piece in pieces])
+        with self._name_lost():
+            dist.broadcast(content, src=owner)
+        if owner != self.rank:
+            for piece, received in zip(pieces, content.split([piece.nbytes for piece in pieces]), strict=True):
+                piece.copy_(received.clone().view(piece.dtype).view(piece.shape))  # a clone is aligned
+
+    def add(self, tensor: Tensor, count: int | None = None) -> None:
+        with self._name_lost():
+            dist.all_reduce(tensor, group=self._first(count or self.size))
+
+    def stack(self, tensor: Tensor, count: int | None = None) -> Tensor:
+        count = count or self.size
+        rows = tensor.new_empty((count, *tensor.shape))
+        with self._name_lost():
+            dist.all_gather(list(rows.unbind()), tensor, group=self._first(count))
+        return rows
+
+    def _first(self, count: int) -> dist.ProcessGroup | None:
+        """The group of the first `count` processes, which form it when they first need it; None for all."""
+        if count == self.size:
+            return None
+        if count not in self._groups:
+            wait = timedelta(seconds=self._timeout)
+            group = dist.new_group(range(count), timeout=wait, use_local_synchronization=True)
+            assert isinstance(group, dist.ProcessGroup)  # this process is one of them
+            self._groups[count] = group
+        return self._groups[count]
 
     def agree(self, values: Callable[[], Mapping[str, object]], remedy: str) -> None:
         first, *others = self.gather([dict(values())])
@@ -298,7 +340,9 @@ def _number(variable: str) -> int:
 
 def _share(rank: int, size: int, candidates: int) -> range:
     """The slots of one rank: a block, of which the first ranks have the larger ones."""
-    return range(-(-candidates * rank // size), -(-candidates * (rank + 1) // size))
+    each, more = divmod(candidates, size)
+    first = rank * each + min(rank, more)
+    return range(first, first + each + (rank < more))
 
 
 def _ranks(numbers: Sequence[int]) -> str:

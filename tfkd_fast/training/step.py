@@ -25,6 +25,7 @@ from tfkd_fast.training.feed import StepInput
 from tfkd_fast.training.groups import Group
 from tfkd_fast.training.holdout import HoldoutBatches
 from tfkd_fast.training.optimizers import update
+from tfkd_fast.training.ranks import ALONE, Ranks
 
 MOST_TERMS = 16
 """The most terms of a loss that the log has separately."""
@@ -41,6 +42,8 @@ class StepSetup:
     teachers: Teachers
     holdout: HoldoutBatches | None
     """The held-out images that the method may look at before a step."""
+    ranks: Ranks = ALONE
+    """The processes that make an update together."""
 
 
 class Records(NamedTuple):
@@ -105,19 +108,35 @@ class Turn:
     """A batch within its update, which several batches may make together."""
 
     size: int
-    """Number of images of the batch."""
+    """Number of images that this process has of the batch."""
+    batch: int
+    """Number of images of the batch over all processes."""
     share: float
-    """The share of these images in those of the update."""
+    """The share of the batch in the images of the update."""
     updates: bool
     """Whether the weights are updated after the batch."""
 
+    @property
+    def part(self) -> float:
+        """The share of this process in the images of the batch."""
+        return self.size / self.batch
 
-def turns_of(sizes: Sequence[int], accumulate: int) -> list[Turn]:
-    """The turn of each batch of an epoch, where so many batches make one update; those at its end may be fewer."""
+
+def turns_of(batches: Sequence[int], own: Sequence[int], accumulate: int) -> list[Turn]:
+    """The turn of each batch of an epoch, where so many batches make one update; those at its end may be fewer.
+
+    Args:
+        batches: number of images of each batch.
+        own: how many of them this process has.
+        accumulate: how many batches make an update.
+    """
     turns = []
-    for start in range(0, len(sizes), accumulate):
-        window = sizes[start : start + accumulate]
-        turns += [Turn(size, size / sum(window), n == len(window)) for n, size in enumerate(window, start=1)]
+    for start in range(0, len(batches), accumulate):
+        window = batches[start : start + accumulate]
+        turns += [
+            Turn(own[start + number], size, size / sum(window), number + 1 == len(window))
+            for number, size in enumerate(window)
+        ]
     return turns
 
 
@@ -138,30 +157,40 @@ def train_step(
     method = setup.method
     logits, batch = forward_batch(setup, group, inputs, teachers)
     loss = step_loss(method, logits, batch, inputs.mix_partners)
-    leaves = [*group.leaves, *setup.adapters.weights]
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(
+    whole = turn.size == turn.batch
+    gradients = torch.autograd.grad(
         loss.total,
-        leaves,
-        ones_for(loss.total),
+        [*group.leaves, *setup.adapters.weights],
+        ones_for(loss.total) if whole else torch.full_like(loss.total, turn.part),
         allow_unused=True,  # as auxiliary heads are
     )
-    if group.gradient_sums:
-        gradients = _accumulate(group.gradient_sums, gradients, turn.share)
-    if turn.updates:
-        _update_members(setup, group, gradients, records)
+    update_group(setup, group, gradients, records, turn)
     records.add(loss)
 
 
-def _accumulate(sums: Sequence[Tensor], gradients: Sequence[Tensor | None], share: float) -> list[Tensor | None]:
-    """Add the gradients of a batch to those before it; returns the sums, or None for a tensor without gradient."""
-    present = [number for number, gradient in enumerate(gradients) if gradient is not None]
-    own = [gradient for gradient in gradients if gradient is not None]
-    torch._foreach_add_([sums[number] for number in present], own, alpha=share)
-    return [None if gradient is None else total for total, gradient in zip(sums, gradients, strict=True)]
+def update_group(
+    setup: StepSetup, group: Group, gradients: Sequence[Tensor | None], records: Records, turn: Turn
+) -> None:
+    """Update a group where a batch ends an update, or add the gradients of the batch to those before it.
+
+    Args:
+        gradients: those of the leaves, then of the adapters' weights; none of a batch of which other processes have
+            all images.
+        turn: what the batch is within its update.
+    """
+    total = group.gradient_sum
+    if total is None:
+        _update_members(setup, group, gradients, records)
+        return
+    if gradients:
+        total.add(gradients, turn.share)
+    if turn.updates:
+        _update_members(setup, group, total.over(setup.ranks), records)
+        total.restart()
 
 
 def _update_members(setup: StepSetup, group: Group, gradients: Sequence[Tensor | None], records: Records) -> None:
-    """Update the weights of a group, those of the adapters, and all averages, and forget the sums of gradients."""
+    """Update the weights of a group, those of the adapters, and all averages."""
     adapters, count = setup.adapters, len(group.leaves)
     learning_rates = records.learning_rates.index_select(1, records.step)
     for candidate, own, rate in zip(group.members, group.split(gradients[:count]), learning_rates, strict=True):
@@ -173,8 +202,6 @@ def _update_members(setup: StepSetup, group: Group, gradients: Sequence[Tensor |
             torch._foreach_lerp_(candidate.ema, candidate.ema_sources, 1.0 - setup.optimizer.ema_decay)
         if candidate.slow:
             torch._foreach_lerp_(candidate.slow, candidate.weights, 1.0 - (setup.method.needs.slow_decay or 0.0))
-    if group.gradient_sums:
-        torch._foreach_zero_(group.gradient_sums)
 
 
 def forward_batch(

@@ -29,6 +29,7 @@ from tfkd_fast.events import (
     EpochEnded,
     HoldoutFigures,
     LoaderChosen,
+    ProcessesJoined,
     RunDiverged,
     RunFinished,
     RunResumed,
@@ -67,6 +68,7 @@ from tfkd_fast.training.cooldown import train_cooldown
 from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS, Fault, figures_fault, output_fault
 from tfkd_fast.training.epoch import EpochRun
 from tfkd_fast.training.ranks import ALONE, Ranks
+from tfkd_fast.training.shared_batches import SharedBatches
 from tfkd_fast.training.state import RunState
 
 CUDA_CHECKPOINT_SECONDS = 20.0
@@ -104,12 +106,12 @@ class Trainer:
         entry = find_method(recipe.method)
         if entry.needs(recipe.options).holdout and not recipe.data.holdout:
             raise UserError(f"method {recipe.method} is steered by held-out images: set data.holdout above 0")
-        self.dataset, self.compute, self.folder = dataset, compute, folder
-        self.ranks = ranks
-        """The processes that train the run."""
+        self.dataset, self.folder = dataset, folder
         self._listeners = listeners if ranks.first else ()
         build = partial(entry.build, recipe.options)
         self.parts = assemble(recipe, dataset, compute, build, self._on_batch, convolutions=convolutions, ranks=ranks)
+        self.compute, self.ranks = self.parts.compute, self.parts.ranks
+        """What the run computes in, and the processes that train it."""
         self.convolutions = self.parts.convolutions.record
         """The algorithms of the convolutions."""
         self.recipe = self.parts.recipe
@@ -232,8 +234,6 @@ class Trainer:
         rates = self.recipe.learning_rates(state.epoch, epochs.steps(plan), plan.schedule)
         averaged = last and "epoch" in averages
         runs = epochs.run(plan, state.epoch, rates, average=averaged)
-        changed = [*self.population.changed_by_epoch(average=averaged), *method.candidate_tensors().values()]
-        self.ranks.exchange(changed, interval.candidates)
         self._add_costs(runs)
         self._leave_out(plan, state.epoch + 1, [run.fault for run in runs])
         if "interval" in averages and interval.candidates > 1 and interval.epochs > 1:
@@ -244,7 +244,7 @@ class Trainer:
             networks = [plan.network(self.population.models[slot]) for slot in self.ranks.own(interval.candidates)]
             own = self.parts.judge.judgements(networks, plan.known_labels)
             faults = [self._output_fault(*pair) for pair in zip(networks, own, strict=True)]
-            judged, faults = self.ranks.gather(own), self.ranks.gather(faults)
+            judged, faults = self.ranks.of_candidates(own), self.ranks.of_candidates(faults)
         self._leave_out(plan, state.epoch + 1, faults)
         stop.unsaved = True
         state.epoch += 1
@@ -279,8 +279,8 @@ class Trainer:
         population, judge, epoch, ranks = self.population, self.parts.judge, self.state.epoch, self.ranks
         cooldown_metrics, own = self._cooldown_metrics(method, plan), ranks.own(len(runs))
         with self._log.measure_seconds("evaluation"):
-            epoch_averages = ranks.gather(judge.average_metrics(population.epoch_average, own, epoch))
-            interval_averages = ranks.gather(judge.average_metrics(population.interval_average, own, epoch))
+            epoch_averages = ranks.of_candidates(judge.average_metrics(population.epoch_average, own, epoch))
+            interval_averages = ranks.of_candidates(judge.average_metrics(population.interval_average, own, epoch))
             if plan.interval.epochs == 1 and "interval" in method.needs.averages:
                 interval_averages = holdout  # of the weights as they are: the interval has one end of an epoch
         judged = list(zip(epoch_averages, interval_averages, cooldown_metrics, strict=True))
@@ -346,7 +346,7 @@ class Trainer:
             self._add_costs(runs)
             with self._log.measure_seconds("evaluation"):
                 models = [self.population.models[slot] for slot in self.ranks.own(count)]
-                metrics = self.ranks.gather(self.parts.judge.metrics(models))
+                metrics = self.ranks.of_candidates(self.parts.judge.metrics(models))
         faults = [next((run.fault for run in runs[slot::count] if run.fault), None) for slot in range(count)]
         cooling = [fault and replace(fault, what=f"in the cooldown, {fault.what}") for fault in faults]
         self._leave_out(plan, epoch, cooling)
@@ -429,9 +429,10 @@ class Trainer:
         if saved is not None:
             with self.folder.reading_newest():
                 self._restore(saved)
+            self._log.write(*self._joined())
             return
         self._open(RunLog(self._log_file, self._listeners))
-        self._log.write(self._started())
+        self._log.write(self._started(), *self._joined())
         choice = self.parts.images.choice
         if choice is not None:
             self._log.write(LoaderChosen(**asdict(choice)))
@@ -589,6 +590,13 @@ class Trainer:
             ),
             format=FORMAT,
         )
+
+    def _joined(self) -> list[ProcessesJoined]:
+        """What the log says of several processes."""
+        if self.ranks.size == 1:
+            return []
+        share = "batch" if isinstance(self.ranks, SharedBatches) else "candidates"
+        return [ProcessesJoined(count=self.ranks.size, share=share)]
 
     def _summary(self) -> dict[str, Any]:
         state, log = self.state, self._log

@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 
 from tests.data.loaders.batches import COUNT, CPU, SHAPES, assert_same, collect, dataset_of, loader_of, normalised
-from tfkd_fast.data import Dataset, DataSettings, ImageSet, LoaderName, make_loader, missing_loaders, open_dataset
+from tfkd_fast.data import (
+    Batch,
+    Dataset,
+    DataSettings,
+    ImageSet,
+    LoaderName,
+    make_loader,
+    missing_loaders,
+    open_dataset,
+)
 from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.device import available_cores, free_memory
 from tfkd_fast.errors import UserError
@@ -94,6 +103,23 @@ def test_images_of_a_class_stand_in_groups_at_the_place_of_the_first(loader: Loa
     assert max(map(len, groups)) == 3
     found = collect(plain.with_class_groups(3).epoch(3, 1)).indices.tolist()
     assert found == [index for group in groups for index in group] != before
+
+
+@pytest.mark.parametrize("loader", ["resident", "torchvision"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_batches_are_the_images_of_whole_ones(loader: LoaderName, parts: int) -> None:
+    """Of the last three images one of four parts has none; companions are beside their images."""
+    whole = loader_of(dataset_of((3, 32, 32)), loader)
+    beside = whole.visit(whole.companion_order("same-class", 2), 2)
+    batches, companions = list(whole.epoch(2)), list(beside)
+    for number in range(parts):
+        part = whole.part(number, parts)
+        own = part.visit(part.companion_order("same-class", 2), 2)
+        assert len(part) == len(batches)
+        assert part.batch_sizes() == [len(batch.labels[number::parts]) for batch in batches]
+        for shown, expected in ((part.epoch(2), batches), (own, companions)):
+            wanted = [Batch(*(column[number::parts] for column in batch)) for batch in expected]
+            assert_same(shown, [batch for batch in wanted if len(batch.labels)])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

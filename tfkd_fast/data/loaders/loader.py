@@ -82,7 +82,8 @@ class Loader:
             seed: seed of order and augmentation.
         """
         self.name = source.name
-        self.batch_size = batch_size
+        self.batch_size = self._whole_batch = batch_size
+        self._part = 0, 1  # of every batch: the number of the part, and how many there are
         self._source = source
         self._labels = labels.to(device)
         self._visited = torch.arange(len(labels), device=device)
@@ -97,11 +98,12 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
-        return -(-len(self._visited) // self.batch_size)
+        return -(-len(self._visited) // self._whole_batch)
 
     def batch_sizes(self) -> list[int]:
         """Return the size of each batch of an epoch; the last one may be smaller."""
-        return [len(batch) for batch in self._visited.split(self.batch_size)]
+        number, parts = self._part
+        return [len(range(number, len(batch), parts)) for batch in self._visited.split(self._whole_batch)]
 
     def with_indices(self, indices: Tensor) -> Self:
         """Return a loader that visits only the images at `indices` (M,) int64; indices in its batches do not change."""
@@ -113,6 +115,15 @@ class Loader:
         """Return a loader that visits only the images of these labels; indices in its batches do not change."""
         wanted = torch.isin(self._labels[self._visited], torch.tensor(labels, device=self._device))
         return self.with_indices(self._visited[wanted])
+
+    def part(self, number: int, parts: int) -> Self:
+        """Return a loader that visits a part of each batch, its images `number`, `number + parts`, ...; indices in its
+        batches do not change. Of the last batch there may be no images, which is then left out when it is visited.
+        """
+        other = copy.copy(self)
+        other._part = number, parts
+        other.batch_size = len(range(number, self._whole_batch, parts))
+        return other
 
     def with_turns(self, groups: Sequence[Sequence[int]]) -> Self:
         """Return a loader that shows the images of one group of labels after those of another in every epoch, each
@@ -151,6 +162,16 @@ class Loader:
 
     def order(self, epoch: int, stream: int = 0) -> Tensor:
         """Return the indices (M,) int64 in the order of an epoch, on the device where pixels are augmented."""
+        return self._own(self._order_of_all(epoch, stream))
+
+    def _own(self, order: Tensor) -> Tensor:
+        """Return what is visited of an order of the whole batches."""
+        number, parts = self._part
+        if parts == 1:
+            return order
+        return order[torch.arange(len(order), device=order.device) % self._whole_batch % parts == number]
+
+    def _order_of_all(self, epoch: int, stream: int) -> Tensor:
         device = self._device if self.is_resident else HOST
         order = permutation(len(self._visited), seed=self._seed, epoch=epoch, stream=stream, device=device)
         order = self._visited.to(device)[order]
@@ -160,10 +181,10 @@ class Loader:
             return order
         return order[self._turn_of[self._labels[order.to(self._device)]].argsort(stable=True).to(device)]
 
-    def companion_order(self, kind: Companions, order: Tensor, epoch: int, stream: int = 0) -> Tensor:
-        """Return the indices of the companions of the images at `order`; see `companions.companion_order`."""
-        names = {"seed": self._seed, "epoch": epoch, "stream": stream}
-        return companion_order(kind, order, self._labels.to(order.device), self.batch_size, **names)
+    def companion_order(self, kind: Companions, epoch: int, stream: int = 0) -> Tensor:
+        """Return the indices (M,) int64 of the companions of an epoch's images; see `companions.companion_order`."""
+        order, name = self._order_of_all(epoch, stream), {"seed": self._seed, "epoch": epoch, "stream": stream}
+        return self._own(companion_order(kind, order, self._labels.to(order.device), self._whole_batch, **name))
 
     def visit(self, order: Tensor, epoch: int, stream: int = 0) -> Iterator[Batch]:
         """Yield batches of the images at `order` (M,) int64, augmented as in an epoch of a stream."""

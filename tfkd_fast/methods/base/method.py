@@ -25,6 +25,9 @@ class Method(ABC):
 
     FILES: ClassVar[tuple[str, ...]] = ()
     """Names of the files that `files` may give: a run that replaces one of this method deletes them."""
+    per_sample: ClassVar[bool] = False
+    """Whether the loss is a mean over the images of a batch, in which each counts by itself, so that several processes
+    can have a part of a batch each. What it remembers is then in `sample_sums` and `image_rows` alone."""
     needs: Needs
     """What the method asks of the engine for the whole run."""
     adapters: nn.Module | None = None
@@ -120,6 +123,15 @@ class Method(ABC):
         Where candidates are trained in several processes, these tensors are exchanged.
         """
         return {}
+
+    def sample_sums(self) -> Sequence[Tensor]:
+        """Those of `candidate_tensors` that add up what the loss saw of each image in an epoch, from zero on."""
+        return ()
+
+    def image_rows(self) -> Sequence[Tensor]:
+        """Those of `candidate_tensors` in which the loss writes a row for each image that it sees: (P,N,...) for the N
+        training images."""
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors, numbers, strings and containers of them.

@@ -142,6 +142,7 @@ class ControlledTargets(SteeredMethod):
     """A target family, a controller that acts on it, and a selection among candidates."""
 
     FILES: ClassVar = (POLICY,)
+    per_sample = True
 
     @classmethod
     def needs_for(cls, settings: ControlledTargetsSettings) -> Needs:
@@ -322,6 +323,12 @@ class ControlledTargets(SteeredMethod):
 
     def candidate_tensors(self) -> dict[str, Tensor]:
         return self.teaching.candidate_tensors()
+
+    def sample_sums(self) -> Sequence[Tensor]:
+        return [self.teaching.similarity.accumulator]
+
+    def image_rows(self) -> Sequence[Tensor]:
+        return [self.teaching.instances.logits] if self.needs.indices else []
 
     def state_dict(self) -> dict[str, Any]:
         decision, alive = self._decision, max(len(self._standings), self._interval.candidates)

@@ -25,6 +25,8 @@ class ConfidencePenalty(SingleStudent):
     """CE(y, p) - beta H(p) with p = softmax(z): Pereyra et al., ICLR workshop 2017. Their variant that stops at a
     threshold of the entropy is left out (our choice)."""
 
+    per_sample = True
+
     def __init__(self, settings: ConfidencePenaltySettings, context: Context) -> None:
         super().__init__(settings, context)
         self._beta = settings.loss.beta

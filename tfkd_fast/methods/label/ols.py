@@ -36,6 +36,8 @@ class OLS(SingleStudent):
     the authors' code leaves the second term out).
     """
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: OLSSettings) -> Needs:
         """No mixed images, because a prediction for one says nothing about a single class (our choice)."""
@@ -70,3 +72,6 @@ class OLS(SingleStudent):
 
     def candidate_tensors(self) -> dict[str, Tensor]:
         return {"soft_labels": self._soft_labels, "sums": self._sums}
+
+    def sample_sums(self) -> Sequence[Tensor]:
+        return [self._sums]

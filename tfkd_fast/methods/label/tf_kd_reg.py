@@ -51,6 +51,8 @@ class TfKDReg(SingleStudent):
         reference: alpha KL(q[y] || softmax(z)) kappa / C + (1-alpha) CE(y, softmax(z))
     """
 
+    per_sample = True
+
     def __init__(self, settings: TfKDRegSettings, context: Context) -> None:
         super().__init__(settings, context)
         loss = settings.loss

@@ -55,6 +55,8 @@ class Zipf(SingleStudent):
     map, and each votes for its best class. The classes without votes share the rank after those that have some.
     """
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: ZipfSettings) -> Needs:
         dense = isinstance(settings.loss, DenseZipfLoss)

@@ -41,6 +41,8 @@ class PeerStudents(Method):
     the end, where the first one is the student of the run: choosing the best of them would be a selection (our choice).
     """
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: PeerSettings) -> Needs:
         return Needs(candidates=settings.peers.count, joint_steps=True, own_weights=True)

@@ -32,6 +32,8 @@ class CSKD(SingleStudent):
     their companions come on top (our choice).
     """
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: CSKDSettings) -> Needs:
         return Needs(companions="same-class", mixing=False)

@@ -1,5 +1,7 @@
 """Progressive self-knowledge distillation: the label, softened by what the student predicted one epoch earlier."""
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -35,6 +37,8 @@ class PSKD(SingleStudent):
     the authors keep probabilities in float32).
     """
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: PSKDSettings) -> Needs:
         """No mixed images, because a prediction for one belongs to neither of its two images."""
@@ -62,3 +66,6 @@ class PSKD(SingleStudent):
 
     def candidate_tensors(self) -> dict[str, Tensor]:
         return {"memory": self._memory.logits}
+
+    def image_rows(self) -> Sequence[Tensor]:
+        return [self._memory.logits]

@@ -45,6 +45,8 @@ class TfKDSelf(KD):
     reference: alpha T^2 KL(p' || softmax(z/T)) kappa / C + (1-alpha) CE(y, softmax(z))
     """
 
+    per_sample = True
+
     def __init__(self, settings: TfKDSelfSettings, context: Context) -> None:
         """
         Raises:

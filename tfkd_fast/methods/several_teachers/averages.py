@@ -36,6 +36,8 @@ class Average(TaughtStudent):
     """Distillation by ce_weight CE(y, softmax(z)) + kd_weight sum_m v_m T^2 KL(softmax(t_m/T) || softmax(z/T)), where
     the v_m of a sample sum to 1: a subclass says what they are."""
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
         return replace(super().needs_for(settings), teachers=TeacherCount(2, None))

@@ -21,6 +21,8 @@ class AB(InitialPhaseStudent):
     of the student behind a `Regressor` without ReLU: Heo, Lee, Yun, Choi, Knowledge Transfer via Distillation of
     Activation Boundaries, AAAI 2019, as RepDistiller has it. Maps of one shape have no regressor."""
 
+    per_sample = True
+
     def __init__(self, settings: InitialPhaseSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._pairs = stage_pairs(context)

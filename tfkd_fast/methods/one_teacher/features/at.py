@@ -26,6 +26,8 @@ class AT(FeatureStudent):
     Paying More Attention to Attention, ICLR 2017, equation 2, as RepDistiller has it, which takes a mean of squares for
     a norm."""
 
+    per_sample = True
+
     def distance(self, batch: StepBatch) -> Tensor:
         return self.sum_over_pairs(batch, _attention_distance)
 

@@ -32,6 +32,8 @@ class FitNet(FeatureStudent):
     FitNets, ICLR 2015, equation 3, as RepDistiller has it: beside the label throughout, where the paper has a first
     phase."""
 
+    per_sample = True
+
     def __init__(self, settings: FitNetSettings, context: Context) -> None:
         """
         Raises:

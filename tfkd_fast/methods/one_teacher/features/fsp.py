@@ -20,6 +20,8 @@ class FSP(InitialPhaseStudent):
     next: Yim, Joo, Bae, Kim, A Gift from Knowledge Distillation, CVPR 2017, equations 1 and 2, as RepDistiller has it.
     The maps are those after ReLU of all stages, and that of the stem."""
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
         return replace(super().needs_for(settings), features=frozenset({"stages", "stem"}))

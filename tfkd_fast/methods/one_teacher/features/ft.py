@@ -95,6 +95,8 @@ class FT(FeatureStudent):
     `Translator` makes of the student's and a `Paraphraser`, trained before the run, of the teacher's: Kim, Park, Kwak,
     Paraphrasing Complex Network, NeurIPS 2018, as RepDistiller has it."""
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
         return replace(super().needs_for(settings), material=True)

@@ -26,6 +26,8 @@ class NST(FeatureStudent):
     teacher, each of length 1, under the kernel k(a, b) = (a'b)^2: Huang and Wang, Like What You Like: Knowledge Distill
     via Neuron Selectivity Transfer, 2017, as RepDistiller has it."""
 
+    per_sample = True
+
     def distance(self, batch: StepBatch) -> Tensor:
         return self.sum_over_pairs(batch, _discrepancy)
 

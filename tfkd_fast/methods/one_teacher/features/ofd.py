@@ -41,6 +41,8 @@ class OFD(FeatureStudent):
     norm before a ReLU, which a residual network adds to.
     """
 
+    per_sample = True
+
     @classmethod
     def needs_for(cls, settings: TaughtSettings) -> Needs:
         return replace(super().needs_for(settings), material=True)

@@ -99,6 +99,8 @@ class ReviewKD(FeatureStudent):
     The weight grows to its value in the first epochs, see `warmup_factor`.
     """
 
+    per_sample = True
+
     def __init__(self, settings: ReviewKDSettings, context: Context) -> None:
         """
         Raises:

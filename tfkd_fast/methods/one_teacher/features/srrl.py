@@ -45,6 +45,8 @@ class SRRL(FeatureStudent):
     Distillation via Softmax Regression Representation Learning, ICLR 2021, and the
     authors' code."""
 
+    per_sample = True
+
     def __init__(self, settings: SRRLSettings, context: Context) -> None:
         """
         Raises:

@@ -58,6 +58,8 @@ class VID(FeatureStudent):
     """D = the sum over pairs of stages of the mean of ((t - mu(s))^2 / v + log v) / 2: Ahn, Hu, Damianou, Lawrence and
     Dai, Variational Information Distillation for Knowledge Transfer, CVPR 2019, as RepDistiller has it."""
 
+    per_sample = True
+
     def __init__(self, settings: VIDSettings, context: Context) -> None:
         super().__init__(settings, context)
         student, teacher = context.need_shapes().maps, context.teachers[0].shapes.maps

@@ -58,6 +58,8 @@ class CTKD(TaughtStudent):
     authors' code over 10 epochs of 240. That it is a share of shorter and longer runs is our choice.
     """
 
+    per_sample = True
+
     def __init__(self, settings: CTKDSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._settings = settings.loss

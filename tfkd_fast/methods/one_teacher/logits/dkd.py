@@ -49,6 +49,8 @@ class DKD(TaughtStudent):
     With `standardise` the divergences are those of standardised logits: Sun et al., CVPR 2024, see `kd_ls`.
     """
 
+    per_sample = True
+
     def __init__(self, settings: DKDSettings, context: Context) -> None:
         temperature = None if settings.loss.standardise else settings.loss.temperature
         super().__init__(settings, context, temperature=temperature)

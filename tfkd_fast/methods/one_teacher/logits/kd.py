@@ -29,6 +29,8 @@ class KD(TaughtStudent):
     """Distillation by alpha T^2 KL(softmax(t/T) || softmax(z/T)) + (1-alpha) CE(y, softmax(z)): Hinton, Vinyals, Dean,
     2015."""
 
+    per_sample = True
+
     def __init__(self, settings: KDSettings, context: Context) -> None:
         super().__init__(settings, context, temperature=settings.loss.temperature)
         self._settings = settings.loss

@@ -35,6 +35,8 @@ class StandardisedKD(TaughtStudent):
     """Distillation by ce_weight CE(y, softmax(z)) + kd_weight T^2 KL(softmax(s(t)/T) || softmax(s(z)/T)), s of
     `standardise`: Sun, Ren, Li, Wang, Cao, Logit Standardization in Knowledge Distillation, CVPR 2024."""
 
+    per_sample = True
+
     def __init__(self, settings: StandardisedKDSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._settings = settings.loss

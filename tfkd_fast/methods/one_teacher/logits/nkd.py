@@ -36,6 +36,8 @@ class NKD(TaughtStudent):
     the student has no part: the gradient is the same.
     """
 
+    per_sample = True
+
     def __init__(self, settings: NKDSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._settings = settings.loss

@@ -39,6 +39,8 @@ class WSLD(TaughtStudent):
     which the student has no part: the gradient is the same.
     """
 
+    per_sample = True
+
     def __init__(self, settings: WSLDSettings, context: Context) -> None:
         super().__init__(settings, context)
         self._settings = settings.loss
