@@ -54,6 +54,15 @@ def test_networks_are_slices_that_keep_their_memory_layout() -> None:
         assert buffer.data_ptr() == population.buffers[name][1].data_ptr()
 
 
+def test_slices_begin_at_16_bytes() -> None:
+    """Those of an odd size too, as counts of batches and the bias of ten classes are."""
+    population = Population(lambda: build_model(ModelSettings(width=0.125), num_classes=10, in_channels=1, seed=0), 3)
+    for name, stack in [*population.weights.items(), *population.buffers.items()]:
+        assert all(stack[slot].data_ptr() % 16 == 0 for slot in range(3)), name
+    for name, momentum in population.optimizer_state["momenta"].items():
+        assert momentum[1].stride() == population.weights[name][1].stride()
+
+
 @pytest.mark.parametrize("winner", [0, 1, 2])
 def test_after_selection_all_slots_are_the_winner_and_train_alike(winner: int) -> None:
     population = Population(build, 3)

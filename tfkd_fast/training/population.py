@@ -209,10 +209,15 @@ def _untrained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _stack(candidates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Move tensors of the same name into one (P,...), each as its slice, in the memory layout that they have."""
+    """Move tensors of the same name into one (P,...), each as its slice, in the memory layout that they have.
+
+    Slices begin at multiples of 16 bytes, with a gap where they need it: of others torch.compile makes copies on CUDA,
+    in every step.
+    """
     stacks = {}
     for name, first in candidates[0].items() if candidates else ():
-        strides = (first.numel(), *first.stride())
+        unit = 16 // first.element_size()
+        strides = (-(-first.numel() // unit) * unit, *first.stride())
         stack = torch.empty_strided((len(candidates), *first.shape), strides, dtype=first.dtype, device=first.device)
         for slot, tensors in enumerate(candidates):
             stack[slot] = tensors[name].detach()
