@@ -50,7 +50,7 @@ sanitize: $(VENV)/installed
 
 # Needs no network: PYTHON is the Python of a machine that has a GPU and torch, and tfkd_fast/native holds the libraries.
 gpu-check:
-	@PYTHON="$(PYTHON)" OUT="$(OUT)" PART="$(PART)" DEVICE="$(DEVICE)" SHORTEN="$(SHORTEN)" .ci/gpu-check
+	@PYTHON="$(PYTHON)" OUT="$(OUT)" PART="$(PART)" DEVICE="$(DEVICE)" SHORTEN="$(SHORTEN)" DATA="$(DATA)" ARCHIVE="$(ARCHIVE)" .ci/gpu-check
 
 # torch first: the extension is built against the torch that is installed, without build isolation.
 $(VENV)/torch:

@@ -3,8 +3,9 @@
     python -m benchmarks.engine_step --batch-size 512 --batch-size 64 --out build/gpu-check
     python -m benchmarks.engine_step --batch-size 64 --candidates 8 --out build/gpu-check
 
-Networks are not compiled unless `--compiled` asks for it: the first step then takes a minute. What was measured is
-written after every case.
+Networks are not compiled unless `--compiled` asks for it: the first step then takes a minute. Compiled networks have
+torch.compile's own kernels between convolutions, with `--ops cuda` or `--ops triton` those of this package: which are
+faster is a comparison of the two. What was measured is written after every case.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tfkd_fast.device import determinism, resolve_compute
 from tfkd_fast.models import ModelSettings
+from tfkd_fast.ops import backends
 from tfkd_fast.strict_json import to_json
 from tfkd_fast.throughput import Workload
 from tfkd_fast.throughput.workload import engine_epoch
@@ -43,6 +45,7 @@ def measured(workload: Workload, candidates: int, way: SideBySide) -> dict[str, 
         "candidates": candidates,
         "way": way,
         "compiled": workload.compute.compile,
+        "ops": backends.forced(),
         "first_seconds": seconds[0],
         "step_milliseconds": 1e3 * median / workload.steps,
         "images_per_second": candidates * workload.images / median,
@@ -80,13 +83,14 @@ def main() -> int:
     parser.add_argument("--candidates", type=int, action="append", help="number of students side by side")
     parser.add_argument("--width", type=float, default=1.0, help="of VGG-8")
     parser.add_argument("--compiled", action="store_true", help="let torch compile the network")
+    parser.add_argument("--ops", choices=["auto", *backends.BACKENDS], default="auto", help="the backend of operators")
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON file")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     name = "-".join(map(str, ["step", *options.batch_size, *(options.candidates or [])]))
-    name += "-compiled" if options.compiled else ""
+    name += "-compiled" * options.compiled + f"-{options.ops}" * (options.ops != "auto")
     rows = []
-    with determinism(False):  # as a run has it
+    with determinism(False), backends.using_backend(options.ops):  # deterministic as a run is
         for workload, candidates, way in cases(options):
             row = measured(workload, candidates, way)
             rows.append(row)
