@@ -323,6 +323,16 @@ def test_the_backward_pass_begins_with_ones_that_a_loss_knows() -> None:
     assert met == [True] * 3
 
 
+def test_no_step_copies_a_tensor() -> None:
+    """On CUDA each copy is a kernel of every step; gradients come in the layout of their weights."""
+    copies = []
+    for count in (BATCH, 3 * BATCH):
+        with Calls() as calls:
+            train(Probe(), loader=a_loader(count=count))
+        copies.append(calls.seen.count("copy_") + calls.seen.count("clone"))
+    assert copies[0] == copies[1]  # those of the beginning of an epoch
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(40, [16, 16, 8]), (32, [16, 16]), (5, [5])])
 def test_a_resident_batch_is_found_by_one_lookup(count: int, sizes: list[int]) -> None:
     """Of the order of the epoch; on CUDA each of these calls is a kernel of every step."""
