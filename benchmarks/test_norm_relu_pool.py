@@ -1,4 +1,5 @@
-"""norm_relu_pool: result and all gradients, at the layers of VGG-8, ResNet-20 and VGG-8 at an eighth of its width."""
+"""norm_relu_pool: result and all gradients, at the layers of VGG-8, ResNet-20 and VGG-8 at an eighth of its width; on a
+GPU at those of VGG-8 and of ResNet-18 in batches of 512."""
 
 from functools import partial
 from typing import Any
@@ -14,14 +15,14 @@ from tfkd_fast.ops import norm_relu_pool
 Images = tuple[int, int, int, int]
 
 
-def case_of(shape: Images, pool: bool, residual: bool, dtype: torch.dtype) -> Case:
+def case_of(shape: Images, pool: bool, residual: bool, dtype: torch.dtype, device: str) -> Case:
     batch, channels, height, width = shape
     images, results = batch * channels * height * width, batch * channels * height * width // (4 if pool else 1)
     # x and the residual in, their gradients out; y out, its gradient in. The few numbers a channel do not count.
     moved = 2 * (images * (2 if residual else 1) + results) * dtype.itemsize
     name = f"B={batch} C={channels} S={height} window={2 if pool else 1}{' residual=1' if residual else ''}"
     variants = partial(variants_of, shape=shape, pool=pool, residual=residual)
-    return Case("norm_relu_pool", name, dtype, moved, variants, ("cpu",))
+    return Case("norm_relu_pool", name, dtype, moved, variants, (device,))
 
 
 def variants_of(case: Case, device: torch.device, *, shape: Images, pool: bool, residual: bool) -> dict[str, Call]:
@@ -81,7 +82,18 @@ LAYERS = [  # shape, pooling, residual
     ((64, 8, 32, 32), True, False),
     ((64, 24, 16, 16), False, False),
 ]
-CASES = [case_of(*layer, dtype) for layer in LAYERS for dtype in BOTH]
+ON_GPU = [
+    ((512, 64, 32, 32), True, False),
+    ((512, 256, 8, 8), True, False),
+    ((512, 512, 4, 4), False, False),
+    ((512, 64, 32, 32), False, True),
+]
+CASES = [
+    case_of(*layer, dtype, device)
+    for device, layers in (("cpu", LAYERS), ("cuda", ON_GPU))
+    for layer in layers
+    for dtype in BOTH
+]
 
 
 @each(CASES)

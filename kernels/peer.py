@@ -2,10 +2,6 @@
 
 Moves P*B*C logits in and P*B*C gradients out. A program visits its samples for all candidates twice: for the sum of
 their predictions, and for losses and gradients. The second visit reads the caches. Only the sum exists, in registers.
-
-The mean of the others is not taken from the sum of all: next to a certain candidate nothing would be left of their
-small probabilities. Of each class the highest prediction is kept apart, with its owner. What the owner's peers say is
-then a sum without it, and any other candidate takes away no more than the highest that is added back.
 """
 
 import triton
@@ -51,25 +47,15 @@ NOT_SPECIALIZED = ["candidates", "batch", "blocks", "labels_stride", "alpha_stri
 
 
 @triton.jit
-def _add_prediction(
-    prediction: tl.tensor, candidate: tl.tensor, rest: tl.tensor, highest: tl.tensor, owner: tl.tensor,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Add a prediction to the sum `rest` of all but the highest, to the highest, and to the number of its owner."""
-    above = prediction > highest
-    rest += tl.where(above, highest, prediction)
-    return rest, tl.where(above, prediction, highest), tl.where(above, candidate, owner)
-
-
-@triton.jit
 def _mean_prediction(
-    prediction: tl.tensor, candidate: tl.tensor, candidates: tl.tensor, rest: tl.tensor, highest: tl.tensor,
-    owner: tl.tensor, INCLUDE_SELF: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return the target of a candidate from the sums over all candidates and its own prediction."""
+    prediction: tl.tensor, prediction_sum: tl.tensor, candidates: tl.tensor, INCLUDE_SELF: tl.constexpr
+) -> tl.tensor:
+    """Return the target of a candidate from the sum over all candidates and its own prediction."""
     if INCLUDE_SELF:
-        mean = (rest + highest) / candidates.to(rest.dtype)
-    else:
-        mean = tl.where(owner == candidate, rest, rest - prediction + highest) / (candidates - 1).to(rest.dtype)
+        mean = prediction_sum / candidates.to(prediction.dtype)
+    else:  # what rounding leaves of a sum without its parts may be negative
+        others = prediction_sum - prediction
+        mean = tl.where(others < 0.0, 0.0, others) / (candidates - 1).to(prediction.dtype)
     return mean
 
 
@@ -102,15 +88,12 @@ def _rows_in_registers(
     losses = tl.zeros((CANDIDATES,), tl.float64)
 
     for first in range(block * ROWS, batch, blocks * ROWS):
-        rest = tl.zeros((ROWS, COLUMNS), T)
-        highest_prediction = tl.zeros((ROWS, COLUMNS), T)
-        owner = tl.full((ROWS, COLUMNS), -1, tl.int32)
+        prediction_sum = tl.zeros((ROWS, COLUMNS), T)
         for p in range(candidates):
             tile = tile_of(tl.cast(p, tl.int64), first, batch, classes, ROWS, COLUMNS)
             z = load_tile(logits, tile.row, tile, T)
             softmax = softmax_of(z, tl.max(z, 1), t)
-            prediction = softmax.power / softmax.total[:, None]
-            rest, highest_prediction, owner = _add_prediction(prediction, p, rest, highest_prediction, owner)
+            prediction_sum += softmax.power / softmax.total[:, None]
 
         for p in range(candidates):
             tile = tile_of(tl.cast(p, tl.int64), first, batch, classes, ROWS, COLUMNS)
@@ -120,7 +103,7 @@ def _rows_in_registers(
             z = load_tile(logits, tile.row, tile, T)
             softmax = softmax_of(z, tl.max(z, 1), t)
             own = softmax.power / softmax.total[:, None]
-            q = _mean_prediction(own, p, candidates, rest, highest_prediction, owner, INCLUDE_SELF)
+            q = _mean_prediction(own, prediction_sum, candidates, INCLUDE_SELF)
             surprise = tl.log2(q) - (softmax.exponent - softmax.log_total[:, None])
             value = soft_loss(soft, t, tl.sum(safe_product(q, surprise), 1))
             slope = (soft * t * scale)[:, None] * (own - q)
@@ -175,21 +158,18 @@ def _rows_in_blocks(
         divergence_of = tl.zeros((CANDIDATES,), T)
         for start in range(0, classes, COLUMNS):
             c = start + tl.arange(0, COLUMNS)
-            rest = tl.zeros((COLUMNS,), T)
-            highest_prediction = tl.zeros((COLUMNS,), T)
-            owner = tl.full((COLUMNS,), -1, tl.int32)
+            prediction_sum = tl.zeros((COLUMNS,), T)
             for p in range(candidates):
                 row = (tl.cast(p, tl.int64) * batch + sample) * classes
                 x = (load_classes(logits + row, c, classes, T) - pick(highest_of, index, p)) * rate
-                prediction = tl.exp2(x) / pick(total_of, index, p)
-                rest, highest_prediction, owner = _add_prediction(prediction, p, rest, highest_prediction, owner)
+                prediction_sum += tl.exp2(x) / pick(total_of, index, p)
             for p in range(candidates):
                 row = (tl.cast(p, tl.int64) * batch + sample) * classes
                 z = load_classes(logits + row, c, classes, T)
                 highest, total = pick(highest_of, index, p), pick(total_of, index, p)
                 x = (z - highest) * rate
                 own = tl.exp2(x) / total
-                q = _mean_prediction(own, p, candidates, rest, highest_prediction, owner, INCLUDE_SELF)
+                q = _mean_prediction(own, prediction_sum, candidates, INCLUDE_SELF)
                 divergence = tl.sum(safe_product(q, tl.log2(q) - (x - tl.log2(total))), 0)
                 divergence_of += tl.where(index == p, divergence, 0.0)
                 plain = tl.exp2((z - highest) * LOG2_E) / pick(plain_total_of, index, p)

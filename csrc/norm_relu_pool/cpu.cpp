@@ -8,6 +8,7 @@
 
 #include "../common/gradient_memory.h"
 #include "../common/vector_math.h"
+#include "arguments.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -491,15 +492,8 @@ TFKD_FOR_EVERY_VECTOR_WIDTH void linear_terms(int64_t count, const T* weight, co
 }
 
 Windows windows_of(const Tensor& images, bool pool) {
-  STD_TORCH_CHECK(images.dim() == 4, "x must be (B,C,H,W)");
   const int64_t batch = images.size(0), channels = images.size(1), height = images.size(2), width = images.size(3);
-  const int64_t side = pool ? 2 : 1;
-  STD_TORCH_CHECK(channels > 0 && height >= side && width >= side, "x has no window");
   return pool ? Windows{2, batch, height, width, channels} : Windows{1, batch, 1, height * width, channels};
-}
-
-std::vector<int64_t> channels_last(int64_t channels, int64_t height, int64_t width) {
-  return {height * width * channels, 1, width * channels, channels};
 }
 
 // Uninitialised and channels-last, of the batch, the channels and the type of `images`.
@@ -511,19 +505,6 @@ Tensor new_images(const Tensor& images, int64_t height, int64_t width) {
   const size_t bytes = images.size(0) * channels * height * width * images.element_size();
   if (bytes >= kLarge) return new_in_kept_memory(images, shape, strides, images.scalar_type(), bytes);
   return new_strided(images, shape, strides, images.scalar_type());
-}
-
-void check_images(const char* name, const Tensor& tensor, const std::vector<int64_t>& shape, ScalarType type) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type && has_shape(tensor, shape), name, " does not fit x");
-  const auto strides = channels_last(shape[1], shape[2], shape[3]);
-  for (size_t axis = 0; axis < shape.size() && tensor.numel() > 0; ++axis) {
-    STD_TORCH_CHECK(shape[axis] == 1 || tensor.stride(axis) == strides[axis], name, " must be channels-last");
-  }
-}
-
-void check_numbers(const char* name, const Tensor& numbers, const Tensor& images) {
-  STD_TORCH_CHECK(numbers.scalar_type() == loss_type(images) && has_shape(numbers, {images.size(1)}), name,
-                  " does not fit x");
 }
 
 // From numbers of the channels to numbers in the order of the packs, and back. Where several positions are taken for
@@ -690,9 +671,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& upstream, cons
   using T = Computed<scalar>;
   const Windows in = windows_of(x, pool).with_whole_packs<scalar>();
   const int64_t channels = x.size(1), positions = x.numel() / channels;
-  STD_TORCH_CHECK(places.scalar_type() == ScalarType::Byte && places.is_contiguous() &&
-                      has_shape(places, in.shape_of_places<scalar>()),
-                  "places does not fit x");
+  STD_TORCH_CHECK(has_shape(places, in.shape_of_places<scalar>()), "places does not fit x");
   const auto* images = static_cast<const scalar*>(x.const_data_ptr());
   const auto* gradient = static_cast<const scalar*>(upstream.const_data_ptr());
   const auto* place = places.const_data_ptr<uint8_t>();
@@ -756,19 +735,10 @@ auto for_type_of(const Tensor& images, Function f) {
   }
 }
 
-std::vector<int64_t> shape_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_pool_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                               Tensor running_mean, Tensor running_var, double momentum,
                                                               double eps, bool pool, std::optional<Tensor> residual) {
-  windows_of(x, pool);
-  check_images("x", x, shape_of(x), x.scalar_type());
-  check_numbers("weight", weight, x);
-  check_numbers("bias", bias, x);
-  check_numbers("running_mean", running_mean, x);
-  check_numbers("running_var", running_var, x);
-  if (residual) check_images("residual", *residual, shape_of(x), x.scalar_type());
-  STD_TORCH_CHECK(!residual || !pool, "residual and pool exclude each other");
+  check_forward(x, weight, bias, running_mean, running_var, pool, residual);
   return for_type_of(x, [&](auto scalar) {
     return forward<decltype(scalar)>(x, weight, bias, running_mean, running_var, momentum, eps, pool, residual);
   });
@@ -778,13 +748,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_pool_backward_cpu(const Ten
                                                                        const Tensor& weight, const Tensor& places,
                                                                        const Tensor& mean, const Tensor& invstd,
                                                                        bool pool, bool residual) {
-  const int64_t side = windows_of(x, pool).side;
-  check_images("x", x, shape_of(x), x.scalar_type());
-  check_images("gradient", gradient, {x.size(0), x.size(1), x.size(2) / side, x.size(3) / side}, x.scalar_type());
-  check_numbers("weight", weight, x);
-  check_numbers("mean", mean, x);
-  check_numbers("invstd", invstd, x);
-  STD_TORCH_CHECK(!residual || !pool, "residual and pool exclude each other");
+  check_backward(gradient, x, weight, places, mean, invstd, pool, residual);
   return for_type_of(x, [&](auto scalar) {
     return backward<decltype(scalar)>(gradient, x, weight, places, mean, invstd, pool, residual);
   });

@@ -46,15 +46,17 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) values[i] = part.get(i);
   };
-  // Calls f(i, probability) for the softmax of `values` at the temperature.
-  const auto predict = [&](float temperature, auto f) {
+  // Writes the exponentials of `values` at the temperature to `terms`, which may be `values`; returns what makes their
+  // sum 1.
+  const auto exponentiate = [&](float temperature, float (&terms)[S::kItems]) {
     const Exponent<float> softened(highest_of<S>(values), temperature);
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < S::kItems; ++i) sum += power_of_2(softened(values[i]));
-    const float normaliser = __fdividef(1.0f, over_lanes<S::kLanes>(sum, Plus()));
-#pragma unroll
-    for (int i = 0; i < S::kItems; ++i) f(i, power_of_2(softened(values[i])) * normaliser);
+    for (int i = 0; i < S::kItems; ++i) {
+      terms[i] = power_of_2(softened(values[i]));
+      sum += terms[i];
+    }
+    return __fdividef(1.0f, over_lanes<S::kLanes>(sum, Plus()));
   };
 
   for (int begin = blockIdx.x * samples; begin < batch; begin += step) {
@@ -66,7 +68,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       const int candidate = first + member;
       const bool present = with_sample && candidate < peers.candidates;
       load(candidate, sample, present);
-      predict(in.terms(0).temperature, [&](int i, float probability) { q[i] += present ? probability : 0.0f; });
+      const float normaliser = exponentiate(in.terms(0).temperature, values);
+#pragma unroll
+      for (int i = 0; i < S::kItems; ++i) q[i] += present ? values[i] * normaliser : 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < S::kItems; ++i) totals[slot * kStride + i * S::kLanes + lane] = q[i];
@@ -85,7 +89,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       load(candidate, sample, present);
       const float* total = totals + (present ? of_block : 0) * peers.team * kStride + lane;
       const Terms<float> terms = in.terms(present ? candidate : 0);
-      predict(terms.temperature, [&](int i, float own) { q[i] = peers.mean(total[i * S::kLanes], own); });
+      const float normaliser = exponentiate(terms.temperature, q);
+#pragma unroll
+      for (int i = 0; i < S::kItems; ++i) q[i] = peers.mean(total[i * S::kLanes], q[i] * normaliser);
       const int64_t label = present ? in.labels[candidate * in.labels_of_candidate + sample] : 0;
       check_label(label, in.classes);
       const int64_t row = in.row(candidate, sample);
@@ -241,7 +247,7 @@ LossResults run_peers(const LossCall& call, bool include_self) {
   auto* kernel = &peers_in_blocks<scalar, 1>;
   int64_t classes_of_block = kThreads * kVectors;
   if constexpr (!std::is_same_v<scalar, double>) {
-    if (call.vector_bits == 2) {
+    if (in.vector_bits == 2) {
       know = &know_rows<scalar, 4>;
       kernel = &peers_in_blocks<scalar, 4>;
       classes_of_block *= 4;

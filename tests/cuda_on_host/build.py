@@ -3,6 +3,7 @@
 The kernels are then tested on machines without a GPU: include/cuda_runtime.h runs them, a fiber a CUDA thread.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -62,6 +63,12 @@ def load(*, address_sanitizer: bool = False) -> dict[str, str]:
         else:
             torch.ops.load_library(compiled.result())
     return failures
+
+
+def launches(operator: str) -> int:
+    """How many kernels the library of a folder of csrc has launched so far."""
+    path = library(ROOT / "csrc" / operator / "cuda.cu")
+    return ctypes.c_int64.in_dll(ctypes.CDLL(str(path)), "cuda_on_host_launches").value
 
 
 def missing() -> str | None:

@@ -104,6 +104,45 @@ def augment() -> Iterator[Call]:
             yield images, *of, (0, 4, 200)[k % 3], k % 2 == 1, *scale, DTYPES[(k + channels) % len(DTYPES)]
 
 
+def scale_gradient() -> Iterator[Call]:
+    """(gradient, upstream)"""
+    torch.manual_seed(0)
+    for axes, shape in enumerate(((3, 5, 1026), (3, 40, 100), (4, 300, 3), (1, 1, 1), (2, 0, 5))):
+        for dtype in DTYPES:
+            gradient = torch.randn(shape).to(dtype)
+            upstream = _setting(gradient, 1.0).new_ones(shape[: axes % 3])
+            upstream += torch.arange(upstream.numel()).view(upstream.shape) % 3  # a third of it is 1
+            upstream = upstream.t().contiguous().t() if upstream.dim() == 2 else upstream
+            yield (_odd(gradient) if axes % 2 else gradient), upstream
+
+
+def norm_relu_pool() -> Iterator[Call]:
+    """(x, weight, bias, running_mean, running_var, momentum, eps, pool, residual)"""
+    for x, pool, residual in _images():
+        numbers = [1 + torch.rand(x.shape[1], 2)[:, 0] for _ in range(4)]  # with gaps
+        yield x, *numbers, 0.1, 1e-5, pool, residual
+
+
+def norm_relu_pool_backward() -> Iterator[Call]:
+    """(gradient, x, weight, places, mean, invstd, pool, residual)"""
+    for x, pool, residual in _images():
+        batch, channels, height, width = x.shape
+        side, wide = (2, 4) if pool else (1, 1)
+        vector = 16 // x.itemsize if channels % (16 // x.itemsize) == 0 else 1
+        shape = batch, channels // vector, height // side, width // side
+        places = torch.zeros(*shape, dtype=torch.int64)
+        for channel in range(vector):
+            places |= torch.randint(5 if pool else 2, shape) << (wide * channel)
+        bytes_of = max(1, vector * wide // 8)
+        places = places.permute(0, 2, 3, 1).unsqueeze(-1) >> (8 * torch.arange(bytes_of)) & 255
+        gradient = torch.randn(batch, channels, height // side, width // side)
+        numbers = torch.rand(3, channels)
+        yield (
+            *(_channels_last(gradient.to(x.dtype)), x, numbers[0]),
+            *(places.flatten(3).to(torch.uint8).contiguous(), numbers[1], numbers[2], pool, residual is not None),
+        )
+
+
 OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
     function.__name__: function
     for function in (
@@ -115,6 +154,9 @@ OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
         candidate_metrics,
         rank_candidates,
         augment,
+        scale_gradient,
+        norm_relu_pool,
+        norm_relu_pool_backward,
     )
 }
 
@@ -149,6 +191,22 @@ def _losses() -> Iterator[tuple[int, Tensor, Tensor, str]]:
             labels = torch.randint(classes, shape[:-1] if k % 2 else (batch,))
             logits = _odd(logits) if (i + k) % 3 == 0 else logits
             yield (i - k) % 3, logits, labels, ("mean", "sum", "none")[(i + k) % 3]
+
+
+def _images() -> Iterator[tuple[Tensor, bool, Tensor | None]]:
+    """x, whether there is pooling, and a residual or None."""
+    torch.manual_seed(0)
+    shapes = (2, 16, 5, 6), (3, 12, 4, 4), (1, 3, 3, 5), (40, 8, 4, 4), (1, 2064, 2, 2), (2, 5, 1, 3)
+    for k, shape in enumerate(shapes):
+        for dtype in (torch.float32, torch.bfloat16):
+            pool = k % 3 < 2 and shape[2] > 1
+            x, residual = (_channels_last(torch.randn(shape).to(dtype), odd=k % 2 == 1) for _ in range(2))
+            yield x, pool, None if pool or dtype == torch.bfloat16 else residual
+
+
+def _channels_last(images: Tensor, *, odd: bool = False) -> Tensor:
+    memory = images.permute(0, 2, 3, 1)
+    return (_odd(memory) if odd else memory.contiguous()).permute(0, 3, 1, 2)
 
 
 def _most_samples(classes: int) -> int:

@@ -9,6 +9,7 @@ from tests.cuda_on_host import build, calls
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 
 ORDERS = ["descending", "1"]
+OWNERS = "the logits|similarity|images|the gradient|x"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +42,7 @@ def test_every_result_is_written_and_no_input(name: str):
             for result in results_of(operator(*arguments)):
                 if result.is_floating_point():
                     assert not result.isnan().any() or 0 in arguments[0].shape
-                else:
+                elif result.dtype != torch.uint8:  # whose every value may be one that was written
                     assert (result < 1_000_000).all()
             for position, (a, b) in enumerate(zip(arguments, before, strict=True)):
                 if isinstance(a, Tensor) and not updates(operator, position):
@@ -60,11 +61,40 @@ def test_a_tensor_of_another_device_is_refused(name: str):
         places = [place for place, argument in enumerate(arguments) if isinstance(argument, Tensor)]
         for place in places if len(places) > 1 else ():
             moved = [argument.to("meta") if at == place else argument for at, argument in enumerate(arguments)]
-            with pytest.raises(RuntimeError, match=r"must be on the device of (the logits|similarity|images)"):
+            with pytest.raises(RuntimeError, match=rf"must be on the device of ({OWNERS})"):
                 operator._op_dk(torch._C.DispatchKey.CPU, *moved)
             met.add(place)
     tensors = {place for place, one in enumerate(operator._schema.arguments) if "Tensor" in str(one.type)}
     assert met == (tensors if len(tensors) > 1 else set())
+
+
+def logits_of(*shape: int) -> Tensor:
+    return torch.zeros(*shape, 100)
+
+
+def launched_by(operator: str, folder: str, *arguments) -> int:
+    before = build.launches(folder)
+    getattr(getattr(torch.ops, build.NAMESPACE), operator)(*arguments)
+    return build.launches(folder) - before
+
+
+@pytest.mark.parametrize(("lead", "batch", "count"), [((), 128, 1), ((), 256, 1), ((8,), 128, 1), ((), 512, 2)])
+def test_launches_of_a_loss(lead: tuple[int, ...], batch: int, count: int):
+    """One up to 256 samples of 100 classes; those of more are shared by blocks, whose sums a second kernel adds."""
+    z, y, one = logits_of(*lead, batch), torch.zeros(batch, dtype=torch.int64), torch.ones(())
+    q = torch.full((100, 100), 0.01)
+    assert launched_by("soft_target_loss", "soft_target", z, y, q, one, None, True, "mean") == count
+    assert launched_by("distillation_loss", "distillation", z, logits_of(1, batch), y, None, one, one, "mean") == count
+    assert launched_by("scale_gradient", "scale_gradient", z, torch.ones(lead)) == 1
+
+
+def test_launches_of_norm_relu_pool():
+    """Statistics, their sum, and the result; sums over the gradient, their sum, and the gradients."""
+    x = torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    numbers, operator = [torch.ones(16) for _ in range(4)], "norm_relu_pool"
+    y, *saved = getattr(torch.ops, build.NAMESPACE).norm_relu_pool(x, *numbers, 0.1, 1e-5, True)
+    assert launched_by(operator, operator, x, *numbers, 0.1, 1e-5, True) == 3
+    assert launched_by(f"{operator}_backward", operator, y, x, numbers[0], *saved, True) == 3
 
 
 def test_foreign_memory_is_not_touched():
@@ -93,8 +123,8 @@ def run(operator, arguments: calls.Call) -> tuple[list[Tensor], list[Tensor]]:
     return results, updated
 
 
-def results_of(returned: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
-    return [returned] if isinstance(returned, Tensor) else list(returned)
+def results_of(returned: Tensor | tuple[Tensor, ...] | None) -> list[Tensor]:
+    return [returned] if isinstance(returned, Tensor) else list(returned or ())
 
 
 def updates(operator, position: int) -> bool:

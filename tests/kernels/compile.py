@@ -30,9 +30,11 @@ from tests.kernels.products import narrow_products
 from tfkd_fast.kernels import augment as images
 from tfkd_fast.kernels import candidate_metrics as metrics
 from tfkd_fast.kernels import distillation as distil
+from tfkd_fast.kernels import norm_relu_pool as norms
 from tfkd_fast.kernels import peer as peers
 from tfkd_fast.kernels import rank_binned_targets as tables
 from tfkd_fast.kernels import rank_candidates as ranks
+from tfkd_fast.kernels import scale_gradient as scaling
 from tfkd_fast.kernels import soft_target as soft
 
 ARCHITECTURES = 80, 90
@@ -146,6 +148,26 @@ def augment() -> Cases:
         of = torch.empty(5, 32, 32, channels, dtype=torch.uint8), torch.empty(2, 3, dtype=torch.int64)
         draw = torch.empty(3, dtype=torch.int64)
         yield f"C={channels} {dtype}", 0, partial(images.augment, *of, draw, 4, flip, *scale, dtype)
+
+
+def norm_relu_pool() -> Cases:
+    sizes, forms = ((12, HALF), (64, HALF), (64, SINGLE)), ((True, False), (False, False), (False, True))
+    for (channels, dtype), (pool, residual) in product(sizes, forms):
+        x = torch.empty(8, channels, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        numbers = [torch.empty(channels) for _ in range(4)]
+
+        def both(x: Tensor = x, numbers: list[Tensor] = numbers, pool: bool = pool, residual: bool = residual) -> None:
+            y, *saved = norms.norm_relu_pool(x, *numbers, 0.1, 1e-5, pool, x if residual else None)
+            norms.norm_relu_pool_backward(y, x, numbers[0], *saved, pool, residual)
+
+        yield f"C={channels} pool={pool} residual={residual} {dtype}", channels, both
+
+
+def scale_gradient() -> Cases:
+    for dtype, axes in product((HALF, SINGLE, DOUBLE), (0, 2)):
+        gradient = torch.empty(3, 64, 100, dtype=dtype)
+        upstream = torch.empty(gradient.shape[:axes], dtype=DOUBLE if dtype == DOUBLE else SINGLE)
+        yield f"{axes} axes, {dtype}", 100, partial(scaling.scale_gradient, gradient, upstream)
 
 
 @triton.jit

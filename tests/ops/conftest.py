@@ -33,13 +33,26 @@ class Backend(NamedTuple):
     """It runs in an interpreter: a test may do less with it."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=["reference", "cpp", pytest.param("cuda", marks=on_gpu), pytest.param("triton", marks=on_gpu)],
-)
+KERNELS_FOR_GPU = [pytest.param("cuda", marks=on_gpu), pytest.param("triton", marks=on_gpu)]
+
+
+@pytest.fixture(scope="module", params=["reference", "cpp", *KERNELS_FOR_GPU])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend that this machine can run."""
-    name = request.param
+    with backend_under_test(request.param) as one:
+        yield one
+
+
+@pytest.fixture(scope="module", params=KERNELS_FOR_GPU)
+def kernel(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend for a GPU."""
+    with backend_under_test(request.param) as one:
+        yield one
+
+
+@contextmanager
+def backend_under_test(name: str) -> Iterator[Backend]:
+    """A backend, as far as this machine can run it; the test is skipped where it cannot."""
     if name == "cpp" and backends.native_library.missing is not None:
         pytest.skip(backends.native_library.missing)
     if name == "triton" and fused.TRITON_MISSING:

@@ -1,5 +1,6 @@
 """norm_relu_pool against torch's three functions: the same bits forward, float64 and finite differences backward."""
 
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.ops.losses import operator_of
+from tests.cuda_on_host.build import NAMESPACE
+from tests.ops.losses import assert_near, operator_of, to
 from tests.support.threads import using_threads
 from tfkd_fast import ops
-from tfkd_fast.ops import norm_relu_pool
+from tfkd_fast.ops import fused, norm_relu_pool
 
 MOMENTUM, EPS = 1 / 3, 1e-3  # 1 - 1/3 is another number when it is computed in float32
 CPU = torch.device("cpu")
@@ -24,7 +26,7 @@ needs_cpp = pytest.mark.skipif(
 
 @pytest.fixture(scope="module", params=["reference", "cpp"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """There are no others."""
+    """Those for the processor."""
     if request.param != "reference" and (reason := ops.backends.native_library.missing) is not None:
         pytest.skip(reason)
     return request.param
@@ -525,6 +527,176 @@ def test_torch_func_takes_the_reference() -> None:
         torch.testing.assert_close(copies[4][i], own.running_var)
 
 
+# The kernels for a GPU.
+
+
+class Passes(NamedTuple):
+    """What both passes of a kernel leave behind, on the processor."""
+
+    result: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    mean: Tensor
+    invstd: Tensor
+    places: Tensor
+    """(B,C,H,W) of the windows: the position of the maximum, 0 to 3, and -1 where the ReLU lets nothing through."""
+    of_x: Tensor
+    of_weight: Tensor
+    of_bias: Tensor
+    of_residual: Tensor
+
+
+def passes(given: Problem, kernel: Any, residual: Tensor | None = None) -> Passes:
+    namespace = NAMESPACE if kernel.name == "cuda" and kernel.device.type == "cpu" else fused.NAMESPACES[kernel.name]
+    forward, backward = (fused.overload(namespace, f"norm_relu_pool{end}") for end in ("", "_backward"))
+    x, *numbers, upstream = to(tuple(given[:6]), kernel.device)
+    numbers = [tensor.clone() for tensor in numbers]
+    added = None if residual is None else residual.to(kernel.device)
+    result, stored, mean, invstd = forward(x, *numbers, MOMENTUM, EPS, given.pool, added)
+    gradients = backward(upstream, x, numbers[0], stored, mean, invstd, given.pool, residual is not None)
+    tensors = to((result, *numbers[2:], mean, invstd, stored, *gradients), torch.device("cpu"))
+    return Passes(*tensors)._replace(places=decoded(tensors[5], given))
+
+
+def decoded(stored: Tensor, given: Problem) -> Tensor:
+    """Places as the kernels store them: vectors of 16 bytes, where those divide a position, with 4 bits a channel, or
+    1 bit for a window of one position; at least a byte each."""
+    channels, full = given.x.shape[1], 16 // given.x.itemsize
+    vector, bits = full if channels % full == 0 else 1, 4 if given.pool else 1
+    words = stored.long().unflatten(3, (channels // vector, -1))
+    words = (words << (8 * torch.arange(words.shape[-1]))).sum(-1)
+    codes = (words.unsqueeze(-1) >> (bits * torch.arange(vector)) & (7 if given.pool else 1)).flatten(3)
+    places = torch.where(codes < 4, codes, -1) if given.pool else codes - 1
+    return places.permute(0, 3, 1, 2)
+
+
+def windows_of(images: Tensor, pool: bool) -> Tensor:
+    """(B,C,H,W,positions) of whole windows."""
+    if not pool:
+        return images.unsqueeze(-1)
+    height, width = (size // 2 * 2 for size in images.shape[2:])
+    return images[:, :, :height, :width].unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+
+
+GPU_SHAPES = [*SHAPES[:11], ((2, 1100, 2, 2), True), ((1, 2064, 3, 2), False)]
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "pool"), GPU_SHAPES)
+def test_kernels_against_float64(
+    kernel: Any, shape: tuple[int, int, int, int], pool: bool, dtype: torch.dtype, with_residual: bool
+) -> None:
+    if pool and with_residual:
+        pytest.skip("a residual is added without pooling")
+    if kernel.name == "triton" and kernel.slow and shape[0] * shape[2] * shape[3] > 600:
+        pytest.skip("too many programs for an interpreter")
+    given = problem(shape, dtype=dtype, pool=pool)
+    residual = residual_of(given) if with_residual else None
+    ours, exact = passes(given, kernel, residual), given.to(torch.float64).leaves()
+
+    mean, var = exact.x.mean((0, 2, 3)), exact.x.var((0, 2, 3), unbiased=False)
+    count = given.x.numel() // shape[1]
+    assert_near(ours.mean, mean.detach(), 1e-6)
+    assert_near(ours.invstd, (var + EPS).rsqrt().detach(), 2e-6)
+    assert_near(ours.running_mean, torch.lerp(given.running_mean.double(), mean, MOMENTUM).detach(), 1e-6)
+    unbiased = var * count / (count - 1)
+    assert_near(ours.running_var, torch.lerp(given.running_var.double(), unbiased, MOMENTUM).detach(), 2e-6)
+
+    centred = exact.x - mean[None, :, None, None]
+    alpha = exact.weight * (var + EPS).rsqrt()
+    normed = centred * alpha[:, None, None] + exact.bias[:, None, None]
+    leaf = None if residual is None else residual.double().requires_grad_()
+    y = windows_of(normed if leaf is None else normed + leaf, pool)
+    # The value at the place is the result, rounded; no other value of the window is clearly higher.
+    roundings = (2**-8 if dtype == torch.bfloat16 else 1e-6) * (1 + (residual is not None))
+    room = roundings * windows_of(normed.abs() if leaf is None else normed.abs() + leaf.abs(), pool).amax(-1) + 4e-6
+    flows = ours.places >= 0
+    chosen = y.gather(-1, ours.places.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    assert ((ours.result.double() - torch.where(flows, chosen, 0.0)).abs() <= room).all()
+    assert ((y.amax(-1) - torch.where(flows, chosen, 0.0)).clamp(min=0) <= 2 * room).all()
+    assert (ours.result[~flows] == 0).all()
+    assert ours.result.is_contiguous(memory_format=torch.channels_last)
+
+    leaves = [exact.x, exact.weight, exact.bias, *([] if leaf is None else [leaf])]
+    truth = torch.autograd.grad(torch.where(flows, chosen, 0.0), leaves, exact.upstream)
+    tolerance = 6e-8 * (10 + 10 * (given.upstream.numel() // shape[1]) ** 0.5)
+    rounding = 2**-8 if dtype == torch.bfloat16 else 0.0
+    assert_near(ours.of_x, truth[0], tolerance + rounding)
+    assert_near(ours.of_weight, truth[1], tolerance)
+    assert_near(ours.of_bias, truth[2], tolerance)
+    if leaf is not None:
+        assert torch.equal(ours.of_residual.double(), truth[3])
+
+
+def test_kernels_keep_the_variance_beside_a_large_mean(kernel: Any) -> None:
+    """The mean is 3,000 deviations; or the first value, around which not all must be summed, is as far away."""
+    given = problem((4, 16, 16, 16), dtype=torch.float32, pool=False)
+    given = given._replace(x=given.x + 6000)
+    given.x[0, :, 0, 0] = 0.0
+    ours = passes(given, kernel)
+    var = given.x.double().var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(ours.invstd.double(), (var + EPS).rsqrt(), rtol=1e-5, atol=0)
+    others = given._replace(x=given.x.clone())
+    others.x[0, :, 0, 0] = others.x[0, :, 1, 1]
+    var = others.x.double().var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(passes(others, kernel).invstd.double(), (var + EPS).rsqrt(), rtol=1e-4, atol=0)
+
+
+def test_kernels_give_ties_to_the_first(kernel: Any) -> None:
+    for dtype, channels in product((torch.bfloat16, torch.float32), (8, 5)):
+        given = problem((3, channels, 6, 6), dtype=dtype, pool=True)
+        given = given._replace(x=given.x.clamp(-1, 1).round(), weight=given.weight.abs() + 0.1)
+        windows = windows_of(given.x, True)
+        first = (windows == windows.amax(-1, keepdim=True)).int().argmax(-1)  # the first of equal ones
+        places = passes(given, kernel).places
+        assert torch.equal(places, torch.where(places < 0, -1, first))
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_kernels_confine_what_is_not_finite(kernel: Any, pool: bool) -> None:
+    given = problem((3, 16, 4, 4), dtype=torch.bfloat16, pool=pool)
+    clean = passes(given, kernel)
+    given.x[1, 3, 1, 1], given.upstream[1, 9, 1, 1] = float("nan"), float("inf")
+    given.bias[5], given.weight[7] = float("nan"), float("inf")
+    ours = passes(given, kernel)
+    others = [c for c in range(16) if c not in (3, 5, 7, 9)]
+    for name in ("result", "running_mean", "running_var", "of_x", "of_weight", "of_bias"):
+        mine, before = getattr(ours, name), getattr(clean, name)
+        axis = 1 if mine.dim() == 4 else 0
+        kept = [tensor.index_select(axis, torch.tensor(others)) for tensor in (mine, before)]
+        assert torch.equal(*kept), name
+    assert ours.result[:, 3].isnan().all()
+    assert ours.result[:, 5].isnan().all()
+
+
+def test_kernels_take_no_images(kernel: Any) -> None:
+    given = problem((0, 5, 4, 4), dtype=torch.float32, pool=True)
+    ours = passes(given, kernel)
+    assert ours.result.shape == (0, 5, 2, 2)
+    assert ours.of_weight.tolist() == ours.of_bias.tolist() == [0.0] * 5
+    assert torch.equal(ours.running_mean, given.running_mean)
+    assert torch.equal(ours.running_var, given.running_var)
+
+
+def test_kernels_through_autograd(kernel: Any) -> None:
+    """Images of another layout, numbers with gaps, an expanded gradient, a residual."""
+    given = problem((4, 16, 6, 6), dtype=torch.float32, pool=False)
+    residual = residual_of(given).contiguous()
+    expanded = given.upstream[:, :, :1, :1].expand(4, 16, 6, 6)
+    results = []
+    for one in ("reference", kernel.name):
+        device = CPU if one == "reference" else kernel.device
+        pairs = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in given[1:5]]
+        tensors = to((given.x.contiguous(), *pairs, residual), device)
+        leaves = [tensor.detach().requires_grad_() for tensor in (*tensors[:3], tensors[5])]
+        keywords = {"momentum": MOMENTUM, "eps": EPS, "pool": False, "residual": leaves[3], "backend": one}
+        y = norm_relu_pool(*leaves[:3], *tensors[3:5], **keywords)
+        gradients = torch.autograd.grad(y, leaves, expanded.to(device))
+        results.append(to((y.detach(), *tensors[3:5], *gradients), CPU))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
 X, N = torch.zeros(2, 3, 4, 4), torch.zeros(3)
 
 
@@ -544,7 +716,7 @@ X, N = torch.zeros(2, 3, 4, 4), torch.zeros(3)
         ((X, N, N, N, N), {"pool": False, "residual": X[:1]}, ValueError, r"residual must be \(2, 3, 4, 4\) as x is"),
         ((X, N, N, N, N), {"pool": False, "residual": X.double()}, TypeError, r"residual must be torch\.float32"),
         ((X, N, N, N, N), {"pool": False, "residual": 1.0}, TypeError, "residual must be a tensor"),
-        ((X, N, N, N, N), {"backend": "triton"}, ValueError, "this operator has no Triton kernel"),
+        ((X, N, N, N, N), {"backend": "fast"}, ValueError, "there is no such backend"),
     ],
 )
 def test_refusals(arguments: Any, keywords: Any, error: type[Exception], message: str) -> None:

@@ -12,23 +12,30 @@ from tfkd_fast.ops import fused
 from tfkd_fast.ops.losses import are_known_ones, loss_with_gradient, ones_for
 
 
-def backward_calls(upstream: Any) -> list[str]:
-    """What the backward pass of a loss of three candidates calls. The tensors are on the meta device, where nothing can
-    be looked at, as on CUDA nothing should be."""
+def backward_calls(upstream: Any, *, again: bool = False) -> list[str]:
+    """What the backward pass of a loss of three candidates calls, which may run `again` or not. The tensors are on the
+    meta device, where nothing can be looked at, as on CUDA nothing should be."""
     logits = torch.randn(3, 4, 5, device="meta", requires_grad=True)
     labels, targets = torch.zeros(4, dtype=torch.int64, device="meta"), torch.empty(5, 5, device="meta")
     operator = fused.overload("tfkd_fast", "soft_target_loss")
     loss, _ = loss_with_gradient(operator, logits, labels, targets, None, None, True, reduction="mean")
     given = upstream(loss)
     with Calls() as calls:
-        (gradient,) = torch.autograd.grad(loss, logits, given)
+        (gradient,) = torch.autograd.grad(loss, logits, given, retain_graph=again)
     assert gradient.shape == logits.shape
     return calls.seen
 
 
 def test_known_ones_leave_the_gradient_as_it_is() -> None:
-    assert "mul" not in backward_calls(ones_for)
-    assert "mul" in backward_calls(torch.ones_like)
+    assert not {"mul", "mul_"} & set(backward_calls(ones_for))
+
+
+def test_others_scale_it_in_place_unless_it_is_asked_for_again() -> None:
+    last, first = backward_calls(torch.ones_like), backward_calls(torch.ones_like, again=True)
+    assert "mul_" in last
+    assert "mul" not in last
+    assert "mul" in first
+    assert "mul_" not in first
 
 
 def test_known_ones_pass_a_sum_of_losses() -> None:

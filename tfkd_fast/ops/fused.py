@@ -83,20 +83,31 @@ def overload(namespace: str, operator: str) -> OpOverload:
     return found
 
 
-def register(operator: str, call: Callable[..., Any]) -> None:
+def register(
+    operator: str,
+    call: Callable[..., Any],
+    only: Sequence[str] = tuple(NAMESPACES),
+    *,
+    on_gpu: Sequence[torch.dtype] | None = None,
+) -> None:
     """Register the backends cpp, cuda and triton of an operator.
 
     Args:
         operator: a defined operator, of the same name as the public function.
         call: `call(overload, *args)` does with a backend's operator what the reference does with `args`.
+        only: the backends that the operator has.
+        on_gpu: the dtypes of the main input that the kernels for a GPU serve; None for all of the operator's.
     """
     for backend, refuses, about in (
         ("cpp", cpp_refuses, backends.native_library.about),
         ("cuda", _cuda_refuses, backends.cuda_library.about),
         ("triton", _triton_refuses, "compiled when it is first called"),
     ):
-        function = partial(call, overload(NAMESPACES[backend], operator))
-        backends.register(operator, backend, function, refuses=refuses, about=about)
+        if backend in only:
+            if backend != "cpp" and on_gpu is not None:
+                refuses = partial(_refuses_dtype, refuses, on_gpu)
+            function = partial(call, overload(NAMESPACES[backend], operator))
+            backends.register(operator, backend, function, refuses=refuses, about=about)
 
 
 def cpp_refuses(tensor: Tensor) -> str | None:
@@ -114,6 +125,14 @@ def _triton_refuses(tensor: Tensor) -> str | None:
     if TRITON_MISSING or (tensor.is_cpu and TRITON_INTERPRETS):
         return TRITON_MISSING
     return _refuses_device(tensor)
+
+
+def _refuses_dtype(
+    otherwise: Callable[[Tensor], str | None], served: Sequence[torch.dtype], tensor: Tensor
+) -> str | None:
+    if tensor.dtype not in served:
+        return f"it serves {' and '.join(str(dtype).removeprefix('torch.') for dtype in served)}, not {tensor.dtype}"
+    return otherwise(tensor)
 
 
 def _refuses_device(tensor: Tensor) -> str | None:

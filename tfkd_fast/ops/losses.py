@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tfkd_fast.ops import backends, checks, fused
+from tfkd_fast.ops.scale_gradient import scale_gradient
 
 Reduction = Literal["mean", "sum", "none"]
 """Reductions of a loss over the batch."""
@@ -188,8 +189,11 @@ def _scale_gradient(gradient: Tensor, upstream: Tensor) -> Tensor:
     # `loss.backward()` sends a 1. On the CPU, where a look costs no wait, that saves reading and writing the gradient.
     if plain and upstream.is_cpu and (upstream.item() == 1.0 if upstream.dim() == 0 else bool((upstream == 1.0).all())):
         return gradient
+    if plain and not gradient.is_cpu and not torch._C._autograd._get_current_graph_task_keep_graph():
+        scale_gradient(gradient, upstream)  # in place: nobody asks for this backward pass again
+        return gradient
     scale = upstream.reshape(upstream.shape + (1,) * (gradient.dim() - upstream.dim()))
-    if plain and gradient.is_cuda:  # in float32 to the last rounding, in one launch
+    if plain and not gradient.is_cpu:  # in float32 to the last rounding, in one launch
         return torch.mul(gradient, scale, out=torch.empty_like(gradient))
     return (gradient * scale).to(gradient.dtype)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 
 from tfkd_fast.ops import backends, checks, fused
 
@@ -32,38 +33,46 @@ def norm_relu_pool(
 
     With a residual it is the end of a block of a ResNet (He et al., 2016, eq. 1), relu(norm(x) + residual).
 
-    Result and running statistics are those of torch's three functions, to the last bit for channels-last images in
-    float32 with more positions than threads. An autocast region changes nothing.
+    Result and running statistics are those of torch's three functions; from cpp to the last bit for channels-last
+    images in float32 with more positions than threads. An autocast region changes nothing.
 
     Args:
-        x: (B,C,H,W) bfloat16, float32 or float64, best channels-last in memory: cpp makes a copy of others.
+        x: (B,C,H,W) bfloat16, float32 or float64, best channels-last in memory: a copy is made of others.
         weight, bias: (C,) float32, or float64 for float64 x.
         running_mean, running_var: (C,) likewise; they are updated in place, with the unbiased variance.
         momentum: the weight of this batch in the running statistics.
         eps: added to the variance.
         pool: whether there is max-pooling; an odd row or column at the end is left out, as in torch.
         residual: None, or what is added before the ReLU, of shape and dtype of x, without pooling.
-        backend: an operator backend; None picks the fastest that serves the tensors: the reference in float32 without
-            pooling, for positions of less than 16 bytes, inside of torch.func's transforms, and for forward-mode
-            differentiation.
+        backend: an operator backend; None picks the fastest that serves the tensors: the reference inside of
+            torch.func's transforms and for forward-mode differentiation; on the CPU in float32 without pooling and for
+            positions of less than 16 bytes; on CUDA inside of torch.compile, which fuses it, unless a backend is
+            forced, and in float64.
 
     Returns:
-        (B,C,H//2,W//2), or (B,C,H,W) without pooling, in the dtype of x. From cpp it is channels-last.
+        (B,C,H//2,W//2), or (B,C,H,W) without pooling, in the dtype of x; channels-last but from the reference.
 
     Raises:
         ValueError: for shapes that do not fit, and for a batch of one position.
         TypeError: for dtypes, and for arguments that are no tensors.
-        RuntimeError: from cpp, named as the backend, for forward-mode differentiation.
+        RuntimeError: from a backend that is named, but the reference, for forward-mode differentiation.
     """
     call = _NormReluPoolCall(x, weight, bias, running_mean, running_var, momentum, eps, pool, residual)
     _check(call)
-    # cpp writes to tensors, which vmap cannot map, and has no forward derivative
+    # the kernels write to tensors, which vmap cannot map, and have no forward derivative
     needs_reference = fused.inside_torch_func() or fused.has_tangent(x, weight, bias, residual)
-    torch_is_faster = (x.dtype == torch.float32 and not pool) or x.shape[1] * x.itemsize < 16
-    if backend is None and (needs_reference or torch_is_faster):
+    if backend is None and (needs_reference or _torch_is_faster(x, pool)):
         backend = "reference"
     result: Tensor = backends.select("norm_relu_pool", backend, x)(call)
     return result
+
+
+def _torch_is_faster(x: Tensor, pool: bool) -> bool:
+    """Whether the reference is faster than the kernels; on CUDA that is an estimate for torch.compile, see
+    `benchmarks.engine_step --ops`."""
+    if x.is_cpu:
+        return (x.dtype == torch.float32 and not pool) or x.shape[1] * x.itemsize < 16
+    return torch.compiler.is_compiling() and backends.forced() == "auto"
 
 
 class _NormReluPoolCall(NamedTuple):
@@ -127,10 +136,10 @@ def _reference(call: _NormReluPoolCall) -> Tensor:
     return F.max_pool2d(y, 2) if pool else y
 
 
-# The compiled backend.
+# The fused backends.
 
 
-def _fused(call: _NormReluPoolCall) -> Tensor:
+def _fused(operator: OpOverload, call: _NormReluPoolCall) -> Tensor:
     x, weight, bias, *settings, residual = call
     fused.refuse_tangent("norm_relu_pool", x, weight, bias, residual)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -138,10 +147,10 @@ def _fused(call: _NormReluPoolCall) -> Tensor:
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
         detached = residual.detach()
-    y, *saved = _operators.norm_relu_pool(x.detach(), weight.detach(), bias.detach(), *settings, detached)
+    y, *saved = operator(x.detach(), weight.detach(), bias.detach(), *settings, detached)
     leaves = (x, weight, bias) if residual is None else (x, weight, bias, residual)
     if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
-        return _AttachImageGradient.apply(call.pool, y, x, weight, bias, residual, *saved)
+        return _AttachImageGradient.apply(operator.namespace, call.pool, y, x, weight, bias, residual, *saved)
     return y
 
 
@@ -151,6 +160,7 @@ class _AttachImageGradient(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        namespace: str,
         pool: bool,
         y: Tensor,
         x: Tensor,
@@ -160,7 +170,7 @@ class _AttachImageGradient(torch.autograd.Function):
         *saved: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, *saved)
-        ctx.settings = pool, residual is not None
+        ctx.namespace, ctx.settings = namespace, (pool, residual is not None)
         return y.view_as(y)
 
     @staticmethod
@@ -168,11 +178,12 @@ class _AttachImageGradient(torch.autograd.Function):
         x, weight, *saved = ctx.saved_tensors
         fused.refuse_tangent("norm_relu_pool", upstream[0])
         gradient = upstream[0].contiguous(memory_format=torch.channels_last)
-        gradients = _operators.norm_relu_pool_backward(gradient, x, weight, *saved, *ctx.settings)
+        operator = fused.overload(ctx.namespace, "norm_relu_pool_backward")
+        gradients = operator(gradient, x, weight, *saved, *ctx.settings)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = [fused.NoSecondDerivative.apply(one, gradient, x, weight) for one in gradients]
         *of_inputs, of_residual = gradients
-        return None, None, *of_inputs, of_residual if ctx.settings[1] else None, None, None, None
+        return None, None, None, *of_inputs, of_residual if ctx.settings[1] else None, None, None, None
 
 
 def _fake(
@@ -190,16 +201,20 @@ def _fake(
     if pool:
         height, width = height // 2, width // 2
     rows, windows = (batch * height, width) if pool else (batch, height * width)
-    of_pack = 64 // x.itemsize
-    factor = of_pack // math.gcd(channels, of_pack)
-    if pool or windows % factor or channels * factor > 1024:  # as `with_whole_packs` of cpu.cpp
-        factor = 1
-    groups, packs = -(-windows // (2 * x.itemsize * factor)), -(-channels * factor // of_pack)
+    if x.device.type == "cuda":
+        vector = 16 // x.itemsize if channels % (16 // x.itemsize) == 0 else 1
+        shape = batch, height, width, channels // vector * max(1, vector * (4 if pool else 1) // 8)
+    else:
+        of_pack = 64 // x.itemsize
+        factor = of_pack // math.gcd(channels, of_pack)
+        if pool or windows % factor or channels * factor > 1024:  # as `with_whole_packs` of cpu.cpp
+            factor = 1
+        shape = rows, -(-windows // (2 * x.itemsize * factor)), -(-channels * factor // of_pack), 64
     return (
         torch.empty(
             (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
         ),
-        x.new_empty((rows, groups, packs, 64), dtype=torch.uint8),
+        x.new_empty(shape, dtype=torch.uint8),
         torch.empty_like(weight),
         torch.empty_like(weight),
     )
@@ -224,18 +239,17 @@ def _fake_backward(
 
 fused.define(
     "norm_relu_pool",
-    None,
+    "norm_relu_pool",
     "(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, float momentum, "
     "float eps, bool pool, Tensor? residual=None) -> (Tensor y, Tensor places, Tensor mean, Tensor invstd)",
     _fake,
 )
 fused.define(
     "norm_relu_pool_backward",
-    None,
+    "norm_relu_pool",
     "(Tensor gradient, Tensor x, Tensor weight, Tensor places, Tensor mean, Tensor invstd, bool pool, "
     "bool residual=False) -> (Tensor of_x, Tensor of_weight, Tensor of_bias, Tensor of_residual)",
     _fake_backward,
 )
-_operators = getattr(torch.ops, fused.NAMESPACES["cpp"])
 backends.register("norm_relu_pool", "reference", _reference)
-backends.register("norm_relu_pool", "cpp", _fused, refuses=fused.cpp_refuses, about=backends.native_library.about)
+fused.register("norm_relu_pool", _fused, on_gpu=(torch.float32, torch.bfloat16))

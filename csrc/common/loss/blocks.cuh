@@ -63,7 +63,9 @@ struct OnlineSoftmax {
   }
 };
 
-constexpr int kMostThreads = 384;  // two blocks of 80 registers a thread, for float64 one of 168
+// Threads of a multiprocessor, in one block or several: 80 registers each, for float64 168.
+template <typename scalar>
+constexpr int kMostThreads = std::is_same_v<scalar, double> ? 384 : 768;
 
 // `Target` has
 //   open<kVector>(candidate, sample, label, classes, terms, memory, scratch) -> a row, which has
@@ -71,7 +73,7 @@ constexpr int kMostThreads = 384;  // two blocks of 80 registers a thread, for f
 //     get<kVector>(c, q, negentropy): q of the classes c.., and their sum q log2 q added to negentropy
 // `memory` is `target_bytes` of shared memory for it, `scratch` is for over_block.
 template <typename scalar, bool kWithStats, int kVector, typename Target>
-__global__ void __launch_bounds__(kMostThreads, std::is_same_v<scalar, double> ? 1 : 2)
+__global__ void __launch_bounds__(kMostThreads<scalar>, 1)
     rows_in_blocks(const LossArguments<scalar> in, const Target target, int target_bytes, bool keep) {
   using T = Computed<scalar>;
   extern __shared__ __align__(16) unsigned char dynamic_shared[];

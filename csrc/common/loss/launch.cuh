@@ -10,10 +10,11 @@
 
 namespace tfkd_fast {
 
-// Elements that one load may fetch: 4, 2 or 1. They divide the row, and all tensors begin at a multiple of them: a
-// view may begin anywhere.
+// How many elements of the logits, the first of the tensors, one load of at most 16 bytes may fetch: log2 of it. They
+// divide the row, and all tensors begin at a multiple of them: a view may begin anywhere.
 inline int vector_bits(int64_t classes, std::initializer_list<Tensor> tensors) {
-  int bits = classes % 4 == 0 ? 2 : classes % 2 == 0 ? 1 : 0;
+  int bits = tensors.begin()->element_size() == 2 ? 3 : 2;
+  while (classes % (int64_t{1} << bits) != 0) --bits;
   for (const Tensor& tensor : tensors) {
     const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
     while (address % (tensor.element_size() << bits) != 0) --bits;
@@ -79,7 +80,7 @@ LossArguments<scalar> prepared(const LossCall& call, LossResults& out) {
   in.loss_divisor = mean ? static_cast<double>(axes.batch) : 1.0;
   in.batch = axes.batch;
   in.classes = static_cast<int>(axes.classes);
-  in.vector_bits = call.vector_bits;
+  in.vector_bits = std::min(call.vector_bits, 2);
   (call.reduction == "none" ? in.sample_loss : in.loss) = out.loss.mutable_data_ptr<T>();
   if (call.with_stats) {
     const auto total = [&](Tensor& tensor) {
@@ -148,17 +149,23 @@ LossResults run(const LossCall& call, const Target& target, int target_bytes) {
       launch_rows(with_stats, &rows_in_registers<scalar, S, kWithStats, Target>, S::kThreads, S::kRows, S::kBlocks, 0);
     };
     if (with_shape<scalar, Target::kArrays + kWithStats>(axes.classes, in_registers)) return;
-    // A row is kept in shared memory where two blocks of a multiprocessor can: with one, loads would wait for
-    // arithmetic.
-    const int threads = axes.classes < 4096 ? 128 : kMostThreads;
+    // A row is kept in shared memory where a block can, and read once. Two blocks of a multiprocessor, where both have
+    // room for a row, let the loads of one go with the arithmetic of the other; of longer rows one has all threads.
+    constexpr int kMost = kMostThreads<scalar>, kHalf = 384;
+    constexpr int64_t kOther = 2048;  // bytes of a block beside what it asks for
     const int64_t row_bytes = axes.classes * static_cast<int64_t>(sizeof(scalar));
-    const bool keep = row_bytes + target_bytes + 1024 <= shared_memory_of_multiprocessor(call.logits) / 2;
+    const int64_t kept_bytes = row_bytes + target_bytes + kOther, room = shared_memory_of_multiprocessor(call.logits);
+    const bool keep = kept_bytes <= room;
+    const int threads = axes.classes < 4096 ? 128 : keep && kept_bytes > room / 2 ? kMost : kHalf;
     const size_t shared = target_bytes + (keep ? row_bytes : 0);
     auto* kernel = &rows_in_blocks<scalar, kWithStats, 1, Target>;
     if constexpr (!std::is_same_v<scalar, double>) {
       if (call.vector_bits == 2) kernel = &rows_in_blocks<scalar, kWithStats, 4, Target>;
     }
-    launch_rows(with_stats, kernel, threads, 1, 2 * kMostThreads / threads, shared, target_bytes, keep);
+    if constexpr (sizeof(scalar) == 2) {
+      if (call.vector_bits == 3) kernel = &rows_in_blocks<scalar, kWithStats, 8, Target>;
+    }
+    launch_rows(with_stats, kernel, threads, 1, kMost / threads, shared, target_bytes, keep);
   };
   if constexpr (kStats) {
     if (call.with_stats) {

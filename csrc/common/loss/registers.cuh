@@ -202,8 +202,10 @@ __device__ __forceinline__ Outcome<float> row_loss(float (&values)[S::kItems], c
   const float highest = highest_of<S>(values);
   const Exponent<float> softened(highest, temperature), plain(highest, 1.0f);
 
-  // With one softmax its terms replace the logits. A second one would take as many registers again: then both are
-  // computed once for the sums and once for the gradient.
+  // With one softmax its terms replace the logits. Those of a second one take as many registers again: where a kernel
+  // has no room for them, both are computed once for the sums and once for the gradient.
+  constexpr bool kKeep = !S::kFewArrays;
+  [[maybe_unused]] float plain_terms[kKeep ? kItems : 1];
   float sum = 0.0f, mass = 0.0f, divergence = negentropy, plain_sum = 0.0f, dot = 0.0f;
   const auto add_up = [&](auto replace) {
 #pragma unroll
@@ -221,17 +223,15 @@ __device__ __forceinline__ Outcome<float> row_loss(float (&values)[S::kItems], c
     for (int i = 0; i < kItems; ++i) {
       const float x = plain(values[i]), e = power_of_2(x);
       plain_sum += e;
+      if constexpr (kKeep) plain_terms[i] = e;
       if constexpr (kWithStats) dot += weighted(e, x);
     }
     plain_sum = over_lanes<kLanes>(plain_sum, Plus());
     if constexpr (kWithStats) dot = over_lanes<kLanes>(dot, Plus());
   };
-  if constexpr (kWithStats) {
+  if (kWithStats || two) {
     add_up_plain();
-    add_up(std::false_type());
-  } else if (two) {
-    add_up_plain();
-    add_up(std::false_type());
+    add_up(std::bool_constant<kKeep>());
   } else {
     add_up(std::true_type());
   }
@@ -247,7 +247,12 @@ __device__ __forceinline__ Outcome<float> row_loss(float (&values)[S::kItems], c
   if (kWithStats || two) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      const float e = power_of_2(softened(values[i])), plain_e = power_of_2(plain(values[i]));
+      float e, plain_e;
+      if constexpr (kKeep) {
+        e = values[i], plain_e = plain_terms[i];
+      } else {
+        e = power_of_2(softened(values[i])), plain_e = power_of_2(plain(values[i]));
+      }
       values[i] = softmax_factor * e + hard_factor * plain_e - soft_factor * target[i];
       if constexpr (kWithStats) visit(i, plain_e * normaliser);
     }

@@ -269,6 +269,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaErrorInvalidValue;
 }
 
+// How many kernels this library has launched.
+extern "C" __attribute__((visibility("default"), used)) inline int64_t cuda_on_host_launches = 0;
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
@@ -283,6 +286,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                                                 : requested->second)) {
     return cudaErrorInvalidValue;
   }
+  ++cuda_on_host_launches;
   gridDim = grid, blockDim = block;
   static cuda_on_host::Block runner;
   cuda_on_host::Order order;
