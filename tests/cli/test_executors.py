@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import children, refusal, run
+from tests.support.once import Once
 from tests.support.runs import without_clocks
 from tfkd_fast.cli.executors import choose_executor
 from tfkd_fast.errors import UserError
@@ -35,21 +36,21 @@ data.loader = "resident"
 model.width = 0.125
 [rows.ce]
 method = "ce"
-[rows.smoothed]
-method = "label-smoothing"
 """
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The study, and its folder as processes of this machine left it, each with a thread of its own."""
-    folder = tmp_path_factory.mktemp("local")
-    study, out = folder / "study.toml", folder / "out"
-    study.write_text(STUDY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfkd_fast.study.executors.local.available_cores", lambda: 2)
-        run("study", study, "--out", out, "--jobs", "2")
-    return study, out
+def local(once: Once) -> tuple[Path, Path]:
+    """The study, and its folder as a process of this machine left it, with one thread."""
+
+    def train(folder: Path) -> None:
+        (folder / "study.toml").write_text(STUDY)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tfkd_fast.study.executors.local.available_cores", lambda: 1)
+            run("study", folder / "study.toml", "--out", folder / "out")
+
+    folder = once("local-study", train)
+    return folder / "study.toml", folder / "out"
 
 
 @pytest.fixture(scope="module")
@@ -114,42 +115,33 @@ def table(out: Path) -> str:
     return re.sub(r"\| \d+ \|$", "", (out / "table.md").read_text(), flags=re.MULTILINE)
 
 
-def assert_same(out: Path, local: Path, *rows: str) -> None:
-    for row in rows:
-        ours, theirs = (folder / "runs" / f"{row}-seed0" for folder in (out, local))
-        assert (ours / "student.safetensors").read_bytes() == (theirs / "student.safetensors").read_bytes()
-        assert without_clocks(ours) == without_clocks(theirs)
+def assert_same(out: Path, local: Path) -> None:
+    ours, theirs = (folder / "runs" / "ce-seed0" for folder in (out, local))
+    assert (ours / "student.safetensors").read_bytes() == (theirs / "student.safetensors").read_bytes()
+    assert without_clocks(ours) == without_clocks(theirs)
+    assert table(out) == table(local)
 
 
-def test_tasks_of_ray_that_are_killed_and_stopped_train_the_students_of_local_runs(
+def test_a_task_of_ray_that_is_killed_and_stopped_trains_the_student_of_a_local_run(
     local: tuple[Path, Path], ray_cluster: str, tmp_path: Path
 ) -> None:
     """Ray begins a task again whose worker was killed, and the same command goes on with what was stopped."""
     study, expected = local
-    options = ("--executor", "ray", "--address", ray_cluster)
-    process = start(study, tmp_path, *options)
-    ce, smoothed = (tmp_path / "runs" / f"{row}-seed0" for row in ("ce", "smoothed"))
-    wait_until(lambda: trains(ce) or process.poll() is not None)
-    (worker,) = parents_of(ce)
+    process = start(study, tmp_path, "--executor", "ray", "--address", ray_cluster)
+    folder = tmp_path / "runs" / "ce-seed0"
+    wait_until(lambda: trains(folder) or process.poll() is not None)
+    (worker,) = parents_of(folder)
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: parents_of(ce) not in ([], [worker]) or process.poll() is not None)
-    wait_until(lambda: trains(smoothed) or process.poll() is not None)
+    wait_until(lambda: parents_of(folder) not in ([], [worker]) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate()
     assert printed.decode().endswith("stopped: the same command again goes on from the last checkpoints\n")
     assert process.returncode == 128 + signal.SIGINT
-    assert not parents_of(ce)
-    assert not parents_of(smoothed)
-    assert not (smoothed / "summary.json").exists()
-    assert list((smoothed / "checkpoints").glob("*.ckpt"))
-    process = start(study, tmp_path, *options)
-    wait_until(lambda: parents_of(smoothed) or process.poll() is not None)
-    for worker in parents_of(smoothed):
-        os.kill(worker, signal.SIGKILL)
-    printed, _ = process.communicate()
-    assert process.returncode == 0, printed.decode()
-    assert_same(tmp_path, expected, "ce", "smoothed")
-    assert table(tmp_path) == table(expected)
+    assert not parents_of(folder)
+    assert not (folder / "summary.json").exists()
+    assert list((folder / "checkpoints").glob("*.ckpt"))
+    run("study", study, "--out", tmp_path, "--executor", "ray", "--address", ray_cluster)
+    assert_same(tmp_path, expected)
 
 
 def test_more_than_the_ray_cluster_has_is_refused(local: tuple[Path, Path], ray_cluster: str, tmp_path: Path) -> None:
@@ -165,7 +157,7 @@ def test_a_preempted_job_of_slurm_goes_on_to_the_student_of_a_local_run(
 ) -> None:
     """By submitit's executor for one machine, which sends and takes the signals that Slurm's does."""
     study, expected = local
-    process = start(study, tmp_path, "--executor", "slurm", "--rows", "ce", **{CLUSTER: "local"})
+    process = start(study, tmp_path, "--executor", "slurm", **{CLUSTER: "local"})
     folder = tmp_path / "runs" / "ce-seed0"
     wait_until(lambda: trains(folder) or process.poll() is not None)
     (job,) = parents_of(folder)
@@ -173,7 +165,7 @@ def test_a_preempted_job_of_slurm_goes_on_to_the_student_of_a_local_run(
     printed, _ = process.communicate()
     assert process.returncode == 0, printed.decode()
     assert any("Requeued job" in file.read_text() for file in (tmp_path / "slurm").glob("*_log.out"))
-    assert_same(tmp_path, expected, "ce")
+    assert_same(tmp_path, expected)
 
 
 def test_submitits_debug_executor_runs_a_job_as_it_is_asked_for(
@@ -181,8 +173,8 @@ def test_submitits_debug_executor_runs_a_job_as_it_is_asked_for(
 ) -> None:
     study, expected = local
     monkeypatch.setenv(CLUSTER, "debug")
-    run("study", study, "--out", tmp_path, "--executor", "slurm", "--rows", "ce")
-    assert_same(tmp_path, expected, "ce")
+    run("study", study, "--out", tmp_path, "--executor", "slurm")
+    assert_same(tmp_path, expected)
 
 
 def test_what_no_cluster_can_do_is_one_sentence(
