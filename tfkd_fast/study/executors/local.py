@@ -139,8 +139,8 @@ class ForkedProcesses(Processes):
         except OSError:
             self._lose_all()
 
-    def pause(self, seconds: float | None) -> None:
-        """Wait until a process has ended, at most so long; None is any time."""
+    def pause(self, seconds: float) -> None:
+        """Wait until a process has ended, at most so long."""
         readable, _, _ = select.select([self._channel], [], [], seconds)
         if not readable:
             return
@@ -172,15 +172,6 @@ class ForkedProcess(RunProcess):
     def poll(self) -> int | None:
         if self.code is None:
             self._source.pause(0.0)
-        return self.code
-
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self.code is None:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise subprocess.TimeoutExpired("tfkd-fast train", timeout or 0.0)
-            self._source.pause(left)
         return self.code
 
     def terminate(self) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import subprocess
+import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,13 +39,23 @@ class RunOrder:
 
 
 class RunProcess(Protocol):
-    """A process that trains a run, here or elsewhere, as far as a study needs it; as `subprocess.Popen` has it."""
+    """A process that trains a run, here or elsewhere, as far as a study needs it; `subprocess.Popen` is one."""
 
     def poll(self) -> int | None:
         """The exit code, -SIGNAL if a signal ended it; None while it lives or waits for its turn."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; raises `subprocess.TimeoutExpired` after so many seconds."""
+        """Wait for its end and return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended after so many seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("tfkd-fast train", timeout or 0.0)
+            time.sleep(POLL)
+        return code
 
     def terminate(self) -> None:
         """Ask it to end, as SIGTERM does."""

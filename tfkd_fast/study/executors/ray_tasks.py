@@ -1,7 +1,6 @@
 """Runs as tasks of a Ray cluster, one a run; Ray places them, and tries one again whose worker or machine is lost."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,7 +9,7 @@ from typing import Any
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.study.executors.on_node import make_task, train
-from tfkd_fast.study.executors.protocol import POLL, Processes, RunOrder, RunProcess
+from tfkd_fast.study.executors.protocol import Processes, RunOrder, RunProcess
 
 RETRIES = 10
 """How often a run is begun again, or gone on with, after its worker was lost (our choice)."""
@@ -116,14 +115,6 @@ class RayTask(RunProcess):
     def poll(self) -> int | None:
         if self.code is None:
             self._source.pause(0.0)
-        return self.code
-
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self.code is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("tfkd-fast train", timeout or 0.0)
-            self._source.pause(POLL)
         return self.code
 
     def terminate(self) -> None:

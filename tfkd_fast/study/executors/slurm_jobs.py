@@ -97,14 +97,6 @@ class SlurmJob(RunProcess):
             self.code = self._find_code()
         return self.code
 
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("tfkd-fast train", timeout or 0.0)
-            time.sleep(POLL)
-        return code
-
     def terminate(self) -> None:
         if self.poll() is None:
             self._cancelled = True
