@@ -69,12 +69,13 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120)
 
 def children(parent: int) -> list[int]:
     """The processes that a process started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            after_name = status.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended
-            continue
-        if int(after_name[1]) == parent:
-            found.append(int(status.parent.name))
-    return found
+    numbers = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [number for number in numbers if parent_of(number) == parent]
+
+
+def parent_of(process: int) -> int | None:
+    """The process that started another one; None where that has ended."""
+    try:
+        return int(Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None

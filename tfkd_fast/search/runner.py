@@ -197,14 +197,9 @@ class SearchRunner:
         self._judge(trial)
         if trial.pruned or trial.folder.summary.exists():  # its process outlived the one that started it
             return trial
-        log = self.folder.log(number)
-        order = RunOrder(self.folder.recipe(number), trial.folder.path, log, data_root=recipe.data.root)
-        if not trial.folder.recipe.exists():
-            write_bytes(order.recipe, recipe.to_toml().encode())
-        try:
-            log.touch()
-        except OSError as error:
-            raise UserError(f"cannot write {log}: {error.strerror}") from None
+        log, root = self.folder.log(number), recipe.data.root
+        order = RunOrder(self.folder.recipe(number), trial.folder.path, log, data_root=root)
+        order.prepare(recipe)
         trial.process = source.start(order)
         return trial
 

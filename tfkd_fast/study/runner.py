@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
-from tfkd_fast.files import read_checked_json, reading, write_bytes
+from tfkd_fast.files import read_checked_json, reading
 from tfkd_fast.runs.folder import RunFolder, refuse_if_foreign
 from tfkd_fast.runs.lock import LOCK, lock_folder
 from tfkd_fast.runs.recipe import Recipe, read_recipe
@@ -257,12 +257,7 @@ class Runner:
                 raise UserError(f"it needs {needed.name}, which is not there: train that row, too")
         self._refuse_another_recipe(run)
         order = RunOrder(self.folder.recipe(run), self.folder.run(run).path, self.folder.log(run))
-        if not self.folder.run(run).recipe.exists():
-            _write(order.recipe, self._recipe(run).to_toml())
-        try:
-            order.log.touch()
-        except OSError as error:
-            raise UserError(f"cannot write {order.log}: {error.strerror}") from None
+        order.prepare(self._recipe(run))
         return source.start(order)
 
     def _collect_ended(self, source: Processes) -> None:
@@ -330,10 +325,6 @@ class RefreshedPage:
         self._page.write(results, in_progress=in_progress)
         ended = time.monotonic()
         self._next = ended + max(NEXT_PAGE, (ended - started) / PAGES_SHARE)
-
-
-def _write(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
 
 
 def _uses_cuda(row: Row) -> bool:

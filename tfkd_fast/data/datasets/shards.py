@@ -14,6 +14,9 @@ from pathlib import Path
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.datasets.folder import (
     SUFFIXES,
+    TEST,
+    TRAIN,
+    VALIDATION,
     FolderParts,
     Listing,
     make_file_dataset,
@@ -29,11 +32,8 @@ from tfkd_fast.files import is_there, parse_json, read_text, reading
 
 CLASSES = "classes.txt"
 """The file beside the shards that names the classes of labels 0, 1, ..., a line each; it may be missing."""
-PARTS = {
-    "train": "train", "training": "train",
-    "test": "test", "testing": "test",
-    "val": "validation", "valid": "validation", "validation": "validation",
-}  # fmt: skip
+HELD_OUT = "validation"
+PARTS = {TRAIN: TRAIN, "training": TRAIN, TEST: TEST, "testing": TEST, **dict.fromkeys(VALIDATION, HELD_OUT)}
 """Word in the path of a shard -> the part that its images belong to."""
 LABELS = ("cls", "json")
 """Extensions of what a label is read from: a number or a name, or an object in which it is `label` or `cls`."""
@@ -75,7 +75,7 @@ def _list_parts(root: Path) -> dict[str, list[Path]]:
         parts[next(iter(named), "")].append(shard)
     if "" in parts and len(parts) > 1:
         raise UserError(f"{parts[''][0]} names no part and other shards do: put train, test or val into its path")
-    if parts.keys() & {"test", "validation"} and "train" not in parts:
+    if parts.keys() & {TEST, HELD_OUT} and TRAIN not in parts:
         raise UserError(f"no shard of {root} has train in its path: images to train on are missing")
     return parts
 
@@ -85,7 +85,7 @@ def _find_parts(root: Path, listings: dict[str, Listing], holdout: float) -> Fol
         (listing,) = listings.values()
         need_two_classes(root, listing)
         return split_listing(listing, root, "there is no shard of test")
-    train, test, validation = (listings.get(part) for part in ("train", "test", "validation"))
+    train, test, validation = (listings.get(part) for part in (TRAIN, TEST, HELD_OUT))
     assert train is not None
     need_two_classes(root, train)
     for listing in filter(None, (test, validation)):

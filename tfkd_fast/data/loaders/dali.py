@@ -95,8 +95,9 @@ class DaliPixels:
         self._batch_size, self._threads, self._device = batch_size, workers or torch.get_num_threads(), device
         # a batch is one gather; handed over image by image, a batch of small ones would take twice as long
         self._arrays = None if isinstance(images, FileImages) else images.all_images().permute(0, 2, 3, 1).contiguous()
-        self._in_archives = isinstance(images, FileImages) and isinstance(images.files[0], TarMember)
-        self._file_input = None if self._arrays is not None else "encoded" if self._in_archives else "path"
+        self._file_input = None
+        if isinstance(images, FileImages):
+            self._file_input = "encoded" if isinstance(images.files[0], TarMember) else "path"
         self._idle: dict[Transforms | None, list[DaliPipeline]] = {None: [], self._transforms: []}
 
     def pixels(self, batches: list[Views]) -> Iterator[Tensor]:
@@ -135,7 +136,7 @@ class DaliPixels:
             files, plain = self._images.files, self._images.headers.plain[batch.indices]
             chosen = [files[index] for index in batch.indices.tolist()]
             columns |= {"pixels": self._read(batch, ~plain, transforms), "plain": plain.numpy()}
-            if self._in_archives:
+            if self._file_input == "encoded":
                 columns["encoded"] = [_content(file, wanted) for file, wanted in zip(chosen, plain, strict=True)]
             else:
                 columns["path"] = [np.frombuffer(os.fsencode(str(file)), np.uint8) for file in chosen]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tfkd_fast import ops
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
+from tfkd_fast.methods.self_distillation.separable import SeparableConv
 from tfkd_fast.models.layers import Classifier, average_pool
 from tfkd_fast.randomness import seeded
 from tfkd_fast.settings import LARGEST, Settings
@@ -35,33 +36,17 @@ class BYOTSettings(Settings):
     """The label, the student's prediction and its features, which the branches learn."""
 
 
-class SeparableConv(nn.Sequential):
-    """Twice a depthwise convolution 3x3, one 1x1, batch norm and ReLU; the first has the stride, the second the
-    channels."""
-
-    def __init__(self, channels: int, wanted: int, stride: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
-            nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-            nn.Conv2d(channels, wanted, 1, bias=False),
-            nn.BatchNorm2d(wanted),
-            nn.ReLU(),
-        )
-
-
 class Branch(nn.Module):
-    """A classifier on the map of a stage: a separable convolution for each later stage, global average pooling, one
-    linear layer."""
+    """A classifier on the map of a stage: for each later stage two separable convolutions, of which the first has the
+    stride and the second the channels, then global average pooling and one linear layer."""
 
     def __init__(self, shapes: tuple[Shape, ...], num_classes: int) -> None:
         """`shapes` are those of the maps of the stage and of all after it."""
         super().__init__()
-        layers = []
+        layers: list[nn.Module] = []
         for (channels, height, _), (wanted, smaller, _) in pairwise(shapes):
-            layers.append(SeparableConv(channels, wanted, stride=round(height / smaller)))
+            strided = SeparableConv(channels, channels, stride=round(height / smaller))
+            layers += [strided, SeparableConv(channels, wanted)]
         self.layers = nn.Sequential(*layers)
         self.classifier = Classifier(shapes[-1][0], num_classes)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tfkd_fast import ops
 from tfkd_fast.methods.base import Context, Loss, Needs, SingleStudent, StepBatch
+from tfkd_fast.methods.self_distillation.separable import SeparableConv
 from tfkd_fast.methods.taught.maps import attention_map
 from tfkd_fast.models.layers import Classifier, average_pool
 from tfkd_fast.randomness import seeded
@@ -20,7 +21,7 @@ from tfkd_fast.settings import LARGEST, Settings
 WIDTH = 2
 """Channels of a level of the pyramid, in multiples of those of its stage (the authors' code, as all numbers here)."""
 DEPTH = 2
-"""Depthwise convolutions of a level on the way up, and on the way down."""
+"""Separable convolutions of a level on the way up, and on the way down."""
 EPSILON = 1e-6
 """What is added to the sum of the shares of a level."""
 
@@ -53,28 +54,13 @@ class Pointwise(nn.Sequential):
         super().__init__(nn.Conv2d(channels, wanted, 1, bias=False), nn.BatchNorm2d(wanted), nn.ReLU())
 
 
-class Refinement(nn.Sequential):
-    """Depthwise convolutions 3x3, each with one 1x1, batch norm and ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        layers: list[nn.Module] = []
-        for _ in range(DEPTH):
-            layers += [
-                nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-                nn.Conv2d(channels, channels, 1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-            ]
-        super().__init__(*layers)
-
-
 class Level(nn.Module):
     """Maps of one level, added in shares that are learned, and refined."""
 
     def __init__(self, channels: int, inputs: int) -> None:
         super().__init__()
         self.shares = nn.Parameter(torch.ones(inputs))
-        self.refinement = Refinement(channels)
+        self.refinement = nn.Sequential(*(SeparableConv(channels, channels) for _ in range(DEPTH)))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B,C,H,W) of as many inputs, to (B,C,H,W)."""

@@ -17,7 +17,7 @@ from tfkd_fast.device import available_cores
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.stop import LIFELINE
 from tfkd_fast.strict_json import to_json
-from tfkd_fast.study.executors.protocol import Processes, RunOrder, RunProcess
+from tfkd_fast.study.executors.protocol import CollectedProcess, Processes, RunOrder, RunProcess
 
 
 class LocalExecutor:
@@ -161,18 +161,12 @@ class ForkedProcesses(Processes):
         self._living.clear()
 
 
-class ForkedProcess(RunProcess):
+class ForkedProcess(CollectedProcess):
     """A process that was forked from another one than this."""
 
     def __init__(self, source: ForkedProcesses, number: int) -> None:
+        super().__init__(source)
         self._source, self._number = source, number
-        self.code: int | None = None
-        """The exit code, once it is known."""
-
-    def poll(self) -> int | None:
-        if self.code is None:
-            self._source.pause(0.0)
-        return self.code
 
     def terminate(self) -> None:
         self._send(signal.SIGTERM)

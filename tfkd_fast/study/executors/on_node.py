@@ -32,8 +32,8 @@ class Task:
 
 def make_task(order: RunOrder, threads: int) -> Task:
     """The task that trains a run of a study in our working folder."""
-    absolute = replace(order, **{name: getattr(order, name).absolute() for name in ("recipe", "folder", "log")})
-    return Task(absolute, Path.cwd(), threads)
+    recipe, folder, log = order.recipe.absolute(), order.folder.absolute(), order.log.absolute()
+    return Task(replace(order, recipe=recipe, folder=folder, log=log), Path.cwd(), threads)
 
 
 @contextmanager

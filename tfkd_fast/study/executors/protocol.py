@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tfkd_fast.errors import UserError
+from tfkd_fast.files import write_bytes
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.recipe import Recipe
 
 POLL = 0.1
 """Seconds between two looks at the processes."""
@@ -27,7 +30,7 @@ class RunOrder:
     folder: Path
     """The run folder, which may hold a part of it by now."""
     log: Path
-    """An existing file, to which what it prints is appended."""
+    """The file to which what it prints is appended."""
     data_root: str | None = None
     """Where its images are, if they were elsewhere when it began."""
 
@@ -36,6 +39,19 @@ class RunOrder:
         if not RunFolder(self.folder).recipe.exists():
             return ["train", str(self.recipe), "--out", str(self.folder)]
         return ["train", "--resume", str(self.folder), *(["--data-root", self.data_root] if self.data_root else [])]
+
+    def prepare(self, recipe: Recipe) -> None:
+        """Write the recipe file, unless the run has begun, and make the log.
+
+        Raises:
+            UserError: one of them cannot be written.
+        """
+        if not RunFolder(self.folder).recipe.exists():
+            write_bytes(self.recipe, recipe.to_toml().encode())
+        try:
+            self.log.touch()
+        except OSError as error:
+            raise UserError(f"cannot write {self.log}: {error.strerror}") from None
 
 
 class RunProcess(Protocol):
@@ -62,6 +78,20 @@ class RunProcess(Protocol):
 
     def kill(self) -> None:
         """End it at once, whether it wants to or not."""
+
+
+class CollectedProcess(RunProcess):
+    """A process whose exit code is set by what started it, in `Processes.pause`."""
+
+    def __init__(self, source: "Processes") -> None:
+        self._collect = source.pause
+        self.code: int | None = None
+        """The exit code, once it is known."""
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            self._collect(0.0)
+        return self.code
 
 
 class Processes(Protocol):

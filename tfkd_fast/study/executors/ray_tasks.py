@@ -9,7 +9,7 @@ from typing import Any
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.study.executors.on_node import make_task, train
-from tfkd_fast.study.executors.protocol import Processes, RunOrder, RunProcess
+from tfkd_fast.study.executors.protocol import CollectedProcess, Processes, RunOrder, RunProcess
 
 RETRIES = 10
 """How often a run is begun again, or gone on with, after its worker was lost (our choice)."""
@@ -104,18 +104,12 @@ class RayTasks(Processes):
         return 1
 
 
-class RayTask(RunProcess):
+class RayTask(CollectedProcess):
     """A task that trains a run."""
 
     def __init__(self, source: RayTasks, reference: Any, log: Path) -> None:
+        super().__init__(source)
         self._source, self._reference, self.log = source, reference, log
-        self.code: int | None = None
-        """The exit code, once it is known."""
-
-    def poll(self) -> int | None:
-        if self.code is None:
-            self._source.pause(0.0)
-        return self.code
 
     def terminate(self) -> None:
         if self.code is None:
