@@ -83,7 +83,9 @@ __global__ void misaligned(const float* in, float* out) { out[0] = reinterpret_c
 
 __global__ void overflow(float* out) { out[0] = static_cast<float>(static_cast<int>(blockDim.x) * 2000000000); }
 
-__global__ void beyond_global(float* out, int64_t size) { out[size + threadIdx.x] = 1.0f; }
+__global__ void write_at(float* out, int64_t place) { out[place] = 1.0f; }
+
+__global__ void read_at(const float* in, float* out, int64_t place) { out[0] = in[place]; }
 
 Tensor run(const Tensor& in, const std::string& kernel, int64_t threads) {
   const int64_t size = in.numel();
@@ -106,7 +108,10 @@ Tensor run(const Tensor& in, const std::string& kernel, int64_t threads) {
   if (kernel == "misaligned") launch(misaligned, 1, block, 0, in, from, to);
   if (kernel == "overflow") launch(overflow, 1, block, 0, in, to);
   if (kernel == "beyond shared") launch(beyond_shared, 1, block, bytes, in, to);
-  if (kernel == "beyond global") launch(beyond_global, 1, block, 0, in, to, out.numel());
+  if (kernel == "writes before") launch(write_at, 1, block, 0, in, to, -1);
+  if (kernel == "writes behind") launch(write_at, 1, block, 0, in, to, out.numel());
+  if (kernel == "reads before") launch(read_at, 1, block, 0, in, from, to, -1);
+  if (kernel == "reads behind") launch(read_at, 1, block, 0, in, from, to, size);
   if (kernel == "much shared") launch(uninitialised, 1, block, 228 * 1024, in, to);
   if (kernel == "no blocks") launch(uninitialised, 0, block, 0, in, to);
   return out;

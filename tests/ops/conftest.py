@@ -76,13 +76,16 @@ def cuda_on_host() -> Iterator[None]:
     before = {operator: of["cuda"] for operator, of in backends.operators.items() if "cuda" in of}
     for operator, cuda in before.items():
         function = partial(cuda.function.func, fused.overload(build.NAMESPACE, operator))
-        backends.register(operator, "cuda", function, refuses=_refuses, about="on the processor")
-    try:
-        yield
-    finally:
-        for operator, cuda in before.items():
-            backends.operators[operator]["cuda"] = cuda
+        backends.register(operator, "cuda", function, refuses=cuda.refuses, about="on the processor")
+    with pytest.MonkeyPatch.context() as patch:  # what a kernel refuses for its dtype, it refuses here, too
+        patch.setattr(backends, "cuda_library", backends.cuda_library._replace(missing=None))
+        patch.setattr(fused, "_refuses_device", _refuses_device)
+        try:
+            yield
+        finally:
+            for operator, cuda in before.items():
+                backends.operators[operator]["cuda"] = cuda
 
 
-def _refuses(tensor: Tensor) -> str | None:
+def _refuses_device(tensor: Tensor) -> str | None:
     return None if tensor.is_cpu else "it serves CPU tensors"

@@ -22,10 +22,6 @@
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
 
 struct uint3 {
   unsigned x, y, z;
@@ -51,7 +47,6 @@ class Fiber {
 
   void start(char* stack, void (*entry)());
   static void change(Fiber& from, Fiber& to);
-  static void entered(Fiber& from);  // first thing in `entry`
 
  private:
 #ifdef __x86_64__
@@ -59,9 +54,6 @@ class Fiber {
 #else
   ucontext_t context_;
 #endif
-  const void* stack_ = nullptr;
-  size_t stack_bytes_ = 0;
-  void* sanitizer_ = nullptr;
 };
 
 #ifdef __x86_64__
@@ -93,10 +85,6 @@ cuda_on_host_change:
 #endif
 
 inline void Fiber::start(char* stack, void (*entry)()) {
-  stack_ = stack, stack_bytes_ = kStackBytes;
-#ifdef __SANITIZE_ADDRESS__
-  ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes);  // left by a fiber that was given up
-#endif
 #ifdef __x86_64__
   // Six registers, the address to return to, and what `entry` takes for its own: the stack is then aligned as after a
   // call.
@@ -114,22 +102,10 @@ inline void Fiber::start(char* stack, void (*entry)()) {
 }
 
 inline void Fiber::change(Fiber& from, Fiber& to) {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_start_switch_fiber(&from.sanitizer_, to.stack_, to.stack_bytes_);
-#endif
 #ifdef __x86_64__
   cuda_on_host_change(&from.stack_pointer_, to.stack_pointer_);
 #else
   swapcontext(&from.context_, &to.context_);
-#endif
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(from.sanitizer_, nullptr, nullptr);
-#endif
-}
-
-inline void Fiber::entered([[maybe_unused]] Fiber& from) {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(nullptr, &from.stack_, &from.stack_bytes_);
 #endif
 }
 
@@ -263,7 +239,6 @@ class Block {
 
  private:
   void thread() {
-    Fiber::entered(scheduler_);
     (*kernel_)();
     ++done_;
     for (;;) wait(State::kDone);

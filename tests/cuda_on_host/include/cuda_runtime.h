@@ -206,25 +206,14 @@ class SharedMemory {
   explicit SharedMemory(size_t bytes) : bytes_(bytes) {
     dynamic_shared[0] = kGarbage;  // the range exists once it has been used
     dl_iterate_phdr(fill, nullptr);
-#ifdef __SANITIZE_ADDRESS__
-    ASAN_POISON_MEMORY_REGION(dynamic_shared + bytes_, sizeof(dynamic_shared) - bytes_);
-#endif
-  }
-
-  ~SharedMemory() {
-#ifdef __SANITIZE_ADDRESS__
-    ASAN_UNPOISON_MEMORY_REGION(dynamic_shared + bytes_, sizeof(dynamic_shared) - bytes_);
-#endif
   }
 
   void check() const {
-#ifndef __SANITIZE_ADDRESS__
     const auto* beyond = dynamic_shared + bytes_;
     if (!std::all_of(beyond, beyond + tfkd_fast::kMargin, [](unsigned char byte) { return byte == kGarbage; })) {
       throw std::runtime_error("a block wrote beyond its " + std::to_string(bytes_) +
                                " bytes of dynamic shared memory");
     }
-#endif
   }
 
  private:
