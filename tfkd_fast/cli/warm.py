@@ -1,6 +1,6 @@
 """`python -m tfkd_fast.cli.warm SOCKET FOLDER`: a process that has imported what a run needs, and forks one for each.
 
-A study starts it (`study/processes.py`), because imports take longer than a short run. It does nothing but import and
+A study starts it (`study/executors/local.py`), because imports take longer than a short run. It does nothing but import and
 fork: no thread, no computation, no CUDA, so that a forked process goes on as one does that was started for its run.
 FOLDER is that of the study, for whoever lists processes.
 
@@ -76,9 +76,9 @@ def serve(channel: socket.socket) -> list[str] | None:
 
 
 def _become(request: dict[str, Any], channel: socket.socket) -> None:
-    """Take the place of a process that was started for this run: a session of its own, its output in the log."""
+    """Take the place of a process that was started for this run: a process group of its own, its output in the log."""
     channel.close()
-    os.setsid()
+    os.setpgid(0, 0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for file, stream in ((nothing, 0), (log, 1), (log, 2)):

@@ -73,7 +73,7 @@ def start_process(
             stderr=subprocess.STDOUT,
             cwd=folder,
             env=lifeline.environment(threads),
-            start_new_session=True,  # a Ctrl-C reaches the study alone, which stops them
+            process_group=0,  # a Ctrl-C reaches the study alone, which stops them
             pass_fds=[*locks, lifeline.end],
         )
 
@@ -109,7 +109,7 @@ class ForkedProcesses(Processes):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=lifeline.environment(threads),
-                start_new_session=True,  # a Ctrl-C reaches the study alone, which stops its runs
+                process_group=0,  # a Ctrl-C reaches the study alone, which stops its runs
                 pass_fds=[*locks, lifeline.end, other.fileno()],
             )
 
