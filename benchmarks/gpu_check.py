@@ -49,11 +49,12 @@ PARTS = [
     Part("images", 40, (*TESTS, "tests/ops/test_norm_relu_pool.py")),
     Part("graphs", 60, (*TESTS, "tests/training/test_epoch.py", "tests/training/test_step.py")),
     Part("step", 50, (*STEP, "--batch-size", "512", "--batch-size", "64")),
-    Part("losses", 100, (*MEASURE, *LOSSES)),
+    Part("first-convolution", 20, ("-m", "benchmarks.first_convolution", "--device", "{device}", "--out", "{out}")),
+    Part("losses", 90, (*MEASURE, *LOSSES)),
     Part("compiled-step", 100, (*STEP, "--batch-size", "512", "--compiled")),
     Part("compiled-step-ops", 90, (*STEP, "--batch-size", "512", "--compiled", "--ops", "cuda")),
     Part("population", 70, (*STEP, "--batch-size", "64", "--candidates", "8")),
-    Part("operators", 90, MEASURE),
+    Part("operators", 80, MEASURE),
     Part("memory", 80, (*TESTS, "tests/ops/test_compute_sanitizer.py", "-k", "memcheck or foreign")),
 ]
 TRAIN = ("-m", "tfkd_fast", "train", "--dataset", "npz", "--data-root", "{data}", "--device", "{device}")
