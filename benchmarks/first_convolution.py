@@ -3,7 +3,7 @@
     python -m benchmarks.first_convolution --out build/gpu-check
 
 Libraries of convolutions want numbers of channels that fill a vector; images have 3. `augment` could write 4 or 8
-channels as fast. The weight keeps its shape: each call pads it with zeros, and autograd leaves those out of its gradient.
+channels as fast. The weight keeps its shape: each call pads it with zeros, which autograd leaves out of its gradient.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,12 +98,14 @@ def test_a_users_strict_type_check_sees_the_types(tmp_path: Path) -> None:
     """Outside of the source tree, so that the package is found as an installed one."""
     pytest.importorskip("mypy")
     (tmp_path / "user.py").write_text(USER_CODE)
-    root = str(Path(tfkd_fast.__file__).parents[1])
-    cache = Path(__file__).parents[1] / "build" / "mypy_of_a_user"  # kept: the types of torch take half a minute
+    root = Path(tfkd_fast.__file__).parents[1]
+    if (root / ".mypy_cache").exists():  # of the types of torch, which take half a minute; they depend on the settings
+        shutil.copytree(root / ".mypy_cache", tmp_path / "cache")
+    settings = ["--config-file", str(root / "pyproject.toml"), "--cache-dir", str(tmp_path / "cache")]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), "user.py"],
+        [sys.executable, "-m", "mypy", *settings, "user.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": root},
+        env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
     )

@@ -10,10 +10,10 @@ from tests.support.command import run
 
 @pytest.mark.parametrize("method", ["ce", "tfkd-mrs"])
 def test_a_narrow_student_learns_real_images(real_cifar10: Path, tmp_path: Path, method: str) -> None:
-    settings = ["model.width=0.25", "schedule.name=one-cycle"]
+    settings = ["model.width=0.125", "schedule.name=one-cycle"]
     if method == "tfkd-mrs":
         settings += ["selection.interval=2", "selection.candidates=2"]
-    arguments = ["train", "--dataset", "npz", "--data-root", real_cifar10, "--method", method, "--epochs", "5"]
+    arguments = ["train", "--dataset", "npz", "--data-root", real_cifar10, "--method", method, "--epochs", "3"]
     arguments += ["--batch-size", "32", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "run"]
     for assignment in settings:
         arguments += ["--set", assignment]

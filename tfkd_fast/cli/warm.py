@@ -1,7 +1,7 @@
 """`python -m tfkd_fast.cli.warm SOCKET FOLDER`: a process that has imported what a run needs, and forks one for each.
 
-A study starts it (`study/executors/local.py`), because imports take longer than a short run. It does nothing but import and
-fork: no thread, no computation, no CUDA, so that a forked process goes on as one does that was started for its run.
+A study starts it (`study/executors/local.py`), because imports take longer than a short run. It does nothing but import
+and fork: no thread, no computation, no CUDA, so that a forked process goes on as one does that was started for its run.
 FOLDER is that of the study, for whoever lists processes.
 
 Lines of JSON go through the socket, one a message: {"start": NUMBER, "arguments": [...], "log": PATH} forks a process
