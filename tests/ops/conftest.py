@@ -79,7 +79,7 @@ def cuda_on_host() -> Iterator[None]:
         backends.register(operator, "cuda", function, refuses=cuda.refuses, about="on the processor")
     with pytest.MonkeyPatch.context() as patch:  # what a kernel refuses for its dtype, it refuses here, too
         patch.setattr(backends, "cuda_library", backends.cuda_library._replace(missing=None))
-        patch.setattr(fused, "_refuses_device", _refuses_device)
+        patch.setattr(fused, "refuses_device", _serves_the_processor)
         try:
             yield
         finally:
@@ -87,5 +87,5 @@ def cuda_on_host() -> Iterator[None]:
                 backends.operators[operator]["cuda"] = cuda
 
 
-def _refuses_device(tensor: Tensor) -> str | None:
+def _serves_the_processor(tensor: Tensor) -> str | None:
     return None if tensor.is_cpu else "it serves CPU tensors"

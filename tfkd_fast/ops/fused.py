@@ -118,13 +118,13 @@ def cpp_refuses(tensor: Tensor) -> str | None:
 
 
 def _cuda_refuses(tensor: Tensor) -> str | None:
-    return backends.cuda_library.missing or _refuses_device(tensor)
+    return backends.cuda_library.missing or refuses_device(tensor)
 
 
 def _triton_refuses(tensor: Tensor) -> str | None:
     if TRITON_MISSING or (tensor.is_cpu and TRITON_INTERPRETS):
         return TRITON_MISSING
-    return _refuses_device(tensor)
+    return refuses_device(tensor)
 
 
 def _refuses_dtype(
@@ -135,7 +135,8 @@ def _refuses_dtype(
     return otherwise(tensor)
 
 
-def _refuses_device(tensor: Tensor) -> str | None:
+def refuses_device(tensor: Tensor) -> str | None:
+    """Return why kernels for a GPU cannot serve a tensor on its device, or None."""
     if not tensor.is_cuda:
         return f"it serves CUDA tensors, not {tensor.device.type} tensors"
     major, minor = torch.cuda.get_device_capability(tensor.device)
