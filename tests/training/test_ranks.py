@@ -181,6 +181,19 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     assert printed.splitlines()[-1].startswith("error: rank 0 did not come within 1 seconds")
 
 
+def test_a_rank_that_waits_longer_than_the_first_one_names_who_did_not_come(tmp_path: Path) -> None:
+    """The table in which ranks say that they are there ends with rank 0."""
+    calls = [
+        partial(ranks.command, *options(merge(SMALL, RUNS["three"]), tmp_path / "run"), "--rank-timeout", seconds)
+        for seconds in ("2", "60")
+    ]
+    for code, printed in (rank.end() for rank in start_ranks(3, tmp_path, [*calls, None])):
+        assert code == 2
+        assert "Traceback" not in printed
+        (error,) = (line for line in printed.splitlines() if line.startswith("error: "))
+        assert error.startswith("error: rank 2 of 3 did not come ")
+
+
 def test_a_full_disk_of_rank_0_ends_all_of_them(tmp_path: Path, undisturbed: Path) -> None:
     started = start_three(2, tmp_path / "run")
     wait_for_epoch(tmp_path / "run", 2, started)

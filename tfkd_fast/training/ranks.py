@@ -216,16 +216,23 @@ class DistributedRanks(Ranks):
         return [rank for rank in range(self.size) if rank != self.rank]
 
     def _wait_for_all(self) -> None:
-        deadline = time.monotonic() + self._timeout
-        self._store.set(f"here/{self.rank}", "")
-        while missing := [rank for rank in self._others() if not self._store.check([f"here/{rank}"])]:
-            if time.monotonic() > deadline:
-                raise RankLost(
-                    f"{_ranks(missing)} of {self.size} did not come within {self._timeout:g} seconds: start all ranks, "
-                    "or wait longer with --rank-timeout",
-                    missing,
-                )
-            time.sleep(0.02)
+        deadline, missing = time.monotonic() + self._timeout, self._others()
+        try:
+            self._store.set(f"here/{self.rank}", "")
+            while missing := [rank for rank in missing if not self._store.check([f"here/{rank}"])]:
+                if time.monotonic() > deadline:
+                    raise RankLost(
+                        f"{_ranks(missing)} of {self.size} did not come within {self._timeout:g} seconds: start all "
+                        "ranks, or wait longer with --rank-timeout",
+                        missing,
+                    )
+                time.sleep(0.02)
+        except RuntimeError:  # the store has ended, with rank 0: it waited as long, or was lost itself
+            raise RankLost(
+                f"{_ranks(missing)} of {self.size} did not come before rank 0 ended: see what rank 0 printed, and "
+                "start all ranks",
+                [0, *missing],
+            ) from None
 
     @contextmanager
     def _name_lost(self) -> Iterator[None]:
