@@ -51,7 +51,7 @@ FAULTS = ("kill", "hang", "full")
 FILES = ("student.safetensors", "best.safetensors", "policy.safetensors", "recipe.toml")
 FEWEST_BYTES = 8192
 """The disk is full no sooner than this, so that rank 0 can still print."""
-SENTENCES = ("did not come", "ended", "did not answer", "cannot write", "connection")
+SENTENCES = ("did not come", "ended", "did not answer", "fell silent", "cannot write", "connection")
 """What the sentences of lost ranks are known by."""
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -69,6 +70,24 @@ def restarted_command(*arguments: str) -> None:
     """The same where torchrun has started the ranks again."""
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
     command(*arguments)
+
+
+def impatient_command(*arguments: str) -> None:
+    """The same by a rank that waits a second for an answer of rank 0."""
+    from tfkd_fast.training import ranks
+
+    ranks.STORE_PATIENCE = 1.0
+    command(*arguments)
+
+
+def stop_once_others_are_here(*others: int) -> None:
+    """Be a rank 0 that is stopped (SIGSTOP) while it waits for further ranks."""
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False)
+    if others:
+        store.wait([f"tfkd-fast/0/here/{rank}" for rank in others])
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def train(recipe: Table | str, out: Path) -> None:

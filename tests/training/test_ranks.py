@@ -194,6 +194,28 @@ def test_a_rank_that_waits_longer_than_the_first_one_names_who_did_not_come(tmp_
         assert error.startswith("error: rank 2 of 3 did not come ")
 
 
+@pytest.mark.parametrize(
+    ("others", "sentence"),
+    [
+        ((), "rank 0 did not come within 2 seconds: start it, at MASTER_ADDR and MASTER_PORT"),
+        ((1,), "rank 2 of 3 did not come before rank 0 fell silent: see what rank 0 printed"),
+    ],
+)
+def test_a_first_rank_that_is_stopped_before_all_have_come_keeps_nobody(
+    tmp_path: Path, others: tuple[int, ...], sentence: str
+) -> None:
+    call = partial(
+        ranks.impatient_command, *options(merge(SMALL, RUNS["three"]), tmp_path / "run"), "--rank-timeout", "2"
+    )
+    first, second = start_ranks(3, tmp_path, [partial(ranks.stop_once_others_are_here, *others), call, None])
+    code, printed = second.end()
+    first.process.kill()
+    first.end()
+    assert code == 2
+    assert "Traceback" not in printed
+    assert f"error: {sentence}" in printed
+
+
 def test_a_full_disk_of_rank_0_ends_all_of_them(tmp_path: Path, undisturbed: Path) -> None:
     started = start_three(2, tmp_path / "run")
     wait_for_epoch(tmp_path / "run", 2, started)

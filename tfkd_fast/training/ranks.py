@@ -10,8 +10,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -100,13 +102,45 @@ class RankLost(UserError):
         """The ranks that are missing, or may be."""
 
 
+class SharedTable:
+    """Names and values that all ranks see, in a store that the process of rank 0 has, or that of torchrun.
+
+    Torch waits for an answer without end where that process is stopped. Here it is a RuntimeError, as where the process
+    is gone.
+    """
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+        self.silent = False
+        """Whether a question was not answered in time; no other one is asked then."""
+
+    def set(self, name: str, value: str) -> None:
+        """Give a name a value."""
+        self._ask(lambda: self._store.set(name, value))
+
+    def get(self, name: str) -> str:
+        """The value of a name that has one."""
+        return self._ask(lambda: self._store.get(name)).decode()
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether all these names have values."""
+        return self._ask(lambda: self._store.check(list(names)))
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        if not self.silent:
+            with contextlib.suppress(TimeoutError):
+                return _answer(question, STORE_PATIENCE)
+            self.silent = True
+        raise RuntimeError("the store of the ranks does not answer")
+
+
 class DistributedRanks(Ranks):
     """Several processes, connected by torch.distributed: gloo on the CPU, NCCL between GPUs."""
 
     def __init__(self, rank: int, size: int, store: "Store", timeout: float) -> None:
         """Wait for all ranks; see `join_ranks`."""
         self.rank, self.size = rank, size
-        self._store, self._timeout = store, timeout
+        self._table, self._timeout = SharedTable(store), timeout
         self._groups: dict[int, dist.ProcessGroup] = {}
         self._wait_for_all()
         both = torch.cuda.is_available() and dist.is_nccl_available()
@@ -192,8 +226,8 @@ class DistributedRanks(Ranks):
         """Tell the others why this process ends. The first one, with which the store may end, waits for them to read
         it."""
         with contextlib.suppress(RuntimeError, Stopped):  # torchrun stops the first one once another has ended
-            self._store.set(f"{kind}/{self.rank}", sentence)
-            self._store.set(f"read/{self.rank}", "")  # nobody has to wait for this one
+            self._table.set(f"{kind}/{self.rank}", sentence)
+            self._table.set(f"read/{self.rank}", "")  # nobody has to wait for this one
             if self.first and kind == "fault":
                 dist.destroy_process_group()  # the others notice that
                 self._wait_for_readers(self._others())
@@ -201,15 +235,15 @@ class DistributedRanks(Ranks):
     def _wait_for_readers(self, alive: Sequence[int]) -> None:
         """Wait until other ranks have read what there is to read, or for as long as the store has patience."""
         keys, until = [f"read/{rank}" for rank in alive], time.monotonic() + STORE_PATIENCE
-        while not self._store.check(keys) and time.monotonic() < until:
+        while not self._table.has(keys) and time.monotonic() < until:
             time.sleep(0.05)
 
     def told_by_other(self, kind: str = "fault") -> str | None:
         """Why another process ended, a "fault" or a "stop", if it told and the store is still there."""
         with contextlib.suppress(RuntimeError):
             for rank in self._others():
-                if self._store.check([f"{kind}/{rank}"]):
-                    return f"rank {rank}: {self._store.get(f'{kind}/{rank}').decode()}"
+                if self._table.has([f"{kind}/{rank}"]):
+                    return f"rank {rank}: {self._table.get(f'{kind}/{rank}')}"
         return None
 
     def _others(self) -> list[int]:
@@ -218,8 +252,8 @@ class DistributedRanks(Ranks):
     def _wait_for_all(self) -> None:
         deadline, missing = time.monotonic() + self._timeout, self._others()
         try:
-            self._store.set(f"here/{self.rank}", "")
-            while missing := [rank for rank in missing if not self._store.check([f"here/{rank}"])]:
+            self._table.set(f"here/{self.rank}", "")
+            while missing := [rank for rank in missing if not self._table.has([f"here/{rank}"])]:
                 if time.monotonic() > deadline:
                     raise RankLost(
                         f"{_ranks(missing)} of {self.size} did not come within {self._timeout:g} seconds: start all "
@@ -227,12 +261,10 @@ class DistributedRanks(Ranks):
                         missing,
                     )
                 time.sleep(0.02)
-        except RuntimeError:  # the store has ended, with rank 0: it waited as long, or was lost itself
-            raise RankLost(
-                f"{_ranks(missing)} of {self.size} did not come before rank 0 ended: see what rank 0 printed, and "
-                "start all ranks",
-                [0, *missing],
-            ) from None
+        except RuntimeError:  # the table has ended, with rank 0: it waited as long, or was lost itself
+            others, what = [rank for rank in missing if rank], "fell silent" if self._table.silent else "ended"
+            who = f"{_ranks(others)} of {self.size} did not come before rank 0 {what}" if others else f"rank 0 {what}"
+            raise RankLost(f"{who}: see what rank 0 printed, and start all ranks", [0, *others]) from None
 
     @contextmanager
     def _name_lost(self) -> Iterator[None]:
@@ -246,29 +278,19 @@ class DistributedRanks(Ranks):
 
     def _lost(self, *, waited: bool) -> RankLost:
         """The error about ranks that are missing in a call: those that are alive notice it, too, and say so."""
-        found: list[tuple[str | None, list[int]]] = []
-
-        def ask() -> None:
-            with contextlib.suppress(RuntimeError):
-                self._store.set(f"noticed/{self.rank}", "")
-                deadline = time.monotonic() + self._timeout
-                while True:
-                    fault = self.told_by_other() or self.told_by_other("stop")
-                    silent = [rank for rank in self._others() if not self._store.check([f"noticed/{rank}"])]
-                    found[:] = [(fault, silent)]
-                    if fault or len(silent) <= 1 or time.monotonic() > deadline:
-                        break
-                    time.sleep(0.05)
-                self._store.set(f"read/{self.rank}", "")
-                if self.first and not fault:  # the store may end with this process
-                    self._wait_for_readers([rank for rank in self._others() if rank not in silent])
-
-        asking = threading.Thread(target=ask, daemon=True)  # a store whose process is stopped never answers
-        asking.start()
-        asking.join(STORE_PATIENCE)
-        if found:
-            asking.join()
-        fault, silent = found[0] if found else (None, [0])
+        fault, silent = None, [0]
+        with contextlib.suppress(RuntimeError):
+            self._table.set(f"noticed/{self.rank}", "")
+            deadline = time.monotonic() + self._timeout
+            while True:
+                fault = self.told_by_other() or self.told_by_other("stop")
+                silent = [rank for rank in self._others() if not self._table.has([f"noticed/{rank}"])]
+                if fault or len(silent) <= 1 or time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+            self._table.set(f"read/{self.rank}", "")
+            if self.first and not fault:  # the table may end with this process
+                self._wait_for_readers([rank for rank in self._others() if rank not in silent])
         if fault:
             return RankLost(fault, [])
         what = f"did not answer within {self._timeout:g} seconds" if waited else "ended"
@@ -321,12 +343,12 @@ def _connect_store(rank: int, timeout: float) -> "Store":
     if not host:
         raise UserError("WORLD_SIZE is above 1 and MASTER_ADDR is not set: start the ranks with torchrun")
     of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = rank == 0 and not of_torchrun
+    serves, wait = rank == 0 and not of_torchrun, timedelta(seconds=timeout)
+    store_of = dist.TCPStore  # type: ignore[attr-defined]
+    connect = partial(store_of, host, port, is_master=serves, timeout=wait, wait_for_workers=False)
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            host, port, is_master=serves, timeout=timedelta(seconds=timeout), wait_for_workers=False
-        )
-    except RuntimeError as error:
+        store = _answer(connect, timeout + STORE_PATIENCE)
+    except (RuntimeError, TimeoutError) as error:
         if serves:
             reason = str(error).splitlines()[0]
             raise UserError(f"rank 0 cannot listen at {host}:{port} ({reason}): name another MASTER_PORT") from None
@@ -336,6 +358,20 @@ def _connect_store(rank: int, timeout: float) -> "Store":
         ) from None
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"tfkd-fast/{attempt}", store)  # type: ignore[attr-defined]
+
+
+def _answer(question: Callable[[], T], seconds: float) -> T:
+    """What a call returns or raises; TimeoutError where it takes longer, and goes on by itself."""
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(question())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answer.result(seconds)
 
 
 def _number(variable: str) -> int:
