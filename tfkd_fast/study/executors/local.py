@@ -24,19 +24,25 @@ class LocalExecutor:
     """Processes of this machine, which end with the one that started them, however it ends."""
 
     def __init__(self, jobs: int | None, *, on_cuda: bool) -> None:
-        """So many at a time, which share its cores; without `jobs` one on CUDA, otherwise one for each core."""
-        cores = available_cores()
+        """So many at a time, which share its cores; without `jobs` one on CUDA, otherwise one for each core.
+
+        Where OMP_NUM_THREADS is set, none has more threads than that.
+        """
+        cores, most = available_cores(), os.environ.get("OMP_NUM_THREADS", "")
         self.jobs = jobs or (1 if on_cuda else cores)
-        self._threads = max(1, cores // self.jobs)
+        self.threads = max(1, cores // self.jobs)
+        """Number of threads that each of them computes with."""
+        if most.isdecimal() and int(most) > 0:
+            self.threads = min(self.threads, int(most))
 
     @contextmanager
     def processes(self, folder: Path, locks: Sequence[int]) -> Iterator[Processes]:
         """See `Executor.processes`."""
         with Lifeline() as lifeline:
             if sys.platform != "linux":  # elsewhere there is no fork, or libraries that do not bear it
-                yield StartedProcesses(self._threads, locks, lifeline)
+                yield StartedProcesses(self.threads, locks, lifeline)
                 return
-            with ForkedProcesses(folder, self._threads, locks, lifeline) as forked:
+            with ForkedProcesses(folder, self.threads, locks, lifeline) as forked:
                 yield forked
 
 
