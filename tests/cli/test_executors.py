@@ -204,11 +204,12 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cluster_is_imported_only_where_one_is_asked_for() -> None:
+def test_a_cluster_is_imported_only_where_one_is_asked_for(local: tuple[Path, Path]) -> None:
+    study, out = local
     code = (
-        "import sys\nfrom tfkd_fast.cli.executors import choose_executor\nfrom tfkd_fast.study import runner\n"
-        "choose_executor('local', None, None, None, None, None)\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})"
+        "import sys\nfrom tfkd_fast.cli import main\n"
+        f"sys.argv = ['tfkd-fast', 'study', {str(study)!r}, '--out', {str(out)!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*{name.partition('.')[0] for name in sys.modules})"
     )
     words = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in words

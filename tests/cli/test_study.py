@@ -236,11 +236,9 @@ def test_when_a_study_ends_its_runs_end_with_what_they_have_trained(tmp_path: Pa
         assert f"another tfkd-fast is at work in {out}" in refusal("study", study, "--out", out)
         started = runs_of(process.pid)
         assert len(started) == 2
-        for (
-            run_of_study
-        ) in started:  # Ctrl-C passes a group by; `nice` holds for a session where Linux shares out by it
-            assert os.getpgid(run_of_study) == run_of_study
-            assert os.getsid(run_of_study) == os.getsid(process.pid)
+        # Ctrl-C passes a group by; `nice` holds for a session where Linux shares a processor out by them.
+        assert [os.getpgid(pid) for pid in started] == started
+        assert {os.getsid(pid) for pid in started} == {os.getsid(process.pid)}
         (warm,) = children(process.pid)
     finally:
         if number is None:

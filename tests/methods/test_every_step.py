@@ -84,8 +84,6 @@ def test_no_step_waits_for_the_device(
 ) -> None:
     """On the CPU as a stand-in, see `test_epoch`; in bf16, as runs on CUDA."""
     recipe = recipe_of(kind, runs_of, tmp_path / "cache")
-    if recipe.method != "education":  # whose grades need the epochs
-        recipe = recipe.model_copy(update={"epochs": 2})
     waits = watch_steps(monkeypatch)
     with ops.using_backend("reference"):
         train(recipe, tmp_path / "run", Compute(torch.device("cpu"), torch.bfloat16))

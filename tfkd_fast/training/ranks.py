@@ -350,7 +350,7 @@ def _connect_store(rank: int, timeout: float) -> "Store":
         store = _answer(connect, timeout + STORE_PATIENCE)
     except (RuntimeError, TimeoutError) as error:
         if serves:
-            reason = str(error).splitlines()[0]
+            reason = next(iter(str(error).splitlines()), "no answer")
             raise UserError(f"rank 0 cannot listen at {host}:{port} ({reason}): name another MASTER_PORT") from None
         raise RankLost(
             f"rank 0 did not come within {timeout:g} seconds: start it, at MASTER_ADDR and MASTER_PORT, {host}:{port}",
