@@ -74,6 +74,7 @@ SHIPPED = {
     ),
     "compare-cifar100": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
     "compare-small": ((0, 1, 2), {"ce", "kd", "dkd", "mmkd", "distpro", "professor", "education", "tfkd-mrs"}),
+    "digits": (tuple(range(10)), {"ce", "label-smoothing", "tfkd", "tfkd-mrs"}),
     "education-caltech256": ((0, 1, 2), {"ce", "kd", "education", "kd-specialists"}),
     "education-food101": ((0, 1, 2), {"ce", "kd", "education", "kd-specialists"}),
     "imagenet": ((0,), {"ce", "tfkd", "kd", "dkd", "distpro", "professor"}),
@@ -141,7 +142,7 @@ def test_what_differs_between_rows_is_not_set_for_all() -> None:
 
 
 def test_a_recipe_in_the_place_of_a_study_is_told_apart() -> None:
-    with pytest.raises(UserError, match=r"^digits is a recipe, not a study: train it with tfkd-fast train$"):
-        load_study("digits")
+    with pytest.raises(UserError, match=r"^svhn is a recipe, not a study: train it with tfkd-fast train$"):
+        load_study("svhn")
     with pytest.raises(UserError, match=r"^mine is a recipe, not a study"):
         make_study("mine", 'method = "ce"\n')
