@@ -8,12 +8,16 @@ OUT    := build/benchmarks
 # A process a core, so a thread a process.
 TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal
 
-.PHONY: train test test-fast durations lint benchmarks docs wheel sanitize gpu-check clean
+.PHONY: train test test-all test-fast durations lint benchmarks docs wheel sanitize gpu-check clean
 
 train: $(VENV)/installed
 	$(BIN)/tfkd-fast train digits --out runs/digits --overwrite
 
 test: $(VENV)/installed lint
+	$(TESTS) -m "not apart"
+
+# Also what takes long and few changes concern: kernels of a GPU on a machine without one, builds, clusters.
+test-all: $(VENV)/installed lint
 	$(TESTS)
 
 test-fast: $(VENV)/installed

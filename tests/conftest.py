@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.support.fast import Durations, mark_slow
+from tests.support.marks import Durations, mark_apart, mark_slow
 from tests.support.once import Once
 from tests.support.real_images import real_images
 
@@ -79,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow; skip what needs a GPU where there is none."""
+    mark_apart(items)
     mark_slow(items)
     if torch.cuda.is_available():
         return

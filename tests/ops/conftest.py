@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from tests.cuda_on_host import build
-from tests.ops.interpreter import replace_once, round_to_nearest
+from tests.ops.interpreter import make_types_once, replace_once, round_to_nearest
 from tfkd_fast.ops import backends, fused
 
 GPU = torch.cuda.is_available()
 if fused.TRITON_INTERPRETS and not fused.TRITON_MISSING:
     round_to_nearest()
     replace_once()
+    make_types_once()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 on_gpu = [pytest.mark.gpu] if GPU else []
 

@@ -10,7 +10,6 @@ it a signal, and {"ended": NUMBER, "code": CODE} comes back when it has ended, -
 other side closes the socket this process ends; those that it forked go on.
 """
 
-import gc
 import json
 import os
 import select
@@ -19,7 +18,7 @@ import socket
 import sys
 from typing import Any
 
-from tfkd_fast.cli import main
+from tfkd_fast.cli import imports, main
 from tfkd_fast.runs.stop import SIGNALS
 from tfkd_fast.strict_json import to_json
 
@@ -29,15 +28,13 @@ POLL = 0.02
 
 def import_all() -> None:
     """Import what a run imports, except for what only some runs want."""
-    import torch._dynamo  # noqa: F401 - optimisers import it
+    with imports():  # no process copies memory to look for garbage in them
+        import torch.fx.experimental.symbolic_shapes  # noqa: F401 - autograd imports it
 
-    import tfkd_fast.api
-    import tfkd_fast.cli.app
-    import tfkd_fast.cli.display
-    import tfkd_fast.report  # noqa: F401
-
-    gc.collect()
-    gc.freeze()  # so that no process copies memory to look for garbage in what is imported
+        import tfkd_fast.api
+        import tfkd_fast.cli.app
+        import tfkd_fast.cli.display
+        import tfkd_fast.report  # noqa: F401
 
 
 def serve(channel: socket.socket) -> list[str] | None:

@@ -170,7 +170,7 @@ def initialise_convolutions(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+            _draw_normal(module.weight, math.sqrt(2.0 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -178,8 +178,13 @@ def initialise_convolutions(network: nn.Module) -> None:
 def initialise_narrowly(classifier: nn.Linear) -> None:
     """Initialise a classifier with weights of standard deviation 0.01 and biases 0, as RepDistiller does for VGG and
     MobileNetV2."""
-    nn.init.normal_(classifier.weight, 0.0, 0.01)
+    _draw_normal(classifier.weight, 0.01)
     nn.init.zeros_(classifier.bias)
+
+
+def _draw_normal(weight: Tensor, deviation: float) -> None:
+    if not weight.is_meta:  # it has no values, and torch would import its compiler to draw them
+        nn.init.normal_(weight, 0.0, deviation)
 
 
 def scale_widths(channels: Sequence[int], width: float, multiple: int = 8) -> list[int]:

@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +249,17 @@ def folder(tmp_path: Path) -> Path:
                 pixels = random.integers(0, 256, (50, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
     return tmp_path
+
+
+def test_a_program_that_keeps_an_epoch_ends() -> None:
+    """Its workers end with it, though they get none of the signals that are sent to all processes of a job."""
+    code = """
+from tests.data.loaders.batches import loader_of
+from tests.support.runs import few_images
+batches = loader_of(few_images(), "torchvision", workers=2).epoch(0)
+first = next(batches)
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
 
 
 @pytest.mark.parametrize("size", [32, 64])

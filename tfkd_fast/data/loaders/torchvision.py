@@ -3,7 +3,9 @@
 A worker holds one decoded image and two batches of pixels at a time, whatever the size of the set.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,14 +44,18 @@ class TorchvisionPixels:
             num_workers=self._workers,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # without one a DataLoader draws from the global random state
+            worker_init_fn=_end_by_parent,
         )
         with _signals_left_to_the_run():
             started = iter(loader)
-        for pixels in started:
-            if isinstance(pixels, UserError):
-                raise pixels
-            on_device = pixels.to(self._device, non_blocking=True)
-            yield on_device.contiguous(memory_format=torch.channels_last)
+        try:
+            for pixels in started:
+                if isinstance(pixels, UserError):
+                    raise pixels
+                on_device = pixels.to(self._device, non_blocking=True)
+                yield on_device.contiguous(memory_format=torch.channels_last)
+        finally:
+            del started  # which ends the workers, also where an error that is kept holds this frame
 
 
 @contextmanager
@@ -68,6 +74,19 @@ def _signals_left_to_the_run() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_by_parent(_: int) -> None:
+    """End this worker when its parent sends SIGTERM, and nobody else: so Python ends workers that are left when it
+    exits, and waits for them."""
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        threading.Thread(target=_wait_for_end, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_end(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class PixelBatches(Dataset[Tensor | UserError]):

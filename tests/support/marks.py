@@ -1,4 +1,7 @@
-"""Which tests `make test-fast` leaves out: those marked `slow`. `make durations` measures them anew."""
+"""Which tests `make test` leaves out, those marked `apart`, and which `make test-fast`, those marked `slow`.
+
+`make durations` measures anew what is slow.
+"""
 
 import os
 from collections import defaultdict
@@ -27,6 +30,20 @@ KEPT = (
     "tests/training/test_trainer.py::test_training_never_reads_the_test_images[ce]",
 )
 """Tests that stay however long they take, so that the command, the engine and every package are among them."""
+
+
+APART = (*COMPILING, "tests/cli/test_executors.py")
+"""Tests that take long and that few changes concern: kernels of a GPU without one, builds, clusters."""
+
+
+def mark_apart(items: list[pytest.Item]) -> None:
+    """Mark what is in `APART`, and where there is no GPU the operators' cases that emulate or interpret its kernels."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)  # of a test with parameters
+        names = {value for value in callspec.params.values() if isinstance(value, str)} if callspec else set()
+        of_kernel = item.nodeid.startswith("tests/ops/") and names & {"cuda", "triton"}
+        if item.nodeid.startswith(APART) or (of_kernel and not torch.cuda.is_available()):
+            item.add_marker(pytest.mark.apart)
 
 
 def mark_slow(items: list[pytest.Item]) -> None:
