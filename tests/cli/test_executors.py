@@ -87,17 +87,18 @@ def trains(folder: Path) -> bool:
     return log.exists() and 1 <= log.read_text().count('"event": "epoch"') <= 4
 
 
-def parents_of(folder: Path) -> list[int]:
-    """The processes whose child trains the run in a folder."""
-    found = []
+def trainers(folder: Path) -> dict[int, int]:
+    """The processes that train the run in a folder, and the parent of each."""
+    found = {}
     for arguments in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = arguments.read_bytes().decode().split("\0")
         except OSError:  # it ended
             continue
         if "tfkd_fast" in words and "train" in words and str(folder) in " ".join(words):
-            found.append(parent_of(int(arguments.parent.name)))
-    return [parent for parent in found if parent is not None]
+            process = int(arguments.parent.name)
+            found[process] = parent_of(process)
+    return {process: parent for process, parent in found.items() if parent is not None}
 
 
 def start(study: Path, out: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -129,14 +130,14 @@ def test_a_task_of_ray_that_is_killed_and_stopped_trains_the_student_of_a_local_
     process = start(study, tmp_path, "--executor", "ray", "--address", ray_cluster)
     folder = tmp_path / "runs" / "ce-seed0"
     wait_until(lambda: trains(folder) or process.poll() is not None)
-    (worker,) = parents_of(folder)
+    ((first, worker),) = trainers(folder).items()
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: parents_of(folder) not in ([], [worker]) or process.poll() is not None)
+    wait_until(lambda: trainers(folder).keys() - {first} or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate()
     assert printed.decode().endswith("stopped: the same command again goes on from the last checkpoints\n")
     assert process.returncode == 128 + signal.SIGINT
-    assert not parents_of(folder)
+    assert not trainers(folder)
     assert not (folder / "summary.json").exists()
     assert list((folder / "checkpoints").glob("*.ckpt"))
     run("study", study, "--out", tmp_path, "--executor", "ray", "--address", ray_cluster)
@@ -159,7 +160,7 @@ def test_a_preempted_job_of_slurm_goes_on_to_the_student_of_a_local_run(
     process = start(study, tmp_path, "--executor", "slurm", **{CLUSTER: "local"})
     folder = tmp_path / "runs" / "ce-seed0"
     wait_until(lambda: trains(folder) or process.poll() is not None)
-    (job,) = parents_of(folder)
+    (job,) = trainers(folder).values()
     os.kill(job, signal.SIGUSR2)
     printed, _ = process.communicate()
     assert process.returncode == 0, printed.decode()
