@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,6 +184,21 @@ def test_what_was_deleted_or_renamed_in_a_study_is_one_sentence(
     shutil.rmtree(out / "runs")
     (out / "results.json").write_text('{"results": 1}')
     assert "holds nothing of tfkd-fast" in refusal("study", study, "--out", out)
+
+
+def test_a_shared_row_is_trained_once_for_the_runs_under_every_seed(tmp_path: Path) -> None:
+    teacher = '[rows.teacher]\nmethod = "ce"\nshared = true\ncompared = false\n'
+    text = HEAD.replace('"ce"', '"kd"', 1) + KD.replace("row:ce", "row:teacher") + teacher
+    study, out = write(tmp_path, text), tmp_path / "out"
+    printed = run("study", study, "--out", out, "--jobs", "2", "--seeds", "1", "--seeds", "7").stdout
+    assert "3 runs" in printed
+    assert students(out).keys() == {"teacher-seed0", "kd-seed1", "kd-seed7"}
+    for seed in (1, 7):
+        taught = tomllib.loads((out / "runs" / f"kd-seed{seed}" / "recipe.toml").read_text())
+        assert taught["teachers"]["runs"] == [str((out / "runs" / "teacher-seed0").resolve())]
+    lines = (out / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines if line.startswith(("| kd |", "| teacher |"))] == ["2/3", "1/1"]
+    assert "3 runs are finished, 0 to train" in run("study", study, "--out", out, "--seeds", "1", "--seeds", "7").stdout
 
 
 def test_a_run_that_fails_leaves_the_others_whole(tmp_path: Path) -> None:

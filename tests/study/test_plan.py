@@ -116,6 +116,12 @@ def test_every_shipped_study_is_valid(name: str) -> None:
         (BASE + CE + '[rows.b]\nreplay = "ce"\n[rows.c]\nreplay = "b"', "row c: .* is a replay itself"),
         (BASE + CE + "compared = false", "the baseline 'ce' is what all are compared with"),
         (BASE + CE + '[rows.b]\nreplay = "ce"\nseed_offset = 2', "row b: .* must not set 'seed_offset'"),
+        (BASE + CE + "shared = true", "row ce: one run for all seeds cannot be compared by seed: set compared = false"),
+        (BASE + CE + '[rows.b]\nreplay = "ce"\nshared = true', "row b: .* must not set 'shared'"),
+        (
+            BASE + CE + KD + "[rows.kd2]\nmethod = 'kd'\nteachers.runs = ['row:ce']\nshared = true\ncompared = false",
+            "row kd2: its one run cannot be of every run of 'ce': share that row, too",
+        ),
         (BASE + CE + KD.replace("row:ce", "row:cee"), "row kd: it refers to 'cee', which is no row: did you mean 'ce'"),
         (BASE + CE + KD.replace("row:ce", "row:kd"), "row kd: it waits for itself, by way of 'kd'"),
         (

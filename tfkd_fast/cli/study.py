@@ -204,7 +204,7 @@ def show(results: StudyResults, terminal: Terminal) -> None:
     width = terminal.width if terminal.is_terminal else FILE_WIDTH
     terminal.say(results.name)
     terminal.say(finding_words(results))
-    for table in tables([cells(line, results.seeds) for line in results.lines], width):
+    for table in tables([cells(line) for line in results.lines], width):
         terminal.print(table, width=width)
         terminal.print()
     for sentence in (*contrast_lines(results), *notes(results), *missing_lines(results)):

@@ -90,7 +90,7 @@ class ResultsPage:
                 [
                     TableRow(name, [cell or UNKNOWN for cell in row], marked=line.row == results.baseline)
                     for line in lines.values()
-                    for name, *row in [cells(line, results.seeds)]
+                    for name, *row in [cells(line)]
                 ],
             ),
             runs=self._runs(results, by_row),

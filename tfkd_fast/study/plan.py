@@ -20,12 +20,13 @@ replay = "tfkd"
 [rows.teacher]
 seed_offset = 100      # this row's runs have the study's seeds and so much more
 compared = false       # it is there for others to learn from
+shared = true          # trained once, under the first seed, for the runs under every seed
 method = "ce"
 model.name = "vgg13"
 
 [rows.kd]
 method = "kd"
-teachers.runs = ["row:teacher"]  # anywhere in a recipe: the run folder of that row under the same seed of the study
+teachers.runs = ["row:teacher"]  # anywhere in a recipe: that row's run under the same seed of the study, or its one
 
 [contrasts]            # what is worth how much: rows less other rows, pair by pair
 "the controller" = [["tfkd", "ce"]]
@@ -77,6 +78,7 @@ class RowTable(BaseModel):
     replay: str | None = None
     seed_offset: int = Field(default=0, ge=0, lt=2**32)
     compared: bool = True
+    shared: bool = False
 
     @property
     def recipe(self) -> Table:
@@ -128,6 +130,8 @@ class Row:
     seed_offset: int = 0
     compared: bool = True
     """Whether the row is compared with the baseline."""
+    shared: bool = False
+    """Whether the row is trained once, under the first seed of the study, for others under every seed."""
 
     @property
     def sources(self) -> list[str]:
@@ -160,6 +164,10 @@ class Study:
         if row.replay:
             return recipe.epochs, recipe.epochs
         return recipe.epochs, find_method(recipe.method).student_epochs(recipe.options, recipe.epochs)
+
+    def seed_of(self, row: Row, seed: int) -> int:
+        """The seed of the study under which a row is trained for the runs under one of them."""
+        return self.seeds[0] if row.shared else seed
 
     def choose(self, names: Sequence[str]) -> list[Row]:
         """The rows of these names, in the study's order; all rows for no names."""
@@ -228,6 +236,7 @@ def make_study(name: str, text: str, overrides: Table | None = None) -> Study:
             raise UserError(f"study {name}, row {row_name}: {error}") from None
     try:
         _refuse_circles(rows)
+        _refuse_many_for_one(rows)
     except UserError as error:
         raise UserError(f"study {name}, {error}") from None
     return Study(name, file.seeds, rows[file.baseline], rows, file.contrasts)
@@ -239,10 +248,12 @@ def _make_row(name: str, row: RowTable, file: StudyFile, overrides: Table) -> Ro
         if "seed" in table:
             raise UserError("its seed is one of the study's seeds, so its recipe must not set one")
         table = resolve_levels(file.base, row.recipe, overrides)
-        result = Row(name, row.title or name, table, None, row.seed_offset, row.compared)
+        if row.shared and row.compared:
+            raise UserError("one run for all seeds cannot be compared by seed: set compared = false, or shared = false")
+        result = Row(name, row.title or name, table, None, row.seed_offset, row.compared, row.shared)
         result.recipe(file.seeds[0])  # refuses a recipe that is not valid
         return result
-    if own := [*row.recipe, *(["seed_offset"] if row.seed_offset else [])]:
+    if own := [*row.recipe, *(key for key in ("seed_offset", "shared") if getattr(row, key))]:
         raise UserError(f"a replay has the recipe of the row that it replays, so it must not set {min(own)!r}")
     if row.replay not in file.rows:
         raise UserError(f"it replays {row.replay!r}, which is no row: {nearest(row.replay, file.rows)}")
@@ -264,6 +275,14 @@ def _refuse_circles(rows: dict[str, Row]) -> None:
             if name not in waiting:
                 waiting.append(name)
                 before += rows[name].sources
+
+
+def _refuse_many_for_one(rows: dict[str, Row]) -> None:
+    """Raise UserError for a row with one run that refers to a row with one for each seed."""
+    for row in rows.values():
+        for name in row.sources if row.shared else ():
+            if not rows[name].shared:
+                raise UserError(f"row {row.name}: its one run cannot be of every run of {name!r}: share that row, too")
 
 
 def _references(value: Any) -> Iterator[str]:

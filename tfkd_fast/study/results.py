@@ -34,6 +34,8 @@ class ResultRow:
     """Its name for readers."""
     compared: bool = True
     """Whether the row is compared with the baseline, and not only there for others to learn from."""
+    shared: bool = False
+    """Whether one run of it serves all seeds."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Line:
     title: str
     seeds: tuple[int, ...]
     """Seeds of the finished runs that have a test top-1, in ascending order."""
+    planned: int
+    """Number of runs that it is to have."""
     student_epochs: Mean | None
     test_top1: Mean | None
     difference: Difference | None
@@ -123,6 +127,7 @@ class StudyResults:
                 row=name,
                 title=row.title,
                 seeds=tuple(sorted(self.top1[name])),
+                planned=1 if row.shared else len(self.seeds),
                 student_epochs=self._mean(name, "student_epochs"),
                 test_top1=self._mean(name, "test_top1"),
                 difference=differences.get(name),
@@ -230,11 +235,11 @@ HEADINGS = (
 )
 
 
-def cells(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
+def cells(line: Line) -> tuple[str, ...]:
     """The cells of a line as text, one for each heading."""
     return (
         line.title,
-        f"{len(line.seeds)}/{len(seeds)}",
+        f"{len(line.seeds)}/{line.planned}",
         _mean_and_sd(line.test_top1),
         difference_text(line.difference),
         "" if line.adjusted_p is None else f"{line.adjusted_p:.3f}",

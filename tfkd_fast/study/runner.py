@@ -6,7 +6,7 @@ written while it trains.
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,11 @@ class Run:
     def name(self) -> str:
         """The name of the run in messages and of its files."""
         return f"{self.row.name}-seed{self.seed}"
+
+
+def runs_of(study: Study, rows: Iterable[Row], seeds: Iterable[int]) -> list[Run]:
+    """The runs of rows under seeds, seed by seed, each once: a study that is stopped early has whole paired seeds."""
+    return list(dict.fromkeys(Run(row, study.seed_of(row, seed)) for seed in seeds for row in rows))
 
 
 class StudyFolder:
@@ -112,10 +117,9 @@ class StudyFolder:
     def finished(self, study: Study, seeds: Sequence[int]) -> dict[str, dict[int, dict[str, Any]]]:
         """Row -> seed -> summary of every finished run."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in study.rows.values():
-            for seed in seeds:
-                if summary := self.run(Run(row, seed)).read_summary():
-                    found.setdefault(row.name, {})[seed] = summary
+        for run in runs_of(study, study.rows.values(), seeds):
+            if summary := self.run(run).read_summary():
+                found.setdefault(run.row.name, {})[run.seed] = summary
         return found
 
 
@@ -148,7 +152,7 @@ class Runner:
         self.seeds = [*study.seeds, *(seed for seed in seeds if seed not in study.seeds)]
         for run in self._planned_runs():
             self._refuse_another_recipe(run)
-        wanted = [Run(row, seed) for seed in seeds for row in rows]  # a study stopped early has whole paired seeds
+        wanted = runs_of(study, rows, seeds)
         self.waiting = [run for run in wanted if not self._is_finished(run)]
         self.already_finished = len(wanted) - len(self.waiting)
         self._executor = executor or LocalExecutor(jobs, on_cuda=any(_uses_cuda(row) for row in rows))
@@ -202,9 +206,9 @@ class Runner:
         """The runs that are in progress."""
         return list(self._running)
 
-    def _planned_runs(self) -> Iterator[Run]:
+    def _planned_runs(self) -> list[Run]:
         """Every run of the study, also of rows that are not trained now."""
-        return (Run(row, seed) for seed in self.seeds for row in self.study.rows.values())
+        return runs_of(self.study, self.study.rows.values(), self.seeds)
 
     def _is_finished(self, run: Run) -> bool:
         folder = self.folder.run(run)
@@ -216,7 +220,7 @@ class Runner:
             name=self.study.name,
             seeds=tuple(self.seeds),
             baseline=self.study.baseline.name,
-            rows={row.name: ResultRow(row.title, row.compared) for row in self.study.rows.values()},
+            rows={row.name: ResultRow(row.title, row.compared, row.shared) for row in self.study.rows.values()},
             runs=self.folder.finished(self.study, self.seeds),
             contrasts=self.study.contrasts,
             failures=self.failures,
@@ -278,14 +282,19 @@ class Runner:
 
     def _sources(self, run: Run) -> list[Run]:
         """The runs that a run needs: the one that it replays, or its teachers."""
-        return [Run(self.study.rows[name], run.seed) for name in run.row.sources]
+        return [self._source(run, name) for name in run.row.sources]
+
+    def _source(self, run: Run, name: str) -> Run:
+        """The run of a row that a run of another row refers to."""
+        row = self.study.rows[name]
+        return Run(row, self.study.seed_of(row, run.seed))
 
     def _recipe(self, run: Run) -> Recipe:
         if run.row.replay:
             return replay_recipe(self.folder.run(self._sources(run)[0]).path)
 
         def folder_of(name: str) -> str:
-            return str(self.folder.run(Run(self.study.rows[name], run.seed)).path.resolve())
+            return str(self.folder.run(self._source(run, name)).path.resolve())
 
         return run.row.recipe(run.seed, folder_of)
 

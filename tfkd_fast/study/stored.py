@@ -55,7 +55,7 @@ class ResultsFiles:
 
 def markdown(results: StudyResults) -> str:
     """The table as a file for readers."""
-    lines = (cells(line, results.seeds) for line in results.lines)
+    lines = (cells(line) for line in results.lines)
     rows = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *lines]
     text = [f"# {results.name}", ""]
     text += ["| " + " | ".join(printable(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
