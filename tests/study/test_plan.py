@@ -28,7 +28,7 @@ teachers.runs = ["row:ce", "elsewhere"]
 """
 
 
-@pytest.mark.parametrize("name", ["compare-small", "compare-cifar100"])
+@pytest.mark.parametrize("name", ["compare-small", "compare-mid", "compare-cifar100"])
 def test_every_method_is_compared(name: str) -> None:
     compared = {row.recipe(0).method for row in load_study(name).rows.values() if row.replay is None}
     assert compared == set(METHODS)
@@ -68,7 +68,7 @@ SHIPPED = {
     ),
     "cifar100-reduced": ((0, 1, 2), CONTROLS),
     "cifar100-reduced-long": ((0, 1, 2, 3, 4), {"ce", "label-smoothing", "label-smoothing-180", "ucb-cooled"}),
-    "claims-mid": (
+    "compare-mid": (
         (0, 1, 2),
         {"kd", "distpro-uniform-short", "residual-moved-short", "mmkd", "folds-professor", "kd-specialists-equal"},
     ),
