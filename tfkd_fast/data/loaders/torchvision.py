@@ -3,6 +3,7 @@
 A worker holds one decoded image and two batches of pixels at a time, whatever the size of the set.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -79,8 +80,9 @@ def _signals_left_to_the_run() -> Iterator[None]:
 def _end_by_parent(_: int) -> None:
     """End this worker when its parent sends SIGTERM, and nobody else: so Python ends workers that are left when it
     exits, and waits for them."""
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
-        threading.Thread(target=_wait_for_end, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()  # a fork server between them is not meant
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        threading.Thread(target=_wait_for_end, args=(parent.pid,), daemon=True).start()
 
 
 def _wait_for_end(parent: int) -> None:
