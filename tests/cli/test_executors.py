@@ -97,8 +97,9 @@ def trainers(folder: Path) -> dict[int, int]:
             continue
         if "tfkd_fast" in words and "train" in words and str(folder) in " ".join(words):
             process = int(arguments.parent.name)
-            found[process] = parent_of(process)
-    return {process: parent for process, parent in found.items() if parent is not None}
+            if (parent := parent_of(process)) is not None:
+                found[process] = parent
+    return found
 
 
 def start(study: Path, out: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:

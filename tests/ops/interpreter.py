@@ -1,4 +1,4 @@
-"""Triton's interpreter, made to round to bfloat16 as hardware does, to the nearest, and to take a fifth of the time.
+"""Triton's interpreter, made to round to bfloat16 as hardware does, to the nearest, and to take a fraction of the time.
 
 By itself it cuts digits off, and replaces what a kernel finds in Triton's language at every call of a function anew.
 """

@@ -80,7 +80,7 @@ def _signals_left_to_the_run() -> Iterator[None]:
 def _end_by_parent(_: int) -> None:
     """End this worker when its parent sends SIGTERM, and nobody else: so Python ends workers that are left when it
     exits, and waits for them."""
-    parent = multiprocessing.parent_process()  # a fork server between them is not meant
+    parent = multiprocessing.parent_process()  # also where a fork server stands between them
     if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         threading.Thread(target=_wait_for_end, args=(parent.pid,), daemon=True).start()
 
