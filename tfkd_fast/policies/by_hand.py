@@ -23,8 +23,9 @@ TARGET = ControlledTargetsSettings.model_validate(METHODS["tfkd"].preset).target
 """The target that it steers: its action is the true mass, then share and temperature of the memory."""
 COURSE = ((0.55, 0.05), (0.55, 0.74), (0.997, 0.12))
 """True mass and share of the memory at the beginning, at the switch and at the end of the run."""
-SWITCH, THRESHOLD = 0.72, 0.10
-"""Share of the run at the switch; generalisation gap below which the target is the neutral one."""
+SWITCH, THRESHOLD, LATEST = 0.72, 0.10, 0.5
+"""Share of the run at the switch; generalisation gap below which the target is the neutral one; learning rate over the
+initial one below which it stays so."""
 
 
 def default_policy() -> bytes:
@@ -39,7 +40,7 @@ def default_policy() -> bytes:
     policy = observed_policy(space.action_size, generator)
     value = MLP(PROGRESS_ENTRIES + space.action_size, 1, generator)
     start, middle, end = actions
-    GatedPolicy(start, middle, end, SWITCH, THRESHOLD).write_into(policy)
+    GatedPolicy(start, middle, end, SWITCH, THRESHOLD, LATEST).write_into(policy)
     return policy_bytes("by-hand", policy, value, space)
 
 

@@ -69,12 +69,12 @@ def test_spaces_and_the_neutral_action() -> None:
     env = environment()
     names = Students(recipe()).action_names
     assert env.action_space == gymnasium.spaces.Box(-1.0, 1.0, (len(names),), np.float32)
-    assert env.observation_space == gymnasium.spaces.Box(-1.0, 1.0, (13 + len(names),), np.float32)
+    assert env.observation_space == gymnasium.spaces.Box(-1.0, 1.0, (14 + len(names),), np.float32)
     env.reset(seed=0)
     observation, _, _, _, info = env.step(np.zeros(len(names), np.float32))
     assert info["true_mass"] == pytest.approx(0.9, abs=1e-6)
     assert info["divergence"] == pytest.approx(-math.log(0.9), abs=1e-6)
-    assert not observation[13:].any()
+    assert not observation[14:].any()
 
 
 def test_an_action_is_scaled_clipped_and_seen_again() -> None:
@@ -84,7 +84,7 @@ def test_an_action_is_scaled_clipped_and_seen_again() -> None:
     for value in (-1.0, 0.5, 1.0, 7.0):
         env.reset(seed=0)
         observation, _, _, _, info = env.step(np.array([value], np.float32))
-        assert observation[13:] == np.clip(value, -1.0, 1.0)
+        assert observation[14:] == np.clip(value, -1.0, 1.0)
         masses.append(info["true_mass"])
     assert masses == sorted(masses)
     assert masses[2] == masses[3]

@@ -162,7 +162,7 @@ def test_a_decision_survives_a_checkpoint(progress: Progress, name: str) -> None
 def test_what_the_policy_saw_can_be_told(progress: Progress) -> None:
     seen = build("ppo").decide(progress, 2).observation()
     assert seen is not None
-    assert len(seen) == 13 + 5
+    assert len(seen) == 14 + 5
     assert seen[0] == pytest.approx(2 * progress.epoch_fraction - 1)
     assert build("ucb").decide(progress, 2).observation() is None
 

@@ -27,10 +27,11 @@ def test_entries_by_hand(progress: Progress) -> None:
         2 * 1.2 / log_c - 1,
         0.1,
         0.8,
+        0.1,
         0.5,
         -1.0,
     ]
-    seen = observation(progress, torch.tensor([2.0, -4.0]))
+    seen = observation(replace(progress, least_true_mass=0.55), torch.tensor([2.0, -4.0]))
     assert seen.dtype == torch.float32
     torch.testing.assert_close(seen, torch.tensor(expected))
 
@@ -44,7 +45,7 @@ def test_learning_rate_phase_counts_decades(progress: Progress, ratio: float, ph
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(values=st.lists(st.floats(-1e6, 1e6), min_size=12, max_size=12))
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=13, max_size=13))
 def test_never_leaves_its_interval(progress: Progress, values: list[float]) -> None:
     names = [field.name for field in fields(Progress) if field.name != "num_classes"]
     wild = replace(progress, **dict(zip(names, values, strict=False)))

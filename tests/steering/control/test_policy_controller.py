@@ -235,7 +235,7 @@ def test_the_policy_sees_the_action_of_the_survivor(progress: Progress) -> None:
     controller.learn(decision, outcome([0.0, 0.1, 0.2, 0.4]), progress)
     following = controller.decide(progress, 1)
     assert following.draws is not None
-    torch.testing.assert_close(following.draws.observation[13:], decision.actions[3] / 4)
+    torch.testing.assert_close(following.draws.observation[14:], decision.actions[3] / 4)
 
 
 def test_a_policy_refuses_a_decision_without_draws(progress: Progress) -> None:

@@ -48,7 +48,7 @@ def space(names: tuple[str, ...]) -> ActionSpace:
 def networks(action_size: int, seed: int) -> tuple[GaussianPolicy, MLP]:
     """With random weights everywhere."""
     generator = torch.Generator().manual_seed(seed)
-    policy, value = GaussianPolicy(13 + action_size, action_size, 0.4, generator), MLP(13 + action_size, 1, generator)
+    policy, value = GaussianPolicy(14 + action_size, action_size, 0.4, generator), MLP(14 + action_size, 1, generator)
     with torch.no_grad():
         for parameter in (*policy.parameters(), *value.parameters()):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -138,7 +138,7 @@ def test_numbers_are_found_by_their_names(
     path = tmp_path_factory.mktemp("policy") / "policy.safetensors"
     path.write_bytes(policy_bytes("ppo", policy, value, space(tuple(old))))
     generator = torch.Generator().manual_seed(seed)
-    loaded, loaded_value = GaussianPolicy(13 + len(new), len(new), 0.4, generator), MLP(13 + len(new), 1, generator)
+    loaded, loaded_value = GaussianPolicy(14 + len(new), len(new), 0.4, generator), MLP(14 + len(new), 1, generator)
 
     def counterpart(name: str) -> str | None:
         if name in old or not name.startswith("rank"):
@@ -151,9 +151,9 @@ def test_numbers_are_found_by_their_names(
             load_policy(path, loaded, loaded_value, space(tuple(new)))
         return
     load_policy(path, loaded, loaded_value, space(tuple(new)))
-    seen_new = torch.rand(13 + len(new), generator=generator)
-    action = dict(zip(new, seen_new[13:].tolist(), strict=True))
-    seen_old = torch.cat([seen_new[:13], torch.tensor([action.get(name, 0.0) for name in old])])
+    seen_new = torch.rand(14 + len(new), generator=generator)
+    action = dict(zip(new, seen_new[14:].tolist(), strict=True))
+    seen_old = torch.cat([seen_new[:14], torch.tensor([action.get(name, 0.0) for name in old])])
     with torch.no_grad():
         old_mean = dict(zip(old, policy.mean(seen_old).tolist(), strict=True))
         old_std = dict(zip(old, policy.log_std.exp().tolist(), strict=True))
@@ -173,7 +173,7 @@ def test_ten_classes_teach_a_hundred(tmp_path: Path) -> None:
     assert torch.equal(weights["mean.output.weight"], policy.mean.output.weight[rows])
     assert torch.equal(weights["mean.output.bias"], policy.mean.output.bias[rows])
     assert torch.equal(weights["log_std"], policy.log_std[rows])
-    assert weights["mean.hidden.0.weight"].shape == (64, 13 + 5)
+    assert weights["mean.hidden.0.weight"].shape == (64, 14 + 5)
     assert not weights["mean.hidden.0.weight"][:, -1].any()
 
 
@@ -187,6 +187,10 @@ def test_the_policy_that_comes_with_the_package_steers_any_number_of_classes(cla
     load_policy(find_policy("cifar10"), policy, value, target)
     neutral = torch.zeros(PROGRESS_ENTRIES + target.action_size)
     assert policy.mean(neutral).abs().max() > 0.0
+    other = neutral.clone()
+    other[PROGRESS_ENTRIES - 1] = 1.0  # which its file does not have
+    assert torch.equal(policy.mean(other), policy.mean(neutral))
+    assert torch.equal(value(other), value(neutral))
     assert torch.isfinite(policy.log_std).all()
 
 
@@ -242,7 +246,7 @@ def test_another_format_is_refused(policy_file: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"observation_entries": 19},
+        {"observation_entries": 18},
         {"action_names": ["true mass", "rank 1"]},
         {"action_names": "true mass"},
         {"family": None},

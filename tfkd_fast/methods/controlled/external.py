@@ -100,7 +100,8 @@ class ExternalTargets(SteeredMethod):
     def end_interval(self, results: Sequence[IntervalResult], judge_average: JudgeAverage) -> Outcome:
         self._before = self._standings
         self._standings = [
-            Standing.after(result, self._teaching.true_mass(slot)) for slot, result in enumerate(results)
+            Standing.after(before, result, self._teaching.true_mass(slot))
+            for slot, (before, result) in enumerate(zip(self._before, results, strict=True))
         ]
         return Outcome(tuple(range(self.needs.candidates)))
 

@@ -249,7 +249,7 @@ class ControlledTargets(SteeredMethod):
         """Let a controller that waits for no comparison decide within an interval of several candidates, by the one
         that is `observed`; their learning rates stay."""
         self._target_log.append(self._present_targets(self._epoch))
-        now = Standing.at_epoch(results[observed], self.teaching.true_mass(observed))
+        now = Standing.at_epoch(self._observed, results[observed], self.teaching.true_mass(observed))
         progress = progress_of(self._context, self._epoch, now, self._observed)
         decision = self._decide(progress, len(results))
         self._decision = replace(decision, learning_rate_factors=before.learning_rate_factors)
@@ -262,7 +262,7 @@ class ControlledTargets(SteeredMethod):
 
     def end_interval(self, results: Sequence[IntervalResult], judge_average: JudgeAverage) -> Outcome:
         standings = [
-            Standing.after(result, self.teaching.true_mass(slot), self._histories[slot])
+            Standing.after(self._observed, result, self.teaching.true_mass(slot), self._histories[slot])
             for slot, result in enumerate(results)
         ]
         events: list[Event] = []

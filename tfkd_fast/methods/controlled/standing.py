@@ -21,6 +21,8 @@ class Standing:
     """Mean mass of the true class in the target that it was trained with."""
     nll_history: tuple[float, ...] = ()
     """Calibrated held-out negative log-likelihood after each epoch of its lineage, nats."""
+    least_true_mass: float = 1.0
+    """Least of `true_mass` so far."""
 
     @classmethod
     def untrained(cls, classes: int) -> Self:
@@ -29,17 +31,20 @@ class Standing:
         return cls(training, 1 / classes, math.log(classes), true_mass=1.0)
 
     @classmethod
-    def after(cls, result: IntervalResult, true_mass: float, nll_history: tuple[float, ...] = ()) -> Self:
-        """The standing after an interval, judged after a cooldown or by averaged weights where there are any, because
-        the last iterate is noisy."""
+    def after(
+        cls, before: "Standing", result: IntervalResult, true_mass: float, nll_history: tuple[float, ...] = ()
+    ) -> Self:
+        """The standing after an interval, `before` which it was another one. It is judged after a cooldown or by
+        averaged weights where there are any, because the last iterate is noisy."""
         judged = result.after_cooldown or result.epoch_average or result.last
         top1, nll = (judged.top1, judged.calibrated_nll) if judged else (math.nan, math.nan)
-        return cls(result.training, top1, nll, true_mass, nll_history)
+        least = min(before.least_true_mass, true_mass)
+        return cls(result.training, top1, nll, true_mass, nll_history, least)
 
     @classmethod
-    def at_epoch(cls, result: EpochResult, true_mass: float) -> Self:
+    def at_epoch(cls, before: "Standing", result: EpochResult, true_mass: float) -> Self:
         """The standing after an epoch within an interval, judged as it is."""
-        return cls.after(IntervalResult(result.training, result.holdout, None, None), true_mass)
+        return cls.after(before, IntervalResult(result.training, result.holdout, None, None), true_mass)
 
     @classmethod
     def from_state_dict(cls, values: dict[str, Any]) -> Self:
@@ -64,4 +69,5 @@ def progress_of(context: Context, epoch: int, now: Standing, before: Standing) -
         entropy=now.training.entropy,
         true_probability=now.training.true_probability,
         true_mass=now.true_mass,
+        least_true_mass=now.least_true_mass,
     )

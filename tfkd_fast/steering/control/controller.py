@@ -42,6 +42,8 @@ class Progress:
     """Mean predicted probability of the label of a training sample."""
     true_mass: float
     """True-class mass of the latest target that the student was trained with."""
+    least_true_mass: float = 1.0
+    """Least true-class mass of the targets that the student was trained with so far."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class Draws:
     """Samples of a policy at one decision, as its later update needs them."""
 
     observation: Tensor
-    """(13+A,) float32: the state that the policy observed."""
+    """(14+A,) float32: the state that the policy observed."""
     values: Tensor
     """(P,A) float32: the actions before they were clipped."""
     log_probabilities: Tensor
@@ -78,7 +80,7 @@ class Decision:
         return self.learning_rate_factors[candidate] if self.learning_rate_factors else 1.0
 
     def observation(self) -> tuple[float, ...] | None:
-        """Return the 13+A numbers that the policy observed, or None without a policy."""
+        """Return the 14+A numbers that the policy observed, or None without a policy."""
         return tuple(self.draws.observation.tolist()) if self.draws else None
 
     def subset(self, candidates: Sequence[int]) -> "Decision":

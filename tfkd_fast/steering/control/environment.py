@@ -29,7 +29,7 @@ class Step(NamedTuple):
     """The result of one decision interval for P students."""
 
     observations: Floats
-    """(P,13+A) float32: the state of each student after the interval."""
+    """(P,14+A) float32: the state of each student after the interval."""
     rewards: NDArray[np.float64]
     """(P,): the gain in `quality` over the interval, or `DIVERGENCE_PENALTY`."""
     terminated: NDArray[np.bool_]
@@ -52,7 +52,7 @@ class Episode:
         self._actions = torch.zeros(students.count, self.size)
 
     def start(self, seeds: Sequence[int]) -> tuple[Floats, list[dict[str, Any]]]:
-        """Start new students of P seeds; return their observations (P,13+A) float32 and infos."""
+        """Start new students of P seeds; return their observations (P,14+A) float32 and infos."""
         self._snapshots = self._students.start(seeds)
         self._actions = torch.zeros_like(self._actions)
         self._diverged = [False] * len(seeds)

@@ -1,15 +1,20 @@
 """A policy of few numbers: neutral while the student does not memorise, then a course through three actions.
 
-With the generalisation gap g (training less held-out top-1) and the share t of the run that has passed, the action is
+With the generalisation gap g (training less held-out top-1), the share t of the run that has passed, the learning rate
+r over the initial one and the least true mass m of the targets so far, the gate is open where
 
-    neutral                         where g < threshold,
-    on its way from start to middle where g > threshold and t < switch,
-    on its way from middle to end   where g > threshold and t > switch; the run ends there,
+    g > threshold, and r > latest or m < `SOFTENED`: it was open before,
 
-with smooth passages. A soft target helps a student that fits its training images closely and does little for one that
-does not, and it helps while the learning rate is high; a target that turns hard at once leaves a student that is sure
-of too much; predictions of the student itself are worth more the better it is. What follows from that is learned, and
-not written here. The form is our choice.
+and the action is
+
+    neutral                         where it is not,
+    on its way from start to middle where it is and t < switch,
+    on its way from middle to end   where it is and t > switch; the run ends there,
+
+with smooth passages. A soft target helps a student that fits its training images closely and harms one that does not,
+and it needs time at a high learning rate. A target that turns hard at once leaves a student that is sure of too much;
+predictions of the student itself are worth more the better it is. What follows from that is learned, and not written
+here. The form is our choice.
 """
 
 import math
@@ -20,12 +25,19 @@ from torch import Tensor
 
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES
 from tfkd_fast.steering.control.policy import GaussianPolicy
+from tfkd_fast.steering.targets.true_mass import NEUTRAL_TRUE_MASS
 
-TIME, GAP = 0, 9
-"""Entries of the observation that a gated policy reads: the share of the run, mapped to -1..1, and the gap."""
+TIME, RATE, GAP, LEAST_MASS = 0, 1, 9, 13
+"""Entries of the observation that a gated policy reads: the share of the run, the learning rate over the initial one
+and the least true mass so far, all three mapped to -1..1, and the gap."""
 
 GAP_SLOPE = 60.0
 """How sharp the passage at the threshold is: it takes about 0.01 of the gap."""
+
+RATE_SLOPE, SOFTENED, MASS_SLOPE = 60.0, 0.75, 240.0
+"""How sharp the passage at the latest rate is: it takes about 0.03 of the initial one; the least true mass by which a
+run has certainly left the neutral target; and what each unit below the neutral mass adds to the passage, such that
+`SOFTENED` outweighs a rate of zero, and the label alone no high rate."""
 
 COURSE_SLOPE, COURSE_GAIN = 0.8, 2.5
 """Two slopes of the way from one action to the next. With x of -1 at its beginning and 1 at its end it has the shape of
@@ -52,13 +64,15 @@ class GatedPolicy:
     """Share of the run at which the action is the middle one."""
     threshold: float
     """Generalisation gap, a fraction, below which the action is neutral."""
+    latest: float | None = None
+    """Learning rate over the initial one below which a neutral policy stays so; None is no limit."""
 
     def write_into(self, policy: GaussianPolicy) -> None:
         """Set the weights of a policy's mean so that it is this policy. The value of no other entry is read.
 
-        Of the first hidden layer, units 0 and 1 say how far the two ways are and unit 2 whether the gap is wide, as
-        numbers of -1..1; of the second, units 0 and 1 are the ways where the gap is wide and else -1, and unit 2 is the
-        gate itself.
+        Of the first hidden layer, units 0 and 1 say how far the two ways are, unit 2 whether the gap is wide, and unit
+        3 whether it is not too late, as numbers of -1..1; of the second, units 0 and 1 are the ways where the gate is
+        open and else -1, and unit 2 is the gate itself.
         """
         first, second = (policy.mean.get_submodule(f"hidden.{number}") for number in (0, 1))
         with torch.no_grad():
@@ -70,10 +84,15 @@ class GatedPolicy:
                 centre = begin + half if unit == 0 else finish - half
                 weight[unit, TIME], bias[unit] = COURSE_SLOPE / (2.0 * half), COURSE_SLOPE * (0.5 - centre) / half
             weight[2, GAP], bias[2] = GAP_SLOPE, -GAP_SLOPE * self.threshold
+            if self.latest is None:
+                bias[3] = SHUT
+            else:
+                weight[3, RATE], weight[3, LEAST_MASS] = RATE_SLOPE / 2.0, -MASS_SLOPE / 2.0
+                bias[3] = RATE_SLOPE * (0.5 - self.latest) + MASS_SLOPE * (NEUTRAL_TRUE_MASS - 0.5)
             weight, bias = second.get_parameter("weight"), second.get_parameter("bias")
             for unit in range(2):
-                weight[unit, unit], weight[unit, 2], bias[unit] = COURSE_GAIN, SHUT, -SHUT
-            weight[2, 2] = SHUT
+                weight[unit, unit], weight[unit, 2:4], bias[unit] = COURSE_GAIN, SHUT, -2.0 * SHUT
+            weight[2, 2:4], bias[2] = SHUT, -SHUT
             # Of the second layer (-1, -1, -1) is neutral, and with r = tanh(2.5) (-r, -r, 1), (r, -r, 1) and (r, r, 1)
             # are start, middle and end.
             reach = math.tanh(COURSE_GAIN)

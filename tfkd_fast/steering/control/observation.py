@@ -7,12 +7,12 @@ from torch import Tensor
 
 from tfkd_fast.steering.control.controller import ACTION_LIMIT, Progress
 
-PROGRESS_ENTRIES = 13
+PROGRESS_ENTRIES = 14
 """Entries of an observation that do not depend on the action space; A entries for the previous action follow them."""
 
 
 def observation(progress: Progress, previous_action: Tensor) -> Tensor:
-    """Return the state of the decision process (our choice): (13+A,) float32, every entry within -1..1.
+    """Return the state of the decision process (our choice): (14+A,) float32, every entry within -1..1.
 
     ====  =====================================================================================================
     0     fraction of the run that has passed
@@ -26,10 +26,11 @@ def observation(progress: Progress, previous_action: Tensor) -> Tensor:
     10    mean predictive entropy over log C
     11    mean probability of the true class
     12    true-class mass of the latest target
-    13..  the latest action of the student that training continues from, over `ACTION_LIMIT` = 4
+    13    least true-class mass of the targets so far
+    14..  the latest action of the student that training continues from, over `ACTION_LIMIT` = 4
     ====  =====================================================================================================
 
-    Fractions in 0..1 (entries 0, 1, 3-6 and 10-12) are mapped to -1..1; every entry is clipped to this interval.
+    Fractions in 0..1 (entries 0, 1, 3-6 and 10-13) are mapped to -1..1; every entry is clipped to this interval.
 
     Args:
         progress: the state of training.
@@ -54,6 +55,7 @@ def observation(progress: Progress, previous_action: Tensor) -> Tensor:
         2.0 * progress.entropy / log_classes - 1.0,
         2.0 * progress.true_probability - 1.0,
         2.0 * progress.true_mass - 1.0,
+        2.0 * progress.least_true_mass - 1.0,
     ]
     if not all(map(math.isfinite, entries)):
         raise ValueError(f"a policy observes finite numbers only, got {progress}")

@@ -29,6 +29,9 @@ class PolicyHeader(Settings):
     """Number of entries of an observation."""
 
 
+EARLIER_ENTRIES = 13
+"""Entries of an observation before there was the least true mass, the last of those that follow none of the action."""
+
 # The format number stands for the meaning of the observation's entries, too: a policy cannot use others.
 FILES = FileKind("policy", PolicyHeader, 1, "controller.policy", "give the policy.safetensors of a run")
 
@@ -75,8 +78,9 @@ def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: Ac
             f"the policy {path} steers {', '.join(names)} ({header.family} target), "
             f"nothing of which the {space.family} target has"
         )
-    previous = [PROGRESS_ENTRIES + names.index(name) if name in names else None for name in space.action_names]
-    inputs = [*range(PROGRESS_ENTRIES), *previous]
+    entries = header.observation_entries - len(names)
+    previous = [entries + names.index(name) if name in names else None for name in space.action_names]
+    inputs = [*(entry if entry < entries else None for entry in range(PROGRESS_ENTRIES)), *previous]
     networks = ("policy.mean", "value")
     for name in (f"{network}.{layer}.weight" for network in networks for layer in ("hidden.0", "trend")):
         tensors[name] = _take(tensors[name].T, inputs, 0.0).T
@@ -93,9 +97,9 @@ def _read(path: Path) -> tuple[PolicyHeader, dict[str, Tensor]]:
     with FILES.reading(path):
         header, tensors = FILES.read(path)
         size, generator = len(header.action_names), torch.Generator()
-        observed = PROGRESS_ENTRIES + size
-        if header.observation_entries != observed:
-            raise ValueError(f"a policy of {size} numbers observes {observed}")
+        observed = header.observation_entries
+        if observed - size not in (PROGRESS_ENTRIES, EARLIER_ENTRIES):
+            raise ValueError(f"a policy of {size} numbers observes {PROGRESS_ENTRIES + size}")
         expected = _tensors(GaussianPolicy(observed, size, 1.0, generator), MLP(observed, 1, generator))
         fits = _shapes(tensors) == _shapes(expected) and all(
             tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values()
