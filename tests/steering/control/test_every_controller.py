@@ -1,5 +1,6 @@
 """What holds of every controller: resuming, seeds, the global random state; and the decisions that they make."""
 
+import copy
 import io
 import math
 import random
@@ -15,7 +16,7 @@ from tests.steering.control.problems import build, outcome, same
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.settings import table_forms
-from tfkd_fast.steering.control import Controller, Decision, Progress
+from tfkd_fast.steering.control import Controller, Decision, Progress, with_every_entry
 from tfkd_fast.steering.control.controller import Draws
 
 RECORDED = ({"start": 0.1, "action": (1.0,) * 5}, {"start": 0.5, "action": (2.0,) * 5, "learning_rate_factor": 0.5})
@@ -82,6 +83,38 @@ def test_a_run_may_stop_between_a_decision_and_its_outcome(progress: Progress, n
         resumed.learn(Decision.from_state_dict(decision.state_dict()), came, progress).update,
     )
     assert same(play(resumed, progress, range(14, 30)), play(uninterrupted, progress, range(14, 30)))
+
+
+def without_the_last_entry(state: object, ones: bool = False) -> tuple[object, object]:
+    """The state of a policy of 5 numbers as an earlier version saved it, and what it is today. Entry 13 of 19 is 1 in
+    observations, and elsewhere 0."""
+    if isinstance(state, dict):
+        both = {name: without_the_last_entry(value, "observation" in str(name)) for name, value in state.items()}
+        return {name: old for name, (old, _) in both.items()}, {name: new for name, (_, new) in both.items()}
+    if isinstance(state, list):
+        pairs = [without_the_last_entry(value) for value in state]
+        return [old for old, _ in pairs], [new for _, new in pairs]
+    if not isinstance(state, torch.Tensor) or state.ndim == 0 or state.shape[-1] != 19:
+        return state, state
+    new = state.clone()
+    new[..., 13] = float(ones)
+    return new[..., [*range(13), *range(14, 19)]], new
+
+
+@pytest.mark.parametrize("name", ["policy", "random", "ppo", "reinforce"])
+@pytest.mark.parametrize("stop", [3, 17])
+def test_a_policy_of_an_earlier_version_goes_on(progress: Progress, name: str, stop: int) -> None:
+    interrupted, today, resumed = (build(name, **VALUES[name]) for _ in range(3))
+    play(interrupted, progress, range(stop))
+    decision = interrupted.decide(progress, 4)
+    earlier, expected = without_the_last_entry(interrupted.state_dict())
+    assert not same(earlier, expected)
+    for controller, state in ((today, expected), (resumed, earlier)):
+        controller.load_state_dict(copy.deepcopy(state))
+    assert same(resumed.state_dict(), expected)
+    decided, expected = without_the_last_entry(decision.state_dict())
+    assert same(with_every_entry(decided, 5), expected)
+    assert same(play(resumed, progress, range(stop, 30)), play(today, progress, range(stop, 30)))
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNING if name != "hypergradient"])

@@ -355,7 +355,8 @@ class ControlledTargets(SteeredMethod):
         self._interval = Interval(*state["interval"])
         self._epoch, self._decided_at = state["epoch"], state["decided_at"]
         self._target_log = [[TargetApplied(**event) for event in candidates] for candidates in state["target_log"]]
-        self._decision = state["decision"] and Decision.from_state_dict(state["decision"])
+        decided = control.with_every_entry(state["decision"], self.teaching.space.action_size)
+        self._decision = decided and Decision.from_state_dict(decided)
         self._histories = [tuple(history) for history in state["histories"]]
         self._standings = [Standing.from_state_dict(values) for values in state["standings"]]
         self._before = Standing.from_state_dict(state["before"])

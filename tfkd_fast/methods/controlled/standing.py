@@ -34,8 +34,8 @@ class Standing:
     def after(
         cls, before: "Standing", result: IntervalResult, true_mass: float, nll_history: tuple[float, ...] = ()
     ) -> Self:
-        """The standing after an interval, `before` which it was another one. It is judged after a cooldown or by
-        averaged weights where there are any, because the last iterate is noisy."""
+        """The standing after an interval at whose beginning it was `before`, judged after a cooldown or by averaged
+        weights where there are any, because the last iterate is noisy."""
         judged = result.after_cooldown or result.epoch_average or result.last
         top1, nll = (judged.top1, judged.calibrated_nll) if judged else (math.nan, math.nan)
         least = min(before.least_true_mass, true_mass)

@@ -14,7 +14,7 @@ from tfkd_fast.steering.control.controller import (
 )
 from tfkd_fast.steering.control.evolution import EvolutionController
 from tfkd_fast.steering.control.hypergradient import HypergradientController
-from tfkd_fast.steering.control.observation import observation
+from tfkd_fast.steering.control.observation import observation, with_every_entry
 from tfkd_fast.steering.control.open_loop import FixedController, RecordedController, ScheduleController
 from tfkd_fast.steering.control.policy_controller import PolicyController
 from tfkd_fast.steering.control.settings import (
@@ -62,6 +62,7 @@ __all__ = [
     "TargetControlVectorEnv",
     "build_controller",
     "observation",
+    "with_every_entry",
 ]
 
 

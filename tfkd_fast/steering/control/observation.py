@@ -1,6 +1,7 @@
 """The observation of a policy: the state of training as numbers in -1..1."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,9 @@ from tfkd_fast.steering.control.controller import ACTION_LIMIT, Progress
 
 PROGRESS_ENTRIES = 14
 """Entries of an observation that do not depend on the action space; A entries for the previous action follow them."""
+
+EARLIER_ENTRIES = 13
+"""The same of earlier versions, without the last of them, the least true mass."""
 
 
 def observation(progress: Progress, previous_action: Tensor) -> Tensor:
@@ -60,3 +64,28 @@ def observation(progress: Progress, previous_action: Tensor) -> Tensor:
     if not all(map(math.isfinite, entries)):
         raise ValueError(f"a policy observes finite numbers only, got {progress}")
     return torch.cat([torch.tensor(entries), previous_action / ACTION_LIMIT]).clamp(-1.0, 1.0)
+
+
+def with_every_entry(state: Any, action_size: int) -> Any:
+    """Return the state of a controller or a decision for observations of today, if it is one of an earlier version.
+
+    Its observations (...,13+A) get a least true mass of 1, and all other tensors of that size, which are weights of
+    networks that read observations and moments of their gradients, a column of zeros: what they compute stays the same.
+    """
+    if isinstance(state, dict):
+        return {
+            name: _insert_entry(value, 1.0, action_size)
+            if isinstance(value, Tensor) and "observation" in str(name)
+            else with_every_entry(value, action_size)
+            for name, value in state.items()
+        }
+    if isinstance(state, list):
+        return [with_every_entry(value, action_size) for value in state]
+    return _insert_entry(state, 0.0, action_size) if isinstance(state, Tensor) else state
+
+
+def _insert_entry(values: Tensor, filling: float, action_size: int) -> Tensor:
+    if values.ndim == 0 or values.shape[-1] != EARLIER_ENTRIES + action_size:
+        return values
+    column = values.new_full((*values.shape[:-1], 1), filling)
+    return torch.cat([values[..., :EARLIER_ENTRIES], column, values[..., EARLIER_ENTRIES:]], dim=-1)

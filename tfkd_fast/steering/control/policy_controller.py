@@ -16,7 +16,7 @@ from tfkd_fast.steering.control.controller import (
     Feedback,
     Progress,
 )
-from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation
+from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES, observation, with_every_entry
 from tfkd_fast.steering.control.policy import GaussianPolicy
 from tfkd_fast.steering.control.policy_file import find_policy, load_policy, policy_bytes
 from tfkd_fast.steering.control.policy_gradient import PolicyGradient, Rollout, Transition
@@ -149,6 +149,7 @@ class PolicyController(Controller):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        state = with_every_entry(state, self._space.action_size)
         self._generator.set_state(state["generator"])
         self._policy.load_state_dict(state["policy"])
         if self._gradient is not None:

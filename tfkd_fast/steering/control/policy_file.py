@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.settings import Settings
-from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES
+from tfkd_fast.steering.control.observation import EARLIER_ENTRIES, PROGRESS_ENTRIES
 from tfkd_fast.steering.control.policy import MLP, GaussianPolicy
 from tfkd_fast.steering.targets import ActionSpace
 from tfkd_fast.tensor_file import FileKind
@@ -28,9 +28,6 @@ class PolicyHeader(Settings):
     observation_entries: int
     """Number of entries of an observation."""
 
-
-EARLIER_ENTRIES = 13
-"""Entries of an observation before there was the least true mass, the last of those that follow none of the action."""
 
 # The format number stands for the meaning of the observation's entries, too: a policy cannot use others.
 FILES = FileKind("policy", PolicyHeader, 1, "controller.policy", "give the policy.safetensors of a run")
