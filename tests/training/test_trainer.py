@@ -117,6 +117,22 @@ def test_weights_averaged_over_one_epoch_end_are_those_that_were_judged(tmp_path
     assert nll != tuple(end["calibrated_nll"] for end in ends)  # of the weights averaged over the epoch's steps
 
 
+def test_within_an_interval_a_decision_observes_what_it_does_between_two(tmp_path: Path) -> None:
+    """The first of two candidates that train in one interval is the student that trains alone, an epoch an interval,
+    and both are judged by averages of their weights."""
+    values = {"target": {"sources": []}, "data": {"batch_size": 64}, "epochs": 5}
+    observed = []
+    for method in ("tfkd", "tfkd-mrs"):
+        trainer(recipe(method, **values), tmp_path / method, few_images()).run()
+        decisions = [event for event in log(tmp_path / method) if event["event"] == "decision"]
+        assert [decision["first_epoch"] for decision in decisions] == [1, 2, 3, 4, 5]
+        observed.append([decision["progress"] for decision in decisions])
+    alone, together = observed
+    assert together == [pytest.approx(progress, abs=1e-6) for progress in alone]
+    ends = [event["holdout"]["top1"] for event in log(tmp_path / "tfkd-mrs") if event["event"] == "epoch"]
+    assert [100.0 * progress["holdout_top1"] for progress in together[1:]] != pytest.approx(ends[0:8:2])
+
+
 def test_the_log_holds_all_that_a_decision_was_made_and_judged_by(tmp_path: Path) -> None:
     selection = {"candidates": 2, "interval": 1, "learning_rate_spread": 0.5}
     learned = merge(LEARNED, {"controller": {"warmup_epochs": 1}})
@@ -131,7 +147,7 @@ def test_the_log_holds_all_that_a_decision_was_made_and_judged_by(tmp_path: Path
     assert [event["interval"] for event in decided] == [event["interval"] for event in rewards] == [1, 2, 3]
     for decision, reward in zip(decided, rewards, strict=True):
         size = len(decision["action_names"])
-        assert len(decision["observation"]) == 13 + size
+        assert len(decision["observation"]) == 14 + size
         assert all(-1 <= entry <= 1 for entry in decision["observation"])
         assert [candidate["role"] for candidate in decision["candidates"]] == ["mean", "sample"]
         for candidate in decision["candidates"]:

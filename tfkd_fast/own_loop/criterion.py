@@ -258,7 +258,8 @@ class Criterion(nn.Module):
         plan = self._next_plan()
         count = plan.interval.candidates
         judged = self._judge(logits, labels, count)
-        averages = [None] * count if averaged is None else self._judge(averaged, labels, count)
+        averages = [None for _ in judged] if averaged is None else self._judge(averaged, labels, count)
+        average_figures = [judgement and judgement.metrics for judgement in averages]
         if self.needs.holdout and judged[0] is None:
             raise UserError(f"method {self.method!r} is steered by held-out images: end_epoch(logits, labels) of them")
         statistics = self._sums.statistics()[:count]
@@ -275,18 +276,16 @@ class Criterion(nn.Module):
         for slot in self._diverged:
             statistics[slot], figures[slot] = NO_STATISTICS, NO_FIGURES
             judged[slot] = Judgement(NO_FIGURES, (math.nan,) * self._context.num_classes)
+            average_figures[slot] = NO_FIGURES
         results = [
-            EpochResult(training, *(judgement or (None, None)))
-            for training, judgement in zip(statistics, judged, strict=True)
+            EpochResult(training, judgement and judgement.metrics, judgement and judgement.top1_by_class, average)
+            for training, judgement, average in zip(statistics, judged, average_figures, strict=True)
         ]
         events += self._method.end_epoch(results)
         survivors: tuple[int, ...] | None = None
         if self.epoch == plan.interval.end:
             survivors = tuple(range(count))
             if isinstance(self._method, SteeredMethod):
-                average_figures = [judgement and judgement.metrics for judgement in averages]
-                for slot in self._diverged:
-                    average_figures[slot] = NO_FIGURES
                 judges_average = "interval" in self.needs.averages  # over one end of an epoch, see `assemble`
                 interval_averages = figures if judges_average else [None] * count
                 rows = zip(statistics, figures, average_figures, interval_averages, strict=True)

@@ -229,14 +229,14 @@ class Trainer:
     def _run_epoch(self, plan: Plan, stop: Stop) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""
         state, method, epochs = self.state, self.parts.method, self.parts.epochs
-        interval, averages = plan.interval, method.needs.averages
+        interval, needs = plan.interval, method.needs
         last = state.epoch + 1 == interval.end
         rates = self.recipe.learning_rates(state.epoch, epochs.steps(plan), plan.schedule)
-        averaged = last and "epoch" in averages
+        averaged = "epoch" in needs.averages and (last or needs.judges_epochs)
         runs = epochs.run(plan, state.epoch, rates, average=averaged)
         self._add_costs(runs)
         self._leave_out(plan, state.epoch + 1, [run.fault for run in runs])
-        if "interval" in averages and interval.candidates > 1 and interval.epochs > 1:
+        if "interval" in needs.averages and interval.candidates > 1 and interval.epochs > 1:
             if state.epoch == interval.first_epoch:
                 self.population.interval_average.restart()
             self.population.interval_average.add(interval.candidates)
@@ -248,19 +248,35 @@ class Trainer:
         self._leave_out(plan, state.epoch + 1, faults)
         stop.unsaved = True
         state.epoch += 1
+        averages: list[HoldoutMetrics | None] = [None for _ in runs]
+        if averaged and not last:
+            averages = self._epoch_averages(plan)
         for slot in state.diverged:
             runs[slot] = replace(runs[slot], training=NO_STATISTICS)
             judged[slot] = Judgement(NO_FIGURES, (math.nan,) * len(self.dataset.classes))
+            averages[slot] = NO_FIGURES
         holdout = [judgement and judgement.metrics for judgement in judged]
         with self._log.measure_seconds("steering"):
             self._log.write(*(self._epoch_event(plan, slot, run, holdout[slot]) for slot, run in enumerate(runs)))
-            pairs = zip(runs, judged, strict=True)
-            results = [EpochResult(run.training, *(judgement or (None, None))) for run, judgement in pairs]
+            results = [
+                EpochResult(run.training, figures, judgement and judgement.top1_by_class, average)
+                for run, figures, judgement, average in zip(runs, holdout, judged, averages, strict=True)
+            ]
             self._log.write(*method.end_epoch(results))
         if plan.complete:
             self._keep_best(dict(enumerate(holdout)))
         if last:
             self._end_interval(plan, runs, holdout)
+
+    def _epoch_averages(self, plan: Plan) -> list[HoldoutMetrics | None]:
+        """The held-out figures of each candidate's weights averaged over the latest epoch, if they are averaged."""
+        average, epoch, ranks = self.population.epoch_average, self.state.epoch, self.ranks
+        with self._log.measure_seconds("evaluation"):
+            own = ranks.own(plan.interval.candidates)
+            figures = ranks.of_candidates(self.parts.judge.average_metrics(average, own, epoch))
+        when = f"of the weights averaged over epoch {epoch}"
+        self._leave_out(plan, epoch, [figures_fault(each, when, self.compute) for each in figures])
+        return figures
 
     def _end_interval(self, plan: Plan, runs: list[EpochRun], holdout: list[HoldoutMetrics | None]) -> None:
         method, outcome = self.parts.method, Outcome(tuple(range(len(runs))))
@@ -278,13 +294,13 @@ class Trainer:
         """Give a steered method the results of its candidates at the end of an interval; returns its outcome."""
         population, judge, epoch, ranks = self.population, self.parts.judge, self.state.epoch, self.ranks
         cooldown_metrics, own = self._cooldown_metrics(method, plan), ranks.own(len(runs))
+        epoch_averages = self._epoch_averages(plan)
         with self._log.measure_seconds("evaluation"):
-            epoch_averages = ranks.of_candidates(judge.average_metrics(population.epoch_average, own, epoch))
             interval_averages = ranks.of_candidates(judge.average_metrics(population.interval_average, own, epoch))
             if plan.interval.epochs == 1 and "interval" in method.needs.averages:
                 interval_averages = holdout  # of the weights as they are: the interval has one end of an epoch
         judged = list(zip(epoch_averages, interval_averages, cooldown_metrics, strict=True))
-        for number, how in enumerate(("averaged over", "averaged over the interval to", "after the cooldown from")):
+        for number, how in ((1, "averaged over the interval to"), (2, "after the cooldown from")):
             when = f"of the weights {how} epoch {epoch}"
             self._leave_out(plan, epoch, [figures_fault(row[number], when, self.compute) for row in judged])
         influences = [self._influence(slot) for slot in range(len(runs))]

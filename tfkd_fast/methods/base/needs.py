@@ -58,6 +58,8 @@ class Needs:
     averages: frozenset[Average] = frozenset()
     """The averages of the weights that candidates are judged by at the end of an interval, see `IntervalResult`. The
     one over an interval is kept where several candidates train."""
+    judges_epochs: bool = False
+    """Whether the average over an epoch is also judged after epochs that do not end an interval, see `EpochResult`."""
     averaged_candidates: bool = False
     """Whether averages of several candidates are judged at the end of an interval, see `JudgeAverage`, and may
     continue."""

@@ -46,6 +46,9 @@ class EpochResult:
     """Held-out figures; None for a run that holds no images out."""
     holdout_by_class: tuple[float, ...] | None = None
     """Top-1 on the held-out images of each class; NaN for a class of which none were judged."""
+    epoch_average: HoldoutMetrics | None = None
+    """Held-out figures of the average of the weights over the steps of the epoch, where the method asked for them and
+    the epoch does not end an interval."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class Standing:
 
     @classmethod
     def at_epoch(cls, before: "Standing", result: EpochResult, true_mass: float) -> Self:
-        """The standing after an epoch within an interval, judged as it is."""
-        return cls.after(before, IntervalResult(result.training, result.holdout, None, None), true_mass)
+        """The standing after an epoch within an interval, judged by averaged weights where there are any."""
+        return cls.after(before, IntervalResult(result.training, result.holdout, result.epoch_average, None), true_mass)
 
     @classmethod
     def from_state_dict(cls, values: dict[str, Any]) -> Self:
