@@ -317,6 +317,12 @@ def test_a_controller_that_learns_from_comparisons_waits_for_them() -> None:
     assert [decision.first_epoch for decision in decisions] == [1, 5, 9]
 
 
+def test_averages_are_judged_within_an_interval_for_controllers_that_observe_alone() -> None:
+    assert build("tfkd-mrs", controller={"name": "policy", "policy": "default"}).needs.judges_epochs
+    assert not build("tfkd-mrs", target={"family": "scalar", "sources": ()}, controller=COURSE).needs.judges_epochs
+    assert not build("tfkd-mrs", controller={"name": "ppo"}).needs.judges_epochs  # waits for comparisons
+
+
 def test_a_restored_method_goes_on_with_a_schedule_within_an_interval() -> None:
     def begin() -> Method:
         target, selection = {"family": "scalar", "sources": ()}, {"candidates": 2, "interval": 6}

@@ -117,6 +117,20 @@ def test_a_policy_of_an_earlier_version_goes_on(progress: Progress, name: str, s
     assert same(play(resumed, progress, range(stop, 30)), play(today, progress, range(stop, 30)))
 
 
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
+@pytest.mark.parametrize("candidates", [18, 19])
+def test_as_many_candidates_as_an_earlier_observation_had_entries_change_nothing(
+    progress: Progress, name: str, candidates: int
+) -> None:
+    saved, resumed = build(name), build(name, seed=99)
+    decision = saved.decide(progress, candidates)
+    assert same(with_every_entry(decision.state_dict(), 5), decision.state_dict())
+    saved.learn(decision, outcome([0.01 * slot for slot in range(candidates)]), progress)
+    resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+    assert same(resumed.state_dict(), saved.state_dict())
+    assert same(with_every_entry(saved.state_dict(), 5), saved.state_dict())
+
+
 @pytest.mark.parametrize("name", [name for name in LEARNING if name != "hypergradient"])
 def test_a_seed_fixes_the_run_and_seeds_differ(progress: Progress, name: str) -> None:
     assert same(play(build(name, 1), progress, range(12)), play(build(name, 1), progress, range(12)))

@@ -159,7 +159,7 @@ class ControlledTargets(SteeredMethod):
             candidates=settings.target.peers if beside_each_other else selection.max_candidates(chosen),
             holdout=holdout,
             averages=frozenset(name for name, wanted in averages.items() if wanted),
-            judges_epochs=averages["epoch"] and settings.controller.moves_on,
+            judges_epochs=averages["epoch"] and settings.controller.moves_on and settings.controller.observes,
             averaged_candidates=isinstance(chosen, IntervalSelectionSettings) and chosen.average != "none",
             cooldown_epochs=cooldown_epochs,
             influence=settings.controller.needs_gradient,

@@ -14,6 +14,16 @@ PROGRESS_ENTRIES = 14
 EARLIER_ENTRIES = 13
 """The same of earlier versions, without the last of them, the least true mass."""
 
+FILLINGS = {
+    "observation": 1.0,
+    "observations": 1.0,
+    "hidden.0.weight": 0.0,
+    "trend.weight": 0.0,
+    "exp_avg": 0.0,
+    "exp_avg_sq": 0.0,
+}
+"""What states call the tensors that have an entry for each of an observation, and what they get for the last one."""
+
 
 def observation(progress: Progress, previous_action: Tensor) -> Tensor:
     """Return the state of the decision process (our choice): (14+A,) float32, every entry within -1..1.
@@ -67,25 +77,21 @@ def observation(progress: Progress, previous_action: Tensor) -> Tensor:
 
 
 def with_every_entry(state: Any, action_size: int) -> Any:
-    """Return the state of a controller or a decision for observations of today, if it is one of an earlier version.
+    """Return a state of an earlier version, of a policy or of what it decided, for observations of today.
 
-    Its observations (...,13+A) get a least true mass of 1, and all other tensors of that size, which are weights of
-    networks that read observations and moments of their gradients, a column of zeros: what they compute stays the same.
+    Its observations (...,13+A) get a least true mass of 1, and weights (n,13+A) of networks that read observations, and
+    the moments of their gradients, a column of zeros: what they compute stays the same.
     """
     if isinstance(state, dict):
-        return {
-            name: _insert_entry(value, 1.0, action_size)
-            if isinstance(value, Tensor) and "observation" in str(name)
-            else with_every_entry(value, action_size)
-            for name, value in state.items()
-        }
+        return {name: _with_entry(name, value, action_size) for name, value in state.items()}
     if isinstance(state, list):
         return [with_every_entry(value, action_size) for value in state]
-    return _insert_entry(state, 0.0, action_size) if isinstance(state, Tensor) else state
+    return state
 
 
-def _insert_entry(values: Tensor, filling: float, action_size: int) -> Tensor:
-    if values.ndim == 0 or values.shape[-1] != EARLIER_ENTRIES + action_size:
-        return values
-    column = values.new_full((*values.shape[:-1], 1), filling)
-    return torch.cat([values[..., :EARLIER_ENTRIES], column, values[..., EARLIER_ENTRIES:]], dim=-1)
+def _with_entry(name: object, value: Any, action_size: int) -> Any:
+    fillings = [filling for ending, filling in FILLINGS.items() if str(name).endswith(ending)]
+    if not isinstance(value, Tensor) or not fillings or value.shape[-1:] != (EARLIER_ENTRIES + action_size,):
+        return with_every_entry(value, action_size)
+    column = value.new_full((*value.shape[:-1], 1), fillings[0])
+    return torch.cat([value[..., :EARLIER_ENTRIES], column, value[..., EARLIER_ENTRIES:]], dim=-1)

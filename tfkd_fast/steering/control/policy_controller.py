@@ -149,7 +149,8 @@ class PolicyController(Controller):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        state = with_every_entry(state, self._space.action_size)
+        if state["policy"]["mean.hidden.0.weight"].shape[-1] != PROGRESS_ENTRIES + self._space.action_size:
+            state = with_every_entry(state, self._space.action_size)
         self._generator.set_state(state["generator"])
         self._policy.load_state_dict(state["policy"])
         if self._gradient is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.settings import Settings
-from tfkd_fast.steering.control.observation import EARLIER_ENTRIES, PROGRESS_ENTRIES
+from tfkd_fast.steering.control.observation import EARLIER_ENTRIES, PROGRESS_ENTRIES, with_every_entry
 from tfkd_fast.steering.control.policy import MLP, GaussianPolicy
 from tfkd_fast.steering.targets import ActionSpace
 from tfkd_fast.tensor_file import FileKind
@@ -75,9 +75,8 @@ def load_policy(path: Path, policy: GaussianPolicy, value: MLP | None, space: Ac
             f"the policy {path} steers {', '.join(names)} ({header.family} target), "
             f"nothing of which the {space.family} target has"
         )
-    entries = header.observation_entries - len(names)
-    previous = [entries + names.index(name) if name in names else None for name in space.action_names]
-    inputs = [*(entry if entry < entries else None for entry in range(PROGRESS_ENTRIES)), *previous]
+    previous = [PROGRESS_ENTRIES + names.index(name) if name in names else None for name in space.action_names]
+    inputs = [*range(PROGRESS_ENTRIES), *previous]
     networks = ("policy.mean", "value")
     for name in (f"{network}.{layer}.weight" for network in networks for layer in ("hidden.0", "trend")):
         tensors[name] = _take(tensors[name].T, inputs, 0.0).T
@@ -103,7 +102,7 @@ def _read(path: Path) -> tuple[PolicyHeader, dict[str, Tensor]]:
         )
         if not fits:
             raise ValueError("its tensors are not those of a policy")
-    return header, tensors
+    return header, with_every_entry(tensors, size)
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

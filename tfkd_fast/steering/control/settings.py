@@ -52,6 +52,8 @@ class ControllerBase(Settings):
     """Whether the controller is told the gradient of the held-out loss in the action that it decided on."""
     moves_on: ClassVar[bool] = False
     """Whether the controller decides anew while several candidates train, without a comparison of them."""
+    observes: ClassVar[bool] = True
+    """Whether the controller decides by figures of the student, and not by the time alone."""
     name: str
     """Name of the controller, which sets the actions of a run."""
     warmup_epochs: int = Field(default=5, ge=0, le=1_000_000)
@@ -79,7 +81,7 @@ class TrueMassSettings(ControllerBase):
     """A true-class mass that follows straight lines over the run."""
 
     explores = False
-    moves_on = True
+    moves_on, observes = True, False
     true_mass: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.6, 0.999), min_length=2)
     """True-class masses at equal distances over the run, connected by straight lines."""
 
