@@ -89,8 +89,8 @@ class Criterion(nn.Module):
             batch_size: size of the largest batch, for a method that remembers the last one (dlb).
             seed: seed of everything that is random in the method.
             device: device of the logits; `to` moves the criterion.
-            learning_rate_ratio: the learning rate at the start of a 0-based epoch over the initial one, which
-                controllers observe; None is 1 throughout.
+            learning_rate_ratio: the learning rate at the start of a 0-based epoch over the largest of the run, which
+                controllers observe and the policy of tfkd decides by; None is 1 throughout.
             num_teachers: number of teachers that know all classes; None for the fewest that the method learns from.
             teacher_facts: facts about each teacher, where there is more to know: the labels of a specialist, the shapes
                 of features.
