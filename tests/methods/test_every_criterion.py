@@ -51,7 +51,7 @@ class Companion:
             epochs=recipe.epochs,
             num_images=parts.images.num_fit,
             batch_size=recipe.data.batch_size,
-            learning_rate_ratio=lambda epoch: recipe.schedule.ratio(epoch / recipe.epochs),
+            learning_rate_ratio=recipe.learning_rate_ratio,
             num_teachers=len(facts),
             teacher_facts=facts if needs.features or needs.specialists else (),
             feature_shapes=feature_shapes(trainer.population.models[0], trainer.dataset.image_shape),
@@ -162,7 +162,8 @@ def test_a_plain_loop_has_the_losses_of_a_run_over_an_epoch(
         network = build_model(recipe.model, 10, trainer.dataset.image_shape[0], recipe.seed)
         optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, weight_decay=recipe.optimizer.weight_decay)
         images = trainer.parts.images.num_fit
-        criterion = Criterion(name, num_classes=10, epochs=recipe.epochs, num_images=images)
+        ratio = recipe.learning_rate_ratio
+        criterion = Criterion(name, num_classes=10, epochs=recipe.epochs, num_images=images, learning_rate_ratio=ratio)
         for batch, rate in zip(loader.epoch(0), recipe.learning_rates(0, len(loader)), strict=True):
             optimizer.param_groups[0]["lr"] = rate
             loss_here = criterion(network(batch.images), batch.labels, indices=batch.indices)
