@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ from tfkd_fast.runs.log import Listener
 from tfkd_fast.runs.stop import LIFELINE, SIGNALS, Stop, Stopped, stopped_by_signals
 
 EPOCHS = 4
+
+
+@pytest.fixture(autouse=True)
+def _heeded() -> Iterator[None]:
+    """Under nohup the tests ignore SIGHUP, and so would what they start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 class SignalIn(Listener):
