@@ -1,16 +1,26 @@
 """Learning rates of the reference recipe and of the alternatives."""
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
 from pydantic import TypeAdapter
+from scipy.integrate import quad
+from scipy.optimize import brentq
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.runs.recipe import make_recipe
-from tfkd_fast.runs.schedule import CosineSchedule, OneCycleSchedule, ScheduleBase, ScheduleSettings, StepSchedule
+from tfkd_fast.runs.schedule import (
+    CosineSchedule,
+    OneCycleSchedule,
+    ScheduleBase,
+    ScheduleSettings,
+    StepSchedule,
+    phases,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,42 @@ def test_a_warm_up_is_a_rising_factor_on_any_schedule(form: ScheduleBase) -> Non
     warmed = form.model_copy(update={"warmup": 0.1, "start": 0.2})
     for progress, factor in ((0.0, 0.2), (0.05, 0.6), (0.1, 1.0), (0.7, 1.0)):
         assert warmed.ratio(progress) == pytest.approx(factor * form.ratio(progress), rel=1e-12)
+
+
+def test_a_one_cycle_run_is_as_far_as_its_epochs() -> None:
+    phase = phases(lambda epoch: OneCycleSchedule(name="one-cycle").ratio(epoch / 37), 37)
+    assert [phase(epoch) for epoch in range(38)] == pytest.approx([epoch / 37 for epoch in range(38)], abs=1e-12)
+
+
+@pytest.mark.parametrize("form", [StepSchedule(), CosineSchedule(name="cosine")])
+def test_a_run_is_as_far_as_a_one_cycle_run_that_has_as_much_left_to_learn(form: ScheduleBase) -> None:
+    """Against integrals of the rates; a sum over so many epochs differs from them by less than an epoch."""
+    epochs, cycle = 4000, OneCycleSchedule(name="one-cycle")
+    phase = phases(lambda epoch: form.ratio(epoch / epochs), epochs)
+
+    def left(schedule: ScheduleBase, since: float) -> float:
+        edges = sorted({since, *(edge for edge in (0.2, 0.625, 0.75, 0.875) if edge > since), 1.0})
+        return sum(quad(schedule.ratio, low, high)[0] for low, high in itertools.pairwise(edges))
+
+    for time in (0.1, 0.4, 0.6, 0.7, 0.8, 0.95):
+        share = left(form, time) / left(form, 0.0)
+        moment = brentq(lambda moment, share=share: left(cycle, moment) / left(cycle, 0.0) - share, 0.0, 1.0)
+        assert phase(round(time * epochs)) == pytest.approx(moment, abs=2e-3)
+
+
+def test_in_steps_a_run_is_nearly_over_after_the_first_drop() -> None:
+    phase = phases(lambda epoch: StepSchedule().ratio(epoch / 240), 240)
+    assert [phase(epoch) for epoch in (0, 120, 150, 180, 210)] == pytest.approx([0.0, 0.54, 0.8, 0.91, 0.96], abs=0.01)
+
+
+@pytest.mark.parametrize("rates", [[0.0] * 4, [-1.0] * 4, [math.nan] * 4, [math.inf, 1.0, 1.0, 1.0]])
+def test_without_learning_rates_nobody_knows_how_far_a_run_is(rates: list[float]) -> None:
+    assert [phases(rates.__getitem__, 4)(epoch) for epoch in range(4)] == [0.0] * 4
+
+
+def test_rates_that_end_early_end_the_run_and_negative_ones_do_not_turn_it_back() -> None:
+    assert [phases([-1.0, 1.0, 2.0, -1.0].__getitem__, 4)(epoch) for epoch in (0, 1, 3, 4)] == [0.0, 0.0, 1.0, 1.0]
+    assert [phases([1.0, 1.0, 0.0, 0.0].__getitem__, 4)(epoch) for epoch in (0, 2, 3)] == [0.0, 1.0, 1.0]
 
 
 SCHEDULERS: dict[str, tuple[dict[str, Any], int]] = {

@@ -29,6 +29,7 @@ from tfkd_fast.methods.base import (
 from tfkd_fast.models import Features, FeatureShapes
 from tfkd_fast.own_loop.assemble import NETWORK, NO_FEATURES, build_method, check_plan, read_settings
 from tfkd_fast.own_loop.batch import EpochSums, Inputs, check_logits, make_batch, mix_partners
+from tfkd_fast.runs.schedule import phases
 from tfkd_fast.steering.targets import Superclasses
 from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS
 from tfkd_fast.training.step import step_loss
@@ -89,8 +90,8 @@ class Criterion(nn.Module):
             batch_size: size of the largest batch, for a method that remembers the last one (dlb).
             seed: seed of everything that is random in the method.
             device: device of the logits; `to` moves the criterion.
-            learning_rate_ratio: the learning rate at the start of a 0-based epoch over the largest of the run, which
-                controllers observe and the policy of tfkd decides by; None is 1 throughout.
+            learning_rate_ratio: the learning rate at the start of a 0-based epoch over the largest of the run, by which
+                controllers decide; None is 1 throughout, and the share of the epochs says how far the run is.
             num_teachers: number of teachers that know all classes; None for the fewest that the method learns from.
             teacher_facts: facts about each teacher, where there is more to know: the labels of a specialist, the shapes
                 of features.
@@ -124,6 +125,7 @@ class Criterion(nn.Module):
             shapes=feature_shapes or NO_FEATURES,
             teachers=tuple(teacher_facts),
             batch_size=batch_size,
+            phase=phases(learning_rate_ratio, epochs) if learning_rate_ratio else lambda epoch: 0.0,
         )
         self.epoch = 0
         """Number of epochs that have ended."""

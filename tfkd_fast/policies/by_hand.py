@@ -23,9 +23,9 @@ TARGET = ControlledTargetsSettings.model_validate(METHODS["tfkd"].preset).target
 """The target that it steers: its action is the true mass, then share and temperature of the memory."""
 COURSE = ((0.55, 0.05), (0.55, 0.74), (0.997, 0.12))
 """True mass and share of the memory at the beginning, at the switch and at the end of the run."""
-SWITCH, THRESHOLD, LATEST = 0.72, 0.10, 0.5
-"""Share of the run at the switch; generalisation gap below which the target is the neutral one; learning rate over the
-initial one below which it stays so."""
+SWITCH, THRESHOLD, LATEST = 0.72, 0.10, 0.6
+"""Share of the run at the switch; generalisation gap below which the target is the neutral one; share of the run from
+which on it stays so: the learning rate of a one-cycle run is half of its largest there."""
 
 
 def default_policy() -> bytes:

@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import torch
@@ -80,6 +82,39 @@ class OneCycleSchedule(ScheduleBase):
         if progress < self.warmup:
             return 1.0
         return 0.5 * (1.0 + math.cos(math.pi * (progress - self.warmup) / (1.0 - self.warmup)))
+
+
+def phases(ratio: Callable[[int], float], epochs: int) -> Callable[[int], float]:
+    """Return how far a run is by its learning rates, 0..1, as a function of the number of epochs that have passed.
+
+    It is the moment of a one-cycle run, as a share of it, by which as great a share of its learning rates has passed:
+    that run has as much left to learn (our choice). For a one-cycle run itself it is the share of the epochs. Where the
+    rates do not sum to a positive number it is 0 throughout.
+
+    Args:
+        ratio: the learning rate at the start of a 0-based epoch over that of the optimiser.
+        epochs: length of the run, 1 at least.
+    """
+    cycle = OneCycleSchedule(name="one-cycle")
+
+    @cache
+    def moments() -> list[float]:
+        own = list(accumulate((ratio(epoch) for epoch in range(epochs)), initial=0.0))
+        its = list(accumulate((cycle.ratio(epoch / epochs) for epoch in range(epochs)), initial=0.0))
+        if not 0.0 < own[-1] < math.inf:
+            return [0.0] * (epochs + 1)
+        return [_reached(max(0.0, passed / own[-1]) * its[-1], its) / epochs for passed in own]
+
+    return lambda epoch: moments()[epoch]
+
+
+def _reached(height: float, heights: list[float]) -> float:
+    """The place at which straight lines through heights that rise from 0 come to this height, 0 or more."""
+    after = bisect_right(heights, height)
+    if after == len(heights):
+        return len(heights) - 1.0
+    before = heights[after - 1]
+    return after - 1 + (height - before) / (heights[after] - before)
 
 
 SCHEDULERS: dict[str, type[lr_scheduler.LRScheduler]] = {

@@ -25,6 +25,7 @@ from tfkd_fast.models import (
 from tfkd_fast.randomness import weights_seed
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.recipe import Recipe
+from tfkd_fast.runs.schedule import phases
 from tfkd_fast.strict_json import to_json
 from tfkd_fast.teachers.cache import gather_teachers
 from tfkd_fast.teachers.teacher import Teacher, Teachers, load_teachers, refuse_chance
@@ -236,6 +237,7 @@ def method_context(
         shapes=feature_shapes(student, dataset.image_shape) if known else FeatureShapes((), 0),
         teachers=tuple(teacher.facts for teacher in teachers),
         batch_size=recipe.data.batch_size,
+        phase=phases(recipe.learning_rate_ratio, recipe.epochs),
         build_student=partial(build_student, recipe, dataset, compute),
     )
 

@@ -5,7 +5,7 @@ from math import tanh
 import pytest
 import torch
 
-from tfkd_fast.steering.control.gated_policy import GAP, LEAST_MASS, RATE, TIME, GatedPolicy, observed_policy
+from tfkd_fast.steering.control.gated_policy import GAP, LEAST_MASS, TIME, GatedPolicy, observed_policy
 from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES
 
 START, MIDDLE, END = torch.tensor([-3.0, -2.0]), torch.tensor([-3.0, 0.5]), torch.tensor([2.0, -1.0])
@@ -52,25 +52,25 @@ def test_the_passage_is_between_the_actions_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "least_mass", "gap", "opened"),
+    ("time", "least_mass", "gap", "opened"),
     [
-        (1.0, 1.0, 0.2, True),
-        (1.0, 0.9, 0.2, True),
-        (0.55, 0.9, 0.2, True),
-        (0.45, 0.9, 0.2, False),
-        (0.0, 0.9, 0.9, False),
-        (0.45, 0.55, 0.2, True),
-        (0.0, 0.55, 0.2, True),
-        (0.0, 0.55, 0.05, False),
+        (0.1, 1.0, 0.2, True),
+        (0.3, 0.9, 0.2, True),
+        (0.57, 0.9, 0.2, True),
+        (0.63, 0.9, 0.2, False),
+        (1.0, 0.9, 0.9, False),
+        (0.63, 0.55, 0.2, True),
+        (1.0, 0.55, 0.2, True),
         (1.0, 0.55, 0.05, False),
+        (0.3, 0.55, 0.05, False),
     ],
 )
-def test_the_gate_opens_at_a_high_rate_alone_and_stays_open_at_a_low_one(
-    rate: float, least_mass: float, gap: float, opened: bool
+def test_the_gate_opens_early_alone_and_stays_open_late(
+    time: float, least_mass: float, gap: float, opened: bool
 ) -> None:
     policy = observed_policy(2, torch.Generator())
-    GatedPolicy(START, START, START, switch=0.75, threshold=0.1, latest=0.5).write_into(policy)
+    GatedPolicy(START, START, START, switch=0.75, threshold=0.1, latest=0.6).write_into(policy)
     observed = torch.zeros(PROGRESS_ENTRIES + 2)
-    observed[RATE], observed[LEAST_MASS], observed[GAP] = 2.0 * rate - 1.0, 2.0 * least_mass - 1.0, gap
+    observed[TIME], observed[LEAST_MASS], observed[GAP] = 2.0 * time - 1.0, 2.0 * least_mass - 1.0, gap
     expected = START if opened else torch.zeros(2)
     torch.testing.assert_close(policy.mean(observed), expected, atol=0.05, rtol=0.0)

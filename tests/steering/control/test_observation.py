@@ -36,6 +36,13 @@ def test_entries_by_hand(progress: Progress) -> None:
     torch.testing.assert_close(seen, torch.tensor(expected))
 
 
+@pytest.mark.parametrize(("fraction", "phase", "entry"), [(0.5, 0.0, 0.0), (0.5, 0.75, 0.5), (0.75, 0.5, 0.5)])
+def test_a_run_is_as_far_as_its_epochs_or_its_learning_rates_are(
+    progress: Progress, fraction: float, phase: float, entry: float
+) -> None:
+    assert observation(replace(progress, epoch_fraction=fraction, phase=phase), torch.zeros(1))[0] == entry
+
+
 @pytest.mark.parametrize(
     ("ratio", "phase"), [(1.0, 0.0), (0.1, 1 / 3), (0.01, 2 / 3), (1e-3, 1.0), (1e-9, 1.0), (0, 1)]
 )
@@ -45,7 +52,7 @@ def test_learning_rate_phase_counts_decades(progress: Progress, ratio: float, ph
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(values=st.lists(st.floats(-1e6, 1e6), min_size=13, max_size=13))
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=14, max_size=14))
 def test_never_leaves_its_interval(progress: Progress, values: list[float]) -> None:
     names = [field.name for field in fields(Progress) if field.name != "num_classes"]
     wild = replace(progress, **dict(zip(names, values, strict=False)))

@@ -64,6 +64,9 @@ class Context:
     teachers: tuple[TeacherFacts, ...] = ()
     batch_size: int = 64
     """The batch size of the student's training; the last batch of an epoch may be smaller."""
+    phase: Callable[[int], float] = field(default=lambda epoch: 0.0, compare=False, repr=False)
+    """How far the run is by its learning rates at the start of a 0-based epoch, 0..1: the moment of a one-cycle run, as
+    a share of it, by which as great a share of its learning rates has passed. 0 where the rates are not known."""
     build_student: Callable[[int], nn.Module] = field(default=_build_nothing, compare=False, repr=False)
     """Builds an untrained network like the student's from a seed, on the device. Raises UserError in a loop of one's
     own."""

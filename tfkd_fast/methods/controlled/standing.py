@@ -59,6 +59,7 @@ def progress_of(context: Context, epoch: int, now: Standing, before: Standing) -
     return Progress(
         num_classes=context.num_classes,
         epoch_fraction=epoch / context.epochs,
+        phase=context.phase(epoch),
         learning_rate_ratio=context.learning_rate_ratio(epoch),
         train_loss=now.training.loss,
         train_top1=now.training.top1,

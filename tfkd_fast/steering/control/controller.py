@@ -44,6 +44,9 @@ class Progress:
     """True-class mass of the latest target that the student was trained with."""
     least_true_mass: float = 1.0
     """Least true-class mass of the targets that the student was trained with so far."""
+    phase: float = 0.0
+    """How far the run is by its learning rates, 0..1: the moment of a one-cycle run, as a share of it, by which as
+    great a share of its learning rates has passed; 0 where they are not known."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,9 @@
 """A policy of few numbers: neutral while the student does not memorise, then a course through three actions.
 
-With the generalisation gap g (training less held-out top-1), the share t of the run that has passed, the learning rate
-r over the initial one and the least true mass m of the targets so far, the gate is open where
+With the generalisation gap g (training less held-out top-1), how far the run is, t, as the observation has it, and the
+least true mass m of the targets so far, the gate is open where
 
-    g > threshold, and r > latest or m < `SOFTENED`: it was open before,
+    g > threshold, and t < latest or m < `SOFTENED`: it was open before,
 
 and the action is
 
@@ -27,17 +27,17 @@ from tfkd_fast.steering.control.observation import PROGRESS_ENTRIES
 from tfkd_fast.steering.control.policy import GaussianPolicy
 from tfkd_fast.steering.targets.true_mass import NEUTRAL_TRUE_MASS
 
-TIME, RATE, GAP, LEAST_MASS = 0, 1, 9, 13
-"""Entries of the observation that a gated policy reads: the share of the run, the learning rate over the initial one
-and the least true mass so far, all three mapped to -1..1, and the gap."""
+TIME, GAP, LEAST_MASS = 0, 9, 13
+"""Entries of the observation that a gated policy reads: how far the run is and the least true mass so far, both mapped
+to -1..1, and the gap."""
 
 GAP_SLOPE = 60.0
 """How sharp the passage at the threshold is: it takes about 0.01 of the gap."""
 
-RATE_SLOPE, SOFTENED, MASS_SLOPE = 60.0, 0.75, 240.0
-"""How sharp the passage at the latest rate is: it takes about 0.03 of the initial one; the least true mass by which a
-run has certainly left the neutral target; and what each unit below the neutral mass adds to the passage, such that
-`SOFTENED` outweighs a rate of zero, and the label alone no high rate."""
+TIME_SLOPE, SOFTENED, MASS_SLOPE = 120.0, 0.75, 480.0
+"""How sharp the passage at the latest moment is: it takes about 0.015 of the run; the least true mass by which a run
+has certainly left the neutral target; and what each unit below the neutral mass adds to the passage, such that
+`SOFTENED` outweighs the end of the run, and the label alone no early moment."""
 
 COURSE_SLOPE, COURSE_GAIN = 0.8, 2.5
 """Two slopes of the way from one action to the next. With x of -1 at its beginning and 1 at its end it has the shape of
@@ -65,7 +65,7 @@ class GatedPolicy:
     threshold: float
     """Generalisation gap, a fraction, below which the action is neutral."""
     latest: float | None = None
-    """Learning rate over the initial one below which a neutral policy stays so; None is no limit."""
+    """Share of the run from which on a neutral policy stays so; None is no limit."""
 
     def write_into(self, policy: GaussianPolicy) -> None:
         """Set the weights of a policy's mean so that it is this policy. The value of no other entry is read.
@@ -87,8 +87,8 @@ class GatedPolicy:
             if self.latest is None:
                 bias[3] = SHUT
             else:
-                weight[3, RATE], weight[3, LEAST_MASS] = RATE_SLOPE / 2.0, -MASS_SLOPE / 2.0
-                bias[3] = RATE_SLOPE * (0.5 - self.latest) + MASS_SLOPE * (NEUTRAL_TRUE_MASS - 0.5)
+                weight[3, TIME], weight[3, LEAST_MASS] = -TIME_SLOPE / 2.0, -MASS_SLOPE / 2.0
+                bias[3] = TIME_SLOPE * (self.latest - 0.5) + MASS_SLOPE * (NEUTRAL_TRUE_MASS - 0.5)
             weight, bias = second.get_parameter("weight"), second.get_parameter("bias")
             for unit in range(2):
                 weight[unit, unit], weight[unit, 2:4], bias[unit] = COURSE_GAIN, SHUT, -2.0 * SHUT

@@ -29,7 +29,7 @@ def observation(progress: Progress, previous_action: Tensor) -> Tensor:
     """Return the state of the decision process (our choice): (14+A,) float32, every entry within -1..1.
 
     ====  =====================================================================================================
-    0     fraction of the run that has passed
+    0     how far the run is: the greater of the share of its epochs and that by its learning rates
     1     learning rate over the initial one
     2     decades that the learning rate has fallen, 0..3, over 3
     3     training loss over log C
@@ -56,7 +56,7 @@ def observation(progress: Progress, previous_action: Tensor) -> Tensor:
     log_classes = math.log(progress.num_classes)
     decades = -math.log10(max(progress.learning_rate_ratio, 1e-3))
     entries = [
-        2.0 * progress.epoch_fraction - 1.0,
+        2.0 * max(progress.epoch_fraction, progress.phase) - 1.0,
         2.0 * progress.learning_rate_ratio - 1.0,
         decades / 3.0,
         2.0 * progress.train_loss / log_classes - 1.0,
