@@ -2,12 +2,12 @@
 
 import json
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 from torch.optim import lr_scheduler
@@ -103,18 +103,10 @@ def phases(ratio: Callable[[int], float], epochs: int) -> Callable[[int], float]
         its = list(accumulate((cycle.ratio(epoch / epochs) for epoch in range(epochs)), initial=0.0))
         if not 0.0 < own[-1] < math.inf:
             return [0.0] * (epochs + 1)
-        return [_reached(max(0.0, passed / own[-1]) * its[-1], its) / epochs for passed in own]
+        passed = [amount / own[-1] * its[-1] for amount in own]
+        return np.interp(passed, its, [epoch / epochs for epoch in range(epochs + 1)]).tolist()
 
     return lambda epoch: moments()[epoch]
-
-
-def _reached(height: float, heights: list[float]) -> float:
-    """The place at which straight lines through heights that rise from 0 come to this height, 0 or more."""
-    after = bisect_right(heights, height)
-    if after == len(heights):
-        return len(heights) - 1.0
-    before = heights[after - 1]
-    return after - 1 + (height - before) / (heights[after] - before)
 
 
 SCHEDULERS: dict[str, type[lr_scheduler.LRScheduler]] = {
