@@ -38,3 +38,11 @@ def test_the_latest_units_say_what_is_left() -> None:
     assert pace.seconds_left() == pytest.approx(100 - 14 - LATEST)
     pace.advance(101, now=500.0)
     assert pace.seconds_left() == 0.0
+
+
+def test_units_that_are_finished_at_about_the_same_time_are_measured_together() -> None:
+    pace = Pace(20, 2, now=100.0, least=2)
+    pace.advance(3, now=110.0)
+    assert pace.seconds_left() is None
+    pace.advance(4, now=111.0)
+    assert pace.seconds_left() == pytest.approx(11.0 / 2 * 16)

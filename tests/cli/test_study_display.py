@@ -108,6 +108,23 @@ def test_the_runs_are_shown_while_they_train(
         assert sum(" % · seed 0 cross-entropy epoch " in line for line in lines) == 3  # at 10, 20 and 30 %
 
 
+def test_runs_side_by_side_have_the_speed_of_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(command, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    study, folder = make_study("s", STUDY), StudyFolder(tmp_path)
+    runs = [Run(row, 0) for row in study.rows.values()]
+    file = io.StringIO()
+    with StudyDisplay(Terminal(file, width=200), study, folder) as display:
+        display.start(SimpleNamespace(waiting=runs, running=runs[:2]))
+        for epoch in (1, 2, 3):
+            for run, late in zip(runs[:2], (0.0, 2.0), strict=True):  # seconds; an epoch takes 100
+                clock.now = 100.0 * epoch + late
+                write_epoch(folder.run(run).path, epoch)
+                display.look()
+    (said,) = [line for line in file.getvalue().splitlines() if "left at this speed" in line]
+    assert said.endswith("about 3 h 4 min left at this speed")  # 225 - 4 student-epochs, two in 100 s
+
+
 def write_epoch(path: Path, epoch: int) -> None:
     path.mkdir(parents=True, exist_ok=True)
     event = EpochEnded(

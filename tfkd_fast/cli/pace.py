@@ -28,16 +28,21 @@ def duration_words(seconds: float) -> str:
 class Pace:
     """The time left of what is planned, in units such as student-epochs, by how long the latest of them took."""
 
-    def __init__(self, planned: float, finished: float, now: float, latest: int | None = LATEST) -> None:
+    def __init__(
+        self, planned: float, finished: float, now: float, *, latest: int | None = LATEST, least: float = 1
+    ) -> None:
         """
         Args:
             planned: number of units.
             finished: number of units that are finished already.
             now: the time, in seconds of any clock.
             latest: how many of the latest calls of `advance` the speed is measured over; None for all of them.
+            least: how many units the speed is measured over at least: as many as are worked on side by side, which
+                may all be finished at about the same time.
         """
         self.planned = planned
         """Number of units in all."""
+        self._least = least
         self._marks = deque([(now, finished)], maxlen=None if latest is None else 1 + latest)
 
     @property
@@ -55,10 +60,10 @@ class Pace:
         self._marks = deque(((time + seconds, units) for time, units in self._marks), maxlen=self._marks.maxlen)
 
     def seconds_left(self, finished: float | None = None) -> float | None:
-        """Seconds until all units are finished, by those of `finished` units if more are by now; None where none was
-        measured."""
+        """Seconds until all units are finished, by those of `finished` units if more are by now; None where too few
+        were measured."""
         (started, before), (latest, after) = self._marks[0], self._marks[-1]
-        if after == before:
+        if after - before < self._least:
             return None
         return max(0.0, self.planned - max(after, finished or 0.0)) * (latest - started) / (after - before)
 

@@ -97,7 +97,7 @@ class StudyDisplay:
         self._runs = self._ended = self._finished = 0  # the last in student-epochs, of runs that have ended
         self._planned = self._parts = 0
         self._logs: dict[Run, RunProgress] = {}
-        self._pace: Pace | None = None  # from the first finished epoch on
+        self._pace: Pace | None = None  # from the first epochs on
         self._time_is_known = False
         self._looked = -math.inf
 
@@ -146,9 +146,15 @@ class StudyDisplay:
         self._looked = clock
         for run in self._runner.running:
             self._logs.setdefault(run, RunProgress(self._folder.run(run)))
-        trained = self._finished + sum(log.look().student_epochs for log in self._logs.values())
+        reached = [log.look() for log in self._logs.values()]
+        trained = self._finished + sum(run.student_epochs for run in reached)
         if self._pace is None:
-            self._pace = Pace(self._planned, trained, clock, latest=None) if trained else None
+            # Runs of one length end their epochs at about the same time, so that what is counted begins when all have
+            # ended one, or the fastest a second one, and the speed is known when as much again is trained.
+            begun = [run for run in reached if run.epoch]
+            if begun and (len(begun) == len(reached) or max(run.epoch for run in begun) > 1):
+                at_once = sum(run.student_epochs / run.epoch for run in begun)
+                self._pace = Pace(self._planned, trained, clock, latest=None, least=at_once)
         else:
             self._pace.planned = self._planned
             self._pace.advance(trained, clock)
