@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import user_cache
+from tfkd_fast.machine import available_memory
 
 RECOMPILE_LIMIT = 64
 """Least `torch._dynamo.config.recompile_limit` for compiled networks: torch's default is 8, and `education` with five
@@ -173,17 +173,6 @@ def _has_native_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def free_memory(device: torch.device) -> int:
-    """Return the free memory of a device in bytes: for the CPU the available memory on Linux, elsewhere all memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        kibibytes = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        kibibytes = None
-    return 1024 * int(kibibytes[1]) if kibibytes else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the free memory of a device in bytes; of the CPU what this process may still use, `available_memory`."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()

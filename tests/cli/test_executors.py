@@ -46,7 +46,7 @@ def local(once: Once) -> tuple[Path, Path]:
     def train(folder: Path) -> None:
         (folder / "study.toml").write_text(STUDY)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tfkd_fast.study.executors.local.available_cores", lambda: 1)
+            patch.setenv("OMP_NUM_THREADS", "1")
             run("study", folder / "study.toml", "--out", folder / "out")
 
     folder = once("local-study", train)

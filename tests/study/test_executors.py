@@ -2,6 +2,7 @@
 
 import pytest
 
+from tfkd_fast import machine
 from tfkd_fast.study.executors import local
 
 
@@ -13,11 +14,9 @@ from tfkd_fast.study.executors import local
         (8, 3, False, None, (3, 2)),
         (2, 4, False, None, (4, 1)),
         (8, 2, False, "3", (2, 3)),  # two studies beside each other, say, that are to leave each other their cores
-        (8, 2, False, "16", (2, 4)),
-        (8, 2, False, "0", (2, 4)),
     ],
 )
-def test_processes_share_the_cores_and_have_no_more_threads_than_the_user_says(
+def test_processes_of_a_study_share_the_cores(
     cores: int,
     jobs: int | None,
     on_cuda: bool,
@@ -25,6 +24,7 @@ def test_processes_share_the_cores_and_have_no_more_threads_than_the_user_says(
     wanted: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: cores)
     monkeypatch.setattr(local, "available_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if most is not None:

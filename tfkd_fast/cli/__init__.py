@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tfkd_fast.machine import keep_to_the_time_of_a_container
 from tfkd_fast.runs.stop import Stopped, stopped_by_signals
 
 __all__ = ["imports", "main"]
@@ -26,6 +27,7 @@ def imports() -> Iterator[None]:
 
 def main() -> None:
     """Run the command; a signal ends it with a sentence that tells how to go on, and the exit code of that signal."""
+    keep_to_the_time_of_a_container()
     with stopped_by_signals() as stop:
         try:
             with imports():  # take seconds, in which signals may come, too

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from tfkd_fast.errors import UserError
+from tfkd_fast.machine import threads_per_process
 from tfkd_fast.runs.stop import SIGNALS, Stopped
 
 if TYPE_CHECKING:
@@ -55,11 +56,9 @@ def start(devices: int, arguments: Sequence[str]) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    from tfkd_fast.device import available_cores
-
     # the ranks themselves say why they end
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
+    os.environ["OMP_NUM_THREADS"] = str(threads_per_process(devices))
     options = parse_args(["--standalone", f"--nproc-per-node={devices}", "-m", "tfkd_fast", *arguments])
     if hasattr(options, "signals_to_handle"):  # not in torch 2.11
         options.signals_to_handle = ",".join(number.name for number in SIGNALS)

@@ -23,8 +23,9 @@ from tfkd_fast.data import (
     open_dataset,
 )
 from tfkd_fast.data.images import ArrayImages
-from tfkd_fast.device import available_cores, free_memory
+from tfkd_fast.device import free_memory
 from tfkd_fast.errors import UserError
+from tfkd_fast.machine import available_cores
 from tfkd_fast.randomness import Purpose, permutation, random_words
 
 DEVICES = [CPU] + [torch.device("cuda")] * torch.cuda.is_available()

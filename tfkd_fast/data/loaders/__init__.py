@@ -16,8 +16,9 @@ from tfkd_fast.data.loaders.loader import Batch, DataStream, Loader, PixelSource
 from tfkd_fast.data.loaders.resident import ResidentImages, ResidentPixels
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.transforms import changes_at_random, make_transforms
-from tfkd_fast.device import available_cores, free_memory
+from tfkd_fast.device import free_memory
 from tfkd_fast.errors import UserError
+from tfkd_fast.machine import available_cores
 
 __all__ = ["Batch", "DataStream", "Loader", "LoaderChoice", "choose_loader", "make_loader", "missing_loaders"]
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from tfkd_fast.device import available_cores
 from tfkd_fast.errors import UserError
+from tfkd_fast.machine import available_cores, threads_per_process
 from tfkd_fast.runs.stop import LIFELINE
 from tfkd_fast.strict_json import to_json
 from tfkd_fast.study.executors.protocol import CollectedProcess, Processes, RunOrder, RunProcess
@@ -28,12 +28,9 @@ class LocalExecutor:
 
         Where OMP_NUM_THREADS is set, none has more threads than that.
         """
-        cores, most = available_cores(), os.environ.get("OMP_NUM_THREADS", "")
-        self.jobs = jobs or (1 if on_cuda else cores)
-        self.threads = max(1, cores // self.jobs)
+        self.jobs = jobs or (1 if on_cuda else available_cores())
+        self.threads = threads_per_process(self.jobs)
         """Number of threads that each of them computes with."""
-        if most.isdecimal() and int(most) > 0:
-            self.threads = min(self.threads, int(most))
 
     @contextmanager
     def processes(self, folder: Path, locks: Sequence[int]) -> Iterator[Processes]:
