@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.tables import LEARNED
 from tfkd_fast.errors import UserError
+from tfkd_fast.methods import find_method
 from tfkd_fast.runs.precedence import Table, merge, set_override
 from tfkd_fast.runs.recipe import load_recipe, make_recipe, resolve_levels
 
@@ -85,6 +86,19 @@ UNREAD = [
     ("kd", "teachers", "views", 3, {"data": {"augment": False}}),
 ]
 """A method, a key that it reads, with a value, and other tables that leave the key unread."""
+
+
+def test_a_controller_that_learns_decides_more_than_once_in_place_of_the_preset_one() -> None:
+    """Candidates of `tfkd-mrs` are ranked once, at the end of a run; one that learns decides between two rankings."""
+    assert find_method("tfkd-mrs").preset["selection"]["interval"] == 0
+    for controller in ("ppo", "ucb", "cma-es"):
+        recipe = make_recipe({"method": "tfkd-mrs", "epochs": 25, "controller": {"name": controller}})
+        assert recipe.table()["selection"]["interval"] == 5
+        assert recipe.table()["selection"]["candidates"] == 2
+    chosen = {"controller": {"name": "ppo"}, "selection": {"interval": 0}}
+    assert make_recipe({"method": "tfkd-mrs", **chosen}).table()["selection"]["interval"] == 0
+    other = {"controller": {"name": "policy", "policy": "mine"}}
+    assert make_recipe({"method": "tfkd-mrs", **other}).table()["selection"]["interval"] == 0
 
 
 @pytest.mark.parametrize(("method", "table", "key", "value", "choice"), UNREAD)

@@ -75,6 +75,7 @@ LR = "[search.ranges]\noptimizer.learning_rate = "
         ("[search.ranges]\nseed = { int = [0, 9] }", "seed cannot be searched: all trials have the same one"),
         ("[search.ranges]\ntest = { choices = [true, false] }", "no trial of a search is tested"),
         ("[search.ranges]\ndata.holdout = { float = [0.1, 0.3] }", "judged by the same held-out images"),
+        ("[search.ranges]\ndata.fold = { int = [0, 4] }", "judged by the same held-out images"),
         ("[search]\njudge = 'test'\n" + LR + "{ log = [0.1, 1.0] }", "key 'judge' of [search]"),
         ("[search]\npruner = 1\n" + LR + "{ log = [0.1, 1.0] }", "unknown key 'pruner' of [search]"),
         ("[search]\njudge = 'nll'", "has no 'ranges'"),

@@ -90,7 +90,7 @@ class DataSettings(Settings):
         default=0, ge=0, le=10_000
     )
     """Number of the part that is held out, counted from 0: of a share of 0.2 there are five, which together are all
-    images. What is held out to steer and to judge by is the first one of every run."""
+    images."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
     """Number of images in a batch."""
     augment: bool = True

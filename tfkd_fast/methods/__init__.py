@@ -1,6 +1,6 @@
 """Training methods by name, all behind `tfkd_fast.methods.base.Method`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,9 @@ class MethodEntry:
     record: Callable[[Any, Iterable[Event], int], dict[str, Any]] | None = None
     """For a method that is steered: gives, from the settings, the log and the epochs of a run, the tables of a recipe
     that trains by the same targets again. None: the run's own recipe does that."""
+    bound: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Keys of the preset, by table and key, that go with the form which the preset gives to another table, named here:
+    where a recipe chooses another form of that one, they are left out."""
 
     def needs(self, settings: Settings | None = None) -> Needs:
         """What a method of these settings asks of the engine; without settings, of its presets and defaults."""
@@ -102,6 +105,7 @@ def _controlled(
     *,
     named_for: tuple[str, str] | None = None,
     one_trajectory: str | None = None,
+    bound: Mapping[tuple[str, str], str] | None = None,
     **preset: dict[str, Any],
 ) -> MethodEntry:
     return MethodEntry(
@@ -113,6 +117,7 @@ def _controlled(
         named_for,
         one_trajectory,
         recorded_tables,
+        bound or {},
     )
 
 
@@ -254,6 +259,7 @@ _OWN: dict[str, MethodEntry] = {
         target=_OWN_PREDICTIONS | {"shared_memory": True},
         controller=_COURSE,
         selection={"budget": "full", "candidates": 2, "interval": 0, "criteria": ("holdout-nll", "holdout-top1")},
+        bound={("selection", "interval"): "controller"},  # one that learns decides once in an interval
     ),
     "tfkd-extended": _controlled(
         "a learned free form and the student's predictions",

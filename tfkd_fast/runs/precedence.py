@@ -7,7 +7,8 @@ place of the file, a study has its base and above it the row. Three things are m
   names another one starts from the presets of that method.
 * A table may have several forms (controller.name, ...), or keys that are read under a condition only. Where a higher
   level changes the form, keys of lower levels that the new form does not read are dropped. Keys that the choice of
-  their own level does not read stay, and validation refuses them.
+  their own level does not read stay, and validation refuses them. What a method presets for the form of another table
+  (`MethodEntry.bound`) is dropped with that form.
 * A key may be read only where another table has certain values (`Settings.across`). It is dropped, too, where a higher
   level made it unread, and stays, to be refused, where it is unread among the levels up to its own.
 """
@@ -19,7 +20,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods import find_method
+from tfkd_fast.methods import MethodEntry, find_method
 from tfkd_fast.settings import table_forms
 
 Table = dict[str, Any]
@@ -52,7 +53,7 @@ def resolve(
     method = default_method if method is None else method
     entry = find_method(method)
     fields = {**core, **entry.settings.model_fields}
-    own = [{"method": method} | _outlasting(entry.preset, own, fields), *own]
+    own = [{"method": method} | _outlasting(entry, own, fields), *own]
     result = _stack(own, fields)
     for table, key in unread(result):
         highest = max(number for number, level in enumerate(own) if _has(level, table, key))
@@ -61,10 +62,10 @@ def resolve(
     return result
 
 
-def _outlasting(preset: Table, levels: Sequence[Table], fields: Mapping[str, FieldInfo]) -> Table:
-    """A preset without the keys that belong to a form in whose place the levels choose another."""
-    result = dict(preset)
-    for table, values in preset.items():
+def _outlasting(entry: MethodEntry, levels: Sequence[Table], fields: Mapping[str, FieldInfo]) -> Table:
+    """A method's preset without the keys that belong to a form in whose place the levels choose another."""
+    result: Table = dict(entry.preset)
+    for table, values in entry.preset.items():
         forms = table_forms(fields[table])
         if forms is None or forms.key is None or forms.key not in values:
             continue
@@ -72,6 +73,8 @@ def _outlasting(preset: Table, levels: Sequence[Table], fields: Mapping[str, Fie
         if chosen and chosen[-1] != values[forms.key]:
             shared = set.intersection(*(set(form.model_fields) for form in forms.classes))
             result[table] = {key: value for key, value in values.items() if key in shared}
+            for other, key in (place for place, form in entry.bound.items() if form == table):
+                result[other] = {name: value for name, value in result[other].items() if name != key}
     return result
 
 

@@ -37,7 +37,7 @@ FIXED = {
     "seed": "all trials have the same one, so that they differ by what is searched alone",
     "test": "no trial of a search is tested",
 } | dict.fromkeys(
-    ("data.dataset", "data.root", "data.classes", "data.per_class", "data.holdout"),
+    ("data.dataset", "data.root", "data.classes", "data.per_class", "data.holdout", "data.fold"),
     "all trials are judged by the same held-out images",
 )
 """Keys that no search may change, and why."""
