@@ -27,6 +27,7 @@ def test_stages_go_together_by_their_order_behind_the_first_map() -> None:
         method = build("at", student, teacher)
         assert isinstance(method, FeatureStudent)
         assert method.pairs == pairs
+    assert build("ofd", with_stem, TEACHER._replace(maps=TEACHER.maps[:3])).pairs == [(1, 1), (2, 2)]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", MATCHING)

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
+import torch
 from torch import Tensor
 
 from tests.methods.published import (
+    BATCH,
     CLASSES,
     PUBLISHED,
     STUDENT,
@@ -49,6 +52,19 @@ def test_ddgsd() -> None:
     alike = batch.need_companions()._replace(features=batch.need_features())
     loss = method.loss(leaves["logits"][0], replace(batch, companions=alike)).total / 2
     assert_published(loss, leaves, PUBLISHED["ddgsd"], PUBLISHED["ddgsd"]["value"])
+
+
+def test_features_of_ddgsd_are_compared_by_their_means_over_the_batch() -> None:
+    """Our reading of the paper; the published code takes the mean over the entries, too."""
+    leaves, batch = leaves_and_batch()
+    first, second = batch.need_features(), features_of(STUDENT, 20, 6)
+    method = build("ddgsd", loss={"feature_weight": 0.25})
+    other = batch.need_companions()._replace(features=second)
+    loss = method.loss(leaves["logits"][0], replace(batch, companions=other)).terms["features"]
+    difference = first.pooled.detach()[0].mean(0) - second.pooled[0].mean(0)
+    assert float(loss.detach()) == pytest.approx(0.25 * float(difference @ difference), rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaves["pooled"][0])
+    torch.testing.assert_close(gradient[0], (0.5 / BATCH * difference).expand_as(gradient[0]), rtol=1e-12, atol=0.0)
 
 
 def test_bake() -> None:

@@ -5,7 +5,18 @@ import math
 import torch
 from torch import Tensor
 
-from tests.methods.published import BATCH, LABELS, build, fill, outputs, with_features
+from tests.methods.published import (
+    BATCH,
+    CLASSES,
+    LABELS,
+    PUBLISHED,
+    assert_published,
+    build,
+    fill,
+    outputs,
+    waves,
+    with_features,
+)
 from tfkd_fast.methods.base import StepBatch
 from tfkd_fast.methods.one_teacher.relations.crd import CRD
 
@@ -61,6 +72,19 @@ def test_the_loss_is_that_of_its_definition() -> None:
     (gradient,) = torch.autograd.grad(loss.sum(), leaves["pooled"])
     (of_wanted,) = torch.autograd.grad(wanted, leaves["pooled"])
     torch.testing.assert_close(gradient, of_wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_is_that_of_the_published_code() -> None:
+    """With a bank of waves, all labels known, and drawn images of other classes alone, as the published code has it."""
+    method, (leaves, batch) = make(), step()
+    method.bank.embeddings.copy_(0.1 * waves(2, IMAGES, 128, phase=9))
+    method.bank.labels.fill_(CLASSES)[:BATCH] = LABELS[0]
+    method.bank.steps.fill_(3)
+    drawn = method.bank.labels[method.bank.draw(batch.indices[0], NEGATIVES, 0)]
+    assert (drawn != LABELS[0].unsqueeze(1)).all()
+    given = {"pooled": [leaves["pooled"]], "adapters": [*method.adapters.parameters()]}  # type: ignore[union-attr]
+    loss = method.loss(leaves["logits"], batch).terms["features"].squeeze(0)
+    assert_published(loss, given, PUBLISHED["crd"], PUBLISHED["crd"]["value"])
 
 
 def test_the_bank_moves_towards_what_it_is_shown() -> None:

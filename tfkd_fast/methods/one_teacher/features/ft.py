@@ -37,7 +37,8 @@ class FTLoss(FeatureLoss):
     paraphraser_epochs: int = Field(default=30, ge=1, le=100_000)
     """Epochs in which the paraphraser learns to restore the teacher's map, before the run."""
     paraphraser_learning_rate: float = Field(default=0.01, gt=0, le=LARGEST)
-    """Learning rate of the paraphraser."""
+    """Learning rate of the paraphraser: RepDistiller's beside the residual networks of CIFAR; beside other students it
+    takes the run's."""
 
 
 class FTSettings(FeatureSettings):

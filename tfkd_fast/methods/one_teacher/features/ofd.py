@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tfkd_fast.events import Event
 from tfkd_fast.methods.base import Context, Material, Needs, StepBatch
 from tfkd_fast.methods.one_teacher.feature_student import FeatureLoss, FeatureSettings, FeatureStudent, Weight
-from tfkd_fast.methods.taught.maps import pool_to
+from tfkd_fast.methods.taught.maps import pool_to, stage_pairs
 from tfkd_fast.methods.taught.student import TaughtSettings
 from tfkd_fast.models.layers import BatchNorm, Conv, initialise_convolutions
 from tfkd_fast.randomness import seeded
@@ -34,7 +34,8 @@ class OFDSettings(FeatureSettings):
 class OFD(FeatureStudent):
     """D = the sum over pairs of stages k = 1 .. K of 2^(k-K) times the sum over neurons of the partial squared distance
     of maps before ReLU, the student's behind a convolution 1x1 and batch norm: Heo et al., A Comprehensive Overhaul of
-    Feature Distillation, ICCV 2019, as mdistiller has it.
+    Feature Distillation, ICCV 2019, as mdistiller has it. Where one network has more stages, its
+    first ones are left out.
 
     The margin of a channel is the mean of the teacher's negative responses over the training images, as the paper
     defines it; our choice: they are measured in an epoch before the run, where the code works them out of the batch
@@ -49,6 +50,7 @@ class OFD(FeatureStudent):
 
     def __init__(self, settings: OFDSettings, context: Context) -> None:
         super().__init__(settings, context)
+        self.pairs = stage_pairs(context, from_last=True)
         student, teacher = context.need_shapes().maps, context.teachers[0].shapes.maps
         with seeded(context.seed):
             connectors = nn.ModuleList(

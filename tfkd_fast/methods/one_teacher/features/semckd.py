@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods.base import Context, StepBatch
 from tfkd_fast.methods.one_teacher.feature_student import FeatureLoss, FeatureSettings, FeatureStudent, Weight
-from tfkd_fast.methods.taught.maps import pool_to_smaller
+from tfkd_fast.methods.taught.maps import inner_products, pool_to_smaller
 from tfkd_fast.models.layers import BatchNorm, Conv, norm_relu_pool
 from tfkd_fast.randomness import seeded
 
@@ -127,8 +127,7 @@ class SemCKD(FeatureStudent):
     def _similarities(self, maps: Tensor) -> Tensor:
         """Inner products (n,B,batch size) of the maps (n,B,C,H,W) of each two images; 0 for those that a smaller batch
         has not."""
-        rows = maps.flatten(2)
-        return F.pad(rows @ rows.transpose(1, 2), (0, self._batch_size - rows.shape[1]))
+        return F.pad(inner_products(maps), (0, self._batch_size - maps.shape[1]))
 
 
 def _distance(batch: StepBatch, projection: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:

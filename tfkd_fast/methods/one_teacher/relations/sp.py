@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tfkd_fast.methods.base import StepBatch
 from tfkd_fast.methods.one_teacher.feature_student import FeatureLoss, FeatureSettings, FeatureStudent, Weight
+from tfkd_fast.methods.taught.maps import inner_products
 
 
 class SPLoss(FeatureLoss):
@@ -27,11 +28,8 @@ class SP(FeatureStudent):
 
     def distance(self, batch: StepBatch) -> Tensor:
         student, teacher = batch.need_features(), batch.teachers[0].need_features()
-        difference = _similarities(teacher.after_relu[-1]) - _similarities(student.after_relu[-1])
+        of_teacher, of_student = (
+            F.normalize(inner_products(features.after_relu[-1]), dim=-1) for features in (teacher, student)
+        )
+        difference = of_teacher - of_student
         return difference.square().mean((1, 2))
-
-
-def _similarities(maps: Tensor) -> Tensor:
-    """(n,B,B): inner products of the maps (n,B,C,H,W) of each two images, in rows of length 1."""
-    rows = maps.flatten(2)
-    return F.normalize(rows @ rows.transpose(1, 2), dim=-1)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfkd_fast.methods.several_teachers.mmkd.matching import MatchedOutputs
+from tfkd_fast.methods.taught.maps import inner_products
 
 GramNorm = Literal["rows", "none"]
 
@@ -39,8 +40,7 @@ class TeacherWeights(nn.Module):
 
     def _gram(self, maps: Tensor) -> Tensor:
         """Gram matrices (n,B,B) of maps (n,B,...)."""
-        rows = maps.flatten(2)
-        gram = rows @ rows.transpose(1, 2)
+        gram = inner_products(maps)
         return F.normalize(gram, dim=-1) if self._gram_norm == "rows" else gram
 
 
