@@ -15,7 +15,7 @@ def stage_pairs(context: Context, *, from_last: bool = False) -> list[tuple[int,
     go together by their order; where one network has more, its last ones are left out, or its first ones if stages are
     paired `from_last`.
 
-    Source: RepDistiller, `feat_s[1:-1]` and `feat_t[1:-1]` in helper/loops.py; from the last, `_align_list` in OFD.py of
+    Source: RepDistiller, `feat_s[1:-1]` and `feat_t[1:-1]` in helper/loops.py; from the last, `_align_list` of OFD in
     mdistiller. Our choice: a network that activates before it convolves is matched after that activation.
     """
     student, teacher = _matched_stages(context.need_shapes()), _matched_stages(context.teachers[0].shapes)
