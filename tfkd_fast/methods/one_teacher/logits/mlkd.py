@@ -54,8 +54,8 @@ class MLKD(TaughtStudent):
 
     With `standardise`, L_instance is of standardised logits: Sun et al., CVPR 2024, see `kd_ls`.
 
-    Our choice: the strong view is that of `augment_strongly`, where the authors have RandAugment and Cutout; both views pass the
-    student at once.
+    Our choice: the strong view is that of `augment_strongly`, where the authors have RandAugment and Cutout; both views
+    pass the student at once.
     """
 
     @classmethod
