@@ -1,5 +1,6 @@
 """Counter-based randomness: known answers, and what the library asks of it."""
 
+import random
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,9 @@ from scipy import stats
 
 from tfkd_fast.randomness import (
     Purpose,
+    all_seeded,
     bounded_integers,
+    next_numbers,
     normal,
     permutation,
     philox,
@@ -146,6 +149,19 @@ def test_seeded_layers_are_those_of_torch_and_leave_no_trace() -> None:
     with pytest.raises(ZeroDivisionError), seeded(7):
         torch.rand(1) / (1 // 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_all_generators_are_seeded_and_leave_no_trace() -> None:
+    seed = 2**40 + 7
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    with all_seeded(seed):
+        torch_own, own, numpy_own = next_numbers()
+        assert next_numbers() != (torch_own, own, numpy_own)
+    assert torch_own == torch.rand((), generator=torch.Generator().manual_seed(seed)).item()
+    assert own == random.Random(seed).random()
+    assert numpy_own == np.random.RandomState([7, 2**8]).random()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
 
 
 def test_the_operators_draw_for_purposes_of_the_list() -> None:

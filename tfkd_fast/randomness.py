@@ -5,10 +5,12 @@ exactly, and no generator state has to be kept. Words are integers 0 .. 2**32 - 
 """
 
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,3 +146,23 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
+
+
+@contextmanager
+def all_seeded(seed: int) -> Iterator[None]:
+    """The same as `seeded`, for the generators of `random` and `numpy.random`, too, from which networks of others may
+    draw."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed([seed & _MASK, seed >> 32 & _MASK])
+    try:
+        with seeded(seed):
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+def next_numbers() -> tuple[float, float, float]:
+    """The next number of each generator that `all_seeded` seeds, by which one can tell whether any was drawn from."""
+    return float(torch.rand(())), random.random(), np.random.random()

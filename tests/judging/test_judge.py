@@ -14,6 +14,7 @@ from tests.support.threads import using_threads
 from tfkd_fast.judging.judge import Judge, calibration_images
 from tfkd_fast.judging.metrics import top1_by_class
 from tfkd_fast.training.assemble import build_student, load_images
+from tfkd_fast.training.population import Population
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -119,6 +120,38 @@ def test_averaged_weights_are_judged_with_batch_norm_of_training_images(at_once:
         assert metrics is not None
         assert metrics.nll == pytest.approx(float(nll), rel=1e-4)
     assert found[0] != found[1]
+
+
+class Running(torch.nn.Module):
+    """Divides by a mean square of its own, which it keeps over the batches of training; without batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(1024, 10)
+        self.register_buffer("square", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.square.lerp_(images.detach().square().mean(), 0.5)
+        return self.head(images.flatten(1)) / self.square.sqrt()
+
+
+def test_averaged_weights_are_judged_with_the_buffers_of_their_candidate() -> None:
+    images = load_images(recipe("ce"), few_images(), CPU)
+    assert images.holdout is not None
+    population = Population(Running, 2)
+    population.buffers["square"].copy_(torch.tensor([4.0, 0.25]))
+    population.epoch_average.restart()
+    population.epoch_average.add(2)
+    found = Judge(images.fit, images.holdout, CPU, Running).average_metrics(population.epoch_average, (0, 1), 1)
+    weight, bias = (population.weights[name].double() for name in ("head.weight", "head.bias"))
+    for slot, root in enumerate((2.0, 0.5)):
+        pairs = [
+            (F.linear(b.images.double().flatten(1), weight[slot], bias[slot]) / root, b.labels)
+            for b in images.holdout.in_order()
+        ]
+        nll = F.cross_entropy(torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+        assert found[slot].nll == pytest.approx(float(nll), rel=1e-5)
 
 
 def layers_of_batch_norm(network: torch.nn.Module) -> Iterator[torch.nn.BatchNorm2d]:

@@ -112,6 +112,9 @@ def test_wrong_candidates_are_refused_in_one_sentence() -> None:
     candidates = make_candidates(3)
     with pytest.raises(UserError, match="method 'tfkd-mrs' trains 3 candidates here: got 2"):
         Steering(make("tfkd-mrs"), candidates[:2])
+    for wrong in (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.Linear(3, 3), (candidates[2][0], 3)):
+        with pytest.raises(UserError, match=r"a candidate is a tuple of a network, .*: got (Sequential|Linear|\()"):
+            Steering(make("tfkd-mrs"), [*candidates[:2], wrong])
     with pytest.raises(UserError, match="two candidates share"):
         Steering(make("tfkd-mrs"), [candidates[0]] * 3)
     small = Steering(make("tfkd-mrs", selection={"candidates": 2}), make_candidates(2))

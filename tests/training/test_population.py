@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tfkd_fast.models import ModelSettings, build_model
+from tfkd_fast.runs.optimizer import SGDSettings
 from tfkd_fast.training.population import Population, Tree
 
 
@@ -96,7 +97,7 @@ def test_an_average_is_the_mean_of_its_members() -> None:
                 ((first.double() + second.double()) / 2).to(tensor.dtype) if tensor.is_floating_point() else first
             )
             torch.testing.assert_close(tensor, expected)
-            assert kind != "weights" or torch.equal(weights[name], tensor)
+            assert kind not in ("weights", "buffers") or torch.equal(weights[name], tensor)
     for slot in (0, 2, 3):
         assert_equal(population.candidate(slot), before[slot])
 
@@ -110,14 +111,16 @@ def test_averages_over_an_epoch_are_averaged_where_there_are_any() -> None:
         population.epoch_average.add(2)
         for name, stack in population.weights.items():
             expected[name] = expected.get(name, 0.0) + stack.double().mean(dim=0) / 2
-    for name, tensor in population.mean_weights((0, 1)).items():
-        torch.testing.assert_close(tensor, expected[name].float())
+    means = population.mean_weights((0, 1))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(means[name], tensor.float())
 
 
 def test_averages_over_an_interval_are_averaged_apart() -> None:
     population, expected = Population(build, 2), {}
     for name, tensor in population.mean_interval_weights((1, 0)).items():  # of an interval of one epoch
-        torch.testing.assert_close(tensor, population.weights[name].double().mean(dim=0).float())
+        stack = population.weights[name] if name in population.weights else population.buffers[name]
+        torch.testing.assert_close(tensor, stack.double().mean(dim=0).to(stack.dtype))
     population.interval_average.restart()
     for epoch in range(3):
         for slot in range(2):
@@ -125,8 +128,9 @@ def test_averages_over_an_interval_are_averaged_apart() -> None:
         population.interval_average.add(2)
         for name, stack in population.weights.items():
             expected[name] = expected.get(name, 0.0) + stack.double().mean(dim=0) / 3
-    for name, tensor in population.mean_interval_weights((1, 0)).items():
-        torch.testing.assert_close(tensor, expected[name].float())
+    means = population.mean_interval_weights((1, 0))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(means[name], tensor.float())
 
 
 def test_several_survivors_share_the_slots() -> None:
@@ -185,8 +189,29 @@ def test_the_average_is_the_mean_of_the_weights() -> None:
     for seed in range(3):
         train(population, 0, seed)
         average.add(1)
-        weights = [p.detach().double() for p in population.models[0].parameters()]
-        sums = weights if sums is None else [a + b for a, b in zip(sums, weights, strict=True)]
-    for mean, total in zip(average.mean_weights(0).values(), sums, strict=True):
+        weights = {name: p.detach().double() for name, p in population.models[0].named_parameters()}
+        sums = weights if sums is None else {name: sums[name] + weight for name, weight in weights.items()}
+    means = average.mean_weights(0)
+    for name, total in sums.items():
         # three float32 roundings of values of order 1
-        torch.testing.assert_close(mean.double(), total / 3, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(means[name].double(), total / 3, rtol=1e-6, atol=1e-6)
+    for name, buffer in population.models[0].named_buffers():
+        assert torch.equal(means[name], buffer)
+
+
+class Keeps(torch.nn.Linear):
+    """Keeps its last output, with its graph, and so cannot be copied after a step."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = super().forward(x)
+        return self.last
+
+
+def test_a_network_that_keeps_its_outputs_has_moving_averages() -> None:
+    population = Population(lambda: Keeps(3, 2), 1, SGDSettings(ema_decay=0.5))
+    population.models[0](torch.randn(4, 3))
+    for stack in population.ema.values():
+        stack += 1
+    average = population.ema_network(0)
+    for name, weight in population.models[0].named_parameters():
+        assert torch.equal(average.get_parameter(name), weight + 1)

@@ -36,13 +36,13 @@ def calibration_images(images: int, batch_size: int) -> int:
 
 
 class Averages(Protocol):
-    """The averaged weights of every candidate of a population."""
+    """The averaged weights of every candidate of a population, and its buffers."""
 
     count: int
     """Number of moments that were averaged."""
 
     def mean_weights(self, slot: int) -> dict[str, Tensor]:
-        """Return the averaged weights of one candidate by name."""
+        """Return the averaged weights of one candidate, and its buffers, by name."""
 
 
 class Judge:
@@ -98,7 +98,8 @@ class Judge:
         return self._metrics_of_weights(weights, epoch)
 
     def weights_metrics(self, weights: dict[str, Tensor], epoch: int) -> HoldoutMetrics:
-        """Return the metrics of a network of these weights by name; batch norm is estimated as in `average_metrics`.
+        """Return the metrics of a network of these weights and buffers by name; batch norm is estimated as in
+        `average_metrics`.
 
         Raises:
             ValueError: nothing is held out.

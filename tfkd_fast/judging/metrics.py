@@ -1,6 +1,7 @@
 """Metrics of students on a fixed set of images."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -70,21 +71,21 @@ def top1_by_class(logits: Tensor, labels: Tensor) -> Tensor:
 def load_averaged_weights(
     model: nn.Module, weights: dict[str, Tensor], batches: Iterable[Batch], compute: Compute
 ) -> nn.Module:
-    """Load averaged weights into a model, re-estimate its batch norm on training batches, and return the model.
+    """Load averaged weights and buffers into a model, re-estimate its batch norm on training batches, and return it.
 
     Averaged weights need batch statistics of their own: Izmailov et al., "Averaging Weights Leads to Wider Optima",
     2018.
 
     Args:
         model: overwritten and returned.
-        weights: averaged weights by name.
+        weights: averaged weights, and buffers, by name; the model keeps its own where there are none.
         batches: training batches for the statistics.
         compute: device and precision.
     """
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in weights:  # all but those that are frozen
-                parameter.copy_(weights[name])
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            if name in weights:
+                tensor.copy_(weights[name])
     estimate_batch_norm(model, batches, compute)
     return model
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, shorten
 from tfkd_fast.own_loop.criterion import Criterion, EpochReport
 
 
@@ -36,7 +36,8 @@ class Steering(Generic[Parts]):
             candidates: as many as `criterion.most_candidates`, each a tuple of parts of the same kinds.
 
         Raises:
-            UserError: for another number of candidates, and for two that share a part.
+            UserError: for another number of candidates, for one that is no tuple of parts with a state, and for two
+                that share a part.
         """
         self.criterion = criterion
         """The loss of every candidate: `criterion(logits, labels, candidate=k)`."""
@@ -45,6 +46,12 @@ class Steering(Generic[Parts]):
         wanted = criterion.most_candidates
         if len(self.candidates) != wanted:
             raise UserError(f"method {criterion.method!r} trains {wanted} candidates here: got {len(self.candidates)}")
+        for candidate in self.candidates:
+            if not isinstance(candidate, Sequence) or not all(hasattr(part, "state_dict") for part in candidate):
+                raise UserError(
+                    "a candidate is a tuple of a network, an optimiser, and whatever else has a state_dict(), as in "
+                    f"(network, optimizer): got {shorten(candidate)}"
+                )
         parts = [part for candidate in self.candidates for part in candidate]
         if len({id(part) for part in parts}) < len(parts):
             raise UserError("two candidates share a network, an optimiser or another part: give each its own")

@@ -1,6 +1,5 @@
 """The trained state: P >= 1 candidates of one architecture; a single student is P = 1."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ class Population:
         slow: bool = False,
     ) -> None:
         """`slow`: whether each candidate has a second network, `slow_models[p]`, that follows its weights."""
+        self._build = build
         self.models = [build() for _ in range(size)]
         self.weights = _stack([_trained(model) for model in self.models])
         """Name -> (P,...), the parameters that are trained."""
@@ -45,9 +45,9 @@ class Population:
         self.slow_models = [build() for _ in range(size)] if slow else []
         self.slow = _stack([_trained(model) | _untrained(model) for model in self.slow_models])
         """Name -> (P,...), weights and buffers of the slow networks."""
-        self.epoch_average = WeightAverage(self.weights)
+        self.epoch_average = WeightAverage(self.weights, self.buffers)
         """The average of the weights after each step of an epoch, while one is wanted."""
-        self.interval_average = WeightAverage(self.weights)
+        self.interval_average = WeightAverage(self.weights, self.buffers)
         """The average of the weights after each epoch of an interval, while one is wanted."""
 
     def __len__(self) -> int:
@@ -79,29 +79,31 @@ class Population:
         Batch norm has to be estimated anew: the mean of its statistics is not that of the mean weights. Buffers of
         whole numbers are those of the first.
         """
-        rows = list(slots)
         for tensors in (self.weights, self.buffers, *self.optimizer_state.values(), self.ema, self.slow):
             for stack in tensors.values():
-                stack[into] = stack[rows].mean(dim=0) if stack.is_floating_point() else stack[rows[0]]
+                stack[into] = _mean(stack, slots)
 
     def mean_weights(self, slots: Sequence[int]) -> dict[str, Tensor]:
-        """The mean weights of several candidates by name: of their averages over an epoch where there are any, by which
-        single candidates are judged, too."""
+        """The mean weights and buffers of several candidates by name: weights of their averages over an epoch where
+        there are any, by which single candidates are judged, too."""
         return self._mean_over(self.epoch_average, slots)
 
     def mean_interval_weights(self, slots: Sequence[int]) -> dict[str, Tensor]:
-        """The mean over several candidates of their averages over the interval, by name; of an interval of one epoch,
-        of the weights as they are."""
+        """The mean weights and buffers of several candidates by name: weights of their averages over the interval; of
+        an interval of one epoch, as they are."""
         return self._mean_over(self.interval_average, slots)
 
     def _mean_over(self, average: "WeightAverage", slots: Sequence[int]) -> dict[str, Tensor]:
         stacks, count = (average.sums, average.count) if average.count else (self.weights, 1)
-        return {name: stack[list(slots)].mean(dim=0) / count for name, stack in stacks.items()}
+        weights = {name: _mean(stack, slots) / count for name, stack in stacks.items()}
+        return weights | {name: _mean(stack, slots) for name, stack in self.buffers.items()}
 
     def ema_network(self, slot: int) -> nn.Module:
         """A new network of the moving averages of one candidate; counts, as of batches, are those of the candidate."""
-        network = copy.deepcopy(self.models[slot])
-        network.load_state_dict(network.state_dict() | {name: stack[slot] for name, stack in self.ema.items()})
+        network = self._build()
+        network.load_state_dict(
+            self.models[slot].state_dict() | {name: stack[slot] for name, stack in self.ema.items()}
+        )
         return network
 
     def named_tensors(self, slot: int) -> Iterator[tuple[str, Tensor]]:
@@ -173,8 +175,8 @@ class Population:
 class WeightAverage:
     """The mean of the weights at several moments, one for every slot; kept as a sum."""
 
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        self._weights = weights
+    def __init__(self, weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
+        self._weights, self._buffers = weights, buffers
         self.sums: dict[str, Tensor] = {}
         """Name -> (P,...), once a sum was started. They keep their place in memory: a captured step may hold them."""
         self.count = 0
@@ -195,8 +197,9 @@ class WeightAverage:
         self.count += 1
 
     def mean_weights(self, slot: int) -> dict[str, Tensor]:
-        """The average of one slot by name."""
-        return {name: total[slot] / self.count for name, total in self.sums.items()}
+        """The average of one slot by name, and its buffers as they are now."""
+        weights = {name: total[slot] / self.count for name, total in self.sums.items()}
+        return weights | _slices(self._buffers, slot)
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
@@ -224,6 +227,11 @@ def _stack(candidates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
             tensors[name].data = stack[slot]
         stacks[name] = stack
     return stacks
+
+
+def _mean(stack: Tensor, slots: Sequence[int]) -> Tensor:
+    """The mean over some slots; of whole numbers, those of the first."""
+    return stack[list(slots)].mean(dim=0) if stack.is_floating_point() else stack[slots[0]]
 
 
 def _slices(stacks: dict[str, Tensor], slot: int) -> dict[str, Tensor]:
