@@ -62,6 +62,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         groups = [f"[{group}]\n" + "\n".join(lines) for group, lines in offers.items()]
         (information / "entry_points.txt").write_text("\n".join(groups) + "\n")
         (site / "garden.py").write_text(GARDEN + "\nnumber = 3\n")
+        (site / "script.py").write_text("raise SystemExit(0)\n")
         monkeypatch.syspath_prepend(site)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
         return site
@@ -132,6 +133,11 @@ def test_one_of_each_is_found_by_every_command(install: Install, tmp_path: Path)
             {"tfkd_fast.models": ["odd = garden:nothing"]},
             ["--model", "odd"],
             "network 'odd' of {gardener} cannot be imported (AttributeError: module 'garden' has no",
+        ),
+        (
+            {"tfkd_fast.models": ["odd = script:main"]},
+            ["--model", "odd"],
+            "network 'odd' of {gardener} cannot be imported (SystemExit: 0",
         ),
         (
             {"tfkd_fast.models": ["odd = garden:number"]},

@@ -4,13 +4,13 @@ An entry point `name = module:object` of a group such as `tfkd_fast.methods` mak
 distribution known under its name, in every process. Only what is named is imported.
 """
 
-import contextlib
 import importlib.metadata
 import os
 import sys
 import sysconfig
 import traceback
 from collections.abc import Collection, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -62,10 +62,8 @@ class Registry(MutableMapping[str, T]):
         if not offers:
             raise KeyError(name)
         (offer,) = offers
-        try:
+        with in_one_sentence(f"{self.kind} {name!r} of {origins} cannot be imported"):
             thing: T = offer.load()
-        except Exception as error:  # a foreign module may raise anything
-            explain(f"{self.kind} {name!r} of {origins} cannot be imported", error)
         if not isinstance(thing, self._expected):
             kind = type(thing).__name__
             raise UserError(f"{self.kind} {name!r} of {origins} must be a {self._what}, is of type {kind}")
@@ -89,7 +87,7 @@ class Registry(MutableMapping[str, T]):
     def usable(self) -> Iterator[T]:
         """Yield all things but those of distributions that cannot be used."""
         for name in self:
-            with contextlib.suppress(UserError):
+            with suppress(UserError):
                 yield self[name]
 
     def _installed(self) -> importlib.metadata.EntryPoints:
@@ -113,7 +111,21 @@ NO_PLACE_OF_THEIRS = ("<", sysconfig.get_path("stdlib"), f"{Path(__file__).paren
 """How the names of files begin whose lines say nothing to whoever wrote a plug-in or a network."""
 
 
-def explain(what: str, error: Exception) -> NoReturn:
+@contextmanager
+def in_one_sentence(what: str) -> Iterator[None]:
+    """Context manager around code of others: what it raises becomes a sentence that begins with `what`, see `explain`.
+
+    So does that it ends the program, as a script may when it is imported.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        explain(what, error)
+
+
+def explain(what: str, error: BaseException) -> NoReturn:
     """Raise UserError about an error in the code of others, with the last line of it that is no library's.
 
     Args:

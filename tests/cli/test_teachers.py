@@ -35,6 +35,8 @@ def test_what_cannot_teach(teacher: Path, tmp_path: Path) -> None:
     assert "learns from one teacher, and 0 were named" in train("--method", "kd")
     assert "method 'ce' learns from no teacher" in train("--method", "ce", "--teacher", teacher)
     assert "nowhere is no run folder" in train(*kd, tmp_path / "nowhere")
+    assert "the weights of the teacher /me@work/x.pth does not exist" in train(*kd, "vgg8@/me@work/x.pth")
+    assert "there is no file /me@work/net.py" in train(*kd, "/me@work/net.py:Net@x@2.pth")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "recipe.toml").write_text("")
     assert "is not finished" in train(*kd, tmp_path / "foreign")

@@ -1,8 +1,11 @@
 """Networks of others: their names, what their factories are called with, what is refused, where features are read."""
 
+import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +58,8 @@ def build(factory: object, num_classes: int = 5) -> nn.Module:
 def test_names_are_checked_and_nothing_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert ModelSettings(name="net.py:Net").name == f"{tmp_path}/net.py:Net"
+    for folder in ("python", "timm", "torchvision"):
+        assert ModelSettings(name=f"{folder}/net.py:Net").name == f"{tmp_path}/{folder}/net.py:Net"
     for name in ("timm/resnet18", "torchvision/vit_b_16", "a.package:factory", "python/Net"):
         assert ModelSettings(name=name).name == name
     for name in ("nowhere/resnet18", "net.py", "a.module:", "timm/", "vgg9", "a module:f"):
@@ -80,6 +85,24 @@ def test_a_file_is_imported_with_its_folder_and_called_with_what_it_takes(tmp_pa
     assert str(tmp_path) not in sys.path
 
 
+def test_files_of_two_folders_have_each_the_modules_beside_it(tmp_path: Path) -> None:
+    """Modules and packages, imported at once or where the network is built."""
+    text = (
+        "import helper\nfrom torch import nn\n"
+        "def net(num_classes):\n    import parts.late\n    return nn.Linear(helper.WIDTH, parts.late.WIDTH)\n"
+    )
+    for width in (3, 5):
+        folder = tmp_path / str(width)
+        (folder / "parts").mkdir(parents=True)
+        for name in ("helper.py", "parts/late.py"):
+            (folder / name).write_text(f"WIDTH = {width}\n")
+        (folder / "net.py").write_text(text)
+    for width in (3, 5, 3):
+        network = build_model(ModelSettings(name=f"{tmp_path}/{width}/net.py:net"), 4, 3, seed=0)
+        assert network.weight.shape == (width, width)
+    assert not {"helper", "parts", "parts.late"} & sys.modules.keys()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -88,6 +111,8 @@ def test_a_file_is_imported_with_its_folder_and_called_with_what_it_takes(tmp_pa
             r"cannot be imported \(ModuleNotFoundError: .*nothing_here.* at .*net.py:1\)",
         ),
         ("", "cannot be imported .*has no attribute 'net'"),
+        ("import sys\nsys.exit(0)", r"cannot be imported \(SystemExit: 0 at .*net.py:2\)"),
+        ("def net(num_classes): exit(0)", r"cannot be built \(SystemExit: 0 at .*net.py:1\)"),
         ("net = 3", "is no factory, but 3"),
         ("def net(in_channels): pass", "takes no num_classes"),
         ("def net(**anything): pass", "its factory gave None, not an nn.Module"),
@@ -127,6 +152,9 @@ def test_what_is_given_has_the_name_by_which_others_find_it() -> None:
     assert all(map(torch.equal, first.state_dict().values(), module.state_dict().values()))
     with pytest.raises(UserError, match=r"a model is an nn.Module or a function that makes one, not 3"):
         give(3)
+    module.last = module(torch.zeros(1, *SHAPE))
+    with pytest.raises(UserError, match=r"cannot be copied: give the class or a function that makes it \(RuntimeErr"):
+        give(module)
 
 
 def test_the_import_of_a_stored_run_is_announced(recwarn: pytest.WarningsRecorder) -> None:
@@ -231,6 +259,23 @@ class Drops(Net):
         return super().forward(F.dropout(x, 0.1, self.training))
 
 
+class DrawsFrom(Net):
+    """Draws from the generator of a function."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__(5)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * (1 + self.draw()))
+
+
+class ChangesImages(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0].mul_(3)
+        return super().forward(x)
+
+
 class Replaces(Net):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -274,6 +319,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         (Pairs(5), r"gives a tuple: a network gives a tensor of logits \(B,5\)"),
         (Net(5, in_channels=1), r"fails on channels-last images of shape \(3, 32, 32\) \(RuntimeError: .*channels"),
         (Views(5), r"fails on channels-last .*view size is not compatible.* at .*test_foreign.py:\d+\)"),
+        (ChangesImages(5), r"changes the images that it is given, which others see, too: let it compute new ones"),
         (Replaces(5), "replaces its buffer seen in training: change it in place"),
         (Net(5).double(), "has weights that are not float32"),
         (Net(5).requires_grad_(False), "has no weights to train"),
@@ -285,6 +331,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
     assert try_out(drops, "x", 5, SHAPE, no_autocast)
     assert not try_out(keeps, "x", 5, SHAPE, no_autocast)
     assert torch.equal(torch.get_rng_state(), state)
+    assert all(try_out(DrawsFrom(draw), "x", 5, SHAPE, no_autocast) for draw in (random.random, np.random.random))
     refuse_unstackable(lambda: Drops(5), "x", SHAPE, no_autocast)
     with pytest.raises(UserError, match=r"the network x cannot be stacked, use --population streams .*item"):
         refuse_unstackable(lambda: Waits(5), "x", SHAPE, no_autocast)

@@ -1,18 +1,27 @@
 """Students as files: what a header may say, and that the weights are those of the network that it names."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from tests.support.runs import few_images
 from tfkd_fast import tensor_file
 from tfkd_fast.errors import UserError
-from tfkd_fast.models import ModelSettings, build_model
-from tfkd_fast.runs.student import STUDENT, StudentHeader, load_student, read_student, save_student
+from tfkd_fast.models import ModelSettings, build_model, give
+from tfkd_fast.runs.student import (
+    STUDENT,
+    StudentHeader,
+    load_student,
+    read_student,
+    refuse_unsavable,
+    save_student,
+)
 
 SETTINGS = ModelSettings(width=0.125)
 
@@ -62,3 +71,84 @@ def test_a_header_that_cannot_be_right_is_refused(path: Path, entries: dict[str,
 def test_a_folder_is_no_student(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder: name the folder of a finished run"):
         load_student(tmp_path, SETTINGS, 10, (1, 32, 32))
+
+
+class Net(nn.Module):
+    """A block that is used twice, what a subclass remembers, and a linear layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        block = nn.Conv2d(1, 1, 3, padding=1)
+        self.blocks, self.head = nn.ModuleList([block, block]), nn.Linear(1024, num_classes)
+        self.remember()
+
+    def remember(self) -> None:
+        """Of this one nothing."""
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.scale * x.flatten(1))
+
+
+class Counts(Net):
+    """Keeps a number that does not concern its logits."""
+
+    def remember(self) -> None:
+        super().remember()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return super().forward(x)
+
+
+class Learns(Net):
+    def remember(self) -> None:
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale += self.training
+        return super().forward(x)
+
+
+class DrawsOnce(Net):
+    def remember(self) -> None:
+        self.scale = torch.rand(1024)
+
+
+class SaysMore(Net):
+    def get_extra_state(self) -> int:
+        return 3
+
+    def set_extra_state(self, state: int) -> None: ...
+
+
+def by(factory: type[Net], seed: int) -> nn.Module:
+    return build_model(ModelSettings(name=give(factory)), 10, 1, seed)
+
+
+def test_parts_that_share_weights_are_saved_and_read(tmp_path: Path) -> None:
+    network, settings = by(Net, 3).eval(), ModelSettings(name=give(Net))
+    save_student(tmp_path / "student", network, settings, few_images(), holdout=0.0)
+    _, again = read_student(tmp_path / "student")
+    images = torch.randn(2, 1, 32, 32)
+    assert torch.equal(again(images), network(images))
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        (Net, None),
+        (Counts, None),
+        (Learns, r"computes with more than its state_dict\(\) holds, .* be a parameter or a persistent buffer"),
+        (DrawsOnce, r"computes with more than its state_dict\(\) holds"),
+        (SaysMore, r"has in its state_dict\(\) what is no tensor \(_extra_state\), and the file of a student holds"),
+    ],
+)
+def test_what_the_file_of_a_student_would_not_hold_is_refused(factory: type[Net], said: str | None) -> None:
+    trained, settings = by(factory, 3), ModelSettings(name=give(factory))
+    trained.train()(torch.randn(4, 1, 32, 32))
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        refuse_unsavable(trained, lambda: by(factory, 4), settings, few_images())

@@ -131,6 +131,18 @@ def test_what_cannot_teach_is_refused(settings: dict[str, Any], said: str) -> No
         load_network(NetworkTeacher(**settings), DIGITS, CPU)
 
 
+class ChangesImages(Sees):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.mul_(3))
+
+
+def test_a_teacher_that_changes_the_images_of_the_student_is_refused() -> None:
+    name = give(ChangesImages(), "python/ChangesImages")
+    with pytest.raises(UserError, match=r"teacher python/ChangesImages changes the images that it is given, which oth"):
+        load_network(NetworkTeacher(name=name), DIGITS, CPU, reads=False)
+    load_network(NetworkTeacher(name=name, image_size=48), DIGITS, CPU, reads=False)  # they are its own, resized
+
+
 def test_published_weights_that_cannot_be_fetched_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # where nothing was fetched before
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens

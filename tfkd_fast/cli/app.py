@@ -3,6 +3,7 @@
 What a command calls is imported in it: neither a help page nor a mistyped option waits for torch.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -796,12 +797,12 @@ def _teacher_table(teachers: list[str]) -> dict[str, Any]:
     runs: list[str] = []
     networks: list[dict[str, str]] = []
     for teacher in teachers:
-        model, at, weights = teacher.rpartition("@")
-        is_network = at or teacher.startswith(("timm/", "torchvision/", "hf-hub:", "hf_hub:"))
+        named = re.fullmatch(r"(.*?\.py:\w+|[^@]*)@(.*)", teacher)  # of names of networks, paths alone may have an @
+        is_network = named or teacher.startswith(("timm/", "torchvision/", "hf-hub:", "hf_hub:"))
         if is_there(Path(teacher)) or not is_network:
             runs.append(teacher)
         else:
-            networks.append({"name": model, "weights": weights} if at else {"name": teacher})
+            networks.append({"name": named[1], "weights": named[2]} if named else {"name": teacher})
     return _drop_unset({"runs": runs or None, "networks": networks or None})
 
 

@@ -37,6 +37,7 @@ from tfkd_fast.models.reading import (
     feature_shapes,
     gives_finite_logits,
     logits_and_features,
+    logits_of_noise,
 )
 from tfkd_fast.models.residual import ResidualNetwork
 from tfkd_fast.models.resnet import (
@@ -55,10 +56,10 @@ from tfkd_fast.models.resnet import (
     resnet110,
 )
 from tfkd_fast.models.shufflenet import shufflenetv1, shufflenetv2
-from tfkd_fast.models.trial import refuse_batch_of_one, refuse_unstackable, try_out
+from tfkd_fast.models.trial import refuse_batch_of_one, refuse_unstackable, try_out, unchanged
 from tfkd_fast.models.vgg import VGG, vgg8, vgg11, vgg13, vgg16, vgg19
 from tfkd_fast.models.wide_resnet import WideResNet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
-from tfkd_fast.randomness import seeded
+from tfkd_fast.randomness import all_seeded
 from tfkd_fast.settings import ReadIf, Settings
 
 __all__ = [
@@ -88,10 +89,12 @@ __all__ = [
     "gives_finite_logits",
     "imports_code",
     "logits_and_features",
+    "logits_of_noise",
     "refuse_batch_of_one",
     "refuse_unknown_network",
     "refuse_unstackable",
     "try_out",
+    "unchanged",
     "vgg8",
 ]
 
@@ -167,7 +170,7 @@ def build_model(settings: ModelSettings, num_classes: int, in_channels: int, see
     Raises:
         UserError: it is the network of others, and cannot be imported or built, or has a name of this package.
     """
-    with seeded(seed):
+    with all_seeded(seed):
         if settings.name in MODELS and settings.name not in INSTALLED:
             return MODELS[settings.name](num_classes, in_channels=in_channels, width=settings.width)
         return exact_logits(sample_strided(build_foreign(settings.name, num_classes, in_channels)), num_classes)

@@ -22,7 +22,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +32,7 @@ from typing import Any
 from torch import nn
 
 from tfkd_fast.errors import Notice, UserError, nearest, shorten
-from tfkd_fast.plugins import Registry, explain
+from tfkd_fast.plugins import Registry, in_one_sentence
 from tfkd_fast.settings import absolute_path
 
 Factory = Callable[..., nn.Module]
@@ -52,6 +52,8 @@ from_programs: dict[str, Factory] = {}
 """What a program gave, by name; it goes before what could be imported."""
 from_imports: dict[str, Factory] = {}
 """What was imported from modules and files, and the factories of timm and torchvision, by name."""
+beside_files: dict[Path, dict[str, ModuleType]] = {}
+"""What the files of networks imported of their own folders, by folder and name."""
 
 
 def check_name(name: str, own: Iterable[str]) -> str:
@@ -66,7 +68,7 @@ def check_name(name: str, own: Iterable[str]) -> str:
     """
     if name in own or name in from_programs or name in INSTALLED:
         return name
-    if re.fullmatch(r"(timm|torchvision|python)/[\w.:-]+", name):
+    if re.fullmatch(r"(timm|torchvision|python)/[\w.-]+", name):
         return name
     place, colon, factory = name.rpartition(":")
     if colon and factory.isidentifier() and place.endswith(".py"):
@@ -92,11 +94,14 @@ def give(model: NetworkOrFactory, name: str | None = None) -> str:
         name: the name to know it by; None to find one.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or a module that cannot be copied.
     """
     if isinstance(model, nn.Module):
-        name = name or f"python/{type(model).__name__}"
-        original = copy.deepcopy(model)
+        kind = type(model).__name__
+        name = name or f"python/{kind}"
+        what = f"every network that is built from a {kind} is a copy of it, and this one cannot be copied"
+        with in_one_sentence(f"{what}: give the class or a function that makes it"):
+            original = copy.deepcopy(model)
         from_programs[name] = lambda num_classes: copy.deepcopy(original)
     elif callable(model):
         own = re.sub(r"\W", "", getattr(model, "__name__", "")) or "model"
@@ -155,7 +160,7 @@ def build_foreign(name: str, num_classes: int, in_channels: int) -> nn.Module:
             f"the network {name} cannot be built for {num_classes} classes: its factory takes no num_classes"
         )
     arguments = {"num_classes": num_classes} | {key: value for key, value in offered.items() if key in takes}
-    with _one_sentence(f"the network {name} cannot be built"):
+    with in_one_sentence(f"the network {name} cannot be built"), _beside_its_file(name):
         network = factory(**arguments)
     if not isinstance(network, nn.Module):
         raise UserError(f"the network {name} is no network: its factory gave {shorten(network)}, not an nn.Module")
@@ -181,12 +186,12 @@ def _import_factory(name: str) -> Any:
             f"the network {name} was given to tfkd_fast.train as an object, which this process does not have: give it "
             "again, with the argument model, or name a factory that can be imported"
         )
-    if slash and kind == "timm" and ":" not in name:
+    if slash and kind == "timm":
         return _timm_factory(rest)
-    if slash and kind == "torchvision" and ":" not in name:
+    if slash and kind == "torchvision":
         return _torchvision_factory(rest)
     place, _, path = name.rpartition(":")
-    with _one_sentence(f"the network {name} cannot be imported"):
+    with in_one_sentence(f"the network {name} cannot be imported"), _beside_its_file(name):
         found: Any = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         for part in path.split("."):
             found = getattr(found, part)
@@ -194,7 +199,7 @@ def _import_factory(name: str) -> Any:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """The module of a file, which may import others of its folder."""
+    """The module of a file."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: name the file of the network where it is now")
     name = f"tfkd_fast_model_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
@@ -203,15 +208,45 @@ def _import_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
-    finally:
-        sys.path.remove(str(path.parent))
     return module
+
+
+@contextmanager
+def _beside_its_file(name: str) -> Iterator[None]:
+    """Context manager in which the factory of a file may import the modules of its folder.
+
+    They are known by their names in it alone: the file of another network may have others of the same names beside it.
+    """
+    place = name.rpartition(":")[0]
+    if not place.endswith(".py"):
+        yield
+        return
+    folder, before = Path(place).parent, dict(sys.modules)
+    own = beside_files.setdefault(folder, {})
+    sys.modules.update(own)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        new = sys.modules.keys() - before.keys()
+        own |= {module: sys.modules[module] for module in new if _is_beside(module, folder)}
+        for module in own:
+            sys.modules.pop(module, None)
+        sys.modules.update({module: before[module] for module in own if module in before})
+
+
+def _is_beside(module: str, folder: Path) -> bool:
+    """Whether an imported module is a file or a package of a folder, or a part of such a package."""
+    name = module.partition(".")[0]
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec is not None else []
+    return any(place is not None and Path(place).with_suffix("") == folder / name for place in places)
 
 
 def _timm_factory(name: str) -> Factory:
@@ -254,14 +289,3 @@ def _keywords(factory: Factory) -> tuple[set[str], bool]:
         {parameter.name for parameter in parameters if parameter.kind in named},
         any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters),
     )
-
-
-@contextmanager
-def _one_sentence(what: str) -> Any:
-    """Context manager around code of others: what it raises becomes one sentence, with the line that raised it."""
-    try:
-        yield
-    except (UserError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        explain(what, error)

@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.models.features import FeatureName, FeatureNetwork, Features, FeatureShapes, shape_of
+from tfkd_fast.randomness import all_seeded
 
 Images = tuple[int, int, int]
 """Channels, height and width of images."""
@@ -80,12 +81,22 @@ def feature_shapes(network: nn.Module, image_shape: Images) -> FeatureShapes:
 
 
 def gives_finite_logits(network: nn.Module, image_shape: Images) -> bool:
-    """Whether a network in evaluation mode gives finite logits for a few images (channels, height, width) of standard
-    normal noise, which have the range of standardised images."""
-    noise = torch.randn(4, *image_shape, generator=torch.Generator().manual_seed(0))
-    with evaluating(network), torch.no_grad():
-        logits = network(noise.to(blank_images(network, image_shape)))
-    return bool(logits.isfinite().all())
+    """Whether a network in evaluation mode gives finite logits for noise, see `logits_of_noise`."""
+    return bool(logits_of_noise(network, image_shape).isfinite().all())
+
+
+def logits_of_noise(network: nn.Module, image_shape: Images) -> Tensor:
+    """The logits (4,K) that a network in evaluation mode gives for `noise`, the same ones whenever it is asked."""
+    with all_seeded(0), evaluating(network), torch.no_grad():
+        logits: Tensor = network(noise(network, image_shape))
+    return logits
+
+
+def noise(network: nn.Module, image_shape: Images) -> Tensor:
+    """Four images (4, channels, height, width) of standard normal noise, which have the range of standardised images,
+    in the dtype and on the device of a network's weights."""
+    images = torch.randn(4, *image_shape, generator=torch.Generator().manual_seed(0))
+    return images.to(blank_images(network, image_shape))
 
 
 def classifier_of(network: nn.Module) -> nn.Module:

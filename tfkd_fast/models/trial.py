@@ -1,7 +1,7 @@
 """What is tried of a network of others before anything is trained, so that what cannot work is said at once."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from torch.nn.parameter import is_lazy
 from tfkd_fast.errors import UserError
 from tfkd_fast.models.features import FeatureNetwork
 from tfkd_fast.models.mapped import call_with
-from tfkd_fast.models.reading import Images, blank_images
-from tfkd_fast.plugins import explain
-from tfkd_fast.randomness import seeded
+from tfkd_fast.models.reading import Images, blank_images, noise
+from tfkd_fast.plugins import in_one_sentence
+from tfkd_fast.randomness import all_seeded, next_numbers
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Opens a region in the precision of the run."""
@@ -34,7 +34,7 @@ def try_out(network: nn.Module, name: str, num_classes: int, image_shape: Images
 
     Raises:
         UserError: it cannot be trained: it fails, gives something else than logits, has other weights than float32
-            ones, or replaces a buffer instead of changing it.
+            ones, changes the images, or replaces a buffer instead of changing it.
     """
     if isinstance(network, FeatureNetwork):
         return False
@@ -49,18 +49,15 @@ def try_out(network: nn.Module, name: str, num_classes: int, image_shape: Images
     if not weights:
         raise UserError(f"{whose} has no weights to train")
     buffers = dict(network.named_buffers())
-    with seeded(0):
-        images = torch.randn(4, *image_shape).to(blank_images(network, image_shape))
-        images = images.contiguous(memory_format=torch.channels_last)
-        before = torch.get_rng_state()
-        try:
-            with autocast():
-                logits = network.train()(images)
-            if isinstance(logits, Tensor) and logits.requires_grad:
-                torch.autograd.grad(logits.float().square().sum(), weights, allow_unused=True)
-        except Exception as error:  # of whoever wrote the network
-            explain(f"{whose} fails on channels-last images of shape {image_shape}", error)
-        draws = not torch.equal(torch.get_rng_state(), before)
+    images = noise(network, image_shape).contiguous(memory_format=torch.channels_last)
+    with all_seeded(0):
+        untouched = next_numbers()
+    with all_seeded(0), in_one_sentence(f"{whose} fails on channels-last images of shape {image_shape}"):
+        with unchanged(images, whose), autocast():
+            logits = network.train()(images)
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            torch.autograd.grad(logits.float().square().sum(), weights, allow_unused=True)
+        draws = next_numbers() != untouched
     if not isinstance(logits, Tensor):
         raise UserError(
             f"{whose} gives a {type(logits).__name__}: a network gives a tensor of logits (B,{num_classes})"
@@ -76,6 +73,25 @@ def try_out(network: nn.Module, name: str, num_classes: int, image_shape: Images
     return draws
 
 
+@contextmanager
+def unchanged(images: Tensor, whose: str) -> Iterator[None]:
+    """Context manager at whose end a UserError is raised if a network changed the images that it was given.
+
+    Other networks and the method see the same images, and so would be shown what this one made of them.
+
+    Args:
+        images: the images.
+        whose: the network, for the message.
+    """
+    before = images._version  # counts what changes the tensor, also a view of it
+    yield
+    if images._version != before:
+        raise UserError(
+            f"{whose} changes the images that it is given, which others see, too: let it compute new ones, as by "
+            "x = x * 2 in the place of x.mul_(2)"
+        )
+
+
 def refuse_batch_of_one(network: nn.Module, name: str, image_shape: Images, autocast: Autocast, remedy: str) -> None:
     """Raise UserError if a network cannot be trained on a batch of one image, as where batch norm follows maps of one
     pixel; its buffers change.
@@ -89,13 +105,9 @@ def refuse_batch_of_one(network: nn.Module, name: str, image_shape: Images, auto
     """
     if isinstance(network, FeatureNetwork):
         return
-    try:
-        with seeded(0), torch.no_grad(), autocast():
-            network.train()(blank_images(network, image_shape))
-    except Exception as error:  # of torch, or of whoever wrote the network
-        explain(
-            f"the network {name} cannot be trained on a batch of one image, which an epoch ends with: {remedy}", error
-        )
+    what = f"the network {name} cannot be trained on a batch of one image, which an epoch ends with: {remedy}"
+    with in_one_sentence(what), all_seeded(0), torch.no_grad(), autocast():
+        network.train()(blank_images(network, image_shape))
 
 
 def refuse_unstackable(build: Callable[[], nn.Module], name: str, image_shape: Images, autocast: Autocast) -> None:
@@ -116,8 +128,6 @@ def refuse_unstackable(build: Callable[[], nn.Module], name: str, image_shape: I
     def forward(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
         return call_with(networks[0], tensors, images)
 
-    try:
-        with seeded(0), torch.no_grad(), autocast():
-            vmap(forward, in_dims=(0, None), randomness="different")(weights | buffers, images)
-    except Exception as error:  # of torch.func, or of whoever wrote the network
-        explain(f"the network {name} cannot be stacked, use --population streams or sequential instead", error)
+    what = f"the network {name} cannot be stacked, use --population streams or sequential instead"
+    with in_one_sentence(what), all_seeded(0), torch.no_grad(), autocast():
+        vmap(forward, in_dims=(0, None), randomness="different")(weights | buffers, images)

@@ -1,10 +1,11 @@
 """The trained network as a file that anyone can load, with what is needed to use it in the header."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from tfkd_fast import tensor_file
 from tfkd_fast.data import DataIdentity, Dataset
@@ -13,13 +14,16 @@ from tfkd_fast.files import reading, write_bytes
 from tfkd_fast.finiteness import nonfinite_names
 from tfkd_fast.models import (
     MODELS,
+    FeatureNetwork,
     ModelSettings,
     Width,
     announce_import,
     build_model,
     gives_finite_logits,
+    logits_of_noise,
     refuse_unknown_network,
 )
+from tfkd_fast.plugins import in_one_sentence
 from tfkd_fast.tensor_file import Tensors
 
 STUDENT = "student"
@@ -56,8 +60,43 @@ def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, h
     """
     identity = dataset.identity.model_dump()
     header = StudentHeader(**settings.model_dump(), **identity, holdout=holdout, fold=fold)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {  # copies, because parts of a network may share them, which safetensors refuses
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     return tensor_file.to_bytes(STUDENT, header.model_dump(mode="json"), weights)
+
+
+def refuse_unsavable(
+    model: nn.Module, build: Callable[[], nn.Module], settings: ModelSettings, dataset: Dataset
+) -> None:
+    """Raise UserError if a network that is written and read would not compute what it did before.
+
+    Args:
+        model: the network after a step of training; one of this package is not tried.
+        build: builds the network from other initial weights.
+        settings: the `[model]` table of its recipe.
+        dataset: the data set that it is trained on.
+    """
+    if isinstance(model, FeatureNetwork):
+        return
+    whose, shape = f"the network {settings.name}", dataset.image_shape
+    other = next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise UserError(
+            f"{whose} has in its state_dict() what is no tensor ({other}), and the file of a student holds tensors "
+            "alone: make it a buffer, or leave it out"
+        )
+    with in_one_sentence(f"{whose} cannot be kept in the file of a student"):
+        student_bytes(model, settings, dataset, holdout=0.0)
+        again = build()
+        again.load_state_dict(model.state_dict())
+        before, after = (logits_of_noise(network, shape) for network in (model, again))
+    if not torch.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise UserError(
+            f"{whose} computes with more than its state_dict() holds, so that the file of a student would not hold all "
+            "of it: let what changes in training or is drawn at random be a parameter or a persistent buffer"
+        )
 
 
 def save_student(

@@ -27,13 +27,13 @@ from tfkd_fast.models import (
     blank_images,
     build_model,
     classifier_of,
-    evaluating,
     feature_shapes,
     fix_weights,
-    gives_finite_logits,
     logits_and_features,
+    logits_of_noise,
+    unchanged,
 )
-from tfkd_fast.plugins import explain
+from tfkd_fast.plugins import in_one_sentence
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import read_student
@@ -241,12 +241,9 @@ def load_network(settings: NetworkTeacher, dataset: Dataset, compute: Compute, *
     if len(mean) != channels or len(std) != channels:
         raise UserError(f"teacher {name} takes images of {channels} channels: give mean and std of each of them")
     named, shape = bool(classes), (channels, *size)
-    try:
-        with evaluating(network), torch.no_grad():
-            count = network(blank_images(network, shape)).shape[-1]
-        is_usable = gives_finite_logits(network, shape)
-    except Exception as error:  # of whoever wrote the network
-        explain(f"teacher {name} fails on images of shape {shape}", error)
+    with in_one_sentence(f"teacher {name} fails on images of shape {shape}"):
+        logits = logits_of_noise(network, shape)
+        count, is_usable = logits.shape[-1], bool(logits.isfinite().all())
     if count != len(classes or dataset.classes):
         known = f"{len(classes)} are named" if named else f"{dataset.name} has {len(dataset.classes)}"
         raise UserError(
@@ -310,7 +307,12 @@ def _facts(
     """The facts of a teacher, whose network is frozen and on the device then."""
     network = compute.place(network.requires_grad_(False)).eval()
     fix_weights(network)
-    if not reads and not is_own(network):
+    own = is_own(network)
+    if not own:
+        images = blank_images(network, dataset.image_shape)
+        with unchanged(images, f"teacher {name}"), torch.no_grad():
+            network(images)
+    if not reads and not own:
         return TeacherFacts(name, model, labels, FeatureShapes((), 0), network)
     shapes = feature_shapes(network, dataset.image_shape)
     return TeacherFacts(name, model, labels, shapes, network, classifier_of(network))

@@ -26,6 +26,7 @@ from tfkd_fast.randomness import weights_seed
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.schedule import phases
+from tfkd_fast.runs.student import refuse_unsavable
 from tfkd_fast.strict_json import to_json
 from tfkd_fast.teachers.cache import gather_teachers
 from tfkd_fast.teachers.teacher import Teacher, Teachers, load_teachers, refuse_chance
@@ -127,6 +128,7 @@ def assemble(
     own = partial(build, recipe.seed)
     student = own()
     draws = try_out(student, recipe.model.name, len(dataset.classes), dataset.image_shape, compute.autocast)
+    refuse_unsavable(student, partial(build, weights_seed(recipe.seed, 1)), recipe.model, dataset)
     method = build_method(method_context(recipe, dataset, images.num_fit, compute, student, loaded))
     _refuse_mixing(recipe, method.needs)
     if ranks.size > 1:

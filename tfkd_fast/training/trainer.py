@@ -54,7 +54,7 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.models import gives_finite_logits
 from tfkd_fast.ops import conv_algorithms
-from tfkd_fast.randomness import Purpose, random_words, seeded
+from tfkd_fast.randomness import Purpose, all_seeded, random_words
 from tfkd_fast.runs.checkpoint_writer import CheckpointWriter
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
@@ -221,7 +221,7 @@ class Trainer:
     def _seeded_layers(self) -> Iterator[None]:
         """Context manager in which the numbers that layers draw, as dropout does, depend on seed and epoch alone."""
         words = random_words(torch.tensor(0), Purpose.LAYERS, seed=self.recipe.seed, epoch=self.state.epoch)
-        with seeded(int(words[0])):
+        with all_seeded(int(words[0])):
             if self.parts.draws and self.compute.device.type == "cuda":
                 torch.cuda.manual_seed(int(words[0]))  # captured steps read it when they are replayed
             yield
