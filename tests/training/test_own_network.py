@@ -102,6 +102,11 @@ def test_dropout_on_threads_is_refused_and_auto_does_without(net: Path, tmp_path
 
 @pytest.mark.parametrize("population", ["sequential", "stacked"])
 def test_a_killed_run_with_dropout_goes_on_to_the_same_bits(net: Path, tmp_path: Path, population: str) -> None:
+    """Beside dropout the network draws from the generators of Python and of numpy."""
+    noise = "        x = x * (1 + random.random() + numpy.random.random()) if self.training else x\n"
+    forward = "    def forward(self, x):\n"
+    assert forward in NET
+    net.write_text("import random\nimport numpy\n" + NET.replace(forward, forward + noise))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     tables = {"population": population, "selection": {"candidates": 2}}
     train(whole, f"{net}:Net", "tfkd-mrs", **tables)
@@ -157,6 +162,19 @@ def test_frozen_and_unused_weights_stay(tmp_path: Path, population: str) -> None
     after = tfkd_fast.load_run(tmp_path).student().state_dict()
     changed = {name.partition(".")[0] for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert changed == {"head"}
+
+
+class Scales(Partly):
+    """What it multiplies its logits with changes in training and is in no state_dict."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (1 + self.calls) * super().forward(x)
+
+
+def test_what_a_student_would_lose_in_its_file_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the network python/Scales computes with more than its state_dict\(\) holds"):
+        tfkd_fast.train(SMALL | {"method": "ce"}, tmp_path / "none", model=Scales())
+    assert not (tmp_path / "none").exists()
 
 
 def test_features_of_others_are_read_where_a_method_reads_them(net: Path, tmp_path: Path) -> None:
