@@ -1,5 +1,6 @@
 """Data sets that a program gives, and those of Hugging Face: pairs of an image and a label."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,81 @@ def test_the_second_of_three_parts_is_held_out() -> None:
         opened(given, holdout=0.3)
 
 
-def test_labels_and_classes_come_from_attributes_without_reading_images() -> None:
+def test_labels_and_classes_come_from_attributes_without_reading_all_images() -> None:
     pairs = list(zip(PIXELS, LABELS.tolist(), strict=True))
     listed = Listed(pairs, targets=LABELS.tolist(), classes=["ant", "bee", "cow", "dog"])
     dataset = opened((listed, listed))
     assert torch.equal(dataset.read_train().labels, LABELS)
     assert dataset.classes == ["ant", "bee", "cow", "dog"]
-    assert sum(map(bool, listed.read)) == 1
-    misleading = Listed(pairs, targets=(3 - LABELS).tolist())  # what it gives are other labels
-    assert torch.equal(opened((misleading, misleading)).read_train().labels, LABELS)
+    assert {i for i, times in enumerate(listed.read) if times} == {0, 1, 2, 3, 10, 20, 30}  # a quarter, and each label
+    for others in (
+        3 - LABELS,
+        (LABELS + 2 * (LABELS % 2)) % 4,
+        np.uint64(2**63 - 1) + LABELS.numpy().astype(np.uint64),
+    ):
+        misleading = Listed(pairs, targets=others)
+        assert torch.equal(opened((misleading, misleading)).read_train().labels, LABELS)
+
+
+def test_a_label_that_is_another_when_its_image_is_read_is_refused() -> None:
+    targets = LABELS.tolist()
+    targets[20], targets[21] = targets[21], targets[20]
+    dataset = opened((Listed(PAIRS), Listed(PAIRS, targets=targets)))
+    dataset.read_train().refuse_unreadable()
+    with pytest.raises(
+        UserError, match=r"^number 20 of the data set has the label 0, and among all of its labels 1: m"
+    ):
+        dataset.refuse_unusable_test()
+
+
+class Odd(Listed):
+    """Attributes that are no lists of labels."""
+
+    def labels(self) -> list[int]:
+        return [1] * len(self)
+
+    @property
+    def _labels(self) -> list[int]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("attributes", "classes"),
+    [
+        ({"classes": np.array(["ant", "bee", "cow", "dog"])}, ["ant", "bee", "cow", "dog"]),
+        ({"classes": 4, "targets": 5}, ["0", "1", "2", "3"]),
+        ({"classes": "abcd", "targets": [[1], [2, 3]]}, ["0", "1", "2", "3"]),
+    ],
+)
+def test_attributes_that_list_nothing_are_passed_by(attributes: dict[str, Any], classes: list[str]) -> None:
+    dataset = opened(Odd(PAIRS, **attributes))
+    assert dataset.classes == classes
+    assert dataset.read_train().labels.bincount().tolist() == [8] * 4
+
+
+def test_labels_of_parts_are_told_apart_by_the_names_of_their_classes() -> None:
+    """The same animals, numbered by other lists of names in each part; a choice of images has the list of all."""
+
+    def part(names: list[str], animals: list[str]) -> Listed:
+        pairs = [(PIXELS[i], names.index(name)) for i, name in enumerate(animals)]
+        return Listed(pairs, classes=names)
+
+    train = part(["cat", "dog", "frog"], ["dog", "cat", "frog", "dog", "cat", "frog"])
+    held_out = part(["dog", "cat", "frog"], ["frog", "dog", "cat"])
+    test = part(["frog", "cat"], ["cat", "frog", "frog"])
+    for trained in (train, Subset(train, range(6))):
+        dataset = opened((trained, held_out, Subset(test, range(3))))
+        assert dataset.read_train().labels.tolist() == [1, 0, 2, 1, 0, 2, 2, 1, 0]
+        assert dataset.read_test().labels.tolist() == [0, 2, 2]
+        dataset.read_train().refuse_unreadable()
+        dataset.refuse_unusable_test()
+    assert opened((train, part(["owl", "cat"], ["cat"]))).read_test().labels.tolist() == [0]
+    with pytest.raises(
+        UserError, match=r"^the data set has held-out or test images of class 'owl' and no training ima"
+    ):
+        opened((train, part(["owl", "cat"], ["cat", "owl"]))).read_test()
+    with pytest.raises(UserError, match=r"^labels of the data set must be 0 \.\. 1, and one is -1: number"):
+        opened((train, Listed([(PIXELS[0], -1)], classes=["cat", "dog"]))).read_test()
 
 
 def test_images_of_any_size_are_shown_as_those_of_a_folder(tmp_path: Path) -> None:
@@ -138,6 +205,25 @@ class Changing(Listed):
         return torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), index % 2
 
 
+class Mirroring(Listed):
+    """A flip at every other reading, which leaves an image that is its own mirror as it is."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return (image.flip(-1) if self.read[index] % 2 else image), label
+
+
+def cut_off() -> Image.Image:
+    """A grey image that is not loaded yet, and whose file ends early."""
+    file = io.BytesIO()
+    v2.functional.to_pil_image(PIXELS[0, :1]).save(file, "png")
+    return Image.open(io.BytesIO(file.getvalue()[:500]))
+
+
+def labelled(*labels: Any) -> Listed:
+    return Listed([(PIXELS[i % 40], label) for i, label in enumerate(labels)])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -148,10 +234,19 @@ class Changing(Listed):
         (Listed([("a.png", 0)]), r"number 0 of the data set shows no image"),
         (Listed([(PIXELS[0].float(), 0)]), r"are not in 0\.\.1: leave the normalisation to the recipe"),
         (Listed([(PIXELS[0].int(), 0)]), r"are torch\.int32: give pairs"),
+        (Listed([(np.zeros(784, np.uint8), 0)]), r"number 0 of the data set shows no image"),
+        (Listed([(np.zeros((32, 32), object), 0)]), r"number 0 of the data set shows no image"),
+        (Listed([(np.zeros((32, 32), ">f4"), 0)]), r"^number 0 of the data set cannot be read \(ValueError: .* byte"),
+        (Listed([(cut_off(), 0)]), r"^number 0 of the data set cannot be read \(OSError: image file is .*: mend it$"),
+        (Listed([(Image.new("L", (0, 5)), 0)]), r"number 0 of the data set shows no image"),
         (Listed([(Image.fromarray(np.zeros((32, 32), np.float32)), 0)]), r"number 0 of the data set holds floats"),
-        (Listed(PAIRS, classes=["ant", "bee"]), r"labels of the data set must be 0 \.\. 1, and one is 3"),
+        (Listed(PAIRS, classes=["ant", "bee"]), r"labels of the data set must be 0 \.\. 1, and one is 2: num"),
+        (labelled(-1, 0, 1, 2), r"labels of the data set must be 0 \.\. 3, and one is -1: number its classes from 0$"),
+        (labelled(0, 10**12, 1), r"labels of the data set must be 0 \.\. 2, and one is 1000000000000: number"),
+        (labelled(0, np.uint64(2**63)), r"the label of number 1 of the data set is no whole number"),
         (Listed(PAIRS, classes=list("abcde")), r"the data set has no training image of class 'e'"),
         (Listed([(PIXELS[0], 0)] * 4), r"the data set names 1 classes: give it two or more"),
+        (Mirroring([(torch.zeros_like(PIXELS[0]), 0), *PAIRS]), r"gives other pixels at each reading"),
         (Changing(PAIRS), r"gives other pixels at each reading: leave random transforms"),
         (Subset(Listed(PAIRS), [99]), r"^number 0 of the data set cannot be read \(IndexError: .*\): mend it$"),
     ],
@@ -225,6 +320,21 @@ def test_a_data_set_of_hugging_face_is_read_from_disk(tmp_path: Path) -> None:
         open_dataset(settings.model_copy(update={"root": str(tmp_path / "nowhere")}))
     with pytest.raises(UserError, match=r"^data set hf/someone/insects is fetched with --download, or read from"):
         open_dataset(DataSettings(dataset="hf/someone/insects"))
+    others = hub.Features(
+        {"mask": hub.Image(), "picture": hub.Image(), "label": hub.ClassLabel(names=["bee", "ant"])}
+        | {"wings": hub.ClassLabel(names=["two", "four"])}
+    )
+    table = {key: split(26, 4)[key] for key in ("picture", "label")}
+    renumbered = hub.Dataset.from_dict(
+        {"mask": table["picture"], "picture": table["picture"], "label": [1, 0, 1, 0], "wings": [0] * 4}, others
+    )
+    hub.DatasetDict(train=split(0, 20), test=renumbered).save_to_disk(tmp_path / "renumbered")
+    dataset = open_dataset(settings.model_copy(update={"root": str(tmp_path / "renumbered")}))
+    assert dataset.read_test().labels.tolist() == [0, 1, 0, 1]  # ants and bees, as in the training images
+    assert (
+        dataset.parts == "images are read from column mask of mask, picture; labels are read from column label of l"
+        "abel, wings"
+    )
     hub.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
     with pytest.raises(UserError, match=r"has no split train"):
         open_dataset(settings.model_copy(update={"root": str(tmp_path / "text")}))

@@ -5,6 +5,7 @@ transforms do happens before that, and has to be the same at every reading.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import Dataset as TorchDataset
 
 from tfkd_fast.data.datasets.base import Dataset
 from tfkd_fast.data.images import ImageSet, convert_colours, describe_reading, from_pillow, show_centre, to_pillow
@@ -23,7 +25,9 @@ from tfkd_fast.errors import UserError, printable
 TEST_SHARE = 0.2
 """Share of test images of every class where one part is given (our choice)."""
 LABELS = ("targets", "labels", "_labels")
-"""Attributes in which data sets keep their labels, so that no image is read for them."""
+"""Attributes in which data sets keep their labels, so that few images are read for them."""
+REREAD, READINGS = 4, 5
+"""How many images are compared over how many readings: a flip of half of them passes once in 2^16 (our choice)."""
 REMEDY = "give pairs of an image (Pillow's, or uint8 or 0..1 in a tensor (C,H,W) or array (H,W,C)) and a whole number"
 
 
@@ -37,6 +41,25 @@ class Pairs(Protocol):
         """Return the image and the label at an index, 0 .. N-1."""
 
 
+class LabelledPairs(TorchDataset[tuple[Image.Image, int]]):
+    """Pairs whose labels are all known at first; whenever an image is read its label is compared."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs, self.labels = pairs, read_labels(pairs)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = read_pair(self.pairs, index)
+        if label != self.labels[index]:
+            raise UserError(
+                f"number {index} of the data set has the label {label}, and among all of its labels "
+                f"{int(self.labels[index])}: make its items agree with its attribute {' or '.join(LABELS[:2])}"
+            )
+        return image, label
+
+
 class PairImages(ImageSet):
     """The images of pairs, read on access and brought to `size` x `size` pixels, see `images.show_centre`."""
 
@@ -48,7 +71,7 @@ class PairImages(ImageSet):
         """Describe images, which are read when they are needed.
 
         Args:
-            pairs: the pairs.
+            pairs: the pairs, as `LabelledPairs` gives them.
             places: the N indices of pairs that this set holds.
             labels: (N,) int64.
             image_shape: channels, 1 or 3, height and width of every image.
@@ -67,7 +90,7 @@ class PairImages(ImageSet):
             UserError: it is no image, or has colours where the first image has none.
         """
         place = self._places[index]
-        image = read_pair(self._pairs, place)[0]
+        image: Image.Image = self._pairs[place][0]
         if self.image_shape[0] == 1 and image.mode != "L":
             raise UserError(f"image number {place} of the data set has colours, and the first has none: convert them")
         return image if self.image_shape[0] == 1 else image.convert("RGB")
@@ -104,7 +127,8 @@ def make_pair_dataset(
     Args:
         name: the name in recipes.
         parts: pairs to train on, perhaps pairs to hold out, and pairs to test on; or the pairs of all, of which 20 % of
-            each class are the test set. Class names are the attribute `classes` of the first, or else the labels.
+            each class are the test set. Class names are the attribute `classes` of the first, or else the labels; those
+            of other parts say what their labels mean.
         settings: the `[data]` table.
         held_out_part: what pairs to hold out are called.
 
@@ -113,16 +137,13 @@ def make_pair_dataset(
             pairs to hold out.
     """
     several = _checked_parts(parts)
-    own, *held_out = several[:-1] or several
-    labels = read_labels(own)
-    names, count = getattr(own, "classes", None) or range(int(labels.max()) + 1), len(labels)
-    classes = [printable(str(one)) for one in names]
-    _refuse_labels(labels, classes, every=True)
-    train: Pairs = own
-    if held_out:
-        train, labels = ConcatDataset([own, *held_out]), torch.cat([labels, *map(read_labels, held_out)])
-        _refuse_labels(labels, classes, every=True)
-    channels = 1 if read_pair(train, 0)[0].mode == "L" else 3
+    own, *held_out = (LabelledPairs(part) for part in several[:-1] or several)
+    classes = read_classes(own.pairs) or [str(label) for label in range(len(own.labels.unique()))]
+    _refuse_classes(classes)
+    labels = torch.cat([_find_labels(part, own, classes) for part in (own, *held_out)])
+    _refuse_missing(labels[: len(own)], classes)
+    train = ConcatDataset([own, *held_out])
+    channels = 1 if train[0][0].mode == "L" else 3
     image_shape = (channels, settings.image_size, settings.image_size)
     words = describe_held_out(held_out_part, settings.holdout) if held_out else ""
     fit = test = torch.arange(len(labels))
@@ -138,15 +159,14 @@ def make_pair_dataset(
 
     def read_train() -> PairImages:
         read = images(train, labels, fit)
-        read.held_out = fit >= count if held_out else None
+        read.held_out = fit >= len(own) if held_out else None
         return read
 
     def read_test() -> PairImages:
         if len(several) == 1:
             return images(train, labels, test)
-        of_test = read_labels(several[-1])
-        _refuse_labels(of_test, classes, every=False)
-        return images(several[-1], of_test, torch.arange(len(of_test)))
+        tested = LabelledPairs(several[-1])
+        return images(tested, _find_labels(tested, own, classes), torch.arange(len(tested)))
 
     return Dataset(
         name,
@@ -182,23 +202,28 @@ def read_pair(pairs: Pairs, index: int) -> tuple[Image.Image, int]:
         UserError: the data set raises an error, or gives something else.
     """
     try:
-        pair = pairs[index]
+        return _to_pair(pairs[index], index)
     except UserError:
         raise
-    except Exception as error:  # whatever a foreign data set raises
+    except Exception as error:  # whatever a foreign data set raises, and torch for a foreign array
         raise UserError(
             f"number {index} of the data set cannot be read ({type(error).__name__}: {error}): mend it"
         ) from None
+
+
+def _to_pair(pair: Any, index: int) -> tuple[Image.Image, int]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise UserError(f"number {index} of the data set is no pair: {REMEDY}")
     label = np.asarray(pair[1])
-    if label.size != 1 or label.dtype.kind not in "iu":
+    if label.size != 1 or label.dtype.kind not in "iu" or label.item() > torch.iinfo(torch.int64).max:
         raise UserError(f"the label of number {index} of the data set is no whole number: {REMEDY}")
-    return _to_image(pair[0], index), int(label)
+    return _to_image(pair[0], index), int(label.item())
 
 
 def read_labels(pairs: Pairs) -> Tensor:
     """Return the labels (N,) int64 of pairs, from an attribute that holds them or else by reading every pair.
+
+    An attribute is believed if the first pair of every label agrees with it.
 
     Raises:
         UserError: there is no pair, or a label is no whole number.
@@ -206,22 +231,39 @@ def read_labels(pairs: Pairs) -> Tensor:
     count = len(pairs)
     if not count:
         raise UserError("the data set is empty: give it images")
-    first = read_pair(pairs, 0)[1]
-    for name in LABELS:
-        found = getattr(pairs, name, None)
-        if found is None or len(found) != count or getattr(pairs, "target_transform", None) is not None:
-            continue
-        values = np.asarray(found)
-        if values.ndim == 1 and values.dtype.kind in "iu" and int(values[0]) == first:
-            return torch.from_numpy(values.astype(np.int64))
+    for name in LABELS if getattr(pairs, "target_transform", None) is None else ():
+        values = _whole_numbers(pairs, name)
+        if len(values) == count:
+            found = zip(*np.unique(values, return_index=True), strict=True)  # each label, and where it is first
+            if all(read_pair(pairs, int(place))[1] == label for label, place in found):
+                return torch.from_numpy(values.astype(np.int64))
     return torch.tensor([read_pair(pairs, index)[1] for index in range(count)])
+
+
+def _whole_numbers(pairs: Pairs, name: str) -> np.ndarray[Any, Any]:
+    """The whole numbers that an attribute holds; none if it holds something else."""
+    with suppress(Exception):  # whatever a foreign attribute is
+        values = np.asarray(getattr(pairs, name))
+        if values.ndim == 1 and values.dtype.kind in "iu":
+            return values
+    return np.empty(0, np.int64)
+
+
+def read_classes(pairs: Any) -> list[str]:
+    """Return the names in the attribute `classes` of pairs; none if there is no such attribute, or it lists nothing."""
+    with suppress(Exception):  # whatever a foreign attribute is
+        names = pairs.classes.tolist() if isinstance(pairs.classes, np.ndarray | Tensor) else pairs.classes
+        if not isinstance(names, str):
+            return [printable(str(name)) for name in names]
+    return []
 
 
 def _to_image(value: Any, index: int) -> Image.Image:
     """Convert an image of a pair to Pillow's, in RGB or grey."""
-    if isinstance(value, Image.Image):
+    if isinstance(value, Image.Image) and 0 not in value.size:
+        value.load()
         return value if value.mode == "L" else convert_colours(value, f"number {index} of the data set")
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.ndim in (2, 3) and value.dtype.kind in "uif":
         value = torch.from_numpy(np.ascontiguousarray(value if value.ndim == 3 else value[..., None])).permute(2, 0, 1)
     if not isinstance(value, Tensor) or value.ndim != 3 or len(value) not in (1, 3) or 0 in value.shape:
         raise UserError(f"number {index} of the data set shows no image: {REMEDY}")
@@ -237,21 +279,57 @@ def _to_image(value: Any, index: int) -> Image.Image:
 
 
 def _refuse_changing(pairs: Any) -> None:
-    """Raise UserError for pairs whose first image is another one at a second reading."""
-    if len(pairs) and read_pair(pairs, 0)[0].tobytes() != read_pair(pairs, 0)[0].tobytes():
+    """Raise UserError for pairs whose images are others when they are read again."""
+    for place in {len(pairs) * one // REREAD for one in range(REREAD)} if len(pairs) else ():
+        images = [read_pair(pairs, place)[0] for _ in range(READINGS)]
+        if len({(image.size, image.tobytes()) for image in images}) > 1:
+            raise UserError(
+                "the data set gives other pixels at each reading: leave random transforms to the [data] table of the "
+                "recipe"
+            )
+
+
+def _find_labels(part: LabelledPairs, own: LabelledPairs, classes: Sequence[str]) -> Tensor:
+    """Return the labels (N,) int64 of a part among `classes`, by the names that it and the training images have."""
+    names, known = (read_classes(_chosen_from(one.pairs)) for one in (part, own))
+    labels = part.labels
+    if names and known and names != known:
+        _refuse_outside(labels, len(names))
+        label_of = {name: label for label, name in enumerate(known)}
+        labels = torch.tensor([label_of.get(name, -1) for name in names])[labels]
+        if (labels < 0).any():
+            name = names[int(part.labels[labels < 0][0])]
+            raise UserError(
+                f"the data set has held-out or test images of class {name!r} and no training image: add some, or leave "
+                "the class out"
+            )
+    _refuse_outside(labels, len(classes))
+    return labels
+
+
+def _chosen_from(pairs: Pairs) -> Any:
+    """The pairs that others were chosen from, which have the names of their classes."""
+    while isinstance(pairs, Subset):
+        pairs = pairs.dataset
+    return pairs
+
+
+def _refuse_outside(labels: Tensor, count: int) -> None:
+    outside = labels[(labels < 0) | (labels >= count)]
+    if len(outside):
         raise UserError(
-            "the data set gives other pixels at each reading: leave random transforms to the [data] table of the recipe"
+            f"labels of the data set must be 0 .. {count - 1}, and one is {int(outside[0])}: number its classes from 0"
         )
 
 
-def _refuse_labels(labels: Tensor, classes: Sequence[str], *, every: bool) -> None:
-    """Raise UserError for labels that are none of the classes, and with `every` for a class without an image."""
+def _refuse_classes(classes: Sequence[str]) -> None:
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise UserError(f"the data set names {len(set(classes))} classes: give it two or more, each once")
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise UserError(f"labels of the data set must be 0 .. {len(classes) - 1}, and one is {int(labels.max())}")
+
+
+def _refuse_missing(labels: Tensor, classes: Sequence[str]) -> None:
     missing = labels.bincount(minlength=len(classes)) == 0
-    if every and missing.any():
+    if missing.any():
         name = classes[int(missing.nonzero()[0])]
         raise UserError(f"the data set has no training image of class {name!r}: leave the class out")
 
@@ -265,8 +343,16 @@ VALIDATION = ("validation", "valid", "val")
 class HubPairs:
     """A split of a data set of Hugging Face's as pairs."""
 
-    def __init__(self, split: Any, image: str, label: str, classes: Sequence[str]) -> None:
-        self.classes = list(classes)
+    def __init__(self, split: Any, image: str, label: str, columns: str) -> None:
+        """Take two columns of a split.
+
+        Args:
+            split: the split.
+            image, label: the names of the columns.
+            columns: how they were chosen, in words; empty if there are no others.
+        """
+        self.classes: list[str] = split.features[label].names
+        self.columns = columns
         self.labels = split[label]
         self._split, self._image, self._label = split, image, label
 
@@ -310,7 +396,7 @@ def open_hub(settings: DataSettings, download: bool) -> Dataset:
     names = [one for one in ("train", validation, "test") if one in splits]
     parts = [_hub_pairs(splits[one], settings.dataset) for one in names]
     dataset = make_pair_dataset(settings.dataset, parts, settings, held_out_part=validation)
-    words = [dataset.parts]
+    words = [dataset.parts, *dict.fromkeys(part.columns for part in parts)]
     if validation and "test" not in names:
         words.append(f"there is no split test, so the images of {validation} are the test set")
     if unread := sorted(splits.keys() - set(names)):
@@ -330,4 +416,7 @@ def _hub_pairs(split: Any, name: str) -> HubPairs:
             f"data set {name} needs a column of images and one of class labels: it has {', '.join(split.features)}"
         )
     label = next((key for key in ("label", "fine_label") if key in labels), labels[0])
-    return HubPairs(split, images[0], label, split.features[label].names)
+    columns = f"images are read from column {images[0]} of {', '.join(images)}" if len(images) > 1 else ""
+    if len(labels) > 1:
+        columns += f"{'; ' * bool(columns)}labels are read from column {label} of {', '.join(labels)}"
+    return HubPairs(split, images[0], label, columns)
