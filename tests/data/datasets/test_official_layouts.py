@@ -133,6 +133,10 @@ def test_what_imagenet_lacks_is_said(tmp_path: Path) -> None:
     (tmp_path / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt").write_text("3\n9\n")
     with pytest.raises(UserError, match=r"^the labels .*ground_truth\.txt .*: unpack the data set again$"):
         opened("imagenet", tmp_path)
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n")
+    with pytest.raises(UserError, match=r"^/.*/val names no image: add some$"):
+        opened("imagenet", tmp_path)
+    (tmp_path / "LOC_val_solution.csv").unlink()
     (tmp_path / "ILSVRC2012_devkit_t12").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"val holds images without class folders, and .* neither LOC_val_solution"):
         opened("imagenet", tmp_path)

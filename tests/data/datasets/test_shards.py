@@ -62,6 +62,7 @@ def test_an_image_and_its_label_are_files_of_one_name(tmp_path: Path) -> None:
     assert train.labels.tolist() == [0, 0, 1]
     assert levels(test.all_images()) == [60]
     assert test.labels.tolist() == [1]
+    assert dataset.parts == "not read: 1 image with more dots in the name than that of its extension"
     assert train.fingerprint() != test.fingerprint()
 
 
@@ -85,6 +86,13 @@ def test_labels_in_json_class_names_and_validation_shards(tmp_path: Path) -> Non
     assert levels(dataset.read_test().all_images()) == [40]
     (tmp_path / "classes.txt").write_text("zebra\n")
     assert "is 1, and classes.txt names 1 classes" in refused(tmp_path)
+    (tmp_path / "classes.txt").write_text("zebra\nant\n")
+    for label in ("ant", "1"):
+        write(tmp_path / "train" / "1.tar", {"e.png": png(50), "e.cls": label.encode()})
+        assert open_dataset(settings(tmp_path)).classes == ["zebra", "ant"]
+    for label in ("-1", "bee"):
+        write(tmp_path / "train" / "1.tar", {"e.png": png(50), "e.cls": label.encode()})
+        assert f"e.cls is {label}, and classes.txt names 2 classes: add the others" in refused(tmp_path)
 
 
 def test_a_packed_folder_is_the_folder(tmp_path: Path) -> None:
@@ -119,6 +127,17 @@ def test_a_packed_folder_is_the_folder(tmp_path: Path) -> None:
         ({"train-0.tar": {"0.png": b"", "0.jpg": b"", "0.cls": b"1"}}, "sample 0 of .*train-0.tar has 2 images"),
         ({"train-0.tar": {"0.png": b"", "0.cls": b" "}}, r"the label .*0\.cls .*it is empty"),
         ({"train-0.tar": {"0.png": b"", "0.json": b"{}"}}, r"the label .*0\.json"),
+        ({"train-0.tar": {"0.png": b"", "0.json": b'{"label": null}'}}, r"the label .*neither a number nor a name"),
+        ({"train-0.tar": {"0.png": b"", "0.cls": b"9" * 5000}}, r"the label .*holds a number of thousands of digits"),
+        (
+            {"0.tar": {"0.png": b"", "0.cls": b"3", "1.png": b"", "1.cls": b"03"}},
+            "labels 3 and 03, that of .*1.png, are",
+        ),
+        ({"0.tar": {"a.txt": b""}}, r"^no shard of /.* holds an image whose name has one dot \(\.bmp"),
+        (
+            {"train-0.tar": {"a/0.png": b""}, "test-0.tar": {"a/0.1.png": b""}},
+            r"^no shard of test in .* holds an image",
+        ),
         ({"train-0.tar": {"a/0.png": b""}}, "holds the one class 'a'"),
         (
             {"train-0.tar": {"a/0.png": b"", "b/0.png": b""}, "test-0.tar": {"c/0.png": b""}},

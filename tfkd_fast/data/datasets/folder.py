@@ -210,12 +210,14 @@ def split_listing(listing: Listing, place: Path, reason: str) -> FolderParts:
 
 
 def refuse_unknown_classes(test: Listing, train: Listing, place: Path, known: Path) -> None:
-    """Raise UserError for a class of the test images that no training image has.
+    """Raise UserError for a class of the test images that no training image has, or if there is no test image.
 
     Args:
         test, train: the files of both parts.
         place, known: where they are, for the error message.
     """
+    if not test:
+        raise UserError(f"{place} names no image: add some")
     for name in test:
         if name not in train:
             raise UserError(f"class {name!r} is in {place} but not in {known}: add it there too")

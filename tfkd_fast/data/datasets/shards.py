@@ -7,7 +7,7 @@ the same up to the first dot of the name belong together.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +35,8 @@ CLASSES = "classes.txt"
 HELD_OUT = "validation"
 PARTS = {TRAIN: TRAIN, "training": TRAIN, TEST: TEST, "testing": TEST, **dict.fromkeys(VALIDATION, HELD_OUT)}
 """Word in the path of a shard -> the part that its images belong to."""
+Sample = tuple[TarMember, TarMember | None]
+"""An image, and what its label is read from, if there is a file for it."""
 LABELS = ("cls", "json")
 """Extensions of what a label is read from: a number or a name, or an object in which it is `label` or `cls`."""
 
@@ -46,16 +48,29 @@ def open_shards(settings: DataSettings, download: bool) -> Dataset:
     without them all images are split class by class. Every shard is looked through once, about 40 us for each file.
 
     Raises:
-        UserError: no folder is named, it holds no shard, parts cannot be told, a sample has no label or several
-            images, a class occurs in the test part only, or a share is to be held out beside validation shards.
+        UserError: no folder is named, it holds no shard, parts cannot be told or hold no image, a sample has no label
+            or several images, a class occurs in the test part only, or a share is to be held out beside validation
+            shards.
     """
     if settings.root is None:
         raise UserError(f"data set {settings.dataset} needs the folder of its shards: name it with --data-root FOLDER")
     root = Path(settings.root).expanduser()
     found = _list_parts(root)
     names = _class_names(root)
-    listings = {part: _by_class(_samples(shards), names) for part, shards in found.items()}
-    return make_file_dataset(settings.dataset, _find_parts(root, listings, settings.holdout), settings)
+    listings, unread = {}, 0
+    for part, shards in found.items():
+        samples, dotted = _find_samples(shards)
+        if not samples:
+            raise UserError(
+                f"no shard of {' in '.join(filter(None, (part, str(root))))} holds an image whose name has one dot "
+                f"({', '.join(SUFFIXES)}): add some, or leave the part out"
+            )
+        listings[part], unread = _by_class(samples, names), unread + dotted
+    parts = _find_parts(root, listings, settings.holdout)
+    if unread:
+        words = f"not read: {unread:,} image{'s' * (unread > 1)} with more dots in the name than that of its extension"
+        parts = parts._replace(words="; ".join(filter(None, (parts.words, words))))
+    return make_file_dataset(settings.dataset, parts, settings)
 
 
 def _list_parts(root: Path) -> dict[str, list[Path]]:
@@ -99,8 +114,10 @@ def _find_parts(root: Path, listings: dict[str, Listing], holdout: float) -> Fol
     return FolderParts(train, test, describe_held_out("the shards of val", holdout), validation)
 
 
-def _samples(shards: list[Path]) -> Iterator[tuple[TarMember, TarMember | None]]:
-    """Yield the image of every sample, and what its label is read from, if there is a file for it."""
+def _find_samples(shards: list[Path]) -> tuple[list[Sample], int]:
+    """List the samples with an image, and count the images that belong to none because of more dots in their names."""
+    found: list[Sample] = []
+    dotted = 0
     with ThreadPoolExecutor() as pool:
         for members in pool.map(lambda shard: list(list_members(shard)), shards):
             samples: dict[str, dict[str, TarMember]] = defaultdict(dict)
@@ -111,16 +128,22 @@ def _samples(shards: list[Path]) -> Iterator[tuple[TarMember, TarMember | None]]
                     samples[folder + slash + key][extension.lower()] = member
             for key, files in samples.items():
                 images = [member for extension, member in files.items() if f".{extension}" in SUFFIXES]
+                dotted += sum(extension.endswith(SUFFIXES) for extension in files)
                 if len(images) > 1:
                     raise UserError(f"sample {key} of {images[0].archive} has {len(images)} images: leave one of them")
                 if images:
-                    yield images[0], next((files[name] for name in LABELS if name in files), None)
+                    found.append((images[0], next((files[name] for name in LABELS if name in files), None)))
+    return found, dotted
 
 
-def _by_class(samples: Iterable[tuple[TarMember, TarMember | None]], names: list[str] | None) -> Listing:
+def _by_class(samples: Iterable[Sample], names: list[str] | None) -> Listing:
     listing: dict[str, list[TarMember]] = defaultdict(list)
     for image, label in samples:
         listing[_class_of(image, label, names)].append(image)
+    numbers: dict[int, str] = {}
+    for name in filter(str.isdecimal, listing):
+        if (other := numbers.setdefault(int(name), name)) != name:
+            raise UserError(f"labels {other} and {name}, that of {listing[name][0]}, are one number: write one of them")
     in_order = {name: place for place, name in enumerate(names or ())}
 
     def place(name: str) -> tuple[int, int, str]:
@@ -140,15 +163,20 @@ def _class_of(image: TarMember, label: TarMember | None, names: list[str] | None
         text = file.read().decode()
         if label.path.lower().endswith(".json"):
             found = parse_json(text)
-            text = str(found["label"] if "label" in found else found["cls"])
+            value = found["label"] if "label" in found else found["cls"]
+            if not isinstance(value, str | int | float):
+                raise ValueError("it is neither a number nor a name")
+            text = str(value)
         text = text.strip()
         if not text:
             raise ValueError("it is empty")
-    if names is None or not text.isdecimal():
-        return printable(text)
-    if int(text) >= len(names):
-        raise UserError(f"{label} is {text}, and {CLASSES} names {len(names)} classes: add the others")
-    return names[int(text)]
+        number = int(text) if text.isdecimal() else None
+    name = printable(text)
+    if names is None or (number is None and name in names):
+        return name
+    if number is None or number >= len(names):
+        raise UserError(f"{label} is {name}, and {CLASSES} names {len(names)} classes: add the others")
+    return names[number]
 
 
 def _class_names(root: Path) -> list[str] | None:
