@@ -10,7 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tfkd_fast.data import DataSettings, ImageSet, ImagesSealed, open_dataset, sealed_test_images, split_holdout
+from tfkd_fast.data import (
+    DataIdentity,
+    DataSettings,
+    ImageSet,
+    ImagesSealed,
+    open_dataset,
+    sealed_test_images,
+    split_holdout,
+)
 from tfkd_fast.data.datasets.base import PartOfDataset
 from tfkd_fast.data.split import split_names
 from tfkd_fast.errors import UserError
@@ -276,6 +284,26 @@ def test_a_class_may_lack_test_images(tmp_path: Path) -> None:
     write(tmp_path, {name: level for name, level in FILES.items() if not name.startswith("test/ant")})
     assert open_dataset(settings(tmp_path)).read_test().labels.tolist() == [2]
     assert torch.bincount(open_dataset(settings(tmp_path)).read_train().labels).tolist() == [1, 2, 1]
+
+
+def test_accents_may_be_composed_in_one_part_and_not_in_another(tmp_path: Path) -> None:
+    """As after a copy from a file system that takes them apart; a run that has a class by either form knows it."""
+    one, other = "caf\u00e9", "cafe\u0301"
+    write(tmp_path, {f"train/{one}/a.png": 1, "train/tea/a.png": 2, f"test/{other}/b.png": 3})
+    dataset = open_dataset(settings(tmp_path))
+    assert dataset.read_test().labels.tolist() == [0]
+    known = dataset.identity
+    (tmp_path / "train" / one).rename(tmp_path / "train" / other)
+    copied = open_dataset(settings(tmp_path))
+    assert copied.classes == [one, "tea"]
+    assert known.difference(copied.identity) is None
+    stored = DataIdentity(**copied.identity.model_dump() | {"classes": [other, "tea"]})
+    assert stored.difference(copied.identity) is None
+    chosen = open_dataset(settings(tmp_path).model_copy(update={"classes": (other, "tea")}))
+    assert chosen.classes == [one, "tea"]
+    write(tmp_path, {f"train/{one}/c.png": 4})
+    with pytest.raises(UserError, match=r"^two folders in .*/train are both shown as 'caf\u00e9': rename one of them$"):
+        open_dataset(settings(tmp_path))
 
 
 def test_names_that_are_no_utf8_are_shown_escaped(tmp_path: Path) -> None:

@@ -86,13 +86,13 @@ def test_labels_in_json_class_names_and_validation_shards(tmp_path: Path) -> Non
     assert levels(dataset.read_test().all_images()) == [40]
     (tmp_path / "classes.txt").write_text("zebra\n")
     assert "is 1, and classes.txt names 1 classes" in refused(tmp_path)
-    (tmp_path / "classes.txt").write_text("zebra\nant\n")
-    for label in ("ant", "1"):
+    (tmp_path / "classes.txt").write_text("zebra\nfourmi carre\u0301e\n")
+    for label in ("fourmi carr\u00e9e", "1"):
         write(tmp_path / "train" / "1.tar", {"e.png": png(50), "e.cls": label.encode()})
-        assert open_dataset(settings(tmp_path)).classes == ["zebra", "ant"]
+        assert open_dataset(settings(tmp_path)).classes == ["zebra", "fourmi carr\u00e9e"]
     for label in ("-1", "bee"):
         write(tmp_path / "train" / "1.tar", {"e.png": png(50), "e.cls": label.encode()})
-        assert f"e.cls is {label}, and classes.txt names 2 classes: add the others" in refused(tmp_path)
+        assert f"e.cls is {label}, and classes.txt names 2 classes: add it there, or" in refused(tmp_path)
 
 
 def test_a_packed_folder_is_the_folder(tmp_path: Path) -> None:

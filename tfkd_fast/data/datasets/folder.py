@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 
 from tfkd_fast.data.datasets.base import ChannelStatistics, Dataset
+from tfkd_fast.data.datasets.identity import class_name
 from tfkd_fast.data.images import FileImages, describe_reading
 from tfkd_fast.data.members import AnyFile
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.split import SPLIT_SEED, describe_held_out, split_names
-from tfkd_fast.errors import UserError, printable
+from tfkd_fast.errors import UserError
 from tfkd_fast.files import is_there, reading
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -156,18 +157,18 @@ def list_classes(folder: Path) -> Listing:
         raise UserError(f"{folder} holds no class: images belong into a folder of their class's name below it")
     listing: dict[str, list[Path]] = {}
     for place in places:
-        if printable(place.name) in listing:
-            raise UserError(f"two folders in {folder} are both shown as {printable(place.name)!r}: rename one of them")
-        listing[printable(place.name)] = list_images(place)
-    for name, files in listing.items():
-        if files:
+        name = class_name(place.name)
+        if name in listing:
+            raise UserError(f"two folders in {folder} are both shown as {name!r}: rename one of them")
+        listing[name] = list_images(place)
+        if listing[name]:
             continue
-        if list_folders(folder / name):
+        if list_folders(place):
             raise UserError(
-                f"{folder / name} holds folders and no image: name the parts of a data set train/ and test/, and put "
-                "all images of a class into one folder"
+                f"{place} holds folders and no image: name the parts of a data set train/ and test/, and put all "
+                "images of a class into one folder"
             )
-        raise UserError(f"{folder / name} holds no image ({', '.join(SUFFIXES)}): add some or delete it")
+        raise UserError(f"{place} holds no image ({', '.join(SUFFIXES)}): add some or delete it")
     return listing
 
 

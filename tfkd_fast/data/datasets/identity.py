@@ -1,12 +1,22 @@
 """What says whether two data sets are the same one: a run goes on and is tested again on what it was trained on."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from tfkd_fast.errors import printable
 
 SAME_STATISTICS = 1e-3
 """Largest distance of statistics of the same images, a quarter of a grey level: decoders differ a little by version."""
+
+
+def class_name(text: str) -> str:
+    """Return the name of a class as it is shown and compared: printable, in one line, and with composed accents, which
+    file systems write in either form."""
+    return printable(unicodedata.normalize("NFC", text))
+
 
 Size = Annotated[int, Field(ge=1, le=4096)]
 Deviation = Annotated[float, Field(gt=0)]
@@ -20,7 +30,7 @@ class DataIdentity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    classes: tuple[str, ...] = Field(min_length=1)
+    classes: tuple[Annotated[str, AfterValidator(class_name)], ...] = Field(min_length=1)
     """Names of the classes, in the order of the labels."""
     image_shape: tuple[Size, Size, Size]
     """Channels, height and width of every image."""

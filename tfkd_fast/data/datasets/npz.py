@@ -14,10 +14,11 @@ import torch
 from numpy.lib import format as npy
 
 from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.datasets.identity import class_name
 from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.data.settings import LARGEST_IMAGE, SMALLEST_IMAGE, DataSettings
 from tfkd_fast.device import free_memory
-from tfkd_fast.errors import UserError, printable
+from tfkd_fast.errors import UserError
 from tfkd_fast.files import open_regular, reading
 
 REMEDY = "write the file again with numpy.savez"
@@ -74,7 +75,7 @@ class NpzFile:
         shape, dtype = self._header("classes")
         if dtype.kind != "U" or len(shape) != 1:
             raise self._fault("classes", f"must be (C,) strings, is {_describe(shape, dtype)}")
-        names = [printable(str(name)) for name in self._array("classes")]
+        names = [class_name(str(name)) for name in self._array("classes")]
         if len(names) < 2 or len(set(names)) < len(names):
             raise self._fault("classes", f"must name two classes or more, each once, names {len(set(names))}")
         return names

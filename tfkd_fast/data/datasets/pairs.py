@@ -17,10 +17,11 @@ from torch.utils.data import ConcatDataset, Subset
 from torch.utils.data import Dataset as TorchDataset
 
 from tfkd_fast.data.datasets.base import Dataset
+from tfkd_fast.data.datasets.identity import class_name
 from tfkd_fast.data.images import ImageSet, convert_colours, describe_reading, from_pillow, show_centre, to_pillow
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.split import SPLIT_SEED, describe_held_out, split_indices
-from tfkd_fast.errors import UserError, printable
+from tfkd_fast.errors import UserError
 
 TEST_SHARE = 0.2
 """Share of test images of every class where one part is given (our choice)."""
@@ -142,7 +143,7 @@ def make_pair_dataset(
     _refuse_classes(classes)
     labels = torch.cat([_find_labels(part, own, classes) for part in (own, *held_out)])
     _refuse_missing(labels[: len(own)], classes)
-    train = ConcatDataset([own, *held_out])
+    train: ConcatDataset[Any] = ConcatDataset([own, *held_out])
     channels = 1 if train[0][0].mode == "L" else 3
     image_shape = (channels, settings.image_size, settings.image_size)
     words = describe_held_out(held_out_part, settings.holdout) if held_out else ""
@@ -254,7 +255,7 @@ def read_classes(pairs: Any) -> list[str]:
     with suppress(Exception):  # whatever a foreign attribute is
         names = pairs.classes.tolist() if isinstance(pairs.classes, np.ndarray | Tensor) else pairs.classes
         if not isinstance(names, str):
-            return [printable(str(name)) for name in names]
+            return [class_name(str(name)) for name in names]
     return []
 
 
@@ -307,7 +308,7 @@ def _find_labels(part: LabelledPairs, own: LabelledPairs, classes: Sequence[str]
     return labels
 
 
-def _chosen_from(pairs: Pairs) -> Any:
+def _chosen_from(pairs: Any) -> Any:
     """The pairs that others were chosen from, which have the names of their classes."""
     while isinstance(pairs, Subset):
         pairs = pairs.dataset

@@ -24,10 +24,11 @@ from tfkd_fast.data.datasets.folder import (
     refuse_unknown_classes,
     split_listing,
 )
+from tfkd_fast.data.datasets.identity import class_name
 from tfkd_fast.data.members import TarMember, list_members
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.split import describe_held_out
-from tfkd_fast.errors import UserError, printable
+from tfkd_fast.errors import UserError
 from tfkd_fast.files import is_there, parse_json, read_text, reading
 
 CLASSES = "classes.txt"
@@ -158,7 +159,7 @@ def _class_of(image: TarMember, label: TarMember | None, names: list[str] | None
         folder = image.path.rpartition("/")[0].rpartition("/")[2]
         if folder in ("", "."):
             raise UserError(f"{image} has no label: add a file of its name that ends in .cls, or put it into a folder")
-        return printable(folder)
+        return class_name(folder)
     with reading(str(label), "the label", "write a number or a name"), label.open() as file:
         text = file.read().decode()
         if label.path.lower().endswith(".json"):
@@ -171,11 +172,13 @@ def _class_of(image: TarMember, label: TarMember | None, names: list[str] | None
         if not text:
             raise ValueError("it is empty")
         number = int(text) if text.isdecimal() else None
-    name = printable(text)
+    name = class_name(text)
     if names is None or (number is None and name in names):
         return name
     if number is None or number >= len(names):
-        raise UserError(f"{label} is {name}, and {CLASSES} names {len(names)} classes: add the others")
+        raise UserError(
+            f"{label} is {name}, and {CLASSES} names {len(names)} classes: add it there, or write one of them"
+        )
     return names[number]
 
 
@@ -183,7 +186,7 @@ def _class_names(root: Path) -> list[str] | None:
     table = root / CLASSES
     if not table.exists():
         return None
-    names = [printable(line.strip()) for line in read_text(table, "the class names", "repair it").splitlines()]
+    names = [class_name(line.strip()) for line in read_text(table, "the class names", "repair it").splitlines()]
     names = [name for name in names if name]
     if len({*names}) < len(names):
         raise UserError(f"{table} names a class twice: give every label a name of its own")

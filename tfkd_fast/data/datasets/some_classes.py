@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from tfkd_fast.data.datasets.base import Dataset, PartOfDataset, choose_images
+from tfkd_fast.data.datasets.identity import class_name
 from tfkd_fast.data.images import ImageSet
 from tfkd_fast.errors import UserError, nearest
 
@@ -26,7 +27,7 @@ def find_labels(choice: Sequence[str], classes: Sequence[str], setting: str) -> 
         UserError: a class does not exist, or fewer than two are chosen.
     """
     chosen: set[int] = set()
-    for item in choice:
+    for item in map(class_name, choice):
         numbers = RANGE.fullmatch(item)
         if item in classes:
             chosen.add(classes.index(item))

@@ -16,6 +16,7 @@ import torch
 
 from tfkd_fast.data.datasets.base import ChannelStatistics, Dataset
 from tfkd_fast.data.datasets.folder import FolderParts, Listing, make_file_dataset, split_listing
+from tfkd_fast.data.datasets.identity import class_name
 from tfkd_fast.data.images import ArrayImages
 from tfkd_fast.data.settings import DEFAULT_ROOT, DataSettings
 from tfkd_fast.errors import UserError, printable
@@ -192,7 +193,7 @@ def _classes(part: Any, labels: Sequence[int]) -> list[str]:
     """Return the class names of a part in label order; numbers where torchvision names none."""
     names = getattr(part, "classes", None) or getattr(part, "categories", None) or range(max(labels) + 1)
     # Imagenette names a class by several words
-    return [printable(", ".join(name) if isinstance(name, tuple) else str(name)) for name in names]
+    return [class_name(", ".join(name) if isinstance(name, tuple) else str(name)) for name in names]
 
 
 def _list_samples(samples: Iterable[Sample], classes: Sequence[str]) -> Listing:
