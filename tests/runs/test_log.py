@@ -96,10 +96,9 @@ def test_lines_that_were_lost_repeated_or_moved_are_refused(tmp_path: Path, orde
     path = tmp_path / "metrics.jsonl"
     lines = written(path)
     path.write_bytes(b"".join(lines[place] for place in order))
-    with pytest.raises(UserError, match=f"{fault}: put every line back in its place"):
-        read_log(path)
-    in_place = next((number for number, place in enumerate(order) if number != place), 0)
-    assert whole_bytes(path, path.stat().st_size) == sum(map(len, lines[:in_place]))  # what a resumed run keeps
+    for read in (read_log, lambda path: whole_bytes(path, path.stat().st_size)):  # for a report, and for a resume
+        with pytest.raises(UserError, match=f"{fault}: put every line back in its place"):
+            read(path)
 
 
 def test_an_empty_line_stands_for_one_that_was_lost(tmp_path: Path) -> None:
@@ -142,7 +141,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RunLog(tmp_path / "metrics.jsonl", [])
 
 
-def test_undamaged_lines_are_counted_up_to_the_first_that_is_not(tmp_path: Path) -> None:
+def test_what_a_kill_or_a_power_cut_left_of_a_line_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert whole_bytes(path, 100) == 0
     log = RunLog(path, [])
@@ -155,6 +154,18 @@ def test_undamaged_lines_are_counted_up_to_the_first_that_is_not(tmp_path: Path)
     assert whole_bytes(path, both) == whole_bytes(path, both + 100) == both
     for limit in (first, both - 1):
         assert whole_bytes(path, limit) == first
-    for damaged in (content[:-5], content[:first] + b"\0" * 20, content[:first] + b"\xff\n" + content[first:]):
+    for damaged in (content[:-5], content[:first] + b"\0" * 20):
         path.write_bytes(damaged)
         assert whole_bytes(path, both) == first
+
+
+def test_nothing_is_cut_off_behind_a_damaged_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = written(path)
+    damaged = [*lines[:2], lines[2].replace(b"0.5", b"0.6"), *lines[3:]]
+    path.write_bytes(b"".join(damaged))
+    with pytest.raises(UserError, match=r"line 3 of .* is damaged \(its checksum is wrong\): empty it, but keep its"):
+        whole_bytes(path, path.stat().st_size)
+    damaged[2] = b"\n"  # as the sentence says
+    path.write_bytes(b"".join(damaged))
+    assert whole_bytes(path, path.stat().st_size) == len(b"".join(damaged))

@@ -173,19 +173,14 @@ class RunLog:
 
 
 def whole_bytes(path: Path, limit: int) -> int:
-    """Bytes of the first lines of a log that are undamaged and in their place, within its first `limit` bytes; 0
-    without a log."""
-    whole = 0
+    """Bytes of the lines of a log within its first `limit` bytes, up to one that was cut off by a kill or a power cut;
+    0 without a log.
+
+    Raises:
+        UserError: as `read_log`, so that nothing undamaged is cut off behind a line that is not.
+    """
     content = read_bytes(path, "the log", LOG_REMEDY) if path.exists() else b""
-    for number, line in enumerate(content[:limit].splitlines(keepends=True), start=1):
-        try:
-            _read_line(line, number)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        whole += len(line)
-    return whole
+    return sum(len(line) for line, _ in _lines(path, content[:limit]) if line.endswith(b"\n"))
 
 
 def read_log(path: Path) -> list[LogLine]:
@@ -197,9 +192,13 @@ def read_log(path: Path) -> list[LogLine]:
         UserError: another line is damaged, or not the one that the run wrote there, because lines were lost, repeated
             or moved; the file, the line and the remedy are named.
     """
-    lines: list[LogLine] = []
+    return [read for _, read in _lines(path, read_bytes(path, "the log", LOG_REMEDY)) if read]
+
+
+def _lines(path: Path, content: bytes) -> Iterator[tuple[bytes, LogLine | None]]:
+    """Each line of a log with what it says; see `read_log`."""
     checked = False  # logs of earlier versions have no checksums, nor has what one wrote before a resume
-    for number, line in enumerate(read_bytes(path, "the log", LOG_REMEDY).splitlines(keepends=True), start=1):
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
         try:
             read = _read_line(line, number)
             if read and checked and not is_checked_line(line):
@@ -208,12 +207,10 @@ def read_log(path: Path) -> list[LogLine]:
             raise UserError(f"line {number} of {path} {error}") from None
         except ValueError as error:
             if not line.endswith(b"\n"):
-                break
+                return
             raise UserError(f"line {number} of {path} is damaged ({error}): empty it, but keep its place") from None
         checked = checked or is_checked_line(line)
-        if read:
-            lines.append(read)
-    return lines
+        yield line, read
 
 
 class _OutOfPlace(ValueError):
