@@ -2,6 +2,7 @@
 with `test = false` by `evaluate` alone."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from tfkd_fast import ops
 from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.data.settings import FROM_PROGRAM
 from tfkd_fast.device import Compute, determinism, resolve_compute
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.events import StudentExamined
 from tfkd_fast.judging.examination import examine
 from tfkd_fast.judging.metrics import judge_predictions, predict
@@ -24,7 +25,7 @@ from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import Listener, read_log
 from tfkd_fast.runs.precedence import Table, merge
-from tfkd_fast.runs.provenance import refuse_other_data, refuse_other_recipe, takes_the_same_images
+from tfkd_fast.runs.provenance import paths_in, refuse_other_data, refuse_other_recipe, takes_the_same_images
 from tfkd_fast.runs.recipe import Recipe, load_recipe, make_recipe, read_recipe
 from tfkd_fast.runs.replay import replay_recipe
 from tfkd_fast.runs.stop import Stop
@@ -257,6 +258,7 @@ def _begin(
     `replayed` the run whose targets the recipe has."""
     if ranks.first:
         folder.refuse_if_taken(overwrite=overwrite)
+        folder.refuse_if_read([*paths_in(recipe.table()), *([replayed.path] if replayed else [])])
     with ops.using_backend(recipe.ops), determinism(recipe.deterministic):
         dataset = _open(recipe, ranks, download=download, pairs=pairs)
         with sealed_test_images():
@@ -364,7 +366,7 @@ def _trainer(
 def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     """Train, then judge the student and write the summary; of several processes, the first one does the latter two."""
     folder, recipe, stop.resumable = trainer.folder, trainer.recipe, True
-    with closing(trainer):
+    with _tell_of_replaced(trainer), closing(trainer):
         with _explain_lost_worker(folder), _explain_batch_of_one():
             with sealed_test_images():
                 summary = trainer.run(stop)
@@ -382,6 +384,18 @@ def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
         trainer.finish(summary, examination)
     folder.write_json(folder.summary, summary)  # from now on the run is finished
     return summary
+
+
+@contextmanager
+def _tell_of_replaced(trainer: Trainer) -> Iterator[None]:
+    """Context manager that says, where a run ended before it had a checkpoint, where the run is that it replaced."""
+    try:
+        yield
+    finally:
+        folder = trainer.folder
+        if trainer.ranks.first and folder.replaced.recipe.exists():
+            kept = f"the run that was in {folder.path} is kept in {folder.replaced.path}"
+            warnings.warn(Notice(f"{kept} until the new one has its first checkpoint"), stacklevel=2)
 
 
 @contextmanager

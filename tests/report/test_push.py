@@ -96,6 +96,8 @@ def test_a_folder_that_holds_something_is_left_alone(finished: Path, tmp_path: P
     run("push", finished, taken, "--overwrite")
     assert_same_run(taken, finished)
     assert "leave --private out" in refusal("push", finished, taken, "--private")
+    RunFolder(taken).create('method = "ce"')  # another run takes the place of the one with its card
+    assert not (taken / "README.md").exists()
 
 
 def test_what_is_not_whole_is_not_handed_on(finished: Path, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_an_existing_run_is_refused_and_replaced_only_on_request(tmp_path: Path)
     run.create('method = "kd"')
     assert run.read_summary() is None
     assert not run.checkpoint_files()
+    assert run.replaced.read_recipe_text() == 'method = "ce"'
     assert foreign.read_text() == "mine"
 
 
@@ -144,7 +145,7 @@ def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -
         tmp_path / "checkpoints" / "mine.pt",
         tmp_path / "checkpoints" / "old" / "epoch-00001.ckpt",
     ]
-    users += [run.tensorboard / "layout.json", tmp_path / "student.txt"]
+    users += [run.tensorboard / "layout.json", tmp_path / "student.txt", run.card]
     for file in (*files, *users):
         file.parent.mkdir(exist_ok=True)
         file.write_text("x")
@@ -152,8 +153,51 @@ def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -
     run.refuse_if_taken(overwrite=True)
     run.create('method = "kd"')
     assert not [file for file in files if file.exists()]
+    kept = [run.replaced.path / file.relative_to(tmp_path) for file in files]
+    assert all(file.exists() for file in kept)
+    run.save_checkpoint(1, {"epoch": 1})
+    assert not run.replaced.path.exists()
     assert all(file.read_text() == "x" for file in users)
     assert run.read_recipe_text() == 'method = "kd"'
+
+
+def test_a_run_is_kept_until_the_one_in_its_place_has_a_checkpoint(tmp_path: Path) -> None:
+    """Also where others take the place of that one meanwhile, and one of them was killed while it did so."""
+    run = RunFolder(tmp_path)
+    run.create('method = "ce"')
+    run.student.write_text("first")
+    run.next_recipe.write_text('method = "kd"')  # of a command that was killed
+    run.finish_replacing()
+    run.student.write_text("second")
+    run.create('method = "dml"')
+    assert not run.student.exists()
+    assert (run.replaced.read_recipe_text(), run.replaced.student.read_text()) == ('method = "ce"', "first")
+    assert run.read_recipe_text() == 'method = "dml"'
+    mine = run.replaced.path / "notes.txt"
+    mine.write_text("mine")
+    run.save_checkpoint(1, {"epoch": 1})
+    assert list(run.replaced.path.iterdir()) == [mine]
+
+
+def test_a_model_card_is_replaced_with_its_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for text, is_card in (('---\nlicense: "mit"\nlibrary_name: "tfkd-fast"\n---\n\n# digits\n', True), ("mine", False)):
+        run.create('method = "ce"')
+        run.card.write_text(text)
+        run.create('method = "ce"')
+        assert run.card.exists() != is_card
+
+
+def test_what_a_run_reads_is_not_replaced_by_it(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create('method = "ce"')
+    for file in (run.student, run.path / "logits.cache", run.path / "process.safetensors", run.replaced.path):
+        file.touch()
+    (tmp_path / "link").symlink_to(run.path)
+    for source in (run.path, tmp_path / "link", run.student, run.path / "process.safetensors", run.replaced.path):
+        with pytest.raises(UserError, match=f"the run would replace {source}, which it reads: choose another --out"):
+            run.refuse_if_read([source])
+    run.refuse_if_read([run.path / "logits.cache", run.best, tmp_path, Path("no\0file")])
 
 
 def test_a_search_for_a_policy_is_no_run(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.command import refusal, run
+from tests.support.command import SMALL, refusal, run
 from tests.support.runs import log, recipe
 from tfkd_fast import api, tensor_file
 from tfkd_fast.errors import Notice, UserError
@@ -52,6 +52,18 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     """The run without its data."""
     shutil.copytree(finished / "run", tmp_path / "run")
     return tmp_path / "run"
+
+
+def test_a_run_does_not_take_the_place_of_what_it_is_made_from(copy: Path) -> None:
+    place, before = ["--out", copy, "--overwrite"], sorted(copy.rglob("*"))
+    taught = ["train", *SMALL, "--method", "kd", "--dataset", "npz", "--data-root", copy.parent / "data.npz"]
+    for arguments in (
+        [*taught, "--teacher", copy],
+        [*taught, "--teacher", f"vgg8@{copy / 'student.safetensors'}"],
+        ["replay", copy],
+    ):
+        assert f"the run would replace {copy}" in refusal(*arguments, *place)
+    assert sorted(copy.rglob("*")) == before
 
 
 def change_header(path: Path, entries: dict[str, Any], *, drop: tuple[str, ...] = ()) -> None:

@@ -17,6 +17,7 @@ from tfkd_fast.report.format import as_number, count_text, decimals, standard_er
 from tfkd_fast.report.run import RunRecord
 from tfkd_fast.report.testing import hardest_first
 from tfkd_fast.report.words import measurement_words
+from tfkd_fast.runs.folder import LIBRARY
 from tfkd_fast.runs.stored import StoredRun
 from tfkd_fast.runs.student import StudentHeader
 from tfkd_fast.strict_json import to_json
@@ -73,7 +74,7 @@ def _front_matter(record: RunRecord, name: str, licence: str) -> str:
     start = record.start
     values: dict[str, Any] = {
         "license": licence,
-        "library_name": "tfkd-fast",
+        "library_name": LIBRARY,
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "knowledge-distillation", "tfkd-fast", start.method, _short(start.model)],
         "datasets": [] if start.dataset in NOT_ON_THE_HUB else [start.dataset.removeprefix("hf/")],

@@ -111,6 +111,7 @@ def _into_folder(path: Path, files: Files, *, overwrite: bool, say: Callable[[st
         for name, content in contents.items():
             write_bytes(path / name, content)
         write_bytes(folder.summary, summary)
+        folder.drop_replaced()
     return str(path)
 
 

@@ -5,12 +5,15 @@ computed) · metrics.jsonl (one event a line, flushed) · checkpoints/ · studen
 best.safetensors (best epoch on the held-out split) · student-ema.safetensors (moving average of the
 weights) · policy.safetensors (of a controller that has one) and other files of a method · summary.json · report.html ·
 student.pt2, student.onnx and student-int8.onnx when exported, and their like · tensorboard/, wandb/ and trackers.json
-(what the run is called in trackers) when asked for · lock.
+(what the run is called in trackers) when asked for · replaced-run/ (the run that was there before, until this one has a
+checkpoint) · lock.
 """
 
 import contextlib
+import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -35,10 +38,13 @@ from tfkd_fast.methods import METHODS
 from tfkd_fast.runs.checkpoint import REMEDY, load_checkpoint, save_checkpoint
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.lock import LOCK, lock_folder, refuse_if_busy
+from tfkd_fast.strict_json import to_json
 
 KEPT_CHECKPOINTS = 2
 EXPORTS = (".pt2", ".onnx", "-int8.onnx")
 """What the names of exports have after that of the student's file."""
+LIBRARY = "tfkd-fast"
+"""What model cards call this package, as the Hugging Face Hub knows it."""
 CHECKPOINT = re.compile(r"epoch-(\d+)\.ckpt")
 """The name of a checkpoint, with the number of epochs before it."""
 
@@ -64,6 +70,11 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.trackers = path / "trackers.json"
         self.generations = path / "generations.jsonl"  # of a search for a policy, which is no run
+
+    @property
+    def replaced(self) -> "RunFolder":
+        """The run that was here before, as long as that of the folder has no checkpoint; usually there is none."""
+        return RunFolder(self.path / "replaced-run")
 
     def lock(self) -> AbstractContextManager[list[int]]:
         """Context manager that makes the folder and locks it while the block runs; see `lock_folder`."""
@@ -94,8 +105,16 @@ class RunFolder:
                 f"{self.path} holds an unfinished run: go on with --resume {self.path}, or pass --overwrite"
             )
 
+    def refuse_if_read(self, sources: Iterable[Path]) -> None:
+        """Raise UserError if a run that begins here would replace one of the files and folders that it reads."""
+        ours = {os.path.realpath(path) for path in (self.path, self.recipe, *self._written())}
+        for source in filter(is_there, sources):
+            place = os.path.realpath(source)
+            if place in ours or Path(place).is_relative_to(os.path.realpath(self.replaced.path)):
+                raise UserError(f"the run would replace {source}, which it reads: choose another --out")
+
     def create(self, recipe_text: str) -> None:
-        """Make the folder, and remove the files of an earlier run from it; files that are no part of a run stay.
+        """Make the folder, and put the files of an earlier run aside; files that are no part of a run stay.
 
         When the process is killed meanwhile, the folder holds the earlier run, untouched, or the new one, once
         `finish_replacing` was called.
@@ -109,18 +128,42 @@ class RunFolder:
         self.finish_replacing()
 
     def finish_replacing(self) -> None:
-        """Where another run has begun to take the place of that in the folder, remove what is left of the old one."""
+        """Where another run has begun to take the place of that in the folder, put what is left of the old one aside.
+
+        A run that has no checkpoint, because it has replaced another one itself that is still there, is deleted.
+        """
         if not self.next_recipe.exists():
             return
+        replaced = self.replaced
         try:
-            for file in self._written():
-                file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it is not there, or somebody else has files in it
-                self.tensorboard.rmdir()
+            if not replaced.recipe.exists():
+                for file in filter(is_there, self._written()):
+                    place = replaced.path / file.relative_to(self.path)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(file, place)  # also where checkpoints/ is on another disk
+                write_bytes(replaced.recipe, self.recipe.read_bytes())  # the last: from now on it is whole
+            self._delete_written()
             self.next_recipe.replace(self.recipe)
             sync_folder(self.path)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+
+    def drop_replaced(self) -> None:
+        """Delete the run that was here before."""
+        replaced = self.replaced
+        if not is_there(replaced.path):
+            return
+        with contextlib.suppress(OSError):  # the next checkpoint tries again
+            replaced._delete_written()
+            replaced.recipe.unlink(missing_ok=True)
+            for folder in (replaced.checkpoints, replaced.path):
+                folder.rmdir()
+
+    def _delete_written(self) -> None:
+        for file in self._written():
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or somebody else has files in it
+            self.tensorboard.rmdir()
 
     def _written(self) -> Iterator[Path]:
         """Every file that a run, a report or an export may have written, but for the recipe, which marks the folder as
@@ -132,9 +175,19 @@ class RunFolder:
         for file in (*own, *self._of_methods()):
             yield file
             yield file.with_name(file.name + PART)
+        if self._has_model_card():
+            yield self.card
         yield from self.checkpoint_files()
         yield from self.checkpoints.glob(f"epoch-*.ckpt{PART}")
         yield from self.tensorboard.glob("events.out.tfevents.*")
+
+    def _has_model_card(self) -> bool:
+        """Whether README.md is the model card of a run that was handed on, and not a text of somebody else."""
+        try:
+            text = read_text(self.card, "the model card", "")
+        except UserError:
+            return False
+        return f"library_name: {to_json(LIBRARY)}" in text.partition("\n---\n")[0].splitlines()
 
     def _of_methods(self) -> list[Path]:
         """What methods may add to the folder."""
@@ -192,7 +245,7 @@ class RunFolder:
         write_bytes(self.path / name, content)
 
     def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> Path:
-        """Write the state after `epoch` epochs and drop all but the newest two."""
+        """Write the state after `epoch` epochs; drop all but the newest two, and the run that was here before."""
         path = self.checkpoints / f"epoch-{epoch:05d}.ckpt"
         with contextlib.suppress(OSError):  # the write says what is wrong
             self.checkpoints.mkdir(exist_ok=True)
@@ -201,6 +254,7 @@ class RunFolder:
         for old in (*self.checkpoint_files()[:-KEPT_CHECKPOINTS], *parts):
             with contextlib.suppress(OSError):  # the next one tries again
                 old.unlink()
+        self.drop_replaced()
         return path
 
     def checkpoint_files(self) -> list[Path]:

@@ -1,7 +1,9 @@
 """Whether a run goes on with what it was begun with, and is tested on what it was trained on."""
 
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tfkd_fast.data import DataIdentity, Dataset
 from tfkd_fast.errors import Notice, UserError
@@ -55,3 +57,12 @@ def refuse_other_recipe(recipe: Recipe, header: StudentHeader, path: Path) -> No
 def takes_the_same_images(recipe: Recipe, other: Recipe) -> bool:
     """Return whether two recipes ask for the same images, wherever they lie."""
     return all(getattr(recipe.data, key) == getattr(other.data, key) for key in CHOICE)
+
+
+def paths_in(value: Any) -> Iterator[Path]:
+    """The absolute paths among the values of nested tables and lists: the files and folders that a recipe names."""
+    if isinstance(value, str) and Path(value).is_absolute():
+        yield Path(value)
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from paths_in(item)

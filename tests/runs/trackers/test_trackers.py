@@ -98,6 +98,25 @@ def test_a_tracker_that_cannot_begin_stops_the_run_and_one_that_fails_later_does
     assert notice == ("TensorBoard failed and is told nothing more (no space left); the log of the run has everything")
 
 
+def test_a_tracker_that_cannot_begin_costs_no_run_that_was_there(tmp_path: Path) -> None:
+    few = {"dataset": "digits", "per_class": 4, "batch_size": 32}
+    api.train(recipe("ce", epochs=1, data=few), tmp_path / "run")
+    student = (tmp_path / "run" / "student.safetensors").read_bytes()
+    (tmp_path / "run" / "tensorboard").touch()
+    again = recipe("ce", epochs=1, seed=1, data=few, trackers=["tensorboard"])
+    kept = tmp_path / "run" / "replaced-run"
+    with (
+        pytest.raises(UserError, match="TensorBoard cannot begin"),
+        pytest.warns(Notice, match=f"was in {tmp_path / 'run'} is kept in {kept} until the new one has its first"),
+    ):
+        api.train(again, tmp_path / "run", overwrite=True)
+    assert (kept / "student.safetensors").read_bytes() == student
+    assert api.evaluate(kept)["test_images"] > 0
+    (tmp_path / "run" / "tensorboard").unlink()
+    api.resume(tmp_path / "run")
+    assert not kept.exists()
+
+
 def test_the_old_key_names_the_same_trackers() -> None:
     plain = {"method": "ce", "data": {"dataset": "digits"}}
     for table, overrides, trackers in (
