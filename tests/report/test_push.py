@@ -17,6 +17,7 @@ from tests.support.runs import recipe
 from tfkd_fast import api, from_pretrained, load_run, push, tensor_file
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.files import to_checked_text
+from tfkd_fast.runs.folder import RunFolder
 
 FEW = {"dataset": "digits", "per_class": 10, "batch_size": 32}
 HANDED_ON = [

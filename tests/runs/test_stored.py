@@ -1,5 +1,6 @@
 """Runs read from their folders: finished, unfinished, damaged, none."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def test_a_finished_run_has_what_its_folder_has(finished: Path) -> None:
     assert [kind for kind in kinds if kind != "loader"] == ["start", "epoch", "epoch", "test", "finish"]
     assert run.classes == tuple("0123456789")
     assert run.image_shape == (1, 32, 32)
+
+
+def test_a_run_is_read_from_whatever_folder_is_the_current_one_by_then(finished: Path) -> None:
+    with contextlib.chdir(finished.parent):
+        run = load_run(finished.name)
+    assert run.path == Path(finished.name)
+    assert run.summary is not None
+    assert not run.student().training
 
 
 def test_the_student_predicts_as_it_was_tested(finished: Path) -> None:

@@ -42,6 +42,21 @@ def train(out: Path, model: str, method: str = "ce", **tables: Any) -> dict[str,
     return tfkd_fast.train(SMALL | {"method": method, "model": {"name": model}} | tables, out, overwrite=True)
 
 
+def test_a_network_that_changes_the_current_folder_takes_no_run_with_it(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    net.write_text(f"import os\n\nos.chdir({str(elsewhere)!r})\n{NET}")
+    monkeypatch.chdir(tmp_path)
+    few = ["--device", "cpu", "--method", "ce", "--epochs", "1", "--set", "data.per_class=30"]
+    said = run("train", "digits", "--model", f"{net}:Net", *few, "--out", "new").stdout
+    assert Path.cwd() == elsewhere
+    assert said.splitlines()[-1] == f"report {Path('new', 'report.html')}"
+    assert (tmp_path / "new" / "report.html").exists()
+    assert not list(elsewhere.iterdir())
+
+
 def test_the_page_runs(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its program, and what another process does with the runs that the program leaves."""
     monkeypatch.chdir(tmp_path)

@@ -265,11 +265,11 @@ def train(
         if was_restarted() and ranks.decide(lambda: RunFolder(out).holds_unfinished(chosen.to_toml())):
             _go_on(context, ranks, out, data_root=None, download=download)
             return
-        with _display_run(context, out) as (listeners, stop):
+        with _display_run(context, out) as (listeners, stop, tell):
             summary = api.train(
                 chosen, out, overwrite=overwrite, download=download, listeners=listeners, stop=stop, ranks=ranks
             )
-        _report_run(summary, out)
+        tell(summary)
 
 
 def _go_on(context: typer.Context, ranks: "Ranks", out: Path, *, data_root: Path | None, download: bool) -> None:
@@ -281,9 +281,9 @@ def _go_on(context: typer.Context, ranks: "Ranks", out: Path, *, data_root: Path
             Terminal().say(f"the run in {out} is finished; its report was missing and is written now")
             Terminal().say(f"report {_report(out)}")
         return
-    with _display_run(context, out) as (listeners, stop):
+    with _display_run(context, out) as (listeners, stop, tell):
         summary = api.resume(out, listeners=listeners, data_root=data_root, download=download, stop=stop, ranks=ranks)
-    _report_run(summary, out)
+    tell(summary)
 
 
 @app.command()
@@ -301,9 +301,9 @@ def replay(
     overrides = _drop_unset({"seed": seed})
     _add_assignments(overrides, assignments)
     out = out or Path("runs", f"{run_dir.resolve().name}-replay{'' if seed is None else f'-seed{seed}'}")
-    with _display_run(context, out) as (listeners, stop):
+    with _display_run(context, out) as (listeners, stop, tell):
         summary = api.replay(run_dir, out, overrides=overrides, overwrite=overwrite, listeners=listeners, stop=stop)
-    _report_run(summary, out)
+    tell(summary)
 
 
 @app.command()
@@ -746,16 +746,19 @@ def bench(
 
 
 @contextmanager
-def _display_run(context: typer.Context, out: Path) -> Iterator[tuple[list["Listener"], Stop]]:
-    """What shows a run into the folder `out`, and what ends it on a signal."""
+def _display_run(
+    context: typer.Context, out: Path
+) -> Iterator[tuple[list["Listener"], Stop, Callable[[dict[str, Any]], None]]]:
+    """What shows a run into the folder `out`, what ends it on a signal, and what tells of its summary in the end."""
     from tfkd_fast.cli.display import Display
 
     stop = _stop(context, f"tfkd-fast train --resume {out} goes on from the last checkpoint")
+    tell = partial(_report_run, out, out.absolute())  # the code of a network may change the current folder
     if not prints():
-        yield [], stop
+        yield [], stop, tell
         return
     with Display() as display:
-        yield [display], stop
+        yield [display], stop, tell
 
 
 def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
@@ -765,11 +768,11 @@ def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
     return stop
 
 
-def _report_run(summary: dict[str, Any], out: Path) -> None:
-    """Write the report of a finished run, and print what came of it."""
+def _report_run(out: Path, place: Path, summary: dict[str, Any]) -> None:
+    """Write the report of a finished run in the folder `out`, which is in `place`, and print what came of it."""
     if not prints():
         return
-    report = _report(out)
+    report = out / _report(place).name
     tested = "test_top1" in summary
     accuracy = f"test accuracy {summary['test_top1']:.2f} %" if tested else "not tested: tfkd-fast eval does that"
     Terminal(optional=True).say(accuracy)

@@ -85,7 +85,7 @@ def learn_policy(
             folder.write_bytes(folder.policy.name, search.policy_bytes())
             on_generation(number, generation)
         lines.close()
-    return folder.policy
+    return out / folder.policy.name
 
 
 def _count_epochs(on_epoch: Callable[[int, int], None], before: int, planned: int, trained: int) -> None:

@@ -104,7 +104,7 @@ def write_report(run_folder: Path, pictures: Pictures = NO_PICTURES) -> Path:
     folder.require_run()
     # read in turn with other processes, such as the run at its end: the last page is of the latest state
     write_atomically(folder.report, lambda file: file.write(_render_checked(folder, pictures).encode()))
-    return folder.report
+    return run_folder / folder.report.name
 
 
 def _render_checked(folder: RunFolder, pictures: Pictures) -> str:

@@ -131,7 +131,7 @@ def export_student(
             raise UserError(f"wrote {archive}, but {ONNX_NEEDS}") from None
         write_bytes(archive, content.getvalue())
         write_bytes(onnx_file, onnx_content)
-    return [path, archive, onnx_file]
+    return [folder.path / file.name for file in (path, archive, onnx_file)]
 
 
 def describe_export(run: StoredRun, weights: Weights, classifier: ImageClassifier, inside: Inside) -> dict[str, str]:

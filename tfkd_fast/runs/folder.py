@@ -54,31 +54,34 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.recipe = path / "recipe.toml"
-        self.next_recipe = path / "recipe.toml.next"  # while a run takes the place of another one
-        self.data = path / "data.json"
-        self.convolutions = path / "convolutions.json"
-        self.metrics = path / "metrics.jsonl"
-        self.checkpoints = path / "checkpoints"
-        self.student = path / "student.safetensors"
-        self.best = path / "best.safetensors"
-        self.ema = path / "student-ema.safetensors"
-        self.policy = path / "policy.safetensors"
-        self.summary = path / "summary.json"
-        self.report = path / "report.html"
-        self.card = path / "README.md"  # of a run that was handed on
-        self.tensorboard = path / "tensorboard"
-        self.trackers = path / "trackers.json"
-        self.generations = path / "generations.jsonl"  # of a search for a policy, which is no run
+        """The folder as somebody named it, for sentences."""
+        self.place = place = path.absolute()
+        """The same folder from wherever it is named: the code of a network may change the current folder."""
+        self.recipe = place / "recipe.toml"
+        self.next_recipe = place / "recipe.toml.next"  # while a run takes the place of another one
+        self.data = place / "data.json"
+        self.convolutions = place / "convolutions.json"
+        self.metrics = place / "metrics.jsonl"
+        self.checkpoints = place / "checkpoints"
+        self.student = place / "student.safetensors"
+        self.best = place / "best.safetensors"
+        self.ema = place / "student-ema.safetensors"
+        self.policy = place / "policy.safetensors"
+        self.summary = place / "summary.json"
+        self.report = place / "report.html"
+        self.card = place / "README.md"  # of a run that was handed on
+        self.tensorboard = place / "tensorboard"
+        self.trackers = place / "trackers.json"
+        self.generations = place / "generations.jsonl"  # of a search for a policy, which is no run
 
     @property
     def replaced(self) -> "RunFolder":
         """The run that was here before, as long as that of the folder has no checkpoint; usually there is none."""
-        return RunFolder(self.path / "replaced-run")
+        return RunFolder(self.place / "replaced-run")
 
     def lock(self) -> AbstractContextManager[list[int]]:
         """Context manager that makes the folder and locks it while the block runs; see `lock_folder`."""
-        return lock_folder(self.path)
+        return lock_folder(self.place)
 
     def refuse_if_taken(self, *, overwrite: bool = False, place: str = "--out") -> None:
         """Raise UserError unless a run may begin here: the folder is empty or not there, or with `overwrite` has a run.
@@ -89,15 +92,15 @@ class RunFolder:
             overwrite: whether a run may be there.
             place: the option or argument that names the folder, for messages.
         """
-        if not self.path.exists():
+        if not self.place.exists():
             return
-        if not self.path.is_dir():
+        if not self.place.is_dir():
             raise UserError(f"{self.path} is a file: choose another {place}")
-        refuse_if_busy(self.path)
+        refuse_if_busy(self.place)
         if self.generations.exists():
             raise UserError(f"{self.path} holds the search for a policy: choose another {place}")
         if not self._holds_run():
-            refuse_if_foreign(self.path, ours={LOCK, self.recipe.name + PART}, place=place)
+            refuse_if_foreign(self.place, ours={LOCK, self.recipe.name + PART}, place=place)
         elif self.summary.exists() and not overwrite:
             raise UserError(f"{self.path} already holds a finished run: choose another {place}, or pass --overwrite")
         elif not overwrite:
@@ -107,10 +110,10 @@ class RunFolder:
 
     def refuse_if_read(self, sources: Iterable[Path]) -> None:
         """Raise UserError if a run that begins here would replace one of the files and folders that it reads."""
-        ours = {os.path.realpath(path) for path in (self.path, self.recipe, *self._written())}
+        ours = {os.path.realpath(path) for path in (self.place, self.recipe, *self._written())}
         for source in filter(is_there, sources):
             place = os.path.realpath(source)
-            if place in ours or Path(place).is_relative_to(os.path.realpath(self.replaced.path)):
+            if place in ours or Path(place).is_relative_to(os.path.realpath(self.replaced.place)):
                 raise UserError(f"the run would replace {source}, which it reads: choose another --out")
 
     def create(self, recipe_text: str) -> None:
@@ -120,7 +123,7 @@ class RunFolder:
         `finish_replacing` was called.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
         recipe = self.next_recipe if self.recipe.exists() else self.recipe
@@ -138,25 +141,25 @@ class RunFolder:
         try:
             if not replaced.recipe.exists():
                 for file in filter(is_there, self._written()):
-                    place = replaced.path / file.relative_to(self.path)
+                    place = replaced.place / file.relative_to(self.place)
                     place.parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(file, place)  # also where checkpoints/ is on another disk
                 write_bytes(replaced.recipe, self.recipe.read_bytes())  # the last: from now on it is whole
             self._delete_written()
             self.next_recipe.replace(self.recipe)
-            sync_folder(self.path)
+            sync_folder(self.place)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
 
     def drop_replaced(self) -> None:
         """Delete the run that was here before."""
         replaced = self.replaced
-        if not is_there(replaced.path):
+        if not is_there(replaced.place):
             return
         with contextlib.suppress(OSError):  # the next checkpoint tries again
             replaced._delete_written()
             replaced.recipe.unlink(missing_ok=True)
-            for folder in (replaced.checkpoints, replaced.path):
+            for folder in (replaced.checkpoints, replaced.place):
                 folder.rmdir()
 
     def _delete_written(self) -> None:
@@ -191,7 +194,7 @@ class RunFolder:
 
     def _of_methods(self) -> list[Path]:
         """What methods may add to the folder."""
-        return [self.path / name for entry in METHODS.usable() for name in entry.build.FILES]
+        return [self.place / name for entry in METHODS.usable() for name in entry.build.FILES]
 
     def handed_on(self) -> list[Path]:
         """The files beside the recipe that others get of a finished run, whether or not they are there: its model card,
@@ -242,7 +245,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file that a method adds to the folder."""
-        write_bytes(self.path / name, content)
+        write_bytes(self.place / name, content)
 
     def save_checkpoint(self, epoch: int, state: dict[str, Any]) -> Path:
         """Write the state after `epoch` epochs; drop all but the newest two, and the run that was here before."""

@@ -1,5 +1,8 @@
 """The page of a search: what was found, the trials over time and against each key, the best ones, what was pruned."""
 
+import os
+from pathlib import Path
+
 from markupsafe import Markup
 
 import tfkd_fast
@@ -126,4 +129,4 @@ def _link(trial: TrialRecord, folder: SearchFolder) -> str:
     report = folder.trial(trial.number).report
     if not report.exists():
         return UNKNOWN
-    return Markup('<a href="{}">report</a>').format(report.relative_to(folder.path).as_posix())
+    return Markup('<a href="{}">report</a>').format(Path(os.path.relpath(report, folder.path)).as_posix())

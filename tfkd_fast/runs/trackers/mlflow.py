@@ -72,7 +72,7 @@ class MLflow(Tracker):
     def _begin_anew(self) -> str:
         from mlflow.entities import Param
 
-        name = self.folder.path.resolve().name
+        name = self.folder.place.resolve().name
         run: str = self._client.create_run(_experiment(self._client), run_name=name).info.run_id
         self.folder.track_as("mlflow", run)
         values = dotted_values(self.recipe).items()

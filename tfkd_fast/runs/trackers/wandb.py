@@ -24,11 +24,11 @@ class WeightsAndBiases(Tracker):
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=os.environ.get("WANDB_NAME", self.folder.path.resolve().name),
+            name=os.environ.get("WANDB_NAME", self.folder.place.resolve().name),
             id=self.folder.tracked_as("wandb"),
             resume="allow",
             reinit="create_new",  # another run of this process may have one, too
-            dir=os.environ.get("WANDB_DIR", str(self.folder.path)),
+            dir=os.environ.get("WANDB_DIR", str(self.folder.place)),
             config=self.recipe,
             settings=wandb.Settings(silent=True, console="off", save_code=False),
         )
