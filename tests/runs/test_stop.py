@@ -138,17 +138,19 @@ sys.meta_path.insert(0, Signal())
 """
 
 
-def test_a_signal_before_torch_is_imported_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["--out", "--resume"])
+def test_a_signal_before_torch_is_imported_is_one_sentence(tmp_path: Path, where: str) -> None:
+    """Which is true of a run that is yet to begin, and of one that is there."""
     (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_TORCH)  # Python imports it first of all
     out = tmp_path / "run"
     ended = subprocess.run(
-        command("train", "digits", "--out", out),
+        command("train", where, out),
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.stderr == "stopped: the same command again starts anew\n"
+    assert ended.stderr == "stopped: give the same command again\n"
     assert ended.returncode == 128 + signal.SIGTERM
     assert not out.exists()
 

@@ -38,6 +38,6 @@ def main() -> None:
         except Stopped as stopped:
             from tfkd_fast.cli.terminal import Terminal
 
-            then = stop.how_to_go_on if stop.resumable else "the same command again starts anew"
+            then = stop.how_to_go_on if stop.resumable else "give the same command again"
             Terminal(error=True).say(f"stopped: {then}")
             sys.exit(stopped.exit_code)
