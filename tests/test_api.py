@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tfkd_fast
 from tfkd_fast import api, tensor_file
+from tfkd_fast.cli.app import faults_in_sentences
 from tfkd_fast.errors import UserError
+from tfkd_fast.events import Event
 from tfkd_fast.runs.export import export_student
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import Listener
 from tfkd_fast.runs.recipe import load_recipe, read_recipe
 
 SMALL: dict[str, Any] = {"method": "ce", "epochs": 1, "device": "cpu", "precision": "fp32", "model": {"width": 0.125}}
@@ -73,3 +77,16 @@ def test_a_student_that_is_not_finite_is_refused_by_all_that_read_it(tmp_path: P
         ):
             with pytest.raises(UserError, match=rf"{student} is of no use, because {what} not finite: train it again"):
                 read()
+
+
+def test_a_lack_of_memory_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Asks(Listener):
+        def event(self, event: Event) -> None:
+            torch.empty(2**50)  # more than there are addresses
+
+    with pytest.raises(UserError, match=rf"not enough memory: go on with --resume {tmp_path} where there is more"):
+        api.train(SMALL, tmp_path, listeners=[Asks()])
+    with pytest.raises(SystemExit) as end, faults_in_sentences():  # of a command that trains no run
+        torch.empty(2**50)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: there is not enough memory: lower data.batch_size")

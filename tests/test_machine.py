@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tfkd_fast import machine
 
@@ -142,3 +143,17 @@ def test_a_process_in_a_container_starts_as_many_threads_as_its_quota_has_time_f
     cores, memory, threads = json.loads(printed)
     assert (cores, threads) == (1, 1)
     assert memory <= 4096 * MIB
+
+
+def test_a_lack_of_memory_is_known_by_what_python_and_torch_say_of_it() -> None:
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.empty(2**50)  # more than there are addresses
+    assert machine.is_lack_of_memory(of_torch.value)
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+    ):
+        assert machine.is_lack_of_memory(error)
+    assert not machine.is_lack_of_memory(RuntimeError("shapes differ"))
+    assert not machine.is_lack_of_memory(ValueError("out of memory"))

@@ -19,6 +19,7 @@ from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.events import StudentExamined
 from tfkd_fast.judging.examination import examine
 from tfkd_fast.judging.metrics import judge_predictions, predict
+from tfkd_fast.machine import is_lack_of_memory
 from tfkd_fast.models import NetworkOrFactory, announce_import, give
 from tfkd_fast.ops import conv_algorithms
 from tfkd_fast.runs.convolutions import ConvolutionRecord
@@ -367,7 +368,7 @@ def _run(trainer: Trainer, stop: Stop) -> dict[str, Any]:
     """Train, then judge the student and write the summary; of several processes, the first one does the latter two."""
     folder, recipe, stop.resumable = trainer.folder, trainer.recipe, True
     with _tell_of_replaced(trainer), closing(trainer):
-        with _explain_lost_worker(folder), _explain_batch_of_one():
+        with _explain_lack_of_memory(folder), _explain_lost_worker(folder), _explain_batch_of_one():
             with sealed_test_images():
                 summary = trainer.run(stop)
             if not trainer.ranks.first:
@@ -396,6 +397,20 @@ def _tell_of_replaced(trainer: Trainer) -> Iterator[None]:
         if trainer.ranks.first and folder.replaced.recipe.exists():
             kept = f"the run that was in {folder.path} is kept in {folder.replaced.path}"
             warnings.warn(Notice(f"{kept} until the new one has its first checkpoint"), stacklevel=2)
+
+
+@contextmanager
+def _explain_lack_of_memory(folder: RunFolder) -> Iterator[None]:
+    """Context manager that says in one sentence that there is not enough memory to train."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise UserError(
+            f"there is not enough memory: go on with --resume {folder.path} where there is more, or train anew with a "
+            "lower data.batch_size or model.width, or fewer candidates"
+        ) from None
 
 
 @contextmanager

@@ -46,6 +46,14 @@ def available_memory() -> int:
     return int(min([free, *map(_memory_of, _groups("memory"))]))
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had: one of Python, or of torch on any device."""
+    words = ("out of memory", "DefaultCPUAllocator")  # of CUDA, whose errors have several classes, and of the CPU
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def _groups(controller: str) -> Iterator[Path]:
     """The folders with the limits of the control groups of this process, and of those that they are in."""
     with suppress(OSError):  # not on Linux

@@ -27,6 +27,7 @@ from tfkd_fast.cli.executors import (
 )
 from tfkd_fast.cli.terminal import Terminal, replace_unknown_characters
 from tfkd_fast.errors import Notice, UserError, nearest, shorten
+from tfkd_fast.machine import is_lack_of_memory
 from tfkd_fast.runs.stop import Stop
 from tfkd_fast.served import DeviceName, PrecisionName, check_device, check_precision
 
@@ -124,7 +125,9 @@ def faults_in_sentences() -> Iterator[None]:
         _fail(str(error))
     except OSError as error:  # of a place that no sentence is written for
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
         _fail("there is not enough memory: lower data.batch_size, model.width or the number of candidates")
 
 
