@@ -52,6 +52,14 @@ def test_a_refusal_is_one_harmless_line() -> None:
     assert refusal("report", "no\x1b[2J\nrun") == r"error: no\x1b[2J\nrun is no run folder: it has no recipe.toml"
 
 
+def test_a_terminal_is_wider_than_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    file = io.StringIO()
+    Terminal(file).say("no command trian")
+    assert file.getvalue() == "no command trian\n"
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_lines_are_broken_between_words_on_a_terminal_only(width: int) -> None:
     words = " ".join(f"word{number:03}" for number in range(60)) + " /a/path/that/is/longer" + "/than/any/line" * 12

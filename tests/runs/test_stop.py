@@ -126,6 +126,14 @@ def test_the_end_of_a_study_ends_its_runs_with_a_checkpoint(tmp_path: Path, monk
     assert [path.name for path in RunFolder(tmp_path).checkpoint_files()] == ["epoch-00002.ckpt"]
 
 
+def test_a_lifeline_that_is_no_number_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("abc", "", "-1"):
+        monkeypatch.setenv(LIFELINE, value)
+        with stopped_by_signals() as stop:
+            assert LIFELINE not in os.environ
+        assert stop.requested is None
+
+
 SIGNAL_AT_TORCH = """
 import os, signal, sys
 

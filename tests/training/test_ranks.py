@@ -14,7 +14,7 @@ import tomli_w
 import torch
 
 from tests.support import ranks
-from tests.support.command import run_alone, sentence_of
+from tests.support.command import refusal, run, run_alone, sentence_of
 from tests.support.once import Once
 from tests.support.ranks import Rank, run_ranks, start_ranks
 from tests.support.runs import CPU, few_images, recipe, without_clocks
@@ -327,3 +327,28 @@ def test_devices_starts_torchrun(tmp_path: Path, undisturbed: Path) -> None:
 def test_what_every_rank_refuses_is_told_once(tmp_path: Path) -> None:
     refused = run_alone(*options(merge(SMALL, {"method": "uskd"}), tmp_path / "run"), "--devices", "2", ok=False)
     assert "the loss of method uskd may need a whole one" in sentence_of(refused)
+
+
+# A cluster's variables where no rank is meant.
+
+
+@pytest.mark.parametrize("number", [None, "one"])
+def test_a_rank_without_a_number_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str | None) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    if number is None:
+        monkeypatch.delenv("RANK", raising=False)
+    else:
+        monkeypatch.setenv("RANK", number)
+    said = refusal("train", "digits", "--out", tmp_path / "run")
+    assert f"WORLD_SIZE is above 1 and RANK is {number or ''!r}, no number: start the ranks with torchrun" in said
+
+
+def test_only_train_looks_for_other_ranks_and_not_where_their_number_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    few = ["--device", "cpu", "--method", "ce", "--epochs", "1", "--set", "data.per_class=10"]
+    assert "report" in run("train", "digits", *few, "--set", "model.width=0.125", "--out", tmp_path / "run").stdout
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "1")
+    assert "report" in run("replay", tmp_path / "run", "--out", tmp_path / "new").stdout

@@ -139,8 +139,7 @@ def _fail(sentence: str) -> NoReturn:
 def _show_warning(other: Callable[..., None], message: Warning | str, kind: type[Warning], *place: Any) -> None:
     """Print the sentence of a `Notice`, and give all other warnings to `other`."""
     if issubclass(kind, Notice):
-        if prints():
-            Terminal(error=True).say(f"note: {message}")
+        Terminal(error=True).say(f"note: {message}")
     else:
         other(message, kind, *place)
 
@@ -268,7 +267,7 @@ def train(
         if was_restarted() and ranks.decide(lambda: RunFolder(out).holds_unfinished(chosen.to_toml())):
             _go_on(context, ranks, out, data_root=None, download=download)
             return
-        with _display_run(context, out) as (listeners, stop, tell):
+        with _display_run(context, out, shown=prints()) as (listeners, stop, tell):
             summary = api.train(
                 chosen, out, overwrite=overwrite, download=download, listeners=listeners, stop=stop, ranks=ranks
             )
@@ -284,7 +283,7 @@ def _go_on(context: typer.Context, ranks: "Ranks", out: Path, *, data_root: Path
             Terminal().say(f"the run in {out} is finished; its report was missing and is written now")
             Terminal().say(f"report {_report(out)}")
         return
-    with _display_run(context, out) as (listeners, stop, tell):
+    with _display_run(context, out, shown=prints()) as (listeners, stop, tell):
         summary = api.resume(out, listeners=listeners, data_root=data_root, download=download, stop=stop, ranks=ranks)
     tell(summary)
 
@@ -750,16 +749,17 @@ def bench(
 
 @contextmanager
 def _display_run(
-    context: typer.Context, out: Path
+    context: typer.Context, out: Path, *, shown: bool = True
 ) -> Iterator[tuple[list["Listener"], Stop, Callable[[dict[str, Any]], None]]]:
-    """What shows a run into the folder `out`, what ends it on a signal, and what tells of its summary in the end."""
+    """What shows a run into the folder `out` if it is to be shown, what ends it on a signal, and what tells of its
+    summary in the end."""
     from tfkd_fast.cli.display import Display
 
     stop = _stop(context, f"tfkd-fast train --resume {out} goes on from the last checkpoint")
-    tell = partial(_report_run, out, out.absolute())  # the code of a network may change the current folder
-    if not prints():
-        yield [], stop, tell
+    if not shown:
+        yield [], stop, lambda _: None
         return
+    tell = partial(_report_run, out, out.absolute())  # the code of a network may change the current folder
     with Display() as display:
         yield [display], stop, tell
 
@@ -773,8 +773,6 @@ def _stop(context: typer.Context, how_to_go_on: str) -> Stop:
 
 def _report_run(out: Path, place: Path, summary: dict[str, Any]) -> None:
     """Write the report of a finished run in the folder `out`, which is in `place`, and print what came of it."""
-    if not prints():
-        return
     report = out / _report(place).name
     tested = "test_top1" in summary
     accuracy = f"test accuracy {summary['test_top1']:.2f} %" if tested else "not tested: tfkd-fast eval does that"

@@ -4,11 +4,12 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.machine import threads_per_process
 from tfkd_fast.runs.stop import SIGNALS, Stopped
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 def is_rank() -> bool:
     """Whether this process is one of several that torchrun, or another program, started for a run."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
+    return (os.environ.get("WORLD_SIZE") or "1") != "1"
 
 
 def prints() -> bool:
-    """Whether this process prints: of several, the first one."""
-    return not is_rank() or os.environ.get("RANK") == "0"
+    """Whether this process of `train` prints: of several, the first one, and one whose number nobody set."""
+    rank = os.environ.get("RANK", "")
+    return not (is_rank() and rank.isdecimal() and int(rank) > 0)
 
 
 def was_restarted() -> bool:
@@ -34,12 +36,15 @@ def was_restarted() -> bool:
 @contextmanager
 def join_for_command(timeout: float) -> Iterator["Ranks"]:
     """Context manager as `join_ranks`, for a command: only the first process tells of a fault, or all do where that one
-    is lost."""
+    is lost; and only the first one gives a `Notice`."""
     from tfkd_fast.training.ranks import RankLost, join_ranks
 
     try:
-        with join_ranks(timeout) as ranks:
-            yield ranks
+        with warnings.catch_warnings():
+            if not prints():
+                warnings.simplefilter("ignore", Notice)
+            with join_ranks(timeout) as ranks:
+                yield ranks
     except (UserError, Stopped) as error:
         if prints() or (isinstance(error, RankLost) and 0 in error.lost):
             raise

@@ -1,6 +1,7 @@
 """What the command prints: whole words on a terminal, and no control characters in the names of others."""
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -29,6 +30,8 @@ class Terminal(Console):
         something cannot be printed; else that raises UserError, or ends the program where nobody reads any more.
         """
         super().__init__(file=file, stderr=error, width=width, highlight=False, markup=False, emoji=False)
+        if self.width < 1:  # COLUMNS is 0, for which the system's answer goes
+            self.width = shutil.get_terminal_size().columns
         self.is_live = self.file.isatty() and not self.is_dumb_terminal
         """Whether lines that are on the screen can be changed."""
 

@@ -15,7 +15,8 @@ SIGNALS = [
 
 LIFELINE = "TFKD_FAST_LIFELINE"
 """The environment variable with the number of an open file, the end of a pipe that is read. This process is to end when
-the other end is closed, as it is when the process that holds it has ended, however it ended."""
+the other end is closed, as it is when the process that holds it has ended, however it ended. Anything but a number is
+not looked at."""
 
 
 class Stopped(BaseException):
@@ -79,8 +80,8 @@ def stopped_by_signals() -> Iterator[Stop]:
     try:
         for number in taken:
             signal.signal(number, handle)
-        lifeline = os.environ.pop(LIFELINE, None)
-        if lifeline is not None:
+        lifeline = os.environ.pop(LIFELINE, "")
+        if lifeline.isdecimal():
             threading.Thread(target=_follow, args=(int(lifeline), stop), daemon=True).start()
         yield stop
     finally:

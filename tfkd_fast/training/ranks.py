@@ -317,7 +317,7 @@ def join_ranks(timeout: float = TIMEOUT) -> Iterator[Ranks]:
         UserError: the environment is not that of a rank.
         RankLost: a rank did not come, ended, or did not answer.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if (os.environ.get("WORLD_SIZE") or "1") == "1":
         yield ALONE
         return
     rank, size = _number("RANK"), _number("WORLD_SIZE")
