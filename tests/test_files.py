@@ -112,6 +112,36 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="the folder whose entries cannot be flushed is Linux's")
+def test_a_file_system_that_flushes_no_folders_is_written_all_the_same() -> None:
+    folder = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(folder)
+    os.close(folder)
+    files.sync_folder(Path("/proc"))
+
+
+def test_what_cannot_be_written_is_told_before(tmp_path: Path) -> None:
+    for path, fault in (
+        (tmp_path / "no" / "file", f"there is no folder {tmp_path / 'no'}, make it first"),
+        (tmp_path, "it is a folder, name a file in it"),
+        (Path("/proc/self/file"), "nothing can be written in /proc/self, name another folder"),
+    ):
+        with pytest.raises(UserError, match=f"cannot write {path}: {fault}"):
+            files.refuse_unwritable(path)
+    files.refuse_unwritable(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cache_is_where_it_is_said_to_be_by_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named, place in (("/else", Path("/else")), ("here", tmp_path / ".cache"), ("", tmp_path / ".cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", named)
+        assert files.user_cache() == place / "tfkd_fast"
+
+
 VALUES = {"event": "epoch", "nll": 0.125, "names": ["a", "ü"], "none": None, "holdout": {"top1": 50.0}}
 TEXT = 'method = "ce"\n[data]\nroot = "ü"\n'
 CHECKED: list[tuple[bytes, Callable[[bytes], object]]] = [

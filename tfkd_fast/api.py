@@ -408,7 +408,7 @@ def _explain_lack_of_memory(folder: RunFolder) -> Iterator[None]:
         if not is_lack_of_memory(error):
             raise
         raise UserError(
-            f"there is not enough memory: go on with --resume {folder.path} where there is more, or train anew with a "
+            f"there is not enough memory: go on with {folder.resume_option} where there is more, or train anew with a "
             "lower data.batch_size or model.width, or fewer candidates"
         ) from None
 
@@ -426,7 +426,7 @@ def _explain_lost_worker(folder: RunFolder) -> Iterator[None]:
             raise
         raise UserError(
             f"a process that loads images was ended from outside, as systems do that run out of memory: go on with "
-            f"--resume {folder.path}"
+            f"{folder.resume_option}"
         ) from None
 
 

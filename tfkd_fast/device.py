@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,11 +159,12 @@ def keep_freed_memory() -> None:
 
 
 def _keep_compiled_code() -> None:
-    """Let torch keep compiled code in the user's cache.
+    """Let torch keep compiled code in the user's cache, or where torch does so by itself for a user without a home.
 
     Called before torch first imports a part of its compiler, which sets the variable itself if nobody has.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache() / "compile"))
+    with suppress(RuntimeError):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache() / "compile"))
 
 
 def _has_native_bf16(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ and are read without.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -155,12 +156,26 @@ def is_there(path: Path) -> bool:
 
 
 def user_cache() -> Path:
-    """The folder of this package in the user's cache (XDG Base Directory Specification); it may not exist yet.
+    """The folder of this package in the user's cache; it may not exist yet.
+
+    It is in XDG_CACHE_HOME, unless that is relative, which the XDG Base Directory Specification says to ignore.
 
     Raises:
         RuntimeError: the user has no home folder.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfkd_fast"
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "tfkd_fast"
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise UserError if it can be told before that a file cannot be written; what is there stays as it is."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {folder}, make it first")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder, name a file in it")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: nothing can be written in {folder}, name another folder")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -239,6 +254,9 @@ def sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that do this for files alone
+                raise
         finally:
             os.close(descriptor)
 

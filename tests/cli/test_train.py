@@ -218,3 +218,4 @@ def test_doctor_lists_every_operator_and_says_why_a_backend_is_refused() -> None
 def test_a_file_for_figures_is_refused_before_they_are_measured(tmp_path: Path) -> None:
     out = tmp_path / "nowhere" / "figures.json"
     assert f"there is no folder {out.parent}" in refusal("bench", "--device", "cpu", "--out", out)
+    assert f"{tmp_path}: it is a folder" in refusal("bench", "--device", "cpu", "--out", tmp_path)

@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tfkd_fast import api
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.checkpoint import MAGIC, load_checkpoint, save_checkpoint
 from tfkd_fast.runs.folder import RunFolder
+from tfkd_fast.runs.log import RunLog
 from tfkd_fast.runs.recipe import load_recipe
 from tfkd_fast.study import StudyFolder
 
@@ -186,6 +188,22 @@ def test_a_model_card_is_replaced_with_its_run(tmp_path: Path) -> None:
         run.card.write_text(text)
         run.create('method = "ce"')
         assert run.card.exists() != is_card
+
+
+def test_commands_in_sentences_are_what_a_shell_takes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "my $run")
+    run.create('method = "ce"')
+    with pytest.raises(UserError) as refused:
+        run.refuse_if_taken()
+    words = shlex.split(str(refused.value).partition("go on with ")[2])
+    assert words[:2] == ["--resume", f"{run.path},"]
+    run.next_recipe.touch()
+    with pytest.raises(UserError) as stopped:
+        run.require_run()
+    assert shlex.split(str(stopped.value).partition("go on with ")[2]) == ["--resume", str(run.path)]
+    with pytest.raises(UserError) as unwritten:
+        RunLog(run.checkpoints / "metrics.jsonl", [])  # a folder that is not there
+    assert shlex.split(str(unwritten.value).partition("go on with ")[2]) == ["--resume", str(run.checkpoints)]
 
 
 def test_what_a_run_reads_is_not_replaced_by_it(tmp_path: Path) -> None:

@@ -132,6 +132,21 @@ def test_optuna_reads_the_journal(tmp_path: Path) -> None:
     assert study.trials[3].user_attrs["reason"] == "it diverged"
 
 
+@pytest.mark.parametrize("params", [{}, {"optimizer.learning_rate": 0.1}])
+def test_a_trial_that_another_program_added_is_refused(tmp_path: Path, params: dict[str, float]) -> None:
+    path = tmp_path / "journal"
+    trials = Trials(search(), path)
+    conduct(trials, [0])
+    trials.close()
+    before = path.read_text()
+    study = optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend(str(path))))
+    study.enqueue_trial(params)
+    with pytest.raises(UserError, match=f"trial 1 of {path} was added by another program: delete the lines"):
+        Trials(search(), path)
+    path.write_text(before)
+    Trials(search(), path).close()
+
+
 def test_a_trial_that_signals_ended_twice_is_known(tmp_path: Path) -> None:
     for before in (False, True):
         trials = Trials(search(), tmp_path / "journal")

@@ -261,6 +261,22 @@ def test_compiled_by_inductor_it_learns_the_same_and_a_second_process_compiles_n
     assert printed[1][1] == "0"
 
 
+NO_HOME = """
+import os
+from tfkd_fast.device import resolve_compute
+os.setuid(4_000_000_000)
+print(resolve_compute("cpu", "fp32", "on").compile, os.environ.get("TORCHINDUCTOR_CACHE_DIR"))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without a home")
+def test_without_a_home_compiled_code_is_kept_where_torch_keeps_it() -> None:
+    own = ("HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
+    done = subprocess.run([sys.executable, "-c", NO_HOME], capture_output=True, text=True, env=environment)
+    assert done.stdout == "True None\n", done.stderr
+
+
 @pytest.mark.parametrize("kind", [EpochEnded, RunFinished])
 def test_a_run_that_ends_by_an_exception_closes_its_log(tmp_path: Path, kind: type[Event]) -> None:
     """In training as after the test: Python warns of a file that it has to close itself."""

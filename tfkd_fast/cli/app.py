@@ -722,11 +722,11 @@ def bench(
     """
     from tfkd_fast.cli import bench as command
     from tfkd_fast.device import resolve_compute
-    from tfkd_fast.files import write_bytes
+    from tfkd_fast.files import refuse_unwritable, write_bytes
     from tfkd_fast.strict_json import to_json
 
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: there is no folder {out.parent}, make it first")
+    if out is not None:
+        refuse_unwritable(out)
     workloads = command.workloads(
         resolve_compute(device, precision, "auto"),
         model or (["all"] if sweep else ["vgg8"]),
@@ -754,8 +754,9 @@ def _display_run(
     """What shows a run into the folder `out` if it is to be shown, what ends it on a signal, and what tells of its
     summary in the end."""
     from tfkd_fast.cli.display import Display
+    from tfkd_fast.runs.folder import RunFolder
 
-    stop = _stop(context, f"tfkd-fast train --resume {out} goes on from the last checkpoint")
+    stop = _stop(context, f"tfkd-fast train {RunFolder(out).resume_option} goes on from the last checkpoint")
     if not shown:
         yield [], stop, lambda _: None
         return

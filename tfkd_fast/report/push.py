@@ -84,7 +84,9 @@ def what_is_handed_on(run: StoredRun, name: str, licence: str) -> Files:
         read_student(path)
     record = read_run(run.path)
     if record.summary is None:
-        raise UserError(f"the run in {run.path} is not finished: tfkd-fast train --resume {run.path} goes on with it")
+        raise UserError(
+            f"the run in {run.path} is not finished: tfkd-fast train {folder.resume_option} goes on with it"
+        )
     if imports_code(header.name) or header.name.startswith("python/"):
         notice = f"the code of the network {header.name} is not handed on, but its name is: who loads it needs the code"
         warnings.warn(Notice(notice), stacklevel=3)

@@ -12,6 +12,7 @@ checkpoint) · lock.
 import contextlib
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -79,6 +80,11 @@ class RunFolder:
         """The run that was here before, as long as that of the folder has no checkpoint; usually there is none."""
         return RunFolder(self.place / "replaced-run")
 
+    @property
+    def resume_option(self) -> str:
+        """The option of `train` that goes on with the run, as a shell takes it."""
+        return f"--resume {shlex.quote(str(self.path))}"
+
     def lock(self) -> AbstractContextManager[list[int]]:
         """Context manager that makes the folder and locks it while the block runs; see `lock_folder`."""
         return lock_folder(self.place)
@@ -105,7 +111,7 @@ class RunFolder:
             raise UserError(f"{self.path} already holds a finished run: choose another {place}, or pass --overwrite")
         elif not overwrite:
             raise UserError(
-                f"{self.path} holds an unfinished run: go on with --resume {self.path}, or pass --overwrite"
+                f"{self.path} holds an unfinished run: go on with {self.resume_option}, or pass --overwrite"
             )
 
     def refuse_if_read(self, sources: Iterable[Path]) -> None:
@@ -227,7 +233,7 @@ class RunFolder:
     def require_run(self) -> None:
         """Raise UserError unless the folder holds a run."""
         if self.next_recipe.exists():
-            raise UserError(f"{self.path} holds a run that was stopped when it began: go on with --resume {self.path}")
+            raise UserError(f"{self.path} holds a run that was stopped when it began: go on with {self.resume_option}")
         if not is_there(self.recipe):
             raise UserError(f"{self.path} is no run folder: it has no recipe.toml")
 

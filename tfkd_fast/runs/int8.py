@@ -1,5 +1,6 @@
 """An exported student with integers of 8 bits for weights and activations, and what that costs and saves."""
 
+import shlex
 import tempfile
 import timeit
 from collections.abc import Callable, Sequence
@@ -90,7 +91,7 @@ def quantise_student(
         opened = open_dataset(run.recipe.with_data_root(data_root).data, pairs=dataset)
         refuse_other_data(opened, classifier.trained, f"the run in {out}")
         prepare = partial(take_in, classifier=classifier, inside=inside)
-        exact = read_bytes(source, "the ONNX file", f"write it again with tfkd-fast export {out}")
+        exact = read_bytes(source, "the ONNX file", f"write it again with tfkd-fast export {shlex.quote(str(out))}")
         try:
             rough = _quantise(exact, prepare(choose_training_images(opened, CALIBRATED_ON)), path)
             sessions = [open_onnx(content) for content in (exact, rough)]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ class RunLog:
         self._file: LineFile | None = None
         self._lines = 0
         if path is not None:
-            self._file = LineFile(path, keep=keep, how_to_go_on=f"go on with --resume {path.parent}")
+            self._file = LineFile(path, keep=keep, how_to_go_on=f"go on with --resume {shlex.quote(str(path.parent))}")
             self._lines = path.read_bytes().count(b"\n")
         self._listeners = listeners
         self._earlier_seconds, self._started = earlier_seconds, time.perf_counter()

@@ -26,7 +26,7 @@ def replay_table(run_dir: Path) -> Table:
     folder = RunFolder(run_dir)
     recipe = read_recipe(folder)
     if not folder.summary.exists():
-        raise UserError(f"the run in {run_dir} is not finished: tfkd-fast train --resume {run_dir} goes on with it")
+        raise UserError(f"the run in {run_dir} is not finished: tfkd-fast train {folder.resume_option} goes on with it")
     if not recipe.data.holdout:
         raise UserError(f"the run in {run_dir} held no images out: it was trained on all of them already")
     summary = folder.read_summary() or {}

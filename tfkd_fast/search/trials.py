@@ -103,7 +103,7 @@ class Trials:
         """Go on with the journal in the file `path`, or begin it.
 
         Raises:
-            UserError: it cannot be written, or is none.
+            UserError: it cannot be written, is none, or has a trial that no search began.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._search = search
@@ -117,6 +117,11 @@ class Trials:
             self._study = self._storage.get_study_id_from_name(STUDY)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no journal of Optuna ({error}): restore it") from None
+        for trial in self.all:
+            if KNOWN not in trial.user_attrs or trial.params.keys() != self._distributions.keys():
+                raise UserError(
+                    f"trial {trial.number} of {path} was added by another program: delete the lines that it wrote"
+                )
 
     def close(self) -> None:
         """Close the journal, to which nothing can be written afterwards."""

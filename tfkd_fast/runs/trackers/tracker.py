@@ -94,8 +94,8 @@ class Tracker(Listener, ABC):
             raise
         except Exception as error:
             raise UserError(
-                f"{self.title} cannot begin ({_in_short(error)}): mend that and go on with --resume "
-                f"{self.folder.path}, or train without that tracker"
+                f"{self.title} cannot begin ({_in_short(error)}): mend that and go on with "
+                f"{self.folder.resume_option}, or train without that tracker"
             ) from None
         self._begun = True
 
