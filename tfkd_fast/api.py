@@ -395,8 +395,10 @@ def _tell_of_replaced(trainer: Trainer) -> Iterator[None]:
     finally:
         folder = trainer.folder
         if trainer.ranks.first and folder.replaced.recipe.exists():
-            kept = f"the run that was in {folder.path} is kept in {folder.replaced.path}"
-            warnings.warn(Notice(f"{kept} until the new one has its first checkpoint"), stacklevel=2)
+            notice = (
+                f"the run that was in {folder.path} is kept in {folder.replaced.path} until the new one has its first"
+            )
+            warnings.warn(Notice(f"{notice} checkpoint"), stacklevel=2)
 
 
 @contextmanager

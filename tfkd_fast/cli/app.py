@@ -267,7 +267,7 @@ def train(
         if was_restarted() and ranks.decide(lambda: RunFolder(out).holds_unfinished(chosen.to_toml())):
             _go_on(context, ranks, out, data_root=None, download=download)
             return
-        with _display_run(context, out, shown=prints()) as (listeners, stop, tell):
+        with _display_run(context, out, visible=prints()) as (listeners, stop, tell):
             summary = api.train(
                 chosen, out, overwrite=overwrite, download=download, listeners=listeners, stop=stop, ranks=ranks
             )
@@ -283,7 +283,7 @@ def _go_on(context: typer.Context, ranks: "Ranks", out: Path, *, data_root: Path
             Terminal().say(f"the run in {out} is finished; its report was missing and is written now")
             Terminal().say(f"report {_report(out)}")
         return
-    with _display_run(context, out, shown=prints()) as (listeners, stop, tell):
+    with _display_run(context, out, visible=prints()) as (listeners, stop, tell):
         summary = api.resume(out, listeners=listeners, data_root=data_root, download=download, stop=stop, ranks=ranks)
     tell(summary)
 
@@ -749,15 +749,15 @@ def bench(
 
 @contextmanager
 def _display_run(
-    context: typer.Context, out: Path, *, shown: bool = True
+    context: typer.Context, out: Path, *, visible: bool = True
 ) -> Iterator[tuple[list["Listener"], Stop, Callable[[dict[str, Any]], None]]]:
-    """What shows a run into the folder `out` if it is to be shown, what ends it on a signal, and what tells of its
+    """What shows a run into the folder `out` if it is to be seen, what ends it on a signal, and what tells of its
     summary in the end."""
     from tfkd_fast.cli.display import Display
     from tfkd_fast.runs.folder import RunFolder
 
     stop = _stop(context, f"tfkd-fast train {RunFolder(out).resume_option} goes on from the last checkpoint")
-    if not shown:
+    if not visible:
         yield [], stop, lambda _: None
         return
     tell = partial(_report_run, out, out.absolute())  # the code of a network may change the current folder
