@@ -315,20 +315,17 @@ def test_a_cache_serves_a_method_that_reads_no_more_than_it_holds(teacher: Path,
         gathered(images, teacher, features=STAGES | {"block_sums"}, **tables)
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_a_cache_that_says_only_whether_it_has_features_is_read(
-    teacher: Path, images: Path, tmp_path: Path, held: bool
-) -> None:
-    """As those of the first version do, whose features are those of the stages."""
-    path, tables = tmp_path / "cache", {"teachers": {"cache": str(tmp_path / "cache"), "views": 1}}
-    names = STAGES if held else frozenset()
-    gathered(images, teacher, features=names, **tables)
+def test_a_cache_records_whatever_makes_an_image(teacher: Path, images: Path, tmp_path: Path) -> None:
+    """A new key of [data] is recorded unless somebody says that it makes no pixels; older caches are made again."""
+    path = tmp_path / "cache"
+    gathered(images, teacher, teachers={"cache": str(path), "views": 1})
     header, tensors = tensor_file.read(path, CACHE)
-    path.write_bytes(tensor_file.to_bytes(CACHE, header | {"features": held}, tensors))
-    gathered(images, teacher, features=names, **tables)
-    missing = "stem" if held else "stages, stem"
-    with pytest.raises(UserError, match=f"was made without the features {missing}: delete it"):
-        gathered(images, teacher, features=STAGES | {"stem"}, **tables)
+    unrecorded = {key for key in DataSettings.model_fields if f"data.{key}" not in header}
+    assert unrecorded == {"dataset", "root", "classes", "per_class", "batch_size", "workers"}
+    del header["data.crop"]
+    path.write_bytes(tensor_file.to_bytes(CACHE, header, tensors))
+    with pytest.raises(UserError, match=r"was made by a version that did not record data.crop: delete it"):
+        gathered(images, teacher, teachers={"cache": str(path), "views": 1})
 
 
 def test_the_classifier_makes_the_teachers_logits_of_its_pooled_features(
@@ -379,6 +376,13 @@ def test_teachers_that_are_not_wanted_do_not_look(teacher: Path, images: Path, t
         ({"teachers": {"views": 3}}, "made with another teachers.views: delete it"),
         ({"seed": 5}, "made with another seed"),
         ({"data": {"holdout": 0.2}}, "made with another data.holdout"),
+        ({"data": {"crop": "resized"}}, "made with another data.crop: delete it"),
+        ({"data": {"flip": False}}, "made with another data.flip"),
+        ({"data": {"auto_augment": "randaugment"}}, "made with another data.auto_augment"),
+        ({"data": {"jitter": 1}}, "made with another data.jitter"),
+        ({"data": {"hue_jitter": 0.5}}, "made with another data.hue_jitter"),
+        ({"data": {"erasing": 1}}, "made with another data.erasing"),
+        ({"teachers": {"networks": [{"name": "resnet20", "mean": [0.5] * 3}]}}, "made with another teachers.networks"),
         ({"data": {"mix": "mixup"}}, "set data.mix to none"),
         ({"teachers": {"views": 0}}, "set teachers.views"),
         ("teacher", "made with another teachers"),

@@ -1,6 +1,6 @@
 """The cache of teachers: their outputs for the training images, read from a file instead of computed in every step."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,11 @@ from tfkd_fast.teachers.teacher import Teacher, Teachers, in_float32
 
 CACHE = "cache"
 """Kind of the file, see `tensor_file`."""
+
+NOT_IN_PIXELS = {"dataset", "root", "classes", "per_class", "batch_size", "loader", "workers"}
+"""Keys of the `[data]` table that a cache does not depend on: the fingerprint of the data set says what the first four
+choose, and the others do not change an image, unless the loader is dali. Every other key does, or says which images
+there are."""
 
 
 class CachedTeachers(Teachers):
@@ -113,9 +118,9 @@ def gather_teachers(
     wanted = {
         "teachers": present.checksums,
         "data set": dataset.fingerprint,
-        "data.holdout": recipe.data.holdout,
-        "data.fold": recipe.data.fold or None,  # caches of version 0.1 do not say which
-        "data.augment": [recipe.data.augment, recipe.data.flip],
+        **{f"data.{key}": value for key, value in recipe.data.model_dump(mode="json", exclude=NOT_IN_PIXELS).items()},
+        "data.loader": "dali" if loader.name == "dali" else None,  # the others show the same pixels
+        "teachers.networks": [each.model_dump(mode="json", exclude={"weights"}) for each in recipe.teachers.networks],
         "teachers.views": views,
         "seed": recipe.seed if recipe.data.augment else None,
         "precision": compute.precision,
@@ -159,15 +164,13 @@ def _read(path: Path, wanted: dict[str, Any], features: frozenset[FeatureName]) 
     """The tables of a cache that holds what is wanted, or more features."""
     with reading(path, "teachers.cache", "name another file"):
         made_of, tables = tensor_file.read(path, CACHE)
-        different = [name for name in wanted if made_of.get(name) != wanted[name]]
-        missing = sorted(features.difference(_held_features(made_of.get("features"))))
-    if different or missing:
-        fault = f"with another {different[0]}" if different else f"without the features {', '.join(missing)}"
-        raise UserError(f"teachers.cache {path} was made {fault}: delete it, or name another file")
+        faults = [
+            f"with another {name}" if name in made_of else f"by a version that did not record {name}"
+            for name, value in wanted.items()
+            if name not in made_of or made_of[name] != value
+        ]
+        if missing := sorted(features.difference(made_of["features"])):
+            faults.append(f"without the features {', '.join(missing)}")
+    if faults:
+        raise UserError(f"teachers.cache {path} was made {faults[0]}: delete it, or name another file")
     return tables
-
-
-def _held_features(entry: Any) -> Collection[str]:
-    """The names of the features in a cache, by its header; caches of version 0.1 say whether there are those of the
-    stages."""
-    return (["stages"] if entry else []) if isinstance(entry, bool) else entry or []
