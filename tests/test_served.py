@@ -1,8 +1,13 @@
-"""Devices and precisions that are not served are refused with the reason, by the command and by recipes alike."""
+"""Devices and precisions that are not served are refused with the reason, by command, recipes and Python alike."""
+
+import re
+from typing import Any
 
 import pytest
+import torch
 
 from tests.support.command import refusal
+from tfkd_fast.device import resolve_compute
 from tfkd_fast.errors import UserError
 from tfkd_fast.runs.recipe import make_recipe
 from tfkd_fast.served import DEVICES, PRECISIONS
@@ -23,6 +28,14 @@ def test_what_is_not_served_is_refused_with_the_reason(key: str, value: str, sen
     assert sentence in refusal("eval", "nowhere", f"--{key}", value)
     with pytest.raises(UserError, match=f"recipe key '{key}'"):
         make_recipe({key: value})
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        resolve_compute(**{"device": "cpu", "precision": "fp32", key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [("device", torch.device("cuda:1")), ("precision", torch.float16)])
+def test_objects_of_torch_are_no_silent_choice(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=1|no precision 'torch\.float16'"):
+        resolve_compute(**{"device": "cpu", "precision": "fp32", key: value})
 
 
 def test_what_is_served_is_a_recipe() -> None:

@@ -237,10 +237,10 @@ def evaluate(
         UserError: if the folder holds no finished run, or a student whose outputs are not finite, or the data set is
             not the one that it was trained on.
     """
-    folder = RunFolder(Path(out))
+    folder, compute = RunFolder(Path(out)), resolve_compute(device, precision)
     recipe, opened = _reopen(folder, data_root=data_root, dataset=dataset, model=model, download=download)
     convolutions = (folder.read_convolutions() or ConvolutionRecord()).available()
-    return _judge(recipe, opened, resolve_compute(device, precision), folder, convolutions, test=True)[0]
+    return _judge(recipe, opened, compute, folder, convolutions, test=True)[0]
 
 
 @contextmanager

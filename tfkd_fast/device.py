@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tfkd_fast.errors import UserError
 from tfkd_fast.files import user_cache
 from tfkd_fast.machine import available_memory
+from tfkd_fast.served import check_device, check_precision
 
 RECOMPILE_LIMIT = 64
 """Least `torch._dynamo.config.recompile_limit` for compiled networks: torch's default is 8, and `education` with five
@@ -131,8 +132,13 @@ def resolve_compute(device: str, precision: str, compile_mode: str = "off") -> C
             own are faster than compiled code.
 
     Raises:
-        UserError: CUDA was asked for and there is none.
+        UserError: CUDA was asked for and there is none, or a device or precision that is not served.
     """
+    try:
+        check_device(device := str(device))  # a program may hand over torch.device("cuda:1")
+        check_precision(precision := str(precision))
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto")
     chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
