@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import tfkd_fast
 from tfkd_fast import api, tensor_file
@@ -28,6 +29,7 @@ def test_a_recipe_may_be_named_written_down_or_made(tmp_path: Path) -> None:
     given = {
         "name": ("digits", SMALL),
         "file": (str(file), None),
+        "path": (file, None),
         "values": (SMALL, None),
         "recipe": (load_recipe("digits", {}), SMALL),
     }
@@ -48,6 +50,30 @@ def test_bad_values_are_refused_before_the_folder_is_made(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"unknown recipe key 'model\.widht'"):
         api.train("digits", tmp_path / "run", overrides={"model": {"widht": 1}})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"recipe": None}, r"a recipe is its name, the path of its file, or nested values by table: got None"),
+        ({"recipe": Path("nowhere.toml")}, r"no recipe file '/.*nowhere\.toml'"),
+        ({"recipe": Path("digits")}, r"no recipe file '/.*digits'"),
+        ({"overrides": "epochs=1"}, r"overrides are nested values by table, as \{'epochs': 1\}: got 'epochs=1'"),
+        ({"teachers": nn.Sequential(nn.Flatten())}, r"teachers are a list of modules, as \[module\]: got Sequential"),
+        ({"listeners": [print]}, r"derives from tfkd_fast\.runs\.log\.Listener: got <built-in function print>"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_before_the_folder_is_made(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        api.train(**{"recipe": SMALL, "out": tmp_path / "run", **change})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_replay_refuses_overrides_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="overrides are nested values by table"):
+        api.replay(tmp_path, tmp_path / "out", overrides="epochs=1")
 
 
 def test_a_run_is_tested_again_from_its_folder_as_text(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """Sentences: one line of text that can be printed and read, whatever they quote."""
 
-import pytest
+from typing import Any
 
-from tfkd_fast.errors import UserError, nearest, shorten
+import numpy as np
+import pytest
+import torch
+
+from tfkd_fast.errors import UserError, nearest, refuse_other_kind, shorten, whole_number
 
 
 @pytest.mark.parametrize("quoted", ["two\nlines", "\x1b[2J", "\udcff", "\u202eabc", "\u2028"])
@@ -29,3 +33,21 @@ def test_what_is_long_is_cut() -> None:
 def test_the_nearest_name_is_given_or_all_of_them() -> None:
     assert nearest("digit", ["digits", "npz"]) == "did you mean 'digits'?"
     assert nearest("x" * 5000, ["digits", "npz"]) == "choose from digits, npz"
+
+
+def test_a_whole_number_is_that_of_any_library() -> None:
+    for value in (3, np.int64(3), np.uint8(3), torch.tensor(3)):
+        found = whole_number("epochs", value, 1)
+        assert (found, type(found)) == (3, int)
+
+
+@pytest.mark.parametrize("value", [0, 9, 2.0, np.float32(2), "2", True, None, torch.ones(2), 2**64])
+def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match="epochs must be a whole number from 1 to 8: got"):
+        whole_number("epochs", value, 1, 8)
+
+
+def test_a_value_of_another_kind_is_refused_in_the_words_of_the_argument() -> None:
+    refuse_other_kind("a", (int, str), "a name is text")
+    with pytest.raises(UserError, match="a name is text: got 5"):
+        refuse_other_kind(5, str, "a name is text")

@@ -3,7 +3,7 @@ with `test = false` by `evaluate` alone."""
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tfkd_fast import ops
 from tfkd_fast.data import Dataset, ImageSet, make_loader, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.data.settings import FROM_PROGRAM
 from tfkd_fast.device import Compute, determinism, resolve_compute
-from tfkd_fast.errors import Notice, UserError
+from tfkd_fast.errors import Notice, UserError, refuse_other_kind
 from tfkd_fast.events import StudentExamined
 from tfkd_fast.judging.examination import examine
 from tfkd_fast.judging.metrics import judge_predictions, predict
@@ -38,7 +38,7 @@ from tfkd_fast.training.trainer import Trainer, in_percent
 
 
 def train(
-    recipe: Recipe | Table | str,
+    recipe: Recipe | Table | Path | str,
     out: Path | str,
     *,
     dataset: Any = None,
@@ -54,7 +54,7 @@ def train(
     """Train a student into a run folder, then test it once.
 
     Args:
-        recipe: a recipe; the name of a shipped recipe or the path of a recipe file; or nested values by table, as
+        recipe: a recipe; the name of a shipped recipe, or the path of a recipe file; or nested values by table, as
             `{"method": "kd", "data": {"batch_size": 32}}`, over the shipped recipe of their data set if there is one.
         out: the run folder, which is made.
         dataset: a `torch.utils.data.Dataset` of pairs (image, label), 20 % of whose images are the test set, or two of
@@ -68,7 +68,8 @@ def train(
         overrides: nested values by table that go before those of the recipe.
         overwrite: whether a run that is in `out` may be replaced. Files there that are no part of a run stay.
         download: whether a data set that is missing may be fetched.
-        listeners: called with every event and every batch while the run goes on.
+        listeners: objects of `tfkd_fast.runs.log.Listener`, which are called with every event and every batch while the
+            run goes on.
         stop: ends the run on a signal once its last finished epoch is saved, see `stopped_by_signals`.
         ranks: the processes that train the candidates of the run together, see `join_ranks`. Each of them calls this
             function with the same arguments.
@@ -81,12 +82,11 @@ def train(
         UserError: for bad input, before `out` is touched, such as a folder that holds something else than a run or that
             another process trains into; for a loss that is no longer finite; and where another process is lost.
     """
-    overrides = overrides or {}
+    overrides = _checked_overrides(overrides)
     if model is not None:
         overrides = merge(overrides, {"model": {"name": give(model)}})
-    if teachers:
-        overrides = merge(overrides, {"teachers": {"networks": _give_teachers(teachers)}})
     recipe = _make_recipe(recipe, overrides, from_program=dataset is not None)
+    recipe = _with_teachers(recipe, _give_teachers(teachers))
     folder = RunFolder(Path(out))
     with _begin(
         recipe, folder, listeners, overwrite=overwrite, download=download, pairs=dataset, ranks=ranks
@@ -117,7 +117,7 @@ def replay(
         UserError: as for `train`; for a run that cannot be replayed; and for a data set that is no longer the one that
             the run was trained on, where `overrides` ask for no other.
     """
-    recipe = replay_recipe(Path(run), overrides)
+    recipe = replay_recipe(Path(run), _checked_overrides(overrides))
     _announce_imports(recipe, run)
     source, folder = RunFolder(Path(run)), RunFolder(Path(out))
     with _begin(recipe, folder, listeners, overwrite=overwrite, replayed=source) as trainer:
@@ -140,7 +140,7 @@ def resume(
 
     Args:
         out: the run folder.
-        listeners: called with every event and every batch while the run goes on.
+        listeners: see `train`.
         data_root: the place of the data set, where it is no longer that of the recipe.
         dataset: the data set that the run was given, see `train`.
         model: the module or the factory of the run, where this process cannot import it.
@@ -320,8 +320,19 @@ def _reopen(
     return recipe, opened
 
 
-def _make_recipe(recipe: Recipe | Table | str, overrides: Table, *, from_program: bool) -> Recipe:
+def _checked_overrides(overrides: Table | None) -> Table:
+    """The overrides of an argument."""
+    overrides = {} if overrides is None else overrides
+    refuse_other_kind(overrides, Mapping, "overrides are nested values by table, as {'epochs': 1}")
+    return overrides
+
+
+def _make_recipe(recipe: Recipe | Table | Path | str, overrides: Table, *, from_program: bool) -> Recipe:
     """Make the recipe of an argument, with `overrides` over its values, and for a data set `from_program`."""
+    kinds = (Recipe, Mapping, Path, str)
+    refuse_other_kind(recipe, kinds, "a recipe is its name, the path of its file, or nested values by table")
+    if isinstance(recipe, Path):  # never the name of a shipped one
+        recipe = str(recipe.absolute())
     if from_program:
         table = recipe.table() if isinstance(recipe, Recipe) else recipe
         return _make_recipe(
@@ -336,9 +347,17 @@ def _make_recipe(recipe: Recipe | Table | str, overrides: Table, *, from_program
 
 def _give_teachers(teachers: Sequence[nn.Module]) -> list[Table]:
     """Make teachers known to this process; returns their tables in a recipe."""
+    refuse_other_kind(teachers, (Sequence, nn.ModuleList), "teachers are a list of modules, as [module]")
     kinds = [type(teacher).__name__ for teacher in teachers]
     names = [f"python/{kind}-{number}" for number, kind in enumerate(kinds, start=1)]
     return [{"name": give(teacher, name)} for teacher, name in zip(teachers, names, strict=True)]
+
+
+def _with_teachers(recipe: Recipe, given: Sequence[Table]) -> Recipe:
+    """The recipe with teachers beside those that it names; of those that it has already, the modules alone are given."""
+    named = [network.model_dump(mode="json", exclude_none=True) for network in recipe.teachers.networks]
+    others = [network for network in given if network["name"] not in [each["name"] for each in named]]
+    return make_recipe(recipe.table(), {"teachers": {"networks": [*named, *others]}}) if others else recipe
 
 
 def _announce_imports(recipe: Recipe, run: Path | str) -> None:
@@ -356,6 +375,9 @@ def _trainer(
     ranks: Ranks = ALONE,
 ) -> Trainer:
     """The trainer of a run, or UserError for what cannot be trained."""
+    for listener in listeners:
+        words = "listeners are objects of a class that derives from tfkd_fast.runs.log.Listener"
+        refuse_other_kind(listener, Listener, words)
     trackers = recipe.trackers if ranks.first else ()
     listeners = [*listeners, *(TRACKERS[name](folder, recipe.table()) for name in trackers)]
     compute = resolve_compute(recipe.device, recipe.precision, recipe.compile)

@@ -1,6 +1,7 @@
 """The one exception that reaches a person, the one warning, and how their sentences name what was meant."""
 
 import difflib
+import operator
 import reprlib
 import unicodedata
 from collections.abc import Iterable
@@ -80,3 +81,25 @@ def refuse_unknown(kind: str, name: object, known: Iterable[str], table: str, wh
             f"{where} has the {kind} {shorten(name)}, which is none of {', '.join(names)}: use it in a program that "
             f"adds it to {table} first"
         )
+
+
+def refuse_other_kind(value: object, kind: type | tuple[type, ...], words: str) -> None:
+    """Raise UserError if an argument is not of the kind that a function takes; `words` say what it is, as in "a recipe
+    is a name or a dictionary"."""
+    if not isinstance(value, kind):
+        raise UserError(f"{words}: got {shorten(value)}")
+
+
+def whole_number(name: str, value: object, least: int, most: int = 2**63 - 1) -> int:
+    """The value of an argument that is a whole number, be it of Python, numpy or torch.
+
+    Raises:
+        UserError: it is none, or not between `least` and `most`.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        raise UserError(f"{name} must be a whole number from {least} to {most}: got {shorten(value)}")
+    return number

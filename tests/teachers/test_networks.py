@@ -173,10 +173,34 @@ def test_a_network_of_timm_teaches_by_a_file_of_weights(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_modules_teach_and_have_to_be_given_again(tmp_path: Path) -> None:
-    data = {"dataset": "digits", "batch_size": 32}
-    tfkd_fast.train(SMALL | {"method": "ce", "epochs": 3, "data": data}, tmp_path / "teacher")
-    teachers = [tfkd_fast.load_run(tmp_path / "teacher").student(), tfkd_fast.load_run(tmp_path / "teacher").student()]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose student is better than chance."""
+    run = tmp_path_factory.mktemp("trained") / "teacher"
+    tfkd_fast.train(SMALL | {"method": "ce", "epochs": 3, "data": {"dataset": "digits", "batch_size": 32}}, run)
+    return run
+
+
+def test_modules_teach_beside_the_teachers_of_the_recipe(trained: Path, tmp_path: Path) -> None:
+    class Stop(Listener):
+        def event(self, event: Any) -> None:
+            raise KeyboardInterrupt
+
+    module, path = tfkd_fast.load_run(trained).student(), tmp_path / "weights.pth"
+    with torch.no_grad():
+        module.classifier.bias += 1e-3
+    torch.save(tfkd_fast.load_run(trained).student().state_dict(), path)
+    networks = [{"name": "vgg8", "width": 0.125, "weights": str(path)}]
+    recipe: Any = SMALL | {"method": "kd-average", "teachers": {"networks": networks}}
+    for out in (tmp_path / "first", tmp_path / "again"):
+        with pytest.raises(KeyboardInterrupt):
+            tfkd_fast.train(recipe, out, teachers=[module], listeners=[Stop()])
+        recipe = tfkd_fast.load_run(out).recipe  # of which the second run is given the module that it names already
+        assert [each.name for each in recipe.teachers.networks] == ["vgg8", f"python/{type(module).__name__}-1"]
+
+
+def test_modules_teach_and_have_to_be_given_again(trained: Path, tmp_path: Path) -> None:
+    teachers = [tfkd_fast.load_run(trained).student(), tfkd_fast.load_run(trained).student()]
     with torch.no_grad():
         teachers[1].classifier.bias += 1e-3
 
