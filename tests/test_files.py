@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfkd_fast import files
+from tfkd_fast import files, from_pretrained
 from tfkd_fast.errors import UserError, printable
 from tfkd_fast.files import (
+    expand_home,
     from_checked_json,
     from_checked_line,
     from_checked_text,
@@ -27,6 +29,7 @@ from tfkd_fast.files import (
     to_checked_text,
     write_bytes,
 )
+from tfkd_fast.runs.recipe import make_recipe
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -101,6 +104,16 @@ def test_a_long_reason_is_cut_and_a_sentence_stays_as_it_is() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"^as it is$"), reading("x", "file", "mend it"):
         raise UserError("as it is")
+
+
+def test_a_tilde_is_a_home_folder_or_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert expand_home("~/x") == Path("/home/somebody/x")
+    assert expand_home(Path("x/~")) == Path("x/~")
+    root = partial(make_recipe({"method": "ce"}).with_data_root, "~nosuchuser/x")
+    for read in (partial(expand_home, "~nosuchuser/x"), partial(from_pretrained, "~nosuchuser/x"), root):
+        with pytest.raises(UserError, match="there is no home folder as in ~nosuchuser/x: write the path out"):
+            read()
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

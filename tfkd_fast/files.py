@@ -152,6 +152,18 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def expand_home(path: Path | str) -> Path:
+    """The path with the home folder in the place of a ~ at its beginning.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"there is no home folder as in {path}: write the path out") from None
+
+
 # Writing.
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -49,8 +50,11 @@ def absolute_path(path: str) -> str:
     return absolute
 
 
-FilePath = Annotated[str, AfterValidator(absolute_path)]
-"""The path of a file or a folder, made absolute when it is checked: a run may go on in another current folder."""
+FilePath = Annotated[
+    str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path), AfterValidator(absolute_path)
+]
+"""The path of a file or a folder, text or a `Path`, made absolute when it is checked: a run may go on in another current
+folder."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,3 +198,40 @@ def test_images_of_pillow_are_read_and_none_are_refused(finished: Path, digits: 
     assert torch.equal(classifier.read([Image.fromarray(digits[0])])[0, 0], torch.from_numpy(digits[0]))
     with pytest.raises(UserError, match="there are no images to read"):
         classifier.read([])
+
+
+@pytest.mark.parametrize("far", [lambda pixels: pixels, lambda pixels: (pixels / 255 - 0.5) / 0.2])
+def test_floats_of_another_range_are_refused(
+    finished: Path, digits: list[np.ndarray], far: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Grey levels and normalised images; what interpolation makes of fractions is taken, and the module is exported."""
+    loaded = load_run(finished)
+    classifier, pixels = loaded.classifier(), torch.from_numpy(np.stack(digits[:4]))[:, None]
+    for read in (classifier, classifier.probabilities, loaded.normalise):
+        with pytest.raises(UserError, match=r"floating-point pixels are between 0 and 1, and one is .*: divide grey"):
+            read(far(pixels.float()))
+    fractions = pixels / 255
+    torch.testing.assert_close(classifier(fractions), classifier(pixels))
+    assert classifier(1.1 * fractions - 0.05).isfinite().all()
+    exported = torch.export.export(classifier, (fractions,)).module()
+    torch.testing.assert_close(exported(fractions), classifier(fractions))
+
+
+def test_wrong_arguments_from_python_are_refused(
+    finished: Path, digits: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(digits[0]).save("i.png")
+    loaded = load_run(finished)
+    (single,) = predict(loaded, "i.png", device="cpu", precision="fp32")
+    assert single == predict(loaded, [Path("i.png")], device="cpu", precision="fp32")[0]
+    assert np.array_equal(loaded.classifier().read("i.png")[0, 0].numpy(), digits[0])
+    with pytest.raises(UserError, match=r"there is no image none\.png"):
+        predict(loaded, "none.png")
+    with pytest.raises(UserError, match="batch_size must be a whole number from 1"):
+        predict(loaded, ["i.png"], batch_size=0)
+    with pytest.raises(UserError, match="top must be a whole number from 1"):
+        predict(loaded, ["i.png"], top=0)
+    weights: Any = "latest"
+    with pytest.raises(UserError, match=r"a run has no weights 'latest': did you mean 'last'\?"):
+        loaded.classifier(weights)

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from tfkd_fast.errors import Notice, UserError, shorten
-from tfkd_fast.files import from_checked_text, is_there, read_bytes, to_checked_text, write_bytes
+from tfkd_fast.files import expand_home, from_checked_text, is_there, read_bytes, to_checked_text, write_bytes
 from tfkd_fast.models import imports_code
 from tfkd_fast.report.card import model_card
 from tfkd_fast.report.run import read_run
@@ -65,7 +65,7 @@ def push(
     if hub.is_folder(target):
         if private:
             raise UserError(f"private is for repositories of the Hub, and {target} is a folder: leave --private out")
-        folder = Path(target).expanduser()
+        folder = expand_home(target)
         files = what_is_handed_on(run, f"./{folder.resolve().name}", licence)
         return _into_folder(folder, files, overwrite=overwrite, say=say)
     files = what_is_handed_on(run, str(target), licence)

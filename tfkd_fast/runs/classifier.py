@@ -15,6 +15,10 @@ from tfkd_fast.errors import UserError
 ImageOrFile = Image.Image | Path | str
 """An image of Pillow's, which is taken as it lies; or the path of an image file, which is turned upright."""
 
+OVERSHOOT = 1.0
+"""How far a floating-point pixel may lie outside of 0..1 (our choice): further than interpolation takes it, and less
+than grey levels 0..255 or normalised images do."""
+
 
 class Normalise(nn.Module):
     """Pixels less the mean of the training images, over their deviation, channel by channel."""
@@ -32,7 +36,18 @@ class Normalise(nn.Module):
             self.register_buffer(name, levels, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return (B,C,H,W) float32 of pixels (B,C,H,W): integers 0..255, or floating point 0..1."""
+        """Return (B,C,H,W) float32 of pixels (B,C,H,W): integers 0..255, or floating point 0..1.
+
+        Raises:
+            UserError: floating-point pixels are of another range, which compiled and exported code does not look for.
+        """
+        if pixels.is_floating_point() and not torch.compiler.is_compiling():
+            outside = (pixels - 0.5).abs() > 0.5 + OVERSHOOT
+            if outside.any():
+                raise UserError(
+                    f"floating-point pixels are between 0 and 1, and one is {float(pixels[outside][0]):g}: divide grey "
+                    "levels by 255 or hand them over as uint8, and do not normalise them"
+                )
         levels = 255 * pixels.float() if pixels.is_floating_point() else pixels.float()
         return (levels - self.mean) / self.std
 
@@ -66,7 +81,8 @@ class ImageClassifier(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return the logits (B, number of classes) of pixels (B,C,H,W), uint8 or floating point 0..1."""
+        """Return the logits (B, number of classes) of pixels (B,C,H,W), uint8 or floating point 0..1; see `Normalise`
+        for what is refused."""
         logits: Tensor = self.network(self.normalise(pixels))
         return logits
 
@@ -79,8 +95,8 @@ class ImageClassifier(nn.Module):
         """Return the probabilities float32 of logits (B, number of classes), see `probabilities`."""
         return (logits.float() / (self.temperature or 1.0)).softmax(-1)
 
-    def read(self, images: Iterable[ImageOrFile]) -> Tensor:
-        """Read images of any size and colours as the network takes them.
+    def read(self, images: ImageOrFile | Iterable[ImageOrFile]) -> Tensor:
+        """Read an image or several of any size and colours as the network takes them.
 
         Each is brought to the size and colours of the training images in the way in which image files of a data set
         are: the largest centred square or the part of it that `data.centre_crop` names, 8 bits, transparent pixels on
@@ -92,8 +108,9 @@ class ImageClassifier(nn.Module):
         Raises:
             UserError: there is no image, or one cannot be read; the message names it.
         """
+        several = [images] if isinstance(images, Image.Image | Path | str) else images
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-            pixels = list(pool.map(self._read, images))
+            pixels = list(pool.map(self._read, several))
         if not pixels:
             raise UserError("there are no images to read: give one or more")
         return torch.stack(pixels).contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ import torch
 
 from tfkd_fast.data.datasets.folder import SUFFIXES, list_images
 from tfkd_fast.device import resolve_compute
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, whole_number
 from tfkd_fast.files import is_there, reading
 from tfkd_fast.models import fixed_weights
 from tfkd_fast.ops import conv_algorithms
@@ -30,7 +30,7 @@ class Prediction(NamedTuple):
     """The probabilities of the same classes, see `ImageClassifier.probabilities`."""
 
 
-def find_images(places: Sequence[Path | str]) -> list[Path]:
+def find_images(places: Path | str | Sequence[Path | str]) -> list[Path]:
     """List image files: those that are named, and those in the folders that are named and in the folders below.
 
     Files of a folder are sorted by name. Hidden files and folders, files that are no images and links to folders are
@@ -40,7 +40,7 @@ def find_images(places: Sequence[Path | str]) -> list[Path]:
         UserError: a file or a folder does not exist, or a folder holds no image.
     """
     files: list[Path] = []
-    for place in map(Path, places):
+    for place in map(Path, [places] if isinstance(places, Path | str) else places):
         if not is_there(place):
             raise UserError(f"there is no image {place}: name image files, or folders of them")
         found = list(_images_below(place)) if place.is_dir() else [place]
@@ -63,7 +63,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 @torch.no_grad()
 def predict(
     run: StoredRun,
-    images: Sequence[Path | str],
+    images: Path | str | Sequence[Path | str],
     *,
     weights: Weights = "last",
     top: int = 1,
@@ -76,7 +76,7 @@ def predict(
 
     Args:
         run: the run.
-        images: paths of image files, and of folders of them.
+        images: the path of an image file or of a folder of them, or several.
         weights: which weights of the run, see `StoredRun.classifier`.
         top: number of classes that are named of each image; all of them where there are fewer.
         batch_size: images in a batch, which alone are in memory.
@@ -87,8 +87,9 @@ def predict(
         A prediction for each file, in the order of `find_images`.
 
     Raises:
-        UserError: the run has no such weights, or an image cannot be found or read.
+        UserError: the run has no such weights, an image cannot be found or read, or an argument is out of range.
     """
+    batch_size, top = whole_number("batch_size", batch_size, 1), whole_number("top", top, 1)
     files, compute = find_images(images), resolve_compute(device, precision)
     classifier = run.classifier(weights)
     network = compute.place(classifier)

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tfkd_fast.data import DataSettings, LoaderName
 from tfkd_fast.data.settings import FROM_PROGRAM
 from tfkd_fast.errors import UserError, nearest, refuse_unknown, shorten
-from tfkd_fast.files import is_there, parse_toml, read_text
+from tfkd_fast.files import expand_home, is_there, parse_toml, read_text
 from tfkd_fast.methods import METHODS, MethodEntry, find_method
 from tfkd_fast.methods.base import TeacherTable
 from tfkd_fast.models import ModelSettings, NetworkOrFactory, give, refuse_unknown_network
@@ -100,7 +100,7 @@ class Recipe(Settings):
         """Return the same recipe with its data set in another place; None leaves it where it is."""
         if root is None:
             return self
-        return self.model_copy(update={"data": self.data.model_copy(update={"root": str(root)})})
+        return self.model_copy(update={"data": self.data.model_copy(update={"root": str(expand_home(root))})})
 
     def with_data_of_program(self) -> Self:
         """Return the same recipe for a data set that a program gives."""

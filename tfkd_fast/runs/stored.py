@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.events import Event
-from tfkd_fast.files import is_there
+from tfkd_fast.files import expand_home, is_there
 from tfkd_fast.models import NetworkOrFactory, imports_code
 from tfkd_fast.runs import hub
 from tfkd_fast.runs.classifier import ImageClassifier, Normalise
@@ -130,6 +130,8 @@ class StoredRun:
             "best": "no best epoch: none was judged on held-out images",
             "ema": "no moving average of the weights, as optimizer.ema_decay makes one",
         }
+        if weights not in files:
+            raise UserError(f"a run has no weights {shorten(weights)}: {nearest(str(weights), files)}")
         if weights in reasons and not files[weights].exists():
             raise UserError(f"{self.path} has {reasons[weights]}; use the student of the last epoch")
         return files[weights]
@@ -196,7 +198,7 @@ def from_pretrained(
         names = [path.name for path in (RunFolder(Path()).recipe, *RunFolder(Path()).handed_on())]
         path = hub.fetch(str(source), names, revision)
     elif revision is None:
-        path = Path(source).expanduser()
+        path = expand_home(source)
     else:
         raise UserError(f"{source} is a folder, which has no revisions: leave revision out")
     folder = RunFolder(path)
