@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+import numpy as np
 import pytest
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -267,3 +268,57 @@ def test_what_may_be_named_once_is_refused_the_second_time(items: list[object]) 
     with pytest.raises(ValueError, match="is named twice"):
         named_once(items)
     assert named_once(items[:1]) == items[:1]
+
+
+class Mixed(Settings):
+    """Keys of every type."""
+
+    count: int = 1
+    limit: int | None = None
+    rate: Annotated[float, Field(ge=0)] = 1.0
+    pairs: tuple[tuple[float, float], ...] = ()
+    wanted: bool = False
+    choice: Literal["1", "a"] = "1"
+    anything: dict[str, bool | int | str] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("count", True, "number"),
+        ("count", "7", "number"),
+        ("limit", "7", "number"),
+        ("limit", False, "number"),
+        ("rate", True, "number"),
+        ("rate", b"0.5", "number"),
+        ("pairs", [[1, 2], [3, "4"]], "number"),
+        ("pairs", ((1.0, True),), "number"),
+        ("wanted", "no", "true or false"),
+        ("wanted", "true", "true or false"),
+        ("choice", 1, "'1' or 'a'"),
+    ],
+)
+def test_a_value_is_not_taken_for_one_of_another_type(key: str, value: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=f"{key}\n  Input should be .*{said}"):
+        Mixed.model_validate({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("count", 2.0, 2),
+        ("count", np.int64(2), 2),
+        ("limit", None, None),
+        ("rate", 2, 2.0),
+        ("rate", np.float32(0.5), 0.5),
+        ("rate", np.int32(3), 3.0),
+        ("pairs", [[1, 2]], ((1.0, 2.0),)),
+        ("pairs", np.ones((1, 2)), ((1.0, 1.0),)),
+        ("wanted", True, True),
+        ("choice", "1", "1"),
+        ("anything", {"a": True, "b": "1", "c": 1}, {"a": True, "b": "1", "c": 1}),
+    ],
+)
+def test_numbers_of_other_types_and_libraries_are_taken(key: str, value: Any, expected: Any) -> None:
+    found = getattr(Mixed.model_validate({key: value}), key)
+    assert (found, type(found)) == (expected, type(expected))

@@ -5,8 +5,9 @@ Every key of a table is read: a table whose keys depend on a choice is a union w
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Protocol, Self, TypeVar, get_args
@@ -24,12 +25,24 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 LARGEST = 1e30
 """The largest number that a table takes where nothing else bounds it: float32 holds it, and most multiples of it."""
 UNREAD = "unread_key"
 """The type of the validation error for a key whose `ReadIf` does not hold."""
+
+class WrittenInt(int):
+    """A whole number of the command line, which remembers how it was written for keys that want text."""
+
+    text: str
+
+
+class WrittenFloat(float):
+    """A number of the command line, see `WrittenInt`."""
+
+    text: str
+
 
 Items = TypeVar("Items", bound=Sequence[Hashable])
 
@@ -50,11 +63,11 @@ def absolute_path(path: str) -> str:
     return absolute
 
 
-FilePath = Annotated[
-    str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path), AfterValidator(absolute_path)
-]
-"""The path of a file or a folder, text or a `Path`, made absolute when it is checked: a run may go on in another current
-folder."""
+PathText = Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)]
+"""A path as text, of a text or a `Path`."""
+
+FilePath = Annotated[PathText, AfterValidator(absolute_path)]
+"""The path of a file or a folder, made absolute when it is checked: a run may go on in another current folder."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,33 @@ class Settings(BaseModel):
                 value = getattr(table, condition.key)
                 if value != default_of(type(table), condition.key) and not condition.test(self):
                     yield condition, value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_types(cls, values: Any) -> Any:
+        """The values, unless pydantic would make a number of true or false, or either of them of text; a number that
+        was written for text is that text.
+
+        Raises:
+            ValidationError: for the first that is of another type.
+        """
+        if not isinstance(values, Mapping):
+            return values
+        known = {key: _scalars(cls, key) for key in values if key in cls.model_fields}
+        for key, wanted in known.items():
+            value = values[key]
+            for item in _items(value):
+                if _is_made_another(item, wanted):
+                    what = "true or false" if bool in wanted else "a valid number"
+                    fault = PydanticCustomError("other_type", "Input should be {what}", {"what": what})
+                    details = InitErrorDetails(type=fault, loc=(key,), input=value)
+                    raise ValidationError.from_exception_data(cls.__name__, [details])
+        texts = {
+            key: values[key].text
+            for key, wanted in known.items()
+            if wanted == {str} and isinstance(values[key], WrittenInt | WrittenFloat)
+        }
+        return {**values, **texts}
 
     @model_validator(mode="after")
     def _refuse_unread_values(self, info: ValidationInfo) -> Self:
@@ -240,6 +280,30 @@ def table_forms(field: FieldInfo) -> TableForms | None:
     if not classes:
         return None
     return TableForms(marks[0].key, classes, marks[0].plugins) if marks else TableForms(None, classes)
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """The single values of nested lists."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _items(item)
+    else:
+        yield value
+
+
+def _is_made_another(value: Any, wanted: Set[type]) -> bool:
+    """Whether pydantic would make something else of a value, for a key that takes values of the `wanted` types."""
+    if isinstance(value, bool):
+        return bool not in wanted and bool(wanted & {int, float})
+    return isinstance(value, str | bytes) and str not in wanted and bool(wanted)
+
+
+@cache
+def _scalars(table: type[Settings], key: str) -> Set[type]:
+    """The types of single values that a key takes, also in a list; a choice among names is text."""
+    leaves = list(_flatten(table.model_fields[key].annotation))
+    found = {leaf if isinstance(leaf, type) else type(leaf) for leaf in leaves}
+    return set() if Any in leaves else found & {bool, int, float, str}
 
 
 def _flatten(annotation: Any) -> Iterator[Any]:

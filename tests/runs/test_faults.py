@@ -21,6 +21,9 @@ from tfkd_fast.runs.recipe import load_recipe, make_recipe
         ),
         ("epochs=0", r"recipe key 'epochs': .*greater than or equal to 1 \(got 0\)"),
         ("optimizer.learning_rate=fast", r"recipe key 'optimizer.learning_rate': .*valid number.* \(got 'fast'\)"),
+        ("epochs=true", r"recipe key 'epochs': .*valid number \(got True\)"),
+        ("data.augment=no", r"recipe key 'data.augment': .*true or false \(got 'no'\)"),
+        ("data.crop_area=[true, 1]", r"recipe key 'data.crop_area': .*valid number \(got \[True, 1\]\)"),
         ("method=tfdk", r"unknown method 'tfdk': did you mean 'tfkd'\?"),
     ],
 )

@@ -33,6 +33,38 @@ def test_set_reads_toml_values_and_bare_words() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "text", ["2024", "2024_05", "0x10", "1e3", "1.50", "nan", "2024-05-01", "2024-05-01 10:00", "10:00:00", "0-4"]
+)
+def test_a_key_that_wants_text_gets_it_as_it_was_written(text: str) -> None:
+    overrides: Table = {"method": "kd"}
+    set_override(overrides, f"teachers.cache={text}")
+    set_override(overrides, f"data.classes={text}")
+    recipe = make_recipe({}, overrides)
+    assert recipe.teachers.cache == str(Path.cwd() / text)
+    assert recipe.data.classes == (text,)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("epochs=1_000", 1000),
+        ("data.holdout=.25", 0.25),
+        ("optimizer.learning_rate=5.", 5.0),
+        ("data.augment=False", False),
+        ("data.augment=true", True),
+        ("data.holdout=0", 0.0),
+    ],
+)
+def test_a_key_that_wants_a_number_or_a_bool_gets_that(assignment: str, expected: object) -> None:
+    overrides: Table = {}
+    set_override(overrides, assignment)
+    recipe: Any = make_recipe({}, overrides)
+    for key in assignment.partition("=")[0].split("."):
+        recipe = getattr(recipe, key)
+    assert (recipe, type(recipe)) == (expected, type(expected))
+
+
 @pytest.mark.parametrize("assignment", ["epochs", "=3", "model..width=1"])
 def test_a_malformed_assignment_is_refused(assignment: str) -> None:
     with pytest.raises(UserError, match=r"--set wants table.key=value"):

@@ -15,13 +15,15 @@ place of the file, a study has its base and above it the row. Three things are m
 
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from datetime import date, time
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
 from tfkd_fast.errors import UserError
 from tfkd_fast.methods import MethodEntry, find_method
-from tfkd_fast.settings import table_forms
+from tfkd_fast.settings import WrittenFloat, WrittenInt, table_forms
 
 Table = dict[str, Any]
 Place = tuple[str, str]
@@ -134,9 +136,20 @@ def set_override(overrides: Table, assignment: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """The TOML value of a text, or the text itself where it is none."""
+    """The TOML value of a text, or the text itself where it is none or a date, which no key wants. A number remembers
+    its text. Beyond TOML, True and False are bools and .5 is a number, as in Python."""
+    text = text.strip()
     try:
         table = tomllib.loads(f"value = {text}")
+        value: Any = table["value"] if len(table) == 1 else text
     except (ValueError, RecursionError):  # also of a number that is too long, or of too many brackets
-        return text.strip()
-    return table["value"] if len(table) == 1 else text.strip()
+        value = {"True": True, "False": False}.get(text, text)
+        with suppress(ValueError):
+            value = float(value) if isinstance(value, str) else value
+    if isinstance(value, date | time):
+        return text
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    number = WrittenInt(value) if isinstance(value, int) else WrittenFloat(value)
+    number.text = text
+    return number

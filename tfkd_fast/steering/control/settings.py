@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from tfkd_fast.files import is_there
 from tfkd_fast.plugins import Registry
-from tfkd_fast.settings import LARGEST, Forms, ReadIf, Settings, absolute_path, form_name, named_once
+from tfkd_fast.settings import LARGEST, Forms, PathText, ReadIf, Settings, absolute_path, form_name, named_once
 from tfkd_fast.steering.control.controller import ACTION_LIMIT, Controller
 from tfkd_fast.steering.targets import ActionSpace
 
@@ -27,7 +27,7 @@ def _absolute_or_name(policy: str) -> str:
     return policy if is_name else absolute_path(policy)
 
 
-Policy = Annotated[str, AfterValidator(_absolute_or_name)]
+Policy = Annotated[PathText, AfterValidator(_absolute_or_name)]
 
 
 class RecordedAction(Settings):
