@@ -187,7 +187,12 @@ def test_it_follows_a_network_to_another_device_with_its_state() -> None:
     [
         ({"logits": torch.zeros(BATCH, CLASSES + 1)}, r"logits must be \(images, 5\): got \(8, 6\)"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels must be one a row of the logits: got \(3,\)"),
+        ({"labels": torch.zeros(BATCH)}, r"labels must be an int64 tensor: got torch\.float32"),
+        ({"labels": [0] * BATCH}, r"labels must be an int64 tensor: got list"),
         ({"indices": torch.full((BATCH,), IMAGES)}, "there are num_images = 40 training images: got index 40"),
+        ({"indices": torch.tensor([0] * (BATCH - 1) + [-1])}, "num_images = 40 training images: got index -1"),
+        ({"indices": torch.arange(3)}, r"indices must be one a row of the logits: got \(3,\)"),
+        ({"indices": torch.zeros(BATCH)}, r"indices must be an int64 tensor: got torch\.float32"),
         ({"candidate": 1}, "1 candidates train in this epoch: got logits of candidate 1"),
         ({"mixed_with": (torch.zeros(BATCH, dtype=torch.int64), 0.5)}, "train it without mixed images"),
         ({"teachers": torch.zeros(BATCH, CLASSES)}, r"learns from 0 teachers.*\(got 1\)"),
@@ -196,6 +201,42 @@ def test_it_follows_a_network_to_another_device_with_its_state() -> None:
 def test_wrong_calls_are_refused_in_one_sentence(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make("ps-kd")(**arguments("ps-kd", 0) | change)
+
+
+@pytest.mark.parametrize("shape", [(BATCH, CLASSES - 1), (BATCH - 1, CLASSES), (2, BATCH, CLASSES)])
+@pytest.mark.parametrize(
+    ("name", "which", "words"),
+    [
+        ("kd", "teachers", "logits of a teacher"),
+        ("cs-kd", "companions", "logits of companions"),
+        ("tfkd", "slow_logits", "slow_logits"),
+    ],
+)
+def test_logits_of_other_images_or_classes_are_refused(name: str, which: str, words: str, shape: tuple[int]) -> None:
+    tables = {"target": {"sources": ["slow-self"]}} if which == "slow_logits" else {}
+    given = arguments(name, 0) | {which: torch.zeros(shape)} | {"indices": torch.arange(BATCH)}
+    with pytest.raises(UserError, match=rf"{words} must be \(8, 5\), images and classes: got"):
+        make(name, **tables)(**given)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_classes": "10"}, "num_classes must be a whole number from 2 to .*: got '10'"),
+        ({"num_classes": 1}, "num_classes must be a whole number from 2"),
+        ({"epochs": 2.5}, "epochs must be a whole number from 1"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"seed": 2**64}, "seed must be a whole number from 0"),
+        ({"num_images": -5}, "num_images must be a whole number from 0"),
+        ({"num_images": 8.0}, "num_images must be a whole number from 0"),
+        ({"batch_size": True}, "batch_size must be a whole number from 0"),
+        ({"num_teachers": -1}, "num_teachers must be a whole number from 0"),
+        ({"device": "foo"}, r"there is no device 'foo' here \(.*\): name another"),
+    ],
+)
+def test_wrong_numbers_and_devices_are_refused_in_one_sentence(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make("ps-kd", **change)
 
 
 def test_wrong_ends_of_an_epoch_are_refused_in_one_sentence() -> None:
@@ -213,3 +254,22 @@ def test_wrong_ends_of_an_epoch_are_refused_in_one_sentence() -> None:
         criterion.eval()(**arguments("tfkd-mrs", 0))
     with pytest.raises(UserError, match="method 'ce', and this one has 'tfkd-mrs'"):
         criterion.load_state_dict(make("ce").state_dict())
+    state = criterion.state_dict()
+    del state["_extra_state"]["rows"]
+    with pytest.raises(UserError, match="the state has no 'rows': load what the state_dict of a criterion gave"):
+        criterion.load_state_dict(state)
+
+
+def test_held_out_logits_are_judged_or_refused() -> None:
+    """Also of a method that is not steered, which would not miss them."""
+    criterion, held, labels = make("ce"), torch.randn(HELD_OUT, CLASSES), torch.randint(CLASSES, (HELD_OUT,))
+    criterion(**arguments("ce", 0))
+    for given in ({"logits": held}, {"labels": labels}, {"averaged": held}):
+        with pytest.raises(UserError, match="are judged by their labels: hand over both"):
+            criterion.end_epoch(**given)
+    for wrong in (labels.float(), labels.tolist()):
+        with pytest.raises(UserError, match="held-out labels must be an int64 tensor"):
+            criterion.end_epoch(held, wrong)
+    (result,) = criterion.end_epoch(held, labels).results
+    assert result.holdout is not None
+    assert result.holdout.top1 == pytest.approx(float((held.argmax(1) == labels).float().mean()))

@@ -39,8 +39,18 @@ def check_logits(logits: Tensor, inputs: Inputs, context: Context) -> None:
         raise UserError(f"logits must be (images, {classes}): got {tuple(logits.shape)}")
     if logits.device != device:
         raise UserError(f"the logits are on {logits.device} and the criterion on {device}: move it, or set its device")
-    if inputs.labels.shape not in (logits.shape[:-1], logits.shape[-2:-1]):
-        raise UserError(f"labels must be one a row of the logits: got {tuple(inputs.labels.shape)}")
+    check_column("labels", inputs.labels, logits)
+    if inputs.mixed_with is not None:
+        check_column("the labels of mixed_with", inputs.mixed_with[0], logits)
+
+
+def check_column(name: str, column: Tensor, logits: Tensor) -> None:
+    """Raise UserError for integers (B,) or (n,B) that do not go with logits (B,C) or (n,B,C)."""
+    if not isinstance(column, Tensor) or column.dtype != torch.int64:
+        got = column.dtype if isinstance(column, Tensor) else type(column).__name__
+        raise UserError(f"{name} must be an int64 tensor: got {got}")
+    if column.shape not in (logits.shape[:-1], logits.shape[-2:-1]):
+        raise UserError(f"{name} must be one a row of the logits: got {tuple(column.shape)}")
 
 
 def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, first: int, n: int) -> StepBatch:
@@ -56,10 +66,10 @@ def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, firs
     if needs.indices:
         description = f"which training images these are{or_without_memory(needs)}"
         which = _require(method, "indices", inputs.indices, description)
-        if which.device.type == "cpu" and which.numel() and int(which.max()) >= context.num_images:
-            raise UserError(
-                f"there are num_images = {context.num_images} training images: got index {int(which.max())}"
-            )
+        check_column("indices", which, labels.unsqueeze(-1))
+        if which.device.type == "cpu":  # elsewhere the host would wait
+            for index in which[(which < 0) | (which >= context.num_images)].tolist():
+                raise UserError(f"there are num_images = {context.num_images} training images: got index {index}")
         indices = _with_axis(which, 1, n)
     if len(inputs.teachers) != len(context.teachers):
         raise UserError(
@@ -77,7 +87,7 @@ def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, firs
     slow_logits = None
     if needs.slow_decay is not None:
         slow = _require(method, "slow_logits", inputs.slow_logits, f"of weights averaged with decay {needs.slow_decay}")
-        slow_logits = _with_axis(slow.detach().float(), 2, n)
+        slow_logits = _checked_logits("slow_logits", slow.detach(), labels, context.num_classes)
     if inputs.mixed_with is not None and not needs.mixing:
         remedy = f"train it without mixed images{or_without_memory(needs)}"
         raise UserError(f"method {method!r} learns from predictions of single images: {remedy}")
@@ -87,7 +97,10 @@ def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, firs
         first,
         slow_logits,
         features,
-        tuple(_teacher_outputs(method, needs, teacher, n) for teacher in inputs.teachers),
+        tuple(
+            _teacher_outputs(method, needs, teacher, labels, len(facts.labels))
+            for teacher, facts in zip(inputs.teachers, context.teachers, strict=True)
+        ),
         _companions(method, needs, context, inputs, labels, indices, n) if needs.companions else None,
         tuple(networks),
     )
@@ -122,6 +135,18 @@ def _with_axis(tensor: Tensor, dimensions: int, n: int) -> Tensor:
     return tensor.expand(n, *tensor.shape) if tensor.ndim == dimensions else tensor
 
 
+def _checked_logits(name: str, logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Logits (n,B,C) in float32 beside labels (n,B), of logits that may come without the axis.
+
+    Raises:
+        UserError: they are of other images or other classes.
+    """
+    own = _with_axis(logits.float(), 2, len(labels))
+    if own.shape != (*labels.shape, classes):
+        raise UserError(f"{name} must be ({labels.shape[1]}, {classes}), images and classes: got {tuple(logits.shape)}")
+    return own
+
+
 def _features_with_axis(features: Features, n: int) -> Features:
     """Features with an axis of candidates, in float32; those of one candidate come without the axis."""
     return (
@@ -129,12 +154,15 @@ def _features_with_axis(features: Features, n: int) -> Features:
     ).in_float32()
 
 
-def _teacher_outputs(method: str, needs: Needs, teacher: Tensor | TeacherOutputs, n: int) -> TeacherOutputs:
+def _teacher_outputs(
+    method: str, needs: Needs, teacher: Tensor | TeacherOutputs, labels: Tensor, classes: int
+) -> TeacherOutputs:
+    """The outputs of a teacher that knows so many classes, for images with labels (n,B)."""
     logits, features = (teacher, None) if isinstance(teacher, Tensor) else teacher
     if needs.features and features is None:
         raise UserError(f"method {method!r} reads features of its teachers: hand over TeacherOutputs(logits, features)")
-    constant = features and _features_with_axis(features, n).map(Tensor.detach)
-    return TeacherOutputs(_with_axis(logits.detach().float(), 2, n), constant)
+    constant = features and _features_with_axis(features, len(labels)).map(Tensor.detach)
+    return TeacherOutputs(_checked_logits("logits of a teacher", logits.detach(), labels, classes), constant)
 
 
 def _companions(
@@ -159,8 +187,8 @@ def _companions(
     features = companions.features and _features_with_axis(companions.features, n)
     if features and not needs.companion_gradient:
         features = features.map(Tensor.detach)
-    columns = _with_axis(companions.labels, 1, n), _with_axis(companions.indices, 1, n)
-    return CompanionOutputs(_with_axis(logits.float(), 2, n), *columns, features)
+    own, which = _with_axis(companions.labels, 1, n), _with_axis(companions.indices, 1, n)
+    return CompanionOutputs(_checked_logits("logits of companions", logits, own, context.num_classes), own, which, features)
 
 
 @dataclass

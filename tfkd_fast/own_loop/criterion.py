@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, shorten, whole_number
 from tfkd_fast.events import CandidateDiverged, Event
 from tfkd_fast.judging.metrics import Judgement, judge_logits
 from tfkd_fast.methods import Context, Method, find_method
@@ -28,7 +28,7 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.models import Features, FeatureShapes
 from tfkd_fast.own_loop.assemble import NETWORK, NO_FEATURES, build_method, check_plan, read_settings
-from tfkd_fast.own_loop.batch import EpochSums, Inputs, check_logits, make_batch, mix_partners
+from tfkd_fast.own_loop.batch import EpochSums, Inputs, check_column, check_logits, make_batch, mix_partners
 from tfkd_fast.runs.schedule import phases
 from tfkd_fast.steering.targets import Superclasses
 from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS
@@ -100,17 +100,20 @@ class Criterion(nn.Module):
             tables: the tables of the method as a recipe has them, such as `controller={"name": "ucb"}`.
 
         Raises:
-            UserError: unknown methods and settings, and methods that need more than a call hands over.
+            UserError: unknown methods and settings, numbers out of range, devices that are not there, and methods that
+                need more than a call hands over.
         """
         super().__init__()
-        if num_classes < 2 or epochs < 1:
-            raise UserError(f"num_classes must be 2 and epochs 1 at least: got {num_classes} and {epochs}")
+        num_classes, epochs = whole_number("num_classes", num_classes, 2), whole_number("epochs", epochs, 1)
+        num_images, batch_size = whole_number("num_images", num_images, 0), whole_number("batch_size", batch_size, 0)
+        seed = whole_number("seed", seed, 0)
         self.method = method
         """Name of the method."""
         self._settings = read_settings(method, tables)
         needs = find_method(method).needs(self._settings)
         if not teacher_facts:
-            count = needs.teachers.fewest if num_teachers is None else num_teachers
+            fewest = needs.teachers.fewest
+            count = fewest if num_teachers is None else whole_number("num_teachers", num_teachers, 0)
             labels, shapes = tuple(range(num_classes)), feature_shapes or NO_FEATURES
             teacher_facts = [TeacherFacts(f"teacher {i}", NETWORK, labels, shapes) for i in range(count)]
         self._context = Context(
@@ -118,7 +121,7 @@ class Criterion(nn.Module):
             num_images=num_images,
             epochs=epochs,
             seed=seed,
-            device=torch.empty(0, device=device).device,
+            device=_find_device(device),
             learning_rate_ratio=learning_rate_ratio or (lambda epoch: 1.0),
             superclasses=superclasses,
             model=NETWORK,
@@ -254,8 +257,8 @@ class Criterion(nn.Module):
                 are given: they are less noisy.
 
         Raises:
-            UserError: the method is steered by held-out images and got none, a candidate was not trained, or no
-                candidate is left that did not diverge.
+            UserError: the method is steered by held-out images and got none, logits come without labels or do not go
+                with them, a candidate was not trained, or no candidate is left that did not diverge.
         """
         plan = self._next_plan()
         count = plan.interval.candidates
@@ -310,13 +313,16 @@ class Criterion(nn.Module):
         self, logits: Tensor | Sequence[Tensor] | None, labels: Tensor | None, count: int
     ) -> list[Judgement | None]:
         """Judge each candidate by its held-out logits; None for each without any."""
-        if logits is None or labels is None:
+        if logits is None and labels is None:
             return [None] * count
+        if logits is None or labels is None:
+            raise UserError("held-out logits are judged by their labels: hand over both, end_epoch(logits, labels)")
         rows = logits if isinstance(logits, Tensor) else torch.stack(list(logits))
         rows = (rows.unsqueeze(0) if rows.ndim == 2 else rows).detach().float()
         if len(rows) != count or rows.shape[1:] != (len(labels), self._context.num_classes):
             expected = (count, len(labels), self._context.num_classes)
             raise UserError(f"held-out logits must be {expected}, candidates first: got {tuple(rows.shape)}")
+        check_column("held-out labels", labels, rows)
         return list(judge_logits(rows, labels))
 
     def _leave_out(self, plan: Plan, sound: Sequence[bool]) -> list[Event]:
@@ -370,8 +376,10 @@ class Criterion(nn.Module):
         """Go on from a state.
 
         Raises:
-            UserError: the state is of another method, or of other classes or epochs.
+            UserError: the state is of another method, or of other classes or epochs, or of no criterion.
         """
+        if missing := [name for name in self.get_extra_state() if name not in state]:
+            raise UserError(f"the state has no {missing[0]!r}: load what the state_dict of a criterion gave")
         for name, mine in (
             ("method", self.method),
             ("num_classes", self._context.num_classes),
@@ -390,6 +398,19 @@ class Criterion(nn.Module):
         self._method.load_state_dict(state["state"])
         interval = state["interval"]
         self._plan = self._method.resume_interval(Interval(*interval)) if interval else None
+
+
+def _find_device(device: torch.device | str) -> torch.device:
+    """The device of tensors that are made on it.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # an assertion of torch where it was built without CUDA
+        reason = " ".join(str(error).split())
+        raise UserError(f"there is no device {shorten(device)} here ({reason[:200]}): name another") from None
 
 
 def _is_finite(training: TrainingStatistics, figures: HoldoutMetrics | None) -> bool:
