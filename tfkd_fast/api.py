@@ -354,7 +354,7 @@ def _give_teachers(teachers: Sequence[nn.Module]) -> list[Table]:
 
 
 def _with_teachers(recipe: Recipe, given: Sequence[Table]) -> Recipe:
-    """The recipe with teachers beside those that it names; of those that it has already, the modules alone are given."""
+    """The recipe with teachers beside those that it names; one that it names already does not come twice."""
     named = [network.model_dump(mode="json", exclude_none=True) for network in recipe.teachers.networks]
     others = [network for network in given if network["name"] not in [each["name"] for each in named]]
     return make_recipe(recipe.table(), {"teachers": {"networks": [*named, *others]}}) if others else recipe

@@ -32,6 +32,7 @@ LARGEST = 1e30
 UNREAD = "unread_key"
 """The type of the validation error for a key whose `ReadIf` does not hold."""
 
+
 class WrittenInt(int):
     """A whole number of the command line, which remembers how it was written for keys that want text."""
 

@@ -81,12 +81,14 @@ def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ({"model": {"a": 3}}, "holds no weights by name"),
         ([torch.ones(1)], "holds no weights by name"),
     ):
-        torch.save(content, path)
-        with pytest.raises(UserError, match=said):
+        for zipped in (True, False):
+            torch.save(content, path, _use_new_zipfile_serialization=zipped)
+            with pytest.raises(UserError, match=said):
+                read_weights(path)
+    for other in (b"nothing of the kind", b"<html>404 not found</html>", b"\x93NUMPY", b""):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match=r"weights\.pth is damaged or of another kind \(.*\): name another file"):
             read_weights(path)
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match=r"weights\.pth"):
-        read_weights(path)
     assert "unpickled" not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"nowhere\.pth"):
         read_weights(tmp_path / "nowhere.pth")

@@ -188,7 +188,8 @@ def _companions(
     if features and not needs.companion_gradient:
         features = features.map(Tensor.detach)
     own, which = _with_axis(companions.labels, 1, n), _with_axis(companions.indices, 1, n)
-    return CompanionOutputs(_checked_logits("logits of companions", logits, own, context.num_classes), own, which, features)
+    logits = _checked_logits("logits of companions", logits, own, context.num_classes)
+    return CompanionOutputs(logits, own, which, features)
 
 
 @dataclass

@@ -5,6 +5,7 @@ A file is read without running any code that it might hold.
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tfkd_fast.errors import UserError, shorten
-from tfkd_fast.files import reading
+from tfkd_fast.files import open_regular, reading
 from tfkd_fast.models import FeatureNetwork
 
 HELD_AS = ("model", "state_dict", "model_state_dict")
@@ -49,6 +50,8 @@ def read_weights(path: Path) -> Tensors:
             with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a program, as plain values
                 content: Any = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
+            if not _is_pickle(path):
+                raise ValueError("it is no checkpoint of torch") from None
             raise UserError(
                 f"{path} holds more than weights, which is not read because it could run code: save the state_dict"
             ) from None
@@ -57,6 +60,12 @@ def read_weights(path: Path) -> Tensors:
         raise UserError(f"{path} holds no weights by name: save the state_dict of the network")
     parallel = all(name.startswith("module.") for name in held)
     return {name.removeprefix("module.") if parallel else name: value for name, value in held.items()}
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle or an archive, in which torch keeps one, and not a page that a server sent instead."""
+    with open_regular(path) as file:
+        return file.read(1) == pickle.PROTO or zipfile.is_zipfile(file)
 
 
 def load_weights(network: nn.Module, weights: Tensors, path: Path, name: str) -> None:
