@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tfkd_fast.errors import UserError, nearest, refuse_other_kind, shorten, whole_number
+from tfkd_fast.errors import UserError, check_whole_number, nearest, refuse_other_kind, shorten
 
 
 @pytest.mark.parametrize("quoted", ["two\nlines", "\x1b[2J", "\udcff", "\u202eabc", "\u2028"])
@@ -37,14 +37,14 @@ def test_the_nearest_name_is_given_or_all_of_them() -> None:
 
 def test_a_whole_number_is_that_of_any_library() -> None:
     for value in (3, np.int64(3), np.uint8(3), torch.tensor(3)):
-        found = whole_number("epochs", value, 1)
+        found = check_whole_number("epochs", value, 1)
         assert (found, type(found)) == (3, int)
 
 
 @pytest.mark.parametrize("value", [0, 9, 2.0, np.float32(2), "2", True, None, torch.ones(2), 2**64])
 def test_what_is_no_whole_number_is_refused(value: Any) -> None:
     with pytest.raises(UserError, match="epochs must be a whole number from 1 to 8: got"):
-        whole_number("epochs", value, 1, 8)
+        check_whole_number("epochs", value, 1, 8)
 
 
 def test_a_value_of_another_kind_is_refused_in_the_words_of_the_argument() -> None:

@@ -82,7 +82,7 @@ def train(
         UserError: for bad input, before `out` is touched, such as a folder that holds something else than a run or that
             another process trains into; for a loss that is no longer finite; and where another process is lost.
     """
-    overrides = _checked_overrides(overrides)
+    overrides = _check_overrides(overrides)
     if model is not None:
         overrides = merge(overrides, {"model": {"name": give(model)}})
     recipe = _make_recipe(recipe, overrides, from_program=dataset is not None)
@@ -117,7 +117,7 @@ def replay(
         UserError: as for `train`; for a run that cannot be replayed; and for a data set that is no longer the one that
             the run was trained on, where `overrides` ask for no other.
     """
-    recipe = replay_recipe(Path(run), _checked_overrides(overrides))
+    recipe = replay_recipe(Path(run), _check_overrides(overrides))
     _announce_imports(recipe, run)
     source, folder = RunFolder(Path(run)), RunFolder(Path(out))
     with _begin(recipe, folder, listeners, overwrite=overwrite, replayed=source) as trainer:
@@ -320,7 +320,7 @@ def _reopen(
     return recipe, opened
 
 
-def _checked_overrides(overrides: Table | None) -> Table:
+def _check_overrides(overrides: Table | None) -> Table:
     """The overrides of an argument."""
     overrides = {} if overrides is None else overrides
     refuse_other_kind(overrides, Mapping, "overrides are nested values by table, as {'epochs': 1}")
@@ -353,10 +353,10 @@ def _give_teachers(teachers: Sequence[nn.Module]) -> list[Table]:
     return [{"name": give(teacher, name)} for teacher, name in zip(teachers, names, strict=True)]
 
 
-def _with_teachers(recipe: Recipe, given: Sequence[Table]) -> Recipe:
+def _with_teachers(recipe: Recipe, modules: Sequence[Table]) -> Recipe:
     """The recipe with teachers beside those that it names; one that it names already does not come twice."""
     named = [network.model_dump(mode="json", exclude_none=True) for network in recipe.teachers.networks]
-    others = [network for network in given if network["name"] not in [each["name"] for each in named]]
+    others = [network for network in modules if network["name"] not in [each["name"] for each in named]]
     return make_recipe(recipe.table(), {"teachers": {"networks": [*named, *others]}}) if others else recipe
 
 

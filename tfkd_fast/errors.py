@@ -90,7 +90,7 @@ def refuse_other_kind(value: object, kind: type | tuple[type, ...], words: str) 
         raise UserError(f"{words}: got {shorten(value)}")
 
 
-def whole_number(name: str, value: object, least: int, most: int = 2**63 - 1) -> int:
+def check_whole_number(name: str, value: object, least: int, most: int = 2**63 - 1) -> int:
     """The value of an argument that is a whole number, be it of Python, numpy or torch.
 
     Raises:

@@ -87,7 +87,7 @@ def make_batch(method: str, needs: Needs, context: Context, inputs: Inputs, firs
     slow_logits = None
     if needs.slow_decay is not None:
         slow = _require(method, "slow_logits", inputs.slow_logits, f"of weights averaged with decay {needs.slow_decay}")
-        slow_logits = _checked_logits("slow_logits", slow.detach(), labels, context.num_classes)
+        slow_logits = _check_logits("slow_logits", slow.detach(), labels, context.num_classes)
     if inputs.mixed_with is not None and not needs.mixing:
         remedy = f"train it without mixed images{or_without_memory(needs)}"
         raise UserError(f"method {method!r} learns from predictions of single images: {remedy}")
@@ -135,7 +135,7 @@ def _with_axis(tensor: Tensor, dimensions: int, n: int) -> Tensor:
     return tensor.expand(n, *tensor.shape) if tensor.ndim == dimensions else tensor
 
 
-def _checked_logits(name: str, logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+def _check_logits(name: str, logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Logits (n,B,C) in float32 beside labels (n,B), of logits that may come without the axis.
 
     Raises:
@@ -162,7 +162,7 @@ def _teacher_outputs(
     if needs.features and features is None:
         raise UserError(f"method {method!r} reads features of its teachers: hand over TeacherOutputs(logits, features)")
     constant = features and _features_with_axis(features, len(labels)).map(Tensor.detach)
-    return TeacherOutputs(_checked_logits("logits of a teacher", logits.detach(), labels, classes), constant)
+    return TeacherOutputs(_check_logits("logits of a teacher", logits.detach(), labels, classes), constant)
 
 
 def _companions(
@@ -188,7 +188,7 @@ def _companions(
     if features and not needs.companion_gradient:
         features = features.map(Tensor.detach)
     own, which = _with_axis(companions.labels, 1, n), _with_axis(companions.indices, 1, n)
-    logits = _checked_logits("logits of companions", logits, own, context.num_classes)
+    logits = _check_logits("logits of companions", logits, own, context.num_classes)
     return CompanionOutputs(logits, own, which, features)
 
 

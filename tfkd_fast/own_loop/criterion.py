@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from tfkd_fast.errors import UserError, shorten, whole_number
+from tfkd_fast.errors import UserError, check_whole_number, shorten
 from tfkd_fast.events import CandidateDiverged, Event
 from tfkd_fast.judging.metrics import Judgement, judge_logits
 from tfkd_fast.methods import Context, Method, find_method
@@ -104,16 +104,19 @@ class Criterion(nn.Module):
                 need more than a call hands over.
         """
         super().__init__()
-        num_classes, epochs = whole_number("num_classes", num_classes, 2), whole_number("epochs", epochs, 1)
-        num_images, batch_size = whole_number("num_images", num_images, 0), whole_number("batch_size", batch_size, 0)
-        seed = whole_number("seed", seed, 0)
+        num_classes, epochs = check_whole_number("num_classes", num_classes, 2), check_whole_number("epochs", epochs, 1)
+        num_images, batch_size = (
+            check_whole_number("num_images", num_images, 0),
+            check_whole_number("batch_size", batch_size, 0),
+        )
+        seed = check_whole_number("seed", seed, 0)
         self.method = method
         """Name of the method."""
         self._settings = read_settings(method, tables)
         needs = find_method(method).needs(self._settings)
         if not teacher_facts:
             fewest = needs.teachers.fewest
-            count = fewest if num_teachers is None else whole_number("num_teachers", num_teachers, 0)
+            count = fewest if num_teachers is None else check_whole_number("num_teachers", num_teachers, 0)
             labels, shapes = tuple(range(num_classes)), feature_shapes or NO_FEATURES
             teacher_facts = [TeacherFacts(f"teacher {i}", NETWORK, labels, shapes) for i in range(count)]
         self._context = Context(

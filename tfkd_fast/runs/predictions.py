@@ -9,7 +9,7 @@ import torch
 
 from tfkd_fast.data.datasets.folder import SUFFIXES, list_images
 from tfkd_fast.device import resolve_compute
-from tfkd_fast.errors import UserError, whole_number
+from tfkd_fast.errors import UserError, check_whole_number
 from tfkd_fast.files import is_there, reading
 from tfkd_fast.models import fixed_weights
 from tfkd_fast.ops import conv_algorithms
@@ -89,7 +89,7 @@ def predict(
     Raises:
         UserError: the run has no such weights, an image cannot be found or read, or an argument is out of range.
     """
-    batch_size, top = whole_number("batch_size", batch_size, 1), whole_number("top", top, 1)
+    batch_size, top = check_whole_number("batch_size", batch_size, 1), check_whole_number("top", top, 1)
     files, compute = find_images(images), resolve_compute(device, precision)
     classifier = run.classifier(weights)
     network = compute.place(classifier)
