@@ -1,5 +1,6 @@
 """A recipe: every value of one experiment, from shipped defaults, a TOML file and the command line."""
 
+import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -191,7 +192,7 @@ def find_text(name: str, known: Mapping[str, str], kind: str) -> str:
 def _refuse_study(name: str, is_study: bool) -> None:
     """Raise UserError for the name of a study in the place of a recipe's."""
     if is_study:
-        raise UserError(f"{name} is a study, not a recipe: train it with tfkd-fast study {name}")
+        raise UserError(f"{name} is a study, not a recipe: train it with tfkd-fast study {shlex.quote(name)}")
 
 
 def parse(text: str, name: str) -> Table:

@@ -1,5 +1,6 @@
 """The trained network as a file that anyone can load, with what is needed to use it in the header."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,7 +159,8 @@ def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
 
 def _read(path: Path) -> tuple[StudentHeader, Tensors]:
     if not path.exists():
-        raise UserError(f"{path} is missing: that run is not finished, go on with --resume {path.parent}")
+        run = shlex.quote(str(path.parent))
+        raise UserError(f"{path} is missing: that run is not finished, go on with --resume {run}")
     with reading(path, "the student", "name the folder of a finished run"):
         header, tensors = tensor_file.read(path, STUDENT)
         return StudentHeader.model_validate(header), tensors
