@@ -27,7 +27,7 @@ from tfkd_fast.models.foreign import (
     give,
     imports_code,
 )
-from tfkd_fast.models.layers import exact_logits, sample_strided
+from tfkd_fast.models.layers import exact_logits, replace_strided
 from tfkd_fast.models.mapped import call_with
 from tfkd_fast.models.mobilenet import mobilenetv2_half
 from tfkd_fast.models.reading import (
@@ -173,4 +173,4 @@ def build_model(settings: ModelSettings, num_classes: int, in_channels: int, see
     with all_seeded(seed):
         if settings.name in MODELS and settings.name not in INSTALLED:
             return MODELS[settings.name](num_classes, in_channels=in_channels, width=settings.width)
-        return exact_logits(sample_strided(build_foreign(settings.name, num_classes, in_channels)), num_classes)
+        return exact_logits(replace_strided(build_foreign(settings.name, num_classes, in_channels)), num_classes)

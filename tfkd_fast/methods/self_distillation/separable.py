@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from tfkd_fast.models.layers import GroupedConv
+
 
 class SeparableConv(nn.Sequential):
     """A depthwise convolution 3x3, one 1x1, batch norm and ReLU."""
@@ -9,7 +11,7 @@ class SeparableConv(nn.Sequential):
     def __init__(self, channels: int, wanted: int, stride: int = 1) -> None:
         """Maps (B,channels,H,W) become (B,wanted,h,w), by the stride of the depthwise convolution."""
         super().__init__(
-            nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
+            GroupedConv(channels, channels, 3, stride, groups=channels),
             nn.Conv2d(channels, wanted, 1, bias=False),
             nn.BatchNorm2d(wanted),
             nn.ReLU(),
