@@ -106,9 +106,9 @@ def test_a_long_reason_is_cut_and_a_sentence_stays_as_it_is() -> None:
         raise UserError("as it is")
 
 
-def test_a_tilde_is_a_home_folder_or_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert expand_home("~/x") == Path("/home/somebody/x")
+def test_a_tilde_is_a_home_folder_or_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home("~/x") == tmp_path / "x"
     assert expand_home(Path("x/~")) == Path("x/~")
     root = partial(make_recipe({"method": "ce"}).with_data_root, "~nosuchuser/x")
     for read in (partial(expand_home, "~nosuchuser/x"), partial(from_pretrained, "~nosuchuser/x"), root):

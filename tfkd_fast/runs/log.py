@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import Event, LogLine, RunStarted, from_line, to_line
 from tfkd_fast.files import is_checked_line, read_bytes
+from tfkd_fast.runs.folder import RunFolder
 
 PARTS = ("training", "compile", "evaluation", "steering", "saving")
 """The activities that a run's seconds are counted for: training steps, their set-up, held-out metrics, method and log,
@@ -121,7 +121,7 @@ class RunLog:
         self._file: LineFile | None = None
         self._lines = 0
         if path is not None:
-            self._file = LineFile(path, keep=keep, how_to_go_on=f"go on with --resume {shlex.quote(str(path.parent))}")
+            self._file = LineFile(path, keep=keep, how_to_go_on=f"go on with {RunFolder(path.parent).resume_option}")
             self._lines = path.read_bytes().count(b"\n")
         self._listeners = listeners
         self._earlier_seconds, self._started = earlier_seconds, time.perf_counter()

@@ -1,6 +1,5 @@
 """The trained network as a file that anyone can load, with what is needed to use it in the header."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tfkd_fast.models import (
     refuse_unknown_network,
 )
 from tfkd_fast.plugins import in_one_sentence
+from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.tensor_file import Tensors
 
 STUDENT = "student"
@@ -159,8 +159,8 @@ def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
 
 def _read(path: Path) -> tuple[StudentHeader, Tensors]:
     if not path.exists():
-        run = shlex.quote(str(path.parent))
-        raise UserError(f"{path} is missing: that run is not finished, go on with --resume {run}")
+        option = RunFolder(path.parent).resume_option
+        raise UserError(f"{path} is missing: that run is not finished, go on with {option}")
     with reading(path, "the student", "name the folder of a finished run"):
         header, tensors = tensor_file.read(path, STUDENT)
         return StudentHeader.model_validate(header), tensors
