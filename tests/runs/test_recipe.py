@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.tables import LEARNED
 from tfkd_fast.errors import UserError
-from tfkd_fast.methods import find_method
+from tfkd_fast.methods import METHODS, find_method
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import merge
 from tfkd_fast.runs.recipe import load_recipe, make_recipe, parse, read_recipe, shipped_recipes
@@ -30,6 +30,14 @@ def test_a_data_set_chooses_the_shipped_recipe_of_its_name() -> None:
 def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name: str) -> None:
     recipe = load_recipe(name)
     assert make_recipe(parse(recipe.to_toml(), "round trip")) == recipe
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_recipe_of_a_run_of_every_method_is_a_recipe_file(method: str, tmp_path: Path) -> None:
+    recipe = load_recipe("digits", {"method": method})
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe.to_toml())
+    assert load_recipe(str(file)) == recipe
 
 
 def test_another_method_starts_from_its_own_presets() -> None:

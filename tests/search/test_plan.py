@@ -100,6 +100,16 @@ def test_what_is_searched_needs_held_out_images_and_no_value_of_the_command_line
         search(text, RECIPE | {"epochs": 0})
 
 
+def test_a_recipe_of_distpro_search_keeps_its_table_of_that_name(tmp_path: Path) -> None:
+    recipe, ranges = tmp_path / "r.toml", tmp_path / "ranges.toml"
+    recipe.write_text('method = "distpro-search"\nteachers.runs = ["t"]\nsearch.learning_rate = 0.5\n')
+    ranges.write_text(LR + "{ log = [0.1, 1.0] }")
+    settings = load_search(str(recipe), ranges, {}).base.table()["search"]
+    assert settings["learning_rate"] == 0.5
+    with pytest.raises(UserError, match=r"has no table \[search.ranges\]"):
+        load_search(str(recipe), None, {})
+
+
 def test_the_table_is_in_the_recipe_or_in_a_file_of_its_own(tmp_path: Path) -> None:
     recipe, ranges = tmp_path / "r.toml", tmp_path / "ranges.toml"
     ranges.write_text(LR + "{ log = [0.1, 1.0] }")
@@ -110,7 +120,7 @@ def test_the_table_is_in_the_recipe_or_in_a_file_of_its_own(tmp_path: Path) -> N
         load_search(str(recipe), ranges, {})
     recipe.write_text('method = "ce"\n')
     assert load_search(str(recipe), ranges, {}).record() == whole.record()
-    with pytest.raises(UserError, match=r"has no \[search\] table: add one .* --ranges"):
+    with pytest.raises(UserError, match=r"has no table \[search.ranges\]: add one .* --ranges"):
         load_search(str(recipe), None, {})
     ranges.write_text('method = "ce"\n' + ranges.read_text())
     with pytest.raises(UserError, match=r"unknown key 'method' beside the table \[search\]"):

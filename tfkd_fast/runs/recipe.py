@@ -175,9 +175,15 @@ def load_recipe(name: str | None = None, overrides: Table | None = None) -> Reci
     _refuse_study(name, name in packaged_texts(STUDIES).keys() - recipes.keys() and not is_there(Path(name)))
     table = parse(find_text(name, recipes, "recipe"), name)
     _refuse_study(name, {"rows", "baseline"} <= table.keys())
-    if "search" in table:
+    if is_search(table):
         raise UserError(f"{name} is a recipe with a search: run it with tfkd-fast search, then train the best recipe")
     return make_recipe(table, overrides)
+
+
+def is_search(table: Table) -> bool:
+    """Whether the table `[search]` has the ranges of a search; `distpro-search` has settings of that name."""
+    search = table.get("search")
+    return isinstance(search, dict) and "ranges" in search
 
 
 def find_text(name: str, known: Mapping[str, str], kind: str) -> str:

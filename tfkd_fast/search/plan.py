@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 from tfkd_fast.errors import UserError, nearest, shorten
 from tfkd_fast.files import parse_toml, read_text
 from tfkd_fast.runs.precedence import Table, merge
-from tfkd_fast.runs.recipe import Recipe, find_text, make_recipe, shipped_recipes
+from tfkd_fast.runs.recipe import Recipe, find_text, is_search, make_recipe, shipped_recipes
 from tfkd_fast.settings import Settings
 
 Judge = Literal["nll", "top1"]
@@ -148,17 +148,17 @@ def load_search(recipe: str, ranges: Path | None, overrides: Table) -> Search:
             its range.
     """
     table = parse_toml(find_text(recipe, shipped_recipes(), "recipe"), recipe, "recipe", "mend that line")
-    search, source = table.pop("search", None), recipe
+    search, source = table.pop("search") if is_search(table) else None, recipe
     if ranges is not None:
         if search is not None:
-            raise UserError(f"{recipe} has a [search] table of its own: leave --ranges out")
+            raise UserError(f"{recipe} has [search.ranges] of its own: leave --ranges out")
         file = parse_toml(read_text(ranges, "search", "name another file"), ranges, "search", "mend that line")
         search, source = file.pop("search", None), str(ranges)
         if file:
             raise UserError(f"search {ranges}: unknown key {min(file)!r} beside the table [search]")
     if search is None:
         hint = "" if ranges else ", or name a file that has it with --ranges"
-        raise UserError(f"{source} has no [search] table: add one with the ranges of keys{hint}")
+        raise UserError(f"{source} has no table [search.ranges]: add one with the ranges of keys{hint}")
     return make_search(Path(recipe).stem, table, search, overrides, source)
 
 
