@@ -163,6 +163,23 @@ def all_seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
+@contextmanager
+def seeded_layers(seed: int, epoch: int, *, student: int = 0, on_cuda: bool = False) -> Iterator[None]:
+    """Context manager in which the numbers that layers draw, as dropout does, depend on these three numbers alone.
+
+    Args:
+        seed: seed of the run, 0 .. 2**63 - 1.
+        epoch: 0-based epoch.
+        student: 0 .. 2**32 - 1; separates students that train under one seed.
+        on_cuda: whether captured steps draw, which read the seed of CUDA when they are replayed.
+    """
+    word = int(random_words(torch.tensor(student), Purpose.LAYERS, seed=seed, epoch=epoch)[0])
+    with all_seeded(word):
+        if on_cuda:
+            torch.cuda.manual_seed(word)
+        yield
+
+
 def next_numbers() -> tuple[float, float, float]:
     """The next number of each generator that `all_seeded` seeds, by which one can tell whether any was drawn from."""
     return float(torch.rand(())), random.random(), np.random.random()

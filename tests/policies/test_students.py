@@ -139,6 +139,30 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
         with_warmup.start([0])
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_optimizer_trains_them_as_a_run(tmp_path: Path, optimizer: str) -> None:
+    run = recipe("tfkd", epochs=2, optimizer={"name": optimizer}, controller={"name": "fixed"}, **FEW, **SCALAR)
+    trainer(run, tmp_path).run()
+    students = Students(run)
+    students.start([run.seed])
+    snapshots = [students.train(torch.zeros(1, 1))[0] for _ in range(2)]
+    losses = [event["train_loss"] for event in log(tmp_path) if event["event"] == "epoch"]
+    assert [snapshot and snapshot.progress.train_loss for snapshot in snapshots] == pytest.approx(losses, rel=1e-6)
+
+
+def test_a_student_whose_layers_draw_numbers_is_the_same_again(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 16), nn.Dropout(0.5), nn.Linear(16, num_classes))\n"
+    )
+    students = Students(recipe("tfkd", epochs=2, model={"name": f"{tmp_path / 'net.py'}:net"}, **FEW, **SCALAR))
+    seen = []
+    for seed in (3, 4, 3):
+        students.start([seed])
+        seen.append(students.train(torch.zeros(1, 1)))
+    assert seen[0] == seen[2] != seen[1]
+
+
 @pytest.mark.parametrize(
     ("method", "tables", "message"),
     [

@@ -61,6 +61,15 @@ def test_plain_cross_entropy_has_no_empty_headings(make_run: MakeRun) -> None:
     assert "they steered nothing" in page.words
 
 
+def test_held_out_images_that_may_have_ended_the_run_are_said_to(make_run: MakeRun) -> None:
+    folder = make_run("ce")
+    recipe = folder / "recipe.toml"
+    recipe.write_text("patience = 3\n" + recipe.read_text())
+    words = page_of(folder).words
+    assert "steered the end of the run." in words
+    assert "were only watched" not in words
+
+
 def test_the_test_is_told_by_class_pair_and_confidence(make_run: MakeRun) -> None:
     folder = make_run("ce", classes=100)
     names = read_run(folder).start.classes

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.runs import recipe, trainer
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import LogLine, TeachersWeighed
 from tfkd_fast.report import read_run
@@ -76,6 +77,32 @@ def test_before_its_selection_an_interval_shows_candidate_0(make_run: MakeRun) -
     assert run.summary is None
     assert run.student[-1].epoch == 10
     assert [record.candidate for record in run.student[-2:]] == [0, 0]
+
+
+def test_of_successive_halving_the_student_is_what_its_survivor_was_taught(tmp_path: Path) -> None:
+    selection = {"budget": "halving", "candidates": 4}
+    halved = recipe(
+        "tfkd-mrs",
+        epochs=16,
+        data={"holdout": 0.8},
+        target={"family": "rank-binned", "sources": []},
+        controller={"name": "ppo", "warmup_epochs": 1},
+        selection=selection,
+    )
+    trainer(halved, tmp_path).run()
+    run = read_run(tmp_path)
+    taught = [event for event in lines_of(tmp_path) if event["event"] == "target"][1:]  # after the warm-up
+    assert [(decision.first_epoch, decision.epochs) for decision in run.controller_decisions] == [
+        (event["first_epoch"], event["epochs"]) for event in taught
+    ]
+    shown = [run.survivor(decision) for decision in run.controller_decisions]
+    assert [list(target.action) for target in shown] == [event["action"] for event in taught]
+    last_of_round = [selection.epoch for selection in run.selections if len(selection.survivors) == 1]
+    winners = {selection.epoch: selection.winner for selection in run.selections}
+    student = {record.epoch: record.candidate for record in run.student}
+    assert len(last_of_round) == 2
+    assert [student[epoch] for epoch in last_of_round] == [winners[epoch] for epoch in last_of_round]
+    assert any(run.winners.values())  # or the test could not tell
 
 
 def test_rivals_start_at_their_parent_and_last_an_interval(make_run: MakeRun) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.events import TargetApplied, to_line
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import make_recipe
@@ -42,7 +42,7 @@ LINEAGE = [applied(0, 1, 2, None), applied(1, 3, 3, [0.5] * 5), applied(2, 6, 3,
 
 
 def test_the_recorded_intervals_become_the_controller(tmp_path: Path) -> None:
-    target = {"true_mass_min": 0.6}
+    target = {"true_mass_min": 0.6, "shared_memory": False}
     tables = {"method": "tfkd-mrs", "target": target, "controller": {"warmup_epochs": 2}, "model": {"width": 0.5}}
     table = replay_table(finished(tmp_path / "run", tables, LINEAGE))
     assert table["controller"] == {
@@ -55,6 +55,16 @@ def test_the_recorded_intervals_become_the_controller(tmp_path: Path) -> None:
     }
     assert (table["method"], table["data"]["holdout"], table["selection"]["budget"]) == ("tfkd", 0.0, "none")
     assert (table["seed"], table["model"]["width"], table["target"]["true_mass_min"]) == (4, 0.5, 0.6)
+
+
+def test_a_memory_in_common_becomes_one_of_the_student_and_is_told(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", {"method": "tfkd-mrs"}, [applied(0, 1, EPOCHS, [0.5, -0.5, 0.25])])
+    with pytest.warns(Notice, match="remembers its own predictions, not those that candidates had in common"):
+        replayed = replay_recipe(run)
+    assert replayed.method == "tfkd"
+    target = replayed.table()["target"]
+    assert (target["sources"], target["shared_memory"]) == (["memory"], False)
+    assert target["family"] == "scalar"
 
 
 def test_a_run_that_was_steered_in_nothing_replays_as_itself(tmp_path: Path) -> None:

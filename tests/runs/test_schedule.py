@@ -119,6 +119,8 @@ def test_a_scheduler_of_torch_gives_the_rates_of_a_loop_of_torch(name: str) -> N
             last = epoch == 11 and step == 19
             if not last and (per_epoch == 20 or step == 19):
                 scheduler.step()
+    # a run ends with the rate of its last step
+    assert recipe.learning_rate(12) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,10 @@ LR = "[search.ranges]\noptimizer.learning_rate = "
     ("text", "sentence"),
     [
         ("[search.ranges]\noptimizer.lr = { log = [0.1, 1.0] }", "unknown recipe key 'optimizer.lr'"),
+        (
+            "[search.ranges]\nmethod = { choices = ['ce', 'distpro-search'] }",
+            "data.holdout would be 0.2 in place of 0.1 under method 'distpro-search', but all trials are",
+        ),
         (LR + "{ log = [0.1, -1.0] }", "the smaller number comes first"),
         (LR + "{ log = [0.0, 1.0] }", "log needs numbers above 0"),
         (LR + "{ float = [-1.0, 1.0] }", "recipe key 'optimizer.learning_rate'"),

@@ -143,7 +143,11 @@ def test_a_run_without_a_test_top1_counts_as_missing(row: str, lacking: Any) -> 
             "9.50 %: +0.50 points to cross-entropy, paired over 1 seed. Whether other",
         ),
         # b has the higher mean, of another seed alone, which says nothing of how it does beside the baseline
-        ({"ce": {0: 9.0, 1: 5.0}, "a": {0: 8.0, 1: 4.5}, "b": {2: 60.0}}, "ce", "No row has a higher test top-1 than"),
+        (
+            {"ce": {0: 9.0, 1: 5.0}, "a": {0: 8.0, 1: 4.5}, "b": {2: 60.0}},
+            "ce",
+            "No row is better than cross-entropy, the baseline (7.00 % test top-1), under the same seeds",
+        ),
         (
             {"ce": {0: 9.0, 1: 5.0, 2: 7.0}, "a": {0: 10.0, 1: 6.01, 2: 8.02}, "b": {0: 8.0, 1: 4.01, 2: 6.02}},
             "a",

@@ -125,7 +125,7 @@ class Criterion(nn.Module):
             epochs=epochs,
             seed=seed,
             device=_find_device(device),
-            learning_rate_ratio=learning_rate_ratio or (lambda epoch: 1.0),
+            learning_rate_ratio=_until(epochs, learning_rate_ratio) if learning_rate_ratio else lambda epoch: 1.0,
             superclasses=superclasses,
             model=NETWORK,
             shapes=feature_shapes or NO_FEATURES,
@@ -420,3 +420,8 @@ def _is_finite(training: TrainingStatistics, figures: HoldoutMetrics | None) -> 
     """Whether the loss of an epoch and the held-out figures after it are finite."""
     judged = () if figures is None else (figures.top1, figures.nll, figures.calibrated_nll)
     return all(map(math.isfinite, (training.loss, *judged)))
+
+
+def _until(epochs: int, learning_rate_ratio: Callable[[int], float]) -> Callable[[int], float]:
+    """The same function, which is not asked for an epoch behind the last one: the last one's rate is the run's end."""
+    return lambda epoch: learning_rate_ratio(min(epoch, epochs - 1))

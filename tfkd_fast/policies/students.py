@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple
 from functools import partial
 
@@ -17,6 +17,7 @@ from tfkd_fast.methods.controlled.external import ExternalTargets
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 from tfkd_fast.ops import conv_algorithms
 from tfkd_fast.ops.conv_algorithms import Choices
+from tfkd_fast.randomness import seeded_layers
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.steering.control import Snapshot
 from tfkd_fast.steering.targets import ActionSpace
@@ -58,7 +59,7 @@ class Students:
             self.dataset = open_dataset(recipe.data)
             """The data set of the recipe."""
             parts = assemble(recipe, self.dataset, compute, lambda context: ExternalTargets(settings, context, count))
-        self._choices = parts.convolutions.record.choices
+        self._choices, self._draws = parts.convolutions.record.choices, parts.draws
         self._build = partial(build_student, recipe, self.dataset, compute)
         self._method, self.population, self._judge = parts.method, parts.population, parts.judge
         self.trainer = parts.epochs
@@ -143,7 +144,8 @@ class Students:
             for epoch in range(interval.first_epoch, interval.end):
                 rates = self._recipe.learning_rates(epoch, self.trainer.steps(plan))
                 average = epoch + 1 == interval.end and "epoch" in self._method.needs.averages
-                runs = self.trainer.run(plan, epoch, rates, average=average)
+                with self._seeded_layers(epoch):
+                    runs = self.trainer.run(plan, epoch, rates, average=average)
                 self._refuse_diverged(runs)
                 self._method.end_epoch([EpochResult(run.training, None) for run in runs])
                 self._count(len(runs))
@@ -162,10 +164,15 @@ class Students:
         if not self._method.needs.cooldown_epochs:
             return [None] * self.count
         end = plan.interval.end
-        with train_cooldown(self.trainer, self._method, plan, end, self._recipe.learning_rate(end)) as runs:
+        seeded, rate = self._seeded_layers(end), self._recipe.learning_rate(end)
+        with seeded, train_cooldown(self.trainer, self._method, plan, end, rate) as runs:
             self._refuse_diverged(runs)
             self._count(len(runs))
             return self._judge.metrics(self.population.models)
+
+    def _seeded_layers(self, epoch: int) -> AbstractContextManager[None]:
+        on_cuda = self._draws and self._compute.device.type == "cuda"
+        return seeded_layers(self._recipe.seed, epoch, student=self._method.data_streams[0], on_cuda=on_cuda)
 
     def _refuse_diverged(self, runs: Sequence[EpochRun]) -> None:
         """Raise Diverged for students that diverged in epochs of all of them."""
@@ -179,7 +186,8 @@ class Students:
             self.on_epoch(self._trained)
 
     def _untrained_population(self, seed: int, size: int) -> Population:
-        return Population(partial(self._build, seed), size, slow=self._method.needs.slow_decay is not None)
+        build, slow = partial(self._build, seed), self._method.needs.slow_decay is not None
+        return Population(build, size, self._recipe.optimizer, slow=slow)
 
     @contextmanager
     def _training(self) -> Iterator[None]:

@@ -78,7 +78,7 @@ class RunRecord:
         for epoch, records in groupby(self.epochs, key=lambda record: record.epoch):
             candidates = {record.candidate: record for record in records}
             selection = self._next_selection(epoch)
-            survivor = selection.best_candidate if selection and len(candidates) > 1 else 0
+            survivor = self.winners[selection.interval] if selection and len(candidates) > 1 else 0
             lineage.append(candidates.get(survivor, candidates[min(candidates)]))
         return lineage
 
@@ -103,9 +103,16 @@ class RunRecord:
 
     @cached_property
     def winners(self) -> dict[int, int]:
-        """Interval -> the candidate that continued after the selection at its end, or the best one of those whose
-        average did."""
-        return {selection.interval: selection.best_candidate for selection in self.selections}
+        """Interval -> the candidate from which the student descends, or the best one of those of whose average it does.
+
+        Where several survive a selection, it is the one that later selections chose from.
+        """
+        winners, slot = {}, 0
+        for selection in reversed(self.selections):
+            several = len(selection.survivors) > 1
+            slot = selection.survivors[slot % len(selection.survivors)] if several else selection.best_candidate
+            winners[selection.interval] = slot
+        return winners
 
     @cached_property
     def controller_decisions(self) -> list[TargetsDecided]:

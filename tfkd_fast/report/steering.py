@@ -221,6 +221,7 @@ def action_chart(run: RunRecord) -> Chart | None:
 def reward_chart(run: RunRecord) -> Chart | None:
     """Every candidate's reward, and the figures of the policy's updates."""
     ends = {decision.interval: decision.last_epoch for decision in run.decisions}
+    ends |= {selection.interval: selection.epoch for selection in run.selections}  # several under one decision
     rewards = [reward for reward in run.rewards if reward.interval in ends]
     if not rewards:
         return None

@@ -141,6 +141,7 @@ def _holdout_use(run: RunRecord) -> str:
         return "No images were held out, so nothing was steered or selected."
     steered = [name for name, events in (("controller", run.rewards), ("selection", run.selections)) if events]
     steered = steered or ["method"] * run.start.steered_by_holdout
+    steered += ["end of the run"] * (run.recipe.get("patience") is not None)
     use = f"steered the {' and the '.join(steered)}" if steered else "were only watched: they steered nothing"
     return f"{holdout:,} images held out of the training set {use}. No student was fitted to them."
 

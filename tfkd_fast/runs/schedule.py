@@ -154,7 +154,8 @@ class TorchSchedule(ScheduleBase):
 
     def _course(self, progress: float, epochs: int, learning_rate: float) -> float:
         rates = self._rates(epochs, learning_rate)
-        return rates[int(progress * len(rates) + 1e-9)] / learning_rate  # a step begins on its number, not just below
+        step = int(progress * len(rates) + 1e-9)  # a step begins on its number, not just below
+        return rates[min(step, len(rates) - 1)] / learning_rate  # a run ends with the rate of its last step
 
     def fault(self, epochs: int, learning_rate: float) -> str | None:
         try:

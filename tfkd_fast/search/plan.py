@@ -237,10 +237,21 @@ def _refuse_outside(search: Search) -> None:
     first = {item.key: item.values[0] for item in search.ranges}
     for item in search.ranges:
         for value in item.extremes:
-            search.recipe(first | {item.key: value})
+            _refuse_other_images(search, first | {item.key: value})
     for one, other in combinations(search.ranges, 2):
         for value, another in product(one.extremes[1:], other.extremes[1:]):
-            search.recipe(first | {one.key: value, other.key: another})
+            _refuse_other_images(search, first | {one.key: value, other.key: another})
+
+
+def _refuse_other_images(search: Search, values: Mapping[str, Any]) -> None:
+    """Raise UserError for values that the recipe does not take, or that bring other images by a preset of theirs."""
+    base, table = search.base.table(), search.recipe(values).table()
+    for key, why in FIXED.items():
+        ours, theirs = _value_at(base, key), _value_at(table, key)
+        if ours != theirs:
+            whose = ", ".join(f"{name} {shorten(value)}" for name, value in values.items())
+            change = f"{shorten(theirs)} in place of {shorten(ours)}"
+            raise UserError(f"{key} would be {change} under {whose}, but {why}: set it in the recipe")
 
 
 def _explain(error: ValidationError) -> str:

@@ -125,7 +125,7 @@ def _headlines(results: StudyResults, finished: int, planned: int) -> list[Headl
     best, baseline = results.best, next(line for line in results.lines if line.row == results.baseline)
     judged = []
     if best is not None and best.test_top1:
-        judged.append(Headline("Best test top-1", decimals(best.test_top1.mean), "%", best.title))
+        judged.append(Headline("Test top-1 of the best row", decimals(best.test_top1.mean), "%", best.title))
         if baseline.test_top1 and best is not baseline:
             judged.append(Headline("Baseline", decimals(baseline.test_top1.mean), "%", baseline.title))
         if difference := best.difference:

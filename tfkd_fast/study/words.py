@@ -20,12 +20,13 @@ def finding_words(results: StudyResults) -> str:
     if not others:
         return f"{title} has a test top-1 of {best.test_top1.mean:.2f} %; there is no other row to compare it with yet."
     if best.difference is None:
-        lead = f"No row has a higher test top-1 than {title}, the baseline ({best.test_top1.mean:.2f} %)."
+        top1 = f"{best.test_top1.mean:.2f} % test top-1"
+        lead = f"No row is better than {title}, the baseline ({top1}), under the same seeds."
     else:
         pairs = f"{best.difference.pairs} seed{'s' * (best.difference.pairs > 1)}"
         lead = (
-            f"{best.title} has the highest test top-1, {best.test_top1.mean:.2f} %: {difference_text(best.difference)} "
-            f"points to {title}, paired over {pairs}."
+            f"{best.title} is the best row, with a test top-1 of {best.test_top1.mean:.2f} %: "
+            f"{difference_text(best.difference)} points to {title}, paired over {pairs}."
         )
     tested = [line for line in others if line.adjusted_p is not None]
     if not tested:

@@ -6,8 +6,8 @@ The trainer sees the training part of a data set only, split into images to fit 
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ from tfkd_fast.methods.base import (
 )
 from tfkd_fast.models import gives_finite_logits
 from tfkd_fast.ops import conv_algorithms
-from tfkd_fast.randomness import Purpose, all_seeded, random_words
+from tfkd_fast.randomness import seeded_layers
 from tfkd_fast.runs.checkpoint_writer import CheckpointWriter
 from tfkd_fast.runs.convolutions import ConvolutionRecord
 from tfkd_fast.runs.folder import RunFolder
@@ -141,7 +141,8 @@ class Trainer:
             while not self._is_over():
                 if self._plan is None:
                     self._plan = self._next_plan()
-                with self._seeded_layers():
+                draws_on_cuda = self.parts.draws and self.compute.device.type == "cuda"
+                with seeded_layers(self.recipe.seed, self.state.epoch, on_cuda=draws_on_cuda):
                     self._run_epoch(self._plan, stop)
                 ends = self._stop_requested(stop) or self._is_over()
                 if ends or self.ranks.decide(self._checkpoint_is_due):
@@ -216,15 +217,6 @@ class Trainer:
             self.ranks.agree(lambda: {"the plan": repr((plan.interval, plan.factors, plan.events))}, LIKE_RANKS)
             self._log.write(*plan.events)
         return plan
-
-    @contextmanager
-    def _seeded_layers(self) -> Iterator[None]:
-        """Context manager in which the numbers that layers draw, as dropout does, depend on seed and epoch alone."""
-        words = random_words(torch.tensor(0), Purpose.LAYERS, seed=self.recipe.seed, epoch=self.state.epoch)
-        with all_seeded(int(words[0])):
-            if self.parts.draws and self.compute.device.type == "cuda":
-                torch.cuda.manual_seed(int(words[0]))  # captured steps read it when they are replayed
-            yield
 
     def _run_epoch(self, plan: Plan, stop: Stop) -> None:
         """Train every candidate for one epoch, judge it, and at the interval's end let one live on."""

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -302,11 +303,28 @@ def test_a_schedule_goes_on_while_candidates_train(interval: int, selection: dic
     for decision in decisions:
         mass = 0.5 + 0.4 * (decision.first_epoch - 1) / 12
         assert [target.true_mass for target in decision.candidates] == pytest.approx([mass] * len(decision.candidates))
-        assert decision.epochs <= interval or selection.get("budget") == "halving"
+        assert decision.epochs <= interval
     assert tiles(taught, 12)
     assert [(event.first_epoch, event.true_mass) for event in taught] == [
         (decision.first_epoch, decision.candidates[0].true_mass) for decision in decisions
     ]
+
+
+def test_a_policy_that_is_played_sees_its_action_before_within_an_interval(tmp_path: Path) -> None:
+    """What it observes of the action before is a quarter of it."""
+    learner, learned = build("tfkd-mrs"), tmp_path / "policy.safetensors"
+    run(learner, 12, HALVED)
+    learned.write_bytes(learner.files()["policy.safetensors"])
+    controller = {"name": "policy", "policy": str(learned), "interval": 1, "warmup_epochs": 0}
+    target, selection = {"family": "rank-binned", "sources": ()}, {"candidates": 2, "interval": 4}
+    events = run(build("tfkd-mrs", target=target, controller=controller, selection=selection), 8, HALVED)
+    decisions = of_kind(events, TargetsDecided)
+    assert [decision.first_epoch for decision in decisions] == [*range(1, 9)]
+    actions = [decision.candidates[0].action for decision in decisions]
+    assert any(actions[0])
+    for before, decision in zip(actions, decisions[1:], strict=False):
+        assert decision.observation is not None
+        assert [4 * value for value in decision.observation[-len(before) :]] == pytest.approx(before, abs=1e-6)
 
 
 def test_a_controller_that_learns_from_comparisons_waits_for_them() -> None:
@@ -435,6 +453,13 @@ def test_halving_decides_once_a_round_and_is_rewarded_in_every_rung() -> None:
         assert sorted(order, key=reward.rewards.__getitem__, reverse=True) == order
         (selected,) = of_kind(outcome.events, CandidateSelected)
         assert selected.survivors == outcome.survivors == tuple(order[: len(outcome.survivors)])
+
+
+def test_a_decision_of_halving_is_told_with_all_epochs_of_its_round() -> None:
+    decisions = of_kind(run(halving(), 18, HALVED), TargetsDecided)
+    assert [(decision.first_epoch, decision.epochs) for decision in decisions] == [
+        (1, 1), (2, 7), (9, 7), (16, 1), (17, 1), (18, 1),
+    ]  # fmt: skip
 
 
 def test_what_a_round_of_halving_taught_is_logged_once_with_the_survivors_action() -> None:

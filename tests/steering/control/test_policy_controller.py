@@ -219,6 +219,17 @@ def test_a_learning_rate_drop_masks_the_transition(progress: Progress) -> None:
     assert [step["continues"] for step in transitions] == [True, False, True, True]
 
 
+def test_transitions_under_one_decision_do_not_continue_each_other(progress: Progress) -> None:
+    """Of two intervals under one decision both start in the state in which it was taken."""
+    controller = build()
+    decision = controller.decide(progress, 1)
+    for gain in (0.1, 0.2):
+        controller.learn(decision, outcome([gain]), progress)
+    controller.learn(controller.decide(progress, 1), outcome([0.3]), progress)
+    transitions = controller.state_dict()["gradient"]["transitions"]
+    assert [step["continues"] for step in transitions] == [False, True, True]
+
+
 def test_a_comparison_cuts_the_single_trajectory_and_survives_a_drop(progress: Progress) -> None:
     controller = build()
     controller.learn(controller.decide(progress, 1), outcome([0.1]), progress)

@@ -211,12 +211,17 @@ class ControlledTargets(SteeredMethod):
         self._number += 1
         self._interval, self._epoch = Interval(epoch, planned.epochs, candidates), epoch
         self._histories = [self._standings[slot % len(self._standings)].nll_history for slot in range(candidates)]
-        progress = progress_of(self._context, epoch, self._standings[0], self._before)
+        events: list[Event] = []
         if planned.starts_round:
+            progress = progress_of(self._context, epoch, self._standings[0], self._before)
             self._target_log, self._decided_at, self._observed = [], epoch, self._standings[0]
             self._decision = None if epoch < self._warmup else self._decide(progress, candidates)
-        self._apply_decision()
-        events = self._decision_events(progress) if planned.starts_round else []
+            self._apply_decision()
+            events = self._decision_events(progress)
+        else:
+            self._apply_decision()
+            if self._decision is not None and self._is_due:
+                events = self._decide_anew(self._decision, self._standings[0])
         return replace(self.resume_interval(self._interval), events=events)
 
     def resume_interval(self, interval: Interval) -> Plan:
@@ -241,18 +246,23 @@ class ControlledTargets(SteeredMethod):
             for history, result in zip(self._histories, results, strict=True)
         ]
         self._epoch += 1
-        due = self._epoch - self._decided_at >= self._settings.controller.interval
-        if due and sound and self._decision is not None and self._moves_on and self._epoch < self._interval.end:
-            return self._decide_anew(self._decision, results, sound[0])
+        if self._decision is not None and self._is_due and sound and self._epoch < self._interval.end:
+            observed = sound[0]
+            now = Standing.at_epoch(self._observed, results[observed], self.teaching.true_mass(observed))
+            return self._decide_anew(self._decision, now)
         return ()
 
-    def _decide_anew(self, before: Decision, results: Sequence[EpochResult], observed: int) -> list[Event]:
-        """Let a controller that waits for no comparison decide within an interval of several candidates, by the one
-        that is `observed`; their learning rates stay."""
+    @property
+    def _is_due(self) -> bool:
+        """Whether a controller that waits for no comparison decides again."""
+        return self._moves_on and self._epoch - self._decided_at >= self._settings.controller.interval
+
+    def _decide_anew(self, before: Decision, now: Standing) -> list[Event]:
+        """Let the controller decide within a round of several candidates, by the standing of one of them; their
+        learning rates stay."""
         self._target_log.append(self._present_targets(self._epoch))
-        now = Standing.at_epoch(self._observed, results[observed], self.teaching.true_mass(observed))
         progress = progress_of(self._context, self._epoch, now, self._observed)
-        decision = self._decide(progress, len(results))
+        decision = self._decide(progress, self._interval.candidates)
         self._decision = replace(decision, learning_rate_factors=before.learning_rate_factors)
         self._decided_at, self._observed = self._epoch, now
         self._apply_decision()
@@ -484,7 +494,7 @@ class ControlledTargets(SteeredMethod):
             return []
         decision = self._decision
         observation = decision.observation() if decision else None
-        epochs = self._interval.end - self._epoch
+        epochs = self._end_of_round() - self._epoch
         decided = TargetsDecided(
             interval=self._number,
             first_epoch=self._epoch + 1,
@@ -506,6 +516,13 @@ class ControlledTargets(SteeredMethod):
             ),
         )
         return [decided]
+
+    def _end_of_round(self) -> int:
+        """The epoch after the last one of the intervals under one decision."""
+        end = self._interval.end
+        while end < self._context.epochs and not (following := self._plan_interval(end)).starts_round:
+            end += following.epochs
+        return end
 
     def _selection_event(
         self, choice: Selection, survivors: tuple[int, ...], averaged: tuple[int, ...]

@@ -1,9 +1,10 @@
 """Replay: the targets that the surviving student of a run was trained with, as tables of a recipe."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.events import Event, TargetApplied
 from tfkd_fast.methods.controlled.method import ControlledTargetsSettings
 
@@ -40,6 +41,11 @@ def recorded_tables(settings: ControlledTargetsSettings, events: Iterable[Event]
     if any(entry["action"] or entry["learning_rate_factor"] != 1.0 for entry in recorded):
         warmup_epochs = settings.controller.warmup_epochs
         tables["controller"] = {"name": "recorded", "warmup_epochs": warmup_epochs, "recorded": recorded}
+    if settings.target.shared_memory:
+        warnings.warn(
+            Notice("a replay remembers its own predictions, not those that candidates had in common"), stacklevel=2
+        )
+        tables["target"] = settings.target.model_dump(mode="json", exclude_none=True) | {"shared_memory": False}
     return tables
 
 

@@ -25,13 +25,14 @@ PERTURBATION = 1e-4
 def target_needs(settings: TargetSettings) -> Needs:
     """The needs of a method that trains with this target."""
     remembers = "memory" in settings.sources
+    ranks_classes = isinstance(settings, RankBinnedTargetSettings)  # by the predictions for images of each
     others = tuple(source for source in settings.sources if source != "memory")
     return Needs(
         joint_steps="peers" in settings.sources,
         slow_decay=settings.slow_self_decay if "slow-self" in settings.sources else None,
         indices=remembers,
-        without_memory=("target", "sources", others) if remembers else None,
-        mixing=not remembers,
+        without_memory=("target", "sources", others) if remembers and not ranks_classes else None,
+        mixing=not remembers and not ranks_classes,
     )
 
 

@@ -88,6 +88,8 @@ class PolicyController(Controller):
                 roles, draws = ["mean"] * candidates, mean.expand(candidates, -1)
             log_probabilities = self._policy.log_probability(state, draws)
         actions = draws.clamp(-ACTION_LIMIT, ACTION_LIMIT)
+        if not self._explores:  # within an interval it decides again before anything is learned
+            self._previous_action = actions[0]
         return Decision(actions, tuple(roles), Draws(state, draws, log_probabilities))
 
     def learn(self, decision: Decision, outcome: DecisionOutcome, progress_after: Progress) -> Feedback:

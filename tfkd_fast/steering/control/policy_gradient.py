@@ -84,9 +84,14 @@ class PolicyGradient:
     def learn_single(self, transition: Transition) -> tuple[dict[str, float], Tensor] | None:
         """Add one transition of the single trajectory to the buffer, and update the policy once the buffer is full.
 
+        It continues the one before only where it starts in the state in which that one ended: of several intervals
+        under one decision, all start in the state of that decision.
+
         Returns:
             The figures of the update and the advantages (n,) of the buffer; None if there was no update.
         """
+        if self._transitions and not self._transitions[-1].next_observation.equal(transition.observation):
+            self.end_segment()
         self._transitions.append(transition)
         if len(self._transitions) < self._settings.single_buffer:
             return None
