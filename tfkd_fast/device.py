@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,8 +50,12 @@ class Compute:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor_name()
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device, in channels-last memory format, and return it."""
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move a model to the device, its weights of four axes in channels-last memory format, and return it."""
+        model.to(self.device)
+        for tensor in chain(model.parameters(), model.buffers()):
+            if tensor.data.dim() == 4:  # torch would convert those of five axes, too, which have no such format
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
+        return model
 
     def compile_network(self, network: Callable[[Tensor], Result], batch_size: int) -> Callable[[Tensor], Result]:
         """Return the network compiled for batches of `batch_size`, or as it is without `compile`.

@@ -277,6 +277,16 @@ def test_without_a_home_compiled_code_is_kept_where_torch_keeps_it() -> None:
     assert done.stdout == "True None\n", done.stderr
 
 
+def test_weights_of_four_axes_alone_are_channels_last() -> None:
+    """A parameter of five axes has no such format, and one of a lazy layer no axes yet."""
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv3d(2, 4, 3), nn.LazyLinear(5))
+    values = [weight.detach().clone() for weight in network[:2].parameters()]
+    assert CPU.place(network) is network
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous()
+    assert all(map(torch.equal, network[:2].parameters(), values))
+
+
 @pytest.mark.parametrize("kind", [EpochEnded, RunFinished])
 def test_a_run_that_ends_by_an_exception_closes_its_log(tmp_path: Path, kind: type[Event]) -> None:
     """In training as after the test: Python warns of a file that it has to close itself."""
