@@ -64,6 +64,28 @@ def test_slices_begin_at_16_bytes() -> None:
         assert momentum[1].stride() == population.weights[name][1].stride()
 
 
+class Tied(torch.nn.Module):
+    """Two layers that share a weight, and a number that is in no state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+
+def test_the_network_of_moving_averages_has_each_of_them() -> None:
+    population = Population(Tied, 2, SGDSettings(ema_decay=0.9))
+    for number, stack in enumerate(population.ema.values()):
+        stack.copy_(torch.randn(stack.shape, generator=torch.Generator().manual_seed(number)))
+    network = population.ema_network(1)
+    tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers())
+    assert tensors.pop("second.weight") is tensors["first.weight"]
+    assert tensors.keys() == population.ema.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, population.ema[name][1]), name
+
+
 @pytest.mark.parametrize("winner", [0, 1, 2])
 def test_after_selection_all_slots_are_the_winner_and_train_alike(winner: int) -> None:
     population = Population(build, 3)

@@ -101,9 +101,10 @@ class Population:
     def ema_network(self, slot: int) -> nn.Module:
         """A new network of the moving averages of one candidate; counts, as of batches, are those of the candidate."""
         network = self._build()
-        network.load_state_dict(
-            self.models[slot].state_dict() | {name: stack[slot] for name, stack in self.ema.items()}
-        )
+        network.load_state_dict(self.models[slot].state_dict())
+        tensors = _trained(network) | _untrained(network)  # each once, where a state_dict names what parts share twice
+        for name, stack in self.ema.items():
+            tensors[name].data.copy_(stack[slot])
         return network
 
     def named_tensors(self, slot: int) -> Iterator[tuple[str, Tensor]]:
