@@ -267,7 +267,7 @@ class DrawsFrom(Net):
         self.draw = draw
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x * (1 + self.draw()))
+        return super().forward(x) * (1 + self.draw())
 
 
 class ChangesImages(Net):
@@ -283,6 +283,62 @@ class Replaces(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen = self.seen + 1
+        return super().forward(x)
+
+
+class Assigns(Net):
+    """Bounds the filters of its first convolution, as EEGNet does, but by another tensor than the one that is trained;
+    or, in evaluation mode only, its statistics."""
+
+    def __init__(self, num_classes: int, *, training: bool = True) -> None:
+        super().__init__(num_classes)
+        self.when = training
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, mean = self.stem[0].weight, self.stem[1].running_mean
+        if self.training and self.when:
+            weight.data = torch.renorm(weight.data, p=2, dim=0, maxnorm=1.0)
+        if not self.training and not self.when:
+            mean.data = mean.data + 1
+        return super().forward(x)
+
+
+class BoundsInPlace(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.stem[0].weight
+        weight.data.copy_(torch.renorm(weight.data, p=2, dim=0, maxnorm=1.0))
+        return super().forward(x)
+
+
+class Detaches(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+class Otherwise(Net):
+    """Gives what a function makes of its logits in evaluation mode."""
+
+    def __init__(self, make: Callable[[Tensor], object]) -> None:
+        super().__init__(5)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.make(super().forward(x))
+
+
+class Anneals(Net):
+    """Counts its steps, in a buffer or in a plain number, and adds noise that fades with them."""
+
+    def __init__(self, *, in_buffer: bool) -> None:
+        super().__init__(5)
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+        self.number, self.in_buffer = 0, in_buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+            self.number += 1
+            x = x + torch.randn_like(x) / (1 + (self.steps if self.in_buffer else self.number))
         return super().forward(x)
 
 
@@ -321,6 +377,15 @@ def test_what_cannot_be_trained_is_refused() -> None:
         (Views(5), r"fails on channels-last .*view size is not compatible.* at .*test_foreign.py:\d+\)"),
         (ChangesImages(5), r"changes the images that it is given, which others see, too: let it compute new ones"),
         (Replaces(5), "replaces its buffer seen in training: change it in place"),
+        (Assigns(5), "replaces its weight stem.0.weight in training: change it in place"),
+        (Assigns(5, training=False), "replaces its buffer stem.1.running_mean in training: change it in place"),
+        (Detaches(5), "gives logits without a gradient: let its forward do without no_grad and detach"),
+        (
+            Otherwise(lambda logits: (logits, 3)),
+            r"gives a tuple in evaluation mode: a network gives a tensor of logits",
+        ),
+        (Otherwise(lambda logits: logits.argmax(1)), r"gives outputs of shape \(4,\) for 4 images in evaluation mode"),
+        (Otherwise(lambda logits: [][1]), r"fails on channels-last images .* in evaluation mode \(IndexError"),
         (Net(5).double(), "has weights that are not float32"),
         (Net(5).requires_grad_(False), "has no weights to train"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), "has layers that do not know their sizes yet"),
@@ -335,3 +400,29 @@ def test_what_cannot_be_trained_is_refused() -> None:
     refuse_unstackable(lambda: Drops(5), "x", SHAPE, no_autocast)
     with pytest.raises(UserError, match=r"the network x cannot be stacked, use --population streams .*item"):
         refuse_unstackable(lambda: Waits(5), "x", SHAPE, no_autocast)
+
+
+def test_a_network_that_keeps_what_no_checkpoint_holds_is_named(recwarn: pytest.WarningsRecorder) -> None:
+    own, numbers = torch.Generator().manual_seed(5), np.random.default_rng(5)
+    harmless = [Net(5), Drops(5), BoundsInPlace(5), Anneals(in_buffer=True), DrawsFrom(random.random)]
+    normed = Net(5)
+    torch.nn.utils.parametrizations.spectral_norm(normed.head)
+    for network in (*harmless, normed):
+        try_out(network, "x", 5, SHAPE, no_autocast)
+    assert not recwarn
+    for network in (Anneals(in_buffer=False), DrawsFrom(lambda: float(torch.rand((), generator=own)))):
+        with pytest.warns(Notice, match="the network x does not compute the same again from the same weights, buffers"):
+            try_out(network, "x", 5, SHAPE, no_autocast)
+    with pytest.warns(Notice, match="or resumed may give another student: let what changes in training be"):
+        try_out(DrawsFrom(numbers.random), "x", 5, SHAPE, no_autocast)
+
+
+def test_a_module_of_a_class_of_this_package_is_tried_as_any_other() -> None:
+    """It may have been made for other classes or images than those of the data set."""
+    network = build_model(ModelSettings(name="resnet8", width=0.5), 10, 1, seed=0)
+    assert not try_out(network, "resnet8", 2, (1, 32, 32), no_autocast)  # by its name it was built for this data set
+    with pytest.raises(UserError, match=r"logits \(4, 2\): the data set has 2 classes, which .* module has to be made"):
+        try_out(network, "python/ResNet", 2, (1, 32, 32), no_autocast)
+    with pytest.raises(UserError, match=r"the network python/ResNet fails on .* of shape \(3, 32, 32\)"):
+        try_out(network, "python/ResNet", 10, SHAPE, no_autocast)
+    assert not try_out(network, "python/ResNet", 10, (1, 32, 32), no_autocast)

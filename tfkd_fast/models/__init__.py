@@ -38,6 +38,7 @@ from tfkd_fast.models.reading import (
     gives_finite_logits,
     logits_and_features,
     logits_of_noise,
+    noise,
 )
 from tfkd_fast.models.residual import ResidualNetwork
 from tfkd_fast.models.resnet import (
@@ -56,7 +57,14 @@ from tfkd_fast.models.resnet import (
     resnet110,
 )
 from tfkd_fast.models.shufflenet import shufflenetv1, shufflenetv2
-from tfkd_fast.models.trial import refuse_batch_of_one, refuse_unstackable, try_out, unchanged
+from tfkd_fast.models.trial import (
+    agree,
+    is_of_package,
+    refuse_batch_of_one,
+    refuse_unstackable,
+    try_out,
+    unchanged,
+)
 from tfkd_fast.models.vgg import VGG, vgg8, vgg11, vgg13, vgg16, vgg19
 from tfkd_fast.models.wide_resnet import WideResNet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 from tfkd_fast.randomness import all_seeded
@@ -76,6 +84,7 @@ __all__ = [
     "SynchronisedNorms",
     "WideResNet",
     "Width",
+    "agree",
     "announce_import",
     "blank_images",
     "build_model",
@@ -88,8 +97,10 @@ __all__ = [
     "give",
     "gives_finite_logits",
     "imports_code",
+    "is_of_package",
     "logits_and_features",
     "logits_of_noise",
+    "noise",
     "refuse_batch_of_one",
     "refuse_unknown_network",
     "refuse_unstackable",
