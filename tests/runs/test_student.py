@@ -118,6 +118,53 @@ class DrawsOnce(Net):
         self.scale = torch.rand(1024)
 
 
+class Merges(Net):
+    """Adds a product that is trained to its weight in evaluation mode, as loralib does; the product begins at zero."""
+
+    def remember(self) -> None:
+        super().remember()
+        self.product, self.merged = nn.Parameter(torch.zeros(10, 1)), False
+
+    def train(self, mode: bool = True) -> "Merges":
+        super().train(mode)
+        if mode == self.merged:
+            self.head.weight.data += -self.product if mode else self.product
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if self.merged else logits + x.flatten(1).sum(1, keepdim=True) * self.product.T
+
+
+COMMON = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1))
+
+
+class HasCommon(Net):
+    """A part of it is the same in every network."""
+
+    def remember(self) -> None:
+        super().remember()
+        self.common = COMMON.requires_grad_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.common(x))
+
+
+class HasCommonStatistics(HasCommon):
+    def remember(self) -> None:
+        super().remember()
+        self.common.requires_grad_(False)
+
+
+class HasCommonConstants(HasCommon):
+    """A part that is the same and that no training changes."""
+
+    def remember(self) -> None:
+        super().remember()
+        self.common = COMMON[0].requires_grad_(False)
+
+
 class SaysMore(Net):
     def get_extra_state(self) -> int:
         return 3
@@ -144,6 +191,16 @@ def test_parts_that_share_weights_are_saved_and_read(tmp_path: Path) -> None:
         (Counts, None),
         (Learns, r"computes with more than its state_dict\(\) holds, .* be a parameter or a persistent buffer"),
         (DrawsOnce, r"computes with more than its state_dict\(\) holds"),
+        (Merges, r"computes with more than its state_dict\(\) holds, .* let train\(\) and eval\(\) leave the weights"),
+        (
+            HasCommon,
+            r"every network .*:HasCommon has the same common.0.weight, so that .* copy all that it puts",
+        ),
+        (
+            HasCommonStatistics,
+            r"every network .* has the same common.1.running_mean, so that to train one",
+        ),
+        (HasCommonConstants, None),
         (SaysMore, r"has in its state_dict\(\) what is no tensor \(_extra_state\), and the file of a student holds"),
     ],
 )

@@ -1,6 +1,7 @@
 """The trained network as a file that anyone can load, with what is needed to use it in the header."""
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,16 +15,19 @@ from tfkd_fast.files import reading, write_bytes
 from tfkd_fast.finiteness import nonfinite_names
 from tfkd_fast.models import (
     MODELS,
-    FeatureNetwork,
     ModelSettings,
     Width,
+    agree,
     announce_import,
     build_model,
     gives_finite_logits,
+    is_of_package,
     logits_of_noise,
+    noise,
     refuse_unknown_network,
 )
 from tfkd_fast.plugins import in_one_sentence
+from tfkd_fast.randomness import all_seeded
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.tensor_file import Tensors
 
@@ -71,15 +75,16 @@ def student_bytes(model: nn.Module, settings: ModelSettings, dataset: Dataset, h
 def refuse_unsavable(
     model: nn.Module, build: Callable[[], nn.Module], settings: ModelSettings, dataset: Dataset
 ) -> None:
-    """Raise UserError if a network that is written and read would not compute what it did before.
+    """Raise UserError if a network that is written and read would not compute what it did before, or if the training
+    of one network changes another.
 
     Args:
-        model: the network after a step of training; one of this package is not tried.
+        model: the network, whose weights and buffers change; one of this package is not tried.
         build: builds the network from other initial weights.
         settings: the `[model]` table of its recipe.
         dataset: the data set that it is trained on.
     """
-    if isinstance(model, FeatureNetwork):
+    if is_of_package(model, settings.name):
         return
     whose, shape = f"the network {settings.name}", dataset.image_shape
     other = next((name for name, value in model.state_dict().items() if not isinstance(value, Tensor)), None)
@@ -91,13 +96,38 @@ def refuse_unsavable(
     with in_one_sentence(f"{whose} cannot be kept in the file of a student"):
         student_bytes(model, settings, dataset, holdout=0.0)
         again = build()
-        again.load_state_dict(model.state_dict())
+        shared = _shared_tensors(model, again)
+        values = {name: tensor.clone() for name, tensor in shared.items()}
+        _change(model, shape)
+        if changed := [name for name, tensor in shared.items() if not torch.equal(tensor, values[name])]:
+            raise UserError(
+                f"every {whose.removeprefix('the ')} has the same {changed[0]}, so that to train one would change the "
+                "others: let its factory make or copy all that it puts into a network, as with copy.deepcopy"
+            )
+        again.load_state_dict(model.eval().state_dict())  # in the mode in which students are saved
         before, after = (logits_of_noise(network, shape) for network in (model, again))
-    if not torch.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
+    if not agree(before, after):
         raise UserError(
             f"{whose} computes with more than its state_dict() holds, so that the file of a student would not hold all "
-            "of it: let what changes in training or is drawn at random be a parameter or a persistent buffer"
+            "of it: let what changes in training or is drawn at random be a parameter or a persistent buffer, and let "
+            "train() and eval() leave the weights as they are"
         )
+
+
+def _shared_tensors(model: nn.Module, again: nn.Module) -> Tensors:
+    """Weights and buffers of `again` by name that are in the memory of those of `model`."""
+    own, others = (chain(network.named_parameters(), network.named_buffers()) for network in (model, again))
+    memory = {tensor.untyped_storage().data_ptr() for _, tensor in own if tensor.numel()}
+    return {name: tensor.detach() for name, tensor in others if tensor.untyped_storage().data_ptr() in memory}
+
+
+def _change(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Change what training changes in a network: buffers by a pass in training mode, weights at random."""
+    with all_seeded(0):
+        model.train()(noise(model, image_shape))
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data.add_(0.01 * torch.randn(weight.shape).to(weight))
 
 
 def save_student(
