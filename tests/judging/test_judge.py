@@ -154,5 +154,42 @@ def test_averaged_weights_are_judged_with_the_buffers_of_their_candidate() -> No
         assert found[slot].nll == pytest.approx(float(nll), rel=1e-5)
 
 
+class PartlyFrozen(torch.nn.Module):
+    """Batch norm that stays in evaluation mode, then batch norm that training does not move, then one that it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.still = torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1, momentum=0.0)
+        self.moved = torch.nn.BatchNorm2d(1)
+
+    def train(self, mode: bool = True) -> "PartlyFrozen":
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.moved(self.still(self.frozen(images))).flatten(1)[:, :10]
+
+
+def test_batch_norm_that_training_leaves_alone_keeps_its_statistics() -> None:
+    images = load_images(recipe("ce", data={"batch_size": 64}), few_images(), CPU)
+    network = PartlyFrozen()
+    for norm in (network.frozen, network.still, network.moved):
+        norm.running_mean.fill_(-3.0)
+        norm.running_var.fill_(0.25)
+    Judge(images.fit, images.holdout, CPU, PartlyFrozen).estimate_batch_norm(network, 1, all_images=True)
+    for norm in (network.frozen, network.still):
+        assert (norm.running_mean.item(), norm.running_var.item()) == (-3.0, 0.25)
+    assert (network.still.momentum, network.moved.momentum) == (0.0, 0.1)
+    means, variances = [], []
+    for batch in images.fit.epoch(1):
+        frozen = (batch.images.double() + 3.0) / math.sqrt(0.25 + network.frozen.eps)
+        still = (frozen - frozen.mean()) / (frozen.var(correction=0) + network.still.eps).sqrt()
+        means.append(float(still.mean()))
+        variances.append(float(still.var()))
+    assert network.moved.running_mean.item() == pytest.approx(sum(means) / len(means), abs=1e-5)
+    assert network.moved.running_var.item() == pytest.approx(sum(variances) / len(variances), rel=1e-5)
+
+
 def layers_of_batch_norm(network: torch.nn.Module) -> Iterator[torch.nn.BatchNorm2d]:
     return (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tfkd_fast import ops
 from tfkd_fast.data import Batch, Loader
@@ -90,8 +90,23 @@ def load_averaged_weights(
     return model
 
 
+@torch.no_grad()
 def estimate_batch_norm(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> None:
-    """Set the statistics of a model's batch norm to those of training batches, see `load_averaged_weights`."""
+    """Set the statistics of a model's batch norm to those of training batches, see `load_averaged_weights`.
+
+    Layers whose statistics training does not move keep them: those with momentum 0, and those that stay in evaluation
+    mode when the model is set to training, as in fine-tuning with frozen batch norm.
+    """
     model.train()
-    with compute.autocast():
-        update_bn((batch.images for batch in batches), model)
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.training and norm.momentum != 0]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch then takes the mean over the batches
+    for batch in batches:
+        with compute.autocast():
+            model(batch.images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
