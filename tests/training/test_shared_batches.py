@@ -17,6 +17,7 @@ from tests.support.runs import without_clocks
 from tests.training.parts import assembled, train, train_parts
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.precedence import merge
+from tfkd_fast.training.gradient_sum import GradientSum
 from tfkd_fast.training.ranks import ALONE
 
 pytestmark = pytest.mark.skipif(
@@ -139,3 +140,23 @@ def test_each_part_may_have_a_batch_norm_of_its_own(tmp_path: Path) -> None:
     for name, tensor in student.state_dict().items():
         kind = "weights" if f"weights.{name}" in found else "buffers"
         torch.testing.assert_close(found[f"{kind}.{name}"], tensor, rtol=EXACT, atol=EXACT)
+
+
+def test_the_gradient_of_an_update_has_the_layers_that_one_of_its_batches_used() -> None:
+    """Against the gradients that torch adds up itself, of layers that are skipped as stochastic depth skips them."""
+    layers = [torch.nn.Linear(3, 3, bias=False).double() for _ in range(3)]
+    leaves = [layer.weight for layer in layers]
+    total = GradientSum.zeros(leaves)
+    for update in ([(0, 2), (1, 2)], [(1,)], [(2,), (0, 2)]):
+        for leaf in leaves:
+            leaf.grad = None
+        for used in update:
+            loss = torch.stack([layers[number](torch.rand(5, 3).double()) for number in used]).square().mean() / 2
+            total.add(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True), 0.5)
+            (0.5 * loss).backward()
+        for found, leaf in zip(total.over(ALONE), leaves, strict=True):
+            assert (found is None) == (leaf.grad is None)
+            if found is not None and leaf.grad is not None:
+                assert torch.allclose(found, leaf.grad, rtol=EXACT, atol=0)
+        total.restart()
+    assert [found is None for found in total.over(ALONE)] == [False, True, False]  # others have all images of the next
