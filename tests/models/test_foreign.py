@@ -1,5 +1,6 @@
 """Networks of others: their names, what their factories are called with, what is refused, where features are read."""
 
+import functools
 import random
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from tfkd_fast.models import (
     build_model,
     classifier_of,
     feature_shapes,
+    foreign,
     give,
     logits_and_features,
     refuse_batch_of_one,
@@ -141,7 +143,8 @@ def test_what_others_do_not_have_is_refused(tmp_path: Path) -> None:
             build_model(ModelSettings(name=name), 4, 3, seed=0)
 
 
-def test_what_is_given_has_the_name_by_which_others_find_it() -> None:
+def test_what_is_given_has_the_name_by_which_others_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "from_programs", {})  # as in a process of its own
     assert give(torchvision.models.resnet18) == "torchvision.models.resnet:resnet18"
     assert build(torchvision.models.squeezenet1_1)(torch.zeros(1, *SHAPE)).shape == (1, 5)  # takes **keywords
     assert give(lambda num_classes: Net(num_classes)) == "python/lambda"
@@ -155,6 +158,23 @@ def test_what_is_given_has_the_name_by_which_others_find_it() -> None:
     module.last = module(torch.zeros(1, *SHAPE))
     with pytest.raises(UserError, match=r"cannot be copied: give the class or a function that makes it \(RuntimeErr"):
         give(module)
+
+
+def test_two_objects_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "from_programs", {})  # as in a process of its own
+    wide, narrow = (functools.partial(nn.Conv2d, 3, kernel_size=size) for size in (3, 1))
+
+    def factory(head: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+        return lambda num_classes: nn.Sequential(head(num_classes), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    given = [factory(wide), factory(narrow), Net(5), Net(5)]
+    names = [give(one) for one in given]
+    assert names == ["python/lambda", "python/lambda.2", "python/Net", "python/Net.2"]
+    assert [give(one) for one in reversed(given)] == names[::-1]
+    first, second = (build_model(ModelSettings(name=name), 5, 3, seed=0)[0] for name in names[:2])
+    assert (first.kernel_size, second.kernel_size) == ((3, 3), (1, 1))
+    built = build_model(ModelSettings(name=names[3]), 5, 3, seed=0)
+    assert all(map(torch.equal, built.state_dict().values(), given[3].state_dict().values()))
 
 
 def test_the_import_of_a_stored_run_is_announced(recwarn: pytest.WarningsRecorder) -> None:

@@ -61,6 +61,7 @@ def test_the_page_runs(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Its program, and what another process does with the runs that the program leaves."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(foreign, "from_programs", {})  # as in a process of its own
     short = PROGRAM.replace('"epochs": 8', '"epochs": 1').replace('"digits"}', '"digits", "per_class": 30}')
     names: dict[str, Any] = {}
     exec(compile(short, "own-network.md", "exec"), names)

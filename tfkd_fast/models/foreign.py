@@ -25,9 +25,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -48,8 +49,18 @@ INSTALLED: Registry[Factory] = Registry("network", "tfkd_fast.models", Callable,
 FORMS = "timm/NAME, torchvision/NAME, package.module:factory or path/file.py:factory"
 """The names of networks that are not of this package, for messages."""
 
-from_programs: dict[str, Factory] = {}
-"""What a program gave, by name; it goes before what could be imported."""
+
+class Given(NamedTuple):
+    """What a program gave."""
+
+    original: NetworkOrFactory
+    """The object itself."""
+    factory: Factory
+    """What its networks are built by."""
+
+
+from_programs: dict[str, Given] = {}
+"""What programs gave, by name; it goes before what could be imported."""
 from_imports: dict[str, Factory] = {}
 """What was imported from modules and files, and the factories of timm and torchvision, by name."""
 beside_files: dict[Path, dict[str, ModuleType]] = {}
@@ -87,7 +98,8 @@ def give(model: NetworkOrFactory, name: str | None = None) -> str:
     """Make a module or a factory known to this process; returns the name that a recipe has for it.
 
     A factory that can be imported has the name by which other processes import it. Any other, and a module, is
-    `python/NAME`. Every network that is built from a module is a copy of it, with its weights.
+    `python/NAME`, and `python/NAME.2` and so on where this process has another object of that name. Every network that
+    is built from a module is a copy of it, with its weights.
 
     Args:
         model: the module or the factory.
@@ -98,18 +110,24 @@ def give(model: NetworkOrFactory, name: str | None = None) -> str:
     """
     if isinstance(model, nn.Module):
         kind = type(model).__name__
-        name = name or f"python/{kind}"
+        name = name or _name_here(kind, model)
         what = f"every network that is built from a {kind} is a copy of it, and this one cannot be copied"
         with in_one_sentence(f"{what}: give the class or a function that makes it"):
             original = copy.deepcopy(model)
-        from_programs[name] = lambda num_classes: copy.deepcopy(original)
+        from_programs[name] = Given(model, lambda num_classes: copy.deepcopy(original))
     elif callable(model):
         own = re.sub(r"\W", "", getattr(model, "__name__", "")) or "model"
-        name = name or _importable_name(model) or f"python/{own}"
-        from_programs[name] = model
+        name = name or _importable_name(model) or _name_here(own, model)
+        from_programs[name] = Given(model, model)
     else:
         raise UserError(f"a model is an nn.Module or a function that makes one, not {shorten(model)}")
     return name
+
+
+def _name_here(own: str, model: NetworkOrFactory) -> str:
+    """The name of an object in this process, which no other object has."""
+    names = (f"python/{own}" if number == 1 else f"python/{own}.{number}" for number in count(1))
+    return next(name for name in names if name not in from_programs or from_programs[name].original is model)
 
 
 def _importable_name(factory: Factory) -> str | None:
@@ -169,7 +187,7 @@ def build_foreign(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 def _find_factory(name: str) -> Factory:
     if name in from_programs:
-        return from_programs[name]
+        return from_programs[name].factory
     if name not in from_imports and name not in INSTALLED:
         from_imports[name] = _import_factory(name)
     found: Any = INSTALLED[name] if name in INSTALLED else from_imports[name]
