@@ -45,7 +45,7 @@ def influence(model: nn.Module, scratch: nn.Module, training: Iterable[Batch], h
     count = 0
     for fit, judged in islice(zip(training, holdout, strict=False), BATCHES):
         loss = F.cross_entropy(scratch(judged.images.float()), judged.labels)
-        direction = torch.autograd.grad(loss, weights)
+        direction = torch.autograd.grad(loss, weights, materialize_grads=True)
         images = fit.images.float()
         with torch.no_grad():
             (slopes,) = derivatives_along(direction, weights, here, partial(_outputs, scratch, images))

@@ -1,6 +1,7 @@
 """Data sets that a program gives, and those of Hugging Face: pairs of an image and a label."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision import datasets as torchvision_datasets
 from torchvision.transforms import v2
 
 import tfkd_fast
 from tests.data.loaders.batches import assert_same, loader_of
 from tfkd_fast.data import Dataset, DataSettings, ImagesSealed, open_dataset, sealed_test_images, split_holdout
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8))
 LABELS = torch.arange(40) % 4
@@ -132,16 +133,17 @@ class Odd(Listed):
         ({"classes": np.array(["ant", "bee", "cow", "dog"])}, ["ant", "bee", "cow", "dog"]),
         ({"classes": 4, "targets": 5}, ["0", "1", "2", "3"]),
         ({"classes": "abcd", "targets": [[1], [2, 3]]}, ["0", "1", "2", "3"]),
+        ({"classes": {"dog": 3, "bee": np.int64(1), "ant": 0, "cow": 2}}, ["ant", "bee", "cow", "dog"]),
     ],
 )
-def test_attributes_that_list_nothing_are_passed_by(attributes: dict[str, Any], classes: list[str]) -> None:
+def test_classes_are_those_of_the_attribute_where_it_lists_any(attributes: dict[str, Any], classes: list[str]) -> None:
     dataset = opened(Odd(PAIRS, **attributes))
     assert dataset.classes == classes
     assert dataset.read_train().labels.bincount().tolist() == [8] * 4
 
 
 def test_labels_of_parts_are_told_apart_by_the_names_of_their_classes() -> None:
-    """The same animals, numbered by other lists of names in each part; a choice of images has the list of all."""
+    """The same animals, numbered by other lists of names in each part; chosen and joined images have the list of all."""
 
     def part(names: list[str], animals: list[str]) -> Listed:
         pairs = [(PIXELS[i], names.index(name)) for i, name in enumerate(animals)]
@@ -150,7 +152,9 @@ def test_labels_of_parts_are_told_apart_by_the_names_of_their_classes() -> None:
     train = part(["cat", "dog", "frog"], ["dog", "cat", "frog", "dog", "cat", "frog"])
     held_out = part(["dog", "cat", "frog"], ["frog", "dog", "cat"])
     test = part(["frog", "cat"], ["cat", "frog", "frog"])
-    for trained in (train, Subset(train, range(6))):
+    frog = Listed([(PIXELS[5], 2)])  # without names
+    joined: ConcatDataset[Any] = ConcatDataset([Subset(train, range(4)), part(["cat", "dog"], ["cat"]), frog])
+    for trained in (train, Subset(train, range(6)), joined):
         dataset = opened((trained, held_out, Subset(test, range(3))))
         assert dataset.read_train().labels.tolist() == [1, 0, 2, 1, 0, 2, 2, 1, 0]
         assert dataset.read_test().labels.tolist() == [0, 2, 2]
@@ -163,6 +167,20 @@ def test_labels_of_parts_are_told_apart_by_the_names_of_their_classes() -> None:
         opened((train, part(["owl", "cat"], ["cat", "owl"]))).read_test()
     with pytest.raises(UserError, match=r"^labels of the data set must be 0 \.\. 1, and one is -1: number"):
         opened((train, Listed([(PIXELS[0], -1)], classes=["cat", "dog"]))).read_test()
+    with pytest.raises(UserError, match=r"^data sets that were joined have other names for the same labels: number"):
+        opened((train, ConcatDataset([held_out, test]))).read_test()
+
+
+def test_classes_of_a_part_without_names_are_told_by_their_labels() -> None:
+    """That is said where labels leave it open; where all classes occur in both they are as many."""
+    named, few = Listed(PAIRS, classes=["ant", "bee", "cow", "dog"]), Listed(PAIRS[:2])
+    for given in ((named, few), (Listed(PAIRS), Listed(PAIRS[:2], classes=["ant", "bee"]))):
+        with pytest.warns(Notice, match=r"so equal labels are taken for equal classes; to be sure, give both an attri"):
+            assert opened(given).read_test().labels.tolist() == [0, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in ((named, Listed(PAIRS)), (Listed(PAIRS), few), (named, Listed(PAIRS[:2], classes=named.classes))):
+            opened(given).read_test()
 
 
 def test_images_of_any_size_are_shown_as_those_of_a_folder(tmp_path: Path) -> None:
@@ -244,6 +262,8 @@ def labelled(*labels: Any) -> Listed:
         (labelled(-1, 0, 1, 2), r"labels of the data set must be 0 \.\. 3, and one is -1: number its classes from 0$"),
         (labelled(0, 10**12, 1), r"labels of the data set must be 0 \.\. 2, and one is 1000000000000: number"),
         (labelled(0, np.uint64(2**63)), r"the label of number 1 of the data set is no whole number"),
+        (Listed(PAIRS, classes=set("abcd")), r"^the attribute classes of the data set does not say which label each na"),
+        (Listed(PAIRS, classes={0: "ant", 1: "bee", 2: "cow", 3: "dog"}), r"does not say which label each name has: ma"),
         (Listed(PAIRS, classes=list("abcde")), r"the data set has no training image of class 'e'"),
         (Listed([(PIXELS[0], 0)] * 4), r"the data set names 1 classes: give it two or more"),
         (Mirroring([(torch.zeros_like(PIXELS[0]), 0), *PAIRS]), r"gives other pixels at each reading"),

@@ -4,6 +4,7 @@ Images are read when they are needed and brought to the size of the recipe as im
 transforms do happens before that, and has to be the same at every reading.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from tfkd_fast.data.datasets.identity import class_name
 from tfkd_fast.data.images import ImageSet, convert_colours, describe_reading, from_pillow, show_centre, to_pillow
 from tfkd_fast.data.settings import DataSettings
 from tfkd_fast.data.split import SPLIT_SEED, describe_held_out, split_indices
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import Notice, UserError
 
 TEST_SHARE = 0.2
 """Share of test images of every class where one part is given (our choice)."""
@@ -251,11 +252,23 @@ def _whole_numbers(pairs: Pairs, name: str) -> np.ndarray[Any, Any]:
 
 
 def read_classes(pairs: Any) -> list[str]:
-    """Return the names in the attribute `classes` of pairs; none if there is no such attribute, or it lists nothing."""
+    """Return the names in the attribute `classes` of pairs; none if there is no such attribute, or it lists nothing.
+
+    Raises:
+        UserError: the names have no order, as in a set or a mapping from something else than names to labels.
+    """
+    names: Any = ""
     with suppress(Exception):  # whatever a foreign attribute is
         names = pairs.classes.tolist() if isinstance(pairs.classes, np.ndarray | Tensor) else pairs.classes
-        if not isinstance(names, str):
-            return [class_name(str(name)) for name in names]
+    if isinstance(names, Mapping) and sorted(map(str, names.values())) == sorted(map(str, range(len(names)))):
+        names = sorted(names, key=lambda name: int(names[name]))
+    if isinstance(names, set | frozenset | Mapping):
+        raise UserError(
+            "the attribute classes of the data set does not say which label each name has: make it a list of the names "
+            "of labels 0, 1, ..."
+        )
+    with suppress(Exception):
+        return [] if isinstance(names, str) else [class_name(str(name)) for name in names]
     return []
 
 
@@ -292,7 +305,7 @@ def _refuse_changing(pairs: Any) -> None:
 
 def _find_labels(part: LabelledPairs, own: LabelledPairs, classes: Sequence[str]) -> Tensor:
     """Return the labels (N,) int64 of a part among `classes`, by the names that it and the training images have."""
-    names, known = (read_classes(_chosen_from(one.pairs)) for one in (part, own))
+    names, known = (_names_of_labels(one.pairs) for one in (part, own))
     labels = part.labels
     if names and known and names != known:
         _refuse_outside(labels, len(names))
@@ -305,14 +318,32 @@ def _find_labels(part: LabelledPairs, own: LabelledPairs, classes: Sequence[str]
                 "the class out"
             )
     _refuse_outside(labels, len(classes))
+    if bool(names) != bool(known) and len(labels.unique()) < len(classes):
+        notice = (
+            "either the training images or the held-out or test images of the data set have names of classes, and not "
+            "both, so equal labels are taken for equal classes; to be sure, give both an attribute classes"
+        )
+        warnings.warn(Notice(notice), stacklevel=4)
     return labels
 
 
-def _chosen_from(pairs: Any) -> Any:
-    """The pairs that others were chosen from, which have the names of their classes."""
-    while isinstance(pairs, Subset):
-        pairs = pairs.dataset
-    return pairs
+def _names_of_labels(pairs: Any) -> list[str]:
+    """The names that pairs have for their labels, or else those that they were chosen from or joined of.
+
+    Raises:
+        UserError: what they were joined of has other names for the same labels.
+    """
+    if names := read_classes(pairs):
+        return names
+    sources = pairs.datasets if isinstance(pairs, ConcatDataset) else [pairs.dataset] if isinstance(pairs, Subset) else []
+    found = [_names_of_labels(source) for source in sources]
+    most = max(found, key=len, default=[])
+    if any(names != most[: len(names)] for names in found):
+        raise UserError(
+            "data sets that were joined have other names for the same labels: number the classes of each alike, or "
+            "say what they are in an attribute classes of what joins them"
+        )
+    return most
 
 
 def _refuse_outside(labels: Tensor, count: int) -> None:

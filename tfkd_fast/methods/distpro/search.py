@@ -123,7 +123,7 @@ def influences(step: TrainingStep, pathway_losses: Callable[[], Tensor]) -> Tens
     gain = step.learning_rate * (1.0 + step.momentum * step.nesterov)
     with step.rollback():
         here = [weight.detach().clone() for weight in weights]
-        gradient = torch.autograd.grad(step.loss(), weights)
+        gradient = torch.autograd.grad(step.loss(), weights, materialize_grads=True)
         with torch.no_grad():
             update = torch._foreach_add(gradient, weights, alpha=step.weight_decay)
             torch._foreach_mul_(update, gain)
@@ -131,7 +131,8 @@ def influences(step: TrainingStep, pathway_losses: Callable[[], Tensor]) -> Tens
             torch._foreach_add_(update, momenta, alpha=step.learning_rate * again)
             torch._foreach_sub_(weights, update)
         held_out = step.holdout()
-        direction = torch.autograd.grad(F.cross_entropy(step.student(held_out.images), held_out.labels), weights)
+        loss = F.cross_entropy(step.student(held_out.images), held_out.labels)
+        direction = torch.autograd.grad(loss, weights, materialize_grads=True)
         with torch.no_grad():
             (slopes,) = derivatives_along(direction, weights, here, lambda: [pathway_losses()])
             return -gain * slopes
