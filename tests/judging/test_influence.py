@@ -123,6 +123,15 @@ def test_a_label_that_no_training_sample_has_is_of_no_influence() -> None:
     assert not result[2:].any()
 
 
+def test_a_weight_that_takes_no_part_changes_nothing() -> None:
+    training, holdout = batches(2, 8, seed=1), batches(2, 8, seed=2)
+    model, scratch = smooth(), smooth()
+    expected = influence(model, scratch, training, holdout)
+    for network in (model, scratch):
+        network.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    assert torch.equal(influence(model, scratch, training, holdout), expected)
+
+
 def test_without_batches_nothing_can_be_said() -> None:
     with pytest.raises(ValueError, match="training and holdout must hold one batch at least"):
         influence(smooth(), smooth(), [], batches(1, 8, seed=2))

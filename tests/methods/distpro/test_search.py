@@ -67,6 +67,7 @@ class Toy:
         self.student = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3)).double()
         for parameter in self.student.parameters():
             parameter.data = 0.5 * draw(*parameter.shape)
+        self.student.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=torch.float64)))
         self.weights = list(self.student.parameters())
         self.momenta = [0.1 * draw(*weight.shape) for weight in self.weights]
         labels = torch.tensor([0, 1, 2, 0, 1, 2])
