@@ -34,7 +34,8 @@ def split_holdout(images: ImageSet, fraction: float, fold: int = 0) -> tuple[Ima
         The training images and the held-out images.
 
     Raises:
-        UserError: a class would have no image left to train on, or what the data set holds out has no folds.
+        UserError: a class would have no image left to train on, or what the data set holds out has no folds, or no
+            image.
         ValueError: the fraction is out of range.
     """
     fit, holdout = holdout_indices(images, fraction, fold)
@@ -47,6 +48,11 @@ def holdout_indices(images: ImageSet, fraction: float, fold: int = 0) -> tuple[T
         return split_indices(images.labels, fraction, SPLIT_SEED, images.places, fold)
     if fold:
         raise UserError("this data set says itself what is held out, which has no folds: leave data.fold out")
+    if not images.held_out.any():
+        raise UserError(
+            "no image that this data set holds out shows a class of data.classes: add some, choose other classes, or "
+            "set data.holdout to 0 to hold out none"
+        )
     return (~images.held_out).nonzero().squeeze(1), images.held_out.nonzero().squeeze(1)
 
 

@@ -218,6 +218,12 @@ def test_a_part_of_a_folder_holds_out_its_part_of_the_validation_images(tmp_path
     some = open_dataset(settings(tmp_path).model_copy(update={"classes": ("bee", "cow")}))
     fit, held_out = split_holdout(some.read_train(), 0.1)
     assert (greys(fit), greys(held_out), held_out.labels.tolist()) == ([20, 10, 40], [90], [1])
+    for image in (tmp_path / "val" / "cow").iterdir():
+        image.unlink()
+    (tmp_path / "val" / "cow").rmdir()
+    none = open_dataset(settings(tmp_path).model_copy(update={"classes": ("bee", "cow")}))
+    with pytest.raises(UserError, match=r"^no image that this data set holds out shows a class of data\.classes: add "):
+        split_holdout(none.read_train(), 0.1)
 
 
 def test_an_image_that_goes_from_one_part_to_another_makes_another_data_set(tmp_path: Path) -> None:
