@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from typing import Any
 
 import pytest
@@ -258,6 +259,40 @@ def test_wrong_ends_of_an_epoch_are_refused_in_one_sentence() -> None:
     del state["_extra_state"]["rows"]
     with pytest.raises(UserError, match="the state has no 'rows': load what the state_dict of a criterion gave"):
         criterion.load_state_dict(state)
+
+
+def test_a_state_of_other_settings_is_refused_in_one_sentence() -> None:
+    base: dict[str, Any] = {"method": "tfkd", "num_classes": CLASSES, "epochs": EPOCHS, "num_images": 8}
+    cases: dict[str, dict[str, Any]] = {
+        "num_images 8, and this one has 20": {"num_images": 20},
+        "controller.name 'ucb', and this one has 'ppo'": {"controller": {"name": "ppo"}},
+        r"target.sources \['memory', 'slow-self'\], and this one has \[\]": {"target": {"sources": []}},
+    }
+    ucb = {"controller": {"name": "ucb"}}
+    state = Criterion(**base | ucb | {"target": {"sources": ["memory", "slow-self"]}}).state_dict()
+    for said, tables in cases.items():
+        own = Criterion(**base | ucb | {"target": {"sources": ["memory", "slow-self"]}} | tables)
+        with pytest.raises(UserError, match=f"^the state is of a criterion with {said}$"):
+            own.load_state_dict(state)
+    state["_extra_state"].pop("settings")  # as of an earlier version
+    Criterion(**base | ucb | {"target": {"sources": ["memory", "slow-self"]}}).load_state_dict(state)
+    with pytest.raises(UserError, match=r"^the state is of a criterion with other settings, images or teachers \(K"):
+        Criterion(**base | {"controller": {"name": "ppo"}}).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (2.0, r"^the share of mixed_with must be in 0\.\.1: got 2\.0$"),
+        (math.nan, r"^the share of mixed_with must be in 0\.\.1: got nan$"),
+        (torch.full((BATCH,), 0.5), rf"is that of a whole batch, one for each candidate at most: got \({BATCH},\)$"),
+    ],
+    ids=["above", "nan", "of each image"],
+)
+def test_what_is_no_share_of_mixed_images_is_refused(share: float | Tensor, said: str) -> None:
+    labels = torch.zeros(BATCH, dtype=torch.int64)
+    with pytest.raises(UserError, match=said):
+        make("ce")(torch.zeros(BATCH, CLASSES), labels, mixed_with=(labels, share))
 
 
 def test_held_out_logits_are_judged_or_refused() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tfkd_fast.data import MixPartners
-from tfkd_fast.errors import UserError
+from tfkd_fast.errors import UserError, shorten
 from tfkd_fast.methods.base import CompanionOutputs, Context, Needs, StepBatch, TeacherOutputs, TrainingStatistics
 from tfkd_fast.models import Features
 from tfkd_fast.strict_json import to_json
@@ -115,12 +115,21 @@ def or_without_memory(needs: Needs) -> str:
 
 
 def mix_partners(inputs: Inputs, n: int) -> MixPartners | None:
-    """The partners of mixed images, as the loss of a step takes them; None for images that are not mixed."""
+    """The partners of mixed images, as the loss of a step takes them; None for images that are not mixed.
+
+    Raises:
+        UserError: there is a share for each image, or one that is none.
+    """
     if inputs.mixed_with is None:
         return None
     labels, share = inputs.mixed_with
-    shares = torch.as_tensor(share, dtype=torch.float32, device=labels.device)
-    return MixPartners(_with_axis(labels, 1, n), shares.expand(n))
+    shares = torch.as_tensor(share, dtype=torch.float32)
+    if shares.shape not in ((), (1,), (n,)):
+        got = tuple(shares.shape)
+        raise UserError(f"the share of mixed_with is that of a whole batch, one for each candidate at most: got {got}")
+    if shares.device.type == "cpu" and not ((shares >= 0) & (shares <= 1)).all():  # elsewhere the host would wait
+        raise UserError(f"the share of mixed_with must be in 0..1: got {shorten(share)}")
+    return MixPartners(_with_axis(labels, 1, n), shares.to(labels.device).expand(n))
 
 
 def _require(method: str, name: str, value: Any, words: str) -> Any:

@@ -29,6 +29,9 @@ from tfkd_fast.methods.base import (
 from tfkd_fast.models import Features, FeatureShapes
 from tfkd_fast.own_loop.assemble import NETWORK, NO_FEATURES, build_method, check_plan, read_settings
 from tfkd_fast.own_loop.batch import EpochSums, Inputs, check_column, check_logits, make_batch, mix_partners
+from tfkd_fast.plugins import in_one_sentence
+from tfkd_fast.runs.precedence import dotted_values
+from tfkd_fast.runs.provenance import paths_in
 from tfkd_fast.runs.schedule import phases
 from tfkd_fast.steering.targets import Superclasses
 from tfkd_fast.training.divergence import NO_FIGURES, NO_STATISTICS
@@ -366,6 +369,7 @@ class Criterion(nn.Module):
             "method": self.method,
             "num_classes": self._context.num_classes,
             "epochs": self._context.epochs,
+            "settings": self._compared_settings(),
             "epoch": self.epoch,
             "interval": list(asdict(self._plan.interval).values()) if self._plan else None,
             "diverged": list(self._diverged),
@@ -375,21 +379,31 @@ class Criterion(nn.Module):
             "state": self._method.state_dict(),
         }
 
+    def _compared_settings(self) -> dict[str, Any]:
+        """What a state and a criterion must have in common beside method, classes and epochs, by name."""
+        images = {"num_images": self._context.num_images} if self.needs.indices else {}
+        return images | dotted_values(self._settings.model_dump(mode="json"))
+
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from a state.
 
         Raises:
-            UserError: the state is of another method, or of other classes or epochs, or of no criterion.
+            UserError: the state is of another method or other settings, classes, images or epochs, or of no criterion.
         """
-        if missing := [name for name in self.get_extra_state() if name not in state]:
+        own = self.get_extra_state()
+        if missing := [name for name in own if name not in state and name != "settings"]:  # earlier versions had none
             raise UserError(f"the state has no {missing[0]!r}: load what the state_dict of a criterion gave")
-        for name, mine in (
-            ("method", self.method),
-            ("num_classes", self._context.num_classes),
-            ("epochs", self._context.epochs),
-        ):
-            if state[name] != mine:
-                raise UserError(f"the state is of a criterion with {name} {state[name]!r}, and this one has {mine!r}")
+        theirs, mine = (
+            {name: each[name] for name in ("method", "num_classes", "epochs")} | each.get("settings", {})
+            for each in (state, own)
+        )
+        for name in (name for name in theirs if name in mine and theirs[name] != mine[name]):
+            if not [*paths_in([theirs[name], mine[name]])]:  # files may lie elsewhere
+                raise UserError(
+                    f"the state is of a criterion with {name} {theirs[name]!r}, and this one has {mine[name]!r}"
+                )
+        with in_one_sentence("the state is of a criterion with other settings, images or teachers"):
+            self._method.load_state_dict(state["state"])
         self.epoch, self._diverged = state["epoch"], tuple(state["diverged"])
         rows = state["rows"]
         self._sums = EpochSums(
@@ -398,7 +412,6 @@ class Criterion(nn.Module):
             list(state["samples"]),
             None if rows is None else rows.to(self._context.device, copy=True),
         )
-        self._method.load_state_dict(state["state"])
         interval = state["interval"]
         self._plan = self._method.resume_interval(Interval(*interval)) if interval else None
 

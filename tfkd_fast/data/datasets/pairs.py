@@ -335,7 +335,8 @@ def _names_of_labels(pairs: Any) -> list[str]:
     """
     if names := read_classes(pairs):
         return names
-    sources = pairs.datasets if isinstance(pairs, ConcatDataset) else [pairs.dataset] if isinstance(pairs, Subset) else []
+    joined = pairs.datasets if isinstance(pairs, ConcatDataset) else ()
+    sources = [pairs.dataset] if isinstance(pairs, Subset) else joined
     found = [_names_of_labels(source) for source in sources]
     most = max(found, key=len, default=[])
     if any(names != most[: len(names)] for names in found):
