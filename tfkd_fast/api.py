@@ -59,10 +59,10 @@ def train(
         out: the run folder, which is made.
         dataset: a `torch.utils.data.Dataset` of pairs (image, label), 20 % of whose images are the test set, or two of
             them, (train, test), or three, (train, held out, test), in the place of the data set that the recipe names;
-            see the documentation of images of one's own. `resume` and `evaluate` have to be given it, too.
+            see the documentation of images of one's own. `replay`, `resume` and `evaluate` have to be given it, too.
         model: a module, or a function or class that makes one, in the place of the network that the recipe names; see
-            the documentation of networks of one's own. Where it cannot be imported, `resume`, `evaluate` and `load_run`
-            have to be given it, too.
+            the documentation of networks of one's own. Where it cannot be imported, `replay`, `resume`, `evaluate` and
+            `load_run` have to be given it, too.
         teachers: modules in evaluation mode, from standardised images to logits, which teach beside those that the
             recipe names. `resume` has to be given them, too.
         overrides: nested values by table that go before those of the recipe.
@@ -98,6 +98,8 @@ def replay(
     run: Path | str,
     out: Path | str,
     *,
+    dataset: Any = None,
+    model: NetworkOrFactory | None = None,
     overrides: Table | None = None,
     overwrite: bool = False,
     listeners: Sequence[Listener] = (),
@@ -107,6 +109,8 @@ def replay(
 
     Args:
         run: the folder of the finished run.
+        dataset: the data set that the run was given, see `train`.
+        model: the module or the factory of the run, where this process cannot import it.
         out, overwrite, listeners, stop: as for `train`.
         overrides: nested values by table that go before those of the run.
 
@@ -117,10 +121,11 @@ def replay(
         UserError: as for `train`; for a run that cannot be replayed; and for a data set that is no longer the one that
             the run was trained on, where `overrides` ask for no other.
     """
-    recipe = replay_recipe(Path(run), _check_overrides(overrides))
+    recipe = replay_recipe(Path(run), _check_overrides(overrides), model)
+    recipe = _make_recipe(recipe, {}, from_program=dataset is not None)
     _announce_imports(recipe, run)
     source, folder = RunFolder(Path(run)), RunFolder(Path(out))
-    with _begin(recipe, folder, listeners, overwrite=overwrite, replayed=source) as trainer:
+    with _begin(recipe, folder, listeners, overwrite=overwrite, pairs=dataset, replayed=source) as trainer:
         return _run(trainer, stop or Stop())
 
 
@@ -278,12 +283,20 @@ def _begin(
             yield trainer
 
 
-def mistakes(out: Path | str, *, data_root: Path | str | None = None) -> dict[int, Image]:
+def mistakes(
+    out: Path | str,
+    *,
+    data_root: Path | str | None = None,
+    dataset: Any = None,
+    model: NetworkOrFactory | None = None,
+) -> dict[int, Image]:
     """The test images of a finished run that its student is surest of and wrong about.
 
     Args:
         out: the run folder.
         data_root: the place of the data set, where it is no longer that of the recipe.
+        dataset: the data set that the run was given, see `train`.
+        model: the module or the factory of the run, where this process cannot import it.
 
     Returns:
         The images by their number in the test set, RGB or grey; none for a run of an older version, whose log does not
@@ -293,7 +306,7 @@ def mistakes(out: Path | str, *, data_root: Path | str | None = None) -> dict[in
         UserError: if the folder holds no finished run, or the data set is not the one that it was trained on.
     """
     folder = RunFolder(Path(out))
-    _, opened = _reopen(folder, data_root=data_root)
+    _, opened = _reopen(folder, data_root=data_root, dataset=dataset, model=model)
     tests = [line.event for line in read_log(folder.metrics) if isinstance(line.event, StudentExamined)]
     images = opened.read_test()
     return {mistake.image: images.whole(mistake.image) for test in tests for mistake in test.mistakes}

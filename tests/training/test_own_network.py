@@ -81,6 +81,9 @@ def test_the_page_runs(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         replay("runs/factory", "runs/replayed")
     with pytest.raises(UserError, match=r"python/Net was given to tfkd_fast.train as an object, .*: give it again"):
         tfkd_fast.evaluate("runs/module")
+    with pytest.raises(UserError, match=r"python/Net was given to tfkd_fast.train as an object, .*: give it again"):
+        replay("runs/module", "runs/again")
+    assert replay("runs/module", "runs/again", model=names["Net"](10, 1))["test_images"] > 0
     assert tfkd_fast.evaluate("runs/module", model=names["Net"](10, 1))["test_images"] > 0
 
 

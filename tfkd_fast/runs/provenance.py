@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tfkd_fast.data import DataIdentity, Dataset
+from tfkd_fast.data.settings import FROM_PROGRAM
 from tfkd_fast.errors import Notice, UserError
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import StudentHeader
@@ -25,9 +26,10 @@ def refuse_other_data(dataset: Dataset, trained: DataIdentity | None, what: str)
         what: what was trained, as in "the run in runs/first".
     """
     if trained is not None and (difference := trained.difference(dataset.identity)):
+        here = dataset.name == FROM_PROGRAM
+        remedy = "give the argument dataset that one" if here else "restore it, or name its place with --data-root"
         raise UserError(
-            f"the data set {dataset.name} is not the one that {what} was trained on, {difference}: restore it, or name "
-            "its place with --data-root"
+            f"the data set {dataset.name} is not the one that {what} was trained on, {difference}: {remedy}"
         )
     if trained is None or not trained.is_comparable(dataset.identity):
         notice = f"{what} is of an earlier version, which did not record all that its data set can be known by"

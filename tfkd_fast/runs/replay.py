@@ -5,26 +5,28 @@ from pathlib import Path
 from tfkd_fast.errors import UserError
 from tfkd_fast.events import RunResumed
 from tfkd_fast.methods import find_method
+from tfkd_fast.models import NetworkOrFactory
 from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.log import read_log
 from tfkd_fast.runs.precedence import Table
 from tfkd_fast.runs.recipe import Recipe, make_recipe, read_recipe
 
 
-def replay_recipe(run_dir: Path, overrides: Table | None = None) -> Recipe:
+def replay_recipe(run_dir: Path, overrides: Table | None = None, network: NetworkOrFactory | None = None) -> Recipe:
     """The recipe of a finished run under its recorded targets, with the values of `overrides` over its own: nothing is
     held out, nothing learned and nothing selected. A run that was steered in nothing is its own record.
+    `network` is the network or the factory of the run, where this process cannot import it.
 
     Raises:
         UserError: for a run that is not finished, held nothing out, or did not record all targets of its student.
     """
-    return make_recipe(replay_table(run_dir), overrides)
+    return make_recipe(replay_table(run_dir, network), overrides)
 
 
-def replay_table(run_dir: Path) -> Table:
-    """The tables of a finished run's replay, without overrides."""
+def replay_table(run_dir: Path, network: NetworkOrFactory | None = None) -> Table:
+    """The tables of a finished run's replay, without overrides; see `replay_recipe`."""
     folder = RunFolder(run_dir)
-    recipe = read_recipe(folder)
+    recipe = read_recipe(folder, network)
     if not folder.summary.exists():
         raise UserError(f"the run in {run_dir} is not finished: tfkd-fast train {folder.resume_option} goes on with it")
     if not recipe.data.holdout:

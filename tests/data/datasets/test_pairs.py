@@ -15,8 +15,10 @@ from torchvision.transforms import v2
 
 import tfkd_fast
 from tests.data.loaders.batches import assert_same, loader_of
+from tfkd_fast.api import mistakes, replay
 from tfkd_fast.data import Dataset, DataSettings, ImagesSealed, open_dataset, sealed_test_images, split_holdout
 from tfkd_fast.errors import Notice, UserError
+from tfkd_fast.events import StudentExamined
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8))
 LABELS = torch.arange(40) % 4
@@ -143,7 +145,7 @@ def test_classes_are_those_of_the_attribute_where_it_lists_any(attributes: dict[
 
 
 def test_labels_of_parts_are_told_apart_by_the_names_of_their_classes() -> None:
-    """The same animals, numbered by other lists of names in each part; chosen and joined images have the list of all."""
+    """The same animals, numbered by other lists of names in each part; those chosen or joined have the list of all."""
 
     def part(names: list[str], animals: list[str]) -> Listed:
         pairs = [(PIXELS[i], names.index(name)) for i, name in enumerate(animals)]
@@ -262,8 +264,8 @@ def labelled(*labels: Any) -> Listed:
         (labelled(-1, 0, 1, 2), r"labels of the data set must be 0 \.\. 3, and one is -1: number its classes from 0$"),
         (labelled(0, 10**12, 1), r"labels of the data set must be 0 \.\. 2, and one is 1000000000000: number"),
         (labelled(0, np.uint64(2**63)), r"the label of number 1 of the data set is no whole number"),
-        (Listed(PAIRS, classes=set("abcd")), r"^the attribute classes of the data set does not say which label each na"),
-        (Listed(PAIRS, classes={0: "ant", 1: "bee", 2: "cow", 3: "dog"}), r"does not say which label each name has: ma"),
+        (Listed(PAIRS, classes=set("abcd")), r"^the attribute classes of the data set does not say which label each"),
+        (Listed(PAIRS, classes={0: "ant", 1: "bee", 2: "cow", 3: "dog"}), r"does not say which label each name"),
         (Listed(PAIRS, classes=list("abcde")), r"the data set has no training image of class 'e'"),
         (Listed([(PIXELS[0], 0)] * 4), r"the data set names 1 classes: give it two or more"),
         (Mirroring([(torch.zeros_like(PIXELS[0]), 0), *PAIRS]), r"gives other pixels at each reading"),
@@ -297,8 +299,17 @@ def test_a_run_is_trained_tested_and_resumed_on_what_is_given(tmp_path: Path) ->
     assert tfkd_fast.evaluate(tmp_path, dataset=given)["test_top1"] == summary["test_top1"]
     with pytest.raises(UserError, match=r"^the data set of this recipe is given from Python: call tfkd_fast with dat"):
         tfkd_fast.evaluate(tmp_path)
-    with pytest.raises(UserError, match=r"is not the one that the run in .* was trained on, its training images"):
+    with pytest.raises(
+        UserError, match=r"trained on, its training images, .*: give the argument dataset that one$"
+    ):
         tfkd_fast.evaluate(tmp_path, dataset=TensorDataset(PIXELS.flip(0), LABELS))
+    tests = [event for event in tfkd_fast.load_run(tmp_path).events if isinstance(event, StudentExamined)]
+    shown = mistakes(tmp_path, dataset=given)
+    assert len(shown) == len(tests[0].mistakes) > 0
+    test = opened(given, image_size=28).read_test()
+    assert all(shown[number].tobytes() == test.whole(number).tobytes() for number in shown)
+    replayed = replay(tmp_path, tmp_path / "replayed", dataset=given, overrides={"epochs": 1})
+    assert (replayed["dataset"], replayed["test_images"]) == ("python", 8)
 
 
 def test_a_recipe_of_another_data_set_is_used_for_the_one_that_is_given(tmp_path: Path) -> None:
