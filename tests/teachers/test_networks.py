@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 import tfkd_fast
@@ -17,7 +18,7 @@ from tfkd_fast.methods.base.teacher_table import NetworkTeacher
 from tfkd_fast.models import MODELS, give
 from tfkd_fast.runs.log import Listener
 from tfkd_fast.teachers.teacher import load_network
-from tfkd_fast.teachers.weights import load_weights, read_weights
+from tfkd_fast.teachers.weights import load_weights, named_as_in, read_weights
 
 DIGITS = few_images()
 SMALL: dict[str, Any] = {
@@ -150,6 +151,22 @@ def test_published_weights_that_cannot_be_fetched_are_refused(tmp_path: Path, mo
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
     with pytest.raises(UserError, match=r"published weights of torchvision/resnet18 cannot be fetched .*resnet18@FILE"):
         load_network(NetworkTeacher(name="torchvision/resnet18"), DIGITS, CPU)
+
+
+def test_the_words_and_the_numbers_of_imagenet_are_the_same_classes() -> None:
+    """By the table of timm, which has both."""
+    table = pytest.importorskip("timm.data").ImageNetInfo("imagenet-1k")
+    numbers: list[str] = table.label_names()
+    words = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    known = named_as_in(sorted(numbers, reverse=True), words)
+    assert len(known) == len(words) == 1000
+    assert known[0] == "n01440764"  # the tench, as everywhere in the literature
+    for number, word in zip(known, words, strict=True):
+        described = table.label_name_to_description(number).replace(",", "").lower()
+        assert word.replace(" bird", "").replace(",", "").lower() in described
+    assert named_as_in([*numbers[1:], "n00000000"], words) == tuple(words)  # 1000 others
+    assert named_as_in(numbers[:10], words) == tuple(words)
+    assert named_as_in(numbers, ["cat", "dog"]) == ("cat", "dog")
 
 
 def test_a_network_of_timm_teaches_by_a_file_of_weights(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from tfkd_fast.runs.folder import RunFolder
 from tfkd_fast.runs.recipe import Recipe
 from tfkd_fast.runs.student import read_student
 from tfkd_fast.teachers.adjusted import Reordered, Resized, Restandardised, is_own
-from tfkd_fast.teachers.weights import load_weights, published, read_weights
+from tfkd_fast.teachers.weights import load_weights, named_as_in, published, read_weights
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def load_network(settings: NetworkTeacher, dataset: Dataset, compute: Compute, *
     if settings.weights is None and settings.name.startswith(("timm/", "torchvision/")):
         found = published(settings.name)
         network, channels = found.network, len(found.mean)
-        classes = classes or found.classes or ()
+        classes = classes or named_as_in(dataset.classes, found.classes or ())
         mean, std = settings.mean or found.mean, settings.std or found.std
         size = size if settings.image_size else found.size
     elif settings.weights is None and not settings.name.startswith("python/"):

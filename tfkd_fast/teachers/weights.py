@@ -6,7 +6,8 @@ A file is read without running any code that it might hold.
 import argparse
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ from tfkd_fast.models import FeatureNetwork
 
 HELD_AS = ("model", "state_dict", "model_state_dict")
 """Where checkpoints keep the weights of their network: RepDistiller and mdistiller under the first one."""
+
+IMAGENET_NUMBERS = "791ce0333040dd249d13133f90d28ef0263ffc01e5de0afd85b3e32048d7d456"
+"""SHA-256 of the WordNet numbers of the 1000 classes of ImageNet (ILSVRC 2012), in their order, with spaces between."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -143,6 +147,21 @@ def published(name: str) -> Published:
             f"the published weights of {name} cannot be fetched ({reason[:200]}): name a file that has them, as in "
             f"--teacher {name}@FILE"
         ) from error
+
+
+def named_as_in(own: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes of published weights by the names that a data set has for them.
+
+    The classes of ImageNet are words where weights are published and WordNet numbers in its folders, in the order of
+    these numbers both.
+
+    Args:
+        own: the classes of the data set.
+        classes: those of the weights, in the order of the logits.
+    """
+    numbers = sorted(own)
+    is_imagenet = sha256(" ".join(numbers).encode()).hexdigest() == IMAGENET_NUMBERS
+    return tuple(numbers if is_imagenet and len(classes) == len(numbers) else classes)
 
 
 def _of_timm(name: str) -> Published:

@@ -299,9 +299,7 @@ def test_a_run_is_trained_tested_and_resumed_on_what_is_given(tmp_path: Path) ->
     assert tfkd_fast.evaluate(tmp_path, dataset=given)["test_top1"] == summary["test_top1"]
     with pytest.raises(UserError, match=r"^the data set of this recipe is given from Python: call tfkd_fast with dat"):
         tfkd_fast.evaluate(tmp_path)
-    with pytest.raises(
-        UserError, match=r"trained on, its training images, .*: give the argument dataset that one$"
-    ):
+    with pytest.raises(UserError, match=r"trained on, its training images, .*: give the argument dataset that one$"):
         tfkd_fast.evaluate(tmp_path, dataset=TensorDataset(PIXELS.flip(0), LABELS))
     tests = [event for event in tfkd_fast.load_run(tmp_path).events if isinstance(event, StudentExamined)]
     shown = mistakes(tmp_path, dataset=given)
