@@ -54,7 +54,7 @@ class Given(NamedTuple):
     """What a program gave."""
 
     original: NetworkOrFactory
-    """The object itself."""
+    """The module or the factory itself, by which it is known again."""
     factory: Factory
     """What its networks are built by."""
 
