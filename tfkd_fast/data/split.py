@@ -119,7 +119,8 @@ def split_names(names: Sequence[str], fraction: float, seed: int = SPLIT_SEED) -
 
     Whatever else is in the class, a file has the same place in the order that files are chosen by (our choice): where
     files are added, those that were chosen before mostly are again. Names that differ in the composition of accents
-    only, as file systems do, count as the same.
+    only, as file systems do, count as the same. Of files of one name, as in archives of one name, the first is chosen
+    first.
 
     Args:
         names: the names of two files or more, each with its class.
@@ -135,5 +136,5 @@ def split_names(names: Sequence[str], fraction: float, seed: int = SPLIT_SEED) -
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
     count = min(max(1, round(fraction * len(names))), len(names) - 1)
-    chosen = set(sorted(names, key=place)[:count])
-    return [name in chosen for name in names]
+    chosen = set(sorted(range(len(names)), key=lambda number: place(names[number]))[:count])
+    return [number in chosen for number in range(len(names))]

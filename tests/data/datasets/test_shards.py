@@ -66,6 +66,15 @@ def test_an_image_and_its_label_are_files_of_one_name(tmp_path: Path) -> None:
     assert train.fingerprint() != test.fingerprint()
 
 
+def test_images_of_one_name_in_shards_of_one_name_are_several(tmp_path: Path) -> None:
+    for number in range(10):
+        write(tmp_path / f"camera-{number}" / "000.tar", {"a/0.png": png(number), "b/0.png": png(100 + number)})
+    dataset = open_dataset(settings(tmp_path))
+    train, test = dataset.read_train(), dataset.read_test()
+    assert (train.labels.bincount().tolist(), test.labels.bincount().tolist()) == ([8, 8], [2, 2])
+    assert sorted([*levels(train.all_images()), *levels(test.all_images())]) == [*range(10), *range(100, 110)]
+
+
 def test_labels_in_json_class_names_and_validation_shards(tmp_path: Path) -> None:
     def sample(key: str, label: int, level: int) -> Content:
         return {f"{key}.png": png(level), f"{key}.json": json.dumps({"label": label, "size": 3}).encode()}
