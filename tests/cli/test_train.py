@@ -166,7 +166,11 @@ def test_a_run_that_was_killed_before_its_report_gets_it(tmp_path: Path) -> None
         (["x" * 300], "no recipe file 'xxx"),
         (["--method", "ps-kd", "--set", "data.mix=mixup"], "of single images: set data.mix to none"),
         (["--method", "tfkd", "--set", "data.mix=mixup"], "set data.mix to none, or target.sources=[]"),
-        (["--method", "tfkd-extended", "--set", "data.mix=cutmix"], 'or target.sources=["peers", "slow-self"]'),
+        (["--method", "tfkd-extended", "--set", "data.mix=cutmix"], "of single images: set data.mix to none"),
+        (
+            ["--method", "tfkd-extended", "--set", "target.family=scalar", "--set", "data.mix=cutmix"],
+            'or target.sources=["peers", "slow-self"]',
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
