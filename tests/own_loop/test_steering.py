@@ -83,6 +83,15 @@ def test_candidates_start_alike_and_all_go_on_from_the_winner() -> None:
     assert [states(candidate) for candidate in steering.candidates] == [before[survivors[0]]] * 3
 
 
+def test_learning_rates_are_asked_for_the_epochs_of_the_loop_alone() -> None:
+    rates = [1.0, 0.5, 0.2, 0.1]
+    criterion = make("tfkd-mrs", learning_rate_ratio=rates.__getitem__, controller={"name": "ppo"})
+    steering = Steering(criterion, make_candidates(3))
+    for epoch in range(len(rates)):
+        run_epoch(steering, epoch)
+    assert criterion.epoch == len(rates)
+
+
 def test_several_survivors_are_dealt_out_over_the_candidates() -> None:
     """Successive halving: 4 train, the best 2 of them go on in slots 0 and 1, and wait as copies in 2 and 3."""
     tables = {"selection": {"budget": "halving", "candidates": 2}, "controller": {"warmup_epochs": 0}}
